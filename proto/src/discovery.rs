@@ -1,0 +1,132 @@
+//! Keeps a [`FleetView`] current: load, watch from the next revision, load again when the watch breaks.
+//!
+//! The view only ever gets better: while the registry cannot be reached the last one stands. Time-outs
+//! and endpoints are the registry's business; this loop adds jittered back-off and, every few minutes, a
+//! full re-read, in case something was missed that no protocol error told of.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+
+use crate::backoff::Backoff;
+use crate::membership::{FleetView, Keys};
+use crate::registry::{Registry, RegistryError};
+
+/// Mean time between full re-reads.
+const RELOAD_EVERY: Duration = Duration::from_secs(240);
+/// A registry that holds an older ring than this process is believed after this long: nodes that still
+/// know the newer one write it again within a lease.
+const BELIEVE_OLDER_AFTER: Duration = Duration::from_secs(15);
+
+/// What is known of the fleet, and how well.
+#[derive(Clone, Debug)]
+pub struct Discovered {
+    /// The last good view.
+    pub view: Arc<FleetView>,
+    /// Why the registry cannot be read at the moment; `None` while all is well.
+    pub trouble: Option<RegistryError>,
+}
+
+/// A task that watches the registry. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Discovery {
+    discovered: watch::Receiver<Discovered>,
+    reload: Arc<Notify>,
+    task: JoinHandle<()>,
+}
+
+impl Discovery {
+    /// Starts to watch a fleet.
+    pub fn start(registry: Arc<dyn Registry>, keys: Keys) -> Self {
+        let view = Arc::new(FleetView::new(keys));
+        let (sender, discovered) = watch::channel(Discovered { view, trouble: None });
+        let reload = Arc::new(Notify::new());
+        let task = tokio::spawn(keep_current(registry, sender, reload.clone()));
+        Discovery { discovered, reload, task }
+    }
+
+    /// The latest view and every later one. The first that was read has a revision above 0.
+    pub fn subscribe(&self) -> watch::Receiver<Discovered> {
+        self.discovered.clone()
+    }
+
+    /// Asks for a full re-read soon; many calls in a row make one.
+    pub fn reload(&self) {
+        self.reload.notify_one();
+    }
+}
+
+impl Drop for Discovery {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn keep_current(registry: Arc<dyn Registry>, sender: watch::Sender<Discovered>, reload: Arc<Notify>) {
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+    let mut older_since = None;
+    loop {
+        let loaded = Instant::now();
+        let trouble = match load_and_watch(&*registry, &sender, &reload, &mut older_since).await {
+            Ok(()) => {
+                backoff.reset();
+                continue;
+            }
+            Err(trouble) => trouble,
+        };
+        // A watch that stood for a while and broke is tried again at once; the load tells what is wrong.
+        if loaded.elapsed() > Duration::from_secs(1) && sender.borrow().trouble.is_none() {
+            backoff.reset();
+        }
+        tracing::warn!(%trouble, "the registry cannot be watched; the last good view stands");
+        sender.send_modify(|discovered| discovered.trouble = Some(trouble));
+        sleep(backoff.next_delay(fastrand::f64())).await;
+    }
+}
+
+/// Loads the view and follows its changes. `Ok` asks for the next load at once.
+async fn load_and_watch(
+    registry: &dyn Registry,
+    sender: &watch::Sender<Discovered>,
+    reload: &Notify,
+    older_since: &mut Option<Instant>,
+) -> Result<(), RegistryError> {
+    let mut view = (*sender.borrow().view).clone();
+    let prefix = view.keys().prefix().to_owned();
+    let snapshot = registry.load(&prefix).await?;
+    view.replace(snapshot);
+    let mut changes = registry.watch(&prefix, view.revision + 1).await?;
+    let next_load = sleep(RELOAD_EVERY.mul_f64(0.75 + fastrand::f64() / 2.0));
+    tokio::pin!(next_load);
+    loop {
+        publish(sender, &mut view, older_since);
+        let believe_older = async {
+            match *older_since {
+                Some(since) => tokio::time::sleep_until(since + BELIEVE_OLDER_AFTER).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            changed = changes.next() => changed?.into_iter().for_each(|change| view.apply(change)),
+            () = believe_older => {
+                tracing::warn!("nobody has repaired the older ring in the registry; it is believed now");
+                view.accept_stored();
+            }
+            () = &mut next_load => return Ok(()),
+            () = reload.notified() => return Ok(()),
+        }
+    }
+}
+
+fn publish(sender: &watch::Sender<Discovered>, view: &mut FleetView, older_since: &mut Option<Instant>) {
+    let older = view.ring_was_lost() && view.stored_ring.is_some();
+    *older_since = if older { older_since.or_else(|| Some(Instant::now())) } else { None };
+    let view = Arc::new(view.clone());
+    sender.send_replace(Discovered { view, trouble: None });
+}
+
+#[cfg(test)]
+mod tests;

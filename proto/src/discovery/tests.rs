@@ -1,0 +1,148 @@
+use async_trait::async_trait;
+use parking_lot::Mutex;
+
+use super::*;
+use crate::membership::{Liveness, NodeInfo, RingDocument};
+use crate::registry::{Changes, LeaseId, LocalRegistry, Snapshot};
+
+/// A local registry whose reads and watches can be made to fail.
+#[derive(Debug)]
+struct Faulty {
+    inner: LocalRegistry,
+    down: watch::Sender<bool>,
+    loads: Mutex<u32>,
+}
+
+struct Breakable {
+    inner: Box<dyn Changes>,
+    down: watch::Receiver<bool>,
+}
+
+#[async_trait]
+impl Changes for Breakable {
+    async fn next(&mut self) -> Result<Vec<crate::registry::Change>, RegistryError> {
+        tokio::select! {
+            changes = self.inner.next() => changes,
+            _ = self.down.wait_for(|down| *down) => Err(RegistryError::new("cut")),
+        }
+    }
+}
+
+#[async_trait]
+impl Registry for Faulty {
+    async fn load(&self, prefix: &str) -> Result<Snapshot, RegistryError> {
+        *self.loads.lock() += 1;
+        if *self.down.borrow() {
+            return Err(RegistryError::new("down"));
+        }
+        self.inner.load(prefix).await
+    }
+    async fn watch(&self, prefix: &str, from: i64) -> Result<Box<dyn Changes>, RegistryError> {
+        let inner = self.inner.watch(prefix, from).await?;
+        Ok(Box::new(Breakable { inner, down: self.down.subscribe() }))
+    }
+    async fn put(&self, key: &str, value: Vec<u8>, lease: Option<LeaseId>) -> Result<(), RegistryError> {
+        self.inner.put(key, value, lease).await
+    }
+    async fn swap(&self, key: &str, expected: i64, value: Vec<u8>) -> Result<bool, RegistryError> {
+        self.inner.swap(key, expected, value).await
+    }
+    async fn delete(&self, key: &str) -> Result<(), RegistryError> {
+        self.inner.delete(key).await
+    }
+    async fn grant(&self, ttl: Duration) -> Result<LeaseId, RegistryError> {
+        self.inner.grant(ttl).await
+    }
+    async fn renew(&self, lease: LeaseId) -> Result<bool, RegistryError> {
+        self.inner.renew(lease).await
+    }
+    async fn revoke(&self, lease: LeaseId) -> Result<(), RegistryError> {
+        self.inner.revoke(lease).await
+    }
+}
+
+struct Fixture {
+    registry: Arc<Faulty>,
+    keys: Keys,
+    _discovery: Discovery,
+    seen: watch::Receiver<Discovered>,
+}
+
+fn start() -> Fixture {
+    let inner = LocalRegistry::new();
+    let registry = Arc::new(Faulty { inner, down: watch::Sender::new(false), loads: Mutex::new(0) });
+    let keys = Keys::new("f");
+    let discovery = Discovery::start(registry.clone(), keys.clone());
+    let seen = discovery.subscribe();
+    Fixture { registry, keys, _discovery: discovery, seen }
+}
+
+impl Fixture {
+    async fn put_ring(&self, ring: &RingDocument) {
+        self.registry.put(&self.keys.ring(), ring.encode(), None).await.unwrap();
+    }
+}
+
+fn ring(version: u64) -> RingDocument {
+    let node = NodeInfo { id: "a".into(), addr: "a:1".into(), zone: String::new(), weight: 1 };
+    RingDocument { version, ..RingDocument::empty(8).with(&node, 0).unwrap() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_is_seen_and_the_last_view_outlives_the_registry() {
+    let mut f = start();
+    f.put_ring(&ring(1)).await;
+    f.seen.wait_for(|d| d.view.ring.version == 1).await.unwrap();
+
+    f.registry.down.send_replace(true);
+    let held = f.seen.wait_for(|d| d.trouble.is_some()).await.unwrap().clone();
+    assert_eq!(held.view.ring.version, 1);
+    f.put_ring(&ring(2)).await;
+    sleep(Duration::from_secs(60)).await;
+    assert!(*f.registry.loads.lock() < 40, "attempts back off");
+    assert_eq!(f.seen.borrow().view.ring.version, 1);
+
+    f.registry.down.send_replace(false);
+    let back = f.seen.wait_for(|d| d.trouble.is_none()).await.unwrap();
+    assert_eq!(back.view.ring.version, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_broken_watch_missed_is_read_again_deletions_too() {
+    let mut f = start();
+    let live =
+        Liveness { format: 1, addr: "a:1".into(), incarnation: "0".into(), build: "t".into(), started_ms: 0 };
+    f.registry.put(&f.keys.live("a"), live.encode(), None).await.unwrap();
+    f.seen.wait_for(|d| d.view.live.contains_key("a")).await.unwrap();
+    f.registry.down.send_replace(true);
+    f.seen.wait_for(|d| d.trouble.is_some()).await.unwrap();
+    f.registry.delete(&f.keys.live("a")).await.unwrap();
+    f.registry.down.send_replace(false);
+    f.seen.wait_for(|d| d.view.live.is_empty()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_older_ring_is_believed_only_if_nobody_repairs_it() {
+    let mut f = start();
+    f.put_ring(&ring(9)).await;
+    f.seen.wait_for(|d| d.view.ring.version == 9).await.unwrap();
+
+    f.put_ring(&ring(3)).await;
+    f.seen.wait_for(|d| d.view.ring_was_lost()).await.unwrap();
+    f.put_ring(&ring(10)).await;
+    f.seen.wait_for(|d| d.view.ring.version == 10).await.unwrap();
+
+    let begun = Instant::now();
+    f.put_ring(&ring(4)).await;
+    f.seen.wait_for(|d| d.view.ring.version == 4).await.unwrap();
+    assert!(begun.elapsed() >= BELIEVE_OLDER_AFTER);
+}
+
+#[tokio::test(start_paused = true)]
+async fn everything_is_read_again_every_few_minutes() {
+    let mut f = start();
+    f.seen.wait_for(|d| d.view.revision > 0).await.unwrap();
+    sleep(RELOAD_EVERY * 4).await;
+    let loads = *f.registry.loads.lock();
+    assert!((4..=7).contains(&loads), "{loads}");
+}

@@ -1,0 +1,249 @@
+//! The ring document: who the members of a fleet are, under which version.
+//!
+//! It is one JSON value under one etcd key and changes only by compare-and-swap, so two holders of the
+//! same version hold the same ring. Everything here is a pure function from document to document;
+//! reading, writing and retrying belong to [`crate::registry`] and its users.
+//!
+//! Membership is not health: a node that is down stays a member. See [`Liveness`] for the other half.
+
+mod keys;
+mod records;
+mod view;
+
+pub use keys::{Key, Keys, MAX_NAME_BYTES, check_name};
+pub use records::{Group, Liveness, NamingRecord, RecordError, Undelivered};
+pub use view::FleetView;
+
+use serde::{Deserialize, Serialize};
+
+/// The document format that this build reads and writes.
+pub const FORMAT: u32 = 1;
+/// The one hash function that rings of format 1 use.
+pub const HASH: &str = "xxh3-64";
+/// Points per unit of weight in a new ring; the largest share of 100 equal nodes is then about 7 % over
+/// the mean.
+pub const DEFAULT_POINTS: u32 = 1024;
+
+const MAX_POINTS: u32 = 65_536;
+const MAX_WEIGHT: u32 = 1_024;
+const MAX_TOTAL_POINTS: u64 = 16 << 20;
+
+/// Who the members of a fleet are, and who they were.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RingDocument {
+    /// Format of the document; [`FORMAT`].
+    pub format: u32,
+    /// Raised by one with every change. 0 is the empty ring that nobody has written yet.
+    pub version: u64,
+    /// Name of the hash function; [`HASH`].
+    pub hash: String,
+    /// Points per unit of weight.
+    pub points: u32,
+    /// The members, in order of id.
+    pub members: Vec<Member>,
+    /// Former members, in order of id, for as long as an entry written in their time may still live.
+    /// A member whose weight was lowered is here too, with the weight it had.
+    #[serde(default)]
+    pub departed: Vec<Departed>,
+}
+
+/// A member of the ring.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Stable name of the node; its points are hashes of `"<id>#<n>"`.
+    pub id: String,
+    /// Where clients reach it, `host:port`.
+    pub addr: String,
+    /// Failure domain, empty where none was given.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub zone: String,
+    /// Its share relative to the others.
+    #[serde(default = "one")]
+    pub weight: u32,
+    /// Ring version at which it joined, or last gained weight.
+    pub since: u64,
+    /// Wall-clock time of `since`, in milliseconds since 1970.
+    #[serde(default)]
+    pub since_ms: u64,
+}
+
+/// A former member, or the greater weight that a member once had.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Departed {
+    /// Name of the node.
+    pub id: String,
+    /// The weight it left with.
+    pub weight: u32,
+    /// Ring version at which it had joined.
+    pub since: u64,
+    /// First ring version without it.
+    pub left: u64,
+    /// Wall-clock time of `left`, in milliseconds since 1970.
+    #[serde(default)]
+    pub left_ms: u64,
+}
+
+/// What a node says of itself when it joins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeInfo {
+    /// Stable name of the node.
+    pub id: String,
+    /// Where clients reach it, `host:port`.
+    pub addr: String,
+    /// Failure domain; may be empty.
+    pub zone: String,
+    /// Its share relative to the others; at least 1.
+    pub weight: u32,
+}
+
+fn one() -> u32 {
+    1
+}
+
+impl RingDocument {
+    /// The ring before anyone has joined.
+    pub fn empty(points: u32) -> Self {
+        RingDocument {
+            format: FORMAT,
+            version: 0,
+            hash: HASH.to_owned(),
+            points,
+            members: Vec::new(),
+            departed: Vec::new(),
+        }
+    }
+
+    /// A ring of equal members that never changes: version 1, ids equal to addresses.
+    pub fn fixed<S: Into<String>>(addrs: impl IntoIterator<Item = S>) -> Self {
+        let mut ring = RingDocument::empty(DEFAULT_POINTS);
+        for addr in addrs {
+            let addr = addr.into();
+            let node = NodeInfo { id: addr.clone(), addr, zone: String::new(), weight: 1 };
+            ring = ring.with(&node, 0).unwrap_or(ring);
+        }
+        ring.version = 1;
+        ring.members.iter_mut().for_each(|member| member.since = 1);
+        ring
+    }
+
+    /// The member of that id.
+    pub fn member(&self, id: &str) -> Option<&Member> {
+        self.members.iter().find(|member| member.id == id)
+    }
+
+    /// The next document, in which `node` is a member as it says; `None` where it already is.
+    ///
+    /// A new address or zone leaves ownership as it is. More weight makes the node new (`since`), since
+    /// it gains segments; less weight leaves a departed record, since others gain them.
+    pub fn with(&self, node: &NodeInfo, now_ms: u64) -> Option<Self> {
+        let mut next = self.clone();
+        next.version += 1;
+        let mut member = Member {
+            id: node.id.clone(),
+            addr: node.addr.clone(),
+            zone: node.zone.clone(),
+            weight: node.weight,
+            since: next.version,
+            since_ms: now_ms,
+        };
+        match next.members.binary_search_by(|m| m.id.cmp(&node.id)) {
+            Ok(at) => {
+                let old = next.members[at].clone();
+                if node.weight <= old.weight {
+                    member.since = old.since;
+                    member.since_ms = old.since_ms;
+                }
+                if member == old {
+                    return None;
+                }
+                if node.weight < old.weight {
+                    next.depart(&old, now_ms);
+                }
+                next.members[at] = member;
+            }
+            Err(at) => next.members.insert(at, member),
+        }
+        next.departed.retain(|gone| gone.id != node.id || gone.weight > node.weight);
+        Some(next)
+    }
+
+    /// The next document, in which the node of that id is not a member; `None` where it is not one.
+    pub fn without(&self, id: &str, now_ms: u64) -> Option<Self> {
+        let at = self.members.iter().position(|member| member.id == id)?;
+        let mut next = self.clone();
+        next.version += 1;
+        let member = next.members.remove(at);
+        next.depart(&member, now_ms);
+        Some(next)
+    }
+
+    /// The document without departed records older than `lifetime_ms`, the longest time that an entry
+    /// can live. The version stays: no owner changes, and `owned_since` only for entries long dead.
+    pub fn forget_departed(&mut self, now_ms: u64, lifetime_ms: u64) {
+        self.departed.retain(|gone| gone.left_ms.saturating_add(lifetime_ms) > now_ms);
+    }
+
+    /// Records that `member` leaves, or shrinks, at this document's version.
+    fn depart(&mut self, member: &Member, now_ms: u64) {
+        let mut record = Departed {
+            id: member.id.clone(),
+            weight: member.weight,
+            since: member.since,
+            left: self.version,
+            left_ms: now_ms,
+        };
+        match self.departed.binary_search_by(|gone| gone.id.cmp(&member.id)) {
+            Ok(at) => {
+                // An older record of greater weight covers this one's points, and keeps covering them.
+                record.weight = record.weight.max(self.departed[at].weight);
+                record.since = record.since.min(self.departed[at].since);
+                self.departed[at] = record;
+            }
+            Err(at) => self.departed.insert(at, record),
+        }
+    }
+
+    /// Writes the document as it stands in etcd.
+    pub fn encode(&self) -> Vec<u8> {
+        records::encode(self)
+    }
+
+    /// Reads a document and checks that a ring can be built from it.
+    ///
+    /// # Errors
+    /// Where it is not such a document, is of a format or hash that this build does not know, or breaks
+    /// a rule (a name twice, no weight, more points than any fleet needs).
+    pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
+        let mut ring: RingDocument = records::decode(bytes)?;
+        let refuse = |why: String| Err(RecordError::new(format!("ring document: {why}")));
+        if ring.hash != HASH {
+            return refuse(format!("hash `{}` is not known to this build, only `{HASH}`", ring.hash));
+        }
+        if ring.points == 0 || ring.points > MAX_POINTS {
+            return refuse(format!("{} points are not within 1 to {MAX_POINTS}", ring.points));
+        }
+        let mut total = 0;
+        let weights = ring.members.iter().map(|m| (&m.id, m.weight));
+        for (id, weight) in weights.chain(ring.departed.iter().map(|d| (&d.id, d.weight))) {
+            if weight == 0 || weight > MAX_WEIGHT {
+                return refuse(format!("weight {weight} of `{id}` is not within 1 to {MAX_WEIGHT}"));
+            }
+            if let Err(why) = check_name(id) {
+                return refuse(format!("node id {id:?} {why}"));
+            }
+            total += u64::from(weight) * u64::from(ring.points);
+        }
+        if total > MAX_TOTAL_POINTS {
+            return refuse(format!("{total} points are more than {MAX_TOTAL_POINTS}"));
+        }
+        ring.members.sort_by(|a, b| a.id.cmp(&b.id));
+        ring.departed.sort_by(|a, b| a.id.cmp(&b.id));
+        if let Some(twice) = ring.members.windows(2).find(|pair| pair[0].id == pair[1].id) {
+            return refuse(format!("member `{}` is listed twice", twice[0].id));
+        }
+        Ok(ring)
+    }
+}
+
+#[cfg(test)]
+mod tests;

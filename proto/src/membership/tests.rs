@@ -1,0 +1,182 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::registry::{Change, Entry, Snapshot};
+
+fn node(id: &str, weight: u32) -> NodeInfo {
+    NodeInfo { id: id.into(), addr: format!("{id}:1"), zone: String::new(), weight }
+}
+
+fn ring(nodes: &[(&str, u32)]) -> RingDocument {
+    nodes.iter().fold(RingDocument::empty(8), |ring, (id, weight)| ring.with(&node(id, *weight), 5).unwrap())
+}
+
+#[test]
+fn joining_twice_changes_nothing() {
+    let once = ring(&[("b", 1), ("a", 1)]);
+    assert_eq!(once.version, 2);
+    assert_eq!(once.members.iter().map(|m| m.id.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!(once.with(&node("a", 1), 9), None);
+}
+
+#[test]
+fn a_new_address_keeps_ownership() {
+    let before = ring(&[("a", 1), ("b", 1)]);
+    let moved = NodeInfo { addr: "elsewhere:2".into(), ..node("a", 1) };
+    let after = before.with(&moved, 9).unwrap();
+    assert_eq!(after.version, 3);
+    assert_eq!((after.member("a").unwrap().since, after.member("a").unwrap().since_ms), (1, 5));
+    assert!(after.departed.is_empty());
+}
+
+#[test]
+fn leaving_leaves_a_record_until_the_node_is_back_with_as_much_weight() {
+    let gone = ring(&[("a", 4), ("b", 1)]).without("a", 7).unwrap();
+    assert_eq!(gone.without("a", 8), None);
+    assert_eq!(gone.departed, [Departed { id: "a".into(), weight: 4, since: 1, left: 3, left_ms: 7 }]);
+
+    let smaller = gone.with(&node("a", 2), 8).unwrap();
+    assert_eq!(smaller.departed.len(), 1, "what a's other points covered still belongs to others since 3");
+    let whole = gone.with(&node("a", 4), 8).unwrap();
+    assert!(whole.departed.is_empty());
+    assert_eq!(whole.member("a").unwrap().since, 4);
+}
+
+#[test]
+fn weight_lost_is_departed_and_weight_gained_is_new() {
+    let before = ring(&[("a", 4), ("b", 1)]);
+    let less = before.with(&node("a", 1), 7).unwrap();
+    assert_eq!(less.member("a").unwrap().since, 1, "what it kept, it has owned all along");
+    assert_eq!((less.departed[0].weight, less.departed[0].left), (4, 3));
+    let more = before.with(&node("a", 5), 7).unwrap();
+    assert_eq!(more.member("a").unwrap().since, 3);
+    assert!(more.departed.is_empty());
+}
+
+#[test]
+fn departed_records_end_with_the_longest_lifetime() {
+    let mut gone = ring(&[("a", 1), ("b", 1)]).without("a", 1_000).unwrap();
+    gone.forget_departed(1_499, 500);
+    assert_eq!(gone.departed.len(), 1);
+    gone.forget_departed(1_500, 500);
+    assert!(gone.departed.is_empty());
+    assert_eq!(gone.version, 3);
+}
+
+#[test]
+fn the_document_reads_as_the_design_has_it() {
+    let json = br#"{"format":1,"version":42,"hash":"xxh3-64","points":1024,
+        "members":[{"id":"n2","addr":"h:2"},{"id":"n1","addr":"h:1","zone":"z","weight":3,"since":37,"since_ms":9}],
+        "departed":[{"id":"n0","weight":1,"since":12,"left":40,"left_ms":8}],"later":"ignored"}"#;
+    let json = std::str::from_utf8(json).unwrap().replace(r#""addr":"h:2""#, r#""addr":"h:2","since":3"#);
+    let ring = RingDocument::decode(json.as_bytes()).unwrap();
+    assert_eq!((ring.version, ring.points, ring.members[0].id.as_str()), (42, 1024, "n1"));
+    assert_eq!((ring.members[1].weight, ring.members[1].zone.as_str()), (1, ""));
+    assert_eq!(RingDocument::decode(&ring.encode()).unwrap(), ring);
+}
+
+#[test]
+fn what_no_ring_can_be_built_from_is_refused_by_name() {
+    let refused = |edit: fn(&mut RingDocument), names: &str| {
+        let mut ring = ring(&[("a", 1), ("b", 1)]);
+        edit(&mut ring);
+        let error = RingDocument::decode(&ring.encode()).unwrap_err().to_string();
+        assert!(error.contains(names), "{error}");
+    };
+    refused(|r| r.format = 2, "format 2");
+    refused(|r| r.hash = "md5".into(), "md5");
+    refused(|r| r.points = 0, "0 points");
+    refused(|r| r.members[0].weight = 0, "weight 0");
+    refused(|r| r.members[1].id = "a".into(), "listed twice");
+    refused(|r| r.members[1].id = "a/b".into(), "slash");
+    refused(|r| (r.points, r.members[0].weight) = (65_536, 1_024), "more than");
+    assert!(RingDocument::decode(b"nonsense").is_err());
+}
+
+#[test]
+fn the_other_records_read_back() {
+    let undelivered = Undelivered {
+        format: FORMAT,
+        group: "scores".into(),
+        keys: Some(vec![b"Tom".to_vec(), vec![0, 255]]),
+        ring_version: 3,
+        at_ms: 4,
+    };
+    assert_eq!(Undelivered::decode(&undelivered.encode()).unwrap(), undelivered);
+    let whole = Undelivered { keys: None, ..undelivered };
+    assert!(!String::from_utf8(whole.encode()).unwrap().contains("keys"));
+    assert_eq!(Undelivered::decode(&whole.encode()).unwrap(), whole);
+    let naming = String::from_utf8(NamingRecord::new("h:1").encode()).unwrap();
+    assert_eq!(naming, r#"{"Op":0,"Addr":"h:1","Metadata":null}"#);
+    assert_eq!(NamingRecord::key("peanutcache", "h:1"), "peanutcache/h:1");
+}
+
+#[test]
+fn keys_read_back() {
+    let keys = Keys::new("default");
+    assert_eq!(keys.ring(), "/peanut/default/ring");
+    assert_eq!(keys.parse(&keys.ring()), Some(Key::Ring));
+    assert_eq!(keys.parse(&keys.live("h:1")), Some(Key::Live("h:1")));
+    assert_eq!(keys.parse(&keys.group("scores")), Some(Key::Group("scores")));
+    assert_eq!(keys.parse("/peanut/default/undelivered/h:1/7"), Some(Key::Undelivered("h:1", "7")));
+    assert_eq!(keys.parse("/peanut/default/something"), None);
+    assert_eq!(keys.parse("/peanut/other/ring"), None);
+}
+
+fn put(key: String, value: Vec<u8>, revision: i64) -> Change {
+    Change { key, value: Some(value), revision }
+}
+
+#[test]
+fn the_last_good_ring_stays() {
+    let keys = Keys::new("f");
+    let mut view = FleetView::new(keys.clone());
+    let good = ring(&[("a", 1), ("b", 1)]);
+    view.apply(put(keys.ring(), good.encode(), 10));
+    assert_eq!((view.ring.version, view.ring_revision, view.ring_was_lost()), (2, 10, false));
+
+    view.apply(put(keys.ring(), b"broken".to_vec(), 11));
+    assert_eq!((view.ring.version, view.ring_revision, view.ring_was_lost()), (2, 11, true));
+    view.apply(Change { key: keys.ring(), value: None, revision: 12 });
+    assert_eq!((view.ring.version, view.ring_revision, view.ring_was_lost()), (2, 0, true));
+    view.replace(Snapshot { revision: 2, entries: vec![] });
+    assert_eq!((view.ring.version, view.revision, view.ring_was_lost()), (2, 2, true));
+
+    let older = ring(&[("z", 1)]);
+    view.apply(put(keys.ring(), older.encode(), 3));
+    assert_eq!((view.ring.version, view.ring_was_lost()), (2, true));
+    view.accept_stored();
+    assert_eq!((view.ring.version, view.ring_was_lost()), (1, false));
+}
+
+proptest! {
+    /// Folding changes one by one and reading the whole prefix at the end give the same view.
+    #[test]
+    fn watching_equals_reading(steps in prop::collection::vec((0..4usize, any::<bool>()), 0..40)) {
+        let keys = Keys::new("f");
+        let mut watched = FleetView::new(keys.clone());
+        let mut stored = std::collections::BTreeMap::new();
+        for (at, (which, present)) in steps.iter().enumerate() {
+            let revision = at as i64 + 1;
+            let live = Liveness {
+                format: FORMAT, addr: format!("h:{at}"), incarnation: "0".into(), build: "t".into(), started_ms: 0,
+            };
+            let (key, value) = match which {
+                3 => (keys.group("g"), Group { format: FORMAT, generation: revision as u64 }.encode()),
+                n => (keys.live(&format!("n{n}")), live.encode()),
+            };
+            // A group's record never goes.
+            let value = (*present || *which == 3).then_some(value);
+            match &value {
+                Some(value) => { stored.insert(key.clone(), Entry { key: key.clone(), value: value.clone(), revision }); }
+                None => { stored.remove(&key); }
+            }
+            watched.apply(Change { key, value, revision });
+        }
+        let mut read = FleetView::new(keys);
+        read.replace(Snapshot { revision: steps.len() as i64, entries: stored.into_values().collect() });
+        prop_assert_eq!(watched.live, read.live);
+        prop_assert_eq!(watched.generations, read.generations);
+        prop_assert_eq!(read.revision, watched.revision);
+    }
+}

@@ -1,0 +1,276 @@
+//! The registry on etcd, v3.
+//!
+//! `etcd_client` balances over all endpoints as if each were alive, so this module gives it one endpoint
+//! at a time and goes to the next when a call fails. Every call has a time-out. A watch asks for progress
+//! while it is quiet, so that a connection which died without a word is noticed.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use etcd_client::{
+    Client, Compare, CompareOp, ConnectOptions, EventType, GetOptions, PutOptions, Txn, TxnOp, WatchOptions,
+    WatchStream,
+};
+use parking_lot::Mutex;
+use tokio::time::{Instant, timeout};
+
+use super::{Change, Changes, Entry, LeaseId, Registry, RegistryError, Snapshot};
+
+/// A quiet watch asks for progress this often.
+const PROGRESS_EVERY: Duration = Duration::from_secs(10);
+/// A watch that has heard nothing for so long, progress included, is dead.
+const SILENCE: Duration = Duration::from_secs(15);
+
+/// A registry in etcd. Clones share the connection.
+#[derive(Clone)]
+pub struct EtcdRegistry {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    endpoints: Vec<String>,
+    timeout: Duration,
+    current: Mutex<Current>,
+}
+
+struct Current {
+    /// Index of the endpoint in use, or next to be tried.
+    endpoint: usize,
+    client: Option<Client>,
+}
+
+impl EtcdRegistry {
+    /// How long one call may take by default.
+    pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(2);
+
+    /// A registry on these endpoints (`http://host:port`; the scheme may be left out), each call bounded
+    /// by `timeout`. Nothing is connected yet.
+    ///
+    /// # Errors
+    /// Where there is no endpoint, or one is not an address.
+    pub fn new<S: Into<String>>(
+        endpoints: impl IntoIterator<Item = S>,
+        timeout: Duration,
+    ) -> Result<Self, RegistryError> {
+        let mut endpoints: Vec<String> = endpoints.into_iter().map(Into::into).collect();
+        if endpoints.is_empty() {
+            return Err(RegistryError::new("no etcd endpoint is given"));
+        }
+        for endpoint in &mut endpoints {
+            if !endpoint.contains("://") {
+                endpoint.insert_str(0, "http://");
+            }
+            check_endpoint(endpoint)?;
+        }
+        // Processes that start together should not all meet at the first endpoint.
+        let current = Current { endpoint: fastrand::usize(..endpoints.len()), client: None };
+        Ok(EtcdRegistry { shared: Arc::new(Shared { endpoints, timeout, current: Mutex::new(current) }) })
+    }
+
+    /// The endpoints, as they are called.
+    pub fn endpoints(&self) -> &[String] {
+        &self.shared.endpoints
+    }
+
+    /// Runs one call on the current endpoint. Where it fails for reasons of transport, the next call goes
+    /// to the next endpoint.
+    async fn call<R, F>(&self, what: &str, call: impl FnOnce(Client) -> F) -> Result<R, RegistryError>
+    where
+        F: Future<Output = Result<R, etcd_client::Error>>,
+    {
+        let (at, known) = {
+            let current = self.shared.current.lock();
+            (current.endpoint, current.client.clone())
+        };
+        let endpoint = &self.shared.endpoints[at];
+        let attempt = async {
+            let client = match known {
+                Some(client) => client,
+                None => {
+                    let options = ConnectOptions::new()
+                        .with_connect_timeout(self.shared.timeout)
+                        .with_keep_alive(PROGRESS_EVERY, self.shared.timeout)
+                        .with_keep_alive_while_idle(true);
+                    let client = Client::connect([endpoint], Some(options)).await?;
+                    let mut current = self.shared.current.lock();
+                    if current.endpoint == at {
+                        current.client = Some(client.clone());
+                    }
+                    client
+                }
+            };
+            call(client).await
+        };
+        let error = match timeout(self.shared.timeout, attempt).await {
+            Ok(Ok(result)) => return Ok(result),
+            Ok(Err(error)) => RegistryError::new(format!("etcd at {endpoint}: {what}: {}", reason(&error)))
+                .with_source(error),
+            Err(_) => {
+                let limit = self.shared.timeout;
+                RegistryError::new(format!("etcd at {endpoint}: {what}: no answer within {limit:?}"))
+            }
+        };
+        self.leave(at);
+        Err(error)
+    }
+
+    /// Gives up the connection to endpoint `at`; the next call goes to the one after it.
+    fn leave(&self, at: usize) {
+        let mut current = self.shared.current.lock();
+        if current.endpoint == at {
+            *current = Current { endpoint: (at + 1) % self.shared.endpoints.len(), client: None };
+        }
+    }
+}
+
+fn check_endpoint(endpoint: &str) -> Result<(), RegistryError> {
+    let rest = endpoint.split_once("://").filter(|(scheme, _)| matches!(*scheme, "http" | "https"));
+    let host_and_port = rest.map(|(_, rest)| rest.trim_end_matches('/'));
+    let port =
+        host_and_port.and_then(|rest| rest.rsplit_once(':')).and_then(|(_, port)| port.parse::<u16>().ok());
+    match port {
+        Some(port) if port > 0 => Ok(()),
+        _ => Err(RegistryError::new(format!("etcd endpoint `{endpoint}` is not like http://127.0.0.1:2379"))),
+    }
+}
+
+/// The innermost message: tonic and hyper wrap "connection refused" in several others.
+fn reason(error: &etcd_client::Error) -> String {
+    let mut innermost: &dyn std::error::Error = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}
+
+impl fmt::Debug for EtcdRegistry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EtcdRegistry").field("endpoints", &self.shared.endpoints).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Registry for EtcdRegistry {
+    async fn load(&self, prefix: &str) -> Result<Snapshot, RegistryError> {
+        let options = GetOptions::new().with_prefix();
+        let response =
+            self.call("read", |mut client| async move { client.get(prefix, Some(options)).await }).await?;
+        let entries = response.kvs().iter().map(|kv| Entry {
+            key: String::from_utf8_lossy(kv.key()).into_owned(),
+            value: kv.value().to_vec(),
+            revision: kv.mod_revision(),
+        });
+        let revision = response.header().map_or(0, |header| header.revision());
+        Ok(Snapshot { revision, entries: entries.collect() })
+    }
+
+    async fn watch(&self, prefix: &str, from: i64) -> Result<Box<dyn Changes>, RegistryError> {
+        let options = WatchOptions::new().with_prefix().with_start_revision(from);
+        let stream =
+            self.call("watch", |mut client| async move { client.watch(prefix, Some(options)).await }).await?;
+        let heard = Instant::now();
+        Ok(Box::new(EtcdChanges { stream, heard, asked: heard }))
+    }
+
+    async fn put(&self, key: &str, value: Vec<u8>, lease: Option<LeaseId>) -> Result<(), RegistryError> {
+        let options = lease.map(|lease| PutOptions::new().with_lease(lease.0));
+        self.call("write", |mut client| async move { client.put(key, value, options).await }).await.map(drop)
+    }
+
+    async fn swap(&self, key: &str, expected: i64, value: Vec<u8>) -> Result<bool, RegistryError> {
+        let stands = Compare::mod_revision(key, CompareOp::Equal, expected);
+        let txn = Txn::new().when([stands]).and_then([TxnOp::put(key, value, None)]);
+        self.call("compare and swap", |mut client| async move { client.txn(txn).await })
+            .await
+            .map(|response| response.succeeded())
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), RegistryError> {
+        self.call("delete", |mut client| async move { client.delete(key, None).await }).await.map(drop)
+    }
+
+    async fn grant(&self, ttl: Duration) -> Result<LeaseId, RegistryError> {
+        let seconds = i64::try_from(ttl.as_millis().div_ceil(1000)).unwrap_or(i64::MAX);
+        self.call("grant a lease", |mut client| async move { client.lease_grant(seconds, None).await })
+            .await
+            .map(|lease| LeaseId(lease.id()))
+    }
+
+    async fn renew(&self, lease: LeaseId) -> Result<bool, RegistryError> {
+        let renewal = self.call("renew the lease", |mut client| async move {
+            let (_keeper, mut replies) = client.lease_keep_alive(lease.0).await?;
+            replies.message().await
+        });
+        Ok(renewal.await?.is_some_and(|reply| reply.ttl() > 0))
+    }
+
+    async fn revoke(&self, lease: LeaseId) -> Result<(), RegistryError> {
+        let revoked = self.call("revoke the lease", |mut client| async move {
+            match client.lease_revoke(lease.0).await {
+                Err(etcd_client::Error::GRpcStatus(status)) if status.code() == tonic::Code::NotFound => {
+                    Ok(())
+                }
+                other => other.map(drop),
+            }
+        });
+        revoked.await
+    }
+}
+
+struct EtcdChanges {
+    stream: WatchStream,
+    heard: Instant,
+    asked: Instant,
+}
+
+#[async_trait]
+impl Changes for EtcdChanges {
+    async fn next(&mut self) -> Result<Vec<Change>, RegistryError> {
+        loop {
+            let ask_at = self.heard.max(self.asked) + PROGRESS_EVERY;
+            let message = tokio::select! {
+                message = self.stream.message() => message,
+                () = tokio::time::sleep_until(self.heard + SILENCE) => {
+                    return Err(RegistryError::new(format!("the etcd watch was silent for {SILENCE:?}")));
+                }
+                () = tokio::time::sleep_until(ask_at) => {
+                    self.asked = Instant::now();
+                    self.stream.request_progress().await.map_err(watch_error)?;
+                    continue;
+                }
+            };
+            self.heard = Instant::now();
+            let Some(response) = message.map_err(watch_error)? else {
+                return Err(RegistryError::new("etcd closed the watch"));
+            };
+            if response.compact_revision() > 0 {
+                let at = response.compact_revision();
+                return Err(RegistryError::new(format!(
+                    "etcd has compacted what was to be watched, up to {at}"
+                )));
+            }
+            if response.canceled() {
+                let why = response.cancel_reason();
+                return Err(RegistryError::new(format!("etcd cancelled the watch: {why}")));
+            }
+            let changes = response.events().iter().filter_map(|event| {
+                let kv = event.kv()?;
+                Some(Change {
+                    key: String::from_utf8_lossy(kv.key()).into_owned(),
+                    value: (event.event_type() == EventType::Put).then(|| kv.value().to_vec()),
+                    revision: kv.mod_revision(),
+                })
+            });
+            let changes: Vec<Change> = changes.collect();
+            if !changes.is_empty() {
+                return Ok(changes);
+            }
+        }
+    }
+}
+
+fn watch_error(error: etcd_client::Error) -> RegistryError {
+    RegistryError::new(format!("the etcd watch broke: {}", reason(&error))).with_source(error)
+}
