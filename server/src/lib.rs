@@ -1,1 +1,32 @@
+//! A node of the Peanut cache.
+//!
+//! A node owns some of a fleet's keys, but does not know which: it knows no ring and no other node.
+//! Clients know, and ask it; it answers from its store, or loads the key once for all who wait, and
+//! remembers. A get goes `service → cache → store`, and on a miss `→ flight → loader`.
+//!
+//! [`Server`] runs a node inside any program, with a listener and a stop signal of the caller's. The
+//! binary `peanut-server` is a configuration file in front of it.
 
+mod cache;
+#[cfg(feature = "cli")]
+pub mod command;
+#[cfg(feature = "cli")]
+mod config;
+mod error;
+mod flight;
+mod group;
+mod loader;
+mod registration;
+mod server;
+mod service;
+mod store;
+
+pub use error::{Error, ErrorKind};
+pub use group::Group;
+#[cfg(feature = "http")]
+pub use loader::HttpLoader;
+#[cfg(feature = "sql")]
+pub use loader::SqlLoader;
+pub use loader::{Loaded, Loader, LoaderError, LoaderFn, StaticLoader, loader_fn};
+pub use peanut_proto::registry;
+pub use server::{Server, ServerBuilder};

@@ -1,0 +1,222 @@
+//! A group at work: its store, its flights and its loader.
+//!
+//! A get goes one way: look into the store; on a miss board the flight of the key; if nobody leads it,
+//! start it. [`Cache::begin`] does all of that without waiting, so that a caller with many gets in hand
+//! can answer the hits at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use peanut_proto::limits::{MAX_VALUE_BYTES, check_key};
+use peanut_proto::v1::{ErrorCode, OnMiss, Outcome};
+use tokio::sync::Semaphore;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::error::Failure;
+use crate::flight::{Boarding, Flights, Landed, Pilot, Ticket};
+use crate::group::{Group, Policy};
+use crate::loader::{AnyLoader, Loaded};
+use crate::store::{Entry, Origin, Store};
+
+/// Flights that may wait for their turn, for each load that may run.
+const WAITING_PER_LOAD: usize = 16;
+
+/// A group at work.
+#[derive(Debug)]
+pub(crate) struct Cache {
+    group: Arc<str>,
+    policy: Policy,
+    loader: AnyLoader,
+    store: Store,
+    flights: Arc<Flights>,
+    loads: Semaphore,
+    /// The flights' tasks: they belong to the server, not to the calls that caused them.
+    tasks: Mutex<JoinSet<()>>,
+}
+
+/// A get, as any service hands it in.
+#[derive(Clone, Debug)]
+pub(crate) struct Get {
+    pub(crate) key: Bytes,
+    pub(crate) on_miss: OnMiss,
+    /// Version of the ring that chose this node; 0 where there was none.
+    pub(crate) ring_version: u64,
+    /// Ring version since which this node owns the key.
+    pub(crate) owned_since: u64,
+    /// Whether this node is asked as the owner or in its place.
+    pub(crate) origin: Origin,
+}
+
+/// An answered get, or one that waits for a flight.
+#[derive(Debug)]
+pub(crate) enum Begun {
+    Answered(Answer),
+    Waiting(Waiting),
+}
+
+/// A get that waits for a flight.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    ticket: Ticket,
+    outcome: Outcome,
+}
+
+/// What a get is answered with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub(crate) outcome: Outcome,
+    pub(crate) value: Bytes,
+    pub(crate) age: Duration,
+    pub(crate) ttl: Duration,
+}
+
+impl Begun {
+    pub(crate) async fn answer(self) -> Result<Answer, Failure> {
+        match self {
+            Begun::Answered(answer) => Ok(answer),
+            Begun::Waiting(waiting) => waiting.answer().await,
+        }
+    }
+}
+
+impl Waiting {
+    pub(crate) async fn answer(self) -> Result<Answer, Failure> {
+        let entry = self.ticket.landed().await?;
+        Ok(Answer::new(self.outcome, &entry, Instant::now()))
+    }
+}
+
+impl Answer {
+    fn new(found: Outcome, entry: &Entry, now: Instant) -> Self {
+        Answer {
+            outcome: if entry.value.is_some() { found } else { Outcome::NotFound },
+            value: entry.value.clone().unwrap_or_default(),
+            age: now.saturating_duration_since(entry.loaded),
+            ttl: entry.expires.saturating_duration_since(now),
+        }
+    }
+
+    fn miss() -> Self {
+        Answer { outcome: Outcome::Miss, value: Bytes::new(), age: Duration::ZERO, ttl: Duration::ZERO }
+    }
+}
+
+impl Cache {
+    pub(crate) fn new(group: Group) -> Self {
+        Cache {
+            group: group.name.into(),
+            loader: group.loader,
+            store: Store::new(group.policy.capacity_bytes),
+            flights: Arc::default(),
+            loads: Semaphore::new(group.policy.max_loads),
+            tasks: Mutex::default(),
+            policy: group.policy,
+        }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.group
+    }
+
+    /// Answers a get from the store, or finds or starts the flight that will.
+    pub(crate) fn begin(self: &Arc<Self>, get: &Get, now: Instant) -> Result<Begun, Failure> {
+        check_key(&get.key).map_err(|why| Failure::new(ErrorCode::InvalidRequest, why))?;
+        let stored = || self.store.get(&get.key, get.origin, get.owned_since, now);
+        if let Some(entry) = stored() {
+            return Ok(Begun::Answered(Answer::new(Outcome::Hit, &entry, now)));
+        }
+        match get.on_miss {
+            OnMiss::Load => {}
+            OnMiss::Peek => return Ok(Begun::Answered(Answer::miss())),
+            OnMiss::Lease => {
+                return Err(Failure::new(ErrorCode::InvalidRequest, "this server grants no fill tokens"));
+            }
+        }
+        let limit = self.policy.max_loads.saturating_mul(1 + WAITING_PER_LOAD);
+        let versions = (get.ring_version, get.owned_since);
+        match self.flights.board(&get.key, get.origin, versions, limit, stored) {
+            Boarding::Stored(entry) => Ok(Begun::Answered(Answer::new(Outcome::Hit, &entry, now))),
+            Boarding::Waiter(ticket) => Ok(Begun::Waiting(Waiting { ticket, outcome: Outcome::Coalesced })),
+            Boarding::Leader(pilot, ticket) => {
+                self.start(pilot, get.clone());
+                Ok(Begun::Waiting(Waiting { ticket, outcome: Outcome::Loaded }))
+            }
+            Boarding::Full => {
+                let why = format!("group `{}` has {limit} loads in progress or waiting", self.group);
+                Err(Failure::new(ErrorCode::Overloaded, why))
+            }
+        }
+    }
+
+    /// Ends every load. Those who wait have an error.
+    pub(crate) fn abort_loads(&self) {
+        self.tasks.lock().abort_all();
+    }
+
+    fn start(self: &Arc<Self>, pilot: Pilot, get: Get) {
+        let cache = self.clone();
+        let flight = async move {
+            let landed = cache.load(&get).await;
+            pilot.land(landed, |entry| {
+                if entry.expires > entry.loaded {
+                    cache.store.insert(&get.key, entry.clone());
+                }
+            });
+        };
+        let mut tasks = self.tasks.lock();
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(flight);
+    }
+
+    /// Runs the loader in a task of its own: a panic ends only that task, and a loader that blocks its
+    /// thread does not keep the time-out from passing.
+    async fn load(&self, get: &Get) -> Landed {
+        let begun = Instant::now();
+        let limit = self.policy.load_timeout;
+        let deadline = begun + limit;
+        let too_late = |what: &str| Failure::new(ErrorCode::LoadTimedOut, format!("{what} within {limit:?}"));
+        let Ok(_turn) = timeout_at(deadline, self.loads.acquire()).await else {
+            return Err(too_late("the load's turn did not come"));
+        };
+        let loaded = Instant::now();
+        let load = self.loader.clone().load(self.group.clone(), get.key.clone());
+        let load = AbortOnDropHandle::new(tokio::spawn(load));
+        match timeout_at(deadline, load).await {
+            Err(_) => Err(too_late("the loader did not answer")),
+            Ok(Err(ended)) => Err(Failure::new(ErrorCode::LoaderFailed, panic_message(ended))),
+            Ok(Ok(Err(error))) => Err(Failure::new(ErrorCode::LoaderFailed, error.to_string())),
+            Ok(Ok(Ok(found))) => self.entry(found, loaded, get),
+        }
+    }
+
+    fn entry(&self, found: Loaded, loaded: Instant, get: &Get) -> Landed {
+        let (value, ttl) = match found {
+            Loaded::Found { value, .. } if value.len() > MAX_VALUE_BYTES => {
+                let why = format!("the value has {} bytes; the limit is {MAX_VALUE_BYTES}", value.len());
+                return Err(Failure::new(ErrorCode::ValueTooLarge, why));
+            }
+            Loaded::Found { value, ttl } => (Some(value), ttl.unwrap_or(self.policy.ttl)),
+            Loaded::NotFound => (None, self.policy.negative_ttl),
+        };
+        let mut ttl = ttl.min(self.policy.max_ttl);
+        if get.origin == Origin::Failover {
+            ttl = ttl.min(self.policy.failover_ttl);
+        }
+        let ttl = ttl.mul_f64(1.0 - self.policy.ttl_jitter * fastrand::f64());
+        Ok(Entry { value, loaded, expires: loaded + ttl, stamp: get.ring_version, origin: get.origin })
+    }
+}
+
+fn panic_message(ended: JoinError) -> String {
+    let Ok(panic) = ended.try_into_panic() else { return "the load was stopped".to_owned() };
+    let said = panic.downcast_ref::<&str>().copied();
+    let said = said.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("the loader panicked: {}", said.unwrap_or("no message"))
+}
+
+#[cfg(test)]
+mod tests;

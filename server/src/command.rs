@@ -1,0 +1,85 @@
+//! The binary's body: read the configuration, listen, run, and end with an exit code that says how it
+//! went.
+
+use std::process::ExitCode;
+
+use tokio::net::TcpListener;
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Config, Stop};
+use crate::error::{Error, ErrorKind};
+
+/// Exit code for a configuration that cannot be used (`EX_CONFIG` of sysexits.h).
+pub const EXIT_CONFIG: u8 = 78;
+/// Exit code for anything else that keeps the server from running.
+pub const EXIT_FAILURE: u8 = 1;
+
+/// Runs `peanut-server` with the process's arguments and environment until SIGTERM or ctrl-C.
+///
+/// Exit codes: 0 after a stop that was asked for, [`EXIT_CONFIG`] or [`EXIT_FAILURE`] with one line on
+/// stderr.
+pub fn main() -> ExitCode {
+    // Loaders may need the runtime already when they are made.
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(EXIT_FAILURE, &format!("no runtime: {error}")),
+    };
+    let _guard = runtime.enter();
+    let config = match Config::read(std::env::args()) {
+        Ok(config) => config,
+        Err(Stop::Say(text)) => {
+            print!("{text}");
+            return ExitCode::SUCCESS;
+        }
+        Err(Stop::Refuse(error)) => return fail(EXIT_CONFIG, &error.to_string()),
+    };
+    let filter = EnvFilter::try_from_default_env().or_else(|_| EnvFilter::try_new(&config.log));
+    match filter {
+        Ok(filter) => {
+            tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+        }
+        Err(error) => return fail(EXIT_CONFIG, &format!("log: `{}`: {error}", config.log)),
+    }
+    let result = runtime.block_on(run(config));
+    runtime.shutdown_background();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.kind() == ErrorKind::Configuration => fail(EXIT_CONFIG, &error.to_string()),
+        Err(error) => fail(EXIT_FAILURE, &error.to_string()),
+    }
+}
+
+fn fail(code: u8, why: &str) -> ExitCode {
+    eprintln!("peanut-server: {why}");
+    ExitCode::from(code)
+}
+
+async fn run(config: Config) -> Result<(), Error> {
+    let listen = config.listen.0;
+    let listener = TcpListener::bind(listen)
+        .await
+        .map_err(|e| Error::transport(&format!("cannot listen on {listen}, choose another `listen`"), e))?;
+    let stop = stop_signal().map_err(|e| Error::transport("cannot wait for signals", e))?;
+    config.server.run(listener, stop).await
+}
+
+/// Completes with the first SIGTERM or ctrl-C.
+#[cfg(unix)]
+fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+#[cfg(not(unix))]
+fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
+    Ok(async {
+        let _ = tokio::signal::ctrl_c().await;
+    })
+}

@@ -1,0 +1,176 @@
+//! `[[group]]`: from what the file says to a [`Group`].
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Deserializer};
+use toml::Spanned;
+
+use super::units::{Capacity, Span};
+use super::{ConfigError, Source};
+use crate::group::{Group, Policy};
+use crate::loader::{AnyLoader, LoaderError, StaticLoader};
+
+/// The groups of one source.
+#[derive(Clone, Debug)]
+pub(crate) struct Groups {
+    pub(super) list: Vec<GroupSettings>,
+    /// The text that the spans in `list` refer to.
+    pub(super) text: Arc<str>,
+    pub(super) source: Option<Source>,
+}
+
+/// One group.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct GroupSettings {
+    name: Spanned<String>,
+    capacity: Option<Capacity>,
+    ttl: Option<Spanned<Span>>,
+    max_ttl: Option<Span>,
+    ttl_jitter: Option<Spanned<f64>>,
+    negative_ttl: Option<Span>,
+    failover_ttl: Option<Span>,
+    load_timeout: Option<Span>,
+    max_loads: Option<usize>,
+    loader: Spanned<LoaderSettings>,
+}
+
+/// Where a group's values come from. One struct for all kinds, so that a mistake in it has a line.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LoaderSettings {
+    kind: Kind,
+    entries: Option<BTreeMap<String, String>>,
+    url: Option<Spanned<String>>,
+    query: Option<String>,
+    timeout: Option<Span>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Kind {
+    Static,
+    Http,
+    Sql,
+}
+
+impl Groups {
+    /// The groups, or what is wrong with the first bad one.
+    pub(super) fn build(self) -> Result<Vec<Group>, ConfigError> {
+        let source = self.source.unwrap_or(Source { name: "group".to_owned(), text: self.text });
+        for (at, group) in self.list.iter().enumerate() {
+            let name = group.name.get_ref();
+            if let Some(first) = self.list[..at].iter().find(|other| other.name.get_ref() == name) {
+                let first = source.at(Some(first.name.span()));
+                let why = format!("group `{name}` is there already, at {first}; rename or remove one");
+                return Err(source.error(Some(group.name.span()), why));
+            }
+        }
+        self.list.into_iter().map(|group| group.build(&source)).collect()
+    }
+}
+
+impl<'de> Deserialize<'de> for Groups {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Ok(Groups { list: Vec::deserialize(from)?, text: "".into(), source: None })
+    }
+}
+
+impl FromStr for Groups {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        #[derive(Deserialize)]
+        struct Wrapped {
+            group: Vec<GroupSettings>,
+        }
+        let list = text.trim();
+        let document =
+            if list.starts_with('[') { format!("group={list}") } else { format!("group=[{list}]") };
+        let wrapped: Wrapped = toml::from_str(&document).map_err(|error| error.message().to_owned())?;
+        Ok(Groups { list: wrapped.group, text: document.into(), source: None })
+    }
+}
+
+impl GroupSettings {
+    fn build(self, source: &Source) -> Result<Group, ConfigError> {
+        let default = Policy::default();
+        let span = |given: Option<Span>, default| given.map_or(default, |Span(duration)| duration);
+        let name = self.name.span();
+        let (ttl_at, jitter_at) =
+            (self.ttl.as_ref().map(Spanned::span), self.ttl_jitter.as_ref().map(Spanned::span));
+        let policy = Policy {
+            capacity_bytes: self.capacity.map_or(default.capacity_bytes, |Capacity(bytes)| bytes),
+            ttl: span(self.ttl.map(Spanned::into_inner), default.ttl),
+            max_ttl: span(self.max_ttl, default.max_ttl),
+            ttl_jitter: self.ttl_jitter.map_or(default.ttl_jitter, Spanned::into_inner),
+            negative_ttl: span(self.negative_ttl, default.negative_ttl),
+            failover_ttl: span(self.failover_ttl, default.failover_ttl),
+            load_timeout: span(self.load_timeout, default.load_timeout),
+            max_loads: self.max_loads.unwrap_or(default.max_loads),
+        };
+        if policy.ttl > policy.max_ttl {
+            return Err(source.error(ttl_at, "ttl is longer than max_ttl; shorten it or raise max_ttl"));
+        }
+        let loader_at = self.loader.span();
+        let loader = self.loader.into_inner().build().map_err(|why| source.error(Some(loader_at), why))?;
+        let group = Group::with_policy(self.name.into_inner(), loader, policy);
+        let at = jitter_at.filter(|_| !(0.0..=1.0).contains(&group.policy.ttl_jitter)).unwrap_or(name);
+        group.check().map_err(|why| source.error(Some(at), why))?;
+        Ok(group)
+    }
+}
+
+impl LoaderSettings {
+    fn build(self) -> Result<AnyLoader, LoaderError> {
+        let kind = self.kind;
+        let given = [
+            ("entries", self.entries.is_some(), kind == Kind::Static),
+            ("url", self.url.is_some(), kind != Kind::Static),
+            ("query", self.query.is_some(), kind == Kind::Sql),
+            ("timeout", self.timeout.is_some(), kind == Kind::Http),
+        ];
+        let name = format!("{kind:?}").to_lowercase();
+        for (field, given, known) in given {
+            if given && !known {
+                return Err(format!("a loader of kind `{name}` has no `{field}`; remove it").into());
+            }
+            if !given && known && field != "timeout" {
+                return Err(format!("a loader of kind `{name}` needs `{field}`").into());
+            }
+        }
+        let url = self.url.map(Spanned::into_inner).unwrap_or_default();
+        match kind {
+            Kind::Static => {
+                let loader: StaticLoader = self.entries.into_iter().flatten().collect();
+                Ok(AnyLoader::new(loader))
+            }
+            Kind::Http => http(&url, self.timeout),
+            Kind::Sql => sql(&url, &self.query.unwrap_or_default()),
+        }
+    }
+}
+
+#[cfg(feature = "http")]
+fn http(url: &str, timeout: Option<Span>) -> Result<AnyLoader, LoaderError> {
+    use crate::loader::HttpLoader;
+    let timeout = timeout.map_or(HttpLoader::DEFAULT_TIMEOUT, |Span(timeout)| timeout);
+    Ok(AnyLoader::new(HttpLoader::new(url, timeout)?))
+}
+
+#[cfg(not(feature = "http"))]
+fn http(_: &str, _: Option<Span>) -> Result<AnyLoader, LoaderError> {
+    Err("this build has no loader of kind `http` (feature `http`)".into())
+}
+
+#[cfg(feature = "sql")]
+fn sql(url: &str, query: &str) -> Result<AnyLoader, LoaderError> {
+    Ok(AnyLoader::new(crate::loader::SqlLoader::new(url, query)?))
+}
+
+#[cfg(not(feature = "sql"))]
+fn sql(_: &str, _: &str) -> Result<AnyLoader, LoaderError> {
+    Err("this build has no loader of kind `sql` (feature `sql`)".into())
+}

@@ -1,0 +1,75 @@
+//! The two kinds of trouble: a [`Failure`] answers one operation, an [`Error`] ends the server.
+
+use std::fmt;
+use std::sync::Arc;
+
+use peanut_proto::v1::ErrorCode;
+
+/// Why one operation failed, in words for its caller. Cheap to clone: all who wait share it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Failure {
+    pub(crate) code: ErrorCode,
+    pub(crate) message: Arc<str>,
+}
+
+impl Failure {
+    pub(crate) fn new(code: ErrorCode, message: impl Into<Arc<str>>) -> Self {
+        Failure { code, message: message.into() }
+    }
+}
+
+impl From<Failure> for tonic::Status {
+    fn from(failure: Failure) -> Self {
+        peanut_proto::failure::to_status(failure.code, &*failure.message)
+    }
+}
+
+/// Why a server could not be built, or stopped running.
+#[derive(Debug)]
+pub struct Error {
+    kind: ErrorKind,
+    message: String,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// What an [`Error`] is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The server was told something that cannot be; it has not started.
+    Configuration,
+    /// The sockets or the transport failed.
+    Transport,
+}
+
+impl Error {
+    pub(crate) fn configuration(message: impl Into<String>) -> Self {
+        Error { kind: ErrorKind::Configuration, message: message.into(), source: None }
+    }
+
+    pub(crate) fn transport(
+        message: &str,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        let source = source.into();
+        let message = format!("{message}: {source}");
+        Error { kind: ErrorKind::Transport, message, source: Some(source) }
+    }
+
+    /// What the error is about.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_ref().map(|source| &**source as _)
+    }
+}

@@ -1,0 +1,163 @@
+//! A group as its operator describes it: a name, a loader, and a policy.
+
+use std::time::Duration;
+
+use peanut_proto::membership::check_name;
+
+use crate::error::Error;
+use crate::loader::{AnyLoader, Loader};
+
+/// A namespace of keys with its own capacity, policy and loader.
+///
+/// ```
+/// use std::time::Duration;
+/// use peanut_server::{Group, StaticLoader};
+///
+/// let scores: StaticLoader = [("Tom", "630"), ("Jack", "589")].into_iter().collect();
+/// let group = Group::new("scores", scores).capacity_bytes(64 << 20).ttl(Duration::from_secs(600));
+/// # let _ = group;
+/// ```
+#[derive(Clone, Debug)]
+pub struct Group {
+    pub(crate) name: String,
+    pub(crate) loader: AnyLoader,
+    pub(crate) policy: Policy,
+}
+
+/// How a group keeps and loads.
+#[derive(Clone, Debug)]
+pub(crate) struct Policy {
+    pub(crate) capacity_bytes: usize,
+    pub(crate) ttl: Duration,
+    pub(crate) max_ttl: Duration,
+    pub(crate) ttl_jitter: f64,
+    pub(crate) negative_ttl: Duration,
+    pub(crate) failover_ttl: Duration,
+    pub(crate) load_timeout: Duration,
+    pub(crate) max_loads: usize,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Policy {
+            capacity_bytes: Group::DEFAULT_CAPACITY_BYTES,
+            ttl: Group::DEFAULT_TTL,
+            max_ttl: Group::DEFAULT_MAX_TTL,
+            ttl_jitter: Group::DEFAULT_TTL_JITTER,
+            negative_ttl: Group::DEFAULT_NEGATIVE_TTL,
+            failover_ttl: Group::DEFAULT_FAILOVER_TTL,
+            load_timeout: Group::DEFAULT_LOAD_TIMEOUT,
+            max_loads: Group::DEFAULT_MAX_LOADS,
+        }
+    }
+}
+
+impl Group {
+    /// 64 MiB.
+    pub const DEFAULT_CAPACITY_BYTES: usize = 64 << 20;
+    /// 10 minutes.
+    pub const DEFAULT_TTL: Duration = Duration::from_secs(600);
+    /// 7 days.
+    pub const DEFAULT_MAX_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
+    /// A tenth.
+    pub const DEFAULT_TTL_JITTER: f64 = 0.1;
+    /// 5 seconds.
+    pub const DEFAULT_NEGATIVE_TTL: Duration = Duration::from_secs(5);
+    /// 10 seconds.
+    pub const DEFAULT_FAILOVER_TTL: Duration = Duration::from_secs(10);
+    /// 5 seconds.
+    pub const DEFAULT_LOAD_TIMEOUT: Duration = Duration::from_secs(5);
+    /// 128.
+    pub const DEFAULT_MAX_LOADS: usize = 128;
+
+    /// A group with the default policy.
+    pub fn new(name: impl Into<String>, loader: impl Loader) -> Self {
+        Group::with_policy(name.into(), AnyLoader::new(loader), Policy::default())
+    }
+
+    pub(crate) fn with_policy(name: String, loader: AnyLoader, policy: Policy) -> Self {
+        Group { name, loader, policy }
+    }
+
+    /// Most bytes that the group keeps: keys, values and about 200 bytes of overhead per entry. An entry
+    /// larger than a shard (at least 32 MiB, or all of a smaller capacity) is answered but not kept.
+    #[must_use]
+    pub fn capacity_bytes(mut self, bytes: usize) -> Self {
+        self.policy.capacity_bytes = bytes;
+        self
+    }
+
+    /// How long a value stays fresh where its loader does not say.
+    #[must_use]
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.policy.ttl = ttl;
+        self
+    }
+
+    /// The longest time that any value stays fresh, whatever its loader says. The fleet remembers former
+    /// owners for as long.
+    #[must_use]
+    pub fn max_ttl(mut self, max_ttl: Duration) -> Self {
+        self.policy.max_ttl = max_ttl;
+        self
+    }
+
+    /// The part of each time to live, 0 to 1, by which it may be shortened at random, so that values
+    /// which were loaded together do not all expire together.
+    #[must_use]
+    pub fn ttl_jitter(mut self, part: f64) -> Self {
+        self.policy.ttl_jitter = part;
+        self
+    }
+
+    /// How long it is remembered that the origin has no such key; zero: not at all.
+    #[must_use]
+    pub fn negative_ttl(mut self, ttl: Duration) -> Self {
+        self.policy.negative_ttl = ttl;
+        self
+    }
+
+    /// The longest time that this node keeps what it loads in the place of another that is down.
+    #[must_use]
+    pub fn failover_ttl(mut self, ttl: Duration) -> Self {
+        self.policy.failover_ttl = ttl;
+        self
+    }
+
+    /// How long a load may take, waiting for its turn included. Past it, all who wait have an error and
+    /// the next get loads again.
+    #[must_use]
+    pub fn load_timeout(mut self, timeout: Duration) -> Self {
+        self.policy.load_timeout = timeout;
+        self
+    }
+
+    /// Most loads at once. Sixteen times as many may wait for their turn; beyond that, gets that would
+    /// load are refused at once.
+    #[must_use]
+    pub fn max_loads(mut self, loads: usize) -> Self {
+        self.policy.max_loads = loads;
+        self
+    }
+
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let policy = &self.policy;
+        let refuse = |why: &str| Err(Error::configuration(format!("group `{}`: {why}", self.name)));
+        if let Err(why) = check_name(&self.name) {
+            return Err(Error::configuration(format!("group name {:?} {why}", self.name)));
+        }
+        if policy.capacity_bytes == 0 {
+            refuse("capacity is zero; give it some bytes, like 64MiB")
+        } else if policy.ttl.is_zero() || policy.max_ttl.is_zero() {
+            refuse("ttl and max_ttl must be longer than zero")
+        } else if !(0.0..=1.0).contains(&policy.ttl_jitter) {
+            refuse("ttl_jitter must be from 0 to 1")
+        } else if policy.load_timeout.is_zero() {
+            refuse("load_timeout must be longer than zero")
+        } else if policy.max_loads == 0 {
+            refuse("max_loads must be at least 1")
+        } else {
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! A loader over HTTP: one GET per key.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use headers::{CacheControl, HeaderMapExt as _};
+use peanut_proto::limits::MAX_VALUE_BYTES;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
+use reqwest::{Client, StatusCode, Url, redirect};
+
+use super::{Loaded, Loader, LoaderError};
+
+/// What stays as it is in a path segment (RFC 3986, unreserved).
+const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// Loads a key with `GET` from a URL that `{group}` and `{key}` are put into, percent-encoded.
+///
+/// 200 is the value; `Cache-Control: s-maxage` or `max-age` is its time to live, and `no-store` keeps it
+/// from being kept. 404 and 410 are not found. Anything else is an error that names the status.
+/// Connections are kept and used again.
+#[derive(Clone, Debug)]
+pub struct HttpLoader {
+    client: Client,
+    url: Arc<str>,
+}
+
+impl HttpLoader {
+    /// How long one request may take by default; the group's load time-out holds as well.
+    pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
+
+    /// A loader from this URL, for example `http://host/{group}/{key}`. `timeout` bounds each request
+    /// from connecting to the last byte.
+    ///
+    /// # Errors
+    /// Where the URL has no `{key}`, is not an http or https URL, or the system's certificates cannot be
+    /// read.
+    pub fn new(url: &str, timeout: Duration) -> Result<Self, LoaderError> {
+        if !url.contains("{key}") {
+            return Err(format!("url `{url}` has no {{key}} in it").into());
+        }
+        let sample = Url::parse(&fill_in(url, "g", b"k")).map_err(|e| format!("url `{url}`: {e}"))?;
+        if !matches!(sample.scheme(), "http" | "https") {
+            return Err(format!("url `{url}` is neither http nor https").into());
+        }
+        // Where a program has chosen its provider already, that one is used.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = Client::builder()
+            .timeout(timeout)
+            .connect_timeout(timeout.min(Duration::from_secs(2)))
+            .redirect(redirect::Policy::limited(5))
+            .user_agent(concat!("peanut-server/", env!("CARGO_PKG_VERSION")))
+            .build()?;
+        Ok(HttpLoader { client, url: url.into() })
+    }
+}
+
+impl Loader for HttpLoader {
+    async fn load(&self, group: &str, key: &[u8]) -> Result<Loaded, LoaderError> {
+        let response = self.client.get(fill_in(&self.url, group, key)).send().await?;
+        match response.status() {
+            StatusCode::OK => {}
+            StatusCode::NOT_FOUND | StatusCode::GONE => return Ok(Loaded::NotFound),
+            status => return Err(format!("the origin answered {status}").into()),
+        }
+        let ttl = response.headers().typed_get::<CacheControl>().and_then(|control| {
+            let fresh = control.s_max_age().or(control.max_age());
+            if control.no_store() || control.no_cache() { Some(Duration::ZERO) } else { fresh }
+        });
+        let value = read_body(response).await?;
+        Ok(Loaded::Found { value, ttl })
+    }
+}
+
+/// Reads a body, but no more of it than a value may have.
+async fn read_body(mut response: reqwest::Response) -> Result<Bytes, LoaderError> {
+    let mut body = BytesMut::new();
+    while let Some(chunk) = response.chunk().await? {
+        if body.len() + chunk.len() > MAX_VALUE_BYTES {
+            return Err(
+                format!("the origin's answer is over the value limit of {MAX_VALUE_BYTES} bytes").into()
+            );
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body.freeze())
+}
+
+fn fill_in(url: &str, group: &str, key: &[u8]) -> String {
+    // `{key}` last: a key may look like `{group}`, but encoding has no braces in it.
+    url.replace("{group}", &percent_encode(group.as_bytes(), SEGMENT).to_string())
+        .replace("{key}", &percent_encode(key, SEGMENT).to_string())
+}
+
+#[cfg(test)]
+mod tests;

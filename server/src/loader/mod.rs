@@ -1,0 +1,144 @@
+//! Loaders: where a missing value comes from.
+//!
+//! A loader says what it found for one key. It knows nothing of caching: that each key is loaded once for
+//! all who wait, that a load may take only so long and that a panic is an error like any other is the
+//! flight's business.
+
+mod closure;
+#[cfg(feature = "http")]
+mod http;
+#[cfg(feature = "sql")]
+mod sql;
+mod r#static;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+
+pub use closure::{LoaderFn, loader_fn};
+#[cfg(feature = "http")]
+pub use http::HttpLoader;
+#[cfg(feature = "sql")]
+pub use sql::SqlLoader;
+pub use r#static::StaticLoader;
+
+/// Where a group's missing values come from.
+///
+/// ```
+/// use peanut_server::{Loaded, Loader, LoaderError};
+///
+/// struct Squares;
+///
+/// impl Loader for Squares {
+///     async fn load(&self, _group: &str, key: &[u8]) -> Result<Loaded, LoaderError> {
+///         let number: u64 = std::str::from_utf8(key)?.parse()?;
+///         Ok(Loaded::found((number * number).to_string()))
+///     }
+/// }
+/// ```
+pub trait Loader: Send + Sync + 'static {
+    /// Loads one key.
+    ///
+    /// # Errors
+    /// Whatever keeps the loader from knowing. The message reaches every caller that waits; nothing is
+    /// remembered, so the next get loads again. That the origin has no such key is not an error but
+    /// [`Loaded::NotFound`].
+    fn load(&self, group: &str, key: &[u8]) -> impl Future<Output = Result<Loaded, LoaderError>> + Send;
+}
+
+/// What a loader found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Loaded {
+    /// The origin has this value.
+    Found {
+        /// The value.
+        value: Bytes,
+        /// How long it stays fresh, in place of the group's `ttl`; zero: it is not kept at all.
+        ttl: Option<Duration>,
+    },
+    /// The origin has no such key. That is remembered for the group's `negative_ttl`.
+    NotFound,
+}
+
+impl Loaded {
+    /// The origin has this value; it lives as long as the group says.
+    pub fn found(value: impl Into<Bytes>) -> Self {
+        Loaded::Found { value: value.into(), ttl: None }
+    }
+
+    /// The origin has this value and says how long it stays fresh.
+    pub fn found_for(value: impl Into<Bytes>, ttl: Duration) -> Self {
+        Loaded::Found { value: value.into(), ttl: Some(ttl) }
+    }
+}
+
+impl<V: Into<Bytes>> From<Option<V>> for Loaded {
+    fn from(value: Option<V>) -> Self {
+        value.map_or(Loaded::NotFound, Loaded::found)
+    }
+}
+
+/// Why a loader could not say what it found. Any error converts into it; its message is what callers see.
+pub struct LoaderError(Box<dyn std::error::Error + Send + Sync>);
+
+impl<E: Into<Box<dyn std::error::Error + Send + Sync>>> From<E> for LoaderError {
+    fn from(error: E) -> Self {
+        LoaderError(error.into())
+    }
+}
+
+impl fmt::Debug for LoaderError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+/// The message, and those of its causes where they say more.
+impl fmt::Display for LoaderError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut said = self.0.to_string();
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            let message = error.to_string();
+            if !said.contains(&message) {
+                said.push_str(": ");
+                said.push_str(&message);
+            }
+            cause = error.source();
+        }
+        f.write_str(&said)
+    }
+}
+
+/// A loader of any type. Owns its arguments, so that a load can outlive the call that caused it.
+#[derive(Clone)]
+pub(crate) struct AnyLoader(Arc<dyn DynLoader>);
+
+impl AnyLoader {
+    pub(crate) fn new(loader: impl Loader) -> Self {
+        AnyLoader(Arc::new(loader))
+    }
+
+    pub(crate) async fn load(self, group: Arc<str>, key: Bytes) -> Result<Loaded, LoaderError> {
+        self.0.load(&group, &key).await
+    }
+}
+
+impl fmt::Debug for AnyLoader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Loader")
+    }
+}
+
+trait DynLoader: Send + Sync {
+    fn load<'a>(&'a self, group: &'a str, key: &'a [u8]) -> BoxFuture<'a, Result<Loaded, LoaderError>>;
+}
+
+impl<L: Loader> DynLoader for L {
+    fn load<'a>(&'a self, group: &'a str, key: &'a [u8]) -> BoxFuture<'a, Result<Loaded, LoaderError>> {
+        Box::pin(Loader::load(self, group, key))
+    }
+}

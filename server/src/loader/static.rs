@@ -1,0 +1,25 @@
+//! A loader over a fixed table, for trying things out.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+
+use super::{Loaded, Loader, LoaderError};
+
+/// A loader over a fixed table.
+#[derive(Clone, Debug, Default)]
+pub struct StaticLoader {
+    entries: HashMap<Vec<u8>, Bytes>,
+}
+
+impl<K: Into<Vec<u8>>, V: Into<Bytes>> FromIterator<(K, V)> for StaticLoader {
+    fn from_iter<I: IntoIterator<Item = (K, V)>>(entries: I) -> Self {
+        StaticLoader { entries: entries.into_iter().map(|(k, v)| (k.into(), v.into())).collect() }
+    }
+}
+
+impl Loader for StaticLoader {
+    async fn load(&self, _group: &str, key: &[u8]) -> Result<Loaded, LoaderError> {
+        Ok(self.entries.get(key).cloned().into())
+    }
+}

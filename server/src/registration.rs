@@ -1,0 +1,226 @@
+//! Keeps the node registered: in the ring document, alive under a lease, and in grpc's naming scheme.
+//!
+//! All of it is repaired for as long as the node runs. A lease that is lost is granted again and its keys
+//! put again; a ring document that was lost or that no longer has the node is written again from the last
+//! good one. While the registry cannot be reached the node serves on and keeps trying.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use peanut_proto::backoff::Backoff;
+use peanut_proto::discovery::{Discovered, Discovery};
+use peanut_proto::membership::{
+    DEFAULT_POINTS, FORMAT, Keys, Liveness, NamingRecord, NodeInfo, RingDocument,
+};
+use peanut_proto::registry::{LeaseId, Registry, RegistryError};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::service::Node;
+
+/// A compare-and-swap of the ring that loses so often in a row has met something other than neighbours.
+const SWAP_ATTEMPTS: usize = 100;
+/// How long a node that stops may take to say so.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// What a node registers, and where.
+#[derive(Clone, Debug)]
+pub(crate) struct Registration {
+    pub(crate) registry: Arc<dyn Registry>,
+    pub(crate) keys: Keys,
+    pub(crate) node: NodeInfo,
+    pub(crate) lease_ttl: Duration,
+    pub(crate) naming_service: String,
+    /// The longest that an entry can live; a departed record outlives it.
+    pub(crate) max_ttl: Duration,
+}
+
+impl Registration {
+    /// Registers the node and keeps it registered until `stop`, then ends its lease. The node hears of
+    /// every new ring version.
+    pub(crate) async fn run(self, node: Node, stop: CancellationToken) {
+        let discovery = Discovery::start(self.registry.clone(), self.keys.clone());
+        let mut discovered = discovery.subscribe();
+        let live = Liveness {
+            format: FORMAT,
+            addr: self.node.addr.clone(),
+            incarnation: format!("{:016x}", fastrand::u64(..)),
+            build: env!("CARGO_PKG_VERSION").to_owned(),
+            started_ms: wall_clock_ms(),
+        };
+        let mut lease = None;
+        tokio::select! {
+            () = self.keep(&live, &mut lease, &mut discovered, &node) => {}
+            () = stop.cancelled() => {}
+        }
+        if let Some(lease) = lease {
+            match timeout(GOODBYE, self.registry.revoke(lease)).await {
+                Ok(Ok(())) => tracing::info!("lease revoked"),
+                Ok(Err(error)) => tracing::warn!(%error, "the lease could not be revoked; it will run out"),
+                Err(_) => tracing::warn!("the lease could not be revoked in time; it will run out"),
+            }
+        }
+    }
+
+    async fn keep(
+        &self,
+        live: &Liveness,
+        lease: &mut Option<LeaseId>,
+        discovered: &mut watch::Receiver<Discovered>,
+        node: &Node,
+    ) {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+        loop {
+            if let Err(error) = self.register(live, lease, discovered).await {
+                let retry_in = backoff.next_delay(fastrand::f64());
+                tracing::warn!(%error, ?retry_in, "not registered; serving on");
+                sleep(retry_in).await;
+                continue;
+            }
+            backoff.reset();
+            let why = self.hold(lease, discovered, node).await;
+            tracing::warn!(why, "registering again");
+        }
+    }
+
+    async fn register(
+        &self,
+        live: &Liveness,
+        lease: &mut Option<LeaseId>,
+        discovered: &mut watch::Receiver<Discovered>,
+    ) -> Result<(), RegistryError> {
+        let known = discovered.borrow_and_update().view.ring.clone();
+        let version = self.join(&known).await?;
+        // A lease that still stands is used again, so that none is left behind to delete what a later
+        // one has put.
+        let standing = match *lease {
+            Some(id) if self.registry.renew(id).await? => id,
+            _ => self.registry.grant(self.lease_ttl).await?,
+        };
+        *lease = Some(standing);
+        let naming = NamingRecord::new(&self.node.addr);
+        let naming_key = NamingRecord::key(&self.naming_service, &self.node.addr);
+        self.registry.put(&self.keys.live(&self.node.id), live.encode(), *lease).await?;
+        self.registry.put(&naming_key, naming.encode(), *lease).await?;
+        tracing::info!(node = self.node.id, addr = self.node.addr, ring_version = version, "registered");
+        Ok(())
+    }
+
+    /// Makes the node a member as it describes itself, by compare-and-swap, and tells the ring's version.
+    async fn join(&self, known: &RingDocument) -> Result<u64, RegistryError> {
+        let key = self.keys.ring();
+        for _ in 0..SWAP_ATTEMPTS {
+            let snapshot = self.registry.load(&key).await?;
+            let stored = snapshot.entries.into_iter().find(|entry| entry.key == key);
+            let expected = stored.as_ref().map_or(0, |entry| entry.revision);
+            let stored = stored.map(|entry| RingDocument::decode(&entry.value)).transpose();
+            let stored = stored.map_err(|e| RegistryError::new(format!("will not overwrite {key}: {e}")))?;
+            let now_ms = wall_clock_ms();
+            let Some(mut ring) = next_ring(stored.as_ref(), known, &self.node, now_ms) else {
+                return Ok(stored.map_or(0, |ring| ring.version));
+            };
+            ring.forget_departed(now_ms, u64::try_from(self.max_ttl.as_millis()).unwrap_or(u64::MAX));
+            if self.registry.swap(&key, expected, ring.encode()).await? {
+                return Ok(ring.version);
+            }
+        }
+        Err(RegistryError::new(format!("{key} changed {SWAP_ATTEMPTS} times while this node tried to join")))
+    }
+
+    /// Renews the lease until something has to be registered again, and says what.
+    async fn hold(
+        &self,
+        lease: &mut Option<LeaseId>,
+        discovered: &mut watch::Receiver<Discovered>,
+        node: &Node,
+    ) -> &'static str {
+        let Some(id) = *lease else { return "there is no lease" };
+        let mut renewed = Instant::now();
+        let mut next_renewal = renewed + self.lease_ttl / 3;
+        let mut seen_alive = false;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(next_renewal) => {
+                    match self.registry.renew(id).await {
+                        Ok(true) => {
+                            renewed = Instant::now();
+                            next_renewal = renewed + self.lease_ttl / 3;
+                        }
+                        Ok(false) => {
+                            *lease = None;
+                            return "the lease was lost";
+                        }
+                        Err(error) => {
+                            tracing::warn!(%error, silent_for = ?renewed.elapsed(), "the lease was not renewed");
+                            next_renewal = Instant::now() + (self.lease_ttl / 10).max(Duration::from_millis(100));
+                        }
+                    }
+                }
+                changed = discovered.changed() => {
+                    if changed.is_err() {
+                        return "discovery ended";
+                    }
+                    let view = discovered.borrow_and_update().view.clone();
+                    node.hear_of_ring(view.ring.version);
+                    let alive = view.live.contains_key(&self.node.id);
+                    if view.ring_was_lost() {
+                        return "the registry has lost the ring";
+                    } else if seen_alive && !alive {
+                        return "the liveness record vanished";
+                    } else if view.revision > 0 && view.ring.version > 0 && !is_member(&view.ring, &self.node) {
+                        return "the ring does not have this node as it is";
+                    }
+                    seen_alive = alive;
+                }
+            }
+        }
+    }
+}
+
+fn is_member(ring: &RingDocument, node: &NodeInfo) -> bool {
+    ring.member(&node.id)
+        .is_some_and(|m| (&m.addr, &m.zone, m.weight) == (&node.addr, &node.zone, node.weight))
+}
+
+/// The ring to write so that `node` is a member; `None` where the stored one is as it should be.
+///
+/// Where the registry holds less than this node knows (it was restored from a backup, or begun anew), the
+/// last good ring is written again under a version above both, with whoever has joined meanwhile.
+fn next_ring(
+    stored: Option<&RingDocument>,
+    known: &RingDocument,
+    node: &NodeInfo,
+    now_ms: u64,
+) -> Option<RingDocument> {
+    if let Some(stored) = stored
+        && stored.version >= known.version
+    {
+        return stored.with(node, now_ms);
+    }
+    let empty = RingDocument::empty(DEFAULT_POINTS);
+    let mut ring = if known.version > 0 { known.clone() } else { empty };
+    let base = ring.version;
+    let newcomers = stored.iter().flat_map(|ring| &ring.members).map(|m| NodeInfo {
+        id: m.id.clone(),
+        addr: m.addr.clone(),
+        zone: m.zone.clone(),
+        weight: m.weight,
+    });
+    for newcomer in newcomers.chain([node.clone()]) {
+        ring = ring.with(&newcomer, now_ms).unwrap_or(ring);
+    }
+    if ring.version == base {
+        ring.version += 1;
+    }
+    Some(ring)
+}
+
+#[expect(clippy::disallowed_methods, reason = "the one place where the server reads the wall clock")]
+fn wall_clock_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,119 @@
+use peanut_proto::membership::FleetView;
+use peanut_proto::registry::LocalRegistry;
+use tokio::task::JoinHandle;
+
+use super::*;
+
+fn info(id: &str) -> NodeInfo {
+    NodeInfo { id: id.into(), addr: format!("{id}:1"), zone: String::new(), weight: 1 }
+}
+
+struct Running {
+    node: Node,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+fn start(registry: &LocalRegistry, id: &str) -> Running {
+    let node = Node::new([]);
+    let stop = CancellationToken::new();
+    let registration = Registration {
+        registry: Arc::new(registry.clone()),
+        keys: Keys::new("f"),
+        node: info(id),
+        lease_ttl: Duration::from_secs(5),
+        naming_service: "peanutcache".into(),
+        max_ttl: Duration::from_secs(60),
+    };
+    let task = tokio::spawn(registration.run(node.clone(), stop.clone()));
+    Running { node, stop, task }
+}
+
+async fn view(registry: &LocalRegistry) -> FleetView {
+    let mut view = FleetView::new(Keys::new("f"));
+    view.replace(registry.load("/peanut/f/").await.unwrap());
+    view
+}
+
+async fn naming(registry: &LocalRegistry) -> Vec<String> {
+    let entries = registry.load("peanutcache/").await.unwrap().entries;
+    entries.into_iter().map(|entry| entry.key).collect()
+}
+
+/// Long enough for everything that was begun to come to rest, and shorter than a lease.
+async fn settle() {
+    sleep(Duration::from_millis(500)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nodes_join_stay_alive_and_say_goodbye_without_leaving() {
+    let registry = LocalRegistry::new();
+    let (a, b) = (start(&registry, "a"), start(&registry, "b"));
+    settle().await;
+    sleep(Duration::from_secs(60)).await;
+    let seen = view(&registry).await;
+    assert_eq!((seen.ring.version, seen.ring.members.len(), seen.live.len()), (2, 2, 2));
+    assert_eq!(naming(&registry).await, ["peanutcache/a:1", "peanutcache/b:1"]);
+    assert_eq!(a.node.hear_of_ring(0), 2, "a node hears of new rings");
+
+    a.stop.cancel();
+    a.task.await.unwrap();
+    let seen = view(&registry).await;
+    assert_eq!((seen.ring.version, seen.live.len(), seen.live.contains_key("b")), (2, 1, true));
+    assert_eq!(naming(&registry).await, ["peanutcache/b:1"]);
+    b.stop.cancel();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_lease_is_granted_again_with_all_its_keys() {
+    let registry = LocalRegistry::new();
+    let a = start(&registry, "a");
+    settle().await;
+    let begun = Instant::now();
+    registry.revoke(LeaseId(1)).await.unwrap();
+    assert!(view(&registry).await.live.is_empty());
+    settle().await;
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    assert_eq!(view(&registry).await.live.len(), 1);
+    assert_eq!(naming(&registry).await, ["peanutcache/a:1"]);
+    assert_eq!(view(&registry).await.ring.version, 1, "membership was not touched");
+    a.stop.cancel();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_ring_is_written_again_from_the_last_good_one() {
+    let registry = LocalRegistry::new();
+    let (a, b) = (start(&registry, "a"), start(&registry, "b"));
+    settle().await;
+    b.stop.cancel();
+    b.task.await.unwrap();
+    registry.delete("/peanut/f/ring").await.unwrap();
+    settle().await;
+    let seen = view(&registry).await;
+    assert_eq!((seen.ring.version, seen.ring.members.len()), (3, 2), "b is down, but a member");
+    assert_eq!(seen.ring.member("b").unwrap().since, 2);
+    a.stop.cancel();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ring_of_an_unknown_format_is_left_alone() {
+    let registry = LocalRegistry::new();
+    let future = br#"{"format":9}"#.to_vec();
+    registry.put("/peanut/f/ring", future.clone(), None).await.unwrap();
+    let a = start(&registry, "a");
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(registry.load("/peanut/f/ring").await.unwrap().entries[0].value, future);
+    a.stop.cancel();
+}
+
+#[test]
+fn an_older_stored_ring_is_merged_under_a_version_above_both() {
+    let known = ["a", "b"].iter().fold(RingDocument::empty(8), |ring, id| ring.with(&info(id), 0).unwrap());
+    let stored = RingDocument::empty(8).with(&info("new"), 0).unwrap();
+    let next = next_ring(Some(&stored), &known, &info("a"), 0).unwrap();
+    let ids: Vec<_> = next.members.iter().map(|m| m.id.as_str()).collect();
+    assert_eq!((next.version, ids), (3, vec!["a", "b", "new"]));
+    assert_eq!(next_ring(Some(&known), &known, &info("a"), 0), None);
+    assert_eq!(next_ring(None, &known, &info("a"), 0).unwrap().version, 3);
+    assert_eq!(next_ring(None, &RingDocument::empty(8), &info("a"), 0).unwrap().version, 1);
+}

@@ -1,0 +1,355 @@
+//! The server: groups behind gRPC services on a listener that the caller owns, registered for as long as
+//! it runs.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use peanut_proto::limits::MAX_MESSAGE_BYTES;
+use peanut_proto::membership::{Keys, NodeInfo, check_name};
+use peanut_proto::peanutcachepb::peanut_cache_server::PeanutCacheServer;
+use peanut_proto::registry::{LocalRegistry, Registry};
+use peanut_proto::v1::peanut_server::PeanutServer;
+use tokio::net::TcpListener;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tonic::transport::server::{Router, TcpIncoming};
+
+use crate::cache::Cache;
+use crate::error::Error;
+use crate::group::Group;
+use crate::registration::Registration;
+use crate::service::Node;
+
+/// Streams that one connection may have open at once; a unary call is one.
+const MAX_STREAMS: u32 = 1024;
+const KEEPALIVE: Duration = Duration::from_secs(20);
+
+/// A node of the cache, ready to run.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use peanut_server::{Group, Server, StaticLoader};
+///
+/// let scores: StaticLoader = [("Tom", "630")].into_iter().collect();
+/// let server = Server::builder().group(Group::new("scores", scores)).build()?;
+/// let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+/// let stop = async { /* until ctrl-C, say */ };
+/// server.run(listener, stop).await?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct Server {
+    options: ServerBuilder,
+    node: Node,
+}
+
+/// Describes a [`Server`].
+#[derive(Clone, Debug)]
+pub struct ServerBuilder {
+    groups: Vec<Group>,
+    registry: Option<Arc<dyn Registry>>,
+    nodes: Vec<String>,
+    fleet: String,
+    node_id: Option<String>,
+    advertise: Option<String>,
+    zone: String,
+    weight: u32,
+    lease_ttl: Duration,
+    naming_service: String,
+    shutdown_deadline: Duration,
+}
+
+impl Default for ServerBuilder {
+    fn default() -> Self {
+        ServerBuilder {
+            groups: Vec::new(),
+            registry: None,
+            nodes: Vec::new(),
+            fleet: "default".to_owned(),
+            node_id: None,
+            advertise: None,
+            zone: String::new(),
+            weight: 1,
+            lease_ttl: Server::DEFAULT_LEASE_TTL,
+            naming_service: Server::DEFAULT_NAMING_SERVICE.to_owned(),
+            shutdown_deadline: Server::DEFAULT_SHUTDOWN_DEADLINE,
+        }
+    }
+}
+
+impl ServerBuilder {
+    /// Adds a group. Every node of a fleet should have the same groups.
+    #[must_use]
+    pub fn group(mut self, group: Group) -> Self {
+        self.groups.push(group);
+        self
+    }
+
+    /// Joins the fleet that this registry keeps. Without one, and without [`nodes`](Self::nodes), the
+    /// node answers whoever finds it.
+    #[must_use]
+    pub fn registry(mut self, registry: impl Registry) -> Self {
+        self.registry = Some(Arc::new(registry));
+        self
+    }
+
+    /// The fleet is this list of addresses for ever, this node's among them. For fleets without a
+    /// registry; clients must be given the same list.
+    #[must_use]
+    pub fn nodes<S: Into<String>>(mut self, addrs: impl IntoIterator<Item = S>) -> Self {
+        self.nodes = addrs.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// The fleet's name in the registry; `default` by default.
+    #[must_use]
+    pub fn fleet(mut self, fleet: impl Into<String>) -> Self {
+        self.fleet = fleet.into();
+        self
+    }
+
+    /// A name for this node that stays the same when it is started again; the advertised address by
+    /// default. Its place on the ring follows from it.
+    #[must_use]
+    pub fn node_id(mut self, id: impl Into<String>) -> Self {
+        self.node_id = Some(id.into());
+        self
+    }
+
+    /// Where clients reach this node, `host:port`; the listener's address by default. A port of 0 stands
+    /// for the listener's.
+    #[must_use]
+    pub fn advertise(mut self, addr: impl Into<String>) -> Self {
+        self.advertise = Some(addr.into());
+        self
+    }
+
+    /// The failure domain of this node; none by default.
+    #[must_use]
+    pub fn zone(mut self, zone: impl Into<String>) -> Self {
+        self.zone = zone.into();
+        self
+    }
+
+    /// This node's share of the keys relative to the others'; 1 by default, at most 1024.
+    #[must_use]
+    pub fn weight(mut self, weight: u32) -> Self {
+        self.weight = weight;
+        self
+    }
+
+    /// How long the registry takes a silent node for alive; 5 s by default, whole seconds.
+    #[must_use]
+    pub fn lease_ttl(mut self, ttl: Duration) -> Self {
+        self.lease_ttl = ttl;
+        self
+    }
+
+    /// The service name under which grpc resolvers find this node; `peanutcache` by default.
+    #[must_use]
+    pub fn naming_service(mut self, name: impl Into<String>) -> Self {
+        self.naming_service = name.into();
+        self
+    }
+
+    /// How long calls in flight may take to finish once the server is told to stop; 10 s by default.
+    #[must_use]
+    pub fn shutdown_deadline(mut self, deadline: Duration) -> Self {
+        self.shutdown_deadline = deadline;
+        self
+    }
+
+    /// Checks the description and makes the server.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Configuration`](crate::ErrorKind::Configuration), naming what cannot be.
+    pub fn build(self) -> Result<Server, Error> {
+        let mut names: Vec<&str> = self.groups.iter().map(|group| group.name.as_str()).collect();
+        names.sort_unstable();
+        if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(Error::configuration(format!("group `{}` is there twice; remove one", twice[0])));
+        }
+        self.groups.iter().try_for_each(Group::check)?;
+        let named = [("fleet", Some(&self.fleet)), ("node_id", self.node_id.as_ref())];
+        for (what, name) in named.into_iter().chain([("naming_service", Some(&self.naming_service))]) {
+            if let Some(Err(why)) = name.map(|name| check_name(name)) {
+                return Err(Error::configuration(format!("{what} {why}")));
+            }
+        }
+        if !(1..=1024).contains(&self.weight) {
+            return Err(Error::configuration("weight must be from 1 to 1024"));
+        }
+        if self.lease_ttl < Duration::from_secs(1) {
+            return Err(Error::configuration("lease_ttl must be at least 1s"));
+        }
+        if self.registry.is_some() && !self.nodes.is_empty() {
+            return Err(Error::configuration("a registry and a fixed list of nodes exclude each other"));
+        }
+        let node = Node::new(self.groups.iter().cloned().map(Cache::new));
+        Ok(Server { options: self, node })
+    }
+}
+
+impl Server {
+    /// 5 seconds.
+    pub const DEFAULT_LEASE_TTL: Duration = Duration::from_secs(5);
+    /// The name that PeanutCache's clients look under.
+    pub const DEFAULT_NAMING_SERVICE: &str = "peanutcache";
+    /// 10 seconds.
+    pub const DEFAULT_SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
+
+    /// Describes a server.
+    pub fn builder() -> ServerBuilder {
+        ServerBuilder::default()
+    }
+
+    /// Serves on `listener` until `shutdown` completes; then says so to health checks and the registry,
+    /// finishes the calls in flight within the deadline, and returns.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Configuration`](crate::ErrorKind::Configuration) where no address is known to
+    /// advertise, or the fixed list of nodes does not have it;
+    /// [`ErrorKind::Transport`](crate::ErrorKind::Transport) where the listener fails.
+    pub async fn run(self, listener: TcpListener, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+        let local = listener.local_addr().map_err(|e| Error::transport("the listener has no address", e))?;
+        let registration = self.registration(local)?;
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_serving::<PeanutServer<Node>>().await;
+        health.set_serving::<PeanutCacheServer<Node>>().await;
+        let router = self.router(health_service)?;
+
+        let stop_serving = CancellationToken::new();
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let serving = router.serve_with_incoming_shutdown(incoming, stop_serving.clone().cancelled_owned());
+        tokio::pin!(serving);
+        let stop_registration = CancellationToken::new();
+        let registration = registration.map(|it| {
+            AbortOnDropHandle::new(tokio::spawn(it.run(self.node.clone(), stop_registration.clone())))
+        });
+        tracing::info!("listening on {local}");
+
+        tokio::select! {
+            ended = &mut serving => return ended.map_err(|e| Error::transport("serving failed", e)),
+            () = shutdown => {}
+        }
+
+        tracing::info!("shutting down");
+        let goodbye = async {
+            // First nobody new is sent here, then nobody new is let in.
+            for service in ["", "peanut.v1.Peanut", "peanutcachepb.PeanutCache"] {
+                health.set_service_status(service, tonic_health::ServingStatus::NotServing).await;
+            }
+            stop_registration.cancel();
+            if let Some(registration) = registration {
+                let _ = registration.await;
+            }
+            stop_serving.cancel();
+            std::future::pending().await
+        };
+        let finished = timeout(self.options.shutdown_deadline, async {
+            tokio::select! {
+                ended = &mut serving => ended,
+                never = goodbye => never,
+            }
+        });
+        let finished = finished.await;
+        // What is left of loads has nobody to answer to.
+        self.node.caches().for_each(|cache| cache.abort_loads());
+        match finished {
+            Ok(ended) => ended.map_err(|e| Error::transport("serving failed", e)),
+            Err(_) => {
+                tracing::warn!("some calls did not finish within {:?}", self.options.shutdown_deadline);
+                Ok(())
+            }
+        }
+    }
+
+    /// How many groups it has.
+    #[cfg(feature = "cli")]
+    pub(crate) fn groups(&self) -> usize {
+        self.options.groups.len()
+    }
+
+    /// Whether an address is known to advertise when it listens on this one.
+    #[cfg(feature = "cli")]
+    pub(crate) fn check_address(&self, listen: SocketAddr) -> Result<(), Error> {
+        self.registration(listen).map(drop)
+    }
+
+    fn router(
+        &self,
+        health: tonic_health::pb::health_server::HealthServer<impl tonic_health::pb::health_server::Health>,
+    ) -> Result<Router, Error> {
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(peanut_proto::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let reflection_v1 = reflection().build_v1().map_err(|e| Error::transport("reflection", e))?;
+        let reflection_v1alpha =
+            reflection().build_v1alpha().map_err(|e| Error::transport("reflection", e))?;
+        Ok(tonic::transport::Server::builder()
+            .max_concurrent_streams(MAX_STREAMS)
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .http2_keepalive_timeout(Some(KEEPALIVE))
+            .add_service(health)
+            .add_service(reflection_v1)
+            .add_service(reflection_v1alpha)
+            .add_service(
+                PeanutServer::new(self.node.clone())
+                    .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                    .max_encoding_message_size(MAX_MESSAGE_BYTES),
+            )
+            .add_service(
+                PeanutCacheServer::new(self.node.clone())
+                    .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                    .max_encoding_message_size(MAX_MESSAGE_BYTES),
+            ))
+    }
+
+    /// What to register, where there is a registry.
+    fn registration(&self, local: SocketAddr) -> Result<Option<Registration>, Error> {
+        let options = &self.options;
+        let registry = match (&options.registry, options.nodes.is_empty()) {
+            (Some(registry), _) => registry.clone(),
+            (None, false) => Arc::new(LocalRegistry::fixed(&options.fleet, options.nodes.iter())) as _,
+            (None, true) => return Ok(None),
+        };
+        let addr = advertised(options.advertise.as_deref(), local)?;
+        if !options.nodes.is_empty() && !options.nodes.contains(&addr) {
+            let nodes = options.nodes.join(", ");
+            return Err(Error::configuration(format!(
+                "`nodes` ({nodes}) does not have this node's `{addr}`"
+            )));
+        }
+        let id = options.node_id.clone().unwrap_or_else(|| addr.clone());
+        Ok(Some(Registration {
+            registry,
+            keys: Keys::new(&options.fleet),
+            node: NodeInfo { id, addr, zone: options.zone.clone(), weight: options.weight },
+            lease_ttl: options.lease_ttl,
+            naming_service: options.naming_service.clone(),
+            max_ttl: options.groups.iter().map(|g| g.policy.max_ttl).max().unwrap_or_default(),
+        }))
+    }
+}
+
+/// The address that clients are told.
+fn advertised(advertise: Option<&str>, local: SocketAddr) -> Result<String, Error> {
+    let Some(advertise) = advertise else {
+        if local.ip().is_unspecified() {
+            let why = format!(
+                "listening on {local} says nothing of where clients reach this node; set `advertise`"
+            );
+            return Err(Error::configuration(why));
+        }
+        return Ok(local.to_string());
+    };
+    match advertise.rsplit_once(':').map(|(host, port)| (host, port.parse::<u16>())) {
+        Some((host, Ok(0))) if !host.is_empty() => Ok(format!("{host}:{}", local.port())),
+        Some((host, Ok(_))) if !host.is_empty() => Ok(advertise.to_owned()),
+        _ => Err(Error::configuration(format!("advertise `{advertise}` is not like 10.0.0.5:9999"))),
+    }
+}

@@ -1,0 +1,47 @@
+//! The gRPC services, as thin translations between messages and [`Cache`](crate::cache::Cache).
+
+mod original;
+mod unary;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use peanut_proto::v1::ErrorCode;
+
+use crate::cache::Cache;
+use crate::error::Failure;
+
+/// What all services share: the groups of the node, and the newest ring version it has heard of.
+#[derive(Clone, Debug)]
+pub(crate) struct Node {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    caches: HashMap<String, Arc<Cache>>,
+    ring_version: AtomicU64,
+}
+
+impl Node {
+    pub(crate) fn new(caches: impl IntoIterator<Item = Cache>) -> Self {
+        let caches = caches.into_iter().map(|cache| (cache.name().to_owned(), Arc::new(cache))).collect();
+        Node { shared: Arc::new(Shared { caches, ring_version: AtomicU64::new(0) }) }
+    }
+
+    /// The group of that name.
+    pub(crate) fn cache(&self, group: &str) -> Result<&Arc<Cache>, Failure> {
+        let unknown = || Failure::new(ErrorCode::UnknownGroup, format!("this node has no group `{group}`"));
+        self.shared.caches.get(group).ok_or_else(unknown)
+    }
+
+    pub(crate) fn caches(&self) -> impl Iterator<Item = &Arc<Cache>> {
+        self.shared.caches.values()
+    }
+
+    /// Hears of a ring version and tells the newest one heard of. The node knows no more of the ring.
+    pub(crate) fn hear_of_ring(&self, version: u64) -> u64 {
+        self.shared.ring_version.fetch_max(version, Ordering::Relaxed).max(version)
+    }
+}

@@ -1,0 +1,33 @@
+//! `peanutcachepb.PeanutCache`, the service of the original PeanutCache. Its clients have a ring of their
+//! own or none, so their gets carry no versions.
+
+use bytes::Bytes;
+use peanut_proto::peanutcachepb::peanut_cache_server::PeanutCache;
+use peanut_proto::peanutcachepb::{GetRequest, GetResponse};
+use peanut_proto::v1::{OnMiss, Outcome};
+use tokio::time::Instant;
+use tonic::{Request, Response, Status};
+
+use super::Node;
+use crate::cache::Get;
+use crate::store::Origin;
+
+#[tonic::async_trait]
+impl PeanutCache for Node {
+    async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
+        let GetRequest { group, key } = request.into_inner();
+        let get = Get {
+            key: Bytes::from(key.into_bytes()),
+            on_miss: OnMiss::Load,
+            ring_version: self.hear_of_ring(0),
+            owned_since: 0,
+            origin: Origin::Owner,
+        };
+        let answer = self.cache(&group)?.begin(&get, Instant::now())?.answer().await?;
+        if answer.outcome == Outcome::NotFound {
+            // This service has no other way to say so.
+            return Err(Status::not_found(format!("group `{group}` has no such key")));
+        }
+        Ok(Response::new(GetResponse { value: answer.value }))
+    }
+}
