@@ -1,1 +1,31 @@
+//! Client of the Peanut cache.
+//!
+//! A client watches the fleet's ring in etcd and sends each get straight to the node that owns the key;
+//! that node answers from its store or loads the key, once for everyone who asks. There is no proxy and
+//! one hop.
+//!
+//! A get goes `group → failover → routing → ring`, which says whom to ask, and `→ node`, which asks.
+//! Beside it runs `discovery`, which swaps the routing table whole when the ring changes.
+//!
+//! An application that builds against this crate with feature `etcd` (the default) needs `protoc` for
+//! etcd's client; without the feature there are fixed lists and registries of one process.
 
+mod builder;
+mod client;
+mod config;
+mod discovery;
+mod error;
+mod failover;
+mod group;
+mod health;
+mod node;
+pub mod ring;
+mod routing;
+mod stats;
+
+pub use builder::ClientBuilder;
+pub use client::{Client, NodeStatus};
+pub use error::{Error, ErrorKind};
+pub use group::Group;
+pub use peanut_proto::registry;
+pub use stats::Stats;

@@ -81,7 +81,9 @@ async fn keep_current(registry: Arc<dyn Registry>, sender: watch::Sender<Discove
         if loaded.elapsed() > Duration::from_secs(1) && sender.borrow().trouble.is_none() {
             backoff.reset();
         }
-        tracing::warn!(%trouble, "the registry cannot be watched; the last good view stands");
+        if sender.borrow().trouble.is_none() {
+            tracing::warn!(%trouble, "the registry cannot be watched; the last good view stands");
+        }
         sender.send_modify(|discovered| discovered.trouble = Some(trouble));
         sleep(backoff.next_delay(fastrand::f64())).await;
     }

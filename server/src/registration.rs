@@ -21,6 +21,8 @@ use crate::service::Node;
 
 /// A compare-and-swap of the ring that loses so often in a row has met something other than neighbours.
 const SWAP_ATTEMPTS: usize = 100;
+/// Trouble that lasts is told again so often.
+const SAY_AGAIN: Duration = Duration::from_secs(10);
 /// How long a node that stops may take to say so.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -71,14 +73,18 @@ impl Registration {
         node: &Node,
     ) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+        let mut said = None;
         loop {
             if let Err(error) = self.register(live, lease, discovered).await {
-                let retry_in = backoff.next_delay(fastrand::f64());
-                tracing::warn!(%error, ?retry_in, "not registered; serving on");
-                sleep(retry_in).await;
+                if said.is_none_or(|at: Instant| at.elapsed() > SAY_AGAIN) {
+                    tracing::warn!(%error, "not registered; serving, and trying again until it is");
+                    said = Some(Instant::now());
+                }
+                sleep(backoff.next_delay(fastrand::f64())).await;
                 continue;
             }
             backoff.reset();
+            said = None;
             let why = self.hold(lease, discovered, node).await;
             tracing::warn!(why, "registering again");
         }
@@ -152,7 +158,10 @@ impl Registration {
                             return "the lease was lost";
                         }
                         Err(error) => {
-                            tracing::warn!(%error, silent_for = ?renewed.elapsed(), "the lease was not renewed");
+                            // Told once: the first failure after a success comes a third of the way in.
+                            if next_renewal <= renewed + self.lease_ttl / 3 {
+                                tracing::warn!(%error, "the lease was not renewed; trying again until it is");
+                            }
                             next_renewal = Instant::now() + (self.lease_ttl / 10).max(Duration::from_millis(100));
                         }
                     }

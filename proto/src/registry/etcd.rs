@@ -4,6 +4,7 @@
 //! at a time and goes to the next when a call fails. Every call has a time-out. A watch asks for progress
 //! while it is quiet, so that a connection which died without a word is noticed.
 
+use std::error::Error as _;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -136,9 +137,17 @@ fn check_endpoint(endpoint: &str) -> Result<(), RegistryError> {
     }
 }
 
-/// The innermost message: tonic and hyper wrap "connection refused" in several others.
+/// The innermost message: tonic and hyper wrap "connection refused" in several others, and
+/// `etcd_client` tells no sources.
 fn reason(error: &etcd_client::Error) -> String {
-    let mut innermost: &dyn std::error::Error = error;
+    let mut innermost: &dyn std::error::Error = match error {
+        etcd_client::Error::GRpcStatus(status) => match status.source() {
+            Some(source) => source,
+            None => return format!("{} ({:?})", status.message(), status.code()),
+        },
+        etcd_client::Error::TransportError(transport) => transport,
+        other => other,
+    };
     while let Some(source) = innermost.source() {
         innermost = source;
     }
@@ -200,10 +209,14 @@ impl Registry for EtcdRegistry {
 
     async fn renew(&self, lease: LeaseId) -> Result<bool, RegistryError> {
         let renewal = self.call("renew the lease", |mut client| async move {
-            let (_keeper, mut replies) = client.lease_keep_alive(lease.0).await?;
-            replies.message().await
+            // It returns with the first reply; one with nothing left to live is this error.
+            match client.lease_keep_alive(lease.0).await {
+                Ok(_replied) => Ok(true),
+                Err(etcd_client::Error::LeaseKeepAliveError(_)) => Ok(false),
+                Err(error) => Err(error),
+            }
         });
-        Ok(renewal.await?.is_some_and(|reply| reply.ttl() > 0))
+        renewal.await
     }
 
     async fn revoke(&self, lease: LeaseId) -> Result<(), RegistryError> {

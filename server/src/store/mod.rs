@@ -36,7 +36,7 @@ impl Store {
 
     fn shard(&self, key: &[u8]) -> &Mutex<Shard> {
         let hash = u128::from(self.hasher.hash_one(key));
-        &self.shards[(hash * self.shards.len() as u128 >> 64) as usize]
+        &self.shards[((hash * self.shards.len() as u128) >> 64) as usize]
     }
 
     /// The entry of a key, if it is fresh and was written by `origin` under ring version `owned_since`

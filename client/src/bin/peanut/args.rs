@@ -1,0 +1,82 @@
+//! The command line.
+
+use std::time::Duration;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+
+/// Look into a Peanut fleet.
+///
+/// Exit codes: 0 done, 1 not found, 2 failed.
+#[derive(Debug, Parser)]
+#[command(name = "peanut", version)]
+pub(crate) struct Args {
+    /// etcd's endpoints
+    #[arg(long, global = true, env = "PEANUT_ETCD_ENDPOINTS", value_name = "URL", value_delimiter = ',')]
+    #[arg(default_value = "http://127.0.0.1:2379")]
+    pub(crate) etcd: Vec<String>,
+    /// The fleet as a fixed list of addresses, in place of etcd
+    #[arg(long, global = true, env = "PEANUT_NODES", value_name = "HOST:PORT", value_delimiter = ',')]
+    pub(crate) nodes: Option<Vec<String>>,
+    /// Name of the fleet
+    #[arg(long, global = true, env = "PEANUT_FLEET", value_name = "NAME", default_value = "default")]
+    pub(crate) fleet: String,
+    /// Seconds that an operation may take
+    #[arg(long, global = true, value_name = "SECONDS", default_value = "5", value_parser = seconds)]
+    pub(crate) deadline: Duration,
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Print the value of a key; exit code 1 where there is none
+    Get {
+        /// The group
+        group: String,
+        /// The key
+        key: String,
+    },
+    /// Print the members of the ring, or the owner of a key
+    Ring {
+        /// The group of a key
+        #[arg(requires = "key")]
+        group: Option<String>,
+        /// The key
+        key: Option<String>,
+    },
+}
+
+/// What to do in place of running.
+pub(crate) enum Stop {
+    Say(String),
+    Refuse(String),
+}
+
+impl Args {
+    pub(crate) fn read() -> Result<Self, Stop> {
+        Args::try_parse().map_err(|error| match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Stop::Say(error.to_string()),
+            ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+                Stop::Refuse("no command is given; see `peanut --help`".to_owned())
+            }
+            _ => {
+                // The first paragraph in one line; the rest is usage.
+                let said = error.to_string();
+                let first = said.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
+                let words: Vec<&str> = first.split_whitespace().collect();
+                Stop::Refuse(format!("{}; see `peanut --help`", words.join(" ")))
+            }
+        })
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    seconds
+        .filter(|duration| !duration.is_zero())
+        .ok_or_else(|| "give a number of seconds above 0".to_owned())
+}

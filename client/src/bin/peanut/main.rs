@@ -1,0 +1,63 @@
+//! `peanut`: look into a fleet from the command line.
+//!
+//! Exit codes: 0 done, 1 not found, 2 failed, with one line on stderr.
+
+mod args;
+mod get;
+mod output;
+mod ring;
+
+use std::process::ExitCode;
+
+use args::{Args, Command};
+use peanut_client::{Client, Error};
+
+const NOT_FOUND: u8 = 1;
+const FAILED: u8 = 2;
+
+fn main() -> ExitCode {
+    let args = match Args::read() {
+        Ok(args) => args,
+        Err(args::Stop::Say(text)) => {
+            print!("{text}");
+            return ExitCode::SUCCESS;
+        }
+        Err(args::Stop::Refuse(why)) => return fail(&why),
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error.to_string()),
+    };
+    let done = runtime.block_on(run(&args));
+    // Background connections have nothing left to do.
+    runtime.shutdown_background();
+    match done {
+        Ok(code) => code,
+        Err(error) => fail(&error.to_string()),
+    }
+}
+
+async fn run(args: &Args) -> Result<ExitCode, Error> {
+    let client = connect(args).await?;
+    match &args.command {
+        Command::Get { group, key } => get::run(&client, group, key, args.json).await,
+        Command::Ring { group, key } => {
+            let key = group.as_deref().zip(key.as_deref());
+            Ok(ring::run(&client, &args.fleet, key, args.json).await)
+        }
+    }
+}
+
+async fn connect(args: &Args) -> Result<Client, Error> {
+    let builder = Client::builder().fleet(&args.fleet).deadline(args.deadline);
+    let builder = match &args.nodes {
+        Some(nodes) => builder.nodes(nodes),
+        None => builder.etcd(&args.etcd),
+    };
+    builder.build().await
+}
+
+fn fail(why: &str) -> ExitCode {
+    eprintln!("peanut: {why}");
+    ExitCode::from(FAILED)
+}

@@ -1,0 +1,156 @@
+//! Describes a client and brings it up.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use peanut_proto::discovery::{Discovered, Discovery};
+use peanut_proto::membership::{Keys, check_name};
+use peanut_proto::registry::{LocalRegistry, Registry};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::client::{Client, Shared};
+use crate::config::Config;
+use crate::discovery;
+use crate::error::{Error, ErrorKind};
+use crate::routing::{CurrentRouting, Routing};
+
+/// Describes a [`Client`]. One of [`etcd`](Self::etcd), [`nodes`](Self::nodes) and
+/// [`registry`](Self::registry) is needed; the last one called holds.
+#[derive(Clone, Debug, Default)]
+pub struct ClientBuilder {
+    source: Source,
+    fleet: Option<String>,
+    config: Config,
+    ready_timeout: Option<Duration>,
+}
+
+#[derive(Clone, Debug, Default)]
+enum Source {
+    #[default]
+    Missing,
+    #[cfg(feature = "etcd")]
+    Etcd(Vec<String>),
+    Nodes(Vec<String>),
+    Registry(Arc<dyn Registry>),
+}
+
+impl ClientBuilder {
+    /// Finds the fleet in etcd at these endpoints, like `http://127.0.0.1:2379`.
+    #[cfg(feature = "etcd")]
+    #[must_use]
+    pub fn etcd<S: Into<String>>(mut self, endpoints: impl IntoIterator<Item = S>) -> Self {
+        self.source = Source::Etcd(endpoints.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// The fleet is this list of addresses, `host:port`, for ever. All clients and nodes must be given the
+    /// same list.
+    #[must_use]
+    pub fn nodes<S: Into<String>>(mut self, addrs: impl IntoIterator<Item = S>) -> Self {
+        self.source = Source::Nodes(addrs.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Finds the fleet in this registry, for example a [`LocalRegistry`] that servers in the same process
+    /// share.
+    #[must_use]
+    pub fn registry(mut self, registry: impl Registry) -> Self {
+        self.source = Source::Registry(Arc::new(registry));
+        self
+    }
+
+    /// The fleet's name; `default` by default.
+    #[must_use]
+    pub fn fleet(mut self, fleet: impl Into<String>) -> Self {
+        self.fleet = Some(fleet.into());
+        self
+    }
+
+    /// How long an operation may take, failing over included; 1 s by default. A node that is silent for a
+    /// quarter of it is probed, and left if it is silent for another quarter.
+    #[must_use]
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.config.deadline = deadline;
+        self
+    }
+
+    /// How long connecting to a node may take; 500 ms by default.
+    #[must_use]
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.config.connect_timeout = timeout;
+        self
+    }
+
+    /// Connections to each node; 2 by default.
+    #[must_use]
+    pub fn channels_per_node(mut self, channels: usize) -> Self {
+        self.config.channels_per_node = channels;
+        self
+    }
+
+    /// How long [`build`](Self::build) waits for a ring with nodes in it; 5 s by default.
+    #[must_use]
+    pub fn ready_timeout(mut self, timeout: Duration) -> Self {
+        self.ready_timeout = Some(timeout);
+        self
+    }
+
+    /// Makes the client and waits until it knows a ring with at least one node.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Configuration`] where nothing says how to find the fleet, or it cannot be;
+    /// [`ErrorKind::Unavailable`] where the registry did not answer in time, or the fleet has no nodes.
+    pub async fn build(self) -> Result<Client, Error> {
+        let fleet = self.fleet.as_deref().unwrap_or("default");
+        check_name(fleet).map_err(|why| Error::new(ErrorKind::Configuration, format!("fleet name {why}")))?;
+        if self.config.deadline.is_zero() {
+            return Err(Error::new(
+                ErrorKind::Configuration,
+                "the deadline is zero; nothing could be done in it",
+            ));
+        }
+        let registry: Arc<dyn Registry> = match self.source {
+            Source::Missing => {
+                let why = "nothing says how to find the fleet; call etcd, nodes or registry";
+                return Err(Error::new(ErrorKind::Configuration, why));
+            }
+            #[cfg(feature = "etcd")]
+            Source::Etcd(endpoints) => {
+                use peanut_proto::registry::EtcdRegistry;
+                let registry = EtcdRegistry::new(endpoints, EtcdRegistry::DEFAULT_TIMEOUT);
+                Arc::new(
+                    registry
+                        .map_err(|e| Error::caused_by(ErrorKind::Configuration, None, e.to_string(), e))?,
+                )
+            }
+            Source::Nodes(addrs) if addrs.is_empty() => {
+                return Err(Error::new(ErrorKind::Configuration, "the list of nodes is empty"));
+            }
+            Source::Nodes(addrs) => Arc::new(LocalRegistry::fixed(fleet, addrs)),
+            Source::Registry(registry) => registry,
+        };
+        let found = Discovery::start(registry, Keys::new(fleet));
+        let mut discovered = found.subscribe();
+        let ready_timeout = self.ready_timeout.unwrap_or(Duration::from_secs(5));
+        let view =
+            match timeout(ready_timeout, discovered.wait_for(|d| !d.view.ring.members.is_empty())).await {
+                Ok(Ok(discovered)) => discovered.view.clone(),
+                Ok(Err(_)) | Err(_) => return Err(not_ready(fleet, ready_timeout, &found.subscribe())),
+            };
+        let routing = Arc::new(CurrentRouting::new(Routing::new(&view.ring, None, &self.config)?));
+        let follower = tokio::spawn(discovery::follow(discovered, routing.clone(), self.config.clone()));
+        Ok(Client::from_shared(Shared::new(self.config, routing, found, AbortOnDropHandle::new(follower))))
+    }
+}
+
+fn not_ready(fleet: &str, waited: Duration, discovered: &watch::Receiver<Discovered>) -> Error {
+    match &discovered.borrow().trouble {
+        Some(trouble) => {
+            let why = format!("fleet `{fleet}` was not found within {waited:?}: {trouble}");
+            Error::caused_by(ErrorKind::Unavailable, None, why, trouble.clone())
+        }
+        None => Error::new(ErrorKind::Unavailable, format!("fleet `{fleet}` has no nodes after {waited:?}")),
+    }
+}

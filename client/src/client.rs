@@ -1,0 +1,172 @@
+//! The client: what an application holds.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use peanut_proto::discovery::{Discovered, Discovery};
+use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::builder::ClientBuilder;
+use crate::config::Config;
+use crate::error::{Error, ErrorKind};
+use crate::failover::RetryBudget;
+use crate::group::Group;
+use crate::ring::Ring;
+use crate::routing::CurrentRouting;
+use crate::stats::{Counters, Stats};
+
+/// A client of one fleet. Cheap to clone; all clones share their connections.
+///
+/// ```no_run
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), peanut_client::Error> {
+/// use peanut_client::Client;
+///
+/// let client = Client::builder().etcd(["http://127.0.0.1:2379"]).build().await?;
+/// let scores = client.group("scores");
+/// match scores.get("Tom").await? {
+///     Some(score) => println!("{}", String::from_utf8_lossy(&score)),
+///     None => println!("not found"),
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Client {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) routing: Arc<CurrentRouting>,
+    pub(crate) budget: RetryBudget,
+    pub(crate) counters: Counters,
+    discovery: Discovery,
+    discovered: watch::Receiver<Discovered>,
+    /// Newest ring version that the registry was asked again for.
+    reloaded_for: AtomicU64,
+    _follower: AbortOnDropHandle<()>,
+}
+
+/// What a client knows of a node.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct NodeStatus {
+    /// The node's id.
+    pub id: String,
+    /// Where it is reached, `host:port`.
+    pub addr: String,
+    /// Its failure domain; empty where it has none.
+    pub zone: String,
+    /// Its weight.
+    pub weight: u32,
+    /// The part of all keys that it owns, 0 to 1.
+    pub share: f64,
+    /// Whether it holds a lease in the registry.
+    pub alive: bool,
+    /// Whether this client can use it, as far as it has tried.
+    pub up: bool,
+}
+
+impl Client {
+    /// Describes a client.
+    pub fn builder() -> ClientBuilder {
+        ClientBuilder::default()
+    }
+
+    pub(crate) fn from_shared(shared: Shared) -> Self {
+        Client { shared: Arc::new(shared) }
+    }
+
+    /// The group of that name. Nothing is sent; whether nodes serve it shows with the first get.
+    pub fn group(&self, name: &str) -> Group {
+        Group::new(self.shared.clone(), name)
+    }
+
+    /// The ring as it is now.
+    pub fn ring(&self) -> Ring {
+        self.shared.routing.get().ring.clone()
+    }
+
+    /// The nodes of the ring as they are now, in order of id.
+    pub fn nodes(&self) -> Vec<NodeStatus> {
+        let routing = self.shared.routing.get();
+        let view = self.shared.discovered.borrow().view.clone();
+        let shares = routing.ring.shares();
+        let nodes = routing.ring.members().iter().zip(routing.nodes()).zip(shares);
+        nodes
+            .map(|((member, node), share)| NodeStatus {
+                id: member.id.clone(),
+                addr: member.addr.clone(),
+                zone: member.zone.clone(),
+                weight: member.weight,
+                share,
+                alive: view.live.contains_key(&member.id),
+                up: !node.is_down(),
+            })
+            .collect()
+    }
+
+    /// Asks every node whether it serves, and waits until each has answered or had its time. Afterwards
+    /// [`nodes`](Self::nodes) tells what was seen.
+    pub async fn probe(&self) {
+        let routing = self.shared.routing.get();
+        futures_util::future::join_all(routing.nodes().iter().map(|node| node.probe())).await;
+    }
+
+    /// Waits until the ring has at least this version.
+    ///
+    /// # Errors
+    /// Never while the client lives; bound the time yourself.
+    pub async fn wait_for_ring(&self, version: u64) -> Result<(), Error> {
+        let mut discovered = self.shared.discovered.clone();
+        loop {
+            if self.shared.routing.get().ring.version() >= version {
+                return Ok(());
+            }
+            // The routing table follows discovery within a moment.
+            tokio::select! {
+                changed = discovered.changed() => changed.map_err(|e| Error::caused_by(
+                    ErrorKind::Unavailable, None, "the client has stopped watching", e,
+                ))?,
+                () = tokio::time::sleep(std::time::Duration::from_millis(5)) => {}
+            }
+        }
+    }
+
+    /// What this client's gets came to so far.
+    pub fn stats(&self) -> Stats {
+        self.shared.counters.read()
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(
+        config: Config,
+        routing: Arc<CurrentRouting>,
+        discovery: Discovery,
+        follower: AbortOnDropHandle<()>,
+    ) -> Self {
+        Shared {
+            config,
+            routing,
+            budget: RetryBudget::new(),
+            counters: Counters::default(),
+            discovered: discovery.subscribe(),
+            discovery,
+            reloaded_for: AtomicU64::new(0),
+            _follower: follower,
+        }
+    }
+
+    /// A node has heard of a ring newer than the one that chose it: the registry is read again, once for
+    /// all who are told.
+    pub(crate) fn hear_of_ring(&self, version: u64, chosen_by: u64) {
+        if version > chosen_by
+            && version > self.routing.get().ring.version()
+            && self.reloaded_for.fetch_max(version, Ordering::Relaxed) < version
+        {
+            self.discovery.reload();
+        }
+    }
+}

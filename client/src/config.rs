@@ -1,0 +1,40 @@
+//! What a client can be told, with its defaults.
+
+use std::time::Duration;
+
+/// Settings that every part of the client may look at.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    /// How long an operation may take.
+    pub(crate) deadline: Duration,
+    /// How long connecting to a node may take.
+    pub(crate) connect_timeout: Duration,
+    /// Channels to each node.
+    pub(crate) channels_per_node: usize,
+    /// Keys that `get_many` asks of one node at once.
+    pub(crate) keys_in_flight: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            deadline: Duration::from_secs(1),
+            connect_timeout: Duration::from_millis(500),
+            channels_per_node: 2,
+            keys_in_flight: 256,
+        }
+    }
+}
+
+impl Config {
+    /// How long a node may be silent on a call before it is asked whether it is there at all. A slow load
+    /// must not look like a dead node, nor a dead node eat the whole deadline.
+    pub(crate) fn suspect_after(&self) -> Duration {
+        self.deadline / 4
+    }
+
+    /// How long a probe may take.
+    pub(crate) fn probe_timeout(&self) -> Duration {
+        (self.deadline / 4).clamp(Duration::from_millis(50), Duration::from_secs(1))
+    }
+}

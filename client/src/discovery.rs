@@ -1,0 +1,111 @@
+//! Follows the fleet: turns each new view of it into a routing table.
+//!
+//! A ring from which more than half of the nodes have vanished at once is not believed while those nodes
+//! still answer: it is more likely that a registry was restored or misled than that they all left without
+//! stopping. They write the ring again within a lease, so doubt ends after [`DOUBT`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use peanut_proto::discovery::Discovered;
+use peanut_proto::membership::{FleetView, RingDocument};
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep_until};
+
+use crate::config::Config;
+use crate::routing::{CurrentRouting, Routing};
+
+/// How long a ring without most of its nodes is doubted at most.
+const DOUBT: Duration = Duration::from_secs(60);
+/// How often nodes that have vanished are asked whether they are there while there is doubt.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Keeps the routing table in step with the fleet, for ever.
+pub(crate) async fn follow(
+    mut discovered: watch::Receiver<Discovered>,
+    current: Arc<CurrentRouting>,
+    config: Config,
+) {
+    let mut doubted_since = None;
+    let mut last = discovered.borrow_and_update().view.clone();
+    loop {
+        let doubt = adopt(&last, &current, &config, doubted_since).await;
+        doubted_since = if doubt { doubted_since.or_else(|| Some(Instant::now())) } else { None };
+        let again = async {
+            match doubted_since {
+                Some(_) => sleep_until(Instant::now() + ASK_AGAIN).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            changed = discovered.changed() => if changed.is_err() {
+                return;
+            },
+            () = again => {}
+        }
+        let view = discovered.borrow_and_update().view.clone();
+        probe_what_changed(&last, &view, &current);
+        last = view;
+    }
+}
+
+/// Takes the view's ring, or says that it is in doubt.
+async fn adopt(
+    view: &FleetView,
+    current: &CurrentRouting,
+    config: &Config,
+    doubted_since: Option<Instant>,
+) -> bool {
+    let routing = current.get();
+    if view.ring.version == routing.ring.version() && view.ring.members == routing.ring.members() {
+        return false;
+    }
+    let patient = doubted_since.is_none_or(|since| since.elapsed() < DOUBT);
+    if patient && most_have_vanished_but_answer(&routing, &view.ring).await {
+        if doubted_since.is_none() {
+            let (held, offered) = (routing.ring.version(), view.ring.version);
+            tracing::warn!(
+                held,
+                offered,
+                "most nodes left the ring at once and still answer; keeping the old one"
+            );
+        }
+        return true;
+    }
+    // A large ring takes tens of milliseconds to build, too long for a thread that carries calls.
+    let (document, config) = (view.ring.clone(), config.clone());
+    let build = move || Routing::new(&document, Some(&routing), &config);
+    match spawn_blocking(build).await {
+        Ok(Ok(next)) => {
+            tracing::debug!(version = next.ring.version(), nodes = next.nodes().len(), "new ring");
+            current.set(next);
+        }
+        Ok(Err(error)) => tracing::warn!(%error, "a ring that cannot be used; keeping the old one"),
+        Err(error) => tracing::error!(%error, "a ring that could not be built; keeping the old one"),
+    }
+    false
+}
+
+async fn most_have_vanished_but_answer(routing: &Routing, offered: &RingDocument) -> bool {
+    let vanished: Vec<_> =
+        routing.nodes().iter().filter(|node| offered.member(node.id()).is_none()).collect();
+    if vanished.len() * 2 <= routing.nodes().len() {
+        return false;
+    }
+    let answers = join_all(vanished.iter().map(|node| node.probe())).await;
+    answers.iter().filter(|answers| **answers).count() * 2 > vanished.len()
+}
+
+/// Nodes whose liveness has come, gone or begun anew are asked at once, rather than when they are next
+/// needed.
+fn probe_what_changed(before: &FleetView, now: &FleetView, current: &CurrentRouting) {
+    for node in current.get().nodes() {
+        let incarnation = |view: &FleetView| view.live.get(node.id()).map(|live| live.incarnation.clone());
+        if before.revision > 0 && incarnation(before) != incarnation(now) {
+            let node = node.clone();
+            tokio::spawn(async move { node.probe().await });
+        }
+    }
+}

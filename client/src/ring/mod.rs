@@ -1,0 +1,211 @@
+//! The ring: which node owns which key, and since when.
+//!
+//! Consistent hashing after Karger et al. (1997) as ketama made it common: each node has points on a
+//! circle of 64-bit hashes, and a key belongs to the first point clockwise from its hash. Keys hash as
+//! xxh3-64 of group, a zero byte, key; points as xxh3-64 of `<id>#<n>`. Placement is wire protocol:
+//! `testdata/` holds vectors that must never change.
+//!
+//! A ring is built from one [`RingDocument`] and never changes; it does no I/O and reads no clock.
+
+use std::collections::HashMap;
+
+pub use peanut_proto::membership::{Member, RingDocument};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// An immutable ring.
+///
+/// Look-up takes the top bits of the hash as an index into the sorted points and walks from there, one
+/// or two steps on average, whatever the number of nodes. Memory is 16 bytes per point and 4 to 8 for the
+/// index.
+#[derive(Clone, Debug)]
+pub struct Ring {
+    version: u64,
+    members: Vec<Member>,
+    /// In order of hash, points of departed nodes included.
+    points: Vec<Point>,
+    /// For each value of the top bits, the first point at or after the beginning of its arc.
+    index: Vec<u32>,
+    /// How far a hash is shifted to give its top bits.
+    shift: u32,
+    /// The different `owned_since` of all points.
+    versions: Vec<u64>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Point {
+    hash: u64,
+    /// Index of the member that owns the arc ending here. For a departed node's point that is the next
+    /// member clockwise.
+    owner: u32,
+    /// Index into `versions`.
+    owned_since: u32,
+}
+
+/// Where a key lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Index of the owner among [`Ring::members`].
+    pub owner: usize,
+    /// Index of the next distinct member clockwise; `None` in a ring of one.
+    pub successor: Option<usize>,
+    /// Ring version at which the owner came to own the key. What the owner wrote before that may have
+    /// missed a write at another owner.
+    pub owned_since: u64,
+}
+
+/// The hash by which a key is placed.
+pub fn key_hash(group: &str, key: &[u8]) -> u64 {
+    // xxh3 over one buffer is several times quicker than its streaming form for short keys.
+    let mut stack = [0; 256];
+    let length = group.len() + 1 + key.len();
+    if length <= stack.len() {
+        stack[..group.len()].copy_from_slice(group.as_bytes());
+        stack[group.len() + 1..length].copy_from_slice(key);
+        xxh3_64(&stack[..length])
+    } else {
+        xxh3_64(&[group.as_bytes(), &[0], key].concat())
+    }
+}
+
+impl Ring {
+    /// Builds the ring of a document. Takes about 60 ns per point: 6 ms for 100 nodes.
+    pub fn new(document: &RingDocument) -> Self {
+        let mut versions = Vec::new();
+        let points = own(document, &mut versions);
+        let bits = points.len().next_power_of_two().trailing_zeros().max(1);
+        let mut ring = Ring {
+            version: document.version,
+            members: document.members.clone(),
+            points,
+            index: Vec::new(),
+            shift: 64 - bits,
+            versions,
+        };
+        ring.index = (0..1_u64 << bits).map(|top| ring.first_at_or_after(top << ring.shift)).collect();
+        ring
+    }
+
+    /// Version of the document it was built from. Equal versions mean equal rings.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// The members, in order of id.
+    pub fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    /// Where a key lives; `None` in an empty ring.
+    pub fn place(&self, group: &str, key: &[u8]) -> Option<Place> {
+        self.place_hash(key_hash(group, key))
+    }
+
+    /// Where a key of that hash lives; `None` in an empty ring.
+    pub fn place_hash(&self, hash: u64) -> Option<Place> {
+        let top = usize::try_from(hash >> self.shift).ok()?;
+        let mut at = *self.index.get(top)? as usize;
+        while self.points.get(at).is_some_and(|point| point.hash < hash) {
+            at += 1;
+        }
+        let point = self.points.get(at).or(self.points.first())?;
+        let (before, after) = self.points.split_at(at.min(self.points.len()));
+        let successor = after.iter().chain(before).find(|other| other.owner != point.owner);
+        Some(Place {
+            owner: point.owner as usize,
+            successor: successor.map(|other| other.owner as usize),
+            owned_since: self.versions[point.owned_since as usize],
+        })
+    }
+
+    /// The part of all hashes that each member owns, in the order of [`members`](Self::members).
+    pub fn shares(&self) -> Vec<f64> {
+        let mut arcs = vec![0_u128; self.members.len()];
+        let mut from = self.points.last().map_or(0, |last| last.hash);
+        for point in &self.points {
+            arcs[point.owner as usize] += u128::from(point.hash.wrapping_sub(from));
+            from = point.hash;
+        }
+        if let [only] = &mut arcs[..] {
+            *only = 1 << 64;
+        }
+        arcs.into_iter().map(|arc| arc as f64 / 2_f64.powi(64)).collect()
+    }
+
+    /// Memory that the ring takes, in bytes, without the members' names.
+    pub fn memory_bytes(&self) -> usize {
+        size_of_val(&self.points[..]) + size_of_val(&self.index[..]) + size_of_val(&self.versions[..])
+    }
+
+    fn first_at_or_after(&self, hash: u64) -> u32 {
+        let at = self.points.partition_point(|point| point.hash < hash);
+        u32::try_from(at).expect("documents have fewer points than that")
+    }
+}
+
+/// A node that has points: a member, by its index, or a departed one, by the version at which it left.
+struct Holder<'a> {
+    id: &'a str,
+    node: Result<u32, u64>,
+}
+
+/// All points of members and departed nodes, clockwise, each with the index of its holder. Where two
+/// nodes' points meet, the smaller id is first, and so owns.
+fn place_points(document: &RingDocument) -> (Vec<(u64, u32)>, Vec<Holder<'_>>) {
+    let mut points = Vec::new();
+    let mut holders = Vec::new();
+    let mut name = String::new();
+    let mut add = |id, from: u32, weight: u32, node| {
+        let holder = u32::try_from(holders.len()).expect("fewer nodes than points");
+        holders.push(Holder { id, node });
+        for n in from * document.points..weight * document.points {
+            use std::fmt::Write as _;
+            name.clear();
+            let _ = write!(name, "{id}#{n}");
+            points.push((xxh3_64(name.as_bytes()), holder));
+        }
+    };
+    for (at, member) in (0..).zip(&document.members) {
+        add(&member.id, 0, member.weight, Ok(at));
+    }
+    for gone in &document.departed {
+        // Where the node is back with less weight, only the points that it has not got back count.
+        let back = document.member(&gone.id).map_or(0, |member| member.weight);
+        add(&gone.id, back, gone.weight.max(back), Err(gone.left));
+    }
+    let id = |holder: u32| holders[holder as usize].id;
+    points.sort_unstable_by(|a, b| a.0.cmp(&b.0).then_with(|| id(a.1).cmp(id(b.1))));
+    (points, holders)
+}
+
+/// Gives each point the member that owns its arc and the version since when: from the point clockwise to
+/// the first member's, `owned_since` is that member's `since` or the latest departure passed on the way.
+fn own(document: &RingDocument, versions: &mut Vec<u64>) -> Vec<Point> {
+    let (placed, holders) = place_points(document);
+    let node = |at: usize| holders[placed[at].1 as usize].node;
+    let mut numbers = HashMap::new();
+    let mut number = |version| {
+        *numbers.entry(version).or_insert_with(|| {
+            versions.push(version);
+            u32::try_from(versions.len() - 1).expect("fewer versions than points")
+        })
+    };
+    // Backwards, beginning at a member's point, so that what lies clockwise is always known.
+    let Some(start) = (0..placed.len()).rfind(|at| node(*at).is_ok()) else { return Vec::new() };
+    let mut points: Vec<Point> =
+        placed.iter().map(|(hash, _)| Point { hash: *hash, owner: 0, owned_since: 0 }).collect();
+    let (mut owner, mut since) = (0, 0);
+    for at in (0..=start).rev().chain((start + 1..placed.len()).rev()) {
+        match node(at) {
+            Ok(member) => (owner, since) = (member, document.members[member as usize].since),
+            Err(left) => since = since.max(left),
+        }
+        points[at].owner = owner;
+        points[at].owned_since = number(since);
+    }
+    points
+}
+
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,65 @@
+//! Counts of what a client's gets came to.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use peanut_proto::v1::Outcome;
+
+/// What a client's gets came to since it was made. A get that was answered is in exactly one of `hits`,
+/// `loaded`, `coalesced` and `not_found`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// The value was in the node's store.
+    pub hits: u64,
+    /// The get caused a load.
+    pub loaded: u64,
+    /// The get waited for a load that another had caused.
+    pub coalesced: u64,
+    /// The origin has no such key.
+    pub not_found: u64,
+    /// The get failed.
+    pub errors: u64,
+    /// Answered, in one of the ways above, by the successor in place of the owner.
+    pub failovers: u64,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    hits: AtomicU64,
+    loaded: AtomicU64,
+    coalesced: AtomicU64,
+    not_found: AtomicU64,
+    errors: AtomicU64,
+    failovers: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn answered(&self, outcome: Outcome, failover: bool) {
+        let counter = match outcome {
+            Outcome::Loaded => &self.loaded,
+            Outcome::Coalesced => &self.coalesced,
+            Outcome::NotFound => &self.not_found,
+            _ => &self.hits,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        if failover {
+            self.failovers.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn failed(&self) {
+        self.errors.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn read(&self) -> Stats {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Stats {
+            hits: read(&self.hits),
+            loaded: read(&self.loaded),
+            coalesced: read(&self.coalesced),
+            not_found: read(&self.not_found),
+            errors: read(&self.errors),
+            failovers: read(&self.failovers),
+        }
+    }
+}
