@@ -1,1 +1,54 @@
+//! What tests of whole fleets are made of: etcd, servers and clients as processes of their own, an origin
+//! that counts, and a proxy that can cut.
+//!
+//! Every process ends with its handle, also when a test fails; then the end of its log is printed.
 
+mod etcd;
+mod origin;
+mod process;
+mod proxy;
+mod server;
+
+use std::time::{Duration, Instant};
+
+pub use etcd::Etcd;
+pub use origin::Origin;
+pub use process::Process;
+pub use proxy::Proxy;
+pub use server::{ServerProcess, group_from};
+
+/// Longer than anything that works takes on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The time, for bounds that tests state.
+#[expect(clippy::disallowed_methods, reason = "tests of whole fleets run in real time")]
+pub fn now() -> Instant {
+    Instant::now()
+}
+
+/// Waits until `check` gives a value.
+///
+/// # Panics
+/// Where it has given none for [`PATIENCE`]; `what` says what was waited for.
+pub async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
+    let begun = now();
+    loop {
+        if let Some(value) = check().await {
+            return value;
+        }
+        assert!(begun.elapsed() < PATIENCE, "waited {PATIENCE:?} for {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A port that was free a moment ago, outside the range from which the system takes ports for outgoing
+/// connections.
+pub fn free_port() -> u16 {
+    for _ in 0..1000 {
+        let port = fastrand::u16(20_000..32_000);
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no free port in 1000 tries");
+}

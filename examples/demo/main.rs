@@ -1,0 +1,122 @@
+//! The main job, seen: an application reads 10,000 rows of a database through three nodes; a fourth joins;
+//! one is killed. Everything is on this machine, and gone at the end.
+//!
+//! With etcd on the path the nodes are processes joined by etcd; without it they live in this process, on
+//! ports of their own, joined by the embedded registry.
+
+mod application;
+mod database;
+mod fleet;
+mod report;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use application::Application;
+use database::Database;
+use fleet::Fleet;
+use peanut_client::Client;
+use report::{Phase, heading, print_ring, say};
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+const ROWS: usize = 10_000;
+const NODES: usize = 3;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let done = tokio::select! {
+        done = run() => done,
+        _ = tokio::signal::ctrl_c() => Err("stopped".into()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("demo: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let database = Database::fill(folder.path(), ROWS).await?;
+    say(&format!("a SQLite database with {ROWS} rows"));
+    let mut fleet = Fleet::start(folder.path(), &database).await?;
+    say(&fleet.describe());
+    for _ in 0..NODES {
+        fleet.add_node().await?;
+    }
+    let client = fleet.client().await?;
+    client.wait_for_ring(NODES as u64).await?;
+    print_ring(&client);
+    let application = Application::new(client.clone(), ROWS);
+
+    heading("An application reads, 64 callers at once, some keys far more often than others");
+    let cold = application.run(Duration::from_secs(8)).await;
+    cold.print();
+    let distinct = application.distinct_keys_read();
+    let loads = client.stats().loaded;
+    say(&format!("{loads} loads for {distinct} distinct keys, which were read {} times", cold.reads));
+
+    heading("A fourth node joins while it goes on");
+    let before = owners(&client);
+    let (joined, reading) = tokio::join!(join(&mut fleet, &client), application.run(Duration::from_secs(6)));
+    let seen_after = joined?;
+    reading.print();
+    let after = owners(&client);
+    let moved = before.iter().zip(&after).filter(|(was, is)| was != is).count();
+    let share = 100.0 * moved as f64 / before.len() as f64;
+    say(&format!(
+        "the client saw it {seen_after:.0?} after it had joined; {share:.1} % of the keys moved, to it alone"
+    ));
+    print_ring(&client);
+
+    heading("One node is killed, as by kill -9, while it goes on");
+    let (killed, reading) = tokio::join!(kill(&mut fleet), application.run(Duration::from_secs(8)));
+    reading.print();
+    let failovers = client.stats().failovers;
+    say(&format!("{killed} is gone; its successors answered {failovers} reads in its place"));
+    say(&format!("errors seen by the application: {}", none_or(client.stats().errors)));
+    print_ring(&client);
+
+    drop(client);
+    fleet.stop().await;
+    folder.close()?;
+    say("all nodes stopped, all files removed");
+    verdict(distinct, loads, &[cold, reading])
+}
+
+async fn join(fleet: &mut Fleet, client: &Client) -> Result<Duration> {
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    fleet.add_node().await?;
+    let joined = tokio::time::Instant::now();
+    client.wait_for_ring(NODES as u64 + 1).await?;
+    Ok(joined.elapsed())
+}
+
+async fn kill(fleet: &mut Fleet) -> String {
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    fleet.kill_node(0)
+}
+
+fn owners(client: &Client) -> Vec<String> {
+    let ring = client.ring();
+    let places = (0..ROWS).filter_map(|n| ring.place(database::GROUP, database::key(n).as_bytes()));
+    places.map(|place| ring.members()[place.owner].id.clone()).collect()
+}
+
+fn none_or(count: u64) -> String {
+    if count == 0 { "none".to_owned() } else { count.to_string() }
+}
+
+/// A demo that showed something else than it promises has failed.
+fn verdict(distinct: usize, loads: u64, phases: &[Phase]) -> Result<()> {
+    if loads != distinct as u64 {
+        return Err(format!("{loads} loads for {distinct} distinct keys").into());
+    }
+    match phases.iter().map(|phase| phase.errors).sum() {
+        0_u64 => Ok(()),
+        errors => Err(format!("the application saw {errors} errors").into()),
+    }
+}

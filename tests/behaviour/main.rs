@@ -1,0 +1,50 @@
+//! What a fleet does, told by what an application or an operator sees of it. One file per kind of
+//! behaviour; real processes and real etcd throughout.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot unwrap has failed")]
+
+mod cli;
+mod configuration;
+mod etcd_outage;
+mod failover;
+mod membership;
+mod one_load;
+mod shutdown;
+mod wire;
+
+use peanut_client::{Client, ClientBuilder};
+use peanut_tests::{Etcd, ServerProcess};
+
+const SERVER: &str = env!("CARGO_BIN_EXE_peanut-server-under-test");
+const SCORES: &str = r#"
+[[group]]
+name = "scores"
+[group.loader]
+kind = "static"
+entries = { Tom = "630", Jack = "589", Sam = "567" }
+"#;
+
+/// A fleet of that many nodes with these groups, all registered.
+async fn fleet(nodes: usize, groups: &str) -> (Etcd, Vec<ServerProcess>) {
+    let etcd = Etcd::start().await;
+    let mut servers = Vec::new();
+    for _ in 0..nodes {
+        servers.push(ServerProcess::start(SERVER, &etcd.endpoint(), groups).await);
+    }
+    for server in &mut servers {
+        server.registered().await;
+    }
+    (etcd, servers)
+}
+
+fn client_of(etcd: &Etcd) -> ClientBuilder {
+    Client::builder().etcd([etcd.endpoint()])
+}
+
+/// A client that knows a ring with that many nodes.
+async fn client(etcd: &Etcd, nodes: usize) -> Client {
+    let client = client_of(etcd).build().await.expect("the fleet is there");
+    peanut_tests::eventually("the ring to be whole", async || (client.nodes().len() == nodes).then_some(()))
+        .await;
+    client
+}

@@ -1,0 +1,111 @@
+//! Nodes join, and every client agrees on what that means.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use peanut_client::{Client, ErrorKind};
+use peanut_tests::{Origin, ServerProcess, eventually, group_from, now};
+
+use crate::{SCORES, SERVER, client, client_of, fleet};
+
+fn owners(client: &Client) -> Vec<String> {
+    let ring = client.ring();
+    (0..100_000_u32)
+        .map(|n| {
+            let place = ring.place("scores", format!("key-{n}").as_bytes()).unwrap();
+            ring.members()[place.owner].id.clone()
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_client_sees_a_joining_node_within_a_second_without_a_failed_call() {
+    let origin = Origin::start(Duration::ZERO).await;
+    let groups = group_from("scores", origin.url(), "");
+    let (etcd, mut servers) = fleet(3, &groups).await;
+    let client = client(&etcd, 3).await;
+    let before = owners(&client);
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let readers: Vec<_> = (0..8)
+        .map(|_| {
+            let (group, stop) = (client.group("scores"), stop.clone());
+            tokio::spawn(async move {
+                let (mut reads, mut errors) = (0, Vec::new());
+                while !stop.load(Ordering::Relaxed) {
+                    let key = format!("key-{}", fastrand::u32(..500));
+                    match group.get(&key).await {
+                        Ok(value) => assert_eq!(value.unwrap(), format!("value of {key}")),
+                        Err(error) => errors.push(error),
+                    }
+                    reads += 1;
+                }
+                (reads, errors)
+            })
+        })
+        .collect();
+
+    let mut joining = ServerProcess::start(SERVER, &etcd.endpoint(), &groups).await;
+    joining.registered().await;
+    let registered = now();
+    eventually("the client to see the node", async || (client.nodes().len() == 4).then_some(())).await;
+    assert!(registered.elapsed() < Duration::from_secs(1), "seen after {:?}", registered.elapsed());
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    stop.store(true, Ordering::Relaxed);
+    for reader in readers {
+        let (reads, errors) = reader.await.unwrap();
+        assert!(reads > 0 && errors.is_empty(), "{reads} reads, {errors:?}");
+    }
+
+    let after = owners(&client);
+    let moved: Vec<_> = before.iter().zip(&after).filter(|(was, is)| was != is).collect();
+    assert!(moved.iter().all(|(_, is)| *is == joining.addr()), "keys move to the newcomer only");
+    let share = moved.len() as f64 / after.len() as f64;
+    assert!(share <= 0.25 + 0.03, "{share} of the keys have moved");
+    servers.push(joining);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_with_the_same_ring_version_agree_on_every_key() {
+    let (etcd, _servers) = fleet(4, SCORES).await;
+    let (one, other) = (client(&etcd, 4).await, client(&etcd, 4).await);
+    assert_eq!(one.ring().version(), other.ring().version());
+    assert_eq!(owners(&one), owners(&other));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_start_together_all_join() {
+    let (etcd, servers) = fleet(6, SCORES).await;
+    let client = client(&etcd, 6).await;
+    assert_eq!(client.ring().version(), 6, "each join is one version");
+    let mut addrs: Vec<_> = servers.iter().map(ServerProcess::addr).collect();
+    addrs.sort_unstable();
+    assert_eq!(client.nodes().iter().map(|node| node.addr.as_str()).collect::<Vec<_>>(), addrs);
+    assert!(client.nodes().iter().all(|node| node.alive && node.up));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fleets_do_not_see_each_other() {
+    let (etcd, _servers) = fleet(1, SCORES).await;
+    let builder = client_of(&etcd).fleet("another").ready_timeout(Duration::from_millis(500));
+    let error = builder.build().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.to_string().contains("fleet `another` has no nodes"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fixed_list_needs_no_etcd() {
+    let ports = [peanut_tests::free_port(), peanut_tests::free_port()];
+    let addrs = ports.map(|port| format!("127.0.0.1:{port}"));
+    let nodes = format!("nodes = [\"{}\", \"{}\"]", addrs[0], addrs[1]);
+    let mut servers = Vec::new();
+    for addr in &addrs {
+        let config = format!("listen = \"{addr}\"\n{nodes}\n{SCORES}");
+        servers.push(ServerProcess::start_with(SERVER, &config).await);
+    }
+    let client = Client::builder().nodes(addrs).build().await.unwrap();
+    for (key, score) in [("Tom", "630"), ("Jack", "589"), ("Sam", "567")] {
+        assert_eq!(client.group("scores").get(key).await.unwrap().unwrap(), score);
+    }
+}

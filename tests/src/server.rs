@@ -1,0 +1,80 @@
+//! A `peanut-server` process.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use crate::Process;
+
+/// A server with a configuration file of its own.
+#[derive(Debug)]
+pub struct ServerProcess {
+    binary: PathBuf,
+    folder: TempDir,
+    addr: String,
+    process: Process,
+}
+
+/// The configuration of a group `name` that loads from an origin's URL, with further lines.
+pub fn group_from(name: &str, url: &str, more: &str) -> String {
+    format!("[[group]]\nname = \"{name}\"\n{more}\n[group.loader]\nkind = \"http\"\nurl = \"{url}\"\n")
+}
+
+impl ServerProcess {
+    /// Starts a server on a port of its own that joins etcd at `etcd`, with these groups, and waits until
+    /// it listens. `binary` is the server's path.
+    ///
+    /// # Panics
+    /// Where it does not come up.
+    pub async fn start(binary: &str, etcd: &str, groups: &str) -> Self {
+        let config = format!("listen = \"127.0.0.1:0\"\n[etcd]\nendpoints = [\"{etcd}\"]\n{groups}");
+        ServerProcess::start_with(binary, &config).await
+    }
+
+    /// Starts a server with this configuration.
+    ///
+    /// # Panics
+    /// Where it does not come up.
+    pub async fn start_with(binary: &str, config: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder for the configuration");
+        std::fs::write(folder.path().join("peanut.toml"), config).expect("the configuration is written");
+        let (process, addr) = spawn(binary.into(), &folder, None).await;
+        ServerProcess { binary: binary.into(), folder, addr, process }
+    }
+
+    /// Starts it again on the same address.
+    pub async fn start_again(&mut self) {
+        let (process, _) = spawn(self.binary.clone(), &self.folder, Some(&self.addr)).await;
+        self.process = process;
+    }
+
+    /// Waits until it says that it is registered.
+    pub async fn registered(&mut self) {
+        self.process.wait_for_line(" registered ").await;
+    }
+
+    /// Its address, which is also its id.
+    pub fn addr(&self) -> &str {
+        &self.addr
+    }
+
+    /// The process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+}
+
+async fn spawn(binary: PathBuf, folder: &TempDir, listen: Option<&str>) -> (Process, String) {
+    let mut command = Command::new(binary);
+    command
+        .arg("--config")
+        .arg(folder.path().join("peanut.toml"))
+        .env("RUST_LOG", "info")
+        .env("NO_COLOR", "1");
+    command.args(listen.map(|listen| format!("--listen={listen}")));
+    let mut process = Process::start("peanut-server", &mut command);
+    let line = process.wait_for_line("listening on ").await;
+    let addr = line.rsplit("listening on ").next().unwrap_or_default().trim().to_owned();
+    (process, addr)
+}
