@@ -139,7 +139,7 @@ impl ClientBuilder {
                 Ok(Ok(discovered)) => discovered.view.clone(),
                 Ok(Err(_)) | Err(_) => return Err(not_ready(fleet, ready_timeout, &found.subscribe())),
             };
-        let routing = Arc::new(CurrentRouting::new(Routing::new(&view.ring, None, &self.config)?));
+        let routing = Arc::new(CurrentRouting::new(Routing::new(&view.ring, None, &self.config)));
         let follower = tokio::spawn(discovery::follow(discovered, routing.clone(), self.config.clone()));
         Ok(Client::from_shared(Shared::new(self.config, routing, found, AbortOnDropHandle::new(follower))))
     }

@@ -78,11 +78,10 @@ async fn adopt(
     let (document, config) = (view.ring.clone(), config.clone());
     let build = move || Routing::new(&document, Some(&routing), &config);
     match spawn_blocking(build).await {
-        Ok(Ok(next)) => {
+        Ok(next) => {
             tracing::debug!(version = next.ring.version(), nodes = next.nodes().len(), "new ring");
             current.set(next);
         }
-        Ok(Err(error)) => tracing::warn!(%error, "a ring that cannot be used; keeping the old one"),
         Err(error) => tracing::error!(%error, "a ring that could not be built; keeping the old one"),
     }
     false

@@ -121,7 +121,7 @@ async fn attempt(
     config: &Config,
 ) -> Result<GetResponse, Refusal> {
     let begun = Instant::now();
-    let call = timeout_at(deadline, node.get(request, deadline.saturating_duration_since(begun)));
+    let call = timeout_at(deadline, node.get(request, deadline));
     tokio::pin!(call);
     let mut suspect_at = begun + config.suspect_after();
     loop {

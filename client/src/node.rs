@@ -15,7 +15,7 @@ use peanut_proto::failure;
 use peanut_proto::limits::MAX_MESSAGE_BYTES;
 use peanut_proto::v1::peanut_client::PeanutClient;
 use peanut_proto::v1::{GetRequest, GetResponse};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 use tonic_health::pb::HealthCheckRequest;
@@ -29,6 +29,8 @@ use crate::health::{Change, Health, Signal};
 /// HTTP/2 pings on a connection that hears nothing, so that one which died silently is noticed.
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// By how much the deadline that a server is told lies after the caller's own.
+const DEADLINE_SLACK: Duration = Duration::from_millis(100);
 /// A node that is down is probed after a part of the first delay, doubling up to the longest.
 const PROBE_FIRST: Duration = Duration::from_millis(100);
 const PROBE_LONGEST: Duration = Duration::from_secs(2);
@@ -60,27 +62,34 @@ pub(crate) enum Refusal {
 }
 
 impl Node {
-    /// A handle to the node of that id at that address. Connects when it is first used.
-    pub(crate) fn new(id: &str, addr: &str, config: &Config) -> Result<Self, Error> {
-        let endpoint = Endpoint::from_shared(format!("http://{addr}"))
-            .map_err(|e| {
-                Error::caused_by(ErrorKind::Configuration, Some(id), format!("address `{addr}`: {e}"), e)
-            })?
-            .connect_timeout(config.connect_timeout)
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(KEEPALIVE_EVERY)
-            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-            .keep_alive_while_idle(true);
-        let pooled = || Pooled { channel: endpoint.connect_lazy(), in_flight: AtomicUsize::new(0) };
-        Ok(Node {
+    /// A handle to the node of that id at that address. Connects when it is first used. An address that
+    /// is none makes a node that is never reached: it must not keep anyone from the others.
+    pub(crate) fn new(id: &str, addr: &str, config: &Config) -> Self {
+        let channels = match Endpoint::from_shared(format!("http://{addr}")) {
+            Ok(endpoint) => {
+                let endpoint = endpoint
+                    .connect_timeout(config.connect_timeout)
+                    .tcp_nodelay(true)
+                    .http2_keep_alive_interval(KEEPALIVE_EVERY)
+                    .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+                    .keep_alive_while_idle(true);
+                let pooled = || Pooled { channel: endpoint.connect_lazy(), in_flight: AtomicUsize::new(0) };
+                std::iter::repeat_with(pooled).take(config.channels_per_node.max(1)).collect()
+            }
+            Err(error) => {
+                tracing::warn!(id, addr, %error, "a node with an address that is none");
+                Box::default()
+            }
+        };
+        Node {
             id: id.to_owned(),
             addr: addr.to_owned(),
-            channels: std::iter::repeat_with(pooled).take(config.channels_per_node.max(1)).collect(),
+            channels,
             health: Mutex::default(),
             down: AtomicBool::new(false),
             probe: Mutex::new(None),
             probe_timeout: config.probe_timeout(),
-        })
+        }
     }
 
     pub(crate) fn id(&self) -> &str {
@@ -96,24 +105,28 @@ impl Node {
         self.down.load(Ordering::Relaxed)
     }
 
-    /// Asks the node for one key. The caller bounds the time.
+    /// Asks the node for one key. The caller stops waiting at `deadline`.
     pub(crate) async fn get(
         self: &Arc<Self>,
         request: GetRequest,
-        remaining: Duration,
+        deadline: Instant,
     ) -> Result<GetResponse, Refusal> {
-        let pooled = self.choose_channel();
+        let Some(pooled) = self.choose_channel() else {
+            let why = format!("`{}` is not an address", self.addr);
+            return Err(Refusal::Elsewhere(Error::at(ErrorKind::Unavailable, &self.id, why)));
+        };
         let _counted = Counted::new(&pooled.in_flight);
         let mut client =
             PeanutClient::new(pooled.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let mut request = Request::new(request);
-        request.set_timeout(remaining);
+        // The server need not go on for long after this side has stopped waiting.
+        request.set_timeout(deadline.saturating_duration_since(Instant::now()) + DEADLINE_SLACK);
         match client.get(request).await {
             Ok(response) => {
                 self.saw(Signal::Answered);
                 Ok(response.into_inner())
             }
-            Err(status) => Err(self.refused(status)),
+            Err(status) => Err(self.refused(status, deadline)),
         }
     }
 
@@ -161,7 +174,8 @@ impl Node {
     }
 
     async fn probe_once(&self) -> bool {
-        let mut health = HealthClient::new(self.channels[0].channel.clone());
+        let Some(first) = self.channels.first() else { return false };
+        let mut health = HealthClient::new(first.channel.clone());
         let check = health.check(HealthCheckRequest { service: String::new() });
         match timeout(self.probe_timeout, check).await {
             Ok(Ok(answer)) => answer.into_inner().status() == ServingStatus::Serving,
@@ -170,16 +184,14 @@ impl Node {
     }
 
     /// The less busy of two channels picked at random (Mitzenmacher, "The Power of Two Choices").
-    fn choose_channel(&self) -> &Pooled {
-        let (first, second) =
-            (fastrand::usize(..self.channels.len()), fastrand::usize(..self.channels.len()));
-        let (first, second) = (&self.channels[first], &self.channels[second]);
+    fn choose_channel(&self) -> Option<&Pooled> {
+        let (first, second) = (fastrand::choice(&self.channels)?, fastrand::choice(&self.channels)?);
         let busier = first.in_flight.load(Ordering::Relaxed) > second.in_flight.load(Ordering::Relaxed);
-        if busier { second } else { first }
+        Some(if busier { second } else { first })
     }
 
     /// Tells the node's own refusals from the transport's failures.
-    fn refused(self: &Arc<Self>, status: Status) -> Refusal {
+    fn refused(self: &Arc<Self>, status: Status, deadline: Instant) -> Refusal {
         if let Some(code) = failure::from_status(&status) {
             self.saw(Signal::Answered);
             let error = Error::at(code.into(), &self.id, status.message());
@@ -196,8 +208,9 @@ impl Node {
             | Code::NotFound
             | Code::PermissionDenied
             | Code::Unauthenticated => Refusal::Final(error(ErrorKind::Protocol, status)),
-            // The deadline that was sent along has passed at the server: it is alive.
             Code::DeadlineExceeded => Refusal::Final(error(ErrorKind::DeadlineExceeded, status)),
+            // Whatever it looks like, a call that ends after its deadline was ended by it.
+            _ if Instant::now() >= deadline => Refusal::Final(error(ErrorKind::DeadlineExceeded, status)),
             // A transport that is gone arrives as any of the others.
             _ => {
                 self.saw(if never_connected(&status) { Signal::NotConnected } else { Signal::Failed });

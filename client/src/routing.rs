@@ -8,7 +8,6 @@ use arc_swap::ArcSwap;
 use peanut_proto::membership::RingDocument;
 
 use crate::config::Config;
-use crate::error::Error;
 use crate::node::Node;
 use crate::ring::{Ring, key_hash};
 
@@ -31,21 +30,17 @@ pub(crate) struct Route<'a> {
 impl Routing {
     /// The routing table of a document. Nodes that `previous` knows at the same address keep their
     /// handles.
-    pub(crate) fn new(
-        document: &RingDocument,
-        previous: Option<&Routing>,
-        config: &Config,
-    ) -> Result<Self, Error> {
+    pub(crate) fn new(document: &RingDocument, previous: Option<&Routing>, config: &Config) -> Self {
         let known: HashMap<(&str, &str), &Arc<Node>> = previous
             .iter()
             .flat_map(|routing| &routing.nodes)
             .map(|node| ((node.id(), node.addr()), node))
             .collect();
         let nodes = document.members.iter().map(|member| match known.get(&(&*member.id, &*member.addr)) {
-            Some(node) => Ok(Arc::clone(node)),
-            None => Node::new(&member.id, &member.addr, config).map(Arc::new),
+            Some(node) => Arc::clone(node),
+            None => Arc::new(Node::new(&member.id, &member.addr, config)),
         });
-        Ok(Routing { nodes: nodes.collect::<Result<_, _>>()?, ring: Ring::new(document) })
+        Routing { nodes: nodes.collect(), ring: Ring::new(document) }
     }
 
     /// Whom to ask for a key; `None` where the fleet has no nodes.

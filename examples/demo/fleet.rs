@@ -73,11 +73,11 @@ fn server_binary() -> Option<PathBuf> {
 }
 
 impl Fleet {
-    pub(crate) async fn start(folder: &Path, database: &Database) -> Result<Self> {
+    pub(crate) async fn start(folder: &Path, database: &Database, in_process: bool) -> Result<Self> {
         let has_etcd =
             Command::new("etcd").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
         match (server_binary(), has_etcd) {
-            (Some(server), Ok(version)) if version.success() => {
+            (Some(server), Ok(version)) if version.success() && !in_process => {
                 Fleet::start_processes(folder, database, server).await
             }
             _ => Ok(Fleet::InProcess {

@@ -1,8 +1,8 @@
 //! The main job, seen: an application reads 10,000 rows of a database through three nodes; a fourth joins;
 //! one is killed. Everything is on this machine, and gone at the end.
 //!
-//! With etcd on the path the nodes are processes joined by etcd; without it they live in this process, on
-//! ports of their own, joined by the embedded registry.
+//! With etcd on the path the nodes are processes joined by etcd; without it (or with `--in-process`) they
+//! live in this process, on ports of their own, joined by the embedded registry.
 
 mod application;
 mod database;
@@ -42,7 +42,8 @@ async fn run() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let database = Database::fill(folder.path(), ROWS).await?;
     say(&format!("a SQLite database with {ROWS} rows"));
-    let mut fleet = Fleet::start(folder.path(), &database).await?;
+    let in_process = std::env::args().any(|arg| arg == "--in-process");
+    let mut fleet = Fleet::start(folder.path(), &database, in_process).await?;
     say(&fleet.describe());
     for _ in 0..NODES {
         fleet.add_node().await?;
@@ -89,10 +90,10 @@ async fn run() -> Result<()> {
 
 async fn join(fleet: &mut Fleet, client: &Client) -> Result<Duration> {
     tokio::time::sleep(Duration::from_secs(1)).await;
+    let started = tokio::time::Instant::now();
     fleet.add_node().await?;
-    let joined = tokio::time::Instant::now();
     client.wait_for_ring(NODES as u64 + 1).await?;
-    Ok(joined.elapsed())
+    Ok(started.elapsed())
 }
 
 async fn kill(fleet: &mut Fleet) -> String {

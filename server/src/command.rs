@@ -1,6 +1,7 @@
 //! The binary's body: read the configuration, listen, run, and end with an exit code that says how it
 //! went.
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use tokio::net::TcpListener;
@@ -36,7 +37,12 @@ pub fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().or_else(|_| EnvFilter::try_new(&config.log));
     match filter {
         Ok(filter) => {
-            tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+            let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+            tracing_subscriber::fmt()
+                .with_env_filter(filter)
+                .with_writer(std::io::stderr)
+                .with_ansi(ansi)
+                .init();
         }
         Err(error) => return fail(EXIT_CONFIG, &format!("log: `{}`: {error}", config.log)),
     }

@@ -347,9 +347,14 @@ fn advertised(advertise: Option<&str>, local: SocketAddr) -> Result<String, Erro
         }
         return Ok(local.to_string());
     };
-    match advertise.rsplit_once(':').map(|(host, port)| (host, port.parse::<u16>())) {
-        Some((host, Ok(0))) if !host.is_empty() => Ok(format!("{host}:{}", local.port())),
-        Some((host, Ok(_))) if !host.is_empty() => Ok(advertise.to_owned()),
+    let host_and_port =
+        advertise.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
+    let is_host = |host: &str| {
+        !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || ".-_:[]".contains(c))
+    };
+    match host_and_port {
+        Some((host, 0)) if is_host(host) => Ok(format!("{host}:{}", local.port())),
+        Some((host, _)) if is_host(host) => Ok(advertise.to_owned()),
         _ => Err(Error::configuration(format!("advertise `{advertise}` is not like 10.0.0.5:9999"))),
     }
 }

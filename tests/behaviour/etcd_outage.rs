@@ -156,3 +156,13 @@ async fn an_etcd_that_is_frozen_and_thawed_is_watched_again() {
     servers[2].registered().await;
     eventually("the client to see the node", async || (client.nodes().len() == 3).then_some(())).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_endpoint_is_passed_over() {
+    let (etcd, _servers) = fleet(1, SCORES).await;
+    let dead = format!("http://127.0.0.1:{}", peanut_tests::free_port());
+    for endpoints in [[dead.clone(), etcd.endpoint()], [etcd.endpoint(), dead]] {
+        let client = Client::builder().etcd(endpoints).build().await.unwrap();
+        assert_eq!(client.group("scores").get("Tom").await.unwrap().unwrap(), "630");
+    }
+}

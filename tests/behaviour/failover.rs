@@ -97,3 +97,16 @@ async fn without_any_node_the_error_says_so_within_the_deadline() {
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(error.is_retryable() && error.node().is_some(), "{error:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gets_that_run_into_their_deadline_do_not_make_a_node_look_dead() {
+    let origin = Origin::start(Duration::from_secs(3)).await;
+    let (etcd, _servers) = fleet(2, &group_from("scores", origin.url(), "")).await;
+    let client = crate::client_of(&etcd).deadline(Duration::from_millis(400)).build().await.unwrap();
+    for n in 0..8 {
+        let error = client.group("scores").get(format!("slow-{n}")).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::DeadlineExceeded, "{error:?}");
+    }
+    assert!(client.nodes().iter().all(|node| node.up));
+    assert_eq!(origin.asked().values().max(), Some(&1), "and no load is repeated elsewhere");
+}

@@ -4,8 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use peanut_client::registry::{LocalRegistry, Registry as _};
 use peanut_client::{Client, ErrorKind};
+use peanut_proto::membership::{Keys, RingDocument};
+use peanut_server::{Group, Loaded, Server, loader_fn};
 use peanut_tests::{Origin, ServerProcess, eventually, group_from, now};
+use tokio::net::TcpListener;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{SCORES, SERVER, client, client_of, fleet};
 
@@ -108,4 +113,65 @@ async fn a_fixed_list_needs_no_etcd() {
     for (key, score) in [("Tom", "630"), ("Jack", "589"), ("Sam", "567")] {
         assert_eq!(client.group("scores").get(key).await.unwrap().unwrap(), score);
     }
+}
+
+/// A node outside any registry, which answers for itself alone.
+async fn lone_node() -> (String, AbortOnDropHandle<()>) {
+    let loader = loader_fn(|_| async { Ok(Loaded::found("value")) });
+    let server = Server::builder().group(Group::new("g", loader)).build().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap().to_string();
+    let serving = tokio::spawn(async move { server.run(listener, std::future::pending()).await.unwrap() });
+    (addr, AbortOnDropHandle::new(serving))
+}
+
+async fn put_ring(registry: &LocalRegistry, ring: &RingDocument) {
+    registry.put(&Keys::new("default").ring(), ring.encode(), None).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ring_without_most_of_its_nodes_is_doubted_while_they_answer() {
+    let (mut addrs, mut nodes) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        let (addr, node) = lone_node().await;
+        addrs.push(addr);
+        nodes.push(node);
+    }
+    let registry = LocalRegistry::new();
+    let whole = RingDocument::fixed(&addrs);
+    put_ring(&registry, &whole).await;
+    let client = Client::builder().registry(registry.clone()).build().await.unwrap();
+    let most_gone = whole.without(&addrs[0], 0).unwrap().without(&addrs[1], 0).unwrap();
+    put_ring(&registry, &most_gone).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(client.nodes().len(), 3, "they answer, so the ring is in doubt");
+
+    // One node less is believed at once.
+    let one_gone = RingDocument { version: 9, ..whole.without(&addrs[0], 0).unwrap() };
+    put_ring(&registry, &one_gone).await;
+    client.wait_for_ring(9).await.unwrap();
+    assert_eq!(client.nodes().len(), 2);
+
+    // And so are most of them once they answer no more.
+    put_ring(&registry, &RingDocument { version: 10, ..whole }).await;
+    client.wait_for_ring(10).await.unwrap();
+    nodes.truncate(1);
+    let server_gone =
+        |addr: String| async move { tokio::net::TcpStream::connect(addr).await.is_err().then_some(()) };
+    eventually("the sockets to close", async || server_gone(addrs[2].clone()).await).await;
+    put_ring(&registry, &RingDocument { version: 11, ..most_gone }).await;
+    eventually("the ring to be believed", async || (client.ring().version() == 11).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_with_an_address_that_is_none_keeps_nobody_from_the_others() {
+    let (addr, _node) = lone_node().await;
+    let registry = LocalRegistry::new();
+    put_ring(&registry, &RingDocument::fixed([addr.as_str(), "not an address"])).await;
+    let client = Client::builder().registry(registry).build().await.unwrap();
+    let group = client.group("g");
+    for n in 0..50_u32 {
+        assert_eq!(group.get(n.to_string()).await.unwrap().unwrap(), "value");
+    }
+    assert!(client.stats().failovers > 0);
 }

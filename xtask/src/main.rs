@@ -46,8 +46,10 @@ fn main() -> ExitCode {
 }
 
 fn demo() -> Result<(), Failed> {
-    Cargo::new(&["build", "--release", "-p", "peanut-server", "--bin", "peanut-server"]).run("building")?;
-    Cargo::new(&["run", "--quiet", "--release", "-p", "peanut-examples", "--example", "demo"]).run("demo")
+    let build = ["build", "--release", "-p", "peanut-server", "-p", "peanut-examples"];
+    Cargo::new(&[&build[..], &["--bin", "peanut-server", "--example", "demo"]].concat()).run("building")?;
+    let run = ["run", "--quiet", "--release", "-p", "peanut-examples", "--example", "demo"];
+    Cargo::new(&run).run("demo")
 }
 
 fn test() -> Result<(), Failed> {
@@ -66,6 +68,9 @@ fn test() -> Result<(), Failed> {
         let run = ["run", "--quiet", "-p", "peanut-examples", "--example", example];
         Cargo::new(&run).run(&format!("example {example}"))?;
     }
+    // And the demo as it is where there is no etcd.
+    let run = ["run", "--quiet", "-p", "peanut-examples", "--example", "demo", "--", "--in-process"];
+    Cargo::new(&run).run("demo without etcd")?;
     println!("\nall is well");
     Ok(())
 }

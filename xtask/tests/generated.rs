@@ -17,6 +17,7 @@ fn generate(into: &Path) {
     let mut config = Config::new();
     config.bytes(["."]);
     tonic_prost_build::configure()
+        .build_transport(false)
         .out_dir(into)
         .compile_fds_with_config(descriptors, config)
         .expect("code is generated");
