@@ -2,6 +2,7 @@
 //! its registry.
 //!
 //! - [`v1`] and [`peanutcachepb`] are the gRPC messages and services, generated from the `.proto` files.
+//! - [`frame`] is how the messages of a lane are written and read, and [`codec`] how all meet tonic.
 //! - [`membership`] is the ring document and the other records, with their key layout, as pure data.
 //! - [`registry`] is the store behind them: etcd, or one process.
 //! - [`discovery`] keeps a view of them current.
@@ -9,8 +10,10 @@
 //! Which node owns which key is not here: only clients need to know.
 
 pub mod backoff;
+pub mod codec;
 pub mod discovery;
 pub mod failure;
+pub mod frame;
 pub mod limits;
 pub mod membership;
 pub mod registry;

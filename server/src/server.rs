@@ -220,7 +220,7 @@ impl Server {
         health.set_serving::<PeanutCacheServer<Node>>().await;
         let router = self.router(health_service)?;
 
-        let stop_serving = CancellationToken::new();
+        let stop_serving = self.node.stopping().clone();
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let serving = router.serve_with_incoming_shutdown(incoming, stop_serving.clone().cancelled_owned());
         tokio::pin!(serving);

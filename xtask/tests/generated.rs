@@ -18,6 +18,12 @@ fn generate(into: &Path) {
     config.bytes(["."]);
     tonic_prost_build::configure()
         .build_transport(false)
+        // Servers and clients answer UNIMPLEMENTED where they do not implement a method.
+        .generate_default_stubs(true)
+        .codec_path("crate::codec::PeanutCodec")
+        // Frames are read and written by hand.
+        .extern_path(".peanut.v1.LaneRequest", "crate::frame::RequestFrame")
+        .extern_path(".peanut.v1.LaneResponse", "crate::frame::ResponseFrame")
         .out_dir(into)
         .compile_fds_with_config(descriptors, config)
         .expect("code is generated");

@@ -100,21 +100,6 @@ pub struct DeleteResponse {
     #[prost(uint64, tag = "1")]
     pub ring_version: u64,
 }
-/// A frame from client to server.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct LaneRequest {
-    /// In the first frame of a lane only.
-    #[prost(message, optional, tag = "1")]
-    pub open: ::core::option::Option<LaneOpen>,
-    /// Newest ring version that the client holds; 0: as in the last frame that said one.
-    #[prost(uint64, tag = "2")]
-    pub ring_version: u64,
-    /// Names for groups, each sent once in the life of a lane, before its first use or with it.
-    #[prost(message, repeated, tag = "3")]
-    pub groups: ::prost::alloc::vec::Vec<GroupName>,
-    #[prost(message, repeated, tag = "4")]
-    pub operations: ::prost::alloc::vec::Vec<Operation>,
-}
 /// Opens a lane. Writes of one key ride one slot, in order; a slot that is opened again fences its
 /// predecessor: what that one has not yet executed is answered FENCED.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -148,7 +133,7 @@ pub struct Operation {
     pub group: u32,
     #[prost(bytes = "bytes", tag = "4")]
     pub key: ::prost::bytes::Bytes,
-    /// Remaining time in milliseconds when the frame was written; 0: none given.
+    /// Remaining time in milliseconds when the operation was written; 0: none given.
     #[prost(uint32, tag = "5")]
     pub deadline_ms: u32,
     /// As in GetRequest.
@@ -218,27 +203,13 @@ pub mod operation {
         }
     }
 }
-/// A frame from server to client.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct LaneResponse {
-    /// Newest ring version that the server has seen; 0: as in the last frame that said one.
-    #[prost(uint64, tag = "1")]
-    pub ring_version: u64,
-    #[prost(message, repeated, tag = "2")]
-    pub answers: ::prost::alloc::vec::Vec<Answer>,
-    /// Near copies to drop.
-    #[prost(message, repeated, tag = "3")]
-    pub invalidations: ::prost::alloc::vec::Vec<Invalidation>,
-    /// The server is about to close: send nothing more on this lane.
-    #[prost(bool, tag = "4")]
-    pub closing: bool,
-}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Answer {
     #[prost(uint32, tag = "1")]
     pub id: u32,
     #[prost(enumeration = "Outcome", tag = "2")]
     pub outcome: i32,
+    /// The value, or a piece of it: see value_bytes.
     #[prost(bytes = "bytes", tag = "3")]
     pub value: ::prost::bytes::Bytes,
     #[prost(uint64, tag = "4")]
@@ -251,6 +222,11 @@ pub struct Answer {
     pub token: u64,
     #[prost(message, optional, tag = "8")]
     pub error: ::core::option::Option<Error>,
+    /// Where a value is sent in pieces, its whole length, in the answer with the first piece. The other
+    /// pieces follow in order, in answers with the same id and nothing else, until the length is reached;
+    /// answers to other operations may come between them.
+    #[prost(uint64, tag = "9")]
+    pub value_bytes: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Invalidation {
@@ -522,11 +498,35 @@ pub mod peanut_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::PeanutCodec::default();
             let path = http::uri::PathAndQuery::from_static("/peanut.v1.Peanut/Get");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("peanut.v1.Peanut", "Get"));
             self.inner.unary(req, path, codec).await
+        }
+        /// Many operations at once, batched and out of order.
+        pub async fn lane(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<
+                Message = crate::frame::RequestFrame,
+            >,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<crate::frame::ResponseFrame>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::PeanutCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/peanut.v1.Peanut/Lane");
+            let mut req = request.into_streaming_request();
+            req.extensions_mut().insert(GrpcMethod::new("peanut.v1.Peanut", "Lane"));
+            self.inner.streaming(req, path, codec).await
         }
     }
 }
@@ -554,7 +554,19 @@ pub mod peanut_server {
         async fn get(
             &self,
             request: tonic::Request<super::GetRequest>,
-        ) -> std::result::Result<tonic::Response<super::GetResponse>, tonic::Status>;
+        ) -> std::result::Result<tonic::Response<super::GetResponse>, tonic::Status> {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
+        /// Many operations at once, batched and out of order.
+        async fn lane(
+            &self,
+            request: tonic::Request<tonic::Streaming<crate::frame::RequestFrame>>,
+        ) -> std::result::Result<
+            tonic::Response<BoxStream<crate::frame::ResponseFrame>>,
+            tonic::Status,
+        > {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
     }
     /// Unary calls, for any gRPC client.
     #[derive(Debug)]
@@ -661,7 +673,7 @@ pub mod peanut_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::PeanutCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -672,6 +684,54 @@ pub mod peanut_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/peanut.v1.Peanut/Lane" => {
+                    #[allow(non_camel_case_types)]
+                    struct LaneSvc<T: Peanut>(pub Arc<T>);
+                    impl<
+                        T: Peanut,
+                    > tonic::server::StreamingService<crate::frame::RequestFrame>
+                    for LaneSvc<T> {
+                        type Response = crate::frame::ResponseFrame;
+                        type ResponseStream = BoxStream<crate::frame::ResponseFrame>;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<crate::frame::RequestFrame>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Peanut>::lane(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = LaneSvc(inner);
+                        let codec = crate::codec::PeanutCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -1,13 +1,17 @@
 //! The gRPC services, as thin translations between messages and [`Cache`](crate::cache::Cache).
 
+mod lane;
 mod original;
 mod unary;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
+use lane::ByteCount;
 use peanut_proto::v1::ErrorCode;
+use tokio_util::sync::CancellationToken;
 
 use crate::cache::Cache;
 use crate::error::Failure;
@@ -22,18 +26,36 @@ pub(crate) struct Node {
 struct Shared {
     caches: HashMap<String, Arc<Cache>>,
     ring_version: AtomicU64,
+    /// Bytes of values that wait to be sent, over all lanes.
+    long_bytes: ByteCount,
+    stopping: CancellationToken,
 }
 
 impl Node {
     pub(crate) fn new(caches: impl IntoIterator<Item = Cache>) -> Self {
         let caches = caches.into_iter().map(|cache| (cache.name().to_owned(), Arc::new(cache))).collect();
-        Node { shared: Arc::new(Shared { caches, ring_version: AtomicU64::new(0) }) }
+        let shared = Shared {
+            caches,
+            ring_version: AtomicU64::new(0),
+            long_bytes: ByteCount::default(),
+            stopping: CancellationToken::new(),
+        };
+        Node { shared: Arc::new(shared) }
     }
 
     /// The group of that name.
     pub(crate) fn cache(&self, group: &str) -> Result<&Arc<Cache>, Failure> {
         let unknown = || Failure::new(ErrorCode::UnknownGroup, format!("this node has no group `{group}`"));
         self.shared.caches.get(group).ok_or_else(unknown)
+    }
+
+    /// Cancelled when the node stops serving: lanes say goodbye.
+    pub(crate) fn stopping(&self) -> &CancellationToken {
+        &self.shared.stopping
+    }
+
+    fn long_bytes(&self) -> &ByteCount {
+        &self.shared.long_bytes
     }
 
     pub(crate) fn caches(&self) -> impl Iterator<Item = &Arc<Cache>> {
@@ -44,4 +66,8 @@ impl Node {
     pub(crate) fn hear_of_ring(&self, version: u64) -> u64 {
         self.shared.ring_version.fetch_max(version, Ordering::Relaxed).max(version)
     }
+}
+
+fn whole_ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -1,13 +1,14 @@
-//! `peanut.v1.Peanut`: one call, one key.
+//! `peanut.v1.Peanut`: one call, one key; and the way in for lanes.
 
-use std::time::Duration;
-
+use peanut_proto::frame::{RequestFrame, ResponseFrame};
 use peanut_proto::v1::peanut_server::Peanut;
 use peanut_proto::v1::{ErrorCode, GetRequest, GetResponse, OnMiss};
 use tokio::time::Instant;
-use tonic::{Request, Response, Status};
+use tonic::codegen::BoxStream;
+use tonic::{Request, Response, Status, Streaming};
 
-use super::Node;
+use super::lane::Answers;
+use super::{Node, whole_ms};
 use crate::cache::Get;
 use crate::error::Failure;
 use crate::store::Origin;
@@ -30,6 +31,13 @@ impl Peanut for Node {
             token: 0,
         }))
     }
+
+    async fn lane(
+        &self,
+        request: Request<Streaming<RequestFrame>>,
+    ) -> Result<Response<BoxStream<ResponseFrame>>, Status> {
+        Ok(Response::new(Box::pin(Answers::new(self.clone(), request.into_inner()))))
+    }
 }
 
 fn read(request: GetRequest) -> Result<Get, Failure> {
@@ -43,8 +51,4 @@ fn read(request: GetRequest) -> Result<Get, Failure> {
         owned_since: request.owned_since,
         origin: if request.failover { Origin::Failover } else { Origin::Owner },
     })
-}
-
-fn whole_ms(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

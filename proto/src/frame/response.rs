@@ -1,0 +1,182 @@
+//! `LaneResponse`: answers from server to client.
+
+use bytes::{Bytes, BytesMut};
+
+use super::wire::{
+    FrameError, Value, bytes_length, number_length, put_bytes, put_header, put_number, slice_of, take_field,
+};
+use crate::v1::{ErrorCode, Outcome};
+
+/// The fields of an answer, except its value.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AnswerFields {
+    /// The operation's number.
+    pub id: u32,
+    /// How the answer came about; unspecified in a further piece of a value.
+    pub outcome: Outcome,
+    /// Milliseconds since the value was loaded.
+    pub age_ms: u64,
+    /// Milliseconds that it stays fresh.
+    pub ttl_ms: u64,
+    /// Length of the whole value where it comes in pieces.
+    pub value_bytes: u64,
+}
+
+/// Writes response frames, answer by answer.
+#[derive(Debug, Default)]
+pub struct ResponseWriter {
+    buffer: BytesMut,
+}
+
+impl ResponseWriter {
+    /// Says the newest ring version that the server has seen.
+    pub fn ring_version(&mut self, version: u64) {
+        put_number(&mut self.buffer, 1, version);
+    }
+
+    /// Appends an answer with its value, or a piece of it.
+    pub fn answer(&mut self, answer: &AnswerFields, value: &[u8]) {
+        let outcome = answer.outcome as u64;
+        let length = number_length(answer.id.into())
+            + number_length(outcome)
+            + bytes_length(value)
+            + number_length(answer.age_ms)
+            + number_length(answer.ttl_ms)
+            + number_length(answer.value_bytes);
+        self.buffer.reserve(length + 10);
+        put_header(&mut self.buffer, 2, length);
+        put_number(&mut self.buffer, 1, answer.id.into());
+        put_number(&mut self.buffer, 2, outcome);
+        put_bytes(&mut self.buffer, 3, value);
+        put_number(&mut self.buffer, 4, answer.age_ms);
+        put_number(&mut self.buffer, 5, answer.ttl_ms);
+        put_number(&mut self.buffer, 9, answer.value_bytes);
+    }
+
+    /// Appends the answer that an operation has failed.
+    pub fn failure(&mut self, id: u32, code: ErrorCode, message: &str) {
+        let outcome = Outcome::Failed as u64;
+        let error = number_length(code as u64) + bytes_length(message.as_bytes());
+        let header = 1 + super::wire::varint_length(error as u64);
+        put_header(&mut self.buffer, 2, number_length(id.into()) + number_length(outcome) + header + error);
+        put_number(&mut self.buffer, 1, id.into());
+        put_number(&mut self.buffer, 2, outcome);
+        put_header(&mut self.buffer, 8, error);
+        put_number(&mut self.buffer, 1, code as u64);
+        put_bytes(&mut self.buffer, 2, message.as_bytes());
+    }
+
+    /// Says that the server is about to close the lane.
+    pub fn closing(&mut self) {
+        put_number(&mut self.buffer, 4, 1);
+    }
+
+    /// Bytes written so far.
+    pub fn len(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// Whether nothing has been written.
+    pub fn is_empty(&self) -> bool {
+        self.buffer.is_empty()
+    }
+
+    /// Takes what was written as a frame and begins anew.
+    pub fn take(&mut self) -> ResponseFrame {
+        ResponseFrame(self.buffer.split().freeze())
+    }
+}
+
+/// A response frame as it is on the wire.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResponseFrame(pub Bytes);
+
+/// One field of a response frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ResponseField<'a> {
+    /// The newest ring version that the server has seen.
+    RingVersion(u64),
+    /// An answer, with its value or a piece of it, a slice of the frame.
+    Answer(AnswerFields, Bytes),
+    /// An operation has failed.
+    Failure {
+        /// The operation's number.
+        id: u32,
+        /// Why.
+        code: ErrorCode,
+        /// Why, in words.
+        message: &'a str,
+    },
+    /// The server is about to close the lane.
+    Closing,
+}
+
+impl ResponseFrame {
+    /// The fields, in the order in which they stand. Unknown ones are passed over.
+    pub fn fields(&self) -> impl Iterator<Item = Result<ResponseField<'_>, FrameError>> {
+        let mut rest = &self.0[..];
+        std::iter::from_fn(move || {
+            while !rest.is_empty() {
+                match take_field(&mut rest).and_then(|(number, value)| self.field(number, value)) {
+                    Ok(Some(field)) => return Some(Ok(field)),
+                    Ok(None) => {}
+                    Err(error) => {
+                        rest = &[];
+                        return Some(Err(error));
+                    }
+                }
+            }
+            None
+        })
+    }
+
+    fn field<'a>(&'a self, number: u32, value: Value<'a>) -> Result<Option<ResponseField<'a>>, FrameError> {
+        Ok(match number {
+            1 => Some(ResponseField::RingVersion(value.number()?)),
+            2 => Some(read_answer(&self.0, value.bytes()?)?),
+            4 => (value.number()? != 0).then_some(ResponseField::Closing),
+            _ => None,
+        })
+    }
+}
+
+fn read_answer<'a>(frame: &Bytes, mut from: &'a [u8]) -> Result<ResponseField<'a>, FrameError> {
+    let (mut answer, mut part, mut error) = (AnswerFields::default(), &[][..], None);
+    while !from.is_empty() {
+        match take_field(&mut from)? {
+            (1, value) => {
+                answer.id = u32::try_from(value.number()?).map_err(|_| FrameError("an id is too large"))?;
+            }
+            (2, value) => {
+                let number = i32::try_from(value.number()?).ok();
+                let known = number.and_then(|number| Outcome::try_from(number).ok());
+                answer.outcome = known.ok_or(FrameError("unknown outcome"))?;
+            }
+            (3, value) => part = value.bytes()?,
+            (4, value) => answer.age_ms = value.number()?,
+            (5, value) => answer.ttl_ms = value.number()?,
+            (8, value) => error = Some(value.bytes()?),
+            (9, value) => answer.value_bytes = value.number()?,
+            _ => {}
+        }
+    }
+    match error {
+        Some(error) => read_failure(answer.id, error),
+        None => Ok(ResponseField::Answer(answer, slice_of(frame, part))),
+    }
+}
+
+fn read_failure(id: u32, mut from: &[u8]) -> Result<ResponseField<'_>, FrameError> {
+    let (mut code, mut message) = (ErrorCode::Unspecified, "");
+    while !from.is_empty() {
+        match take_field(&mut from)? {
+            (1, value) => {
+                let number = i32::try_from(value.number()?).unwrap_or_default();
+                code = ErrorCode::try_from(number).unwrap_or(ErrorCode::Unspecified);
+            }
+            (2, value) => message = value.text()?,
+            _ => {}
+        }
+    }
+    Ok(ResponseField::Failure { id, code, message })
+}

@@ -1,0 +1,182 @@
+use bytes::Bytes;
+use proptest::prelude::*;
+use prost::Message;
+
+use super::*;
+use crate::v1;
+use crate::v1::operation::Kind;
+use crate::v1::{ErrorCode, OnMiss, Outcome};
+
+/// The messages as prost would have them, to hold the hand-written codec against.
+#[derive(Clone, PartialEq, Message)]
+struct LaneRequest {
+    #[prost(message, optional, tag = "1")]
+    open: Option<v1::LaneOpen>,
+    #[prost(uint64, tag = "2")]
+    ring_version: u64,
+    #[prost(message, repeated, tag = "3")]
+    groups: Vec<v1::GroupName>,
+    #[prost(message, repeated, tag = "4")]
+    operations: Vec<v1::Operation>,
+    #[prost(uint32, tag = "5")]
+    waited_ms: u32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct LaneResponse {
+    #[prost(uint64, tag = "1")]
+    ring_version: u64,
+    #[prost(message, repeated, tag = "2")]
+    answers: Vec<v1::Answer>,
+    #[prost(message, repeated, tag = "3")]
+    invalidations: Vec<v1::Invalidation>,
+    #[prost(bool, tag = "4")]
+    closing: bool,
+}
+
+fn operations() -> impl Strategy<Value = Vec<v1::Operation>> {
+    let key = prop::collection::vec(any::<u8>(), 0..200);
+    let one = (any::<u32>(), any::<u32>(), key, any::<u32>(), any::<u64>(), any::<bool>(), 0..3i32);
+    let one = one.prop_map(|(id, group, key, deadline_ms, owned_since, failover, on_miss)| v1::Operation {
+        id,
+        group,
+        key: key.into(),
+        deadline_ms,
+        owned_since,
+        failover,
+        on_miss,
+        ..v1::Operation::default()
+    });
+    prop::collection::vec(one, 0..20)
+}
+
+fn answers() -> impl Strategy<Value = Vec<v1::Answer>> {
+    let value = prop::collection::vec(any::<u8>(), 0..300);
+    let one =
+        (any::<u32>(), 0..10i32, value, any::<u64>(), any::<u64>(), any::<u64>(), any::<Option<String>>());
+    let one = one.prop_map(|(id, outcome, value, age_ms, ttl_ms, value_bytes, error)| match error {
+        None => v1::Answer {
+            id,
+            outcome,
+            value: value.into(),
+            age_ms,
+            ttl_ms,
+            value_bytes,
+            ..v1::Answer::default()
+        },
+        Some(message) => {
+            let error = v1::Error { code: ErrorCode::LoaderFailed.into(), message };
+            v1::Answer { id, outcome: Outcome::Failed.into(), error: Some(error), ..v1::Answer::default() }
+        }
+    });
+    prop::collection::vec(one, 0..20)
+}
+
+proptest! {
+    #[test]
+    fn requests_are_what_generated_code_reads_and_writes(
+        operations in operations(), version in any::<u64>(), name in "\\PC{0,40}", waited_ms in any::<u32>(),
+        client_id in any::<u64>(), slot in any::<u32>(), epoch in any::<u64>(),
+    ) {
+        let mut writer = RequestWriter::default();
+        writer.open(client_id, slot, epoch);
+        writer.ring_version(version);
+        writer.group(7, &name);
+        for o in operations.iter().filter(|o| o.on_miss == 0) {
+            writer.get(&GetOperation {
+                id: o.id, group: o.group, key: &o.key, deadline_ms: o.deadline_ms,
+                owned_since: o.owned_since, failover: o.failover,
+            });
+        }
+        writer.waited_ms(waited_ms);
+        let read = LaneRequest::decode(writer.take().0).unwrap();
+        prop_assert_eq!(&read, &LaneRequest {
+            open: Some(v1::LaneOpen { client_id, slot, epoch }),
+            ring_version: version,
+            groups: vec![v1::GroupName { number: 7, name: name.clone() }],
+            operations: operations.iter().filter(|o| o.on_miss == 0).cloned().collect(),
+            waited_ms,
+        });
+
+        let whole = LaneRequest { operations: operations.clone(), ..read };
+        let frame = RequestFrame(whole.encode_to_vec().into());
+        let mut fields = frame.fields().map(Result::unwrap);
+        prop_assert_eq!(fields.next(), Some(RequestField::Open { client_id, slot, epoch }));
+        if version != 0 {
+            prop_assert_eq!(fields.next(), Some(RequestField::RingVersion(version)));
+        }
+        prop_assert_eq!(fields.next(), Some(RequestField::Group(7, &name)));
+        for o in operations {
+            prop_assert_eq!(fields.next(), Some(RequestField::Operation(Operation {
+                id: o.id, kind: Kind::Get, group: o.group, key: o.key, deadline_ms: o.deadline_ms,
+                on_miss: OnMiss::try_from(o.on_miss).unwrap(), owned_since: o.owned_since, failover: o.failover,
+            })));
+        }
+    }
+
+    #[test]
+    fn responses_are_what_generated_code_reads_and_writes(answers in answers(), version in 1..u64::MAX) {
+        let mut writer = ResponseWriter::default();
+        writer.ring_version(version);
+        for a in &answers {
+            match &a.error {
+                Some(error) => writer.failure(a.id, ErrorCode::LoaderFailed, &error.message),
+                None => writer.answer(
+                    &AnswerFields {
+                        id: a.id, outcome: a.outcome(), age_ms: a.age_ms, ttl_ms: a.ttl_ms,
+                        value_bytes: a.value_bytes,
+                    },
+                    &a.value,
+                ),
+            }
+        }
+        writer.closing();
+        let expected = LaneResponse {
+            ring_version: version, answers: answers.clone(), invalidations: vec![], closing: true,
+        };
+        prop_assert_eq!(LaneResponse::decode(writer.take().0).unwrap(), expected.clone());
+
+        let frame = ResponseFrame(expected.encode_to_vec().into());
+        let mut fields = frame.fields().map(Result::unwrap);
+        prop_assert_eq!(fields.next(), Some(ResponseField::RingVersion(version)));
+        for a in answers {
+            let expected = match &a.error {
+                Some(error) => ResponseField::Failure {
+                    id: a.id, code: ErrorCode::LoaderFailed, message: &error.message,
+                },
+                None => ResponseField::Answer(
+                    AnswerFields {
+                        id: a.id, outcome: a.outcome(), age_ms: a.age_ms, ttl_ms: a.ttl_ms,
+                        value_bytes: a.value_bytes,
+                    },
+                    a.value.clone(),
+                ),
+            };
+            prop_assert_eq!(fields.next(), Some(expected));
+        }
+        prop_assert_eq!(fields.next(), Some(ResponseField::Closing));
+        prop_assert_eq!(fields.next(), None);
+    }
+
+    #[test]
+    fn nonsense_is_refused_and_ends(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let bytes = Bytes::from(bytes);
+        for field in RequestFrame(bytes.clone()).fields() {
+            let _ = field;
+        }
+        for field in ResponseFrame(bytes).fields() {
+            let _ = field;
+        }
+    }
+}
+
+#[test]
+fn a_value_is_a_slice_of_its_frame() {
+    let mut writer = ResponseWriter::default();
+    writer.answer(&AnswerFields { id: 1, outcome: Outcome::Hit, ..AnswerFields::default() }, b"value");
+    let frame = writer.take();
+    let Some(Ok(ResponseField::Answer(_, value))) = frame.fields().next() else {
+        panic!("an answer was written")
+    };
+    assert!(frame.0.as_ptr_range().contains(&value.as_ptr()));
+}

@@ -1,0 +1,270 @@
+//! `Lane`: frames of operations in, frames of answers out, in the stream itself.
+//!
+//! There is no task per operation and none between the frames: polling the stream of answers reads
+//! requests. Hits are written into the outgoing frame where they are found; misses board their flights and
+//! are written into a later frame. Values longer than a frame go in pieces between other answers. A client
+//! that does not read is not read from: flow control stops the polling.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, Stream, StreamExt as _};
+use peanut_proto::frame::{
+    AnswerFields, FRAME_BYTES, FrameError, Operation, RequestField, RequestFrame, ResponseFrame,
+    ResponseWriter,
+};
+use peanut_proto::v1::ErrorCode;
+use peanut_proto::v1::operation::Kind;
+use tokio::time::Instant;
+use tonic::{Status, Streaming};
+
+use super::{Node, whole_ms};
+use crate::cache::{Answer, Begun, Cache, Get};
+use crate::error::Failure;
+use crate::store::Origin;
+
+/// Operations of one lane that may wait for flights, or for the rest of their values to be sent.
+const MAX_WAITING: usize = 16_384;
+/// Groups that one lane may name.
+const MAX_GROUPS: usize = 4_096;
+/// Bytes of values that may wait to be sent on one lane, and on all lanes of the node.
+const MAX_LANE_BYTES: usize = 64 << 20;
+const MAX_NODE_BYTES: usize = 1 << 30;
+
+type Landed = (u32, Result<Answer, Failure>);
+
+/// The stream of answers of one lane.
+pub(super) struct Answers {
+    node: Node,
+    requests: Streaming<RequestFrame>,
+    /// The client has said everything.
+    ended: bool,
+    /// The node is shutting down, and has said so.
+    closing: bool,
+    stopping: BoxFuture<'static, ()>,
+    /// By the client's number; `None` is a group that this node does not have.
+    groups: Vec<Option<Result<Arc<Cache>, Failure>>>,
+    ring_version: u64,
+    told_version: u64,
+    waiting: FuturesUnordered<BoxFuture<'static, Landed>>,
+    long: VecDeque<LongValue>,
+    long_bytes: usize,
+    frame: ResponseWriter,
+}
+
+/// What is left to send of a value that does not fit into a frame.
+struct LongValue {
+    id: u32,
+    rest: Bytes,
+}
+
+impl Answers {
+    pub(super) fn new(node: Node, requests: Streaming<RequestFrame>) -> Self {
+        let stopping = node.stopping().clone().cancelled_owned().boxed();
+        Answers {
+            node,
+            requests,
+            ended: false,
+            closing: false,
+            stopping,
+            groups: Vec::new(),
+            ring_version: 0,
+            told_version: 0,
+            waiting: FuturesUnordered::new(),
+            long: VecDeque::new(),
+            long_bytes: 0,
+            frame: ResponseWriter::default(),
+        }
+    }
+
+    /// Begins every operation of a frame; hits are answered at once.
+    fn take(&mut self, request: &RequestFrame) -> Result<(), FrameError> {
+        let now = Instant::now();
+        let mut waited_ms = 0;
+        // Deadlines shrink by the time that the frame has waited, wherever it says so.
+        for field in request.fields() {
+            if let RequestField::WaitedMs(ms) = field? {
+                waited_ms = ms;
+            }
+        }
+        for field in request.fields() {
+            match field? {
+                RequestField::RingVersion(version) => self.ring_version = version,
+                RequestField::Group(number, name) => self.name_group(number, name)?,
+                RequestField::Operation(operation) => self.begin(operation, waited_ms, now),
+                // Slots and epochs order writes; there are none yet.
+                RequestField::Open { .. } | RequestField::WaitedMs(_) => {}
+            }
+        }
+        let newest = self.node.hear_of_ring(self.ring_version);
+        if newest > self.told_version {
+            self.told_version = newest;
+            self.frame.ring_version(newest);
+        }
+        Ok(())
+    }
+
+    fn name_group(&mut self, number: u32, name: &str) -> Result<(), FrameError> {
+        let at = number as usize;
+        if at >= MAX_GROUPS {
+            return Err(FrameError::TOO_MANY_GROUPS);
+        }
+        if at >= self.groups.len() {
+            self.groups.resize(at + 1, None);
+        }
+        self.groups[at] = Some(self.node.cache(name).cloned());
+        Ok(())
+    }
+
+    fn begin(&mut self, operation: Operation, waited_ms: u32, now: Instant) {
+        let id = operation.id;
+        match self.try_begin(operation, waited_ms, now) {
+            Ok(Begun::Answered(answer)) => self.answer(id, answer),
+            Ok(Begun::Waiting(waiting)) => {
+                self.waiting.push(async move { (id, waiting.answer().await) }.boxed())
+            }
+            Err(failure) => self.frame.failure(id, failure.code, &failure.message),
+        }
+    }
+
+    fn try_begin(&self, operation: Operation, waited_ms: u32, now: Instant) -> Result<Begun, Failure> {
+        if self.closing {
+            return Err(Failure::new(ErrorCode::ShuttingDown, "the node is shutting down"));
+        }
+        if operation.deadline_ms != 0 && operation.deadline_ms <= waited_ms {
+            return Err(Failure::new(ErrorCode::DeadlinePassed, "the deadline had passed when it was read"));
+        }
+        if operation.kind != Kind::Get {
+            let why = format!("this server does no {}", operation.kind.as_str_name());
+            return Err(Failure::new(ErrorCode::InvalidRequest, why));
+        }
+        let cache = match self.groups.get(operation.group as usize) {
+            Some(Some(Ok(cache))) => cache,
+            Some(Some(Err(unknown))) => return Err(unknown.clone()),
+            _ => {
+                let why = format!("group number {} has not been named", operation.group);
+                return Err(Failure::new(ErrorCode::InvalidRequest, why));
+            }
+        };
+        if self.waiting.len() + self.long.len() >= MAX_WAITING {
+            let why = format!("{MAX_WAITING} operations of this lane are waiting");
+            return Err(Failure::new(ErrorCode::Overloaded, why));
+        }
+        let get = Get {
+            key: operation.key,
+            on_miss: operation.on_miss,
+            ring_version: self.ring_version,
+            owned_since: operation.owned_since,
+            origin: if operation.failover { Origin::Failover } else { Origin::Owner },
+        };
+        cache.begin(&get, now)
+    }
+
+    fn answer(&mut self, id: u32, mut answer: Answer) {
+        let mut fields = AnswerFields {
+            id,
+            outcome: answer.outcome,
+            age_ms: whole_ms(answer.age),
+            ttl_ms: whole_ms(answer.ttl),
+            value_bytes: 0,
+        };
+        let length = answer.value.len();
+        if length <= FRAME_BYTES {
+            self.frame.answer(&fields, &answer.value);
+            return;
+        }
+        let sent = self.node.long_bytes();
+        if self.long_bytes + length > MAX_LANE_BYTES || !sent.add(length, MAX_NODE_BYTES) {
+            let why = "too many bytes of values are waiting to be sent";
+            self.frame.failure(id, ErrorCode::Overloaded, why);
+            return;
+        }
+        self.long_bytes += length;
+        fields.value_bytes = length as u64;
+        // An empty first piece: values go out in turn, not as they come in.
+        self.frame.answer(&fields, &[]);
+        self.long.push_back(LongValue { id, rest: answer.value.split_off(0) });
+    }
+
+    /// Writes the next piece of the value whose turn it is.
+    fn write_piece(&mut self) {
+        let Some(mut long) = self.long.pop_front() else { return };
+        let piece = long.rest.split_to(long.rest.len().min(FRAME_BYTES));
+        self.frame.answer(&AnswerFields { id: long.id, ..AnswerFields::default() }, &piece);
+        self.long_bytes -= piece.len();
+        self.node.long_bytes().subtract(piece.len());
+        if !long.rest.is_empty() {
+            self.long.push_back(long);
+        }
+    }
+
+    fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        if !self.closing && self.stopping.poll_unpin(context).is_ready() {
+            self.closing = true;
+            self.frame.closing();
+        }
+        while self.frame.len() < FRAME_BYTES
+            && let Poll::Ready(Some((id, landed))) = self.waiting.poll_next_unpin(context)
+        {
+            match landed {
+                Ok(answer) => self.answer(id, answer),
+                Err(failure) => self.frame.failure(id, failure.code, &failure.message),
+            }
+        }
+        while self.frame.len() < FRAME_BYTES && !self.ended {
+            match self.requests.poll_next_unpin(context) {
+                Poll::Ready(Some(Ok(request))) => {
+                    self.take(&request).map_err(|error| Status::invalid_argument(error.to_string()))?;
+                }
+                Poll::Ready(Some(Err(status))) => return Poll::Ready(Err(status)),
+                Poll::Ready(None) => self.ended = true,
+                Poll::Pending => break,
+            }
+        }
+        self.write_piece();
+        if !self.frame.is_empty() || (self.ended && self.waiting.is_empty()) {
+            return Poll::Ready(Ok(()));
+        }
+        Poll::Pending
+    }
+}
+
+impl Stream for Answers {
+    type Item = Result<ResponseFrame, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let polled = ready!(self.poll_frame(context));
+        Poll::Ready(match polled {
+            Ok(()) => (!self.frame.is_empty()).then(|| Ok(self.frame.take())),
+            Err(status) => Some(Err(status)),
+        })
+    }
+}
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        self.node.long_bytes().subtract(self.long_bytes);
+    }
+}
+
+/// A count of bytes with a limit.
+#[derive(Debug, Default)]
+pub(super) struct ByteCount(std::sync::atomic::AtomicUsize);
+
+impl ByteCount {
+    /// Adds, unless that would go over the limit.
+    fn add(&self, bytes: usize, limit: usize) -> bool {
+        use std::sync::atomic::Ordering::Relaxed;
+        let within = |count: usize| Some(count + bytes).filter(|sum| *sum <= limit);
+        self.0.fetch_update(Relaxed, Relaxed, within).is_ok()
+    }
+
+    fn subtract(&self, bytes: usize) {
+        self.0.fetch_sub(bytes, std::sync::atomic::Ordering::Relaxed);
+    }
+}
