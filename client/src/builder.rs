@@ -83,10 +83,26 @@ impl ClientBuilder {
         self
     }
 
-    /// Connections to each node; 2 by default.
+    /// Lanes to each node, each on a connection of its own; 1 by default. More let more cores of one
+    /// process talk to one node at once.
     #[must_use]
-    pub fn channels_per_node(mut self, channels: usize) -> Self {
-        self.config.channels_per_node = channels;
+    pub fn lanes_per_node(mut self, lanes: usize) -> Self {
+        self.config.lanes_per_node = lanes.max(1);
+        self
+    }
+
+    /// Operations that may be in flight to one node; 65,536 by default. Beyond that, and beyond 64 MiB
+    /// that wait to be sent, operations fail at once with [`ErrorKind::Overloaded`].
+    #[must_use]
+    pub fn operations_per_node(mut self, operations: usize) -> Self {
+        self.config.operations_per_node = operations;
+        self
+    }
+
+    /// Makes a unary call of every get, as other gRPC clients do, in place of lanes. For comparison.
+    #[must_use]
+    pub fn unary(mut self) -> Self {
+        self.config.unary = true;
         self
     }
 

@@ -1,8 +1,10 @@
 //! The client: what an application holds.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::Mutex;
 use peanut_proto::discovery::{Discovered, Discovery};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
@@ -41,6 +43,7 @@ pub(crate) struct Shared {
     pub(crate) routing: Arc<CurrentRouting>,
     pub(crate) budget: RetryBudget,
     pub(crate) counters: Counters,
+    groups: Mutex<HashMap<String, u32>>,
     discovery: Discovery,
     discovered: watch::Receiver<Discovered>,
     /// Newest ring version that the registry was asked again for.
@@ -152,11 +155,19 @@ impl Shared {
             routing,
             budget: RetryBudget::new(),
             counters: Counters::default(),
+            groups: Mutex::default(),
             discovered: discovery.subscribe(),
             discovery,
             reloaded_for: AtomicU64::new(0),
             _follower: follower,
         }
+    }
+
+    /// The number of a group in this client, the same each time.
+    pub(crate) fn group_number(&self, name: &str) -> u32 {
+        let mut groups = self.groups.lock();
+        let next = u32::try_from(groups.len()).unwrap_or(u32::MAX);
+        *groups.entry(name.to_owned()).or_insert(next)
     }
 
     /// A node has heard of a ring newer than the one that chose it: the registry is read again, once for

@@ -9,8 +9,14 @@ pub(crate) struct Config {
     pub(crate) deadline: Duration,
     /// How long connecting to a node may take.
     pub(crate) connect_timeout: Duration,
-    /// Channels to each node.
-    pub(crate) channels_per_node: usize,
+    /// Lanes to each node, each on a connection of its own.
+    pub(crate) lanes_per_node: usize,
+    /// Operations in flight to each node.
+    pub(crate) operations_per_node: usize,
+    /// Bytes that may wait to be sent to each node.
+    pub(crate) queued_bytes_per_node: usize,
+    /// Unary calls only.
+    pub(crate) unary: bool,
     /// Keys that `get_many` asks of one node at once.
     pub(crate) keys_in_flight: usize,
 }
@@ -20,8 +26,11 @@ impl Default for Config {
         Config {
             deadline: Duration::from_secs(1),
             connect_timeout: Duration::from_millis(500),
-            channels_per_node: 2,
-            keys_in_flight: 256,
+            lanes_per_node: 1,
+            operations_per_node: 64 << 10,
+            queued_bytes_per_node: 64 << 20,
+            unary: false,
+            keys_in_flight: 1024,
         }
     }
 }

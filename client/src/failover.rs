@@ -6,16 +6,17 @@
 //! that a fleet in trouble is not asked twice as much because of it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use peanut_proto::v1::{GetRequest, GetResponse};
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep};
 use tower::retry::budget::{Budget as _, TpsBudget};
 
-use crate::config::Config;
 use crate::error::{Error, ErrorKind};
+use crate::lane::{Ask, Reply};
 use crate::node::{Node, Refusal};
-use crate::routing::Routing;
+use crate::ring::key_hash;
+use crate::routing::CurrentRouting;
 
 /// Attempts that one get makes at most.
 const MAX_ATTEMPTS: usize = 6;
@@ -23,11 +24,28 @@ const MAX_ATTEMPTS: usize = 6;
 /// Retries as a part of all calls (0.2) plus some that are always there (100 each second), counted over
 /// ten seconds.
 #[derive(Debug)]
-pub(crate) struct RetryBudget(TpsBudget);
+pub(crate) struct RetryBudget {
+    budget: TpsBudget,
+    calls: AtomicU64,
+}
+
+/// The budget takes a lock, so only each fifth call is counted, five times as much.
+const COUNTED: u64 = 5;
 
 impl RetryBudget {
     pub(crate) fn new() -> Self {
-        RetryBudget(TpsBudget::new(Duration::from_secs(10), 100, 0.2))
+        let budget = TpsBudget::new(Duration::from_secs(10), 100, 0.2 * COUNTED as f32);
+        RetryBudget { budget, calls: AtomicU64::new(0) }
+    }
+
+    fn deposit(&self) {
+        if self.calls.fetch_add(1, Ordering::Relaxed).is_multiple_of(COUNTED) {
+            self.budget.deposit();
+        }
+    }
+
+    fn withdraw(&self) -> bool {
+        self.budget.withdraw()
     }
 }
 
@@ -48,101 +66,88 @@ fn target(number: usize, owner_down: bool, successor_down: Option<bool>) -> Targ
     }
 }
 
-/// Asks for a key until there is an answer that stands. `routing` is called for each attempt, since the
-/// ring may have changed.
-pub(crate) async fn get(
-    routing: impl Fn() -> Arc<Routing>,
-    request: GetRequest,
-    deadline: Instant,
-    config: &Config,
-    budget: &RetryBudget,
-) -> Result<Answered, Error> {
-    budget.0.deposit();
-    let mut last_error = None;
-    for number in 0..MAX_ATTEMPTS {
-        if number > 0 {
-            if !budget.0.withdraw() {
-                break;
-            }
-            // The other node is asked at once; when both have failed there is no hurry.
-            if number > 1 {
-                let pause = Duration::from_millis(5 << number).mul_f64(0.5 + fastrand::f64() / 2.0);
-                sleep(pause.min(deadline.saturating_duration_since(Instant::now()))).await;
-            }
-        }
-        let routing = routing();
-        let Some(route) = routing.route(&request.group, &request.key) else {
-            last_error = Some(Error::new(ErrorKind::Unavailable, "the fleet has no nodes"));
-            continue;
-        };
-        let try_anyway = routing.mostly_down();
-        let down = |node: &Arc<Node>| node.is_down() && !try_anyway;
-        let target = target(number, down(route.owner), route.successor.map(down));
-        let (node, failover) = match (target, route.successor) {
-            (Target::Successor, Some(successor)) => (successor, true),
-            _ => (route.owner, false),
-        };
-        let request = GetRequest {
-            ring_version: routing.ring.version(),
-            owned_since: if failover { 0 } else { route.owned_since },
-            failover,
-            ..request.clone()
-        };
-        match attempt(node, request, deadline, config).await {
-            Ok(response) => return Ok(Answered { response, failover, ring_version: routing.ring.version() }),
-            Err(Refusal::Final(error)) => return Err(error),
-            Err(Refusal::Elsewhere(error)) => {
-                tracing::debug!(%error, number, "attempt failed");
-                last_error = Some(error);
-            }
-        }
-        if Instant::now() >= deadline {
-            break;
-        }
-    }
-    Err(last_error.unwrap_or_else(|| Error::new(ErrorKind::Unavailable, "no attempt was made")))
+/// What is asked for, whomever it is asked of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) group: u32,
+    pub(crate) group_name: &'a str,
+    pub(crate) key: &'a [u8],
+    pub(crate) deadline: Instant,
 }
 
 /// An answer, and how it was come by.
 #[derive(Debug)]
 pub(crate) struct Answered {
-    pub(crate) response: GetResponse,
+    pub(crate) reply: Reply,
     pub(crate) failover: bool,
     /// Version of the ring by which the node was chosen.
     pub(crate) ring_version: u64,
 }
 
-/// Asks one node. Where it is silent, it is probed: a node that answers a probe is busy with a load and is
-/// waited for; one that does not is left.
-async fn attempt(
-    node: &Arc<Node>,
-    request: GetRequest,
-    deadline: Instant,
-    config: &Config,
-) -> Result<GetResponse, Refusal> {
-    let begun = Instant::now();
-    let call = timeout_at(deadline, node.get(request, deadline));
-    tokio::pin!(call);
-    let mut suspect_at = begun + config.suspect_after();
-    loop {
-        tokio::select! {
-            answer = &mut call => return answer.unwrap_or_else(|_| Err(Refusal::Final(too_late(node, config)))),
-            () = sleep_until(suspect_at) => {}
+/// Asks for a key until there is an answer that stands. The routing table is looked at for each attempt,
+/// since the ring may have changed.
+pub(crate) async fn get(
+    routing: &CurrentRouting,
+    wanted: Wanted<'_>,
+    now: Instant,
+    budget: &RetryBudget,
+) -> Result<Answered, Error> {
+    budget.deposit();
+    let hash = key_hash(wanted.group_name, wanted.key);
+    let mut last_error = match attempt(routing, &wanted, hash, 0, now).await {
+        Ok(answered) => return Ok(answered),
+        Err(Refusal::Final(error)) => return Err(error),
+        Err(Refusal::Elsewhere(error)) => error,
+    };
+    for number in 1..MAX_ATTEMPTS {
+        tracing::debug!(error = %last_error, number, "attempt failed");
+        if Instant::now() >= wanted.deadline || !budget.withdraw() {
+            break;
         }
-        tokio::select! {
-            answer = &mut call => return answer.unwrap_or_else(|_| Err(Refusal::Final(too_late(node, config)))),
-            serves = node.probe() => if !serves {
-                let silent = begun.elapsed();
-                let why = format!("no answer for {silent:.1?}, nor to a probe");
-                return Err(Refusal::Elsewhere(Error::at(ErrorKind::Unavailable, node.id(), why)));
-            }
+        // The other node is asked at once; when both have failed there is no hurry.
+        if number > 1 {
+            let pause = Duration::from_millis(5 << number).mul_f64(0.5 + fastrand::f64() / 2.0);
+            sleep(pause.min(wanted.deadline.saturating_duration_since(Instant::now()))).await;
         }
-        suspect_at = Instant::now() + config.suspect_after();
+        match attempt(routing, &wanted, hash, number, Instant::now()).await {
+            Ok(answered) => return Ok(answered),
+            Err(Refusal::Final(error)) => return Err(error),
+            Err(Refusal::Elsewhere(error)) => last_error = error,
+        }
     }
+    Err(last_error)
 }
 
-fn too_late(node: &Node, config: &Config) -> Error {
-    Error::at(ErrorKind::DeadlineExceeded, node.id(), format!("no answer within {:?}", config.deadline))
+async fn attempt(
+    routing: &CurrentRouting,
+    wanted: &Wanted<'_>,
+    hash: u64,
+    number: usize,
+    now: Instant,
+) -> Result<Answered, Refusal> {
+    let routing = routing.get();
+    let Some(route) = routing.route(hash) else {
+        return Err(Refusal::Elsewhere(Error::new(ErrorKind::Unavailable, "the fleet has no nodes")));
+    };
+    let down = |node: &Arc<Node>| node.is_down() && !routing.mostly_down();
+    let target = target(number, down(route.owner), route.successor.map(down));
+    let (node, failover) = match (target, route.successor) {
+        (Target::Successor, Some(successor)) => (successor, true),
+        _ => (route.owner, false),
+    };
+    let ring_version = routing.ring.version();
+    let ask = Ask {
+        group: wanted.group,
+        group_name: wanted.group_name,
+        key: wanted.key,
+        hash,
+        ring_version,
+        owned_since: if failover { 0 } else { route.owned_since },
+        failover,
+        deadline: wanted.deadline,
+    };
+    let reply = node.get(&ask, now).await?;
+    Ok(Answered { reply, failover, ring_version })
 }
 
 #[cfg(test)]

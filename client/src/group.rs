@@ -7,23 +7,26 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::{FuturesUnordered, iter};
 use peanut_proto::limits::check_key;
-use peanut_proto::v1::{GetRequest, OnMiss, Outcome};
+use peanut_proto::v1::Outcome;
 use tokio::time::Instant;
 
 use crate::client::Shared;
 use crate::error::{Error, ErrorKind};
-use crate::failover;
+use crate::failover::{self, Answered, Wanted};
 
 /// A group of a fleet: a namespace of keys. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Group {
     client: Arc<Shared>,
     name: Arc<str>,
+    /// By which lanes name it, once they have said its name.
+    number: u32,
 }
 
 impl Group {
     pub(crate) fn new(client: Arc<Shared>, name: &str) -> Self {
-        Group { client, name: name.into() }
+        let number = client.group_number(name);
+        Group { client, name: name.into(), number }
     }
 
     /// The group's name.
@@ -41,8 +44,7 @@ impl Group {
     /// As [`ErrorKind`] has them. Where the owner cannot be reached its successor is asked, so
     /// [`ErrorKind::Unavailable`] means that both could not.
     pub async fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Bytes>, Error> {
-        let deadline = Instant::now() + self.client.config.deadline;
-        self.get_until(key.as_ref(), deadline).await
+        self.get_from(key.as_ref(), Instant::now()).await
     }
 
     /// The values of many keys, in their order, each with an error of its own where there is one.
@@ -53,7 +55,7 @@ impl Group {
         &self,
         keys: impl IntoIterator<Item = K>,
     ) -> Vec<Result<Option<Bytes>, Error>> {
-        let deadline = Instant::now() + self.client.config.deadline;
+        let now = Instant::now();
         let keys: Vec<K> = keys.into_iter().collect();
         let in_flight = self.client.config.keys_in_flight;
         let mut rounds: FuturesUnordered<_> = self
@@ -61,7 +63,7 @@ impl Group {
             .into_values()
             .map(|round| {
                 let gets = round.into_iter().map(|at| {
-                    let get = self.get_until(keys[at].as_ref(), deadline);
+                    let get = self.get_from(keys[at].as_ref(), now);
                     async move { (at, get.await) }
                 });
                 iter(gets).buffer_unordered(in_flight).collect::<Vec<_>>()
@@ -87,22 +89,16 @@ impl Group {
         rounds
     }
 
-    async fn get_until(&self, key: &[u8], deadline: Instant) -> Result<Option<Bytes>, Error> {
+    async fn get_from(&self, key: &[u8], now: Instant) -> Result<Option<Bytes>, Error> {
         check_key(key).map_err(|why| Error::new(ErrorKind::InvalidArgument, why))?;
-        let request = GetRequest {
-            group: self.name.to_string(),
-            key: Bytes::copy_from_slice(key),
-            on_miss: OnMiss::Load.into(),
-            ..GetRequest::default()
-        };
         let client = &self.client;
-        let routing = || client.routing.get();
-        match failover::get(routing, request, deadline, &client.config, &client.budget).await {
-            Ok(answered) => {
-                client.hear_of_ring(answered.response.ring_version, answered.ring_version);
-                let outcome = answered.response.outcome();
-                client.counters.answered(outcome, answered.failover);
-                Ok((outcome != Outcome::NotFound).then_some(answered.response.value))
+        let deadline = now + client.config.deadline;
+        let wanted = Wanted { group: self.number, group_name: &self.name, key, deadline };
+        match failover::get(&client.routing, wanted, now, &client.budget).await {
+            Ok(Answered { reply, failover, ring_version }) => {
+                client.hear_of_ring(reply.ring_version, ring_version);
+                client.counters.answered(reply.outcome, failover);
+                Ok((reply.outcome != Outcome::NotFound).then_some(reply.value))
             }
             Err(error) => {
                 client.counters.failed();

@@ -4,7 +4,7 @@
 //! that node answers from its store or loads the key, once for everyone who asks. There is no proxy and
 //! one hop.
 //!
-//! A get goes `group → failover → routing → ring`, which says whom to ask, and `→ node`, which asks.
+//! A get goes `group → failover → routing → ring`, which says whom to ask, and `→ node → lane`, which asks.
 //! Beside it runs `discovery`, which swaps the routing table whole when the ring changes.
 //!
 //! An application that builds against this crate with feature `etcd` (the default) needs `protoc` for
@@ -18,10 +18,12 @@ mod error;
 mod failover;
 mod group;
 mod health;
+mod lane;
 mod node;
 pub mod ring;
 mod routing;
 mod stats;
+mod unary;
 
 pub use builder::ClientBuilder;
 pub use client::{Client, NodeStatus};

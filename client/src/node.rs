@@ -1,23 +1,20 @@
-//! A handle to one node: its channels, and its health as this client sees it.
+//! A handle to one node: its lanes, and its health as this client sees it.
 //!
 //! Handles outlive ring swaps: the same node keeps its handle, with its connections, from ring to ring.
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
 use parking_lot::Mutex;
 use peanut_proto::backoff::Backoff;
-use peanut_proto::failure;
-use peanut_proto::limits::MAX_MESSAGE_BYTES;
-use peanut_proto::v1::peanut_client::PeanutClient;
-use peanut_proto::v1::{GetRequest, GetResponse};
+use peanut_proto::v1::ErrorCode;
 use tokio::time::{Instant, sleep, timeout};
+use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Request, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -25,12 +22,15 @@ use tonic_health::pb::health_client::HealthClient;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind};
 use crate::health::{Change, Health, Signal};
+use crate::lane::{Ask, Failure, Lane, Limits, Reply};
+use crate::unary;
 
 /// HTTP/2 pings on a connection that hears nothing, so that one which died silently is noticed.
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// By how much the deadline that a server is told lies after the caller's own.
-const DEADLINE_SLACK: Duration = Duration::from_millis(100);
+/// How much a node may send ahead of what this side has read.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 2 << 20;
 /// A node that is down is probed after a part of the first delay, doubling up to the longest.
 const PROBE_FIRST: Duration = Duration::from_millis(100);
 const PROBE_LONGEST: Duration = Duration::from_secs(2);
@@ -39,17 +39,16 @@ const PROBE_LONGEST: Duration = Duration::from_secs(2);
 pub(crate) struct Node {
     id: String,
     addr: String,
-    channels: Box<[Pooled]>,
+    lanes: Box<[Lane]>,
+    /// For probes, and for nodes that know no lanes. A connection of its own: what fills a lane must not
+    /// make its node look dead.
+    channel: Option<Channel>,
+    unary_only: AtomicBool,
+    config: Config,
     health: Mutex<Health>,
     /// `health` for those who only look.
     down: AtomicBool,
     probe: Mutex<Option<Shared<BoxFuture<'static, bool>>>>,
-    probe_timeout: Duration,
-}
-
-struct Pooled {
-    channel: Channel,
-    in_flight: AtomicUsize,
 }
 
 /// Why a node did not answer with what it was asked for.
@@ -65,30 +64,26 @@ impl Node {
     /// A handle to the node of that id at that address. Connects when it is first used. An address that
     /// is none makes a node that is never reached: it must not keep anyone from the others.
     pub(crate) fn new(id: &str, addr: &str, config: &Config) -> Self {
-        let channels = match Endpoint::from_shared(format!("http://{addr}")) {
-            Ok(endpoint) => {
-                let endpoint = endpoint
-                    .connect_timeout(config.connect_timeout)
-                    .tcp_nodelay(true)
-                    .http2_keep_alive_interval(KEEPALIVE_EVERY)
-                    .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-                    .keep_alive_while_idle(true);
-                let pooled = || Pooled { channel: endpoint.connect_lazy(), in_flight: AtomicUsize::new(0) };
-                std::iter::repeat_with(pooled).take(config.channels_per_node.max(1)).collect()
-            }
-            Err(error) => {
-                tracing::warn!(id, addr, %error, "a node with an address that is none");
-                Box::default()
-            }
+        let endpoint = Endpoint::from_shared(format!("http://{addr}"));
+        let endpoint =
+            endpoint.inspect_err(|error| tracing::warn!(id, addr, %error, "an address that is none"));
+        let connect =
+            || endpoint.as_ref().ok().map(|endpoint| tuned(endpoint.clone(), config).connect_lazy());
+        let limits = Limits {
+            operations: config.operations_per_node / config.lanes_per_node,
+            queued_bytes: config.queued_bytes_per_node / config.lanes_per_node,
         };
+        let lanes = (0..).zip(std::iter::from_fn(connect)).take(config.lanes_per_node);
         Node {
             id: id.to_owned(),
             addr: addr.to_owned(),
-            channels,
+            lanes: lanes.map(|(slot, channel)| Lane::new(channel, slot, limits)).collect(),
+            channel: connect(),
+            unary_only: AtomicBool::new(config.unary),
+            config: config.clone(),
             health: Mutex::default(),
             down: AtomicBool::new(false),
             probe: Mutex::new(None),
-            probe_timeout: config.probe_timeout(),
         }
     }
 
@@ -105,29 +100,68 @@ impl Node {
         self.down.load(Ordering::Relaxed)
     }
 
-    /// Asks the node for one key. The caller stops waiting at `deadline`.
-    pub(crate) async fn get(
-        self: &Arc<Self>,
-        request: GetRequest,
-        deadline: Instant,
-    ) -> Result<GetResponse, Refusal> {
-        let Some(pooled) = self.choose_channel() else {
-            let why = format!("`{}` is not an address", self.addr);
-            return Err(Refusal::Elsewhere(Error::at(ErrorKind::Unavailable, &self.id, why)));
-        };
-        let _counted = Counted::new(&pooled.in_flight);
-        let mut client =
-            PeanutClient::new(pooled.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
-        let mut request = Request::new(request);
-        // The server need not go on for long after this side has stopped waiting.
-        request.set_timeout(deadline.saturating_duration_since(Instant::now()) + DEADLINE_SLACK);
-        match client.get(request).await {
-            Ok(response) => {
-                self.saw(Signal::Answered);
-                Ok(response.into_inner())
+    /// Asks the node for one key.
+    pub(crate) async fn get(self: &Arc<Self>, ask: &Ask<'_>, now: Instant) -> Result<Reply, Refusal> {
+        if !self.unary_only.load(Ordering::Relaxed) {
+            let answer = match self.choose_lane() {
+                Some(lane) => match lane.ask(self, ask, now, &self.config) {
+                    Ok(answer) => {
+                        answer.await.unwrap_or_else(|_| Err(Failure::Lost("the lane was dropped".into())))
+                    }
+                    Err(refused) => Err(refused),
+                },
+                None => Err(Failure::Lost(format!("`{}` is not an address", self.addr).into())),
+            };
+            match answer {
+                Err(Failure::Unimplemented) => self.unary_only.store(true, Ordering::Relaxed),
+                answer => return answer.map_err(|failure| self.failed(failure, ask)),
             }
-            Err(status) => Err(self.refused(status, deadline)),
         }
+        unary::get(self, ask, &self.config).await
+    }
+
+    /// The channel for unary calls and probes.
+    pub(crate) fn channel(&self) -> Option<&Channel> {
+        self.channel.as_ref()
+    }
+
+    /// The less busy of two lanes picked at random (Mitzenmacher, "The Power of Two Choices").
+    fn choose_lane(&self) -> Option<&Lane> {
+        match &*self.lanes {
+            [only] => Some(only),
+            lanes => {
+                let (first, second) = (fastrand::choice(lanes)?, fastrand::choice(lanes)?);
+                Some(if first.load() > second.load() { second } else { first })
+            }
+        }
+    }
+
+    fn failed(&self, failure: Failure, ask: &Ask<'_>) -> Refusal {
+        match failure {
+            Failure::Said(code, message) => self.said(code, &message, ask.deadline),
+            Failure::Late => Refusal::Final(self.too_late()),
+            Failure::Full(why) => Refusal::Final(Error::at(ErrorKind::Overloaded, &self.id, why)),
+            Failure::Lost(why) => Refusal::Elsewhere(Error::at(ErrorKind::Unavailable, &self.id, &*why)),
+            Failure::Unimplemented => {
+                Refusal::Final(Error::at(ErrorKind::Protocol, &self.id, "the node knows no lanes"))
+            }
+        }
+    }
+
+    /// What the node itself says has failed.
+    pub(crate) fn said(&self, code: ErrorCode, message: &str, deadline: Instant) -> Refusal {
+        let error = Error::at(code.into(), &self.id, message);
+        match error.kind() {
+            ErrorKind::Unavailable => Refusal::Elsewhere(error),
+            // Somebody else's deadline, with whom this get shared an operation.
+            ErrorKind::DeadlineExceeded if Instant::now() < deadline => Refusal::Elsewhere(error),
+            _ => Refusal::Final(error),
+        }
+    }
+
+    pub(crate) fn too_late(&self) -> Error {
+        let why = format!("no answer within {:?}", self.config.deadline);
+        Error::at(ErrorKind::DeadlineExceeded, &self.id, why)
     }
 
     /// Takes in what was seen of the node. One that goes down is probed until it is back.
@@ -174,48 +208,12 @@ impl Node {
     }
 
     async fn probe_once(&self) -> bool {
-        let Some(first) = self.channels.first() else { return false };
-        let mut health = HealthClient::new(first.channel.clone());
+        let Some(channel) = self.channel() else { return false };
+        let mut health = HealthClient::new(channel.clone());
         let check = health.check(HealthCheckRequest { service: String::new() });
-        match timeout(self.probe_timeout, check).await {
+        match timeout(self.config.probe_timeout(), check).await {
             Ok(Ok(answer)) => answer.into_inner().status() == ServingStatus::Serving,
             Ok(Err(_)) | Err(_) => false,
-        }
-    }
-
-    /// The less busy of two channels picked at random (Mitzenmacher, "The Power of Two Choices").
-    fn choose_channel(&self) -> Option<&Pooled> {
-        let (first, second) = (fastrand::choice(&self.channels)?, fastrand::choice(&self.channels)?);
-        let busier = first.in_flight.load(Ordering::Relaxed) > second.in_flight.load(Ordering::Relaxed);
-        Some(if busier { second } else { first })
-    }
-
-    /// Tells the node's own refusals from the transport's failures.
-    fn refused(self: &Arc<Self>, status: Status, deadline: Instant) -> Refusal {
-        if let Some(code) = failure::from_status(&status) {
-            self.saw(Signal::Answered);
-            let error = Error::at(code.into(), &self.id, status.message());
-            let moves = error.kind() == ErrorKind::Unavailable;
-            return if moves { Refusal::Elsewhere(error) } else { Refusal::Final(error) };
-        }
-        let message = reason(&status);
-        let error = |kind, status| Error::caused_by(kind, Some(&self.id), message, Box::new(status));
-        match status.code() {
-            // Codes that only a live server, or this side's own codec, comes to.
-            Code::OutOfRange | Code::ResourceExhausted => Refusal::Final(error(ErrorKind::TooLarge, status)),
-            Code::Unimplemented
-            | Code::InvalidArgument
-            | Code::NotFound
-            | Code::PermissionDenied
-            | Code::Unauthenticated => Refusal::Final(error(ErrorKind::Protocol, status)),
-            Code::DeadlineExceeded => Refusal::Final(error(ErrorKind::DeadlineExceeded, status)),
-            // Whatever it looks like, a call that ends after its deadline was ended by it.
-            _ if Instant::now() >= deadline => Refusal::Final(error(ErrorKind::DeadlineExceeded, status)),
-            // A transport that is gone arrives as any of the others.
-            _ => {
-                self.saw(if never_connected(&status) { Signal::NotConnected } else { Signal::Failed });
-                Refusal::Elsewhere(error(ErrorKind::Unavailable, status))
-            }
         }
     }
 }
@@ -226,20 +224,16 @@ impl fmt::Debug for Node {
     }
 }
 
-/// Counts an operation for as long as it lives.
-struct Counted<'a>(&'a AtomicUsize);
-
-impl<'a> Counted<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Counted(count)
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
+/// How connections to nodes are made.
+fn tuned(endpoint: Endpoint, config: &Config) -> Endpoint {
+    endpoint
+        .connect_timeout(config.connect_timeout)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEPALIVE_EVERY)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
 }
 
 /// Ends when the node is back, or nobody holds its handle any more.
@@ -258,11 +252,11 @@ fn sources<'a>(status: &'a Status) -> impl Iterator<Item = &'a (dyn std::error::
     std::iter::successors(std::error::Error::source(status), |error| error.source())
 }
 
-fn never_connected(status: &Status) -> bool {
+pub(crate) fn never_connected(status: &Status) -> bool {
     sources(status).any(|error| error.is::<tonic::ConnectError>())
 }
 
 /// The innermost message, which is the one that says something.
-fn reason(status: &Status) -> String {
+pub(crate) fn reason(status: &Status) -> String {
     sources(status).last().map_or_else(|| status.message().to_owned(), ToString::to_string)
 }

@@ -9,7 +9,7 @@ use peanut_proto::membership::RingDocument;
 
 use crate::config::Config;
 use crate::node::Node;
-use crate::ring::{Ring, key_hash};
+use crate::ring::Ring;
 
 /// One ring and its nodes.
 #[derive(Debug)]
@@ -43,9 +43,9 @@ impl Routing {
         Routing { nodes: nodes.collect(), ring: Ring::new(document) }
     }
 
-    /// Whom to ask for a key; `None` where the fleet has no nodes.
-    pub(crate) fn route(&self, group: &str, key: &[u8]) -> Option<Route<'_>> {
-        let place = self.ring.place_hash(key_hash(group, key))?;
+    /// Whom to ask for a key of that hash; `None` where the fleet has no nodes.
+    pub(crate) fn route(&self, hash: u64) -> Option<Route<'_>> {
+        let place = self.ring.place_hash(hash)?;
         Some(Route {
             owner: &self.nodes[place.owner],
             successor: place.successor.map(|at| &self.nodes[at]),

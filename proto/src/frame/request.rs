@@ -86,9 +86,9 @@ impl RequestWriter {
         self.buffer.is_empty()
     }
 
-    /// Appends another writer's fields.
-    pub fn append(&mut self, other: &RequestWriter) {
-        self.buffer.put_slice(&other.buffer);
+    /// Appends the fields of a frame.
+    pub fn append(&mut self, frame: &RequestFrame) {
+        self.buffer.put_slice(&frame.0);
     }
 
     /// Takes what was written as a frame and begins anew.

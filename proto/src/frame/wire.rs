@@ -13,6 +13,10 @@ pub(super) const BYTES: u32 = 2;
 pub struct FrameError(pub(super) &'static str);
 
 impl FrameError {
+    /// An answer to no operation in flight.
+    pub const UNKNOWN_ID: Self = FrameError("it answers an operation that is not in flight");
+    /// A value longer than values are, or than it was said to be.
+    pub const TOO_LONG: Self = FrameError("a value is too long");
     /// A lane names more groups than a server keeps.
     pub const TOO_MANY_GROUPS: Self = FrameError("it names too many groups");
 }

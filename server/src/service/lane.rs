@@ -208,14 +208,6 @@ impl Answers {
             self.closing = true;
             self.frame.closing();
         }
-        while self.frame.len() < FRAME_BYTES
-            && let Poll::Ready(Some((id, landed))) = self.waiting.poll_next_unpin(context)
-        {
-            match landed {
-                Ok(answer) => self.answer(id, answer),
-                Err(failure) => self.frame.failure(id, failure.code, &failure.message),
-            }
-        }
         while self.frame.len() < FRAME_BYTES && !self.ended {
             match self.requests.poll_next_unpin(context) {
                 Poll::Ready(Some(Ok(request))) => {
@@ -224,6 +216,15 @@ impl Answers {
                 Poll::Ready(Some(Err(status))) => return Poll::Ready(Err(status)),
                 Poll::Ready(None) => self.ended = true,
                 Poll::Pending => break,
+            }
+        }
+        // After the requests: a flight that was boarded just now has to be polled to be heard of.
+        while self.frame.len() < FRAME_BYTES
+            && let Poll::Ready(Some((id, landed))) = self.waiting.poll_next_unpin(context)
+        {
+            match landed {
+                Ok(answer) => self.answer(id, answer),
+                Err(failure) => self.frame.failure(id, failure.code, &failure.message),
             }
         }
         self.write_piece();

@@ -1,0 +1,141 @@
+//! Lanes: the way of operations to one node, many at once.
+//!
+//! A lane is one bidirectional stream on a connection of its own. Whoever has an operation writes it into
+//! the lane's next frame and waits; when the transport is ready to send, it takes the frame as it is, with
+//! one operation in it or with hundreds. There is no timer and no task in between. One task, the driver,
+//! opens the stream, matches answers to callers, and fails whoever waits when the lane dies.
+//!
+//! [`state`] is all of that as data, without socket or clock.
+
+mod driver;
+mod requests;
+mod state;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+use peanut_proto::v1::{ErrorCode, Outcome};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
+use tonic::transport::Channel;
+
+use crate::config::Config;
+use crate::node::Node;
+pub(crate) use state::Limits;
+use state::{Caller, LaneState};
+
+/// A get, as it is handed to a node.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ask<'a> {
+    /// The group's number in this client, and its name.
+    pub(crate) group: u32,
+    pub(crate) group_name: &'a str,
+    pub(crate) key: &'a [u8],
+    /// Hash of group and key.
+    pub(crate) hash: u64,
+    pub(crate) ring_version: u64,
+    pub(crate) owned_since: u64,
+    /// The node is asked in the owner's place.
+    pub(crate) failover: bool,
+    pub(crate) deadline: Instant,
+}
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Reply {
+    pub(crate) outcome: Outcome,
+    pub(crate) value: bytes::Bytes,
+    /// Newest ring version that the node has heard of.
+    pub(crate) ring_version: u64,
+}
+
+/// Why an operation has no answer. Cheap to clone: a lane that dies tells all who wait.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// The node says so.
+    Said(ErrorCode, Arc<str>),
+    /// The deadline has passed.
+    Late,
+    /// Too much is in flight; nothing was sent.
+    Full(&'static str),
+    /// The lane could not be opened, or died.
+    Lost(Arc<str>),
+    /// The node knows no lanes.
+    Unimplemented,
+}
+
+pub(crate) type Answer = Result<Reply, Failure>;
+
+/// One lane to one node.
+pub(crate) struct Lane {
+    shared: Arc<Shared>,
+    channel: Channel,
+    slot: u32,
+    driver: Mutex<Option<AbortOnDropHandle<()>>>,
+}
+
+struct Shared {
+    state: Mutex<LaneState>,
+    /// Operations in flight, for those who choose a lane.
+    in_flight: AtomicUsize,
+    /// There is something to send, and no stream to send it on or nobody who looks at it.
+    work: Notify,
+}
+
+impl Lane {
+    pub(crate) fn new(channel: Channel, slot: u32, limits: Limits) -> Self {
+        let shared = Shared {
+            state: Mutex::new(LaneState::new(limits)),
+            in_flight: AtomicUsize::new(0),
+            work: Notify::new(),
+        };
+        Lane { shared: Arc::new(shared), channel, slot, driver: Mutex::new(None) }
+    }
+
+    /// Operations in flight.
+    pub(crate) fn load(&self) -> usize {
+        self.shared.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Writes a get into the next frame, or joins an identical one that is in flight.
+    pub(crate) fn ask(
+        &self,
+        node: &Arc<Node>,
+        ask: &Ask<'_>,
+        now: Instant,
+        config: &Config,
+    ) -> Result<oneshot::Receiver<Answer>, Failure> {
+        let (sender, receiver) = oneshot::channel();
+        let mut state = self.shared.state.lock();
+        let pushed = state.push(ask, Caller { sender, deadline: ask.deadline }, now)?;
+        self.shared.in_flight.store(state.in_flight(), Ordering::Relaxed);
+        let (is_open, was_parked) = (state.is_open(), std::mem::take(&mut state.parked));
+        drop(state);
+        if let Some(writer) = pushed {
+            writer.wake();
+        }
+        if was_parked {
+            self.shared.work.notify_one();
+        } else if !is_open {
+            self.start(node, config);
+        }
+        Ok(receiver)
+    }
+
+    /// Starts the driver if it is not there yet, and tells it that there is work.
+    fn start(&self, node: &Arc<Node>, config: &Config) {
+        self.driver.lock().get_or_insert_with(|| {
+            let driver = driver::Driver {
+                shared: self.shared.clone(),
+                node: Arc::downgrade(node),
+                channel: self.channel.clone(),
+                slot: self.slot,
+                config: config.clone(),
+            };
+            AbortOnDropHandle::new(tokio::spawn(driver.run()))
+        });
+        self.shared.work.notify_one();
+    }
+}

@@ -1,0 +1,370 @@
+//! What a lane knows, without socket or clock: the frame that is being written, and who waits for what.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::Waker;
+
+use bytes::{Bytes, BytesMut};
+use hashbrown::HashTable;
+use peanut_proto::frame::{
+    AnswerFields, FRAME_BYTES, FrameError, GetOperation, RequestFrame, RequestWriter, ResponseField,
+    ResponseFrame,
+};
+use peanut_proto::limits::MAX_VALUE_BYTES;
+use peanut_proto::v1::{ErrorCode, Outcome};
+use slab::Slab;
+use smallvec::SmallVec;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::{Answer, Ask, Failure, Reply};
+
+/// How much one lane may have in flight.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) operations: usize,
+    pub(crate) queued_bytes: usize,
+}
+
+/// One who waits for an operation.
+#[derive(Debug)]
+pub(super) struct Caller {
+    pub(super) sender: oneshot::Sender<Answer>,
+    pub(super) deadline: Instant,
+}
+
+/// An answer with the one who waits for it; sent after the lane's lock is released.
+pub(super) type Delivery = (Caller, Answer);
+
+#[derive(Debug)]
+pub(super) struct LaneState {
+    limits: Limits,
+    /// The frame that the next operation is written into.
+    frame: RequestWriter,
+    frame_begun: Option<Instant>,
+    /// Frames that are full.
+    full: VecDeque<(RequestFrame, Instant)>,
+    full_bytes: usize,
+    /// The ring version that the node has been told.
+    told_version: u64,
+    /// By number, the groups that the node has been told.
+    told_groups: Vec<bool>,
+    /// Operations in flight. An operation keeps its place until it is answered, even when nobody waits
+    /// for it any more, so that a late answer finds no stranger there.
+    operations: Slab<Operation>,
+    /// Operations by hash of group and key, for those who want the same.
+    by_key: HashTable<u32>,
+    /// Newest ring version that the node has said.
+    heard_version: u64,
+    /// The stream that frames are sent on; a number for each time it was opened.
+    open: Option<u64>,
+    /// The node closes the lane: nothing more goes in.
+    draining: bool,
+    writer: Option<Waker>,
+    /// Since when there has been something in flight.
+    busy_since: Option<Instant>,
+    /// The driver sleeps until it is told that something is in flight.
+    pub(super) parked: bool,
+}
+
+#[derive(Debug)]
+struct Operation {
+    hash: u64,
+    group: u32,
+    key: SmallVec<[u8; 24]>,
+    owned_since: u64,
+    ring_version: u64,
+    failover: bool,
+    joinable: bool,
+    callers: SmallVec<[Caller; 1]>,
+    /// What has arrived of a value that comes in pieces.
+    pieces: Option<Box<Pieces>>,
+}
+
+#[derive(Debug)]
+struct Pieces {
+    outcome: Outcome,
+    value: BytesMut,
+    whole: usize,
+}
+
+impl Operation {
+    fn is_same(&self, ask: &Ask<'_>) -> bool {
+        (self.hash, self.group, self.failover) == (ask.hash, ask.group, ask.failover)
+            && (self.owned_since, self.ring_version) == (ask.owned_since, ask.ring_version)
+            && self.joinable
+            && self.key[..] == *ask.key
+    }
+}
+
+impl LaneState {
+    pub(super) fn new(limits: Limits) -> Self {
+        LaneState {
+            limits,
+            frame: RequestWriter::default(),
+            frame_begun: None,
+            full: VecDeque::new(),
+            full_bytes: 0,
+            told_version: 0,
+            told_groups: Vec::new(),
+            operations: Slab::new(),
+            by_key: HashTable::new(),
+            heard_version: 0,
+            open: None,
+            draining: false,
+            writer: None,
+            busy_since: None,
+            parked: false,
+        }
+    }
+
+    /// Since when there has been something in flight; `None` while nothing is.
+    pub(super) fn busy_since(&self) -> Option<Instant> {
+        self.busy_since.filter(|_| !self.operations.is_empty())
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        self.operations.len()
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// Takes in a get. Gives the writer where it sleeps and has something to do now.
+    pub(super) fn push(
+        &mut self,
+        ask: &Ask<'_>,
+        caller: Caller,
+        now: Instant,
+    ) -> Result<Option<Waker>, Failure> {
+        if self.draining {
+            return Err(LaneState::closing());
+        }
+        let operations = &mut self.operations;
+        if let Some(same) = self.by_key.find(ask.hash, |id| operations[*id as usize].is_same(ask)) {
+            operations[*same as usize].callers.push(caller);
+            return Ok(None);
+        }
+        if operations.len() >= self.limits.operations {
+            return Err(Failure::Full("too many operations are in flight to this node"));
+        }
+        if self.full_bytes + self.frame.len() >= self.limits.queued_bytes {
+            return Err(Failure::Full("too many bytes wait to be sent to this node"));
+        }
+        if operations.is_empty() {
+            self.busy_since = Some(now);
+        }
+        let id = u32::try_from(operations.insert(Operation {
+            hash: ask.hash,
+            group: ask.group,
+            key: SmallVec::from_slice(ask.key),
+            owned_since: ask.owned_since,
+            ring_version: ask.ring_version,
+            failover: ask.failover,
+            joinable: true,
+            callers: SmallVec::from_buf([caller]),
+            pieces: None,
+        }));
+        let id = id.expect("far fewer operations are in flight");
+        self.by_key.insert_unique(ask.hash, id, |id| operations[*id as usize].hash);
+        self.write(id, ask, now);
+        Ok(self.writer.take())
+    }
+
+    fn write(&mut self, id: u32, ask: &Ask<'_>, now: Instant) {
+        // A ring version holds for its whole frame.
+        if self.frame.len() >= FRAME_BYTES
+            || (self.told_version != ask.ring_version && !self.frame.is_empty())
+        {
+            self.close_frame(now);
+        }
+        if self.told_version != ask.ring_version {
+            self.told_version = ask.ring_version;
+            self.frame.ring_version(ask.ring_version);
+        }
+        let group = ask.group as usize;
+        if group >= self.told_groups.len() {
+            self.told_groups.resize(group + 1, false);
+        }
+        if !std::mem::replace(&mut self.told_groups[group], true) {
+            self.frame.group(ask.group, ask.group_name);
+        }
+        let remaining = ask.deadline.saturating_duration_since(now).as_millis();
+        self.frame.get(&GetOperation {
+            id,
+            group: ask.group,
+            key: ask.key,
+            // At least one: zero would be no deadline.
+            deadline_ms: u32::try_from(remaining).unwrap_or(u32::MAX).max(1),
+            owned_since: ask.owned_since,
+            failover: ask.failover,
+        });
+        self.frame_begun.get_or_insert(now);
+    }
+
+    fn close_frame(&mut self, now: Instant) {
+        let begun = self.frame_begun.take().unwrap_or(now);
+        self.full_bytes += self.frame.len();
+        self.full.push_back((self.frame.take(), begun));
+    }
+
+    /// The next frame to send on stream `epoch`, or how the stream stands; `writer` is woken when there is
+    /// more.
+    pub(super) fn next_frame(&mut self, epoch: u64, now: Instant, writer: &Waker) -> NextFrame {
+        if self.open != Some(epoch) {
+            return NextFrame::Ended;
+        }
+        let (frame, begun) = match self.full.pop_front() {
+            Some((frame, begun)) => {
+                self.full_bytes -= frame.0.len();
+                (frame, begun)
+            }
+            None if self.frame.is_empty() && self.draining => return NextFrame::Ended,
+            None if self.frame.is_empty() => {
+                self.writer = Some(writer.clone());
+                return NextFrame::Later;
+            }
+            None => (self.frame.take(), self.frame_begun.take().unwrap_or(now)),
+        };
+        let waited_ms = u32::try_from(now.saturating_duration_since(begun).as_millis()).unwrap_or(u32::MAX);
+        if waited_ms == 0 {
+            return NextFrame::Send(frame);
+        }
+        let mut delayed = RequestWriter::default();
+        delayed.append(&frame);
+        delayed.waited_ms(waited_ms);
+        NextFrame::Send(delayed.take())
+    }
+
+    /// Begins anew on a stream that has just been asked for; what was written before the stream was there
+    /// goes first.
+    pub(super) fn opened(&mut self, epoch: u64) {
+        self.open = Some(epoch);
+        self.heard_version = 0;
+    }
+
+    /// Takes in a frame of answers.
+    pub(super) fn take_answers(
+        &mut self,
+        frame: &ResponseFrame,
+        deliveries: &mut Vec<Delivery>,
+    ) -> Result<(), FrameError> {
+        for field in frame.fields() {
+            match field? {
+                ResponseField::RingVersion(version) => self.heard_version = version,
+                ResponseField::Answer(answer, value) => self.take_answer(&answer, value, deliveries)?,
+                ResponseField::Failure { id, code, message } => {
+                    self.finish(id, Err(Failure::Said(code, message.into())), deliveries)?;
+                }
+                ResponseField::Closing => {
+                    // This side has said all, too, once what is written is sent.
+                    self.draining = true;
+                    self.writer.take().into_iter().for_each(Waker::wake);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    fn take_answer(
+        &mut self,
+        answer: &AnswerFields,
+        value: Bytes,
+        deliveries: &mut Vec<Delivery>,
+    ) -> Result<(), FrameError> {
+        let operation = self.operations.get_mut(answer.id as usize).ok_or(FrameError::UNKNOWN_ID)?;
+        let (outcome, value) = match &mut operation.pieces {
+            None if answer.value_bytes == 0 => (answer.outcome, value),
+            None => {
+                let whole =
+                    usize::try_from(answer.value_bytes).ok().filter(|whole| *whole <= MAX_VALUE_BYTES);
+                let whole = whole.ok_or(FrameError::TOO_LONG)?;
+                let mut bytes = BytesMut::with_capacity(whole);
+                bytes.extend_from_slice(&value);
+                operation.pieces = Some(Box::new(Pieces { outcome: answer.outcome, value: bytes, whole }));
+                return Ok(());
+            }
+            Some(pieces) => {
+                if pieces.value.len() + value.len() > pieces.whole {
+                    return Err(FrameError::TOO_LONG);
+                }
+                pieces.value.extend_from_slice(&value);
+                if pieces.value.len() < pieces.whole {
+                    return Ok(());
+                }
+                (pieces.outcome, std::mem::take(&mut pieces.value).freeze())
+            }
+        };
+        let reply = Reply { outcome, value, ring_version: self.heard_version };
+        self.finish(answer.id, Ok(reply), deliveries)
+    }
+
+    fn finish(&mut self, id: u32, answer: Answer, deliveries: &mut Vec<Delivery>) -> Result<(), FrameError> {
+        let operation = self.operations.try_remove(id as usize).ok_or(FrameError::UNKNOWN_ID)?;
+        if let Ok(entry) = self.by_key.find_entry(operation.hash, |other| *other == id) {
+            entry.remove();
+        }
+        let mut callers = operation.callers.into_iter();
+        // The last one takes the answer, the others a copy.
+        let last = callers.next_back();
+        deliveries.extend(callers.map(|caller| (caller, answer.clone())));
+        deliveries.extend(last.map(|caller| (caller, answer)));
+        Ok(())
+    }
+
+    /// Gives up on callers whose deadline has passed.
+    pub(super) fn expire(&mut self, now: Instant, deliveries: &mut Vec<Delivery>) {
+        for (_, operation) in &mut self.operations {
+            let mut at = 0;
+            while at < operation.callers.len() {
+                if operation.callers[at].deadline <= now {
+                    deliveries.push((operation.callers.swap_remove(at), Err(Failure::Late)));
+                } else {
+                    at += 1;
+                }
+            }
+            // The node may have dropped it for the same reason, so nobody else may rely on it.
+            operation.joinable &= !operation.callers.is_empty();
+        }
+    }
+
+    /// The stream is gone: everyone who waits is told, and the next operation begins anew.
+    pub(super) fn fail_all(&mut self, failure: &Failure, deliveries: &mut Vec<Delivery>) {
+        for operation in self.operations.drain() {
+            deliveries.extend(operation.callers.into_iter().map(|caller| (caller, Err(failure.clone()))));
+        }
+        self.by_key.clear();
+        self.frame = RequestWriter::default();
+        self.frame_begun = None;
+        self.full.clear();
+        self.full_bytes = 0;
+        self.told_version = 0;
+        self.told_groups.clear();
+        self.open = None;
+        self.draining = false;
+        self.parked = false;
+        self.writer.take().into_iter().for_each(Waker::wake);
+    }
+
+    /// The failure that a node's own word amounts to when the lane is closing.
+    pub(super) fn closing() -> Failure {
+        Failure::Said(ErrorCode::ShuttingDown, Arc::from("the node is shutting down"))
+    }
+}
+
+/// What there is to send.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum NextFrame {
+    Send(RequestFrame),
+    Later,
+    /// The stream is not the lane's any more.
+    Ended,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,101 @@
+//! Gets as unary calls, one by one: for nodes that know no lanes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use peanut_proto::failure;
+use peanut_proto::limits::MAX_MESSAGE_BYTES;
+use peanut_proto::v1::peanut_client::PeanutClient;
+use peanut_proto::v1::{GetRequest, OnMiss};
+use tokio::time::{Instant, sleep_until, timeout_at};
+use tonic::{Code, Request, Status};
+
+use crate::config::Config;
+use crate::error::{Error, ErrorKind};
+use crate::health::Signal;
+use crate::lane::{Ask, Reply};
+use crate::node::{Node, Refusal, never_connected, reason};
+
+/// By how much the deadline that a server is told lies after the caller's own.
+const DEADLINE_SLACK: Duration = Duration::from_millis(100);
+
+/// Asks a node. Where it is silent it is probed: a node that answers a probe is busy with a load and is
+/// waited for; one that does not is left.
+pub(crate) async fn get(node: &Arc<Node>, ask: &Ask<'_>, config: &Config) -> Result<Reply, Refusal> {
+    let begun = Instant::now();
+    let call = timeout_at(ask.deadline, call(node, ask));
+    tokio::pin!(call);
+    let mut suspect_at = begun + config.suspect_after();
+    loop {
+        tokio::select! {
+            answer = &mut call => return answer.unwrap_or_else(|_| Err(Refusal::Final(node.too_late()))),
+            () = sleep_until(suspect_at) => {}
+        }
+        tokio::select! {
+            answer = &mut call => return answer.unwrap_or_else(|_| Err(Refusal::Final(node.too_late()))),
+            serves = node.probe() => if !serves {
+                let why = format!("no answer for {:.1?}, nor to a probe", begun.elapsed());
+                return Err(Refusal::Elsewhere(Error::at(ErrorKind::Unavailable, node.id(), why)));
+            }
+        }
+        suspect_at = Instant::now() + config.suspect_after();
+    }
+}
+
+async fn call(node: &Arc<Node>, ask: &Ask<'_>) -> Result<Reply, Refusal> {
+    let Some(channel) = node.channel() else {
+        let why = format!("`{}` is not an address", node.addr());
+        return Err(Refusal::Elsewhere(Error::at(ErrorKind::Unavailable, node.id(), why)));
+    };
+    let mut request = Request::new(GetRequest {
+        group: ask.group_name.to_owned(),
+        key: Bytes::copy_from_slice(ask.key),
+        on_miss: OnMiss::Load.into(),
+        ring_version: ask.ring_version,
+        owned_since: ask.owned_since,
+        failover: ask.failover,
+    });
+    // The server need not go on for long after this side has stopped waiting.
+    request.set_timeout(ask.deadline.saturating_duration_since(Instant::now()) + DEADLINE_SLACK);
+    let mut client = PeanutClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    match client.get(request).await {
+        Ok(response) => {
+            node.saw(Signal::Answered);
+            let response = response.into_inner();
+            Ok(Reply {
+                outcome: response.outcome(),
+                value: response.value,
+                ring_version: response.ring_version,
+            })
+        }
+        Err(status) => Err(refused(node, status, ask.deadline)),
+    }
+}
+
+/// Tells the node's own refusals from the transport's failures.
+fn refused(node: &Arc<Node>, status: Status, deadline: Instant) -> Refusal {
+    if let Some(code) = failure::from_status(&status) {
+        node.saw(Signal::Answered);
+        return node.said(code, status.message(), deadline);
+    }
+    let message = reason(&status);
+    let error = |kind, status| Error::caused_by(kind, Some(node.id()), message, Box::new(status));
+    match status.code() {
+        // Codes that only a live server, or this side's own codec, comes to.
+        Code::OutOfRange | Code::ResourceExhausted => Refusal::Final(error(ErrorKind::TooLarge, status)),
+        Code::Unimplemented
+        | Code::InvalidArgument
+        | Code::NotFound
+        | Code::PermissionDenied
+        | Code::Unauthenticated => Refusal::Final(error(ErrorKind::Protocol, status)),
+        Code::DeadlineExceeded => Refusal::Final(error(ErrorKind::DeadlineExceeded, status)),
+        // Whatever it looks like, a call that ends after its deadline was ended by it.
+        _ if Instant::now() >= deadline => Refusal::Final(error(ErrorKind::DeadlineExceeded, status)),
+        // A transport that is gone arrives as any of the others.
+        _ => {
+            node.saw(if never_connected(&status) { Signal::NotConnected } else { Signal::Failed });
+            Refusal::Elsewhere(error(ErrorKind::Unavailable, status))
+        }
+    }
+}
