@@ -16,6 +16,8 @@ use crate::discovery;
 use crate::error::{Error, ErrorKind};
 use crate::routing::{CurrentRouting, Routing};
 
+const LONGEST_DEADLINE: Duration = Duration::from_secs(24 * 3600);
+
 /// Describes a [`Client`]. One of [`etcd`](Self::etcd), [`nodes`](Self::nodes) and
 /// [`registry`](Self::registry) is needed; the last one called holds.
 #[derive(Clone, Debug, Default)]
@@ -121,11 +123,9 @@ impl ClientBuilder {
     pub async fn build(self) -> Result<Client, Error> {
         let fleet = self.fleet.as_deref().unwrap_or("default");
         check_name(fleet).map_err(|why| Error::new(ErrorKind::Configuration, format!("fleet name {why}")))?;
-        if self.config.deadline.is_zero() {
-            return Err(Error::new(
-                ErrorKind::Configuration,
-                "the deadline is zero; nothing could be done in it",
-            ));
+        if self.config.deadline.is_zero() || self.config.deadline > LONGEST_DEADLINE {
+            let why = "the deadline must be longer than zero and at most a day";
+            return Err(Error::new(ErrorKind::Configuration, why));
         }
         let registry: Arc<dyn Registry> = match self.source {
             Source::Missing => {

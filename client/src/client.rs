@@ -87,7 +87,7 @@ impl Client {
     }
 
     /// The ring as it is now.
-    pub fn ring(&self) -> Ring {
+    pub fn ring(&self) -> Arc<Ring> {
         self.shared.routing.get().ring.clone()
     }
 

@@ -15,6 +15,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 
 use crate::config::Config;
+use crate::node::Probed;
 use crate::routing::{CurrentRouting, Routing};
 
 /// How long a ring without most of its nodes is doubted at most.
@@ -94,7 +95,7 @@ async fn most_have_vanished_but_answer(routing: &Routing, offered: &RingDocument
         return false;
     }
     let answers = join_all(vanished.iter().map(|node| node.probe())).await;
-    answers.iter().filter(|answers| **answers).count() * 2 > vanished.len()
+    answers.iter().filter(|answer| **answer == Probed::Serving).count() * 2 > vanished.len()
 }
 
 /// Nodes whose liveness has come, gone or begun anew are asked at once, rather than when they are next

@@ -56,12 +56,14 @@ enum Target {
     Successor,
 }
 
-/// The node for attempt `number`: the one in better health of owner and successor, the owner if they are
-/// alike, and then the other one in turn.
-fn target(number: usize, owner_down: bool, successor_down: Option<bool>) -> Target {
-    let begins_with_successor = owner_down && successor_down == Some(false);
-    match successor_down {
-        Some(_) if begins_with_successor != (number % 2 == 1) => Target::Successor,
+/// The node for the next attempt: the owner first, then whichever was not asked last; but not one that is
+/// down while the other is up. `None` for a node that is not there.
+fn target(last: Option<Target>, owner_down: bool, successor_down: Option<bool>) -> Target {
+    let Some(successor_down) = successor_down else { return Target::Owner };
+    match (owner_down, successor_down) {
+        (true, false) => Target::Successor,
+        (false, true) => Target::Owner,
+        _ if last == Some(Target::Owner) => Target::Successor,
         _ => Target::Owner,
     }
 }
@@ -94,7 +96,8 @@ pub(crate) async fn get(
 ) -> Result<Answered, Error> {
     budget.deposit();
     let hash = key_hash(wanted.group_name, wanted.key);
-    let mut last_error = match attempt(routing, &wanted, hash, 0, now).await {
+    let mut last = None;
+    let mut last_error = match attempt(routing, &wanted, hash, &mut last, now).await {
         Ok(answered) => return Ok(answered),
         Err(Refusal::Final(error)) => return Err(error),
         Err(Refusal::Elsewhere(error)) => error,
@@ -109,7 +112,7 @@ pub(crate) async fn get(
             let pause = Duration::from_millis(5 << number).mul_f64(0.5 + fastrand::f64() / 2.0);
             sleep(pause.min(wanted.deadline.saturating_duration_since(Instant::now()))).await;
         }
-        match attempt(routing, &wanted, hash, number, Instant::now()).await {
+        match attempt(routing, &wanted, hash, &mut last, Instant::now()).await {
             Ok(answered) => return Ok(answered),
             Err(Refusal::Final(error)) => return Err(error),
             Err(Refusal::Elsewhere(error)) => last_error = error,
@@ -122,7 +125,7 @@ async fn attempt(
     routing: &CurrentRouting,
     wanted: &Wanted<'_>,
     hash: u64,
-    number: usize,
+    last: &mut Option<Target>,
     now: Instant,
 ) -> Result<Answered, Refusal> {
     let routing = routing.get();
@@ -130,7 +133,8 @@ async fn attempt(
         return Err(Refusal::Elsewhere(Error::new(ErrorKind::Unavailable, "the fleet has no nodes")));
     };
     let down = |node: &Arc<Node>| node.is_down() && !routing.mostly_down();
-    let target = target(number, down(route.owner), route.successor.map(down));
+    let target = target(*last, down(route.owner), route.successor.map(down));
+    *last = Some(target);
     let (node, failover) = match (target, route.successor) {
         (Target::Successor, Some(successor)) => (successor, true),
         _ => (route.owner, false),
@@ -156,15 +160,22 @@ mod tests {
     use super::*;
 
     fn order(owner_down: bool, successor_down: Option<bool>) -> Vec<Target> {
-        (0..4).map(|number| target(number, owner_down, successor_down)).collect()
+        let next = |last: &Option<Target>| Some(Some(target((*last)?.into(), owner_down, successor_down)));
+        let first = Some(target(None, owner_down, successor_down));
+        std::iter::successors(Some(first), next).flatten().take(4).collect()
     }
 
     #[test]
-    fn the_owner_is_asked_first_unless_only_it_is_down() {
+    fn the_owner_is_asked_first_and_then_by_turns() {
         assert_eq!(order(false, Some(false)), [Owner, Successor, Owner, Successor]);
-        assert_eq!(order(false, Some(true)), [Owner, Successor, Owner, Successor]);
         assert_eq!(order(true, Some(true)), [Owner, Successor, Owner, Successor]);
-        assert_eq!(order(true, Some(false)), [Successor, Owner, Successor, Owner]);
+    }
+
+    #[test]
+    fn one_that_is_down_is_not_asked_while_the_other_is_up() {
+        assert_eq!(order(true, Some(false)), [Successor; 4]);
+        assert_eq!(order(false, Some(true)), [Owner; 4]);
+        assert_eq!(target(Some(Owner), true, Some(false)), Successor, "the owner went down meanwhile");
     }
 
     #[test]

@@ -98,7 +98,16 @@ impl Group {
             Ok(Answered { reply, failover, ring_version }) => {
                 client.hear_of_ring(reply.ring_version, ring_version);
                 client.counters.answered(reply.outcome, failover);
-                Ok((reply.outcome != Outcome::NotFound).then_some(reply.value))
+                match reply.outcome {
+                    Outcome::Hit | Outcome::Loaded | Outcome::Coalesced | Outcome::Stale => {
+                        Ok(Some(reply.value))
+                    }
+                    Outcome::NotFound => Ok(None),
+                    other => {
+                        let why = format!("the node answered a get with {}", other.as_str_name());
+                        Err(Error::new(ErrorKind::Protocol, why))
+                    }
+                }
             }
             Err(error) => {
                 client.counters.failed();

@@ -48,7 +48,16 @@ pub(crate) struct Node {
     health: Mutex<Health>,
     /// `health` for those who only look.
     down: AtomicBool,
-    probe: Mutex<Option<Shared<BoxFuture<'static, bool>>>>,
+    probe: Mutex<Option<Shared<BoxFuture<'static, Probed>>>>,
+}
+
+/// What a probe found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Probed {
+    Serving,
+    /// It is there and wants no new calls; those in flight it will finish.
+    NotServing,
+    Silent,
 }
 
 /// Why a node did not answer with what it was asked for.
@@ -166,15 +175,21 @@ impl Node {
 
     /// Takes in what was seen of the node. One that goes down is probed until it is back.
     pub(crate) fn saw(self: &Arc<Self>, signal: Signal) {
-        let change = self.health.lock().on(signal);
+        let mut health = self.health.lock();
+        let change = health.on(signal);
+        // Under the lock, so that the flag says what the last change said.
+        if let Some(change) = change {
+            self.down.store(change == Change::WentDown, Ordering::Relaxed);
+        }
+        drop(health);
         match change {
             None => {}
             Some(Change::CameUp) => {
-                self.down.store(false, Ordering::Relaxed);
+                // It may be another program than before.
+                self.unary_only.store(self.config.unary, Ordering::Relaxed);
                 tracing::info!(node = self.id, "node is back");
             }
             Some(Change::WentDown) => {
-                self.down.store(true, Ordering::Relaxed);
                 tracing::warn!(node = self.id, "node is down; its successor is asked meanwhile");
                 tokio::spawn(probe_until_back(Arc::downgrade(self)));
             }
@@ -183,7 +198,7 @@ impl Node {
 
     /// Asks the node whether it serves, and takes in the answer. Those who ask at the same time share one
     /// probe.
-    pub(crate) async fn probe(self: &Arc<Self>) -> bool {
+    pub(crate) async fn probe(self: &Arc<Self>) -> Probed {
         let probe = {
             let mut slot = self.probe.lock();
             match &*slot {
@@ -191,10 +206,11 @@ impl Node {
                 None => {
                     let node = self.clone();
                     let probe = async move {
-                        let serves = node.probe_once().await;
+                        let probed = node.probe_once().await;
                         node.probe.lock().take();
-                        node.saw(if serves { Signal::ProbePassed } else { Signal::ProbeFailed });
-                        serves
+                        let passed = probed == Probed::Serving;
+                        node.saw(if passed { Signal::ProbePassed } else { Signal::ProbeFailed });
+                        probed
                     };
                     let probe = probe.boxed().shared();
                     *slot = Some(probe.clone());
@@ -207,13 +223,14 @@ impl Node {
         probe.await
     }
 
-    async fn probe_once(&self) -> bool {
-        let Some(channel) = self.channel() else { return false };
+    async fn probe_once(&self) -> Probed {
+        let Some(channel) = self.channel() else { return Probed::Silent };
         let mut health = HealthClient::new(channel.clone());
         let check = health.check(HealthCheckRequest { service: String::new() });
         match timeout(self.config.probe_timeout(), check).await {
-            Ok(Ok(answer)) => answer.into_inner().status() == ServingStatus::Serving,
-            Ok(Err(_)) | Err(_) => false,
+            Ok(Ok(answer)) if answer.get_ref().status() == ServingStatus::Serving => Probed::Serving,
+            Ok(Ok(_)) => Probed::NotServing,
+            Ok(Err(_)) | Err(_) => Probed::Silent,
         }
     }
 }
@@ -242,7 +259,7 @@ async fn probe_until_back(node: std::sync::Weak<Node>) {
     loop {
         sleep(backoff.next_delay(fastrand::f64())).await;
         let Some(node) = node.upgrade() else { return };
-        if !node.is_down() || node.probe().await {
+        if !node.is_down() || node.probe().await == Probed::Serving {
             return;
         }
     }

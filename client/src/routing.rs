@@ -14,7 +14,7 @@ use crate::ring::Ring;
 /// One ring and its nodes.
 #[derive(Debug)]
 pub(crate) struct Routing {
-    pub(crate) ring: Ring,
+    pub(crate) ring: Arc<Ring>,
     /// In the order of the ring's members.
     nodes: Vec<Arc<Node>>,
 }
@@ -40,7 +40,7 @@ impl Routing {
             Some(node) => Arc::clone(node),
             None => Arc::new(Node::new(&member.id, &member.addr, config)),
         });
-        Routing { nodes: nodes.collect(), ring: Ring::new(document) }
+        Routing { nodes: nodes.collect(), ring: Arc::new(Ring::new(document)) }
     }
 
     /// Whom to ask for a key of that hash; `None` where the fleet has no nodes.

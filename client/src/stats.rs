@@ -17,7 +17,7 @@ pub struct Stats {
     pub coalesced: u64,
     /// The origin has no such key.
     pub not_found: u64,
-    /// The get failed.
+    /// The get was sent and failed.
     pub errors: u64,
     /// Answered, in one of the ways above, by the successor in place of the owner.
     pub failovers: u64,
@@ -39,7 +39,8 @@ impl Counters {
             Outcome::Loaded => &self.loaded,
             Outcome::Coalesced => &self.coalesced,
             Outcome::NotFound => &self.not_found,
-            _ => &self.hits,
+            Outcome::Hit | Outcome::Stale => &self.hits,
+            _ => &self.errors,
         };
         counter.fetch_add(1, Ordering::Relaxed);
         if failover {

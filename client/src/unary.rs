@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::error::{Error, ErrorKind};
 use crate::health::Signal;
 use crate::lane::{Ask, Reply};
-use crate::node::{Node, Refusal, never_connected, reason};
+use crate::node::{Node, Probed, Refusal, never_connected, reason};
 
 /// By how much the deadline that a server is told lies after the caller's own.
 const DEADLINE_SLACK: Duration = Duration::from_millis(100);
@@ -34,7 +34,7 @@ pub(crate) async fn get(node: &Arc<Node>, ask: &Ask<'_>, config: &Config) -> Res
         }
         tokio::select! {
             answer = &mut call => return answer.unwrap_or_else(|_| Err(Refusal::Final(node.too_late()))),
-            serves = node.probe() => if !serves {
+            probed = node.probe() => if probed == Probed::Silent {
                 let why = format!("no answer for {:.1?}, nor to a probe", begun.elapsed());
                 return Err(Refusal::Elsewhere(Error::at(ErrorKind::Unavailable, node.id(), why)));
             }
@@ -82,17 +82,12 @@ fn refused(node: &Arc<Node>, status: Status, deadline: Instant) -> Refusal {
     let message = reason(&status);
     let error = |kind, status| Error::caused_by(kind, Some(node.id()), message, Box::new(status));
     match status.code() {
-        // Codes that only a live server, or this side's own codec, comes to.
-        Code::OutOfRange | Code::ResourceExhausted => Refusal::Final(error(ErrorKind::TooLarge, status)),
-        Code::Unimplemented
-        | Code::InvalidArgument
-        | Code::NotFound
-        | Code::PermissionDenied
-        | Code::Unauthenticated => Refusal::Final(error(ErrorKind::Protocol, status)),
+        // How tonic refuses a message that is too long, on either side.
+        Code::OutOfRange => Refusal::Final(error(ErrorKind::TooLarge, status)),
         Code::DeadlineExceeded => Refusal::Final(error(ErrorKind::DeadlineExceeded, status)),
         // Whatever it looks like, a call that ends after its deadline was ended by it.
         _ if Instant::now() >= deadline => Refusal::Final(error(ErrorKind::DeadlineExceeded, status)),
-        // A transport that is gone arrives as any of the others.
+        // A transport that is gone, or that leads to some other server, arrives as any of the others.
         _ => {
             node.saw(if never_connected(&status) { Signal::NotConnected } else { Signal::Failed });
             Refusal::Elsewhere(error(ErrorKind::Unavailable, status))

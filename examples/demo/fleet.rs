@@ -14,11 +14,8 @@ use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 use tokio::time::{Instant, sleep};
 
-use crate::Result;
 use crate::database::{Database, GROUP, QUERY};
-
-/// How long something that was started may take to be there.
-const PATIENCE: Duration = Duration::from_secs(20);
+use crate::{PATIENCE, Result};
 
 pub(crate) enum Fleet {
     Processes {
@@ -29,6 +26,7 @@ pub(crate) enum Fleet {
         nodes: Vec<(String, Owned)>,
     },
     InProcess {
+        missing: &'static str,
         registry: LocalRegistry,
         url: String,
         nodes: Vec<(String, Option<Runtime>)>,
@@ -73,19 +71,26 @@ fn server_binary() -> Option<PathBuf> {
 }
 
 impl Fleet {
-    pub(crate) async fn start(folder: &Path, database: &Database, in_process: bool) -> Result<Self> {
+    /// Starts what nodes need, processes or not as `wanted` says (`--processes`, `--in-process`), or as
+    /// it can be.
+    pub(crate) async fn start(folder: &Path, database: &Database, wanted: Option<&str>) -> Result<Self> {
         let has_etcd =
             Command::new("etcd").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
-        match (server_binary(), has_etcd) {
-            (Some(server), Ok(version)) if version.success() && !in_process => {
-                Fleet::start_processes(folder, database, server).await
-            }
-            _ => Ok(Fleet::InProcess {
-                registry: LocalRegistry::new(),
-                url: database.url.clone(),
-                nodes: Vec::new(),
-            }),
+        let missing = match server_binary() {
+            _ if wanted == Some("--in-process") => "as was asked for",
+            None => "peanut-server is not built beside the demo",
+            Some(_) if !has_etcd.is_ok_and(|version| version.success()) => "etcd is not installed",
+            Some(server) => return Fleet::start_processes(folder, database, server).await,
+        };
+        if wanted == Some("--processes") {
+            return Err(missing.into());
         }
+        Ok(Fleet::InProcess {
+            missing,
+            registry: LocalRegistry::new(),
+            url: database.url.clone(),
+            nodes: Vec::new(),
+        })
     }
 
     async fn start_processes(folder: &Path, database: &Database, server: PathBuf) -> Result<Self> {
@@ -117,9 +122,8 @@ impl Fleet {
             Fleet::Processes { endpoint, .. } => {
                 format!("nodes are peanut-server processes, joined by etcd at {endpoint}")
             }
-            Fleet::InProcess { .. } => {
-                "nodes run inside this process, joined by the embedded registry (etcd is not installed)"
-                    .to_owned()
+            Fleet::InProcess { missing, .. } => {
+                format!("nodes run inside this process, joined by the embedded registry ({missing})")
             }
         }
     }
@@ -133,7 +137,7 @@ impl Fleet {
                     start(Command::new(&*server).arg("--config").arg(&*config).args(["--listen", &addr]))?;
                 nodes.push((addr.clone(), node));
             }
-            Fleet::InProcess { registry, url, nodes } => {
+            Fleet::InProcess { registry, url, nodes, .. } => {
                 let group = Group::new(GROUP, SqlLoader::new(url, QUERY).map_err(|e| e.to_string())?);
                 let server = Server::builder().group(group).registry(registry.clone()).build()?;
                 let runtime =

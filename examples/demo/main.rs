@@ -1,8 +1,8 @@
 //! The main job, seen: an application reads 10,000 rows of a database through three nodes; a fourth joins;
 //! one is killed. Everything is on this machine, and gone at the end.
 //!
-//! With etcd on the path the nodes are processes joined by etcd; without it (or with `--in-process`) they
-//! live in this process, on ports of their own, joined by the embedded registry.
+//! With etcd on the path the nodes are processes joined by etcd; without it they live in this process, on
+//! ports of their own, joined by the embedded registry. `--processes` and `--in-process` insist on one.
 
 mod application;
 mod database;
@@ -17,11 +17,14 @@ use database::Database;
 use fleet::Fleet;
 use peanut_client::Client;
 use report::{Phase, heading, print_ring, say};
+use tokio::time::timeout;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 const ROWS: usize = 10_000;
 const NODES: usize = 3;
+/// How long something that was begun may take to be done.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -42,14 +45,14 @@ async fn run() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let database = Database::fill(folder.path(), ROWS).await?;
     say(&format!("a SQLite database with {ROWS} rows"));
-    let in_process = std::env::args().any(|arg| arg == "--in-process");
-    let mut fleet = Fleet::start(folder.path(), &database, in_process).await?;
+    let wanted = std::env::args().nth(1);
+    let mut fleet = Fleet::start(folder.path(), &database, wanted.as_deref()).await?;
     say(&fleet.describe());
     for _ in 0..NODES {
         fleet.add_node().await?;
     }
     let client = fleet.client().await?;
-    client.wait_for_ring(NODES as u64).await?;
+    timeout(PATIENCE, client.wait_for_ring(NODES as u64)).await??;
     print_ring(&client);
     let application = Application::new(client.clone(), ROWS);
 
@@ -62,9 +65,10 @@ async fn run() -> Result<()> {
 
     heading("A fourth node joins while it goes on");
     let before = owners(&client);
-    let (joined, reading) = tokio::join!(join(&mut fleet, &client), application.run(Duration::from_secs(6)));
-    let seen_after = joined?;
-    reading.print();
+    let (seen_after, joining) =
+        tokio::join!(join(&mut fleet, &client), application.run(Duration::from_secs(6)));
+    let seen_after = seen_after?;
+    joining.print();
     let after = owners(&client);
     let moved = before.iter().zip(&after).filter(|(was, is)| was != is).count();
     let share = 100.0 * moved as f64 / before.len() as f64;
@@ -74,8 +78,8 @@ async fn run() -> Result<()> {
     print_ring(&client);
 
     heading("One node is killed, as by kill -9, while it goes on");
-    let (killed, reading) = tokio::join!(kill(&mut fleet), application.run(Duration::from_secs(8)));
-    reading.print();
+    let (killed, losing) = tokio::join!(kill(&mut fleet), application.run(Duration::from_secs(8)));
+    losing.print();
     let failovers = client.stats().failovers;
     say(&format!("{killed} is gone; its successors answered {failovers} reads in its place"));
     say(&format!("errors seen by the application: {}", none_or(client.stats().errors)));
@@ -85,14 +89,14 @@ async fn run() -> Result<()> {
     fleet.stop().await;
     folder.close()?;
     say("all nodes stopped, all files removed");
-    verdict(distinct, loads, &[cold, reading])
+    verdict(distinct, loads, share, failovers, &[cold, joining, losing])
 }
 
 async fn join(fleet: &mut Fleet, client: &Client) -> Result<Duration> {
     tokio::time::sleep(Duration::from_secs(1)).await;
     let started = tokio::time::Instant::now();
     fleet.add_node().await?;
-    client.wait_for_ring(NODES as u64 + 1).await?;
+    timeout(PATIENCE, client.wait_for_ring(NODES as u64 + 1)).await??;
     Ok(started.elapsed())
 }
 
@@ -112,7 +116,14 @@ fn none_or(count: u64) -> String {
 }
 
 /// A demo that showed something else than it promises has failed.
-fn verdict(distinct: usize, loads: u64, phases: &[Phase]) -> Result<()> {
+fn verdict(distinct: usize, loads: u64, moved_percent: f64, failovers: u64, phases: &[Phase]) -> Result<()> {
+    let most = 100.0 / (NODES as f64 + 1.0) + 3.0;
+    if moved_percent > most {
+        return Err(format!("{moved_percent:.1} % of the keys moved, more than {most:.1} %").into());
+    }
+    if failovers == 0 {
+        return Err("no successor answered for the node that was killed".into());
+    }
     if loads != distinct as u64 {
         return Err(format!("{loads} loads for {distinct} distinct keys").into());
     }

@@ -178,16 +178,20 @@ impl Cache {
         let begun = Instant::now();
         let limit = self.policy.load_timeout;
         let deadline = begun + limit;
-        let too_late = |what: &str| Failure::new(ErrorCode::LoadTimedOut, format!("{what} within {limit:?}"));
         let Ok(_turn) = timeout_at(deadline, self.loads.acquire()).await else {
-            return Err(too_late("the load's turn did not come"));
+            let why =
+                format!("{} loads are in progress, and no turn came within {limit:?}", self.policy.max_loads);
+            return Err(Failure::new(ErrorCode::Overloaded, why));
         };
         let loaded = Instant::now();
         let load = self.loader.clone().load(self.group.clone(), get.key.clone());
         let load = AbortOnDropHandle::new(tokio::spawn(load));
         match timeout_at(deadline, load).await {
-            Err(_) => Err(too_late("the loader did not answer")),
-            Ok(Err(ended)) => Err(Failure::new(ErrorCode::LoaderFailed, panic_message(ended))),
+            Err(_) => {
+                let why = format!("the loader did not answer within {limit:?}");
+                Err(Failure::new(ErrorCode::LoadTimedOut, why))
+            }
+            Ok(Err(ended)) => Err(ended_badly(ended)),
             Ok(Ok(Err(error))) => Err(Failure::new(ErrorCode::LoaderFailed, error.to_string())),
             Ok(Ok(Ok(found))) => self.entry(found, loaded, get),
         }
@@ -211,11 +215,13 @@ impl Cache {
     }
 }
 
-fn panic_message(ended: JoinError) -> String {
-    let Ok(panic) = ended.try_into_panic() else { return "the load was stopped".to_owned() };
+fn ended_badly(ended: JoinError) -> Failure {
+    let Ok(panic) = ended.try_into_panic() else {
+        return Failure::new(ErrorCode::ShuttingDown, "the load was stopped");
+    };
     let said = panic.downcast_ref::<&str>().copied();
     let said = said.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    format!("the loader panicked: {}", said.unwrap_or("no message"))
+    Failure::new(ErrorCode::LoaderFailed, format!("the loader panicked: {}", said.unwrap_or("no message")))
 }
 
 #[cfg(test)]

@@ -34,8 +34,7 @@ pub fn main() -> ExitCode {
         }
         Err(Stop::Refuse(error)) => return fail(EXIT_CONFIG, &error.to_string()),
     };
-    let filter = EnvFilter::try_from_default_env().or_else(|_| EnvFilter::try_new(&config.log));
-    match filter {
+    match EnvFilter::try_new(&config.log) {
         Ok(filter) => {
             let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
             tracing_subscriber::fmt()

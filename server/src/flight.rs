@@ -63,7 +63,7 @@ impl Ticket {
     pub(crate) async fn landed(mut self) -> Landed {
         match self.landed.wait_for(Option::is_some).await {
             Ok(landed) => landed.clone().expect("waited for some"),
-            Err(_) => Err(Failure::new(ErrorCode::InternalError, "the load was abandoned")),
+            Err(_) => Err(Failure::new(ErrorCode::ShuttingDown, "the load was abandoned")),
         }
     }
 }

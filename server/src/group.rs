@@ -24,6 +24,10 @@ pub struct Group {
     pub(crate) policy: Policy,
 }
 
+/// Longer than any time that is meant.
+const LONGEST: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
+const MOST_LOADS: usize = 1_000_000;
+
 /// How a group keeps and loads.
 #[derive(Clone, Debug)]
 pub(crate) struct Policy {
@@ -154,8 +158,13 @@ impl Group {
             refuse("ttl_jitter must be from 0 to 1")
         } else if policy.load_timeout.is_zero() {
             refuse("load_timeout must be longer than zero")
-        } else if policy.max_loads == 0 {
-            refuse("max_loads must be at least 1")
+        } else if [policy.ttl, policy.max_ttl, policy.negative_ttl, policy.failover_ttl, policy.load_timeout]
+            .iter()
+            .any(|time| *time > LONGEST)
+        {
+            refuse("no time may be longer than ten years")
+        } else if !(1..=MOST_LOADS).contains(&policy.max_loads) {
+            refuse("max_loads must be from 1 to 1000000")
         } else {
             Ok(())
         }

@@ -75,21 +75,35 @@ impl Registration {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         let mut said = None;
         loop {
-            if let Err(error) = self.register(live, lease, discovered).await {
-                if said.is_none_or(|at: Instant| at.elapsed() > SAY_AGAIN) {
-                    tracing::warn!(%error, "not registered; serving, and trying again until it is");
-                    said = Some(Instant::now());
+            let begun = Instant::now();
+            match self.register(live, lease, discovered).await {
+                Ok(()) => {
+                    let why = self.hold(lease, discovered, node, None).await;
+                    tracing::warn!(why, "registering again");
+                    said = None;
                 }
-                sleep(backoff.next_delay(fastrand::f64())).await;
-                continue;
+                Err(error) => {
+                    if said.is_none_or(|at: Instant| at.elapsed() > SAY_AGAIN) {
+                        tracing::warn!(%error, "not registered; serving, and trying again until it is");
+                        said = Some(Instant::now());
+                    }
+                    // What has been granted is kept meanwhile.
+                    if lease.is_some() {
+                        let until = Instant::now() + backoff.next_delay(fastrand::f64());
+                        self.hold(lease, discovered, node, Some(until)).await;
+                        continue;
+                    }
+                }
             }
-            backoff.reset();
-            said = None;
-            let why = self.hold(lease, discovered, node).await;
-            tracing::warn!(why, "registering again");
+            // What stood for a while may be repaired at once; what breaks at once again may not.
+            if begun.elapsed() > self.lease_ttl {
+                backoff.reset();
+            }
+            sleep(backoff.next_delay(fastrand::f64())).await;
         }
     }
 
+    /// Lease and liveness first: a node that serves is alive, whatever is the matter with the ring.
     async fn register(
         &self,
         live: &Liveness,
@@ -97,20 +111,39 @@ impl Registration {
         discovered: &mut watch::Receiver<Discovered>,
     ) -> Result<(), RegistryError> {
         let known = discovered.borrow_and_update().view.ring.clone();
-        let version = self.join(&known).await?;
+        self.check_that_the_id_is_free(live).await?;
         // A lease that still stands is used again, so that none is left behind to delete what a later
         // one has put.
         let standing = match *lease {
             Some(id) if self.registry.renew(id).await? => id,
-            _ => self.registry.grant(self.lease_ttl).await?,
+            _ => {
+                *lease = None;
+                self.registry.grant(self.lease_ttl).await?
+            }
         };
         *lease = Some(standing);
         let naming = NamingRecord::new(&self.node.addr);
         let naming_key = NamingRecord::key(&self.naming_service, &self.node.addr);
         self.registry.put(&self.keys.live(&self.node.id), live.encode(), *lease).await?;
         self.registry.put(&naming_key, naming.encode(), *lease).await?;
+        let version = self.join(&known).await?;
         tracing::info!(node = self.node.id, addr = self.node.addr, ring_version = version, "registered");
         Ok(())
+    }
+
+    /// Two nodes of one id would take turns in writing their addresses into the ring, for ever.
+    async fn check_that_the_id_is_free(&self, live: &Liveness) -> Result<(), RegistryError> {
+        let key = self.keys.live(&self.node.id);
+        let snapshot = self.registry.load(&key).await?;
+        let holder = snapshot.entries.iter().find(|entry| entry.key == key);
+        match holder.and_then(|entry| Liveness::decode(&entry.value).ok()) {
+            Some(other) if other.incarnation != live.incarnation && other.addr != live.addr => {
+                let (id, addr) = (&self.node.id, &other.addr);
+                let why = format!("node id `{id}` is in use at {addr}; give one of the two another node_id");
+                Err(RegistryError::new(why))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Makes the node a member as it describes itself, by compare-and-swap, and tells the ring's version.
@@ -127,6 +160,7 @@ impl Registration {
                 return Ok(stored.map_or(0, |ring| ring.version));
             };
             ring.forget_departed(now_ms, u64::try_from(self.max_ttl.as_millis()).unwrap_or(u64::MAX));
+            ring.check().map_err(|e| RegistryError::new(format!("cannot join: {e}")))?;
             if self.registry.swap(&key, expected, ring.encode()).await? {
                 return Ok(ring.version);
             }
@@ -134,19 +168,28 @@ impl Registration {
         Err(RegistryError::new(format!("{key} changed {SWAP_ATTEMPTS} times while this node tried to join")))
     }
 
-    /// Renews the lease until something has to be registered again, and says what.
+    /// Renews the lease until something has to be registered again, or until `until`, and says why.
     async fn hold(
         &self,
         lease: &mut Option<LeaseId>,
         discovered: &mut watch::Receiver<Discovered>,
         node: &Node,
+        until: Option<Instant>,
     ) -> &'static str {
         let Some(id) = *lease else { return "there is no lease" };
         let mut renewed = Instant::now();
         let mut next_renewal = renewed + self.lease_ttl / 3;
         let mut seen_alive = false;
+        let over = async {
+            match until {
+                Some(until) => tokio::time::sleep_until(until).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(over);
         loop {
             tokio::select! {
+                () = &mut over => return "it is time to try again",
                 () = tokio::time::sleep_until(next_renewal) => {
                     match self.registry.renew(id).await {
                         Ok(true) => {
@@ -173,7 +216,9 @@ impl Registration {
                     let view = discovered.borrow_and_update().view.clone();
                     node.hear_of_ring(view.ring.version);
                     let alive = view.live.contains_key(&self.node.id);
-                    if view.ring_was_lost() {
+                    if until.is_some() {
+                        // Trouble is known; the time for the next attempt is set.
+                    } else if view.ring_was_lost() {
                         return "the registry has lost the ring";
                     } else if seen_alive && !alive {
                         return "the liveness record vanished";

@@ -24,6 +24,8 @@ use crate::service::Node;
 
 /// Streams that one connection may have open at once; a unary call is one.
 const MAX_STREAMS: u32 = 1024;
+/// What health checks may ask for.
+const SERVICES: [&str; 3] = ["", "peanut.v1.Peanut", "peanutcachepb.PeanutCache"];
 const KEEPALIVE: Duration = Duration::from_secs(20);
 
 /// A node of the cache, ready to run.
@@ -215,7 +217,8 @@ impl Server {
     pub async fn run(self, listener: TcpListener, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
         let local = listener.local_addr().map_err(|e| Error::transport("the listener has no address", e))?;
         let registration = self.registration(local)?;
-        let (health, health_service) = tonic_health::server::health_reporter();
+        let _abort_loads = AbortLoads(self.node.clone());
+        let (mut health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<PeanutServer<Node>>().await;
         health.set_serving::<PeanutCacheServer<Node>>().await;
         let router = self.router(health_service)?;
@@ -238,7 +241,7 @@ impl Server {
         tracing::info!("shutting down");
         let goodbye = async {
             // First nobody new is sent here, then nobody new is let in.
-            for service in ["", "peanut.v1.Peanut", "peanutcachepb.PeanutCache"] {
+            for service in SERVICES {
                 health.set_service_status(service, tonic_health::ServingStatus::NotServing).await;
             }
             stop_registration.cancel();
@@ -246,6 +249,10 @@ impl Server {
                 let _ = registration.await;
             }
             stop_serving.cancel();
+            for service in SERVICES {
+                // Ends the streams of those who watch.
+                health.clear_service_status(service).await;
+            }
             std::future::pending().await
         };
         let finished = timeout(self.options.shutdown_deadline, async {
@@ -255,8 +262,6 @@ impl Server {
             }
         });
         let finished = finished.await;
-        // What is left of loads has nobody to answer to.
-        self.node.caches().for_each(|cache| cache.abort_loads());
         match finished {
             Ok(ended) => ended.map_err(|e| Error::transport("serving failed", e)),
             Err(_) => {
@@ -333,6 +338,15 @@ impl Server {
             naming_service: options.naming_service.clone(),
             max_ttl: options.groups.iter().map(|g| g.policy.max_ttl).max().unwrap_or_default(),
         }))
+    }
+}
+
+/// Ends what is left of loads with the server: they have nobody to answer to.
+struct AbortLoads(Node);
+
+impl Drop for AbortLoads {
+    fn drop(&mut self) {
+        self.0.caches().for_each(|cache| cache.abort_loads());
     }
 }
 

@@ -7,10 +7,13 @@ mod cli;
 mod configuration;
 mod etcd_outage;
 mod failover;
+mod lanes;
 mod membership;
 mod one_load;
 mod shutdown;
 mod wire;
+
+use std::time::Duration;
 
 use peanut_client::{Client, ClientBuilder};
 use peanut_tests::{Etcd, ServerProcess};
@@ -43,7 +46,8 @@ fn client_of(etcd: &Etcd) -> ClientBuilder {
 
 /// A client that knows a ring with that many nodes.
 async fn client(etcd: &Etcd, nodes: usize) -> Client {
-    let client = client_of(etcd).build().await.expect("the fleet is there");
+    let patient = client_of(etcd).deadline(Duration::from_secs(5));
+    let client = patient.build().await.expect("the fleet is there");
     peanut_tests::eventually("the ring to be whole", async || (client.nodes().len() == nodes).then_some(()))
         .await;
     client

@@ -140,7 +140,8 @@ async fn a_ring_without_most_of_its_nodes_is_doubted_while_they_answer() {
     let registry = LocalRegistry::new();
     let whole = RingDocument::fixed(&addrs);
     put_ring(&registry, &whole).await;
-    let client = Client::builder().registry(registry.clone()).build().await.unwrap();
+    let builder = Client::builder().registry(registry.clone()).deadline(Duration::from_secs(4));
+    let client = builder.build().await.unwrap();
     let most_gone = whole.without(&addrs[0], 0).unwrap().without(&addrs[1], 0).unwrap();
     put_ring(&registry, &most_gone).await;
     tokio::time::sleep(Duration::from_secs(2)).await;

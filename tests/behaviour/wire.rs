@@ -59,6 +59,7 @@ async fn one_node() -> OneNode {
             b"huge" => Ok(Loaded::found(vec![0; MAX_VALUE_BYTES + 1])),
             b"largest" => Ok(Loaded::found(vec![0; MAX_VALUE_BYTES])),
             b"broken" => Err("no such table: scores".into()),
+            b"talkative" => Err("x".repeat(200_000).into()),
             b"missing" => Ok(Loaded::NotFound),
             _ => Ok(Loaded::found("value")),
         }
@@ -80,6 +81,7 @@ async fn refusals_have_their_code_name_the_limit_and_leave_the_connection_alone(
         (get("g", vec![b'k'; 1025]), Code::InvalidArgument, "the limit is 1024"),
         (get("nowhere", "k"), Code::NotFound, "no group `nowhere`"),
         (get("g", "broken"), Code::Aborted, "no such table: scores"),
+        (get("g", "talkative"), Code::Aborted, "xxx"),
         (get("g", "huge"), Code::ResourceExhausted, "the limit is 8388608"),
         (GetRequest { on_miss: 99, ..get("g", "k") }, Code::InvalidArgument, "unknown on_miss 99"),
     ] {

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::Process;
+use crate::{Process, free_port};
 
 /// A server with a configuration file of its own.
 #[derive(Debug)]
@@ -28,7 +28,9 @@ impl ServerProcess {
     /// # Panics
     /// Where it does not come up.
     pub async fn start(binary: &str, etcd: &str, groups: &str) -> Self {
-        let config = format!("listen = \"127.0.0.1:0\"\n[etcd]\nendpoints = [\"{etcd}\"]\n{groups}");
+        // Not a port that the system gives to outgoing connections: it is needed again after a restart.
+        let port = free_port();
+        let config = format!("listen = \"127.0.0.1:{port}\"\n[etcd]\nendpoints = [\"{etcd}\"]\n{groups}");
         ServerProcess::start_with(binary, &config).await
     }
 

@@ -48,8 +48,7 @@ fn main() -> ExitCode {
 fn demo() -> Result<(), Failed> {
     let build = ["build", "--release", "-p", "peanut-server", "-p", "peanut-examples"];
     Cargo::new(&[&build[..], &["--bin", "peanut-server", "--example", "demo"]].concat()).run("building")?;
-    let run = ["run", "--quiet", "--release", "-p", "peanut-examples", "--example", "demo"];
-    Cargo::new(&run).run("demo")
+    run::run("demo", &mut run::built("release/examples/demo")?)
 }
 
 fn test() -> Result<(), Failed> {
@@ -64,13 +63,14 @@ fn test() -> Result<(), Failed> {
     Cargo::new(&doc).env("RUSTDOCFLAGS", "-D warnings").run("docs")?;
     install::etcd()?;
     Cargo::new(&["test", "--workspace", "--all-features"]).run("tests")?;
-    for example in ["scores", "custom_loader", "local_fleet", "demo"] {
-        let run = ["run", "--quiet", "-p", "peanut-examples", "--example", example];
-        Cargo::new(&run).run(&format!("example {example}"))?;
+    let build = ["build", "--workspace", "--all-features", "--bins", "--examples"];
+    Cargo::new(&build).run("building examples")?;
+    for example in ["scores", "custom_loader", "local_fleet"] {
+        run::run(&format!("example {example}"), &mut run::built(&format!("debug/examples/{example}"))?)?;
     }
-    // And the demo as it is where there is no etcd.
-    let run = ["run", "--quiet", "-p", "peanut-examples", "--example", "demo", "--", "--in-process"];
-    Cargo::new(&run).run("demo without etcd")?;
+    for way in ["--processes", "--in-process"] {
+        run::run("demo", run::built("debug/examples/demo")?.arg(way))?;
+    }
     println!("\nall is well");
     Ok(())
 }

@@ -49,3 +49,14 @@ pub(crate) fn is_installed(command: &str) -> bool {
     let quiet = Command::new(command).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     quiet.is_ok_and(|status| status.success())
 }
+
+/// A program that cargo has built, by its path in the target folder.
+pub(crate) fn built(path: &str) -> Result<Command, Failed> {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let metadata = cargo.args(["metadata", "--no-deps", "--format-version=1"]).output();
+    let metadata = metadata.map_err(|error| Failed(format!("cargo metadata could not be run: {error}")))?;
+    let text = String::from_utf8_lossy(&metadata.stdout);
+    let target = text.split_once("\"target_directory\":\"").and_then(|(_, rest)| rest.split('"').next());
+    let target = target.ok_or_else(|| Failed("cargo metadata names no target folder".to_owned()))?;
+    Ok(Command::new(std::path::Path::new(target).join(path)))
+}

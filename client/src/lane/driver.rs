@@ -19,7 +19,7 @@ use super::state::{Delivery, LaneState};
 use super::{Failure, Shared};
 use crate::config::Config;
 use crate::health::Signal;
-use crate::node::{Node, never_connected, reason};
+use crate::node::{Node, Probed, never_connected, reason};
 
 /// How often deadlines and silence are looked at while something is in flight.
 const TICK: Duration = Duration::from_millis(10);
@@ -74,7 +74,7 @@ impl Driver {
     async fn read(&self, mut answers: Streaming<ResponseFrame>) -> Failure {
         let mut heard = Instant::now();
         let mut next_tick = heard + TICK;
-        let mut probe: Option<BoxFuture<'static, bool>> = None;
+        let mut probe: Option<BoxFuture<'static, Probed>> = None;
         let mut parked = false;
         loop {
             tokio::select! {
@@ -116,13 +116,13 @@ impl Driver {
                     parked = false;
                     next_tick = Instant::now() + TICK;
                 }
-                serves = poll_probe(&mut probe), if probe.is_some() => {
+                probed = poll_probe(&mut probe), if probe.is_some() => {
                     probe = None;
-                    if !serves {
+                    if probed == Probed::Silent {
                         let silent = heard.elapsed();
                         return Failure::Lost(format!("no answer for {silent:.1?}, nor to a probe").into());
                     }
-                    // It is busy with loads; ask again when it has been silent for as long again.
+                    // It is busy with loads, be they its last; ask again when it has been silent for as long again.
                     heard = Instant::now();
                 }
             }
@@ -155,7 +155,7 @@ impl Driver {
     }
 }
 
-async fn poll_probe(probe: &mut Option<BoxFuture<'static, bool>>) -> bool {
+async fn poll_probe(probe: &mut Option<BoxFuture<'static, Probed>>) -> Probed {
     match probe {
         Some(probe) => probe.await,
         None => std::future::pending().await,

@@ -1,3 +1,5 @@
+//! The ring against its vectors, its promises of balance, and a naive ring.
+
 use peanut_proto::membership::NodeInfo;
 use proptest::prelude::*;
 

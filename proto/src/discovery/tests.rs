@@ -1,3 +1,5 @@
+//! Watching a registry that fails, forgets and comes back, on a paused clock.
+
 use async_trait::async_trait;
 use parking_lot::Mutex;
 

@@ -1,3 +1,5 @@
+//! The hand-written codec against prost, both ways, and against nonsense.
+
 use bytes::Bytes;
 use proptest::prelude::*;
 use prost::Message;

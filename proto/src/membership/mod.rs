@@ -215,6 +215,19 @@ impl RingDocument {
     /// a rule (a name twice, no weight, more points than any fleet needs).
     pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
         let mut ring: RingDocument = records::decode(bytes)?;
+        ring.members.sort_by(|a, b| a.id.cmp(&b.id));
+        ring.departed.sort_by(|a, b| a.id.cmp(&b.id));
+        ring.check()?;
+        Ok(ring)
+    }
+
+    /// Checks that a ring can be built from the document. Whoever writes one does this first: what breaks
+    /// a rule here would be read by nobody.
+    ///
+    /// # Errors
+    /// The rule that is broken.
+    pub fn check(&self) -> Result<(), RecordError> {
+        let ring = self;
         let refuse = |why: String| Err(RecordError::new(format!("ring document: {why}")));
         if ring.hash != HASH {
             return refuse(format!("hash `{}` is not known to this build, only `{HASH}`", ring.hash));
@@ -234,14 +247,13 @@ impl RingDocument {
             total += u64::from(weight) * u64::from(ring.points);
         }
         if total > MAX_TOTAL_POINTS {
-            return refuse(format!("{total} points are more than {MAX_TOTAL_POINTS}"));
+            let why = format!("{total} points (weights times points) are more than {MAX_TOTAL_POINTS}");
+            return refuse(format!("{why}; give nodes smaller weights"));
         }
-        ring.members.sort_by(|a, b| a.id.cmp(&b.id));
-        ring.departed.sort_by(|a, b| a.id.cmp(&b.id));
         if let Some(twice) = ring.members.windows(2).find(|pair| pair[0].id == pair[1].id) {
             return refuse(format!("member `{}` is listed twice", twice[0].id));
         }
-        Ok(ring)
+        Ok(())
     }
 }
 

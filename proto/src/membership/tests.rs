@@ -1,3 +1,5 @@
+//! Documents: what each change makes of them, what is refused, and folding against re-reading.
+
 use proptest::prelude::*;
 
 use super::*;

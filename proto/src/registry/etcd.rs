@@ -50,7 +50,7 @@ impl EtcdRegistry {
     /// by `timeout`. Nothing is connected yet.
     ///
     /// # Errors
-    /// Where there is no endpoint, or one is not an address.
+    /// Where there is no endpoint, one is not an address, or the time-out is zero.
     pub fn new<S: Into<String>>(
         endpoints: impl IntoIterator<Item = S>,
         timeout: Duration,
@@ -58,6 +58,9 @@ impl EtcdRegistry {
         let mut endpoints: Vec<String> = endpoints.into_iter().map(Into::into).collect();
         if endpoints.is_empty() {
             return Err(RegistryError::new("no etcd endpoint is given"));
+        }
+        if timeout.is_zero() {
+            return Err(RegistryError::new("the time-out for etcd is zero; give it some time, like 2s"));
         }
         for endpoint in &mut endpoints {
             if !endpoint.contains("://") {
@@ -75,8 +78,7 @@ impl EtcdRegistry {
         &self.shared.endpoints
     }
 
-    /// Runs one call on the current endpoint. Where it fails for reasons of transport, the next call goes
-    /// to the next endpoint.
+    /// Runs one call on the current endpoint. Where it fails, the next call goes to the next endpoint.
     async fn call<R, F>(&self, what: &str, call: impl FnOnce(Client) -> F) -> Result<R, RegistryError>
     where
         F: Future<Output = Result<R, etcd_client::Error>>,

@@ -1,3 +1,5 @@
+//! A group at work: hits, shared loads, and loads that go wrong, on a paused clock.
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
@@ -140,6 +142,8 @@ async fn loads_are_bounded_and_so_is_the_queue_for_them() {
     assert_eq!(loads.load(Ordering::SeqCst), 2);
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(loads.load(Ordering::SeqCst), 4);
+    let last = waiting.pop().unwrap().answer().await.unwrap_err();
+    assert_eq!(last.code, ErrorCode::Overloaded, "its loader was never asked");
 }
 
 #[tokio::test(start_paused = true)]

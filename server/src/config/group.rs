@@ -101,10 +101,11 @@ impl GroupSettings {
         let name = self.name.span();
         let (ttl_at, jitter_at) =
             (self.ttl.as_ref().map(Spanned::span), self.ttl_jitter.as_ref().map(Spanned::span));
+        let max_ttl = span(self.max_ttl, default.max_ttl);
         let policy = Policy {
             capacity_bytes: self.capacity.map_or(default.capacity_bytes, |Capacity(bytes)| bytes),
-            ttl: span(self.ttl.map(Spanned::into_inner), default.ttl),
-            max_ttl: span(self.max_ttl, default.max_ttl),
+            ttl: span(self.ttl.map(Spanned::into_inner), default.ttl.min(max_ttl)),
+            max_ttl,
             ttl_jitter: self.ttl_jitter.map_or(default.ttl_jitter, Spanned::into_inner),
             negative_ttl: span(self.negative_ttl, default.negative_ttl),
             failover_ttl: span(self.failover_ttl, default.failover_ttl),

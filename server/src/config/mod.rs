@@ -69,7 +69,7 @@ settings! {
         /// Time for calls in flight to finish when the server is stopped [default: 10s]
         #[arg(long, env = "PEANUT_SHUTDOWN_DEADLINE", value_name = "DURATION")]
         shutdown_deadline: Option<Span>,
-        /// What to log, as in RUST_LOG, which wins over the file [default: info]
+        /// What to log, in RUST_LOG's syntax; RUST_LOG itself wins over the file only [default: info]
         #[arg(long, env = "PEANUT_LOG", value_name = "FILTER")]
         log: Option<String>,
         #[command(flatten)]
@@ -184,6 +184,9 @@ impl Config {
         let mut settings = flags.settings;
         if let Some(groups) = &mut settings.group {
             groups.source = Some(Source { name: "--group".to_owned(), text: groups.text.clone() });
+        }
+        if settings.log.is_none() {
+            settings.log = std::env::var("RUST_LOG").ok().filter(|filter| !filter.is_empty());
         }
         if let Some(path) = &flags.config {
             settings = settings.or(read_file(path)?);

@@ -1,3 +1,5 @@
+//! What a configuration comes to, and how a wrong one is told.
+
 use super::*;
 
 const FILE: &str = r#"

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use headers::{CacheControl, HeaderMapExt as _};
 use peanut_proto::limits::MAX_VALUE_BYTES;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
@@ -74,7 +74,7 @@ impl Loader for HttpLoader {
 
 /// Reads a body, but no more of it than a value may have.
 async fn read_body(mut response: reqwest::Response) -> Result<Bytes, LoaderError> {
-    let mut body = BytesMut::new();
+    let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await? {
         if body.len() + chunk.len() > MAX_VALUE_BYTES {
             return Err(
@@ -83,7 +83,8 @@ async fn read_body(mut response: reqwest::Response) -> Result<Bytes, LoaderError
         }
         body.extend_from_slice(&chunk);
     }
-    Ok(body.freeze())
+    // Without what the vector has grown beyond the body: it would be kept, and not counted.
+    Ok(body.into_boxed_slice().into())
 }
 
 fn fill_in(url: &str, group: &str, key: &[u8]) -> String {

@@ -1,3 +1,5 @@
+//! Joining, losing and repairing, on the registry of one process and a paused clock.
+
 use peanut_proto::membership::FleetView;
 use peanut_proto::registry::LocalRegistry;
 use tokio::task::JoinHandle;
@@ -15,12 +17,16 @@ struct Running {
 }
 
 fn start(registry: &LocalRegistry, id: &str) -> Running {
+    start_as(registry, info(id))
+}
+
+fn start_as(registry: &LocalRegistry, info: NodeInfo) -> Running {
     let node = Node::new([]);
     let stop = CancellationToken::new();
     let registration = Registration {
         registry: Arc::new(registry.clone()),
         keys: Keys::new("f"),
-        node: info(id),
+        node: info,
         lease_ttl: Duration::from_secs(5),
         naming_service: "peanutcache".into(),
         max_ttl: Duration::from_secs(60),
@@ -101,9 +107,40 @@ async fn a_ring_of_an_unknown_format_is_left_alone() {
     let future = br#"{"format":9}"#.to_vec();
     registry.put("/peanut/f/ring", future.clone(), None).await.unwrap();
     let a = start(&registry, "a");
-    sleep(Duration::from_secs(10)).await;
+    sleep(Duration::from_secs(30)).await;
     assert_eq!(registry.load("/peanut/f/ring").await.unwrap().entries[0].value, future);
+    assert_eq!(view(&registry).await.live.len(), 1, "a node that cannot join is alive all the same");
+    assert_eq!(naming(&registry).await, ["peanutcache/a:1"]);
     a.stop.cancel();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ring_that_nobody_could_read_is_not_written() {
+    let registry = LocalRegistry::new();
+    let nodes: Vec<_> =
+        (0..5).map(|n| start_as(&registry, NodeInfo { weight: 1000, ..info(&format!("n{n}")) })).collect();
+    sleep(Duration::from_secs(30)).await;
+    let seen = view(&registry).await;
+    assert_eq!((seen.ring.members.len(), seen.live.len()), (4, 5), "the fifth would be one too many");
+    assert!(!seen.ring_was_lost());
+    drop(nodes);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_node_of_the_same_id_does_not_join() {
+    let registry = LocalRegistry::new();
+    let first = start(&registry, "a");
+    settle().await;
+    let second = start_as(&registry, NodeInfo { addr: "elsewhere:2".into(), ..info("a") });
+    sleep(Duration::from_secs(60)).await;
+    let seen = view(&registry).await;
+    assert_eq!((seen.ring.version, seen.ring.members[0].addr.as_str()), (1, "a:1"));
+    // And takes over when the first one is gone.
+    first.stop.cancel();
+    first.task.await.unwrap();
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(view(&registry).await.ring.members[0].addr, "elsewhere:2");
+    second.stop.cancel();
 }
 
 #[test]

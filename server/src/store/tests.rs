@@ -1,3 +1,5 @@
+//! The store: lifetimes, ownership, order of eviction, and bytes against a model.
+
 use std::collections::HashMap;
 use std::time::Duration;
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use clap::builder::TypedValueParser as _;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
@@ -40,6 +41,8 @@ pub(crate) enum Command {
         /// The key
         key: String,
     },
+    /// Read keys from a group and measure: a closed loop, or one of a fixed rate
+    Bench(BenchArgs),
     /// Print the members of the ring, or the owner of a key
     Ring {
         /// The group of a key
@@ -48,6 +51,37 @@ pub(crate) enum Command {
         /// The key
         key: Option<String>,
     },
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct BenchArgs {
+    /// The group to read from; its keys are read as key-0, key-1 and so on
+    pub(crate) group: String,
+    /// Callers at once; with --rate, the most that may be waiting
+    #[arg(long, default_value = "64", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) concurrency: u32,
+    /// Gets begun each second, whether or not earlier ones are answered; latency counts from the time at
+    /// which a get was due
+    #[arg(long, value_name = "PER_SECOND", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rate: Option<u32>,
+    /// Different keys
+    #[arg(long, default_value = "10000", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) keys: u32,
+    /// Skew of the choice of keys: exponent of Zipf's law; 0 is even
+    #[arg(long, default_value = "0")]
+    pub(crate) zipf: f64,
+    /// Keys of each get_many; 1 is a plain get
+    #[arg(long, default_value = "1", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) batch: u32,
+    /// Seconds to measure, after one of warming up
+    #[arg(long, default_value = "10", value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) duration: Duration,
+    /// Lanes to each node
+    #[arg(long, default_value = "1", value_parser = clap::value_parser!(u16).range(1..=64).map(usize::from))]
+    pub(crate) lanes: usize,
+    /// One unary call for each get, in place of lanes
+    #[arg(long)]
+    pub(crate) unary: bool,
 }
 
 /// What to do in place of running.

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 not found, 2 failed, with one line on stderr.
 
 mod args;
+mod bench;
 mod get;
 mod output;
 mod ring;
@@ -41,6 +42,7 @@ async fn run(args: &Args) -> Result<ExitCode, Error> {
     let client = connect(args).await?;
     match &args.command {
         Command::Get { group, key } => get::run(&client, group, key, args.json).await,
+        Command::Bench(bench) => Ok(bench::run(&client, bench, args.json).await),
         Command::Ring { group, key } => {
             let key = group.as_deref().zip(key.as_deref());
             Ok(ring::run(&client, &args.fleet, key, args.json).await)
@@ -49,7 +51,13 @@ async fn run(args: &Args) -> Result<ExitCode, Error> {
 }
 
 async fn connect(args: &Args) -> Result<Client, Error> {
-    let builder = Client::builder().fleet(&args.fleet).deadline(args.deadline);
+    let mut builder = Client::builder().fleet(&args.fleet).deadline(args.deadline);
+    if let Command::Bench(bench) = &args.command {
+        builder = builder.lanes_per_node(bench.lanes);
+        if bench.unary {
+            builder = builder.unary();
+        }
+    }
     let builder = match &args.nodes {
         Some(nodes) => builder.nodes(nodes),
         None => builder.etcd(&args.etcd),
@@ -58,6 +66,7 @@ async fn connect(args: &Args) -> Result<Client, Error> {
 }
 
 fn fail(why: &str) -> ExitCode {
-    eprintln!("peanut: {why}");
+    let line = why.split_whitespace().collect::<Vec<_>>().join(" ");
+    eprintln!("peanut: {line}");
     ExitCode::from(FAILED)
 }

@@ -1,1 +1,300 @@
+//! The lane as data: what is written, who is answered, and what a closing or dying stream leaves behind.
 
+use std::task::{Wake, Waker};
+use std::time::Duration;
+
+use peanut_proto::frame::{Operation as Read, RequestField, ResponseWriter};
+
+use super::*;
+
+const LIMITS: Limits = Limits { operations: 100, queued_bytes: 1 << 20 };
+
+struct Flag(std::sync::atomic::AtomicBool);
+
+impl Wake for Flag {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, std::sync::atomic::Ordering::SeqCst);
+    }
+}
+
+struct Fixture {
+    lane: LaneState,
+    now: Instant,
+    woken: Arc<Flag>,
+}
+
+fn fixture(limits: Limits) -> Fixture {
+    let mut lane = LaneState::new(limits);
+    lane.opened(1);
+    Fixture { lane, now: Instant::now(), woken: Arc::new(Flag(false.into())) }
+}
+
+fn ask(key: &str, now: Instant) -> Ask<'_> {
+    Ask {
+        group: 3,
+        group_name: "scores",
+        key: key.as_bytes(),
+        // A bad hash: everything must hold when all keys collide.
+        hash: 7,
+        ring_version: 5,
+        owned_since: 4,
+        failover: false,
+        deadline: now + Duration::from_secs(1),
+    }
+}
+
+impl Fixture {
+    fn push(&mut self, ask: &Ask<'_>) -> Result<oneshot::Receiver<Answer>, Failure> {
+        let (sender, receiver) = oneshot::channel();
+        self.lane.push(ask, Caller { sender, deadline: ask.deadline }, self.now)?;
+        Ok(receiver)
+    }
+
+    fn get(&mut self, key: &str) -> oneshot::Receiver<Answer> {
+        let ask = ask(key, self.now);
+        self.push(&ask).unwrap()
+    }
+
+    fn next(&mut self) -> NextFrame {
+        let waker = Waker::from(self.woken.clone());
+        self.lane.next_frame(1, self.now, &waker)
+    }
+
+    /// The operations of the next frame.
+    fn sent(&mut self) -> Vec<Read> {
+        let NextFrame::Send(frame) = self.next() else { panic!("a frame was expected") };
+        let operations = frame.fields().filter_map(|field| match field.unwrap() {
+            RequestField::Operation(operation) => Some(operation),
+            _ => None,
+        });
+        operations.collect()
+    }
+
+    fn answer(&mut self, write: impl FnOnce(&mut ResponseWriter)) -> Result<(), FrameError> {
+        let (mut writer, mut deliveries) = (ResponseWriter::default(), Vec::new());
+        write(&mut writer);
+        let taken = self.lane.take_answers(&writer.take(), &mut deliveries);
+        deliveries.into_iter().for_each(|(caller, answer)| drop(caller.sender.send(answer)));
+        taken
+    }
+
+    fn hit(&mut self, id: u32, value: &[u8]) -> Result<(), FrameError> {
+        self.answer(|frame| {
+            frame.answer(&AnswerFields { id, outcome: Outcome::Hit, ..AnswerFields::default() }, value)
+        })
+    }
+}
+
+fn value(receiver: &mut oneshot::Receiver<Answer>) -> Bytes {
+    receiver.try_recv().unwrap().unwrap().value
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_waiting_goes_into_one_frame_and_answers_come_in_any_order() {
+    let mut f = fixture(LIMITS);
+    let (mut a, mut b) = (f.get("a"), f.get("b"));
+    let NextFrame::Send(frame) = f.next() else { panic!("a frame was expected") };
+    let fields: Vec<_> = frame.fields().map(Result::unwrap).collect();
+    assert_eq!(fields[..2], [RequestField::RingVersion(5), RequestField::Group(3, "scores")]);
+    let RequestField::Operation(first) = &fields[2] else { panic!("an operation was expected") };
+    assert_eq!((&first.key[..], first.deadline_ms, first.owned_since), (&b"a"[..], 1000, 4));
+    let RequestField::Operation(second) = &fields[3] else { panic!("an operation was expected") };
+    assert_eq!(f.next(), NextFrame::Later);
+
+    f.hit(second.id, b"value of b").unwrap();
+    f.hit(first.id, b"value of a").unwrap();
+    assert_eq!((value(&mut a), value(&mut b)), ("value of a".into(), "value of b".into()));
+    assert_eq!(f.lane.in_flight(), 0);
+
+    // Group and version are known from now on.
+    f.get("c");
+    let NextFrame::Send(frame) = f.next() else { panic!("a frame was expected") };
+    assert_eq!(frame.fields().count(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sleeping_writer_is_woken_once() {
+    let mut f = fixture(LIMITS);
+    assert_eq!(f.next(), NextFrame::Later);
+    let (sender, _receiver) = oneshot::channel();
+    let get = ask("a", f.now);
+    let woken = f.lane.push(&get, Caller { sender, deadline: get.deadline }, f.now).unwrap();
+    woken.expect("the writer sleeps").wake();
+    assert!(f.woken.0.load(std::sync::atomic::Ordering::SeqCst));
+    let (sender, _receiver) = oneshot::channel();
+    let get = ask("b", f.now);
+    assert!(f.lane.push(&get, Caller { sender, deadline: get.deadline }, f.now).unwrap().is_none());
+    assert_eq!(f.sent().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn identical_gets_share_an_operation_and_different_ones_do_not() {
+    let mut f = fixture(LIMITS);
+    let (mut one, mut same) = (f.get("a"), f.get("a"));
+    let now = f.now;
+    for different in [
+        ask("b", now),
+        Ask { group: 4, ..ask("a", now) },
+        Ask { failover: true, ..ask("a", now) },
+        Ask { owned_since: 5, ..ask("a", now) },
+    ] {
+        f.push(&different).unwrap();
+    }
+    assert_eq!(f.lane.in_flight(), 5);
+    let id = f.sent()[0].id;
+    f.hit(id, b"v").unwrap();
+    assert_eq!((value(&mut one), value(&mut same)), ("v".into(), "v".into()));
+    // A get after the answer is a new one.
+    f.get("a");
+    assert_eq!(f.sent().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_answer_finds_no_stranger_in_its_place() {
+    let mut f = fixture(LIMITS);
+    let mut late = f.get("a");
+    let id = f.sent()[0].id;
+    f.now += Duration::from_secs(1);
+    let mut deliveries = Vec::new();
+    f.lane.expire(f.now, &mut deliveries);
+    deliveries.into_iter().for_each(|(caller, answer)| drop(caller.sender.send(answer)));
+    assert_eq!(late.try_recv().unwrap(), Err(Failure::Late));
+
+    let mut after = f.get("a");
+    let again = f.sent()[0].id;
+    assert_ne!(again, id, "the node may have dropped the first one");
+    f.hit(id, b"old").unwrap();
+    assert!(after.try_recv().is_err());
+    f.hit(again, b"new").unwrap();
+    assert_eq!(value(&mut after), "new");
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_caller_has_a_deadline_of_its_own() {
+    let mut f = fixture(LIMITS);
+    let now = f.now;
+    let mut hasty = f.push(&Ask { deadline: now + Duration::from_millis(10), ..ask("a", now) }).unwrap();
+    let mut patient = f.get("a");
+    let mut deliveries = Vec::new();
+    f.lane.expire(now + Duration::from_millis(10), &mut deliveries);
+    deliveries.into_iter().for_each(|(caller, answer)| drop(caller.sender.send(answer)));
+    assert_eq!(hasty.try_recv().unwrap(), Err(Failure::Late));
+    let id = f.sent()[0].id;
+    f.hit(id, b"v").unwrap();
+    assert_eq!(value(&mut patient), "v");
+}
+
+#[tokio::test(start_paused = true)]
+async fn beyond_the_limits_an_operation_is_refused_at_once() {
+    let mut f = fixture(Limits { operations: 2, queued_bytes: 1 << 20 });
+    f.get("a");
+    f.get("b");
+    let get = ask("c", f.now);
+    assert!(matches!(f.push(&get), Err(Failure::Full(_))));
+    assert!(f.push(&ask("a", f.now)).is_ok(), "joining costs nothing");
+
+    let mut f = fixture(Limits { operations: 100, queued_bytes: 50 });
+    let long = "k".repeat(100);
+    f.get(&long);
+    let get = ask("c", f.now);
+    assert!(matches!(f.push(&get), Err(Failure::Full(_))));
+    f.sent();
+    assert!(f.push(&get).is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_value_in_pieces_is_put_together_and_others_come_between() {
+    let mut f = fixture(LIMITS);
+    let (mut long, mut short) = (f.get("long"), f.get("short"));
+    let ids: Vec<u32> = f.sent().iter().map(|operation| operation.id).collect();
+    let piece = |id, part: &'static [u8]| {
+        move |frame: &mut ResponseWriter| {
+            frame.answer(&AnswerFields { id, ..AnswerFields::default() }, part);
+        }
+    };
+    f.answer(|frame| {
+        let first =
+            AnswerFields { id: ids[0], outcome: Outcome::Loaded, value_bytes: 6, ..AnswerFields::default() };
+        frame.answer(&first, b"");
+    })
+    .unwrap();
+    f.answer(piece(ids[0], b"abc")).unwrap();
+    f.hit(ids[1], b"s").unwrap();
+    assert_eq!(value(&mut short), "s");
+    assert!(long.try_recv().is_err());
+    f.answer(piece(ids[0], b"def")).unwrap();
+    let reply = long.try_recv().unwrap().unwrap();
+    assert_eq!((reply.outcome, reply.value), (Outcome::Loaded, "abcdef".into()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_cannot_be_is_refused() {
+    let mut f = fixture(LIMITS);
+    assert_eq!(f.hit(9, b"v"), Err(FrameError::UNKNOWN_ID));
+    f.get("a");
+    let id = f.sent()[0].id;
+    let endless =
+        AnswerFields { id, outcome: Outcome::Hit, value_bytes: u64::MAX, ..AnswerFields::default() };
+    assert_eq!(f.answer(|frame| frame.answer(&endless, b"")), Err(FrameError::TOO_LONG));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_frame_that_has_waited_says_for_how_long() {
+    let mut f = fixture(LIMITS);
+    f.get("a");
+    f.now += Duration::from_millis(30);
+    let NextFrame::Send(frame) = f.next() else { panic!("a frame was expected") };
+    assert!(frame.fields().any(|field| field == Ok(RequestField::WaitedMs(30))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn frames_are_bounded_and_a_ring_version_holds_for_a_whole_one() {
+    let mut f = fixture(Limits { operations: 10_000, queued_bytes: 64 << 20 });
+    let long = "k".repeat(1000);
+    for n in 0..200 {
+        f.get(&format!("{n}{long}"));
+    }
+    let frames: Vec<usize> = std::iter::from_fn(|| match f.next() {
+        NextFrame::Send(frame) => Some(frame.0.len()),
+        _ => None,
+    })
+    .collect();
+    assert!(frames.len() >= 3 && frames.iter().all(|bytes| *bytes < FRAME_BYTES + 2048), "{frames:?}");
+
+    f.get("a");
+    f.push(&Ask { ring_version: 6, ..ask("b", f.now) }).unwrap();
+    assert_eq!((f.sent().len(), f.sent().len()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_the_stream_dies_everyone_is_told_and_the_next_stream_begins_anew() {
+    let mut f = fixture(LIMITS);
+    let (mut sent, _) = (f.get("a"), f.sent());
+    let mut queued = f.get("b");
+    let mut deliveries = Vec::new();
+    f.lane.fail_all(&Failure::Lost("cut".into()), &mut deliveries);
+    deliveries.into_iter().for_each(|(caller, answer)| drop(caller.sender.send(answer)));
+    for lost in [&mut sent, &mut queued] {
+        assert_eq!(lost.try_recv().unwrap(), Err(Failure::Lost("cut".into())));
+    }
+    assert_eq!((f.lane.in_flight(), f.next()), (0, NextFrame::Ended));
+
+    f.get("c");
+    f.lane.opened(2);
+    assert_eq!(f.next(), NextFrame::Ended, "the old stream is not the lane's any more");
+    let waker = Waker::from(f.woken.clone());
+    let NextFrame::Send(frame) = f.lane.next_frame(2, f.now, &waker) else { panic!("a frame was expected") };
+    assert_eq!(frame.fields().count(), 3, "version and group are told again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_closing_lane_takes_nothing_more_and_ends_when_it_has_sent_all() {
+    let mut f = fixture(LIMITS);
+    let mut before = f.get("a");
+    let id = f.sent()[0].id;
+    f.answer(ResponseWriter::closing).unwrap();
+    assert!(matches!(f.push(&ask("b", f.now)), Err(Failure::Said(ErrorCode::ShuttingDown, _))));
+    assert_eq!(f.next(), NextFrame::Ended);
+    f.hit(id, b"v").unwrap();
+    assert_eq!(value(&mut before), "v", "what was in flight is answered");
+}

@@ -1,3 +1,5 @@
+//! The HTTP loader against a real origin.
+
 use std::sync::Mutex;
 
 use axum::Router;

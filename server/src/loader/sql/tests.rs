@@ -1,3 +1,5 @@
+//! The SQL loader against a real database.
+
 use super::*;
 
 async fn database() -> (tempfile::TempDir, String) {

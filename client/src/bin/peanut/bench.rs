@@ -1,0 +1,211 @@
+//! `peanut bench GROUP`: how fast a fleet answers this process.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use peanut_client::{Client, Group};
+use serde::Serialize;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::FAILED;
+use crate::args::BenchArgs;
+use crate::output::{print_json, print_line};
+
+const WARM_UP: Duration = Duration::from_secs(1);
+/// Callers that share a histogram: few enough not to wait for each other.
+const SHARDS: usize = 16;
+
+#[derive(Serialize)]
+struct Report {
+    gets_per_second: f64,
+    gets: u64,
+    errors: u64,
+    p50_us: f64,
+    p99_us: f64,
+    p999_us: f64,
+    max_us: f64,
+    client_cpu_us: f64,
+}
+
+struct Bench {
+    group: Group,
+    keys: Vec<String>,
+    /// For each key, how likely it or one before it is read; empty where all are alike.
+    cumulative: Vec<f64>,
+    batch: usize,
+    /// Nanoseconds of each call.
+    latencies: Vec<Mutex<Histogram<u64>>>,
+    gets: AtomicU64,
+    errors: AtomicU64,
+    measuring: AtomicBool,
+    stop: AtomicBool,
+}
+
+pub(crate) async fn run(client: &Client, args: &BenchArgs, json: bool) -> ExitCode {
+    let bench = Arc::new(Bench::new(client, args));
+    let mut callers = JoinSet::new();
+    match args.rate {
+        None => (0..args.concurrency as usize).for_each(|caller| {
+            callers.spawn(closed_loop(bench.clone(), caller));
+        }),
+        Some(rate) => {
+            callers.spawn(open_loop(bench.clone(), rate, args.concurrency as usize));
+        }
+    }
+    sleep(WARM_UP).await;
+    bench.measuring.store(true, Ordering::Relaxed);
+    let (begun, cpu_before) = (Instant::now(), cpu_time());
+    let mut last = (begun, 0);
+    while begun.elapsed() < args.duration {
+        sleep(Duration::from_millis(500).min(args.duration.saturating_sub(begun.elapsed()))).await;
+        let now = (Instant::now(), bench.gets.load(Ordering::Relaxed));
+        live_line(begun.elapsed(), (now.1 - last.1) as f64 / (now.0 - last.0).as_secs_f64(), &bench);
+        last = now;
+    }
+    bench.measuring.store(false, Ordering::Relaxed);
+    let (took, cpu) = (begun.elapsed(), cpu_time().saturating_sub(cpu_before));
+    bench.stop.store(true, Ordering::Relaxed);
+    callers.join_all().await;
+    if std::io::stderr().is_terminal() {
+        eprint!("\r{:70}\r", "");
+    }
+    let report = bench.report(took, cpu);
+    print(&report, json);
+    if report.gets == report.errors { ExitCode::from(FAILED) } else { ExitCode::SUCCESS }
+}
+
+impl Bench {
+    fn new(client: &Client, args: &BenchArgs) -> Self {
+        let mut sum = 0.0;
+        let cumulative = (1..=args.keys).map(|rank| {
+            sum += f64::from(rank).powf(-args.zipf);
+            sum
+        });
+        let histogram = || Mutex::new(Histogram::new(3).expect("three digits are allowed"));
+        Bench {
+            group: client.group(&args.group),
+            keys: (0..args.keys).map(|n| format!("key-{n}")).collect(),
+            cumulative: if args.zipf == 0.0 { Vec::new() } else { cumulative.collect() },
+            batch: args.batch as usize,
+            latencies: std::iter::repeat_with(histogram).take(SHARDS).collect(),
+            gets: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+            measuring: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+        }
+    }
+
+    fn key(&self) -> &str {
+        let Some(total) = self.cumulative.last() else {
+            return &self.keys[fastrand::usize(..self.keys.len())];
+        };
+        let chosen = fastrand::f64() * total;
+        let at = self.cumulative.partition_point(|sum| *sum < chosen);
+        &self.keys[at.min(self.keys.len() - 1)]
+    }
+
+    /// One call that was due at `due`.
+    async fn call(&self, due: Instant, shard: usize) {
+        let errors = if self.batch == 1 {
+            u64::from(self.group.get(self.key()).await.is_err())
+        } else {
+            let answers = self.group.get_many((0..self.batch).map(|_| self.key())).await;
+            answers.iter().filter(|answer| answer.is_err()).count() as u64
+        };
+        if self.measuring.load(Ordering::Relaxed) {
+            let nanos = u64::try_from(due.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            self.latencies[shard % SHARDS]
+                .lock()
+                .unwrap_or_else(|e| e.into_inner())
+                .record(nanos)
+                .unwrap_or_default();
+            self.gets.fetch_add(self.batch as u64, Ordering::Relaxed);
+            self.errors.fetch_add(errors, Ordering::Relaxed);
+        }
+    }
+
+    fn report(&self, took: Duration, cpu: Duration) -> Report {
+        let mut all = Histogram::<u64>::new(3).expect("three digits are allowed");
+        for shard in &self.latencies {
+            let shard = shard.lock().unwrap_or_else(|e| e.into_inner());
+            all.add(&*shard).expect("both are of the same shape");
+        }
+        let gets = self.gets.load(Ordering::Relaxed);
+        let us = |nanos: u64| nanos as f64 / 1e3;
+        Report {
+            gets_per_second: gets as f64 / took.as_secs_f64(),
+            gets,
+            errors: self.errors.load(Ordering::Relaxed),
+            p50_us: us(all.value_at_quantile(0.5)),
+            p99_us: us(all.value_at_quantile(0.99)),
+            p999_us: us(all.value_at_quantile(0.999)),
+            max_us: us(all.max()),
+            client_cpu_us: cpu.as_secs_f64() * 1e6 / gets.max(1) as f64,
+        }
+    }
+}
+
+async fn closed_loop(bench: Arc<Bench>, caller: usize) {
+    while !bench.stop.load(Ordering::Relaxed) {
+        bench.call(Instant::now(), caller).await;
+    }
+}
+
+/// Begins calls when they are due, however long earlier ones take; beyond `most` at once they wait, and the
+/// wait counts.
+async fn open_loop(bench: Arc<Bench>, rate: u32, most: usize) {
+    let free = Arc::new(Semaphore::new(most));
+    let begun = Instant::now();
+    let mut calls = JoinSet::new();
+    for number in 0_u64.. {
+        if bench.stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let due = begun + Duration::from_secs_f64(number as f64 / f64::from(rate));
+        sleep_until(due).await;
+        let Ok(permit) = free.clone().acquire_owned().await else { break };
+        let bench = bench.clone();
+        while calls.try_join_next().is_some() {}
+        calls.spawn(async move {
+            bench.call(due, usize::try_from(number).unwrap_or_default()).await;
+            drop(permit);
+        });
+    }
+    calls.join_all().await;
+}
+
+fn live_line(elapsed: Duration, rate: f64, bench: &Bench) {
+    let mut stderr = std::io::stderr().lock();
+    if stderr.is_terminal() {
+        let errors = bench.errors.load(Ordering::Relaxed);
+        let _ = write!(stderr, "\r{:5.1} s  {rate:10.0} gets/s  {errors} errors", elapsed.as_secs_f64());
+    }
+}
+
+fn print(report: &Report, json: bool) {
+    if json {
+        return print_json(report);
+    }
+    let Report { gets_per_second, gets, errors, p50_us, p99_us, p999_us, max_us, client_cpu_us } = report;
+    print_line(&format!("{gets_per_second:.0} gets/s ({gets} gets, {errors} errors)"));
+    print_line(&format!(
+        "latency: p50 {p50_us:.0} us, p99 {p99_us:.0} us, p99.9 {p999_us:.0} us, max {max_us:.0} us"
+    ));
+    print_line(&format!("CPU of this process: {client_cpu_us:.2} us per get"));
+}
+
+/// CPU time of this process so far; zero where the system does not tell.
+fn cpu_time() -> Duration {
+    // utime and stime are fields 14 and 15, counted in hundredths of a second on every Linux.
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let ticks: u64 =
+        after_name.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+    Duration::from_millis(ticks * 10)
+}
