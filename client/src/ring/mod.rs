@@ -109,7 +109,9 @@ impl Ring {
         }
         let point = self.points.get(at).or(self.points.first())?;
         let (before, after) = self.points.split_at(at.min(self.points.len()));
-        let successor = after.iter().chain(before).find(|other| other.owner != point.owner);
+        // In a ring of one the search would go all the way round.
+        let others = if self.members.len() > 1 { after.iter().chain(before) } else { [].iter().chain(&[]) };
+        let successor = others.into_iter().find(|other| other.owner != point.owner);
         Some(Place {
             owner: point.owner as usize,
             successor: successor.map(|other| other.owner as usize),
