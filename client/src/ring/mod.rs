@@ -68,7 +68,8 @@ pub fn key_hash(group: &str, key: &[u8]) -> u64 {
 }
 
 impl Ring {
-    /// Builds the ring of a document. Takes about 60 ns per point: 6 ms for 100 nodes.
+    /// Builds the ring of a document. Takes about 120 ns per point: 50 ms for 100 nodes of 4096 points, 2 ms
+    /// for three.
     pub fn new(document: &RingDocument) -> Self {
         let mut versions = Vec::new();
         let points = own(document, &mut versions);
