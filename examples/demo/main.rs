@@ -72,9 +72,7 @@ async fn run() -> Result<()> {
     let after = owners(&client);
     let moved = before.iter().zip(&after).filter(|(was, is)| was != is).count();
     let share = 100.0 * moved as f64 / before.len() as f64;
-    say(&format!(
-        "the client saw it {seen_after:.0?} after it had joined; {share:.1} % of the keys moved, to it alone"
-    ));
+    say(&format!("{seen_after:.0?} after its start the client used it; {share:.1} % of the keys have moved"));
     print_ring(&client);
 
     heading("One node is killed, as by kill -9, while it goes on");

@@ -51,6 +51,14 @@ pub(crate) struct Reply {
     pub(crate) ring_version: u64,
 }
 
+impl Reply {
+    /// The answer for one who joined the operation of another.
+    fn shared(self) -> Self {
+        let outcome = if self.outcome == Outcome::Loaded { Outcome::Coalesced } else { self.outcome };
+        Reply { outcome, ..self }
+    }
+}
+
 /// Why an operation has no answer. Cheap to clone: a lane that dies tells all who wait.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {

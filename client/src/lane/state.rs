@@ -310,10 +310,10 @@ impl LaneState {
             entry.remove();
         }
         let mut callers = operation.callers.into_iter();
-        // The last one takes the answer, the others a copy.
-        let last = callers.next_back();
-        deliveries.extend(callers.map(|caller| (caller, answer.clone())));
-        deliveries.extend(last.map(|caller| (caller, answer)));
+        let Some(first) = callers.next() else { return Ok(()) };
+        // The load was the first one's; the others shared it.
+        deliveries.extend(callers.map(|caller| (caller, answer.clone().map(Reply::shared))));
+        deliveries.push((first, answer));
         Ok(())
     }
 

@@ -145,8 +145,14 @@ async fn identical_gets_share_an_operation_and_different_ones_do_not() {
     f.hit(id, b"v").unwrap();
     assert_eq!((value(&mut one), value(&mut same)), ("v".into(), "v".into()));
     // A get after the answer is a new one.
-    f.get("a");
-    assert_eq!(f.sent().len(), 1);
+    let (mut first, mut second) = (f.get("a"), f.get("a"));
+    let id = f.sent()[0].id;
+    f.answer(|frame| {
+        frame.answer(&AnswerFields { id, outcome: Outcome::Loaded, ..AnswerFields::default() }, b"v");
+    })
+    .unwrap();
+    assert_eq!(first.try_recv().unwrap().unwrap().outcome, Outcome::Loaded);
+    assert_eq!(second.try_recv().unwrap().unwrap().outcome, Outcome::Coalesced, "a load is counted once");
 }
 
 #[tokio::test(start_paused = true)]
