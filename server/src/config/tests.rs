@@ -102,8 +102,8 @@ fn flags_that_are_wrong_are_told_by_name() {
     assert!(read(FILE, &["--help"]).unwrap_err().contains("PEANUT_LISTEN"));
 }
 
-/// A setting that has a flag has a variable of the same name and a place in the file, and none is lost
-/// where sources are merged.
+/// A setting that has a flag has a variable of the same name. That it is in the file too, and merged, is
+/// the work of the macro that makes the struct.
 #[test]
 fn every_setting_is_flag_and_variable() {
     let command = <Flags as clap::CommandFactory>::command();
