@@ -3,7 +3,8 @@
 use bytes::{BufMut as _, Bytes, BytesMut};
 
 use super::wire::{
-    FrameError, Value, bytes_length, number_length, put_bytes, put_header, put_number, slice_of, take_field,
+    FrameError, Value, bytes_length, number_length, put_bytes, put_header, put_number, read_fields, slice_of,
+    take_field,
 };
 use crate::v1::OnMiss;
 use crate::v1::operation::Kind;
@@ -147,20 +148,7 @@ pub struct Operation {
 impl RequestFrame {
     /// The fields, in the order in which they stand. Unknown ones are passed over.
     pub fn fields(&self) -> impl Iterator<Item = Result<RequestField<'_>, FrameError>> {
-        let mut rest = &self.0[..];
-        std::iter::from_fn(move || {
-            while !rest.is_empty() {
-                match take_field(&mut rest).and_then(|(number, value)| self.field(number, value)) {
-                    Ok(Some(field)) => return Some(Ok(field)),
-                    Ok(None) => {}
-                    Err(error) => {
-                        rest = &[];
-                        return Some(Err(error));
-                    }
-                }
-            }
-            None
-        })
+        read_fields(&self.0, |number, value| self.field(number, value))
     }
 
     fn field<'a>(&'a self, number: u32, value: Value<'a>) -> Result<Option<RequestField<'a>>, FrameError> {

@@ -114,6 +114,27 @@ pub(super) fn take_field<'a>(from: &mut &'a [u8]) -> Result<(u32, Value<'a>), Fr
     Ok((number, value))
 }
 
+/// Reads the fields of a message one by one with `read`, which passes over those that it does not know.
+/// Ends after the first error.
+pub(super) fn read_fields<'a, F>(
+    mut from: &'a [u8],
+    read: impl Fn(u32, Value<'a>) -> Result<Option<F>, FrameError>,
+) -> impl Iterator<Item = Result<F, FrameError>> {
+    std::iter::from_fn(move || {
+        while !from.is_empty() {
+            match take_field(&mut from).and_then(|(number, value)| read(number, value)) {
+                Ok(Some(field)) => return Some(Ok(field)),
+                Ok(None) => {}
+                Err(error) => {
+                    from = &[];
+                    return Some(Err(error));
+                }
+            }
+        }
+        None
+    })
+}
+
 fn take_varint(from: &mut &[u8]) -> Result<u64, FrameError> {
     let mut value = 0;
     for shift in (0..64).step_by(7) {
