@@ -1,0 +1,124 @@
+//! Measures Peanut side by side with what a Rust team would use in its place: the same keys and values, the
+//! same number of tasks, one server process and this client process on one machine, all systems by turns in
+//! every round, medians of the rounds.
+//!
+//! Run it by `cargo xtask bench peers`, which builds the server and installs what is missing.
+
+mod measure;
+mod report;
+mod systems;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+
+use measure::{Sample, Work};
+use report::Row;
+use systems::{Data, Name, System};
+
+/// Measure Peanut side by side with its peers.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask bench peers")]
+struct Args {
+    /// Numbers of concurrent tasks
+    #[arg(long, value_delimiter = ',', default_value = "1,16,64,256,1024", value_name = "N,...")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    tasks: Vec<u32>,
+    /// The systems to measure
+    #[arg(long, value_delimiter = ',', value_enum, value_name = "NAME,...")]
+    #[arg(default_values_t = Name::ALL)]
+    systems: Vec<Name>,
+    /// The kinds of work
+    #[arg(long, value_delimiter = ',', value_enum, value_name = "WORK,...")]
+    #[arg(default_values_t = Work::ALL)]
+    work: Vec<Work>,
+    /// Rounds; each measures every system once, and the medians are reported
+    #[arg(long, default_value = "5", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// Seconds of each measurement, after a fifth of that to warm up
+    #[arg(long, default_value = "1.5", value_parser = seconds)]
+    seconds: Duration,
+    /// Write the medians to a file as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// The peanut-server to measure
+    #[arg(long, value_name = "FILE", hide = true)]
+    peanut_server: PathBuf,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let mut words = std::env::args().skip(1);
+    if words.next().as_deref() == Some(systems::NODE) {
+        return systems::groupcache_node(words.next().unwrap_or_default()).await;
+    }
+    let args = Args::parse();
+    let json = match args.json.as_ref().map(std::fs::File::create).transpose() {
+        Ok(json) => json,
+        Err(error) => {
+            eprintln!("cannot write {}: {error}", args.json.unwrap_or_default().display());
+            return ExitCode::FAILURE;
+        }
+    };
+    let data = Data::new();
+    let mut systems = Vec::new();
+    for name in &args.systems {
+        match System::start(*name, &args.peanut_server, &data).await {
+            Ok(system) => systems.push(system),
+            Err(why) => eprintln!("{name} is skipped: {why}"),
+        }
+    }
+    if systems.is_empty() {
+        eprintln!("there is nothing to measure");
+        return ExitCode::FAILURE;
+    }
+    let rows = rounds(&args, &systems, &data).await;
+    report::print(&rows);
+    if let Some(json) = json
+        && let Err(error) = serde_json::to_writer_pretty(json, &rows)
+    {
+        eprintln!("the JSON could not be written: {error}");
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
+
+/// Measures everything once a round, each round beginning with another system.
+async fn rounds(args: &Args, systems: &[System], data: &Data) -> Vec<Row> {
+    let mut samples: Vec<(Work, u32, Vec<Vec<Sample>>)> = Vec::new();
+    for work in &args.work {
+        samples.extend(args.tasks.iter().map(|tasks| (*work, *tasks, vec![Vec::new(); systems.len()])));
+    }
+    for round in 0..args.rounds as usize {
+        for (work, tasks, samples) in &mut samples {
+            for turn in 0..systems.len() {
+                let at = (round + turn) % systems.len();
+                let sample = systems[at].measure(*work, *tasks, args.seconds, data).await;
+                eprintln!(
+                    "round {} of {}: {work} at {tasks} tasks, {}: {:.0} gets/s, p50 {:.0} us, p99 {:.0} us",
+                    round + 1,
+                    args.rounds,
+                    systems[at].name(),
+                    sample.gets_per_second,
+                    sample.p50_us,
+                    sample.p99_us,
+                );
+                samples[at].push(sample);
+            }
+        }
+    }
+    let rows = samples.into_iter().flat_map(|(work, tasks, of_systems)| {
+        let of_systems = of_systems.into_iter().zip(systems);
+        of_systems.map(move |(samples, system)| Row::of(system.name(), work, tasks, &samples))
+    });
+    rows.collect()
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    seconds
+        .filter(|duration| !duration.is_zero())
+        .ok_or_else(|| "give a number of seconds above 0".to_owned())
+}

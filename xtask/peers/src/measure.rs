@@ -1,0 +1,148 @@
+//! One measurement: tasks that each call again as soon as they are answered, for a while.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+use nix::sys::resource::{UsageWho, getrusage};
+use serde::Serialize;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use crate::systems::{Caller, Data};
+
+/// Keys of one `get_many`.
+pub(crate) const BATCH: usize = 100;
+
+/// What the tasks do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Work {
+    /// One key a call
+    Get,
+    /// A hundred keys a call
+    #[value(name = "get_many")]
+    GetMany,
+}
+
+impl Work {
+    pub(crate) const ALL: [Work; 2] = [Work::Get, Work::GetMany];
+
+    fn keys(self) -> usize {
+        match self {
+            Work::Get => 1,
+            Work::GetMany => BATCH,
+        }
+    }
+}
+
+impl fmt::Display for Work {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Work::Get => "get",
+            Work::GetMany => "get_many",
+        })
+    }
+}
+
+/// What one measurement gave. Latency is that of a call, CPU time that of one key.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sample {
+    pub(crate) gets_per_second: f64,
+    pub(crate) p50_us: f64,
+    pub(crate) p99_us: f64,
+    pub(crate) client_cpu_us: f64,
+    pub(crate) server_cpu_us: f64,
+}
+
+const WARMING: u8 = 0;
+const MEASURING: u8 = 1;
+const OVER: u8 = 2;
+
+/// Runs one task for each caller. `server` is the process that answers them.
+///
+/// # Panics
+/// Where an answer is not the value that was stored, or no call ends within the time.
+pub(crate) async fn measure<C: Caller>(
+    callers: Vec<C>,
+    work: Work,
+    keys: &Arc<[String]>,
+    time: Duration,
+    server: u32,
+) -> Sample {
+    let phase = Arc::new(AtomicU8::new(WARMING));
+    let mut tasks = JoinSet::new();
+    for caller in callers {
+        tasks.spawn(closed_loop(caller, work, keys.clone(), phase.clone()));
+    }
+    sleep(time / 5).await;
+    let (begun, client_before, server_before) = (Instant::now(), own_cpu(), cpu_of(server));
+    phase.store(MEASURING, Ordering::Relaxed);
+    sleep(time).await;
+    phase.store(OVER, Ordering::Relaxed);
+    let (took, client_after, server_after) = (begun.elapsed(), own_cpu(), cpu_of(server));
+    let mut nanos: Vec<u32> = tasks.join_all().await.concat();
+    assert!(!nanos.is_empty(), "no call was answered within {time:?}: measure for longer");
+    let gets = (nanos.len() * work.keys()) as f64;
+    let us_per_get = |before: Duration, after: Duration| (after - before).as_secs_f64() * 1e6 / gets;
+    Sample {
+        gets_per_second: gets / took.as_secs_f64(),
+        p50_us: quantile(&mut nanos, 0.5),
+        p99_us: quantile(&mut nanos, 0.99),
+        client_cpu_us: us_per_get(client_before, client_after),
+        server_cpu_us: us_per_get(server_before, server_after),
+    }
+}
+
+/// Calls until it is over, and gives the nanoseconds of every call that ended while it was measured.
+async fn closed_loop<C: Caller>(
+    mut caller: C,
+    work: Work,
+    keys: Arc<[String]>,
+    phase: Arc<AtomicU8>,
+) -> Vec<u32> {
+    let mut random = fastrand::Rng::new();
+    let mut latencies = Vec::new();
+    let mut batch = Vec::with_capacity(work.keys());
+    loop {
+        batch.clear();
+        batch.extend((0..work.keys()).map(|_| keys[random.usize(..keys.len())].as_str()));
+        let begun = Instant::now();
+        let values = match work {
+            Work::Get => usize::from(caller.get(batch[0]).await == Some(Data::VALUE_BYTES)),
+            Work::GetMany => caller.get_many(&batch).await,
+        };
+        assert_eq!(values, work.keys(), "answers with the right value");
+        match phase.load(Ordering::Relaxed) {
+            MEASURING => latencies.push(u32::try_from(begun.elapsed().as_nanos()).unwrap_or(u32::MAX)),
+            OVER => return latencies,
+            _ => {}
+        }
+    }
+}
+
+/// In microseconds.
+fn quantile(nanos: &mut [u32], quantile: f64) -> f64 {
+    let at = ((nanos.len() as f64 * quantile) as usize).min(nanos.len() - 1);
+    f64::from(*nanos.select_nth_unstable(at).1) / 1e3
+}
+
+/// CPU time of this process.
+fn own_cpu() -> Duration {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).expect("the usage of this process");
+    [usage.user_time(), usage.system_time()]
+        .into_iter()
+        .map(|time| Duration::from_micros((time.tv_sec() * 1_000_000 + time.tv_usec()).unsigned_abs()))
+        .sum()
+}
+
+/// CPU time of another process, in steps of 10 ms; zero where the system has no /proc.
+fn cpu_of(process: u32) -> Duration {
+    // utime and stime are fields 14 and 15, counted in hundredths of a second on every Linux.
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let ticks = after_name.split_whitespace().skip(11).take(2);
+    Duration::from_millis(ticks.filter_map(|field| field.parse::<u64>().ok()).sum::<u64>() * 10)
+}

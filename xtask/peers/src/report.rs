@@ -1,0 +1,67 @@
+//! Medians, as a table and as JSON.
+
+use serde::Serialize;
+
+use crate::measure::{Sample, Work};
+use crate::systems::Name;
+
+/// The medians of one system at one kind of work.
+#[derive(Debug, Serialize)]
+pub(crate) struct Row {
+    system: Name,
+    work: Work,
+    tasks: u32,
+    gets_per_second: f64,
+    p50_us: f64,
+    p99_us: f64,
+    client_cpu_us: f64,
+    server_cpu_us: f64,
+}
+
+impl Row {
+    pub(crate) fn of(system: Name, work: Work, tasks: u32, samples: &[Sample]) -> Self {
+        let median = |of: fn(&Sample) -> f64| {
+            let mut values: Vec<f64> = samples.iter().map(of).collect();
+            values.sort_by(f64::total_cmp);
+            (values[(values.len() - 1) / 2] + values[values.len() / 2]) / 2.0
+        };
+        Row {
+            system,
+            work,
+            tasks,
+            gets_per_second: median(|sample| sample.gets_per_second),
+            p50_us: median(|sample| sample.p50_us),
+            p99_us: median(|sample| sample.p99_us),
+            client_cpu_us: median(|sample| sample.client_cpu_us),
+            server_cpu_us: median(|sample| sample.server_cpu_us),
+        }
+    }
+
+    fn is_same_work(&self, other: &Row) -> bool {
+        self.work == other.work && self.tasks == other.tasks
+    }
+}
+
+/// Prints a table in Markdown; the last column is how many times a system's rate Peanut has.
+pub(crate) fn print(rows: &[Row]) {
+    println!("| work | tasks | system | gets/s | p50 us | p99 us | client CPU us/get | server CPU us/get | Peanut's rate to it |");
+    println!("|---|--:|---|--:|--:|--:|--:|--:|--:|");
+    for row in rows {
+        let peanut = rows.iter().find(|other| other.system == Name::Peanut && other.is_same_work(row));
+        let ratio = peanut.map_or_else(
+            || "-".to_owned(),
+            |peanut| format!("{:.2}", peanut.gets_per_second / row.gets_per_second),
+        );
+        println!(
+            "| {} | {} | {} | {:.0} | {:.0} | {:.0} | {:.1} | {:.1} | {ratio} |",
+            row.work,
+            row.tasks,
+            row.system,
+            row.gets_per_second,
+            row.p50_us,
+            row.p99_us,
+            row.client_cpu_us,
+            row.server_cpu_us,
+        );
+    }
+}
