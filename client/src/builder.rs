@@ -85,8 +85,8 @@ impl ClientBuilder {
         self
     }
 
-    /// Lanes to each node, each on a connection of its own; 1 by default. More let more cores of one
-    /// process talk to one node at once.
+    /// Lanes to each node, each on a connection of its own; 2 by default, so that one is filled while
+    /// the other's answers are on their way.
     #[must_use]
     pub fn lanes_per_node(mut self, lanes: usize) -> Self {
         self.config.lanes_per_node = lanes.max(1);

@@ -26,7 +26,7 @@ impl Default for Config {
         Config {
             deadline: Duration::from_secs(1),
             connect_timeout: Duration::from_millis(500),
-            lanes_per_node: 1,
+            lanes_per_node: 2,
             operations_per_node: 64 << 10,
             queued_bytes_per_node: 64 << 20,
             unary: false,

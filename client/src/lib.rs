@@ -13,6 +13,7 @@
 mod builder;
 mod client;
 mod config;
+mod connection;
 mod discovery;
 mod error;
 mod failover;

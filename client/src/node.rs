@@ -20,6 +20,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::config::Config;
+use crate::connection::ConnectionTask;
 use crate::error::{Error, ErrorKind};
 use crate::health::{Change, Health, Signal};
 use crate::lane::{Ask, Failure, Lane, Limits, Reply};
@@ -31,6 +32,8 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How much a node may send ahead of what this side has read.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 2 << 20;
+/// Operations that a lane may have in flight before another lane is tried.
+const SLACK: usize = 16;
 /// A node that is down is probed after a part of the first delay, doubling up to the longest.
 const PROBE_FIRST: Duration = Duration::from_millis(100);
 const PROBE_LONGEST: Duration = Duration::from_secs(2);
@@ -76,8 +79,11 @@ impl Node {
         let endpoint = Endpoint::from_shared(format!("http://{addr}"));
         let endpoint =
             endpoint.inspect_err(|error| tracing::warn!(id, addr, %error, "an address that is none"));
-        let connect =
-            || endpoint.as_ref().ok().map(|endpoint| tuned(endpoint.clone(), config).connect_lazy());
+        let connect = || {
+            let task = ConnectionTask::default();
+            let endpoint = tuned(endpoint.as_ref().ok()?.clone(), config).executor(task.clone());
+            Some((endpoint.connect_lazy(), task))
+        };
         let limits = Limits {
             operations: config.operations_per_node / config.lanes_per_node,
             queued_bytes: config.queued_bytes_per_node / config.lanes_per_node,
@@ -86,8 +92,8 @@ impl Node {
         Node {
             id: id.to_owned(),
             addr: addr.to_owned(),
-            lanes: lanes.map(|(slot, channel)| Lane::new(channel, slot, limits)).collect(),
-            channel: connect(),
+            lanes: lanes.map(|(slot, (channel, task))| Lane::new(channel, task, slot, limits)).collect(),
+            channel: connect().map(|(channel, _)| channel),
             unary_only: AtomicBool::new(config.unary),
             config: config.clone(),
             health: Mutex::default(),
@@ -112,7 +118,7 @@ impl Node {
     /// Asks the node for one key.
     pub(crate) async fn get(self: &Arc<Self>, ask: &Ask<'_>, now: Instant) -> Result<Reply, Refusal> {
         if !self.unary_only.load(Ordering::Relaxed) {
-            let answer = match self.choose_lane() {
+            let answer = match self.choose_lane(ask.hash) {
                 Some(lane) => match lane.ask(self, ask, now, &self.config) {
                     Ok(answer) => {
                         answer.await.unwrap_or_else(|_| Err(Failure::Lost("the lane was dropped".into())))
@@ -134,15 +140,16 @@ impl Node {
         self.channel.as_ref()
     }
 
-    /// The less busy of two lanes picked at random (Mitzenmacher, "The Power of Two Choices").
-    fn choose_lane(&self) -> Option<&Lane> {
-        match &*self.lanes {
-            [only] => Some(only),
-            lanes => {
-                let (first, second) = (fastrand::choice(lanes)?, fastrand::choice(lanes)?);
-                Some(if first.load() > second.load() { second } else { first })
-            }
+    /// The less busy of two lanes (Mitzenmacher, "The Power of Two Choices"). The first is the key's own, so
+    /// that those who want the same key meet there and share an operation; the other is picked at random,
+    /// and has to be far less busy.
+    fn choose_lane(&self, hash: u64) -> Option<&Lane> {
+        let own = self.lanes.get(hash as usize % self.lanes.len().max(1))?;
+        if self.lanes.len() == 1 {
+            return Some(own);
         }
+        let other = fastrand::choice(&self.lanes)?;
+        Some(if own.load() > 2 * other.load() + SLACK { other } else { own })
     }
 
     fn failed(&self, failure: Failure, ask: &Ask<'_>) -> Refusal {

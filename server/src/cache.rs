@@ -4,13 +4,14 @@
 //! start it. [`Cache::begin`] does all of that without waiting, so that a caller with many gets in hand
 //! can answer the hits at once.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use peanut_proto::limits::{MAX_VALUE_BYTES, check_key};
 use peanut_proto::v1::{ErrorCode, OnMiss, Outcome};
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, timeout_at};
@@ -36,6 +37,8 @@ pub(crate) struct Cache {
     loads: Semaphore,
     /// The flights' tasks: they belong to the server, not to the calls that caused them.
     tasks: Mutex<JoinSet<()>>,
+    /// Where those run.
+    runtime: OnceLock<Handle>,
 }
 
 /// A get, as any service hands it in.
@@ -114,6 +117,7 @@ impl Cache {
             flights: Arc::default(),
             loads: Semaphore::new(group.policy.max_loads),
             tasks: Mutex::default(),
+            runtime: OnceLock::new(),
             policy: group.policy,
         }
     }
@@ -152,6 +156,11 @@ impl Cache {
         }
     }
 
+    /// Says where loads run. The first to say so, or the first load, decides.
+    pub(crate) fn run_loads_on(&self, runtime: &Handle) {
+        let _ = self.runtime.set(runtime.clone());
+    }
+
     /// Ends every load. Those who wait have an error.
     pub(crate) fn abort_loads(&self) {
         self.tasks.lock().abort_all();
@@ -169,7 +178,7 @@ impl Cache {
         };
         let mut tasks = self.tasks.lock();
         while tasks.try_join_next().is_some() {}
-        tasks.spawn(flight);
+        tasks.spawn_on(flight, self.runtime.get_or_init(Handle::current));
     }
 
     /// Runs the loader in a task of its own: a panic ends only that task, and a loader that blocks its

@@ -20,6 +20,7 @@ mod registration;
 mod server;
 mod service;
 mod store;
+mod threads;
 
 pub use error::{Error, ErrorKind};
 pub use group::Group;

@@ -18,6 +18,7 @@ use super::requests::Requests;
 use super::state::{Delivery, LaneState};
 use super::{Failure, Shared};
 use crate::config::Config;
+use crate::connection::ConnectionTask;
 use crate::health::Signal;
 use crate::node::{Node, Probed, never_connected, reason};
 
@@ -31,6 +32,7 @@ pub(super) struct Driver {
     pub(super) shared: Arc<Shared>,
     pub(super) node: Weak<Node>,
     pub(super) channel: Channel,
+    pub(super) task: ConnectionTask,
     pub(super) slot: u32,
     pub(super) config: Config,
 }
@@ -136,6 +138,9 @@ impl Driver {
         let result = work(&mut state, &mut deliveries);
         self.shared.in_flight.store(state.in_flight(), Ordering::Relaxed);
         drop(state);
+        if !deliveries.is_empty() {
+            self.task.expect_company(deliveries.len() > 1);
+        }
         for (caller, answer) in deliveries {
             // Whoever has stopped waiting is not missed.
             let _ = caller.sender.send(answer);

@@ -14,14 +14,16 @@ mod state;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use futures_util::FutureExt as _;
+use futures_util::future::{AbortHandle, abortable};
 use parking_lot::Mutex;
 use peanut_proto::v1::{ErrorCode, Outcome};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
-use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Channel;
 
 use crate::config::Config;
+use crate::connection::ConnectionTask;
 use crate::node::Node;
 pub(crate) use state::Limits;
 use state::{Caller, LaneState};
@@ -80,8 +82,10 @@ pub(crate) type Answer = Result<Reply, Failure>;
 pub(crate) struct Lane {
     shared: Arc<Shared>,
     channel: Channel,
+    /// Where the channel's connection runs, and the driver with it.
+    task: ConnectionTask,
     slot: u32,
-    driver: Mutex<Option<AbortOnDropHandle<()>>>,
+    driver: Mutex<Option<AbortHandle>>,
 }
 
 struct Shared {
@@ -93,13 +97,13 @@ struct Shared {
 }
 
 impl Lane {
-    pub(crate) fn new(channel: Channel, slot: u32, limits: Limits) -> Self {
+    pub(crate) fn new(channel: Channel, task: ConnectionTask, slot: u32, limits: Limits) -> Self {
         let shared = Shared {
             state: Mutex::new(LaneState::new(limits)),
             in_flight: AtomicUsize::new(0),
             work: Notify::new(),
         };
-        Lane { shared: Arc::new(shared), channel, slot, driver: Mutex::new(None) }
+        Lane { shared: Arc::new(shared), channel, task, slot, driver: Mutex::new(None) }
     }
 
     /// Operations in flight.
@@ -122,7 +126,7 @@ impl Lane {
         let (is_open, was_parked) = (state.is_open(), std::mem::take(&mut state.parked));
         drop(state);
         if let Some(writer) = pushed {
-            writer.wake();
+            self.task.knock(writer);
         }
         if was_parked {
             self.shared.work.notify_one();
@@ -139,11 +143,22 @@ impl Lane {
                 shared: self.shared.clone(),
                 node: Arc::downgrade(node),
                 channel: self.channel.clone(),
+                task: self.task.clone(),
                 slot: self.slot,
                 config: config.clone(),
             };
-            AbortOnDropHandle::new(tokio::spawn(driver.run()))
+            let (driving, handle) = abortable(driver.run());
+            self.task.spawn(driving.map(drop));
+            handle
         });
         self.shared.work.notify_one();
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        if let Some(driver) = self.driver.get_mut() {
+            driver.abort();
+        }
     }
 }

@@ -7,6 +7,7 @@ mod group;
 mod units;
 
 use std::fmt;
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -69,6 +70,9 @@ settings! {
         /// Time for calls in flight to finish when the server is stopped [default: 10s]
         #[arg(long, env = "PEANUT_SHUTDOWN_DEADLINE", value_name = "DURATION")]
         shutdown_deadline: Option<Span>,
+        /// Threads that serve connections; loads have others [default: one for each core]
+        #[arg(long, env = "PEANUT_THREADS", value_name = "N")]
+        threads: Option<NonZeroUsize>,
         /// What to log, in RUST_LOG's syntax; RUST_LOG itself wins over the file only [default: info]
         #[arg(long, env = "PEANUT_LOG", value_name = "FILTER")]
         log: Option<String>,
@@ -219,6 +223,8 @@ impl Config {
         if let Some(Span(deadline)) = settings.shutdown_deadline {
             builder = builder.shutdown_deadline(deadline);
         }
+        let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        builder = builder.threads(settings.threads.map_or_else(cores, NonZeroUsize::get));
         let server = builder.build().map_err(|error| ConfigError::new("configuration", error))?;
         if server.groups() == 0 {
             let mend =

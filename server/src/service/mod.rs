@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use lane::ByteCount;
 use peanut_proto::v1::ErrorCode;
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::Cache;
@@ -52,6 +53,11 @@ impl Node {
     /// Cancelled when the node stops serving: lanes say goodbye.
     pub(crate) fn stopping(&self) -> &CancellationToken {
         &self.shared.stopping
+    }
+
+    /// Says where loads run; else they do where they are asked for.
+    pub(crate) fn run_loads_on(&self, runtime: &Handle) {
+        self.caches().for_each(|cache| cache.run_loads_on(runtime));
     }
 
     fn long_bytes(&self) -> &ByteCount {

@@ -77,7 +77,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, default_value = "10", value_name = "SECONDS", value_parser = seconds)]
     pub(crate) duration: Duration,
     /// Lanes to each node
-    #[arg(long, default_value = "1", value_parser = clap::value_parser!(u16).range(1..=64).map(usize::from))]
+    #[arg(long, default_value = "2", value_parser = clap::value_parser!(u16).range(1..=64).map(usize::from))]
     pub(crate) lanes: usize,
     /// One unary call for each get, in place of lanes
     #[arg(long)]

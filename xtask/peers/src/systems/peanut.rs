@@ -27,7 +27,7 @@ pub(super) async fn start(binary: &Path, unary: bool, data: &Data) -> (Process, 
     std::fs::write(&file, config).expect("the configuration is written");
     let server = start_process("peanut-server", Command::new(binary).arg("--config").arg(&file), &addr).await;
     let _ = std::fs::remove_file(&file);
-    let client = Client::builder().nodes([addr]);
+    let client = Client::builder().nodes([addr]).lanes_per_node(std::env::var("LANES").map_or(2, |l| l.parse().unwrap()));
     let client = if unary { client.unary() } else { client };
     let group = client.build().await.expect("a client of one node").group("bench");
     for keys in data.keys.chunks(1000) {

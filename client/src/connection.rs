@@ -1,0 +1,320 @@
+//! One task for all of a connection.
+//!
+//! An HTTP/2 connection is several futures: one that reads and writes the socket, one for each request body
+//! that is sent, one that reads the answers. As tasks of their own they wake one another at each step of a
+//! round trip; a runtime of several threads then wakes further threads to help with what looks like much
+//! work, and the futures meet at the connection's locks: seven futex calls for each get of a caller that is
+//! alone, as measured. Here they take turns in one task, and what they wake in one another does not leave it.
+//!
+//! Those outside who have something to send *knock*. When an answer has woken several callers, the first who
+//! knocks has the task queue up behind the others, so that one frame takes what all of them have to send.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+
+use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
+use tokio::task::{coop, yield_now};
+
+/// Rounds of polling after which other tasks have a turn.
+const MAX_ROUNDS: usize = 32;
+
+/// Runs futures in one task, which is there while there are any.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ConnectionTask {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    inbox: Mutex<Inbox>,
+    /// Several have been woken who are likely to knock.
+    company: AtomicBool,
+    bell: Arc<Bell>,
+}
+
+/// What has come from outside since the task last looked.
+#[derive(Default)]
+struct Inbox {
+    futures: Vec<BoxFuture<'static, ()>>,
+    knocks: Vec<Waker>,
+    /// Whether there is a task to look.
+    running: bool,
+}
+
+impl ConnectionTask {
+    /// Runs a future with the others.
+    pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
+        let mut inbox = self.shared.inbox.lock();
+        inbox.futures.push(Box::pin(future));
+        let was_running = std::mem::replace(&mut inbox.running, true);
+        drop(inbox);
+        if was_running {
+            self.shared.bell.ring();
+        } else {
+            let (shared, futures) = (self.shared.clone(), FuturesUnordered::new());
+            tokio::spawn(Running { shared, futures, lingering: None });
+        }
+    }
+
+    /// Wakes one of the futures from outside, with the next turn of the task that is no lingering.
+    pub(crate) fn knock(&self, future: Waker) {
+        self.shared.inbox.lock().knocks.push(future);
+        self.shared.bell.task.wake();
+    }
+
+    /// Says whether several have been woken who are likely to knock, so that it is worth to linger.
+    pub(crate) fn expect_company(&self, company: bool) {
+        self.shared.company.store(company, Ordering::Relaxed);
+    }
+}
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for ConnectionTask {
+    fn execute(&self, future: F) {
+        self.spawn(future);
+    }
+}
+
+/// The task.
+struct Running {
+    shared: Arc<Shared>,
+    futures: FuturesUnordered<BoxFuture<'static, ()>>,
+    /// Completes when those who were ready to run before have run.
+    lingering: Option<BoxFuture<'static, ()>>,
+}
+
+impl Running {
+    /// Lets in those who have knocked, at once or after lingering.
+    fn answer_knocks(&mut self, context: &mut Context<'_>) {
+        let mut inbox = self.shared.inbox.lock();
+        if inbox.knocks.is_empty() {
+            return;
+        }
+        if self.lingering.is_none() && self.shared.company.load(Ordering::Relaxed) {
+            self.lingering = Some(Box::pin(yield_now()));
+        }
+        if self.lingering.as_mut().is_some_and(|lingering| lingering.as_mut().poll(context).is_pending()) {
+            return;
+        }
+        self.lingering = None;
+        let knocks = std::mem::take(&mut inbox.knocks);
+        drop(inbox);
+        knocks.into_iter().for_each(Waker::wake);
+    }
+
+    /// Whether all futures have ended; then the task does too.
+    fn poll_futures(&mut self, context: &mut Context<'_>) -> bool {
+        let arrived = std::mem::take(&mut self.shared.inbox.lock().futures);
+        self.futures.extend(arrived);
+        while let Poll::Ready(Some(())) = self.futures.poll_next_unpin(context) {}
+        if !self.futures.is_empty() {
+            return false;
+        }
+        let mut inbox = self.shared.inbox.lock();
+        inbox.running = !inbox.futures.is_empty();
+        !inbox.running
+    }
+}
+
+impl Future for Running {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let bell = self.shared.bell.clone();
+        bell.task.register(context.waker());
+        let waker = Waker::from(bell.clone());
+        bell.attend();
+        self.answer_knocks(context);
+        for _ in 0..MAX_ROUNDS {
+            if self.poll_futures(&mut Context::from_waker(&waker)) {
+                return Poll::Ready(());
+            }
+            if bell.rest() {
+                return Poll::Pending;
+            }
+            if !coop::has_budget_remaining() {
+                break;
+            }
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+/// The task waits to be woken.
+const RESTING: u8 = 0;
+/// The task is polling its futures.
+const ATTENDING: u8 = 1;
+/// One of the futures is to be polled: the task has been woken, or goes another round.
+const RUNG: u8 = 2;
+
+/// What the futures are woken by: it wakes the task, unless that is polling them and will see for itself.
+#[derive(Debug, Default)]
+struct Bell {
+    state: AtomicU8,
+    task: AtomicWaker,
+}
+
+impl Bell {
+    fn ring(&self) {
+        if self.state.swap(RUNG, Ordering::SeqCst) == RESTING {
+            self.task.wake();
+        }
+    }
+
+    fn attend(&self) {
+        self.state.store(ATTENDING, Ordering::SeqCst);
+    }
+
+    /// Whether it has not been rung since the task began to attend; if it has, the task attends again.
+    fn rest(&self) -> bool {
+        let rested = self.state.compare_exchange(ATTENDING, RESTING, Ordering::SeqCst, Ordering::SeqCst);
+        if rested.is_err() {
+            self.attend();
+        }
+        rested.is_ok()
+    }
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.ring();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.ring();
+    }
+}
+
+impl fmt::Debug for Inbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inbox").field("running", &self.running).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::sync::atomic::AtomicUsize;
+
+    use tokio::sync::{mpsc, oneshot};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_future_runs_to_its_end_and_so_does_one_that_it_spawns() {
+        let task = ConnectionTask::default();
+        let (first, first_ended) = oneshot::channel();
+        let (second, second_ended) = oneshot::channel();
+        let inner = task.clone();
+        task.spawn(async move {
+            inner.spawn(async move {
+                yield_now().await;
+                let _ = second.send(());
+            });
+            yield_now().await;
+            let _ = first.send(());
+        });
+        first_ended.await.unwrap();
+        second_ended.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_task_ends_with_its_futures_and_begins_again_with_the_next() {
+        let task = ConnectionTask::default();
+        for _ in 0..3 {
+            let (end, ended) = oneshot::channel();
+            task.spawn(async move {
+                let _ = end.send(());
+            });
+            ended.await.unwrap();
+            while task.shared.inbox.lock().running {
+                yield_now().await;
+            }
+        }
+        assert_eq!(Arc::strong_count(&task.shared), 1, "nothing is left that holds it");
+    }
+
+    #[tokio::test]
+    async fn futures_that_wake_one_another_do_so_within_one_poll_of_the_task() {
+        let task = ConnectionTask::default();
+        let ((to_a, mut at_a), (to_b, mut at_b)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
+        let (end, ended) = oneshot::channel();
+        let polls = Arc::new(AtomicUsize::new(0));
+        let (counted, start) = (polls.clone(), to_a.clone());
+        task.spawn(async move {
+            while let Some(n) = at_a.recv().await {
+                to_b.send(n).unwrap();
+            }
+        });
+        task.spawn(async move {
+            for n in 1..=5 {
+                at_b.recv().await.unwrap();
+                to_a.send(n).unwrap();
+            }
+            let _ = end.send(counted.load(Ordering::SeqCst));
+        });
+        yield_now().await;
+        // Everyone else who is ready runs between two polls of the task.
+        let beside = polls.clone();
+        let counter = tokio::spawn(async move {
+            loop {
+                beside.fetch_add(1, Ordering::SeqCst);
+                yield_now().await;
+            }
+        });
+        start.send(0).unwrap();
+        let between = ended.await.unwrap();
+        counter.abort();
+        assert!(between <= 1, "{between} turns of others while two futures woke each other five times");
+    }
+
+    /// How many of three callers, woken together, have knocked when the task lets them in.
+    async fn knocks_let_in_together(company: bool) -> usize {
+        let task = ConnectionTask::default();
+        let sent = Arc::new(AtomicUsize::new(0));
+        let (waker_in, waker) = oneshot::channel();
+        let (end, ended) = oneshot::channel();
+        let seen = sent.clone();
+        task.spawn(async move {
+            let mut waker_in = Some(waker_in);
+            poll_fn(|context| match waker_in.take() {
+                Some(waker_in) => {
+                    waker_in.send(context.waker().clone()).unwrap();
+                    Poll::Pending
+                }
+                None => Poll::Ready(()),
+            })
+            .await;
+            let _ = end.send(seen.load(Ordering::SeqCst));
+        });
+        let waker: Waker = waker.await.unwrap();
+        task.expect_company(company);
+        tokio::spawn(async move {
+            sent.fetch_add(1, Ordering::SeqCst);
+            task.knock(waker);
+            // The others are ready only behind the task.
+            for _ in 0..2 {
+                let sent = sent.clone();
+                tokio::spawn(async move { sent.fetch_add(1, Ordering::SeqCst) });
+            }
+        });
+        ended.await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn who_knocks_in_company_is_let_in_with_the_others() {
+        assert_eq!(knocks_let_in_together(true).await, 3);
+    }
+
+    #[tokio::test]
+    async fn who_knocks_alone_is_let_in_at_once() {
+        assert_eq!(knocks_let_in_together(false).await, 1);
+    }
+}
