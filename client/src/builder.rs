@@ -14,6 +14,7 @@ use crate::client::{Client, Shared};
 use crate::config::Config;
 use crate::discovery;
 use crate::error::{Error, ErrorKind};
+use crate::lane::Choice;
 use crate::routing::{CurrentRouting, Routing};
 
 const LONGEST_DEADLINE: Duration = Duration::from_secs(24 * 3600);
@@ -86,10 +87,10 @@ impl ClientBuilder {
     }
 
     /// Lanes to each node, each on a connection of its own; 2 by default, so that one is filled while
-    /// the other's answers are on their way.
+    /// the other's answers are on their way; at most 256.
     #[must_use]
     pub fn lanes_per_node(mut self, lanes: usize) -> Self {
-        self.config.lanes_per_node = lanes.max(1);
+        self.config.lanes_per_node = lanes.clamp(1, Choice::MOST_LANES);
         self
     }
 

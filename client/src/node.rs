@@ -23,7 +23,7 @@ use crate::config::Config;
 use crate::connection::ConnectionTask;
 use crate::error::{Error, ErrorKind};
 use crate::health::{Change, Health, Signal};
-use crate::lane::{Ask, Failure, Lane, Limits, Reply};
+use crate::lane::{Answer, Ask, Choice, Failure, Lane, Limits, Reply};
 use crate::unary;
 
 /// HTTP/2 pings on a connection that hears nothing, so that one which died silently is noticed.
@@ -32,8 +32,6 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How much a node may send ahead of what this side has read.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 2 << 20;
-/// Operations that a lane may have in flight before another lane is tried.
-const SLACK: usize = 16;
 /// A node that is down is probed after a part of the first delay, doubling up to the longest.
 const PROBE_FIRST: Duration = Duration::from_millis(100);
 const PROBE_LONGEST: Duration = Duration::from_secs(2);
@@ -43,6 +41,7 @@ pub(crate) struct Node {
     id: String,
     addr: String,
     lanes: Box<[Lane]>,
+    choice: Choice,
     /// For probes, and for nodes that know no lanes. A connection of its own: what fills a lane must not
     /// make its node look dead.
     channel: Option<Channel>,
@@ -93,6 +92,7 @@ impl Node {
             id: id.to_owned(),
             addr: addr.to_owned(),
             lanes: lanes.map(|(slot, (channel, task))| Lane::new(channel, task, slot, limits)).collect(),
+            choice: Choice::new(),
             channel: connect().map(|(channel, _)| channel),
             unary_only: AtomicBool::new(config.unary),
             config: config.clone(),
@@ -118,16 +118,7 @@ impl Node {
     /// Asks the node for one key.
     pub(crate) async fn get(self: &Arc<Self>, ask: &Ask<'_>, now: Instant) -> Result<Reply, Refusal> {
         if !self.unary_only.load(Ordering::Relaxed) {
-            let answer = match self.choose_lane(ask.hash) {
-                Some(lane) => match lane.ask(self, ask, now, &self.config) {
-                    Ok(answer) => {
-                        answer.await.unwrap_or_else(|_| Err(Failure::Lost("the lane was dropped".into())))
-                    }
-                    Err(refused) => Err(refused),
-                },
-                None => Err(Failure::Lost(format!("`{}` is not an address", self.addr).into())),
-            };
-            match answer {
+            match self.ask_a_lane(ask, now).await {
                 Err(Failure::Unimplemented) => self.unary_only.store(true, Ordering::Relaxed),
                 answer => return answer.map_err(|failure| self.failed(failure, ask)),
             }
@@ -135,21 +126,19 @@ impl Node {
         unary::get(self, ask, &self.config).await
     }
 
+    async fn ask_a_lane(self: &Arc<Self>, ask: &Ask<'_>, now: Instant) -> Answer {
+        if self.lanes.is_empty() {
+            return Err(Failure::Lost(format!("`{}` is not an address", self.addr).into()));
+        }
+        let load = |lane: usize| self.lanes[lane].load();
+        let chosen = self.choice.choose(ask.hash, self.lanes.len(), load, |lanes| fastrand::usize(..lanes));
+        let answer = self.lanes[chosen.lane].ask(self, ask, now, &self.config)?;
+        answer.await.unwrap_or_else(|_| Err(Failure::Lost("the lane was dropped".into())))
+    }
+
     /// The channel for unary calls and probes.
     pub(crate) fn channel(&self) -> Option<&Channel> {
         self.channel.as_ref()
-    }
-
-    /// The less busy of two lanes (Mitzenmacher, "The Power of Two Choices"). The first is the key's own, so
-    /// that those who want the same key meet there and share an operation; the other is picked at random,
-    /// and has to be far less busy.
-    fn choose_lane(&self, hash: u64) -> Option<&Lane> {
-        let own = self.lanes.get(hash as usize % self.lanes.len().max(1))?;
-        if self.lanes.len() == 1 {
-            return Some(own);
-        }
-        let other = fastrand::choice(&self.lanes)?;
-        Some(if own.load() > 2 * other.load() + SLACK { other } else { own })
     }
 
     fn failed(&self, failure: Failure, ask: &Ask<'_>) -> Refusal {

@@ -4,26 +4,48 @@ use std::process::Command;
 
 use crate::run::{Failed, is_installed, run};
 
-/// Installs etcd, where it is missing, with the system's package manager.
+/// Installs etcd, where it is missing.
 pub(crate) fn etcd() -> Result<(), Failed> {
-    if is_installed("etcd") {
+    let mend = "put `etcd` (3.4 or later, from https://github.com/etcd-io/etcd/releases) on the path";
+    installed("etcd", "etcd-server", "etcd", mend)
+}
+
+/// Installs Redis, where it is missing.
+pub(crate) fn redis() -> Result<(), Failed> {
+    installed("redis-server", "redis-server", "redis", "put `redis-server` on the path")
+}
+
+/// Installs memcached, where it is missing.
+pub(crate) fn memcached() -> Result<(), Failed> {
+    installed("memcached", "memcached", "memcached", "put `memcached` on the path")
+}
+
+/// Installs valgrind, where it is missing.
+pub(crate) fn valgrind() -> Result<(), Failed> {
+    installed("valgrind", "valgrind", "valgrind", "put `valgrind` on the path")
+}
+
+/// Installs a program, where it is missing, with the system's package manager: `debian` and `brew` are the
+/// names of its package.
+fn installed(program: &str, debian: &str, brew: &str, mend: &str) -> Result<(), Failed> {
+    if is_installed(program) {
         return Ok(());
     }
+    let step = format!("installing {debian}");
     if is_installed("apt-get") {
-        let install = ["install", "--yes", "--no-install-recommends", "etcd-server"];
-        if run("installing etcd", &mut apt(&install)).is_err() {
+        let install = ["install", "--yes", "--no-install-recommends", debian];
+        if run(&step, &mut apt(&install)).is_err() {
             // The package lists may be old, or not there yet.
             run("updating package lists", &mut apt(&["update"]))?;
-            run("installing etcd", &mut apt(&install))?;
+            run(&step, &mut apt(&install))?;
         }
     } else if is_installed("brew") {
-        run("installing etcd", Command::new("brew").args(["install", "etcd"]))?;
+        run(&step, Command::new("brew").args(["install", brew]))?;
     }
-    if is_installed("etcd") {
+    if is_installed(program) {
         return Ok(());
     }
-    let mend = "put `etcd` (3.4 or later, from https://github.com/etcd-io/etcd/releases) on the path";
-    Err(Failed(format!("the tests need etcd, and neither apt-get nor brew is here to install it: {mend}")))
+    Err(Failed(format!("{program} is missing, and neither apt-get nor brew could install it: {mend}")))
 }
 
 /// apt-get without questions, through sudo where this user is not root.

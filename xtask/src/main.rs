@@ -16,17 +16,35 @@ cargo xtask <command>
   test       everything: format, lints, docs, and all tests, with a real etcd
   generate   write the code for the .proto files anew
   deny       check licences, sources and advisories of all dependencies (installs cargo-deny)
-  bench      measure the ring (more to come)
+  bench      measure the parts on the way of a get: ring, frames
+  bench instructions
+             count the instructions of those parts under valgrind (installs it, and gungraun-runner)
+  bench fleet
+             measure small values beside large ones, fleets of one to eight nodes, and idle clients
+  bench peers [--install]
+             measure Peanut beside Redis, memcached and groupcache; `bench peers --help` tells the rest
 ";
 
 fn main() -> ExitCode {
-    let command = std::env::args().nth(1);
-    let done = match command.as_deref() {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let (command, rest) =
+        words.split_first().map_or((None, &[][..]), |(command, rest)| (Some(*command), rest));
+    let done = match command {
         Some("demo") => demo(),
         Some("test") => test(),
         Some("generate") => generate(),
         Some("deny") => deny(),
-        Some("bench") => Cargo::new(&["bench", "-p", "peanut-client", "--bench", "ring"]).run("benchmarks"),
+        Some("bench") => match rest.split_first() {
+            None => bench(),
+            Some((&"instructions", [])) => bench_instructions(),
+            Some((&"fleet", [])) => bench_fleet(),
+            Some((&"peers", rest)) => bench_peers(rest),
+            Some(_) => {
+                eprint!("{HELP}");
+                return ExitCode::from(2);
+            }
+        },
         Some("help" | "--help" | "-h") => {
             print!("{HELP}");
             Ok(())
@@ -85,4 +103,46 @@ fn deny() -> Result<(), Failed> {
         Cargo::new(&["install", "--locked", "cargo-deny"]).run("installing cargo-deny")?;
     }
     Cargo::new(&["deny", "--all-features", "check"]).run("licences, sources, advisories")
+}
+
+fn bench() -> Result<(), Failed> {
+    Cargo::new(&["bench", "-p", "peanut-client", "--bench", "ring", "--bench", "frames"]).run("benchmarks")
+}
+
+/// The runner has to be of the library's version, which Cargo.lock knows.
+fn bench_instructions() -> Result<(), Failed> {
+    install::valgrind()?;
+    let lock = include_str!("../../Cargo.lock");
+    let version =
+        lock.split_once("name = \"gungraun\"\nversion = \"").and_then(|(_, rest)| rest.split('"').next());
+    let version = version.ok_or_else(|| Failed("Cargo.lock has no gungraun".to_owned()))?;
+    let install = ["install", "--quiet", "--locked", "gungraun-runner", "--version", version];
+    Cargo::new(&install).run("the runner")?;
+    Cargo::new(&["bench", "-p", "peanut-client", "--bench", "instructions"]).run("instructions")
+}
+
+fn bench_fleet() -> Result<(), Failed> {
+    Cargo::new(&["build", "--release", "-p", "peanut-tests", "--bins"]).run("building")?;
+    run::run("fleets", &mut run::built("release/measure")?)
+}
+
+const PEERS: &str = "xtask/peers/Cargo.toml";
+
+fn bench_peers(args: &[&str]) -> Result<(), Failed> {
+    let args: Vec<&str> = if args.contains(&"--install") {
+        install::redis()?;
+        install::memcached()?;
+        args.iter().copied().filter(|arg| *arg != "--install").collect()
+    } else {
+        args.to_vec()
+    };
+    Cargo::new(&["build", "--release", "-p", "peanut-server"]).run("building the server")?;
+    let server = run::built("release/peanut-server")?;
+    let target = run::target_folder()?;
+    let run = ["run", "--release", "--manifest-path", PEERS, "--target-dir"];
+    let mut cargo = Cargo::new(&run).arg(target).arg("--").arg("--peanut-server").arg(server.get_program());
+    for arg in args {
+        cargo = cargo.arg(arg);
+    }
+    cargo.run("side by side")
 }

@@ -1,6 +1,8 @@
 //! Running a command, with a heading, and saying which one failed.
 
+use std::ffi::OsStr;
 use std::fmt;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 /// Which step failed, and how.
@@ -21,6 +23,11 @@ impl Cargo {
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         command.args(args);
         Cargo(command)
+    }
+
+    pub(crate) fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.0.arg(arg);
+        self
     }
 
     pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
@@ -52,11 +59,15 @@ pub(crate) fn is_installed(command: &str) -> bool {
 
 /// A program that cargo has built, by its path in the target folder.
 pub(crate) fn built(path: &str) -> Result<Command, Failed> {
+    Ok(Command::new(target_folder()?.join(path)))
+}
+
+/// Where cargo builds.
+pub(crate) fn target_folder() -> Result<PathBuf, Failed> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     let metadata = cargo.args(["metadata", "--no-deps", "--format-version=1"]).output();
     let metadata = metadata.map_err(|error| Failed(format!("cargo metadata could not be run: {error}")))?;
     let text = String::from_utf8_lossy(&metadata.stdout);
     let target = text.split_once("\"target_directory\":\"").and_then(|(_, rest)| rest.split('"').next());
-    let target = target.ok_or_else(|| Failed("cargo metadata names no target folder".to_owned()))?;
-    Ok(Command::new(std::path::Path::new(target).join(path)))
+    target.map(PathBuf::from).ok_or_else(|| Failed("cargo metadata names no target folder".to_owned()))
 }

@@ -7,6 +7,7 @@
 //!
 //! [`state`] is all of that as data, without socket or clock.
 
+mod choice;
 mod driver;
 mod requests;
 mod state;
@@ -25,6 +26,7 @@ use tonic::transport::Channel;
 use crate::config::Config;
 use crate::connection::ConnectionTask;
 use crate::node::Node;
+pub(crate) use choice::Choice;
 pub(crate) use state::Limits;
 use state::{Caller, LaneState};
 

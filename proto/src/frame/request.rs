@@ -1,10 +1,9 @@
 //! `LaneRequest`: operations from client to server.
 
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 
 use super::wire::{
-    FrameError, Value, bytes_length, number_length, put_bytes, put_header, put_number, read_fields, slice_of,
-    take_field,
+    Fields, FrameError, Value, bytes_length, number_length, read_fields, slice_of, take_field,
 };
 use crate::v1::OnMiss;
 use crate::v1::operation::Kind;
@@ -36,22 +35,21 @@ impl RequestWriter {
     /// Opens a lane: the client's random number, the lane's slot, and how often it was opened.
     pub fn open(&mut self, client_id: u64, slot: u32, epoch: u64) {
         let length = number_length(client_id) + number_length(slot.into()) + number_length(epoch);
-        put_header(&mut self.buffer, 1, length);
-        put_number(&mut self.buffer, 1, client_id);
-        put_number(&mut self.buffer, 2, slot.into());
-        put_number(&mut self.buffer, 3, epoch);
+        let fields = Fields::new().header(1, length);
+        fields.number(1, client_id).number(2, slot.into()).number(3, epoch).put(&mut self.buffer);
     }
 
     /// Says the ring version that the operations of this frame go by.
     pub fn ring_version(&mut self, version: u64) {
-        put_number(&mut self.buffer, 2, version);
+        Fields::new().number(2, version).put(&mut self.buffer);
     }
 
     /// Names a group, before its first operation.
     pub fn group(&mut self, number: u32, name: &str) {
-        put_header(&mut self.buffer, 3, number_length(number.into()) + bytes_length(name.as_bytes()));
-        put_number(&mut self.buffer, 1, number.into());
-        put_bytes(&mut self.buffer, 2, name.as_bytes());
+        let length = number_length(number.into()) + bytes_length(name.as_bytes());
+        let fields = Fields::new().header(3, length).number(1, number.into());
+        fields.header_of(2, name.as_bytes()).put(&mut self.buffer);
+        self.buffer.extend_from_slice(name.as_bytes());
     }
 
     /// Appends a get.
@@ -63,18 +61,16 @@ impl RequestWriter {
             + number_length(get.owned_since)
             + number_length(get.failover.into());
         self.buffer.reserve(length + 4);
-        put_header(&mut self.buffer, 4, length);
-        put_number(&mut self.buffer, 1, get.id.into());
-        put_number(&mut self.buffer, 3, get.group.into());
-        put_bytes(&mut self.buffer, 4, get.key);
-        put_number(&mut self.buffer, 5, get.deadline_ms.into());
-        put_number(&mut self.buffer, 7, get.owned_since);
-        put_number(&mut self.buffer, 8, get.failover.into());
+        let before = Fields::new().header(4, length).number(1, get.id.into()).number(3, get.group.into());
+        before.header_of(4, get.key).put(&mut self.buffer);
+        self.buffer.extend_from_slice(get.key);
+        let after = Fields::new().number(5, get.deadline_ms.into()).number(7, get.owned_since);
+        after.number(8, get.failover.into()).put(&mut self.buffer);
     }
 
     /// Says how long the frame has waited since its deadlines were written.
     pub fn waited_ms(&mut self, waited_ms: u32) {
-        put_number(&mut self.buffer, 5, waited_ms.into());
+        Fields::new().number(5, waited_ms.into()).put(&mut self.buffer);
     }
 
     /// Bytes written so far.
@@ -89,7 +85,7 @@ impl RequestWriter {
 
     /// Appends the fields of a frame.
     pub fn append(&mut self, frame: &RequestFrame) {
-        self.buffer.put_slice(&frame.0);
+        self.buffer.extend_from_slice(&frame.0);
     }
 
     /// Takes what was written as a frame and begins anew.
@@ -151,6 +147,7 @@ impl RequestFrame {
         read_fields(&self.0, |number, value| self.field(number, value))
     }
 
+    #[inline]
     fn field<'a>(&'a self, number: u32, value: Value<'a>) -> Result<Option<RequestField<'a>>, FrameError> {
         Ok(Some(match number {
             1 => read_open(value.bytes()?)?,
@@ -163,6 +160,7 @@ impl RequestFrame {
     }
 }
 
+#[inline]
 fn small(value: Value<'_>) -> Result<u32, FrameError> {
     u32::try_from(value.number()?).map_err(|_| FrameError("a number is too large for its field"))
 }
@@ -192,6 +190,7 @@ fn read_group(mut from: &[u8]) -> Result<RequestField<'_>, FrameError> {
     Ok(RequestField::Group(number, name))
 }
 
+#[inline]
 fn read_operation(frame: &Bytes, mut from: &[u8]) -> Result<Operation, FrameError> {
     let mut read = Operation {
         id: 0,
@@ -219,6 +218,7 @@ fn read_operation(frame: &Bytes, mut from: &[u8]) -> Result<Operation, FrameErro
     Ok(read)
 }
 
+#[inline]
 fn enumeration<E: TryFrom<i32>>(value: Value<'_>) -> Result<E, FrameError> {
     let number = i32::try_from(value.number()?).map_err(|_| FrameError("unknown enumeration value"))?;
     E::try_from(number).map_err(|_| FrameError("unknown enumeration value"))

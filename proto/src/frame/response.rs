@@ -3,8 +3,7 @@
 use bytes::{Bytes, BytesMut};
 
 use super::wire::{
-    FrameError, Value, bytes_length, number_length, put_bytes, put_header, put_number, read_fields, slice_of,
-    take_field,
+    Fields, FrameError, Value, bytes_length, number_length, read_fields, slice_of, take_field, varint_length,
 };
 use crate::v1::{ErrorCode, Outcome};
 
@@ -32,7 +31,7 @@ pub struct ResponseWriter {
 impl ResponseWriter {
     /// Says the newest ring version that the server has seen.
     pub fn ring_version(&mut self, version: u64) {
-        put_number(&mut self.buffer, 1, version);
+        Fields::new().number(1, version).put(&mut self.buffer);
     }
 
     /// Appends an answer with its value, or a piece of it.
@@ -45,31 +44,28 @@ impl ResponseWriter {
             + number_length(answer.ttl_ms)
             + number_length(answer.value_bytes);
         self.buffer.reserve(length + 10);
-        put_header(&mut self.buffer, 2, length);
-        put_number(&mut self.buffer, 1, answer.id.into());
-        put_number(&mut self.buffer, 2, outcome);
-        put_bytes(&mut self.buffer, 3, value);
-        put_number(&mut self.buffer, 4, answer.age_ms);
-        put_number(&mut self.buffer, 5, answer.ttl_ms);
-        put_number(&mut self.buffer, 9, answer.value_bytes);
+        let before = Fields::new().header(2, length).number(1, answer.id.into()).number(2, outcome);
+        before.header_of(3, value).put(&mut self.buffer);
+        self.buffer.extend_from_slice(value);
+        let after = Fields::new().number(4, answer.age_ms).number(5, answer.ttl_ms);
+        after.number(9, answer.value_bytes).put(&mut self.buffer);
     }
 
     /// Appends the answer that an operation has failed.
     pub fn failure(&mut self, id: u32, code: ErrorCode, message: &str) {
         let outcome = Outcome::Failed as u64;
         let error = number_length(code as u64) + bytes_length(message.as_bytes());
-        let header = 1 + super::wire::varint_length(error as u64);
-        put_header(&mut self.buffer, 2, number_length(id.into()) + number_length(outcome) + header + error);
-        put_number(&mut self.buffer, 1, id.into());
-        put_number(&mut self.buffer, 2, outcome);
-        put_header(&mut self.buffer, 8, error);
-        put_number(&mut self.buffer, 1, code as u64);
-        put_bytes(&mut self.buffer, 2, message.as_bytes());
+        let header = 1 + varint_length(error as u64);
+        let length = number_length(id.into()) + number_length(outcome) + header + error;
+        let fields = Fields::new().header(2, length).number(1, id.into()).number(2, outcome);
+        let fields = fields.header(8, error).number(1, code as u64).header_of(2, message.as_bytes());
+        fields.put(&mut self.buffer);
+        self.buffer.extend_from_slice(message.as_bytes());
     }
 
     /// Says that the server is about to close the lane.
     pub fn closing(&mut self) {
-        put_number(&mut self.buffer, 4, 1);
+        Fields::new().number(4, 1).put(&mut self.buffer);
     }
 
     /// Bytes written so far.
@@ -118,6 +114,7 @@ impl ResponseFrame {
         read_fields(&self.0, |number, value| self.field(number, value))
     }
 
+    #[inline]
     fn field<'a>(&'a self, number: u32, value: Value<'a>) -> Result<Option<ResponseField<'a>>, FrameError> {
         Ok(match number {
             1 => Some(ResponseField::RingVersion(value.number()?)),
@@ -128,6 +125,7 @@ impl ResponseFrame {
     }
 }
 
+#[inline]
 fn read_answer<'a>(frame: &Bytes, mut from: &'a [u8]) -> Result<ResponseField<'a>, FrameError> {
     let (mut answer, mut part, mut error) = (AnswerFields::default(), &[][..], None);
     while !from.is_empty() {

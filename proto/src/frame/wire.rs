@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use bytes::{Buf, BufMut, Bytes};
+use bytes::{Bytes, BytesMut};
 
 pub(super) const VARINT: u32 = 0;
 pub(super) const BYTES: u32 = 2;
@@ -35,42 +35,71 @@ pub(super) fn varint_length(value: u64) -> usize {
     (70 - (value | 1).leading_zeros() as usize) / 7
 }
 
-pub(super) fn put_varint(to: &mut impl BufMut, mut value: u64) {
-    while value >= 0x80 {
-        to.put_u8(value as u8 | 0x80);
-        value >>= 7;
-    }
-    to.put_u8(value as u8);
-}
-
 /// Bytes that a number takes as a field; none where it is zero, as proto3 has it. Field numbers are below
 /// 16 throughout, so that every tag is one byte.
 pub(super) fn number_length(value: u64) -> usize {
     if value == 0 { 0 } else { 1 + varint_length(value) }
 }
 
-pub(super) fn put_number(to: &mut impl BufMut, field: u32, value: u64) {
-    if value != 0 {
-        to.put_u8((field << 3 | VARINT) as u8);
-        put_varint(to, value);
-    }
-}
-
 pub(super) fn bytes_length(value: &[u8]) -> usize {
     if value.is_empty() { 0 } else { 1 + varint_length(value.len() as u64) + value.len() }
 }
 
-pub(super) fn put_bytes(to: &mut impl BufMut, field: u32, value: &[u8]) {
-    if !value.is_empty() {
-        put_header(to, field, value.len());
-        to.put_slice(value);
-    }
+/// Fields on their way into a buffer, which is asked for space once for all of them and not for each byte.
+pub(super) struct Fields {
+    bytes: [u8; Fields::MOST],
+    length: usize,
 }
 
-/// The beginning of a field of that many bytes.
-pub(super) fn put_header(to: &mut impl BufMut, field: u32, length: usize) {
-    to.put_u8((field << 3 | BYTES) as u8);
-    put_varint(to, length as u64);
+impl Fields {
+    /// Five numbers, each with its tag, and a byte more.
+    const MOST: usize = 56;
+
+    pub(super) fn new() -> Self {
+        Fields { bytes: [0; Fields::MOST], length: 0 }
+    }
+
+    #[inline]
+    fn byte(&mut self, byte: u8) {
+        self.bytes[self.length] = byte;
+        self.length += 1;
+    }
+
+    #[inline]
+    fn varint(&mut self, mut value: u64) {
+        while value >= 0x80 {
+            self.byte(value as u8 | 0x80);
+            value >>= 7;
+        }
+        self.byte(value as u8);
+    }
+
+    #[inline]
+    pub(super) fn number(mut self, field: u32, value: u64) -> Self {
+        if value != 0 {
+            self.byte((field << 3 | VARINT) as u8);
+            self.varint(value);
+        }
+        self
+    }
+
+    /// The beginning of a field of that many bytes.
+    #[inline]
+    pub(super) fn header(mut self, field: u32, length: usize) -> Self {
+        self.byte((field << 3 | BYTES) as u8);
+        self.varint(length as u64);
+        self
+    }
+
+    /// The beginning of a field of bytes, unless there are none.
+    #[inline]
+    pub(super) fn header_of(self, field: u32, value: &[u8]) -> Self {
+        if value.is_empty() { self } else { self.header(field, value.len()) }
+    }
+
+    pub(super) fn put(&self, to: &mut BytesMut) {
+        to.extend_from_slice(&self.bytes[..self.length]);
+    }
 }
 
 /// A field as it is read.
@@ -83,10 +112,12 @@ pub(super) enum Value<'a> {
 }
 
 impl<'a> Value<'a> {
+    #[inline]
     pub(super) fn number(self) -> Result<u64, FrameError> {
         if let Value::Number(number) = self { Ok(number) } else { Err(FrameError("a number was expected")) }
     }
 
+    #[inline]
     pub(super) fn bytes(self) -> Result<&'a [u8], FrameError> {
         if let Value::Bytes(bytes) = self { Ok(bytes) } else { Err(FrameError("bytes were expected")) }
     }
@@ -97,6 +128,7 @@ impl<'a> Value<'a> {
 }
 
 /// Takes the next field off the front.
+#[inline]
 pub(super) fn take_field<'a>(from: &mut &'a [u8]) -> Result<(u32, Value<'a>), FrameError> {
     let tag = take_varint(from)?;
     let number = u32::try_from(tag >> 3).map_err(|_| FrameError("a field number is too large"))?;
@@ -135,13 +167,18 @@ pub(super) fn read_fields<'a, F>(
     })
 }
 
+#[inline]
 fn take_varint(from: &mut &[u8]) -> Result<u64, FrameError> {
-    let mut value = 0;
-    for shift in (0..64).step_by(7) {
-        if !from.has_remaining() {
-            return Err(FrameError("a number goes beyond its end"));
-        }
-        let byte = from.get_u8();
+    const CUT: FrameError = FrameError("a number goes beyond its end");
+    let (&first, rest) = from.split_first().ok_or(CUT)?;
+    *from = rest;
+    if first < 0x80 {
+        return Ok(first.into());
+    }
+    let mut value = u64::from(first & 0x7f);
+    for shift in (7..64).step_by(7) {
+        let (&byte, rest) = from.split_first().ok_or(CUT)?;
+        *from = rest;
         value |= u64::from(byte & 0x7f) << shift;
         if byte < 0x80 {
             return Ok(value);
@@ -151,6 +188,7 @@ fn take_varint(from: &mut &[u8]) -> Result<u64, FrameError> {
 }
 
 /// `part` of `frame` as a slice that shares its memory.
+#[inline]
 pub(super) fn slice_of(frame: &Bytes, part: &[u8]) -> Bytes {
     if part.is_empty() { Bytes::new() } else { frame.slice_ref(part) }
 }

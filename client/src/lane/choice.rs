@@ -1,0 +1,102 @@
+//! Which of a node's lanes an operation takes.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Slots by hash of the key: far more than there are operations in flight as a rule.
+const SLOTS: usize = 4096;
+const LANE_BITS: u32 = 8;
+
+/// Chooses lanes: the less busy of two picked at random (Mitzenmacher, "The Power of Two Choices in Randomized
+/// Load Balancing"), except that a key goes where the same key is in flight, so that identical operations
+/// meet and share one.
+///
+/// Each slot has the number of operations that are under way with a hash like that, and the lane they take.
+#[derive(Debug)]
+pub(crate) struct Choice {
+    slots: Box<[AtomicU32]>,
+}
+
+/// A lane that was chosen. Operations of the same key take it too until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Chosen<'a> {
+    slot: &'a AtomicU32,
+    /// Position of the lane.
+    pub(crate) lane: usize,
+}
+
+impl Choice {
+    /// As many lanes as can be told apart.
+    pub(crate) const MOST_LANES: usize = 1 << LANE_BITS;
+
+    pub(crate) fn new() -> Self {
+        Choice { slots: std::iter::repeat_with(AtomicU32::default).take(SLOTS).collect() }
+    }
+
+    /// Chooses one of `lanes` lanes; `load` tells how many operations a lane has in flight, and `random`
+    /// numbers below a bound.
+    pub(crate) fn choose(
+        &self,
+        hash: u64,
+        lanes: usize,
+        load: impl Fn(usize) -> usize,
+        mut random: impl FnMut(usize) -> usize,
+    ) -> Chosen<'_> {
+        let (first, second) = (random(lanes), random(lanes));
+        let idle = if load(first) > load(second) { second } else { first };
+        let slot = &self.slots[hash as usize % SLOTS];
+        let joined = |state: u32| match state >> LANE_BITS {
+            0 => (1 << LANE_BITS) | idle as u32,
+            _ => state + (1 << LANE_BITS),
+        };
+        // Every closure gives Some, so this does not fail.
+        let before = slot.fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| Some(joined(state)));
+        let state = joined(before.unwrap_or_else(|state| state));
+        Chosen { slot, lane: state as usize % Choice::MOST_LANES }
+    }
+}
+
+impl Drop for Chosen<'_> {
+    fn drop(&mut self) {
+        self.slot.fetch_sub(1 << LANE_BITS, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Random numbers that are none: 0, 1, 2 and so on by turns.
+    fn by_turns() -> impl FnMut(usize) -> usize {
+        let mut turn = 0;
+        move |below| {
+            turn += 1;
+            (turn - 1) % below
+        }
+    }
+
+    #[test]
+    fn the_less_busy_of_two_is_chosen() {
+        let choice = Choice::new();
+        let busy = |lane| [9, 2, 5][lane];
+        assert_eq!(choice.choose(1, 3, busy, by_turns()).lane, 1, "of the lanes 0 and 1");
+        let mut random = by_turns();
+        let _ = (random(3), random(3));
+        assert_eq!(choice.choose(1, 3, busy, random).lane, 2, "of the lanes 2 and 0");
+    }
+
+    #[test]
+    fn the_same_key_takes_the_same_lane_while_it_is_in_flight() {
+        let choice = Choice::new();
+        let first = choice.choose(7, 2, |lane| lane, by_turns());
+        let others: Vec<_> = (0..100).map(|_| choice.choose(7, 2, |lane| 1 - lane, by_turns())).collect();
+        assert!(
+            others.iter().all(|other| other.lane == first.lane),
+            "though the other lane is less busy now"
+        );
+        assert_eq!(choice.choose(8, 2, |lane| 1 - lane, by_turns()).lane, 1, "another key does not");
+        drop(first);
+        assert_eq!(choice.choose(7, 2, |lane| 1 - lane, by_turns()).lane, others[0].lane, "some are left");
+        drop(others);
+        assert_eq!(choice.choose(7, 2, |lane| 1 - lane, by_turns()).lane, 1, "none are left");
+    }
+}
