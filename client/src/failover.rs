@@ -5,10 +5,14 @@
 //! that failed would only be asked again elsewhere. Every attempt after the first draws on a budget, so
 //! that a fleet in trouble is not asked twice as much because of it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::future::join_all;
+use futures_util::stream::iter;
 use tokio::time::{Instant, sleep};
 use tower::retry::budget::{Budget as _, TpsBudget};
 
@@ -119,6 +123,61 @@ pub(crate) async fn get(
         }
     }
     Err(last_error)
+}
+
+/// Asks for many keys: each owner for all of its keys at once. What fails on the way, and keys of owners that are
+/// down, are asked for one by one as by [`get`]. The answers come in the order of the keys.
+pub(crate) async fn get_many(
+    routing: &CurrentRouting,
+    wanted: &[Wanted<'_>],
+    now: Instant,
+    budget: &RetryBudget,
+    most_at_once: usize,
+) -> Vec<Result<Answered, Error>> {
+    let table = routing.get();
+    let ring_version = table.ring.version();
+    let mut by_owner = BTreeMap::<usize, (&Arc<Node>, Vec<usize>, Vec<Ask<'_>>)>::new();
+    for (at, wanted) in wanted.iter().enumerate() {
+        let hash = key_hash(wanted.group_name, wanted.key);
+        let Some(route) = table.route(hash).filter(|route| !route.owner.is_down()) else { continue };
+        let ask = Ask {
+            group: wanted.group,
+            group_name: wanted.group_name,
+            key: wanted.key,
+            hash,
+            ring_version,
+            owned_since: route.owned_since,
+            failover: false,
+            deadline: wanted.deadline,
+        };
+        let owner =
+            by_owner.entry(Arc::as_ptr(route.owner).addr()).or_insert_with(|| (route.owner, vec![], vec![]));
+        owner.1.push(at);
+        owner.2.push(ask);
+    }
+    let rounds = by_owner.into_values().map(|(owner, places, asks)| async move {
+        let mut answers = Vec::with_capacity(asks.len());
+        for asks in asks.chunks(most_at_once) {
+            asks.iter().for_each(|_| budget.deposit());
+            answers.extend(owner.get_many(asks, now).await.into_iter().flatten());
+        }
+        places.into_iter().zip(answers).collect::<Vec<_>>()
+    });
+    let mut answered: Vec<Option<Result<Answered, Error>>> = wanted.iter().map(|_| None).collect();
+    for (at, answer) in join_all(rounds).await.into_iter().flatten() {
+        answered[at] = match answer {
+            Ok(reply) => Some(Ok(Answered { reply, failover: false, ring_version })),
+            Err(Refusal::Final(error)) => Some(Err(error)),
+            Err(Refusal::Elsewhere(error)) => (!budget.withdraw()).then_some(Err(error)),
+        };
+    }
+    let left = (0..wanted.len()).filter(|at| answered[*at].is_none()).collect::<Vec<_>>();
+    let left = left
+        .into_iter()
+        .map(|at| async move { (at, get(routing, wanted[at], Instant::now(), budget).await) });
+    let left: Vec<_> = iter(left).buffer_unordered(most_at_once).collect().await;
+    left.into_iter().for_each(|(at, answer)| answered[at] = Some(answer));
+    answered.into_iter().map(|answer| answer.expect("every key has been asked for")).collect()
 }
 
 async fn attempt(

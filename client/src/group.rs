@@ -1,11 +1,8 @@
 //! A group as an application uses it.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::StreamExt as _;
-use futures_util::stream::{FuturesUnordered, iter};
 use peanut_proto::limits::check_key;
 use peanut_proto::v1::Outcome;
 use tokio::time::Instant;
@@ -57,44 +54,37 @@ impl Group {
     ) -> Vec<Result<Option<Bytes>, Error>> {
         let now = Instant::now();
         let keys: Vec<K> = keys.into_iter().collect();
-        let in_flight = self.client.config.keys_in_flight;
-        let mut rounds: FuturesUnordered<_> = self
-            .by_owner(&keys)
-            .into_values()
-            .map(|round| {
-                let gets = round.into_iter().map(|at| {
-                    let get = self.get_from(keys[at].as_ref(), now);
-                    async move { (at, get.await) }
-                });
-                iter(gets).buffer_unordered(in_flight).collect::<Vec<_>>()
-            })
-            .collect();
-        let mut answers: Vec<Option<Result<Option<Bytes>, Error>>> = keys.iter().map(|_| None).collect();
-        while let Some(round) = rounds.next().await {
-            for (at, answer) in round {
-                answers[at] = Some(answer);
-            }
-        }
-        answers.into_iter().map(|answer| answer.expect("every key is in one round")).collect()
-    }
-
-    /// Positions of the keys by owner.
-    fn by_owner<K: AsRef<[u8]>>(&self, keys: &[K]) -> BTreeMap<Option<usize>, Vec<usize>> {
-        let routing = self.client.routing.get();
-        let mut rounds = BTreeMap::<_, Vec<usize>>::new();
-        for (at, key) in keys.iter().enumerate() {
-            let place = routing.ring.place(&self.name, key.as_ref());
-            rounds.entry(place.map(|place| place.owner)).or_default().push(at);
-        }
-        rounds
+        let checked: Vec<Result<(), Error>> = keys.iter().map(|key| check(key.as_ref())).collect();
+        let wanted = keys.iter().zip(&checked).filter(|(_, checked)| checked.is_ok());
+        let wanted: Vec<_> = wanted.map(|(key, _)| self.wanted(key.as_ref(), now)).collect();
+        let client = &self.client;
+        let most = client.config.keys_in_flight;
+        let answers = failover::get_many(&client.routing, &wanted, now, &client.budget, most).await;
+        let mut answers = answers.into_iter().map(|answer| self.settle(answer));
+        let next =
+            |checked: Result<(), Error>| checked.and_then(|()| answers.next().expect("one for each key"));
+        checked.into_iter().map(next).collect()
     }
 
     async fn get_from(&self, key: &[u8], now: Instant) -> Result<Option<Bytes>, Error> {
-        check_key(key).map_err(|why| Error::new(ErrorKind::InvalidArgument, why))?;
+        check(key)?;
         let client = &self.client;
-        let deadline = now + client.config.deadline;
-        let wanted = Wanted { group: self.number, group_name: &self.name, key, deadline };
-        match failover::get(&client.routing, wanted, now, &client.budget).await {
+        self.settle(failover::get(&client.routing, self.wanted(key, now), now, &client.budget).await)
+    }
+
+    fn wanted<'a>(&'a self, key: &'a [u8], now: Instant) -> Wanted<'a> {
+        Wanted {
+            group: self.number,
+            group_name: &self.name,
+            key,
+            deadline: now + self.client.config.deadline,
+        }
+    }
+
+    /// Takes in what an answer says besides the value, and gives the value.
+    fn settle(&self, answer: Result<Answered, Error>) -> Result<Option<Bytes>, Error> {
+        let client = &self.client;
+        match answer {
             Ok(Answered { reply, failover, ring_version }) => {
                 client.hear_of_ring(reply.ring_version, ring_version);
                 client.counters.answered(reply.outcome, failover);
@@ -115,4 +105,8 @@ impl Group {
             }
         }
     }
+}
+
+fn check(key: &[u8]) -> Result<(), Error> {
+    check_key(key).map_err(|why| Error::new(ErrorKind::InvalidArgument, why))
 }

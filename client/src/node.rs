@@ -23,7 +23,7 @@ use crate::config::Config;
 use crate::connection::ConnectionTask;
 use crate::error::{Error, ErrorKind};
 use crate::health::{Change, Health, Signal};
-use crate::lane::{Answer, Ask, Choice, Failure, Lane, Limits, Reply};
+use crate::lane::{Answer, Ask, Batch, Choice, Failure, Lane, Limits, Reply};
 use crate::unary;
 
 /// HTTP/2 pings on a connection that hears nothing, so that one which died silently is noticed.
@@ -130,10 +130,43 @@ impl Node {
         if self.lanes.is_empty() {
             return Err(Failure::Lost(format!("`{}` is not an address", self.addr).into()));
         }
-        let load = |lane: usize| self.lanes[lane].load();
-        let chosen = self.choice.choose(ask.hash, self.lanes.len(), load, |lanes| fastrand::usize(..lanes));
-        let answer = self.lanes[chosen.lane].ask(self, ask, now, &self.config)?;
+        let chosen = self.choice.choose(ask.hash, &self.lanes, |lanes| fastrand::usize(..lanes));
+        let answer = self.lanes[chosen.lane].ask(self, ask, now, &self.config);
         answer.await.unwrap_or_else(|_| Err(Failure::Lost("the lane was dropped".into())))
+    }
+
+    /// Asks the node for many keys at once. `None` where it has no lanes: then each has to be asked for alone.
+    pub(crate) async fn get_many(
+        self: &Arc<Self>,
+        asks: &[Ask<'_>],
+        now: Instant,
+    ) -> Option<Vec<Result<Reply, Refusal>>> {
+        if self.lanes.is_empty() || self.unary_only.load(Ordering::Relaxed) {
+            return None;
+        }
+        let answers = self.ask_lanes(asks, now).await;
+        if answers.iter().any(|answer| matches!(answer, Err(Failure::Unimplemented))) {
+            self.unary_only.store(true, Ordering::Relaxed);
+            return None;
+        }
+        let refusals =
+            |(answer, ask): (Answer, &Ask<'_>)| answer.map_err(|failure| self.failed(failure, ask));
+        Some(answers.into_iter().zip(asks).map(refusals).collect())
+    }
+
+    /// All go onto one lane, except those whose keys are in flight on another.
+    async fn ask_lanes(self: &Arc<Self>, asks: &[Ask<'_>], now: Instant) -> Vec<Answer> {
+        let lane = Choice::less_busy(&self.lanes, |lanes| fastrand::usize(..lanes));
+        let chosen: Vec<_> = asks.iter().map(|ask| self.choice.join(ask.hash, lane)).collect();
+        let (batch, parts) = Batch::new(asks.len());
+        let mut by_lane: Vec<Vec<_>> = self.lanes.iter().map(|_| Vec::new()).collect();
+        for ((chosen, ask), part) in chosen.iter().zip(asks).zip(parts) {
+            by_lane[chosen.lane].push((ask, part));
+        }
+        for (lane, asks) in self.lanes.iter().zip(by_lane).filter(|(_, asks)| !asks.is_empty()) {
+            lane.ask_many(self, asks.into_iter(), now, &self.config);
+        }
+        batch.await
     }
 
     /// The channel for unary calls and probes.

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use tower::load::Load;
+
 /// Slots by hash of the key: far more than there are operations in flight as a rule.
 const SLOTS: usize = 4096;
 const LANE_BITS: u32 = 8;
@@ -32,20 +34,30 @@ impl Choice {
         Choice { slots: std::iter::repeat_with(AtomicU32::default).take(SLOTS).collect() }
     }
 
-    /// Chooses one of `lanes` lanes; `load` tells how many operations a lane has in flight, and `random`
-    /// numbers below a bound.
+    /// Chooses one of `lanes`; `random` gives numbers below a bound.
     pub(crate) fn choose(
         &self,
         hash: u64,
-        lanes: usize,
-        load: impl Fn(usize) -> usize,
-        mut random: impl FnMut(usize) -> usize,
+        lanes: &[impl Load<Metric = usize>],
+        random: impl FnMut(usize) -> usize,
     ) -> Chosen<'_> {
-        let (first, second) = (random(lanes), random(lanes));
-        let idle = if load(first) > load(second) { second } else { first };
+        self.join(hash, Choice::less_busy(lanes, random))
+    }
+
+    /// The position of the less busy of two lanes.
+    pub(crate) fn less_busy(
+        lanes: &[impl Load<Metric = usize>],
+        mut random: impl FnMut(usize) -> usize,
+    ) -> usize {
+        let (first, second) = (random(lanes.len()), random(lanes.len()));
+        if lanes[first].load() > lanes[second].load() { second } else { first }
+    }
+
+    /// The lane that the same key takes, or else `otherwise`.
+    pub(crate) fn join(&self, hash: u64, otherwise: usize) -> Chosen<'_> {
         let slot = &self.slots[hash as usize % SLOTS];
         let joined = |state: u32| match state >> LANE_BITS {
-            0 => (1 << LANE_BITS) | idle as u32,
+            0 => (1 << LANE_BITS) | otherwise as u32,
             _ => state + (1 << LANE_BITS),
         };
         // Every closure gives Some, so this does not fail.
@@ -63,6 +75,8 @@ impl Drop for Chosen<'_> {
 
 #[cfg(test)]
 mod tests {
+    use tower::load::Constant;
+
     use super::*;
 
     /// Random numbers that are none: 0, 1, 2 and so on by turns.
@@ -74,29 +88,31 @@ mod tests {
         }
     }
 
+    fn lanes(loads: &[usize]) -> Vec<Constant<(), usize>> {
+        loads.iter().map(|load| Constant::new((), *load)).collect()
+    }
+
     #[test]
     fn the_less_busy_of_two_is_chosen() {
-        let choice = Choice::new();
-        let busy = |lane| [9, 2, 5][lane];
-        assert_eq!(choice.choose(1, 3, busy, by_turns()).lane, 1, "of the lanes 0 and 1");
+        let (choice, lanes) = (Choice::new(), lanes(&[9, 2, 5]));
+        assert_eq!(choice.choose(1, &lanes, by_turns()).lane, 1, "of the lanes 0 and 1");
         let mut random = by_turns();
         let _ = (random(3), random(3));
-        assert_eq!(choice.choose(1, 3, busy, random).lane, 2, "of the lanes 2 and 0");
+        assert_eq!(choice.choose(1, &lanes, random).lane, 2, "of the lanes 2 and 0");
     }
 
     #[test]
     fn the_same_key_takes_the_same_lane_while_it_is_in_flight() {
         let choice = Choice::new();
-        let first = choice.choose(7, 2, |lane| lane, by_turns());
-        let others: Vec<_> = (0..100).map(|_| choice.choose(7, 2, |lane| 1 - lane, by_turns())).collect();
-        assert!(
-            others.iter().all(|other| other.lane == first.lane),
-            "though the other lane is less busy now"
-        );
-        assert_eq!(choice.choose(8, 2, |lane| 1 - lane, by_turns()).lane, 1, "another key does not");
+        let first = choice.choose(7, &lanes(&[0, 1]), by_turns());
+        assert_eq!(first.lane, 0);
+        let lanes = lanes(&[1, 0]);
+        let others: Vec<_> = (0..100).map(|_| choice.choose(7, &lanes, by_turns())).collect();
+        assert!(others.iter().all(|other| other.lane == 0), "though the other lane is less busy now");
+        assert_eq!(choice.choose(8, &lanes, by_turns()).lane, 1, "another key does not");
         drop(first);
-        assert_eq!(choice.choose(7, 2, |lane| 1 - lane, by_turns()).lane, others[0].lane, "some are left");
+        assert_eq!(choice.choose(7, &lanes, by_turns()).lane, 0, "some are left");
         drop(others);
-        assert_eq!(choice.choose(7, 2, |lane| 1 - lane, by_turns()).lane, 1, "none are left");
+        assert_eq!(choice.choose(7, &lanes, by_turns()).lane, 1, "none are left");
     }
 }

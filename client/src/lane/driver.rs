@@ -141,10 +141,7 @@ impl Driver {
         if !deliveries.is_empty() {
             self.task.expect_company(deliveries.len() > 1);
         }
-        for (caller, answer) in deliveries {
-            // Whoever has stopped waiting is not missed.
-            let _ = caller.sender.send(answer);
-        }
+        deliveries.into_iter().for_each(|(caller, answer)| caller.tell(answer));
         result
     }
 

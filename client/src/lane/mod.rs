@@ -7,6 +7,7 @@
 //!
 //! [`state`] is all of that as data, without socket or clock.
 
+mod batch;
 mod choice;
 mod driver;
 mod requests;
@@ -14,21 +15,25 @@ mod state;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Waker;
 
 use futures_util::FutureExt as _;
 use futures_util::future::{AbortHandle, abortable};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use peanut_proto::v1::{ErrorCode, Outcome};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use tonic::transport::Channel;
+use tower::load::Load;
 
 use crate::config::Config;
 use crate::connection::ConnectionTask;
 use crate::node::Node;
+pub(crate) use batch::Batch;
+use batch::Part;
 pub(crate) use choice::Choice;
 pub(crate) use state::Limits;
-use state::{Caller, LaneState};
+use state::{Caller, LaneState, Waiter};
 
 /// A get, as it is handed to a node.
 #[derive(Clone, Copy, Debug)]
@@ -108,11 +113,6 @@ impl Lane {
         Lane { shared: Arc::new(shared), channel, task, slot, driver: Mutex::new(None) }
     }
 
-    /// Operations in flight.
-    pub(crate) fn load(&self) -> usize {
-        self.shared.in_flight.load(Ordering::Relaxed)
-    }
-
     /// Writes a get into the next frame, or joins an identical one that is in flight.
     pub(crate) fn ask(
         &self,
@@ -120,14 +120,44 @@ impl Lane {
         ask: &Ask<'_>,
         now: Instant,
         config: &Config,
-    ) -> Result<oneshot::Receiver<Answer>, Failure> {
+    ) -> oneshot::Receiver<Answer> {
         let (sender, receiver) = oneshot::channel();
+        let caller = Caller { waiter: Waiter::Alone(sender), deadline: ask.deadline };
         let mut state = self.shared.state.lock();
-        let pushed = state.push(ask, Caller { sender, deadline: ask.deadline }, now)?;
+        let writer = state.push(ask, caller, now);
+        self.pushed(state, writer, node, config);
+        receiver
+    }
+
+    /// As [`ask`](Self::ask), for many gets at once.
+    pub(crate) fn ask_many<'a>(
+        &self,
+        node: &Arc<Node>,
+        asks: impl Iterator<Item = (&'a Ask<'a>, Part)>,
+        now: Instant,
+        config: &Config,
+    ) {
+        let mut state = self.shared.state.lock();
+        let mut writer = None;
+        for (ask, part) in asks {
+            let caller = Caller { waiter: Waiter::InBatch(part), deadline: ask.deadline };
+            writer = state.push(ask, caller, now).or(writer);
+        }
+        self.pushed(state, writer, node, config);
+    }
+
+    /// Sees to it that what was pushed is sent.
+    fn pushed(
+        &self,
+        mut state: MutexGuard<'_, LaneState>,
+        writer: Option<Waker>,
+        node: &Arc<Node>,
+        config: &Config,
+    ) {
         self.shared.in_flight.store(state.in_flight(), Ordering::Relaxed);
         let (is_open, was_parked) = (state.is_open(), std::mem::take(&mut state.parked));
         drop(state);
-        if let Some(writer) = pushed {
+        if let Some(writer) = writer {
             self.task.knock(writer);
         }
         if was_parked {
@@ -135,7 +165,6 @@ impl Lane {
         } else if !is_open {
             self.start(node, config);
         }
-        Ok(receiver)
     }
 
     /// Starts the driver if it is not there yet, and tells it that there is work.
@@ -154,6 +183,15 @@ impl Lane {
             handle
         });
         self.shared.work.notify_one();
+    }
+}
+
+/// Operations in flight, as tower's `PendingRequests` counts them.
+impl Load for Lane {
+    type Metric = usize;
+
+    fn load(&self) -> usize {
+        self.shared.in_flight.load(Ordering::Relaxed)
     }
 }
 

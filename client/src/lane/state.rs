@@ -17,6 +17,7 @@ use smallvec::SmallVec;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::batch::Part;
 use super::{Answer, Ask, Failure, Reply};
 
 /// How much one lane may have in flight.
@@ -29,8 +30,27 @@ pub(crate) struct Limits {
 /// One who waits for an operation.
 #[derive(Debug)]
 pub(super) struct Caller {
-    pub(super) sender: oneshot::Sender<Answer>,
+    pub(super) waiter: Waiter,
     pub(super) deadline: Instant,
+}
+
+/// How one waits: for this answer alone, or for all answers of a batch.
+#[derive(Debug)]
+pub(super) enum Waiter {
+    Alone(oneshot::Sender<Answer>),
+    InBatch(Part),
+}
+
+impl Caller {
+    /// Whoever has stopped waiting is not missed.
+    pub(super) fn tell(self, answer: Answer) {
+        match self.waiter {
+            Waiter::Alone(sender) => {
+                let _ = sender.send(answer);
+            }
+            Waiter::InBatch(part) => part.give(answer),
+        }
+    }
 }
 
 /// An answer with the one who waits for it; sent after the lane's lock is released.
@@ -131,27 +151,21 @@ impl LaneState {
         self.open.is_some()
     }
 
-    /// Takes in a get. Gives the writer where it sleeps and has something to do now.
-    pub(super) fn push(
-        &mut self,
-        ask: &Ask<'_>,
-        caller: Caller,
-        now: Instant,
-    ) -> Result<Option<Waker>, Failure> {
-        if self.draining {
-            return Err(LaneState::closing());
+    /// Takes in a get, or tells the caller at once that there is no room. Gives the writer where it sleeps and
+    /// has something to do now.
+    pub(super) fn push(&mut self, ask: &Ask<'_>, caller: Caller, now: Instant) -> Option<Waker> {
+        let operations = &mut self.operations;
+        if !self.draining
+            && let Some(same) = self.by_key.find(ask.hash, |id| operations[*id as usize].is_same(ask))
+        {
+            operations[*same as usize].callers.push(caller);
+            return None;
+        }
+        if let Err(failure) = self.room() {
+            caller.tell(Err(failure));
+            return None;
         }
         let operations = &mut self.operations;
-        if let Some(same) = self.by_key.find(ask.hash, |id| operations[*id as usize].is_same(ask)) {
-            operations[*same as usize].callers.push(caller);
-            return Ok(None);
-        }
-        if operations.len() >= self.limits.operations {
-            return Err(Failure::Full("too many operations are in flight to this node"));
-        }
-        if self.full_bytes + self.frame.len() >= self.limits.queued_bytes {
-            return Err(Failure::Full("too many bytes wait to be sent to this node"));
-        }
         if operations.is_empty() {
             self.busy_since = Some(now);
         }
@@ -169,7 +183,20 @@ impl LaneState {
         let id = id.expect("far fewer operations are in flight");
         self.by_key.insert_unique(ask.hash, id, |id| operations[*id as usize].hash);
         self.write(id, ask, now);
-        Ok(self.writer.take())
+        self.writer.take()
+    }
+
+    /// Whether one more operation may be taken in.
+    fn room(&self) -> Result<(), Failure> {
+        if self.draining {
+            Err(LaneState::closing())
+        } else if self.operations.len() >= self.limits.operations {
+            Err(Failure::Full("too many operations are in flight to this node"))
+        } else if self.full_bytes + self.frame.len() >= self.limits.queued_bytes {
+            Err(Failure::Full("too many bytes wait to be sent to this node"))
+        } else {
+            Ok(())
+        }
     }
 
     fn write(&mut self, id: u32, ask: &Ask<'_>, now: Instant) {

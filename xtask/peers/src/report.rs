@@ -44,7 +44,9 @@ impl Row {
 
 /// Prints a table in Markdown; the last column is how many times a system's rate Peanut has.
 pub(crate) fn print(rows: &[Row]) {
-    println!("| work | tasks | system | gets/s | p50 us | p99 us | client CPU us/get | server CPU us/get | Peanut's rate to it |");
+    println!(
+        "| work | tasks | system | gets/s | p50 us | p99 us | client CPU us/get | server CPU us/get | Peanut's rate to it |"
+    );
     println!("|---|--:|---|--:|--:|--:|--:|--:|--:|");
     for row in rows {
         let peanut = rows.iter().find(|other| other.system == Name::Peanut && other.is_same_work(row));

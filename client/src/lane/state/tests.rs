@@ -43,16 +43,20 @@ fn ask(key: &str, now: Instant) -> Ask<'_> {
     }
 }
 
+fn caller(sender: oneshot::Sender<Answer>, ask: &Ask<'_>) -> Caller {
+    Caller { waiter: Waiter::Alone(sender), deadline: ask.deadline }
+}
+
 impl Fixture {
-    fn push(&mut self, ask: &Ask<'_>) -> Result<oneshot::Receiver<Answer>, Failure> {
+    fn push(&mut self, ask: &Ask<'_>) -> oneshot::Receiver<Answer> {
         let (sender, receiver) = oneshot::channel();
-        self.lane.push(ask, Caller { sender, deadline: ask.deadline }, self.now)?;
-        Ok(receiver)
+        self.lane.push(ask, caller(sender, ask), self.now);
+        receiver
     }
 
     fn get(&mut self, key: &str) -> oneshot::Receiver<Answer> {
         let ask = ask(key, self.now);
-        self.push(&ask).unwrap()
+        self.push(&ask)
     }
 
     fn next(&mut self) -> NextFrame {
@@ -74,7 +78,7 @@ impl Fixture {
         let (mut writer, mut deliveries) = (ResponseWriter::default(), Vec::new());
         write(&mut writer);
         let taken = self.lane.take_answers(&writer.take(), &mut deliveries);
-        deliveries.into_iter().for_each(|(caller, answer)| drop(caller.sender.send(answer)));
+        deliveries.into_iter().for_each(|(caller, answer)| caller.tell(answer));
         taken
     }
 
@@ -118,12 +122,12 @@ async fn a_sleeping_writer_is_woken_once() {
     assert_eq!(f.next(), NextFrame::Later);
     let (sender, _receiver) = oneshot::channel();
     let get = ask("a", f.now);
-    let woken = f.lane.push(&get, Caller { sender, deadline: get.deadline }, f.now).unwrap();
+    let woken = f.lane.push(&get, caller(sender, &get), f.now);
     woken.expect("the writer sleeps").wake();
     assert!(f.woken.0.load(std::sync::atomic::Ordering::SeqCst));
     let (sender, _receiver) = oneshot::channel();
     let get = ask("b", f.now);
-    assert!(f.lane.push(&get, Caller { sender, deadline: get.deadline }, f.now).unwrap().is_none());
+    assert!(f.lane.push(&get, caller(sender, &get), f.now).is_none());
     assert_eq!(f.sent().len(), 2);
 }
 
@@ -138,7 +142,7 @@ async fn identical_gets_share_an_operation_and_different_ones_do_not() {
         Ask { failover: true, ..ask("a", now) },
         Ask { owned_since: 5, ..ask("a", now) },
     ] {
-        f.push(&different).unwrap();
+        f.push(&different);
     }
     assert_eq!(f.lane.in_flight(), 5);
     let id = f.sent()[0].id;
@@ -163,7 +167,7 @@ async fn a_late_answer_finds_no_stranger_in_its_place() {
     f.now += Duration::from_secs(1);
     let mut deliveries = Vec::new();
     f.lane.expire(f.now, &mut deliveries);
-    deliveries.into_iter().for_each(|(caller, answer)| drop(caller.sender.send(answer)));
+    deliveries.into_iter().for_each(|(caller, answer)| caller.tell(answer));
     assert_eq!(late.try_recv().unwrap(), Err(Failure::Late));
 
     let mut after = f.get("a");
@@ -179,11 +183,11 @@ async fn a_late_answer_finds_no_stranger_in_its_place() {
 async fn each_caller_has_a_deadline_of_its_own() {
     let mut f = fixture(LIMITS);
     let now = f.now;
-    let mut hasty = f.push(&Ask { deadline: now + Duration::from_millis(10), ..ask("a", now) }).unwrap();
+    let mut hasty = f.push(&Ask { deadline: now + Duration::from_millis(10), ..ask("a", now) });
     let mut patient = f.get("a");
     let mut deliveries = Vec::new();
     f.lane.expire(now + Duration::from_millis(10), &mut deliveries);
-    deliveries.into_iter().for_each(|(caller, answer)| drop(caller.sender.send(answer)));
+    deliveries.into_iter().for_each(|(caller, answer)| caller.tell(answer));
     assert_eq!(hasty.try_recv().unwrap(), Err(Failure::Late));
     let id = f.sent()[0].id;
     f.hit(id, b"v").unwrap();
@@ -196,16 +200,16 @@ async fn beyond_the_limits_an_operation_is_refused_at_once() {
     f.get("a");
     f.get("b");
     let get = ask("c", f.now);
-    assert!(matches!(f.push(&get), Err(Failure::Full(_))));
-    assert!(f.push(&ask("a", f.now)).is_ok(), "joining costs nothing");
+    assert!(matches!(f.push(&get).try_recv(), Ok(Err(Failure::Full(_)))));
+    assert!(f.push(&ask("a", f.now)).try_recv().is_err(), "joining costs nothing");
 
     let mut f = fixture(Limits { operations: 100, queued_bytes: 50 });
     let long = "k".repeat(100);
     f.get(&long);
     let get = ask("c", f.now);
-    assert!(matches!(f.push(&get), Err(Failure::Full(_))));
+    assert!(matches!(f.push(&get).try_recv(), Ok(Err(Failure::Full(_)))));
     f.sent();
-    assert!(f.push(&get).is_ok());
+    assert!(f.push(&get).try_recv().is_err(), "it waits for its answer");
 }
 
 #[tokio::test(start_paused = true)]
@@ -268,7 +272,7 @@ async fn frames_are_bounded_and_a_ring_version_holds_for_a_whole_one() {
     assert!(frames.len() >= 3 && frames.iter().all(|bytes| *bytes < FRAME_BYTES + 2048), "{frames:?}");
 
     f.get("a");
-    f.push(&Ask { ring_version: 6, ..ask("b", f.now) }).unwrap();
+    f.push(&Ask { ring_version: 6, ..ask("b", f.now) });
     assert_eq!((f.sent().len(), f.sent().len()), (1, 1));
 }
 
@@ -279,7 +283,7 @@ async fn when_the_stream_dies_everyone_is_told_and_the_next_stream_begins_anew()
     let mut queued = f.get("b");
     let mut deliveries = Vec::new();
     f.lane.fail_all(&Failure::Lost("cut".into()), &mut deliveries);
-    deliveries.into_iter().for_each(|(caller, answer)| drop(caller.sender.send(answer)));
+    deliveries.into_iter().for_each(|(caller, answer)| caller.tell(answer));
     for lost in [&mut sent, &mut queued] {
         assert_eq!(lost.try_recv().unwrap(), Err(Failure::Lost("cut".into())));
     }
@@ -299,7 +303,8 @@ async fn a_closing_lane_takes_nothing_more_and_ends_when_it_has_sent_all() {
     let mut before = f.get("a");
     let id = f.sent()[0].id;
     f.answer(ResponseWriter::closing).unwrap();
-    assert!(matches!(f.push(&ask("b", f.now)), Err(Failure::Said(ErrorCode::ShuttingDown, _))));
+    let refused = f.push(&ask("b", f.now)).try_recv();
+    assert!(matches!(refused, Ok(Err(Failure::Said(ErrorCode::ShuttingDown, _)))));
     assert_eq!(f.next(), NextFrame::Ended);
     f.hit(id, b"v").unwrap();
     assert_eq!(value(&mut before), "v", "what was in flight is answered");

@@ -5,6 +5,7 @@
 use std::net::SocketAddr;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -48,12 +49,15 @@ pub(super) struct Remote {
 pub(super) async fn start(data: &Data) -> (Process, Remote) {
     let addr = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let mut command = Command::new(std::env::current_exe().expect("the path of this program"));
-    let server = start_process("groupcache", command.args([NODE, &addr.to_string()]), &addr.to_string()).await;
+    let server =
+        start_process("groupcache", command.args([NODE, &addr.to_string()]), &addr.to_string()).await;
     let me = SocketAddr::from(([127, 0, 0, 1], free_port()));
     // A value loaded here is empty, which shows whose a key is.
     let cache = Groupcache::builder(me.into(), Loader(0))
         .hot_cache(Cache::new(0))
-        .grpc_endpoint_builder(Box::new(|endpoint: Endpoint| endpoint.tcp_nodelay(true)))
+        .grpc_endpoint_builder(Box::new(|endpoint: Endpoint| {
+            endpoint.tcp_nodelay(true).timeout(Duration::from_secs(60))
+        }))
         .build();
     cache.add_peer(addr.into()).await.expect("the other peer");
     let mut keys = Vec::new();

@@ -67,14 +67,8 @@ pub(crate) enum Name {
 }
 
 impl Name {
-    pub(crate) const ALL: [Name; 6] = [
-        Name::Peanut,
-        Name::PeanutUnary,
-        Name::RedisRs,
-        Name::Fred,
-        Name::Memcached,
-        Name::Groupcache,
-    ];
+    pub(crate) const ALL: [Name; 6] =
+        [Name::Peanut, Name::PeanutUnary, Name::RedisRs, Name::Fred, Name::Memcached, Name::Groupcache];
 }
 
 impl fmt::Display for Name {

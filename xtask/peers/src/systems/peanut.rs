@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use peanut_client::{Client, Group};
 use peanut_tests::{Process, free_port};
@@ -27,7 +28,9 @@ pub(super) async fn start(binary: &Path, unary: bool, data: &Data) -> (Process, 
     std::fs::write(&file, config).expect("the configuration is written");
     let server = start_process("peanut-server", Command::new(binary).arg("--config").arg(&file), &addr).await;
     let _ = std::fs::remove_file(&file);
-    let client = Client::builder().nodes([addr]).lanes_per_node(std::env::var("LANES").map_or(2, |l| l.parse().unwrap()));
+    // Time enough for a hundred thousand unary calls at once.
+    let client =
+        Client::builder().nodes([addr]).deadline(Duration::from_secs(60)).operations_per_node(1 << 18);
     let client = if unary { client.unary() } else { client };
     let group = client.build().await.expect("a client of one node").group("bench");
     for keys in data.keys.chunks(1000) {
@@ -44,7 +47,8 @@ impl Caller for Peanut {
 
     async fn get_many(&mut self, keys: &[&str]) -> usize {
         let answers = self.group.get_many(keys).await;
-        let right = |value: &_| matches!(value, Ok(Some(value)) if bytes::Bytes::len(value) == Data::VALUE_BYTES);
+        let right =
+            |value: &_| matches!(value, Ok(Some(value)) if bytes::Bytes::len(value) == Data::VALUE_BYTES);
         answers.iter().filter(|answer| right(*answer)).count()
     }
 }
