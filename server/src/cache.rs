@@ -21,7 +21,7 @@ use crate::error::Failure;
 use crate::flight::{Boarding, Flights, Landed, Pilot, Ticket};
 use crate::group::{Group, Policy};
 use crate::loader::{AnyLoader, Loaded};
-use crate::store::{Entry, Origin, Store};
+use crate::store::{Entry, Origin, Store, Value};
 
 /// Flights that may wait for their turn, for each load that may run.
 const WAITING_PER_LOAD: usize = 16;
@@ -72,7 +72,7 @@ pub(crate) struct Waiting {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
     pub(crate) outcome: Outcome,
-    pub(crate) value: Bytes,
+    pub(crate) value: Value,
     pub(crate) age: Duration,
     pub(crate) ttl: Duration,
 }
@@ -104,7 +104,7 @@ impl Answer {
     }
 
     fn miss() -> Self {
-        Answer { outcome: Outcome::Miss, value: Bytes::new(), age: Duration::ZERO, ttl: Duration::ZERO }
+        Answer { outcome: Outcome::Miss, value: Value::default(), age: Duration::ZERO, ttl: Duration::ZERO }
     }
 }
 
@@ -113,7 +113,7 @@ impl Cache {
         Cache {
             group: group.name.into(),
             loader: group.loader,
-            store: Store::new(group.policy.capacity_bytes),
+            store: Store::new(group.policy.capacity_bytes, group.policy.eviction, Instant::now()),
             flights: Arc::default(),
             loads: Semaphore::new(group.policy.max_loads),
             tasks: Mutex::default(),
@@ -161,6 +161,11 @@ impl Cache {
         let _ = self.runtime.set(runtime.clone());
     }
 
+    /// Drops what has expired among the next `part` of all entries.
+    pub(crate) fn sweep(&self, part: f64) {
+        self.store.sweep(part, Instant::now());
+    }
+
     /// Ends every load. Those who wait have an error.
     pub(crate) fn abort_loads(&self) {
         self.tasks.lock().abort_all();
@@ -172,7 +177,7 @@ impl Cache {
             let landed = cache.load(&get).await;
             pilot.land(landed, |entry| {
                 if entry.expires > entry.loaded {
-                    cache.store.insert(&get.key, entry.clone());
+                    cache.store.insert(&get.key, entry);
                 }
             });
         };
@@ -212,7 +217,7 @@ impl Cache {
                 let why = format!("the value has {} bytes; the limit is {MAX_VALUE_BYTES}", value.len());
                 return Err(Failure::new(ErrorCode::ValueTooLarge, why));
             }
-            Loaded::Found { value, ttl } => (Some(value), ttl.unwrap_or(self.policy.ttl)),
+            Loaded::Found { value, ttl } => (Some(value.into()), ttl.unwrap_or(self.policy.ttl)),
             Loaded::NotFound => (None, self.policy.negative_ttl),
         };
         let mut ttl = ttl.min(self.policy.max_ttl);

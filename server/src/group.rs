@@ -6,6 +6,7 @@ use peanut_proto::membership::check_name;
 
 use crate::error::Error;
 use crate::loader::{AnyLoader, Loader};
+use crate::store::Eviction;
 
 /// A namespace of keys with its own capacity, policy and loader.
 ///
@@ -39,6 +40,7 @@ pub(crate) struct Policy {
     pub(crate) failover_ttl: Duration,
     pub(crate) load_timeout: Duration,
     pub(crate) max_loads: usize,
+    pub(crate) eviction: Eviction,
 }
 
 impl Default for Policy {
@@ -52,6 +54,7 @@ impl Default for Policy {
             failover_ttl: Group::DEFAULT_FAILOVER_TTL,
             load_timeout: Group::DEFAULT_LOAD_TIMEOUT,
             max_loads: Group::DEFAULT_MAX_LOADS,
+            eviction: Eviction::default(),
         }
     }
 }
@@ -83,11 +86,18 @@ impl Group {
         Group { name, loader, policy }
     }
 
-    /// Most bytes that the group keeps: keys, values and about 200 bytes of overhead per entry. An entry
+    /// Most bytes that the group keeps: keys, values and 96 bytes of overhead per entry. An entry
     /// larger than a shard (at least 32 MiB, or all of a smaller capacity) is answered but not kept.
     #[must_use]
     pub fn capacity_bytes(mut self, bytes: usize) -> Self {
         self.policy.capacity_bytes = bytes;
+        self
+    }
+
+    /// Which entries leave when there is no room: S3-FIFO by default.
+    #[must_use]
+    pub fn eviction(mut self, eviction: Eviction) -> Self {
+        self.policy.eviction = eviction;
         self
     }
 

@@ -19,7 +19,7 @@ mod loader;
 mod registration;
 mod server;
 mod service;
-mod store;
+pub mod store;
 mod threads;
 
 pub use error::{Error, ErrorKind};

@@ -12,7 +12,7 @@ use peanut_proto::registry::{LocalRegistry, Registry};
 use peanut_proto::v1::peanut_server::PeanutServer;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
-use tokio::time::timeout;
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::server::Router;
@@ -28,6 +28,9 @@ use crate::threads;
 const MAX_STREAMS: u32 = 1024;
 /// What health checks may ask for.
 const SERVICES: [&str; 3] = ["", "peanut.v1.Peanut", "peanutcachepb.PeanutCache"];
+/// Every entry is looked at about every ten seconds, so that bytes of expired ones do not count for longer.
+const SWEEP_EVERY: Duration = Duration::from_millis(100);
+const SWEEP_PART: f64 = 0.01;
 const MAX_THREADS: usize = 1024;
 const KEEPALIVE: Duration = Duration::from_secs(20);
 
@@ -235,6 +238,7 @@ impl Server {
         let local = listener.local_addr().map_err(|e| Error::transport("the listener has no address", e))?;
         let registration = self.registration(local)?;
         let _abort_loads = AbortLoads(self.node.clone());
+        let _sweeping = AbortOnDropHandle::new(tokio::spawn(sweep(self.node.clone())));
         let (mut health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<PeanutServer<Node>>().await;
         health.set_serving::<PeanutCacheServer<Node>>().await;
@@ -355,6 +359,16 @@ impl Server {
             naming_service: options.naming_service.clone(),
             max_ttl: options.groups.iter().map(|g| g.policy.max_ttl).max().unwrap_or_default(),
         }))
+    }
+}
+
+/// Drops expired entries for as long as it is polled.
+async fn sweep(node: Node) {
+    let mut tick = interval(SWEEP_EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        node.caches().for_each(|cache| cache.sweep(SWEEP_PART));
     }
 }
 

@@ -34,6 +34,7 @@ pub(crate) struct GroupSettings {
     failover_ttl: Option<Span>,
     load_timeout: Option<Span>,
     max_loads: Option<usize>,
+    eviction: Option<Spanned<String>>,
     loader: Spanned<LoaderSettings>,
 }
 
@@ -102,6 +103,13 @@ impl GroupSettings {
         let (ttl_at, jitter_at) =
             (self.ttl.as_ref().map(Spanned::span), self.ttl_jitter.as_ref().map(Spanned::span));
         let max_ttl = span(self.max_ttl, default.max_ttl);
+        let eviction = match &self.eviction {
+            None => default.eviction,
+            Some(name) => name
+                .get_ref()
+                .parse()
+                .map_err(|why| source.error(Some(name.span()), format!("eviction: {why}")))?,
+        };
         let policy = Policy {
             capacity_bytes: self.capacity.map_or(default.capacity_bytes, |Capacity(bytes)| bytes),
             ttl: span(self.ttl.map(Spanned::into_inner), default.ttl.min(max_ttl)),
@@ -111,6 +119,7 @@ impl GroupSettings {
             failover_ttl: span(self.failover_ttl, default.failover_ttl),
             load_timeout: span(self.load_timeout, default.load_timeout),
             max_loads: self.max_loads.unwrap_or(default.max_loads),
+            eviction,
         };
         if policy.ttl > policy.max_ttl {
             return Err(source.error(ttl_at, "ttl is longer than max_ttl; shorten it or raise max_ttl"));

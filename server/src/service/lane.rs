@@ -165,7 +165,7 @@ impl Answers {
         cache.begin(&get, now)
     }
 
-    fn answer(&mut self, id: u32, mut answer: Answer) {
+    fn answer(&mut self, id: u32, answer: Answer) {
         let mut fields = AnswerFields {
             id,
             outcome: answer.outcome,
@@ -188,7 +188,7 @@ impl Answers {
         fields.value_bytes = length as u64;
         // An empty first piece: values go out in turn, not as they come in.
         self.frame.answer(&fields, &[]);
-        self.long.push_back(LongValue { id, rest: answer.value.split_off(0) });
+        self.long.push_back(LongValue { id, rest: answer.value.into_bytes() });
     }
 
     /// Writes the next piece of the value whose turn it is.

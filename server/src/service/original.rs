@@ -28,6 +28,6 @@ impl PeanutCache for Node {
             // This service has no other way to say so.
             return Err(Status::not_found(format!("group `{group}` has no such key")));
         }
-        Ok(Response::new(GetResponse { value: answer.value }))
+        Ok(Response::new(GetResponse { value: answer.value.into_bytes() }))
     }
 }

@@ -23,7 +23,7 @@ impl Peanut for Node {
         let answer = begun.answer().await?;
         Ok(Response::new(GetResponse {
             outcome: answer.outcome.into(),
-            value: answer.value,
+            value: answer.value.into_bytes(),
             ring_version,
             age_ms: whole_ms(answer.age),
             ttl_ms: whole_ms(answer.ttl),

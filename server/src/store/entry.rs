@@ -1,12 +1,15 @@
 //! One entry: a value or the knowledge that there is none, its age, and the ring version it was written
 //! under.
 
-use bytes::Bytes;
+use std::time::Duration;
+
 use tokio::time::Instant;
 
-/// Why this node holds an entry.
+use super::Value;
+
+/// Why a node holds an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Origin {
+pub enum Origin {
     /// It owned the key.
     Owner,
     /// A client asked it in the owner's place. Such an entry answers only such clients, and vice versa:
@@ -16,29 +19,37 @@ pub(crate) enum Origin {
 
 /// What is remembered of a key.
 #[derive(Clone, Debug)]
-pub(crate) struct Entry {
+pub struct Entry {
     /// The value; `None` where the origin has no such key.
-    pub(crate) value: Option<Bytes>,
+    pub value: Option<Value>,
     /// When the load began: the value is at least as new as that.
-    pub(crate) loaded: Instant,
-    pub(crate) expires: Instant,
+    pub loaded: Instant,
+    /// From when on it is not shown any more.
+    pub expires: Instant,
     /// Ring version of the request that caused the load.
-    pub(crate) stamp: u64,
-    pub(crate) origin: Origin,
+    pub stamp: u64,
+    /// Why the node holds it.
+    pub origin: Origin,
 }
 
-impl Entry {
-    pub(crate) fn value_bytes(&self) -> usize {
-        self.value.as_ref().map_or(0, Bytes::len)
-    }
+/// An entry as a shard gives it, its times in milliseconds since the store began.
+#[derive(Debug)]
+pub(super) struct StoredEntry {
+    pub(super) value: Option<Value>,
+    pub(super) loaded_ms: u64,
+    pub(super) expires_ms: u64,
+    pub(super) stamp: u64,
+    pub(super) origin: Origin,
+}
 
-    /// Copies a value that is small, so that it does not keep a whole receive buffer alive.
-    pub(crate) fn unpin(&mut self) {
-        const SMALL_BYTES: usize = 16 << 10;
-        if let Some(value) = &mut self.value
-            && value.len() <= SMALL_BYTES
-        {
-            *value = Bytes::copy_from_slice(value);
+impl StoredEntry {
+    pub(super) fn since(self, began: Instant) -> Entry {
+        Entry {
+            value: self.value,
+            loaded: began + Duration::from_millis(self.loaded_ms),
+            expires: began + Duration::from_millis(self.expires_ms),
+            stamp: self.stamp,
+            origin: self.origin,
         }
     }
 }

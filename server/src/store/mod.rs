@@ -1,19 +1,48 @@
 //! The store: what a group remembers, bounded in bytes.
 //!
-//! Shards with a lock each; the key's hash picks the shard. The store knows entries, their age and their
-//! size, not where they come from. Time is an argument.
+//! Shards with a lock each; the key's hash picks the shard. A shard is a table of slots, one for each entry,
+//! and a [`Policy`] that keeps the slots in order and says which one leaves. The store knows entries, their
+//! age and their size, not where they come from. Time is an argument.
+//!
+//! ```
+//! use std::time::Duration;
+//! use peanut_server::store::{Entry, Eviction, Origin, Store};
+//!
+//! # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+//! let now = tokio::time::Instant::now();
+//! let store = Store::new(64 << 20, Eviction::S3Fifo, now);
+//! let entry = Entry {
+//!     value: Some(b"630".to_vec().into()),
+//!     loaded: now,
+//!     expires: now + Duration::from_secs(60),
+//!     stamp: 0,
+//!     origin: Origin::Owner,
+//! };
+//! store.insert(b"Tom", &entry);
+//! let found = store.get(b"Tom", Origin::Owner, 0, now).expect("it was stored just now");
+//! assert_eq!(&*found.value.expect("a value"), b"630");
+//! # });
+//! ```
 
 mod entry;
+mod ghost;
+mod lru;
+mod policy;
+mod s3_fifo;
 mod shard;
+mod slots;
+mod value;
 
-use std::hash::BuildHasher;
+use std::hash::BuildHasher as _;
 
-use lru::DefaultHasher as HashBuilder;
-use parking_lot::Mutex;
+use hashbrown::DefaultHashBuilder;
+use parking_lot::RwLock;
 use tokio::time::Instant;
 
-pub(crate) use entry::{Entry, Origin};
-use shard::Shard;
+pub use entry::{Entry, Origin};
+pub use policy::Eviction;
+use shard::{Found, Shard, Size};
+pub use value::Value;
 
 /// A shard is not made smaller than this, so that few large values do not crowd each other out.
 const MIN_SHARD_BYTES: usize = 32 << 20;
@@ -21,39 +50,122 @@ const MAX_SHARDS: usize = 64;
 
 /// Entries by key.
 #[derive(Debug)]
-pub(crate) struct Store {
-    shards: Box<[Mutex<Shard>]>,
-    hasher: HashBuilder,
+pub struct Store {
+    shards: Box<[RwLock<Shard>]>,
+    hasher: DefaultHashBuilder,
+    began: Instant,
+    /// Hits change the order, so that they need the shard to themselves.
+    promotes: bool,
 }
 
 impl Store {
+    /// What an entry counts beside its key and value: its slot (40 bytes), its place in the table (8), the
+    /// counters and the allocator's share of its record (32), and what the policy remembers of entries that
+    /// have left (12), rounded up.
+    pub const OVERHEAD_BYTES: usize = 96;
+
     /// A store of at most `capacity_bytes`, overhead included.
-    pub(crate) fn new(capacity_bytes: usize) -> Self {
+    pub fn new(capacity_bytes: usize, eviction: Eviction, now: Instant) -> Self {
         let shards = (capacity_bytes / MIN_SHARD_BYTES).clamp(1, MAX_SHARDS);
-        let shard = || Mutex::new(Shard::new(capacity_bytes / shards));
-        Store { shards: std::iter::repeat_with(shard).take(shards).collect(), hasher: HashBuilder::default() }
+        Store::with_shards(capacity_bytes, shards, eviction, now, |bytes| bytes + Store::OVERHEAD_BYTES)
     }
 
-    fn shard(&self, key: &[u8]) -> &Mutex<Shard> {
-        let hash = u128::from(self.hasher.hash_one(key));
-        &self.shards[((hash * self.shards.len() as u128) >> 64) as usize]
+    /// A store that counts entries in place of bytes: for comparisons with figures of others.
+    pub fn of_entries(entries: usize, shards: usize, eviction: Eviction, now: Instant) -> Self {
+        Store::with_shards(entries, shards, eviction, now, |_| 1)
+    }
+
+    fn with_shards(capacity: usize, shards: usize, eviction: Eviction, now: Instant, size: Size) -> Self {
+        let shard = |number: usize| {
+            // The first ones take what is left over.
+            let share = capacity / shards + usize::from(number < capacity % shards);
+            RwLock::new(Shard::new(share, eviction.policy(share), size))
+        };
+        Store {
+            shards: (0..shards).map(shard).collect(),
+            hasher: DefaultHashBuilder::default(),
+            began: now,
+            promotes: eviction.policy(1).promotes(),
+        }
     }
 
     /// The entry of a key, if it is fresh and was written by `origin` under ring version `owned_since`
     /// or a later one.
-    pub(crate) fn get(&self, key: &[u8], origin: Origin, owned_since: u64, now: Instant) -> Option<Entry> {
-        self.shard(key).lock().get(key, origin, owned_since, now)
+    pub fn get(&self, key: &[u8], origin: Origin, owned_since: u64, now: Instant) -> Option<Entry> {
+        let (shard, hash) = self.shard(key);
+        let now_ms = self.ms(now);
+        let found = if self.promotes {
+            shard.write().get_promoting(key, hash, now_ms)
+        } else {
+            shard.read().get(key, hash, now_ms)
+        };
+        match found {
+            Found::Nothing => None,
+            Found::Expired => {
+                shard.write().remove_expired(key, hash, now_ms);
+                None
+            }
+            // An entry from before the node came to own the key may have missed a write at another owner.
+            Found::Entry(entry) => {
+                (entry.stamp >= owned_since && entry.origin == origin).then(|| entry.since(self.began))
+            }
+        }
     }
 
-    /// Stores an entry, evicting the least recently used ones for it. An entry larger than a shard is
-    /// not stored, and nothing is evicted for it.
-    pub(crate) fn insert(&self, key: &[u8], entry: Entry) {
-        self.shard(key).lock().insert(key, entry);
+    /// Stores a copy of an entry, for which others leave as the policy has it. An entry larger than a shard is
+    /// not stored, and nothing leaves for it.
+    pub fn insert(&self, key: &[u8], entry: &Entry) {
+        let (shard, hash) = self.shard(key);
+        let times = (self.ms(entry.loaded), self.ms(entry.expires));
+        // What has left is freed with the lock released.
+        let left = shard.write().insert(key, hash, entry, times);
+        drop(left);
     }
 
-    #[cfg(test)]
-    pub(crate) fn used_bytes(&self) -> usize {
-        self.shards.iter().map(|shard| shard.lock().used_bytes()).sum()
+    /// Forgets a key. Whether there was an entry.
+    pub fn remove(&self, key: &[u8]) -> bool {
+        let (shard, hash) = self.shard(key);
+        shard.write().remove(key, hash)
+    }
+
+    /// Looks for entries that have expired among the next `part` of all slots (0 to 1), and drops them. No shard
+    /// is locked for more than a few hundred slots at a time.
+    pub fn sweep(&self, part: f64, now: Instant) {
+        let now_ms = self.ms(now);
+        for shard in &self.shards {
+            let mut left = (shard.read().slots() as f64 * part).ceil() as usize;
+            while left > 0 {
+                let some = left.min(256);
+                shard.write().sweep(some, now_ms);
+                left -= some;
+            }
+        }
+    }
+
+    /// Entries, expired ones included that have not been met yet.
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.read().len()).sum()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes in use, overhead included.
+    pub fn used_bytes(&self) -> usize {
+        self.shards.iter().map(|shard| shard.read().used()).sum()
+    }
+
+    fn shard(&self, key: &[u8]) -> (&RwLock<Shard>, u32) {
+        let hash = self.hasher.hash_one(key);
+        // One half picks the shard, the other is the shard's.
+        let upper = (hash >> 32) as usize;
+        (&self.shards[(upper * self.shards.len()) >> 32], hash as u32)
+    }
+
+    fn ms(&self, time: Instant) -> u64 {
+        u64::try_from(time.saturating_duration_since(self.began).as_millis()).unwrap_or(u64::MAX)
     }
 }
 
