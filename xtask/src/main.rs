@@ -21,6 +21,8 @@ cargo xtask <command>
              count the instructions of those parts under valgrind (installs it, and gungraun-runner)
   bench fleet
              measure small values beside large ones, fleets of one to eight nodes, and idle clients
+  bench hits --trace FILE --capacity N...
+             measure hit ratios of the store's policies over a trace, beside moka and quick_cache
   bench peers [--install]
              measure Peanut beside Redis, memcached and groupcache; `bench peers --help` tells the rest
 ";
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
             Some((&"instructions", [])) => bench_instructions(),
             Some((&"fleet", [])) => bench_fleet(),
             Some((&"peers", rest)) => bench_peers(rest),
+            Some((&"hits", rest)) => bench_hits(rest),
             Some(_) => {
                 eprint!("{HELP}");
                 return ExitCode::from(2);
@@ -138,11 +141,16 @@ fn bench_peers(args: &[&str]) -> Result<(), Failed> {
     };
     Cargo::new(&["build", "--release", "-p", "peanut-server"]).run("building the server")?;
     let server = run::built("release/peanut-server")?;
-    let target = run::target_folder()?;
-    let run = ["run", "--release", "--manifest-path", PEERS, "--target-dir"];
-    let mut cargo = Cargo::new(&run).arg(target).arg("--").arg("--peanut-server").arg(server.get_program());
-    for arg in args {
-        cargo = cargo.arg(arg);
-    }
-    cargo.run("side by side")
+    let cargo = peers("peanut-peers")?.arg("--peanut-server").arg(server.get_program());
+    args.iter().fold(cargo, Cargo::arg).run("side by side")
+}
+
+fn bench_hits(args: &[&str]) -> Result<(), Failed> {
+    args.iter().fold(peers("hits")?, Cargo::arg).run("hit ratios")
+}
+
+/// A program of the crate that is not a member of the workspace; what is added are its arguments.
+fn peers(program: &str) -> Result<Cargo, Failed> {
+    let run = ["run", "--release", "--manifest-path", PEERS, "--bin", program, "--target-dir"];
+    Ok(Cargo::new(&run).arg(run::target_folder()?).arg("--"))
 }

@@ -66,8 +66,13 @@ impl Store {
 
     /// A store of at most `capacity_bytes`, overhead included.
     pub fn new(capacity_bytes: usize, eviction: Eviction, now: Instant) -> Self {
-        let shards = (capacity_bytes / MIN_SHARD_BYTES).clamp(1, MAX_SHARDS);
+        let shards = Store::default_shards(capacity_bytes);
         Store::with_shards(capacity_bytes, shards, eviction, now, |bytes| bytes + Store::OVERHEAD_BYTES)
+    }
+
+    /// How many shards a store of that capacity has: one for each 32 MiB, at least one and at most 64.
+    pub fn default_shards(capacity_bytes: usize) -> usize {
+        (capacity_bytes / MIN_SHARD_BYTES).clamp(1, MAX_SHARDS)
     }
 
     /// A store that counts entries in place of bytes: for comparisons with figures of others.
