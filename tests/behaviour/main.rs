@@ -9,6 +9,7 @@ mod etcd_outage;
 mod failover;
 mod lanes;
 mod membership;
+mod memory;
 mod one_load;
 mod shutdown;
 mod wire;

@@ -41,6 +41,13 @@ pub async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>
     }
 }
 
+/// Resident memory of a process by its number, or of this one as `self`; zero where the system has no /proc.
+pub fn resident_bytes(process: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
+    line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or_default() * 1024
+}
+
 /// A port that was free a moment ago, outside the range from which the system takes ports for outgoing
 /// connections.
 pub fn free_port() -> u16 {

@@ -21,6 +21,8 @@ cargo xtask <command>
              count the instructions of those parts under valgrind (installs it, and gungraun-runner)
   bench fleet
              measure small values beside large ones, fleets of one to eight nodes, and idle clients
+  bench store
+             measure gets and inserts of the store beside moka, quick_cache and a mutexed lru
   bench hits --trace FILE --capacity N...
              measure hit ratios of the store's policies over a trace, beside moka and quick_cache
   bench peers [--install]
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
             Some((&"fleet", [])) => bench_fleet(),
             Some((&"peers", rest)) => bench_peers(rest),
             Some((&"hits", rest)) => bench_hits(rest),
+            Some((&"store", [])) => bench_store(),
             Some(_) => {
                 eprint!("{HELP}");
                 return ExitCode::from(2);
@@ -147,6 +150,11 @@ fn bench_peers(args: &[&str]) -> Result<(), Failed> {
 
 fn bench_hits(args: &[&str]) -> Result<(), Failed> {
     args.iter().fold(peers("hits")?, Cargo::arg).run("hit ratios")
+}
+
+fn bench_store() -> Result<(), Failed> {
+    let bench = ["bench", "--manifest-path", PEERS, "--bench", "store", "--target-dir"];
+    Cargo::new(&bench).arg(run::target_folder()?).run("the store beside others")
 }
 
 /// A program of the crate that is not a member of the workspace; what is added are its arguments.

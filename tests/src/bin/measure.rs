@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use peanut_client::{Client, Group};
-use peanut_tests::{ServerProcess, free_port, now};
+use peanut_tests::{ServerProcess, free_port, now, resident_bytes};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
@@ -186,7 +186,7 @@ async fn idle_clients(binary: &Path) {
     };
     sleep(Duration::from_secs(2)).await;
     let (own_before, server_before) = idle().await;
-    let (own_bytes, server_bytes) = (memory_of("self"), memory_of(&id));
+    let (own_bytes, server_bytes) = (resident_bytes("self"), resident_bytes(&id));
     let mut clients = Vec::new();
     for _ in 0..CLIENTS {
         let client = connect(&addrs).await;
@@ -207,8 +207,8 @@ async fn idle_clients(binary: &Path) {
     println!("\n{CLIENTS} more clients of one node, that have each got 16 keys and are idle");
     println!(
         "memory for each client of two lanes: {:.0} KiB at the server, {:.0} KiB at the client",
-        per_client(server_bytes, memory_of(&id)),
-        per_client(own_bytes, memory_of("self")),
+        per_client(server_bytes, resident_bytes(&id)),
+        per_client(own_bytes, resident_bytes("self")),
     );
     let (own, server_cpu) = idle().await;
     println!(
@@ -238,11 +238,4 @@ fn cpu_of(process: &str) -> Duration {
     let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
     let ticks = after_name.split_whitespace().skip(11).take(2);
     Duration::from_millis(ticks.filter_map(|field| field.parse::<u64>().ok()).sum::<u64>() * 10)
-}
-
-/// Resident memory of a process in bytes.
-fn memory_of(process: &str) -> u64 {
-    let status = proc_file(process, "status");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
-    line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or_default() * 1024
 }

@@ -105,6 +105,9 @@ async fn rounds(args: &Args, systems: &[System], data: &Data) -> Vec<Row> {
                     sample.p50_us,
                     sample.p99_us,
                 );
+                if sample.failed > 0 {
+                    eprintln!("  of {} calls the answer was wrong or none", sample.failed);
+                }
                 samples[at].push(sample);
             }
         }
