@@ -86,11 +86,12 @@ impl ClientBuilder {
         self
     }
 
-    /// Lanes to each node, each on a connection of its own; 2 by default, so that one is filled while
-    /// the other's answers are on their way; at most 256.
+    /// Lanes to each node, each on a connection of its own, at most 256. By default two where the fleet has a
+    /// single node, so that one is filled while the other's answers are on their way, and else one: there the
+    /// other nodes' answers are, and fewer lanes have fuller frames.
     #[must_use]
     pub fn lanes_per_node(mut self, lanes: usize) -> Self {
-        self.config.lanes_per_node = lanes.clamp(1, Choice::MOST_LANES);
+        self.config.lanes_per_node = Some(lanes.clamp(1, Choice::MOST_LANES));
         self
     }
 

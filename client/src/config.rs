@@ -9,8 +9,8 @@ pub(crate) struct Config {
     pub(crate) deadline: Duration,
     /// How long connecting to a node may take.
     pub(crate) connect_timeout: Duration,
-    /// Lanes to each node, each on a connection of its own.
-    pub(crate) lanes_per_node: usize,
+    /// Lanes to each node, each on a connection of its own; `None`: as the size of the fleet has it.
+    pub(crate) lanes_per_node: Option<usize>,
     /// Operations in flight to each node.
     pub(crate) operations_per_node: usize,
     /// Bytes that may wait to be sent to each node.
@@ -26,7 +26,7 @@ impl Default for Config {
         Config {
             deadline: Duration::from_secs(1),
             connect_timeout: Duration::from_millis(500),
-            lanes_per_node: 2,
+            lanes_per_node: None,
             operations_per_node: 64 << 10,
             queued_bytes_per_node: 64 << 20,
             unary: false,

@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -32,6 +32,8 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How much a node may send ahead of what this side has read.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 2 << 20;
+/// Lanes to the only node of a fleet.
+const LANES_OF_ONE_NODE: usize = 2;
 /// A node that is down is probed after a part of the first delay, doubling up to the longest.
 const PROBE_FIRST: Duration = Duration::from_millis(100);
 const PROBE_LONGEST: Duration = Duration::from_secs(2);
@@ -41,6 +43,8 @@ pub(crate) struct Node {
     id: String,
     addr: String,
     lanes: Box<[Lane]>,
+    /// How many of them are used.
+    lanes_in_use: AtomicUsize,
     choice: Choice,
     /// For probes, and for nodes that know no lanes. A connection of its own: what fills a lane must not
     /// make its node look dead.
@@ -83,15 +87,14 @@ impl Node {
             let endpoint = tuned(endpoint.as_ref().ok()?.clone(), config).executor(task.clone());
             Some((endpoint.connect_lazy(), task))
         };
-        let limits = Limits {
-            operations: config.operations_per_node / config.lanes_per_node,
-            queued_bytes: config.queued_bytes_per_node / config.lanes_per_node,
-        };
-        let lanes = (0..).zip(std::iter::from_fn(connect)).take(config.lanes_per_node);
+        let most = config.lanes_per_node.unwrap_or(LANES_OF_ONE_NODE);
+        let limits = limits(config, most);
+        let lanes = (0..).zip(std::iter::from_fn(connect)).take(most);
         Node {
             id: id.to_owned(),
             addr: addr.to_owned(),
             lanes: lanes.map(|(slot, (channel, task))| Lane::new(channel, task, slot, limits)).collect(),
+            lanes_in_use: AtomicUsize::new(most),
             choice: Choice::new(),
             channel: connect().map(|(channel, _)| channel),
             unary_only: AtomicBool::new(config.unary),
@@ -100,6 +103,18 @@ impl Node {
             down: AtomicBool::new(false),
             probe: Mutex::new(None),
         }
+    }
+
+    /// Hears how many nodes the fleet has, which decides how many lanes are worth it.
+    pub(crate) fn among(&self, nodes: usize) {
+        let lanes = self.config.lanes_per_node.unwrap_or(if nodes > 1 { 1 } else { LANES_OF_ONE_NODE });
+        if self.lanes_in_use.swap(lanes, Ordering::Relaxed) != lanes {
+            self.lanes.iter().for_each(|lane| lane.limit(limits(&self.config, lanes)));
+        }
+    }
+
+    fn lanes(&self) -> &[Lane] {
+        &self.lanes[..self.lanes_in_use.load(Ordering::Relaxed).min(self.lanes.len())]
     }
 
     pub(crate) fn id(&self) -> &str {
@@ -130,7 +145,7 @@ impl Node {
         if self.lanes.is_empty() {
             return Err(Failure::Lost(format!("`{}` is not an address", self.addr).into()));
         }
-        let chosen = self.choice.choose(ask.hash, &self.lanes, |lanes| fastrand::usize(..lanes));
+        let chosen = self.choice.choose(ask.hash, self.lanes(), |lanes| fastrand::usize(..lanes));
         let answer = self.lanes[chosen.lane].ask(self, ask, now, &self.config);
         answer.await.unwrap_or_else(|_| Err(Failure::Lost("the lane was dropped".into())))
     }
@@ -156,7 +171,7 @@ impl Node {
 
     /// All go onto one lane, except those whose keys are in flight on another.
     async fn ask_lanes(self: &Arc<Self>, asks: &[Ask<'_>], now: Instant) -> Vec<Answer> {
-        let lane = Choice::less_busy(&self.lanes, |lanes| fastrand::usize(..lanes));
+        let lane = Choice::less_busy(self.lanes(), |lanes| fastrand::usize(..lanes));
         let chosen: Vec<_> = asks.iter().map(|ask| self.choice.join(ask.hash, lane)).collect();
         let (batch, parts) = Batch::new(asks.len());
         let mut by_lane: Vec<Vec<_>> = self.lanes.iter().map(|_| Vec::new()).collect();
@@ -267,6 +282,14 @@ impl Node {
 impl fmt::Debug for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Node").field("id", &self.id).field("addr", &self.addr).finish_non_exhaustive()
+    }
+}
+
+/// What one of so many lanes may have in flight.
+fn limits(config: &Config, lanes: usize) -> Limits {
+    Limits {
+        operations: config.operations_per_node / lanes,
+        queued_bytes: config.queued_bytes_per_node / lanes,
     }
 }
 

@@ -40,7 +40,9 @@ impl Routing {
             Some(node) => Arc::clone(node),
             None => Arc::new(Node::new(&member.id, &member.addr, config)),
         });
-        Routing { nodes: nodes.collect(), ring: Arc::new(Ring::new(document)) }
+        let nodes: Vec<_> = nodes.collect();
+        nodes.iter().for_each(|node| node.among(nodes.len()));
+        Routing { nodes, ring: Arc::new(Ring::new(document)) }
     }
 
     /// Whom to ask for a key of that hash; `None` where the fleet has no nodes.

@@ -20,6 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::error::Failure;
 use crate::flight::{Boarding, Flights, Landed, Pilot, Ticket};
 use crate::group::{Group, Policy};
+use crate::hot::{self, HotKey, HotKeys};
 use crate::loader::{AnyLoader, Loaded};
 use crate::store::{Entry, Origin, Store, Value};
 
@@ -33,6 +34,7 @@ pub(crate) struct Cache {
     policy: Policy,
     loader: AnyLoader,
     store: Store,
+    hot: HotKeys,
     flights: Arc<Flights>,
     loads: Semaphore,
     /// The flights' tasks: they belong to the server, not to the calls that caused them.
@@ -114,6 +116,7 @@ impl Cache {
             group: group.name.into(),
             loader: group.loader,
             store: Store::new(group.policy.capacity_bytes, group.policy.eviction, Instant::now()),
+            hot: HotKeys::new(Instant::now()),
             flights: Arc::default(),
             loads: Semaphore::new(group.policy.max_loads),
             tasks: Mutex::default(),
@@ -129,6 +132,9 @@ impl Cache {
     /// Answers a get from the store, or finds or starts the flight that will.
     pub(crate) fn begin(self: &Arc<Self>, get: &Get, now: Instant) -> Result<Begun, Failure> {
         check_key(&get.key).map_err(|why| Failure::new(ErrorCode::InvalidRequest, why))?;
+        if fastrand::u32(..hot::SAMPLED) == 0 {
+            self.hot.count(&get.key, now);
+        }
         let stored = || self.store.get(&get.key, get.origin, get.owned_since, now);
         if let Some(entry) = stored() {
             return Ok(Begun::Answered(Answer::new(Outcome::Hit, &entry, now)));
@@ -159,6 +165,11 @@ impl Cache {
     /// Says where loads run. The first to say so, or the first load, decides.
     pub(crate) fn run_loads_on(&self, runtime: &Handle) {
         let _ = self.runtime.set(runtime.clone());
+    }
+
+    /// The keys that are asked for most, at most `most`, the hottest first.
+    pub(crate) fn hottest(&self, most: usize) -> Vec<HotKey> {
+        self.hot.hottest(most, Instant::now())
     }
 
     /// Drops what has expired among the next `part` of all entries.

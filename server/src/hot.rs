@@ -83,10 +83,9 @@ impl Windows {
         let mut counters = std::mem::take(&mut self.current).counters;
         counters.sort_unstable_by(|a, b| b.count.cmp(&a.count).then_with(|| a.key.cmp(&b.key)));
         let rate = |count: u64| count as f64 * f64::from(SAMPLED) / length.as_secs_f64();
-        let hot = counters.into_iter().map(|counter| HotKey {
-            gets_per_second: rate(counter.count),
-            key: counter.key,
-        });
+        let hot = counters
+            .into_iter()
+            .map(|counter| HotKey { gets_per_second: rate(counter.count), key: counter.key });
         self.last = hot.collect();
         self.began = now;
     }
@@ -132,7 +131,10 @@ mod tests {
         let rate = 5_000.0 * f64::from(SAMPLED) / WINDOW.as_secs_f64();
         for HotKey { gets_per_second, .. } in found {
             // Space-Saving counts at most 1/128 of all gets too many, a tenth of these here.
-            assert!((rate * 0.9..rate * 1.2).contains(&gets_per_second), "{gets_per_second} is not about {rate}");
+            assert!(
+                (rate * 0.9..rate * 1.2).contains(&gets_per_second),
+                "{gets_per_second} is not about {rate}"
+            );
         }
     }
 

@@ -15,6 +15,7 @@ mod config;
 mod error;
 mod flight;
 mod group;
+mod hot;
 mod loader;
 mod registration;
 mod server;
@@ -24,10 +25,11 @@ mod threads;
 
 pub use error::{Error, ErrorKind};
 pub use group::Group;
+pub use hot::HotKey;
 #[cfg(feature = "http")]
 pub use loader::HttpLoader;
 #[cfg(feature = "sql")]
 pub use loader::SqlLoader;
 pub use loader::{Loaded, Loader, LoaderError, LoaderFn, StaticLoader, loader_fn};
 pub use peanut_proto::registry;
-pub use server::{Server, ServerBuilder};
+pub use server::{Server, ServerBuilder, ServerHandle};

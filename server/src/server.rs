@@ -20,6 +20,7 @@ use tonic::transport::server::Router;
 use crate::cache::Cache;
 use crate::error::Error;
 use crate::group::Group;
+use crate::hot::HotKey;
 use crate::registration::Registration;
 use crate::service::Node;
 use crate::threads;
@@ -51,6 +52,20 @@ const KEEPALIVE: Duration = Duration::from_secs(20);
 pub struct Server {
     options: ServerBuilder,
     node: Node,
+}
+
+/// Looks into a server while it runs. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct ServerHandle {
+    node: Node,
+}
+
+impl ServerHandle {
+    /// The keys of a group that are asked for most, at most `most` and never more than 128, the hottest first; as
+    /// of the last full window of five seconds. None where there is no such group.
+    pub fn hot_keys(&self, group: &str, most: usize) -> Vec<HotKey> {
+        self.node.cache(group).map(|cache| cache.hottest(most)).unwrap_or_default()
+    }
 }
 
 /// Describes a [`Server`].
@@ -225,6 +240,11 @@ impl Server {
     /// Describes a server.
     pub fn builder() -> ServerBuilder {
         ServerBuilder::default()
+    }
+
+    /// A handle by which a server that runs can be looked into.
+    pub fn handle(&self) -> ServerHandle {
+        ServerHandle { node: self.node.clone() }
     }
 
     /// Serves on `listener` until `shutdown` completes; then says so to health checks and the registry,

@@ -16,7 +16,8 @@ fn fill(sets: u64, capacity_bytes: u64, value_bytes: &str) -> Value {
 fn values_of_mixed_sizes_take_no_more_than_capacity_allows() {
     const CAPACITY: u64 = 64 << 20;
     let filled = fill(300_000, CAPACITY, "mixed");
-    let (used, resident) = (filled["used_bytes"].as_u64().unwrap(), filled["resident_bytes"].as_u64().unwrap());
+    let (used, resident) =
+        (filled["used_bytes"].as_u64().unwrap(), filled["resident_bytes"].as_u64().unwrap());
     assert!(used > CAPACITY * 9 / 10 && used <= CAPACITY, "{used} bytes are in use");
     let most = CAPACITY * 115 / 100 + (64 << 20);
     assert!(resident <= most, "{resident} bytes are resident of at most {most}");
@@ -28,7 +29,8 @@ fn a_small_entry_takes_at_most_96_bytes_beside_key_and_value() {
     let filled = fill(1_000_000, 64 << 20, "32");
     let entries = filled["entries"].as_u64().unwrap();
     assert!(entries > 400_000, "{entries} entries fit");
-    let taken = filled["resident_bytes"].as_u64().unwrap() - filled["resident_before_bytes"].as_u64().unwrap();
+    let taken =
+        filled["resident_bytes"].as_u64().unwrap() - filled["resident_before_bytes"].as_u64().unwrap();
     let overhead = taken as f64 / entries as f64 - KEY_AND_VALUE as f64;
     assert!(overhead <= 96.0, "{overhead:.1} bytes beside key and value");
 }

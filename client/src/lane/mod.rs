@@ -113,6 +113,11 @@ impl Lane {
         Lane { shared: Arc::new(shared), channel, task, slot, driver: Mutex::new(None) }
     }
 
+    /// Sets how much it may have in flight from now on.
+    pub(crate) fn limit(&self, limits: Limits) {
+        self.shared.state.lock().limits = limits;
+    }
+
     /// Writes a get into the next frame, or joins an identical one that is in flight.
     pub(crate) fn ask(
         &self,

@@ -58,7 +58,7 @@ pub(super) type Delivery = (Caller, Answer);
 
 #[derive(Debug)]
 pub(super) struct LaneState {
-    limits: Limits,
+    pub(super) limits: Limits,
     /// The frame that the next operation is written into.
     frame: RequestWriter,
     frame_begun: Option<Instant>,

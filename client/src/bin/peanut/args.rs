@@ -76,9 +76,9 @@ pub(crate) struct BenchArgs {
     /// Seconds to measure, after one of warming up
     #[arg(long, default_value = "10", value_name = "SECONDS", value_parser = seconds)]
     pub(crate) duration: Duration,
-    /// Lanes to each node
-    #[arg(long, default_value = "2", value_parser = clap::value_parser!(u16).range(1..=64).map(usize::from))]
-    pub(crate) lanes: usize,
+    /// Lanes to each node [default: two where it is the only one, else one]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256).map(usize::from))]
+    pub(crate) lanes: Option<usize>,
     /// One unary call for each get, in place of lanes
     #[arg(long)]
     pub(crate) unary: bool,

@@ -53,7 +53,9 @@ async fn run(args: &Args) -> Result<ExitCode, Error> {
 async fn connect(args: &Args) -> Result<Client, Error> {
     let mut builder = Client::builder().fleet(&args.fleet).deadline(args.deadline);
     if let Command::Bench(bench) = &args.command {
-        builder = builder.lanes_per_node(bench.lanes);
+        if let Some(lanes) = bench.lanes {
+            builder = builder.lanes_per_node(lanes);
+        }
         if bench.unary {
             builder = builder.unary();
         }
