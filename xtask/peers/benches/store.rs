@@ -4,11 +4,12 @@
 use std::hint::black_box;
 use std::num::NonZeroUsize;
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use peanut_server::store::{Entry, Eviction, Origin, Store};
+use peanut_tests::now;
 
 const KEYS: usize = 200_000;
 /// Room for about half of the keys.
@@ -94,7 +95,7 @@ fn accesses() -> Vec<u32> {
 
 /// The time in which `threads` threads do `times` accesses each.
 fn timed(threads: usize, times: u64, accesses: &[u32], access: &(impl Fn(usize) + Sync)) -> Duration {
-    let begun = Instant::now();
+    let begun = now();
     std::thread::scope(|scope| {
         for thread in 0..threads {
             let mine = accesses.iter().cycle().skip(thread * ACCESSES / threads);

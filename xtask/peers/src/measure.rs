@@ -3,10 +3,11 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::ValueEnum;
 use nix::sys::resource::{UsageWho, getrusage};
+use peanut_tests::now;
 use serde::Serialize;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -77,7 +78,7 @@ pub(crate) async fn measure<C: Caller>(
         tasks.spawn(closed_loop(caller, work, keys.clone(), phase.clone()));
     }
     sleep(time / 5).await;
-    let (begun, client_before, server_before) = (Instant::now(), own_cpu(), cpu_of(server));
+    let (begun, client_before, server_before) = (now(), own_cpu(), cpu_of(server));
     phase.store(MEASURING, Ordering::Relaxed);
     sleep(time).await;
     phase.store(OVER, Ordering::Relaxed);
@@ -122,7 +123,7 @@ async fn closed_loop<C: Caller>(
     loop {
         batch.clear();
         batch.extend((0..work.keys()).map(|_| keys[random.usize(..keys.len())].as_str()));
-        let begun = Instant::now();
+        let begun = now();
         let values = match work {
             Work::Get => usize::from(caller.get(batch[0]).await == Some(Data::VALUE_BYTES)),
             Work::GetMany => caller.get_many(&batch).await,

@@ -123,14 +123,13 @@ fn store(trace: &[u64], entries: usize, shards: usize, eviction: Eviction) -> f6
 
 fn moka(trace: &[u64], entries: u64) -> f64 {
     let cache = moka::sync::Cache::new(entries);
-    let ratio = ratio(trace, |key| {
+    ratio(trace, |key| {
         let hit = cache.get(&key).is_some();
         if !hit {
             cache.insert(key, ());
         }
         hit
-    });
-    ratio
+    })
 }
 
 fn quick_cache(trace: &[u64], entries: usize) -> f64 {
