@@ -59,7 +59,7 @@ impl ConnectionTask {
             self.shared.bell.ring();
         } else {
             let (shared, futures) = (self.shared.clone(), FuturesUnordered::new());
-            tokio::spawn(Running { shared, futures, lingering: None });
+            tokio::spawn(Running { shared, futures, lingering: None, ended: false });
         }
     }
 
@@ -87,6 +87,8 @@ struct Running {
     futures: FuturesUnordered<BoxFuture<'static, ()>>,
     /// Completes when those who were ready to run before have run.
     lingering: Option<BoxFuture<'static, ()>>,
+    /// Another task may be there already.
+    ended: bool,
 }
 
 impl Running {
@@ -118,7 +120,8 @@ impl Running {
         }
         let mut inbox = self.shared.inbox.lock();
         inbox.running = !inbox.futures.is_empty();
-        !inbox.running
+        self.ended = !inbox.running;
+        self.ended
     }
 }
 
@@ -144,6 +147,20 @@ impl Future for Running {
         }
         context.waker().wake_by_ref();
         Poll::Pending
+    }
+}
+
+/// However the task ends, by a panic of one of its futures or with its runtime, the next future has a new one.
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        let mut inbox = self.shared.inbox.lock();
+        inbox.running = false;
+        let (futures, knocks) = (std::mem::take(&mut inbox.futures), std::mem::take(&mut inbox.knocks));
+        drop(inbox);
+        drop((futures, knocks));
     }
 }
 
@@ -239,6 +256,23 @@ mod tests {
             }
         }
         assert_eq!(Arc::strong_count(&task.shared), 1, "nothing is left that holds it");
+    }
+
+    #[tokio::test]
+    async fn a_future_that_panics_takes_its_task_along_and_not_the_next() {
+        let task = ConnectionTask::default();
+        let (kept, beside) = oneshot::channel::<()>();
+        task.spawn(async move {
+            let _kept = kept;
+            std::future::pending::<()>().await;
+        });
+        task.spawn(async { panic!("a panic that the test makes") });
+        assert!(beside.await.is_err(), "what ran beside it is dropped");
+        let (end, ended) = oneshot::channel();
+        task.spawn(async move {
+            let _ = end.send(());
+        });
+        ended.await.unwrap();
     }
 
     #[tokio::test]
