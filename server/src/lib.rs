@@ -18,6 +18,7 @@ mod group;
 mod hot;
 mod loader;
 mod registration;
+pub mod segment;
 mod server;
 mod service;
 pub mod store;

@@ -1,7 +1,7 @@
 //! The store: what a group remembers, bounded in bytes.
 //!
 //! Shards with a lock each; the key's hash picks the shard. A shard is a table of slots, one for each entry,
-//! and a [`Policy`] that keeps the slots in order and says which one leaves. The store knows entries, their
+//! and a policy ([`Eviction`]) that keeps the slots in order and says which one leaves. The store knows entries, their
 //! age and their size, not where they come from. Time is an argument.
 //!
 //! ```

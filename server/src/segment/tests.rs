@@ -1,0 +1,138 @@
+//! Segments: written and read again, and read after anything has happened to the bytes.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const HEADER: Header = Header { fingerprint: 0xf00d, written_ms: 1_700_000_000_000 };
+
+type Entry = (Vec<u8>, Option<Vec<u8>>, u64, u64, u64, bool);
+
+fn record((key, value, expires_ms, loaded_ms, stamp, failover): &Entry) -> Record<'_> {
+    Record {
+        expires_ms: *expires_ms,
+        loaded_ms: *loaded_ms,
+        stamp: *stamp,
+        failover: *failover,
+        key,
+        value: value.as_deref(),
+    }
+}
+
+fn segment(entries: &[Entry]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    HEADER.write(&mut bytes);
+    entries.iter().for_each(|entry| record(entry).write(&mut bytes));
+    bytes
+}
+
+fn entries() -> impl Strategy<Value = Vec<Entry>> {
+    let key = prop::collection::vec(any::<u8>(), 1..40);
+    let value = prop::option::of(prop::collection::vec(any::<u8>(), 0..100));
+    prop::collection::vec((key, value, any::<u64>(), any::<u64>(), any::<u64>(), any::<bool>()), 0..20)
+}
+
+fn small() -> Vec<Entry> {
+    vec![
+        (b"Tom".to_vec(), Some(b"630".to_vec()), 2, 1, 7, false),
+        (b"Jack".to_vec(), None, 4, 3, 8, true),
+        (b"Sam".to_vec(), Some(Vec::new()), 6, 5, 9, false),
+    ]
+}
+
+/// The format is a promise to files that are there: these bytes do not change while it is 1.
+#[test]
+fn the_format_is_what_it_was() {
+    let bytes = segment(&small());
+    assert_eq!(bytes.len(), HEADER_BYTES + 3 * RECORD_OVERHEAD_BYTES + 3 + 3 + 4 + 3);
+    assert_eq!(xxh3_64(&bytes), 15_234_967_358_755_542_081, "recipe: segment(&small()) with HEADER");
+}
+
+#[test]
+fn what_is_no_segment_of_this_format_is_told_apart() {
+    let good = segment(&small());
+    assert_eq!(Header::read(b"").unwrap_err(), NoSegment::Foreign);
+    assert_eq!(Header::read(b"PEANUTSG").unwrap_err(), NoSegment::Foreign);
+    assert_eq!(Header::read(&[b'x'; 4096]).unwrap_err(), NoSegment::Foreign);
+    assert_eq!(Header::read(&good[..HEADER_BYTES - 1]).unwrap_err(), NoSegment::Foreign);
+    let mut future = good.clone();
+    future[8] = 2;
+    assert_eq!(Header::read(&future).unwrap_err(), NoSegment::Format(2));
+    let mut damaged = good.clone();
+    damaged[17] ^= 1;
+    assert_eq!(Header::read(&damaged).unwrap_err(), NoSegment::Damaged);
+    assert_eq!(Header::read(&good[..HEADER_BYTES]).unwrap().1.count(), 0, "no records are no fault");
+}
+
+#[test]
+fn a_torn_tail_costs_the_record_it_tears() {
+    let (entries, bytes) = (small(), segment(&small()));
+    let ends: Vec<usize> = (0..=3).map(|n| segment(&entries[..n]).len()).collect();
+    for length in HEADER_BYTES..bytes.len() {
+        let whole = ends.iter().filter(|end| **end <= length).count() - 1;
+        let read: Vec<_> = Header::read(&bytes[..length]).unwrap().1.collect();
+        let tail = (!ends.contains(&length)).then_some(Err(Bad::Tail));
+        let expected: Vec<_> = entries[..whole].iter().map(|entry| Ok(record(entry))).chain(tail).collect();
+        assert_eq!(read, expected, "cut at {length}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn what_was_written_is_read(entries in entries()) {
+        let bytes = segment(&entries);
+        let (header, records) = Header::read(&bytes).unwrap();
+        prop_assert_eq!(header, HEADER);
+        let read: Vec<_> = records.map(Result::unwrap).collect();
+        prop_assert_eq!(read, entries.iter().map(record).collect::<Vec<_>>());
+    }
+
+    /// One flipped bit costs at most the record it is in and, where it is in a length, what comes after; and no
+    /// record is ever read that was not written.
+    #[test]
+    fn a_flipped_bit_makes_no_wrong_record(entries in entries(), at in any::<prop::sample::Index>(), bit in 0..8u32) {
+        let mut bytes = segment(&entries);
+        let at = at.index(bytes.len());
+        bytes[at] ^= 1 << bit;
+        if let Ok((_, records)) = Header::read(&bytes) {
+            prop_assert!(at >= HEADER_BYTES, "a damaged header is noticed");
+            let written: Vec<_> = entries.iter().map(record).collect();
+            let read: Vec<_> = records.collect();
+            let good: Vec<_> = read.iter().filter_map(|read| read.ok()).collect();
+            prop_assert!(good.iter().all(|good| written.contains(good)));
+            prop_assert!(good.len() < written.len());
+            prop_assert!(read.iter().any(Result::is_err));
+        }
+    }
+
+    /// Nonsense is read to its end, without a record and without a panic.
+    #[test]
+    fn nonsense_has_no_records(nonsense in prop::collection::vec(any::<u8>(), 0..500)) {
+        let mut bytes = segment(&[]);
+        bytes.extend(&nonsense);
+        let (_, records) = Header::read(&bytes).unwrap();
+        prop_assert!(records.take(1000).all(|record| record.is_err()));
+        let _ = Header::read(&nonsense);
+    }
+}
+
+/// Writes the seeds of the fuzz target: `cargo test -p peanut-server fuzz_seeds -- --ignored`.
+#[test]
+#[ignore = "writes files"]
+fn fuzz_seeds() {
+    let good = segment(&small());
+    let seeds = [
+        ("good", good.clone()),
+        ("empty", segment(&[])),
+        ("torn", good[..good.len() - 2].to_vec()),
+        ("foreign", b"something else".to_vec()),
+        (
+            "flipped",
+            good.iter().enumerate().map(|(at, byte)| byte ^ u8::from(at == HEADER_BYTES + 20)).collect(),
+        ),
+    ];
+    for (name, bytes) in seeds {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/segment").join(name);
+        std::fs::write(path, bytes).unwrap();
+    }
+}
