@@ -81,6 +81,14 @@ pub(crate) struct Wanted<'a> {
     pub(crate) deadline: Instant,
 }
 
+impl<'a> Wanted<'a> {
+    /// As a node is asked for it.
+    fn ask(&self, hash: u64, ring_version: u64, owned_since: u64, failover: bool) -> Ask<'a> {
+        let Wanted { group, group_name, key, deadline } = *self;
+        Ask { group, group_name, key, hash, ring_version, owned_since, failover, deadline }
+    }
+}
+
 /// An answer, and how it was come by.
 #[derive(Debug)]
 pub(crate) struct Answered {
@@ -140,16 +148,7 @@ pub(crate) async fn get_many(
     for (at, wanted) in wanted.iter().enumerate() {
         let hash = key_hash(wanted.group_name, wanted.key);
         let Some(route) = table.route(hash).filter(|route| !route.owner.is_down()) else { continue };
-        let ask = Ask {
-            group: wanted.group,
-            group_name: wanted.group_name,
-            key: wanted.key,
-            hash,
-            ring_version,
-            owned_since: route.owned_since,
-            failover: false,
-            deadline: wanted.deadline,
-        };
+        let ask = wanted.ask(hash, ring_version, route.owned_since, false);
         let owner =
             by_owner.entry(Arc::as_ptr(route.owner).addr()).or_insert_with(|| (route.owner, vec![], vec![]));
         owner.1.push(at);
@@ -157,11 +156,13 @@ pub(crate) async fn get_many(
     }
     let rounds = by_owner.into_values().map(|(owner, places, asks)| async move {
         let mut answers = Vec::with_capacity(asks.len());
-        for asks in asks.chunks(most_at_once) {
+        // Places go with their chunk: one that is not answered must not shift those of the next.
+        for (places, asks) in places.chunks(most_at_once).zip(asks.chunks(most_at_once)) {
             asks.iter().for_each(|_| budget.deposit());
-            answers.extend(owner.get_many(asks, now).await.into_iter().flatten());
+            let chunk = owner.get_many(asks, now).await.into_iter().flatten();
+            answers.extend(places.iter().copied().zip(chunk));
         }
-        places.into_iter().zip(answers).collect::<Vec<_>>()
+        answers
     });
     let mut answered: Vec<Option<Result<Answered, Error>>> = wanted.iter().map(|_| None).collect();
     for (at, answer) in join_all(rounds).await.into_iter().flatten() {
@@ -199,16 +200,8 @@ async fn attempt(
         _ => (route.owner, false),
     };
     let ring_version = routing.ring.version();
-    let ask = Ask {
-        group: wanted.group,
-        group_name: wanted.group_name,
-        key: wanted.key,
-        hash,
-        ring_version,
-        owned_since: if failover { 0 } else { route.owned_since },
-        failover,
-        deadline: wanted.deadline,
-    };
+    let owned_since = if failover { 0 } else { route.owned_since };
+    let ask = wanted.ask(hash, ring_version, owned_since, failover);
     let reply = node.get(&ask, now).await?;
     Ok(Answered { reply, failover, ring_version })
 }
