@@ -2,32 +2,14 @@
 
 #![allow(missing_docs, reason = "criterion's macros make undocumented items")]
 
+mod parts;
+
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use peanut_proto::frame::{
-    AnswerFields, GetOperation, RequestFrame, RequestWriter, ResponseFrame, ResponseWriter,
-};
-use peanut_proto::v1::Outcome;
+use peanut_proto::frame::{RequestWriter, ResponseWriter};
 
-const KEY: &[u8] = b"user:1234567";
-const VALUE: &[u8] = &[b'v'; 100];
-
-fn request(writer: &mut RequestWriter, operations: u32) -> RequestFrame {
-    for id in 0..operations {
-        let get = GetOperation { id, group: 0, key: KEY, deadline_ms: 5000, owned_since: 7, failover: false };
-        writer.get(black_box(&get));
-    }
-    writer.take()
-}
-
-fn response(writer: &mut ResponseWriter, operations: u32) -> ResponseFrame {
-    for id in 0..operations {
-        let fields = AnswerFields { id, outcome: Outcome::Hit, age_ms: 10, ttl_ms: 60_000, value_bytes: 0 };
-        writer.answer(black_box(&fields), black_box(VALUE));
-    }
-    writer.take()
-}
+use parts::{request, response};
 
 fn frames(c: &mut Criterion) {
     for operations in [1, 16, 256] {

@@ -7,42 +7,28 @@
     reason = "gungraun's macros make undocumented items and name them in full"
 )]
 
+mod parts;
+
 use std::hint::black_box;
 
 use gungraun::{library_benchmark, library_benchmark_group, main};
 use peanut_client::ring::{Ring, key_hash};
-use peanut_proto::frame::{
-    AnswerFields, GetOperation, RequestFrame, RequestWriter, ResponseFrame, ResponseWriter,
-};
-use peanut_proto::membership::{NodeInfo, RingDocument};
-use peanut_proto::v1::Outcome;
+use peanut_proto::frame::{RequestFrame, RequestWriter, ResponseFrame, ResponseWriter};
 
-const KEY: &[u8] = b"user:1234567";
+use parts::{KEY, document, request, response};
+
 const OPERATIONS: u32 = 16;
 
 fn ring() -> Ring {
-    let document = (0..100).fold(RingDocument::empty(4096), |ring, n| {
-        let id = format!("10.0.0.{n}:9999");
-        let node = NodeInfo { addr: id.clone(), id, zone: String::new(), weight: 1 };
-        ring.with(&node, 0).expect("a new node")
-    });
-    Ring::new(&document)
+    Ring::new(&document(100, 4096))
 }
 
 fn write_request(writer: &mut RequestWriter) -> RequestFrame {
-    for id in 0..OPERATIONS {
-        let get = GetOperation { id, group: 0, key: KEY, deadline_ms: 5000, owned_since: 7, failover: false };
-        writer.get(black_box(&get));
-    }
-    writer.take()
+    request(writer, OPERATIONS)
 }
 
 fn write_response(writer: &mut ResponseWriter) -> ResponseFrame {
-    for id in 0..OPERATIONS {
-        let fields = AnswerFields { id, outcome: Outcome::Hit, age_ms: 10, ttl_ms: 60_000, value_bytes: 0 };
-        writer.answer(black_box(&fields), black_box(&[b'v'; 100]));
-    }
-    writer.take()
+    response(writer, OPERATIONS)
 }
 
 /// A writer that has its buffer.

@@ -2,19 +2,14 @@
 
 #![allow(missing_docs, reason = "criterion's macros make undocumented items")]
 
+mod parts;
+
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use peanut_client::ring::{Ring, key_hash};
-use peanut_proto::membership::{NodeInfo, RingDocument};
 
-fn document(nodes: usize, points: u32) -> RingDocument {
-    (0..nodes).fold(RingDocument::empty(points), |ring, n| {
-        let id = format!("10.0.{}.{}:9999", n / 250, n % 250);
-        let node = NodeInfo { addr: id.clone(), id, zone: String::new(), weight: 1 };
-        ring.with(&node, 0).expect("a new node")
-    })
-}
+use parts::document;
 
 fn ring(c: &mut Criterion) {
     println!("100 equal nodes: points, bytes, largest share over the mean");

@@ -1,23 +1,18 @@
-//! Reads anything as a segment: no panic, no record beyond the bytes, and a record that was read is written as
-//! the bytes that it was read from.
+//! Reads anything as a segment: no panic, and what was read is written and read again as the same.
 
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use peanut_server::segment::{Header, RECORD_OVERHEAD_BYTES};
+use peanut_server::segment::Header;
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok((header, records)) = Header::read(bytes) else { return };
+    let records: Vec<_> = records.flatten().collect();
     let mut written = Vec::new();
     header.write(&mut written);
-    let mut read = written.len();
-    for record in records.flatten() {
-        let begin = written.len();
-        record.write(&mut written);
-        read += RECORD_OVERHEAD_BYTES + record.key.len() + record.value.unwrap_or_default().len();
-        let again = &written[begin..];
-        // Flags that mean nothing are the only bytes that may differ.
-        assert_eq!(again.len(), RECORD_OVERHEAD_BYTES + record.key.len() + record.value.map_or(0, <[u8]>::len));
-    }
-    assert!(read <= bytes.len());
+    records.iter().for_each(|record| record.write(&mut written));
+    assert!(written.len() <= bytes.len());
+    let (header_again, records_again) = Header::read(&written).expect("it was written just now");
+    assert_eq!(header_again, header);
+    assert!(records_again.map(|record| record.expect("so was this")).eq(records));
 });

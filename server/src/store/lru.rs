@@ -16,10 +16,6 @@ impl Lru {
 }
 
 impl Policy for Lru {
-    fn promotes(&self) -> bool {
-        true
-    }
-
     fn promote(&mut self, slots: &mut Slots, at: u32) {
         self.list.unlink(slots, at);
         self.list.push(slots, at);

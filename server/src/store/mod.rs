@@ -90,7 +90,7 @@ impl Store {
             shards: (0..shards).map(shard).collect(),
             hasher: DefaultHashBuilder::default(),
             began: now,
-            promotes: eviction.policy(1).promotes(),
+            promotes: eviction.promotes(),
         }
     }
 

@@ -23,6 +23,11 @@ impl Eviction {
     /// All of them.
     pub const ALL: [Eviction; 2] = [Eviction::S3Fifo, Eviction::Lru];
 
+    /// Whether a hit changes the order; else hits are only counted in the slot.
+    pub(super) fn promotes(self) -> bool {
+        self == Eviction::Lru
+    }
+
     pub(super) fn policy(self, capacity: usize) -> Box<dyn Policy> {
         match self {
             Eviction::S3Fifo => Box::new(S3Fifo::new(capacity)),
@@ -52,11 +57,8 @@ impl FromStr for Eviction {
 /// Keeps the slots of one shard in order. Every slot that was inserted is in one of the policy's lists until
 /// it is removed or evicted.
 pub(super) trait Policy: fmt::Debug + Send + Sync {
-    /// Whether a hit changes the order; else hits are only counted in the slot.
-    fn promotes(&self) -> bool;
-
-    /// Takes in a hit, where hits change the order.
-    fn promote(&mut self, slots: &mut Slots, at: u32);
+    /// Takes in a hit, where [hits change the order](Eviction::promotes).
+    fn promote(&mut self, _: &mut Slots, _: u32) {}
 
     /// Takes in a new slot.
     fn insert(&mut self, slots: &mut Slots, at: u32, size: Size);

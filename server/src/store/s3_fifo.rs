@@ -41,12 +41,6 @@ impl S3Fifo {
 }
 
 impl Policy for S3Fifo {
-    fn promotes(&self) -> bool {
-        false
-    }
-
-    fn promote(&mut self, _: &mut Slots, _: u32) {}
-
     fn insert(&mut self, slots: &mut Slots, at: u32, size: Size) {
         let slot = slots.get(at);
         if self.ghost.take(slot.hash) {

@@ -57,7 +57,20 @@ impl Shard {
     }
 
     pub(super) fn get(&self, key: &[u8], hash: u32, now_ms: u64) -> Found {
+        self.find(key, hash).map_or(Found::Nothing, |at| self.read(at, now_ms))
+    }
+
+    /// As [`get`](Self::get), where hits change the order.
+    pub(super) fn get_promoting(&mut self, key: &[u8], hash: u32, now_ms: u64) -> Found {
         let Some(at) = self.find(key, hash) else { return Found::Nothing };
+        let found = self.read(at, now_ms);
+        if matches!(found, Found::Entry(_)) {
+            self.policy.promote(&mut self.slots, at);
+        }
+        found
+    }
+
+    fn read(&self, at: u32, now_ms: u64) -> Found {
         let slot = self.slots.get(at);
         if slot.expires_ms <= now_ms {
             return Found::Expired;
@@ -70,16 +83,6 @@ impl Shard {
             stamp: slot.stamp.into(),
             origin: slot.origin(),
         })
-    }
-
-    pub(super) fn get_promoting(&mut self, key: &[u8], hash: u32, now_ms: u64) -> Found {
-        let found = self.get(key, hash, now_ms);
-        if matches!(found, Found::Entry(_))
-            && let Some(at) = self.find(key, hash)
-        {
-            self.policy.promote(&mut self.slots, at);
-        }
-        found
     }
 
     /// Gives what had to leave.

@@ -4,14 +4,14 @@
 //! Every server is a process of its own; all is on this machine.
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use peanut_client::{Client, Group};
-use peanut_tests::{ServerProcess, free_port, now, resident_bytes};
+use peanut_tests::{ServerProcess, cpu_time, free_port, now, resident_bytes};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
@@ -152,15 +152,15 @@ async fn fleets(binary: &Path) {
     for _ in 0..ROUNDS {
         for (servers, group, rounds) in &mut fleets {
             let cpu = |servers: &mut [ServerProcess]| -> Duration {
-                servers.iter_mut().map(|server| cpu_of(&server.process().id().to_string())).sum()
+                servers.iter_mut().map(|server| cpu_time(&server.process().id().to_string())).sum()
             };
-            let (own, theirs) = (cpu_of("self"), cpu(servers));
+            let (own, theirs) = (cpu_time("self"), cpu(servers));
             let found = small_gets(group, 1024).await;
             let per_get = |spent: Duration| spent.as_secs_f64() * 1e6 / found.gets as f64;
             rounds.push([
                 found.gets as f64 / found.took.as_secs_f64(),
                 found.p99_us,
-                per_get(cpu_of("self") - own),
+                per_get(cpu_time("self") - own),
                 per_get(cpu(servers) - theirs),
             ]);
         }
@@ -179,10 +179,10 @@ async fn idle_clients(binary: &Path) {
     let id = server.process().id().to_string();
     load(&connect(&addrs).await.group("small")).await;
     let idle = async || {
-        let (own, theirs) = (cpu_of("self"), cpu_of(&id));
+        let (own, theirs) = (cpu_time("self"), cpu_time(&id));
         sleep(Duration::from_secs(10)).await;
         let ms = |spent: Duration| spent.as_secs_f64() * 1e3 / 10.0;
-        (ms(cpu_of("self") - own), ms(cpu_of(&id) - theirs))
+        (ms(cpu_time("self") - own), ms(cpu_time(&id) - theirs))
     };
     sleep(Duration::from_secs(2)).await;
     let (own_before, server_before) = idle().await;
@@ -225,17 +225,4 @@ fn medians<const N: usize>(rounds: &[[f64; N]]) -> [f64; N] {
         values.sort_by(f64::total_cmp);
         values[values.len() / 2]
     })
-}
-
-fn proc_file(process: &str, file: &str) -> String {
-    std::fs::read_to_string(PathBuf::from("/proc").join(process).join(file)).unwrap_or_default()
-}
-
-/// CPU time of a process, in steps of 10 ms; zero where the system has no /proc.
-fn cpu_of(process: &str) -> Duration {
-    // utime and stime are fields 14 and 15, counted in hundredths of a second on every Linux.
-    let stat = proc_file(process, "stat");
-    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    let ticks = after_name.split_whitespace().skip(11).take(2);
-    Duration::from_millis(ticks.filter_map(|field| field.parse::<u64>().ok()).sum::<u64>() * 10)
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use nix::sys::resource::{UsageWho, getrusage};
-use peanut_tests::now;
+use peanut_tests::{cpu_time, now};
 use serde::Serialize;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -70,7 +70,7 @@ pub(crate) async fn measure<C: Caller>(
     work: Work,
     keys: &Arc<[String]>,
     time: Duration,
-    server: u32,
+    server: &str,
 ) -> Sample {
     let phase = Arc::new(AtomicU8::new(WARMING));
     let mut tasks = JoinSet::new();
@@ -78,11 +78,11 @@ pub(crate) async fn measure<C: Caller>(
         tasks.spawn(closed_loop(caller, work, keys.clone(), phase.clone()));
     }
     sleep(time / 5).await;
-    let (begun, client_before, server_before) = (now(), own_cpu(), cpu_of(server));
+    let (begun, client_before, server_before) = (now(), own_cpu(), cpu_time(server));
     phase.store(MEASURING, Ordering::Relaxed);
     sleep(time).await;
     phase.store(OVER, Ordering::Relaxed);
-    let (took, client_after, server_after) = (begun.elapsed(), own_cpu(), cpu_of(server));
+    let (took, client_after, server_after) = (begun.elapsed(), own_cpu(), cpu_time(server));
     let calls = tasks.join_all().await;
     let failed = calls.iter().map(|calls| calls.failed).sum();
     let mut nanos = calls.into_iter().map(|calls| calls.nanos).collect::<Vec<_>>().concat();
@@ -145,20 +145,11 @@ fn quantile(nanos: &mut [u32], quantile: f64) -> f64 {
     f64::from(*nanos.select_nth_unstable(at).1) / 1e3
 }
 
-/// CPU time of this process.
+/// CPU time of this process, finer than `cpu_time` has it.
 fn own_cpu() -> Duration {
     let usage = getrusage(UsageWho::RUSAGE_SELF).expect("the usage of this process");
     [usage.user_time(), usage.system_time()]
         .into_iter()
         .map(|time| Duration::from_micros((time.tv_sec() * 1_000_000 + time.tv_usec()).unsigned_abs()))
         .sum()
-}
-
-/// CPU time of another process, in steps of 10 ms; zero where the system has no /proc.
-fn cpu_of(process: u32) -> Duration {
-    // utime and stime are fields 14 and 15, counted in hundredths of a second on every Linux.
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    let ticks = after_name.split_whitespace().skip(11).take(2);
-    Duration::from_millis(ticks.filter_map(|field| field.parse::<u64>().ok()).sum::<u64>() * 10)
 }

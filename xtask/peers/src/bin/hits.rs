@@ -102,8 +102,16 @@ fn read(path: &Path) -> Result<Vec<u64>, String> {
     Ok(keys)
 }
 
-fn ratio(trace: &[u64], mut hit: impl FnMut(u64) -> bool) -> f64 {
-    trace.iter().filter(|key| hit(**key)).count() as f64 / trace.len() as f64
+/// The part of the accesses that hit, where every miss stores the key.
+fn ratio(trace: &[u64], get: impl Fn(&u64) -> bool, insert: impl Fn(u64)) -> f64 {
+    let hit = |key: &&u64| {
+        let hit = get(key);
+        if !hit {
+            insert(**key);
+        }
+        hit
+    };
+    trace.iter().filter(hit).count() as f64 / trace.len() as f64
 }
 
 fn store(trace: &[u64], entries: usize, shards: usize, eviction: Eviction) -> f64 {
@@ -111,34 +119,19 @@ fn store(trace: &[u64], entries: usize, shards: usize, eviction: Eviction) -> f6
     let store = Store::of_entries(entries, shards, eviction, now);
     let expires = now + Duration::from_secs(1 << 20);
     let entry = Entry { value: None, loaded: now, expires, stamp: 0, origin: Origin::Owner };
-    ratio(trace, |key| {
-        let key = key.to_be_bytes();
-        let hit = store.get(&key, Origin::Owner, 0, now).is_some();
-        if !hit {
-            store.insert(&key, &entry);
-        }
-        hit
-    })
+    ratio(
+        trace,
+        |key| store.get(&key.to_be_bytes(), Origin::Owner, 0, now).is_some(),
+        |key| store.insert(&key.to_be_bytes(), &entry),
+    )
 }
 
 fn moka(trace: &[u64], entries: u64) -> f64 {
     let cache = moka::sync::Cache::new(entries);
-    ratio(trace, |key| {
-        let hit = cache.get(&key).is_some();
-        if !hit {
-            cache.insert(key, ());
-        }
-        hit
-    })
+    ratio(trace, |key| cache.get(key).is_some(), |key| cache.insert(key, ()))
 }
 
 fn quick_cache(trace: &[u64], entries: usize) -> f64 {
     let cache = quick_cache::sync::Cache::new(entries);
-    ratio(trace, |key| {
-        let hit = cache.get(&key).is_some();
-        if !hit {
-            cache.insert(key, ());
-        }
-        hit
-    })
+    ratio(trace, |key| cache.get(key).is_some(), |key| cache.insert(key, ()))
 }

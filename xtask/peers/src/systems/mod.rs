@@ -126,7 +126,7 @@ impl System {
     }
 
     pub(crate) async fn measure(&self, work: Work, tasks: u32, time: Duration, data: &Data) -> Sample {
-        let server = self.server.id();
+        let server = &self.server.id().to_string();
         let keys = &data.keys;
         let tasks = tasks as usize;
         match &self.client {
