@@ -16,12 +16,15 @@ use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::Failure;
 use crate::flight::{Boarding, Flights, Landed, Pilot, Ticket};
 use crate::group::{Group, Policy};
 use crate::hot::{self, HotKey, HotKeys};
 use crate::loader::{AnyLoader, Loaded};
+use crate::persistence::Journal;
+use crate::segment::key_hash;
 use crate::store::{Entry, Origin, Store, Value};
 
 /// Flights that may wait for their turn, for each load that may run.
@@ -41,6 +44,8 @@ pub(crate) struct Cache {
     tasks: Mutex<JoinSet<()>>,
     /// Where those run.
     runtime: OnceLock<Handle>,
+    /// Where entries are kept for a warm restart, if anywhere.
+    journal: OnceLock<Arc<Journal>>,
 }
 
 /// A get, as any service hands it in.
@@ -121,12 +126,37 @@ impl Cache {
             loads: Semaphore::new(group.policy.max_loads),
             tasks: Mutex::default(),
             runtime: OnceLock::new(),
+            journal: OnceLock::new(),
             policy: group.policy,
         }
     }
 
     pub(crate) fn name(&self) -> &str {
         &self.group
+    }
+
+    pub(crate) fn entries(&self) -> &Store {
+        &self.store
+    }
+
+    pub(crate) fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// Names what the entries follow from: under another fingerprint they would be others.
+    pub(crate) fn fingerprint(&self) -> u64 {
+        let Policy { ttl, negative_ttl, max_ttl, .. } = self.policy;
+        let loader = self.loader.fingerprint();
+        xxh3_64(format!("{}\0{ttl:?}\0{negative_ttl:?}\0{max_ttl:?}\0{loader}", self.group).as_bytes())
+    }
+
+    /// Keeps a journal of what is stored from now on.
+    pub(crate) fn keep_journal(&self, journal: Arc<Journal>) {
+        let _ = self.journal.set(journal);
+    }
+
+    pub(crate) fn journal(&self) -> Option<&Journal> {
+        self.journal.get().map(|journal| &**journal)
     }
 
     /// Answers a get from the store, or finds or starts the flight that will.
@@ -185,16 +215,37 @@ impl Cache {
     fn start(self: &Arc<Self>, pilot: Pilot, get: Get) {
         let cache = self.clone();
         let flight = async move {
+            if let Some(entry) = cache.restored(&get).await {
+                return pilot.land(Ok(entry), |_| {});
+            }
             let landed = cache.load(&get).await;
             pilot.land(landed, |entry| {
                 if entry.expires > entry.loaded {
-                    cache.store.insert(&get.key, entry);
+                    cache.store(&get.key, entry);
                 }
             });
         };
         let mut tasks = self.tasks.lock();
         while tasks.try_join_next().is_some() {}
         tasks.spawn_on(flight, self.runtime.get_or_init(Handle::current));
+    }
+
+    pub(crate) fn store(&self, key: &Bytes, entry: &Entry) {
+        match self.journal() {
+            None => self.store.insert(key, entry),
+            Some(journal) => {
+                let mut evicted = Vec::new();
+                self.store.insert_telling(key, entry, |key| evicted.push(key_hash(key)));
+                journal.stored(key, entry, &evicted, Instant::now());
+            }
+        }
+    }
+
+    /// The entry, where it comes back from the disk just after the start.
+    async fn restored(&self, get: &Get) -> Option<Entry> {
+        let journal = self.journal().filter(|journal| journal.is_restoring())?;
+        journal.restored().await;
+        self.store.get(&get.key, get.origin, get.owned_since, Instant::now())
     }
 
     /// Runs the loader in a task of its own: a panic ends only that task, and a loader that blocks its

@@ -41,6 +41,13 @@ pub(crate) struct Policy {
     pub(crate) load_timeout: Duration,
     pub(crate) max_loads: usize,
     pub(crate) eviction: Eviction,
+    pub(crate) disk_capacity_bytes: Option<u64>,
+}
+
+impl Policy {
+    pub(crate) fn disk_capacity_bytes(&self) -> u64 {
+        self.disk_capacity_bytes.unwrap_or((self.capacity_bytes as u64).saturating_mul(2))
+    }
 }
 
 impl Default for Policy {
@@ -55,6 +62,7 @@ impl Default for Policy {
             load_timeout: Group::DEFAULT_LOAD_TIMEOUT,
             max_loads: Group::DEFAULT_MAX_LOADS,
             eviction: Eviction::default(),
+            disk_capacity_bytes: None,
         }
     }
 }
@@ -98,6 +106,15 @@ impl Group {
     #[must_use]
     pub fn eviction(mut self, eviction: Eviction) -> Self {
         self.policy.eviction = eviction;
+        self
+    }
+
+    /// Most bytes on the disk, where the server has a [`data_dir`](crate::ServerBuilder::data_dir): twice
+    /// [`capacity_bytes`](Self::capacity_bytes) by default. With less than four thirds of what is in memory, the oldest is not
+    /// kept.
+    #[must_use]
+    pub fn disk_capacity_bytes(mut self, bytes: u64) -> Self {
+        self.policy.disk_capacity_bytes = Some(bytes);
         self
     }
 
@@ -162,6 +179,8 @@ impl Group {
         }
         if policy.capacity_bytes == 0 {
             refuse("capacity is zero; give it some bytes, like 64MiB")
+        } else if policy.disk_capacity_bytes == Some(0) {
+            refuse("disk_capacity is zero; give it some bytes, or the server no data_dir")
         } else if policy.ttl.is_zero() || policy.max_ttl.is_zero() {
             refuse("ttl and max_ttl must be longer than zero")
         } else if !(0.0..=1.0).contains(&policy.ttl_jitter) {

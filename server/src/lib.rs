@@ -8,6 +8,7 @@
 //! binary `peanut-server` is a configuration file in front of it.
 
 mod cache;
+mod clock;
 #[cfg(feature = "cli")]
 pub mod command;
 #[cfg(feature = "cli")]
@@ -17,6 +18,7 @@ mod flight;
 mod group;
 mod hot;
 mod loader;
+mod persistence;
 mod registration;
 pub mod segment;
 mod server;
@@ -33,4 +35,5 @@ pub use loader::HttpLoader;
 pub use loader::SqlLoader;
 pub use loader::{Loaded, Loader, LoaderError, LoaderFn, StaticLoader, loader_fn};
 pub use peanut_proto::registry;
+pub use persistence::PersistenceStats;
 pub use server::{Server, ServerBuilder, ServerHandle};

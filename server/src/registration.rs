@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::wall_clock_ms;
 use crate::service::Node;
 
 /// A compare-and-swap of the ring that loses so often in a row has met something other than neighbours.
@@ -40,8 +41,8 @@ pub(crate) struct Registration {
 
 impl Registration {
     /// Registers the node and keeps it registered until `stop`, then ends its lease. The node hears of
-    /// every new ring version.
-    pub(crate) async fn run(self, node: Node, stop: CancellationToken) {
+    /// every new ring version, and whoever holds `joined` of the first success.
+    pub(crate) async fn run(self, node: Node, joined: watch::Sender<bool>, stop: CancellationToken) {
         let discovery = Discovery::start(self.registry.clone(), self.keys.clone());
         let mut discovered = discovery.subscribe();
         let live = Liveness {
@@ -53,7 +54,7 @@ impl Registration {
         };
         let mut lease = None;
         tokio::select! {
-            () = self.keep(&live, &mut lease, &mut discovered, &node) => {}
+            () = self.keep(&live, &mut lease, &mut discovered, &node, &joined) => {}
             () = stop.cancelled() => {}
         }
         if let Some(lease) = lease {
@@ -71,13 +72,16 @@ impl Registration {
         lease: &mut Option<LeaseId>,
         discovered: &mut watch::Receiver<Discovered>,
         node: &Node,
+        joined: &watch::Sender<bool>,
     ) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         let mut said = None;
         loop {
             let begun = Instant::now();
             match self.register(live, lease, discovered).await {
-                Ok(()) => {
+                Ok(version) => {
+                    node.hear_of_ring(version);
+                    joined.send_replace(true);
                     let why = self.hold(lease, discovered, node, None).await;
                     tracing::warn!(why, "registering again");
                     said = None;
@@ -109,7 +113,7 @@ impl Registration {
         live: &Liveness,
         lease: &mut Option<LeaseId>,
         discovered: &mut watch::Receiver<Discovered>,
-    ) -> Result<(), RegistryError> {
+    ) -> Result<u64, RegistryError> {
         let known = discovered.borrow_and_update().view.ring.clone();
         self.check_that_the_id_is_free(live).await?;
         // A lease that still stands is used again, so that none is left behind to delete what a later
@@ -128,7 +132,7 @@ impl Registration {
         self.registry.put(&naming_key, naming.encode(), *lease).await?;
         let version = self.join(&known).await?;
         tracing::info!(node = self.node.id, addr = self.node.addr, ring_version = version, "registered");
-        Ok(())
+        Ok(version)
     }
 
     /// Two nodes of one id would take turns in writing their addresses into the ring, for ever.
@@ -268,12 +272,6 @@ fn next_ring(
         ring.version += 1;
     }
     Some(ring)
-}
-
-#[expect(clippy::disallowed_methods, reason = "the one place where the server reads the wall clock")]
-fn wall_clock_ms() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

@@ -1,7 +1,9 @@
 //! The server: groups behind gRPC services on a listener that the caller owns, registered for as long as
 //! it runs.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +14,8 @@ use peanut_proto::registry::{LocalRegistry, Registry};
 use peanut_proto::v1::peanut_server::PeanutServer;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::server::Router;
@@ -21,6 +24,7 @@ use crate::cache::Cache;
 use crate::error::Error;
 use crate::group::Group;
 use crate::hot::HotKey;
+use crate::persistence::{Persistence, PersistenceOptions, PersistenceStats};
 use crate::registration::Registration;
 use crate::service::Node;
 use crate::threads;
@@ -33,6 +37,10 @@ const SERVICES: [&str; 3] = ["", "peanut.v1.Peanut", "peanutcachepb.PeanutCache"
 const SWEEP_EVERY: Duration = Duration::from_millis(100);
 const SWEEP_PART: f64 = 0.01;
 const MAX_THREADS: usize = 1024;
+/// How long stored entries wait for the ring's version, by which those of another history are told.
+const RING_PATIENCE: Duration = Duration::from_secs(2);
+/// Time to write what calls have left in the last moment before the deadline.
+const LAST_SEAL: Duration = Duration::from_secs(1);
 const KEEPALIVE: Duration = Duration::from_secs(20);
 
 /// A node of the cache, ready to run.
@@ -66,6 +74,11 @@ impl ServerHandle {
     pub fn hot_keys(&self, group: &str, most: usize) -> Vec<HotKey> {
         self.node.cache(group).map(|cache| cache.hottest(most)).unwrap_or_default()
     }
+
+    /// What is known of a group's segment files; `None` where there is no such group, or it has none.
+    pub fn persistence(&self, group: &str) -> Option<PersistenceStats> {
+        Some(self.node.cache(group).ok()?.journal()?.stats())
+    }
 }
 
 /// Describes a [`Server`].
@@ -83,6 +96,9 @@ pub struct ServerBuilder {
     naming_service: String,
     shutdown_deadline: Duration,
     threads: usize,
+    data_dir: Option<PathBuf>,
+    seal_interval: Duration,
+    restore_bytes_per_second: u64,
 }
 
 impl Default for ServerBuilder {
@@ -100,6 +116,9 @@ impl Default for ServerBuilder {
             naming_service: Server::DEFAULT_NAMING_SERVICE.to_owned(),
             shutdown_deadline: Server::DEFAULT_SHUTDOWN_DEADLINE,
             threads: 0,
+            data_dir: None,
+            seal_interval: Server::DEFAULT_SEAL_INTERVAL,
+            restore_bytes_per_second: Server::DEFAULT_RESTORE_BYTES_PER_SECOND,
         }
     }
 }
@@ -195,6 +214,34 @@ impl ServerBuilder {
         self
     }
 
+    /// A folder of this node's own, made where it is missing, from which its entries come back after a restart. Without one,
+    /// the default, a restart is cold.
+    ///
+    /// What is loaded is written there in the background; what a process wrote until a tenth of a second before it was killed
+    /// comes back. Bytes are bounded for each [group](Group::disk_capacity_bytes). A disk that is full or fails leaves the
+    /// node in memory only, with a warning, and is tried again later.
+    #[must_use]
+    pub fn data_dir(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.data_dir = Some(folder.into());
+        self
+    }
+
+    /// How often what was written is also made to outlive the machine; 10 s by default. Entries that live no longer than
+    /// this are not written.
+    #[must_use]
+    pub fn seal_interval(mut self, interval: Duration) -> Self {
+        self.seal_interval = interval;
+        self
+    }
+
+    /// The most bytes a second that are read from [`data_dir`](Self::data_dir) after a start, while the node already
+    /// serves; 256 MiB by default.
+    #[must_use]
+    pub fn restore_bytes_per_second(mut self, bytes: u64) -> Self {
+        self.restore_bytes_per_second = bytes;
+        self
+    }
+
     /// Checks the description and makes the server.
     ///
     /// # Errors
@@ -221,6 +268,12 @@ impl ServerBuilder {
         if self.lease_ttl < Duration::from_secs(1) {
             return Err(Error::configuration("lease_ttl must be at least 1s"));
         }
+        if self.seal_interval < Duration::from_millis(100) {
+            return Err(Error::configuration("seal_interval must be at least 100ms"));
+        }
+        if self.restore_bytes_per_second == 0 {
+            return Err(Error::configuration("restore_rate must be more than zero"));
+        }
         if self.registry.is_some() && !self.nodes.is_empty() {
             return Err(Error::configuration("a registry and a fixed list of nodes exclude each other"));
         }
@@ -236,6 +289,10 @@ impl Server {
     pub const DEFAULT_NAMING_SERVICE: &str = "peanutcache";
     /// 10 seconds.
     pub const DEFAULT_SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
+    /// 10 seconds.
+    pub const DEFAULT_SEAL_INTERVAL: Duration = Duration::from_secs(10);
+    /// 256 MiB.
+    pub const DEFAULT_RESTORE_BYTES_PER_SECOND: u64 = 256 << 20;
 
     /// Describes a server.
     pub fn builder() -> ServerBuilder {
@@ -257,6 +314,7 @@ impl Server {
     pub async fn run(self, listener: TcpListener, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
         let local = listener.local_addr().map_err(|e| Error::transport("the listener has no address", e))?;
         let registration = self.registration(local)?;
+        let mut persistence = self.persistence(registration.as_ref());
         let _abort_loads = AbortLoads(self.node.clone());
         let _sweeping = AbortOnDropHandle::new(tokio::spawn(sweep(self.node.clone())));
         let (mut health, health_service) = tonic_health::server::health_reporter();
@@ -269,17 +327,23 @@ impl Server {
         let serving = threads::serve(self.options.threads, listener, router, stop_serving.clone());
         tokio::pin!(serving);
         let stop_registration = CancellationToken::new();
+        let (joined, has_joined) = watch::channel(false);
         let registration = registration.map(|it| {
-            AbortOnDropHandle::new(tokio::spawn(it.run(self.node.clone(), stop_registration.clone())))
+            AbortOnDropHandle::new(tokio::spawn(it.run(self.node.clone(), joined, stop_registration.clone())))
         });
         tracing::info!("listening on {local}");
 
         tokio::select! {
             ended = &mut serving => return ended,
             () = shutdown => {}
+            never = self.restore(persistence.as_mut(), has_joined) => match never {},
         }
 
         tracing::info!("shutting down");
+        let deadline = Instant::now() + self.options.shutdown_deadline;
+        if let Some(persistence) = &persistence {
+            persistence.write_hottest_first(deadline - self.options.shutdown_deadline / 10);
+        }
         let goodbye = async {
             // First nobody new is sent here, then nobody new is let in.
             for service in SERVICES {
@@ -296,13 +360,16 @@ impl Server {
             }
             std::future::pending().await
         };
-        let finished = timeout(self.options.shutdown_deadline, async {
+        let finished = timeout_at(deadline, async {
             tokio::select! {
                 ended = &mut serving => ended,
                 never = goodbye => never,
             }
         });
         let finished = finished.await;
+        if let Some(persistence) = persistence {
+            persistence.finish(deadline.max(Instant::now() + LAST_SEAL)).await;
+        }
         match finished {
             Ok(ended) => ended,
             Err(_) => {
@@ -353,6 +420,36 @@ impl Server {
                     .max_decoding_message_size(MAX_MESSAGE_BYTES)
                     .max_encoding_message_size(MAX_MESSAGE_BYTES),
             ))
+    }
+
+    /// Begins to keep what the groups have, where there is a folder for it.
+    fn persistence(&self, registration: Option<&Registration>) -> Option<Persistence> {
+        let ServerBuilder { data_dir, seal_interval, restore_bytes_per_second, fleet, nodes, .. } =
+            &self.options;
+        let options = PersistenceOptions {
+            data_dir: data_dir.clone()?,
+            seal_interval: *seal_interval,
+            restore_bytes_per_second: *restore_bytes_per_second,
+        };
+        // A fixed list has no versions, so with another list everything may be outdated.
+        let id = registration.map_or("", |registration| &registration.node.id);
+        let identity = format!("{fleet}\0{id}\0{}", nodes.join(","));
+        let caches: Vec<_> = self.node.caches().cloned().collect();
+        Some(Persistence::start(&options, &identity, &caches))
+    }
+
+    /// Restores what was kept once the ring's version is known, or the registry has not answered for a while.
+    async fn restore(
+        &self,
+        persistence: Option<&mut Persistence>,
+        mut joined: watch::Receiver<bool>,
+    ) -> Infallible {
+        if let Some(persistence) = persistence {
+            let joining = timeout(RING_PATIENCE, joined.wait_for(|joined| *joined));
+            let has_joined = joining.await.is_ok_and(|joined| joined.is_ok());
+            persistence.restore(has_joined.then(|| self.node.hear_of_ring(0)));
+        }
+        std::future::pending().await
     }
 
     /// What to register, where there is a registry.

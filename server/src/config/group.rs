@@ -35,6 +35,7 @@ pub(crate) struct GroupSettings {
     load_timeout: Option<Span>,
     max_loads: Option<usize>,
     eviction: Option<Spanned<String>>,
+    disk_capacity: Option<Capacity>,
     loader: Spanned<LoaderSettings>,
 }
 
@@ -120,6 +121,7 @@ impl GroupSettings {
             load_timeout: span(self.load_timeout, default.load_timeout),
             max_loads: self.max_loads.unwrap_or(default.max_loads),
             eviction,
+            disk_capacity_bytes: self.disk_capacity.map(|Capacity(bytes)| bytes as u64),
         };
         if policy.ttl > policy.max_ttl {
             return Err(source.error(ttl_at, "ttl is longer than max_ttl; shorten it or raise max_ttl"));

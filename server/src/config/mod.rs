@@ -17,7 +17,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use serde::Deserialize;
 
 pub(crate) use group::Groups;
-pub(crate) use units::{ListenAddr, Span};
+pub(crate) use units::{Capacity, ListenAddr, Span};
 
 use crate::Server;
 
@@ -73,6 +73,15 @@ settings! {
         /// Threads that serve connections; loads have others [default: one for each core]
         #[arg(long, env = "PEANUT_THREADS", value_name = "N")]
         threads: Option<NonZeroUsize>,
+        /// Folder for what is kept for a warm restart; without one a restart is cold
+        #[arg(long, env = "PEANUT_DATA_DIR", value_name = "FOLDER")]
+        data_dir: Option<PathBuf>,
+        /// How often what was written is made to outlive the machine [default: 10s]
+        #[arg(long, env = "PEANUT_SEAL_INTERVAL", value_name = "DURATION")]
+        seal_interval: Option<Span>,
+        /// Bytes a second that are read from the folder after a start, at most [default: 256MiB]
+        #[arg(long, env = "PEANUT_RESTORE_RATE", value_name = "SIZE")]
+        restore_rate: Option<Capacity>,
         /// What to log, in RUST_LOG's syntax; RUST_LOG itself wins over the file only [default: info]
         #[arg(long, env = "PEANUT_LOG", value_name = "FILTER")]
         log: Option<String>,
@@ -216,12 +225,18 @@ impl Config {
         macro_rules! set {
             ($($field:ident),*) => { $(if let Some(value) = settings.$field { builder = builder.$field(value); })* };
         }
-        set!(advertise, node_id, fleet, zone, weight, nodes, naming_service);
+        set!(advertise, node_id, fleet, zone, weight, nodes, naming_service, data_dir);
         if let Some(Span(ttl)) = settings.lease_ttl {
             builder = builder.lease_ttl(ttl);
         }
         if let Some(Span(deadline)) = settings.shutdown_deadline {
             builder = builder.shutdown_deadline(deadline);
+        }
+        if let Some(Span(interval)) = settings.seal_interval {
+            builder = builder.seal_interval(interval);
+        }
+        if let Some(Capacity(bytes)) = settings.restore_rate {
+            builder = builder.restore_bytes_per_second(bytes as u64);
         }
         let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         builder = builder.threads(settings.threads.map_or_else(cores, NonZeroUsize::get));

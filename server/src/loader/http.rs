@@ -8,6 +8,7 @@ use headers::{CacheControl, HeaderMapExt as _};
 use peanut_proto::limits::MAX_VALUE_BYTES;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use reqwest::{Client, StatusCode, Url, redirect};
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::{Loaded, Loader, LoaderError};
 
@@ -56,6 +57,10 @@ impl HttpLoader {
 }
 
 impl Loader for HttpLoader {
+    fn fingerprint(&self) -> u64 {
+        xxh3_64(self.url.as_bytes())
+    }
+
     async fn load(&self, group: &str, key: &[u8]) -> Result<Loaded, LoaderError> {
         let response = self.client.get(fill_in(&self.url, group, key)).send().await?;
         match response.status() {

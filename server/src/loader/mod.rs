@@ -47,6 +47,12 @@ pub trait Loader: Send + Sync + 'static {
     /// remembered, so the next get loads again. That the origin has no such key is not an error but
     /// [`Loaded::NotFound`].
     fn load(&self, group: &str, key: &[u8]) -> impl Future<Output = Result<Loaded, LoaderError>> + Send;
+
+    /// Names the origin: what a loader with another fingerprint has loaded is not restored after a restart. By default
+    /// all loaders have the same one.
+    fn fingerprint(&self) -> u64 {
+        0
+    }
 }
 
 /// What a loader found.
@@ -122,6 +128,10 @@ impl AnyLoader {
         AnyLoader(Arc::new(loader))
     }
 
+    pub(crate) fn fingerprint(&self) -> u64 {
+        self.0.fingerprint()
+    }
+
     pub(crate) async fn load(self, group: Arc<str>, key: Bytes) -> Result<Loaded, LoaderError> {
         self.0.load(&group, &key).await
     }
@@ -135,10 +145,15 @@ impl fmt::Debug for AnyLoader {
 
 trait DynLoader: Send + Sync {
     fn load<'a>(&'a self, group: &'a str, key: &'a [u8]) -> BoxFuture<'a, Result<Loaded, LoaderError>>;
+    fn fingerprint(&self) -> u64;
 }
 
 impl<L: Loader> DynLoader for L {
     fn load<'a>(&'a self, group: &'a str, key: &'a [u8]) -> BoxFuture<'a, Result<Loaded, LoaderError>> {
         Box::pin(Loader::load(self, group, key))
+    }
+
+    fn fingerprint(&self) -> u64 {
+        Loader::fingerprint(self)
     }
 }

@@ -8,6 +8,8 @@ use bytes::Bytes;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteValueRef};
 use sqlx::{AssertSqlSafe, Row as _, TypeInfo as _, ValueRef as _};
 
+use xxhash_rust::xxh3::xxh3_64;
+
 use super::{Loaded, Loader, LoaderError};
 
 /// Loads a key with a query of one parameter, the key, on SQLite.
@@ -48,6 +50,11 @@ impl SqlLoader {
 }
 
 impl Loader for SqlLoader {
+    fn fingerprint(&self) -> u64 {
+        let options = self.pool.connect_options();
+        xxh3_64(format!("{}\0{}", options.get_filename().display(), self.query).as_bytes())
+    }
+
     async fn load(&self, _group: &str, key: &[u8]) -> Result<Loaded, LoaderError> {
         let query = sqlx::query(AssertSqlSafe(self.query.to_string()));
         let query = match std::str::from_utf8(key) {

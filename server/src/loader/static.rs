@@ -4,6 +4,8 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
 use super::{Loaded, Loader, LoaderError};
 
 /// A loader over a fixed table.
@@ -19,6 +21,11 @@ impl<K: Into<Vec<u8>>, V: Into<Bytes>> FromIterator<(K, V)> for StaticLoader {
 }
 
 impl Loader for StaticLoader {
+    fn fingerprint(&self) -> u64 {
+        // Of all entries, in whatever order.
+        self.entries.iter().fold(0, |sum, (key, value)| sum ^ xxh3_64_with_seed(value, xxh3_64(key)))
+    }
+
     async fn load(&self, _group: &str, key: &[u8]) -> Result<Loaded, LoaderError> {
         Ok(self.entries.get(key).cloned().into())
     }

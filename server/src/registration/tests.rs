@@ -31,7 +31,7 @@ fn start_as(registry: &LocalRegistry, info: NodeInfo) -> Running {
         naming_service: "peanutcache".into(),
         max_ttl: Duration::from_secs(60),
     };
-    let task = tokio::spawn(registration.run(node.clone(), stop.clone()));
+    let task = tokio::spawn(registration.run(node.clone(), watch::Sender::new(false), stop.clone()));
     Running { node, stop, task }
 }
 

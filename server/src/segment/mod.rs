@@ -8,10 +8,14 @@
 //! | format, now 1 | 4 | checksum, xxh3-64, of length and what follows | 8 |
 //! | nothing yet | 4 | expires, milliseconds since 1970 | 8 |
 //! | fingerprint of what wrote it | 8 | loaded, milliseconds since 1970 | 8 |
-//! | written, milliseconds since 1970 | 8 | stamp | 8 |
-//! | checksum, xxh3-64, of all that | 8 | length of the key | 2 |
-//! | | | flags: 1 no such key, 2 in another's place | 1 |
+//! | run of the machine it was written in | 8 | stamp | 8 |
+//! | written, milliseconds since 1970 | 8 | length of the key | 2 |
+//! | checksum, xxh3-64, of all that | 8 | flags: 1 no such key, 2 removed, 4 evicted | 1 |
 //! | | | key, value | |
+//!
+//! Of several records of a key the last one holds; *removed* says that those before it hold no more, and has times
+//! that mean nothing. *Evicted* has no key, and as its value the hashes (xxh3-64) of keys whose records before it are not
+//! needed any more.
 //!
 //! This is a pure codec: it opens no file and reads no clock. Every byte that is read is doubted.
 
@@ -23,19 +27,24 @@ const MAGIC: &[u8; 8] = b"PEANUTSG";
 const FORMAT: u32 = 1;
 const CHECKSUM_BYTES: usize = 8;
 /// Length of the header.
-pub const HEADER_BYTES: usize = 8 + 4 + 4 + 8 + 8 + CHECKSUM_BYTES;
+pub const HEADER_BYTES: usize = 8 + 4 + 4 + 8 + 8 + 8 + CHECKSUM_BYTES;
 const LENGTH_BYTES: usize = 4;
 const FIXED_BYTES: usize = 8 + 8 + 8 + 2 + 1;
 /// What a record takes beside its key and value.
 pub const RECORD_OVERHEAD_BYTES: usize = LENGTH_BYTES + CHECKSUM_BYTES + FIXED_BYTES;
 const NEGATIVE: u8 = 1;
-const FAILOVER: u8 = 2;
+const REMOVED: u8 = 2;
+const EVICTED: u8 = 4;
+const HASH_BYTES: usize = 8;
 
 /// What a segment says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     /// Of the configuration that its entries were kept under.
     pub fingerprint: u64,
+    /// Of the run of the machine in which it was written: after a crash of the machine there may be less of it than was
+    /// written, after one of the process alone there is not.
+    pub boot: u64,
     /// When it was begun, in milliseconds since 1970.
     pub written_ms: u64,
 }
@@ -49,12 +58,50 @@ pub struct Record<'a> {
     pub loaded_ms: u64,
     /// Ring version that it was written under.
     pub stamp: u64,
-    /// The node did not own the key.
-    pub failover: bool,
     /// The key.
     pub key: &'a [u8],
-    /// The value; `None` where the origin has no such key.
-    pub value: Option<&'a [u8]>,
+    /// What is known of it.
+    pub content: Content<'a>,
+}
+
+/// What a record says of its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content<'a> {
+    /// This is its value.
+    Value(&'a [u8]),
+    /// The origin has no such key.
+    Negative,
+    /// Whatever was written of it before holds no more.
+    Removed,
+    /// Not of its key, but of those with these [hashes](key_hash): they have made room for others.
+    Evicted(Hashes<'a>),
+}
+
+/// Hashes of keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hashes<'a>(&'a [u8]);
+
+impl<'a> Hashes<'a> {
+    /// What [`append`](Self::append) has put together.
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Hashes(bytes)
+    }
+
+    /// Appends a hash.
+    pub fn append(to: &mut Vec<u8>, hash: u64) {
+        to.extend_from_slice(&hash.to_le_bytes());
+    }
+
+    /// The hashes.
+    pub fn iter(&self) -> impl Iterator<Item = u64> + use<'a> {
+        let (hashes, _) = self.0.as_chunks::<HASH_BYTES>();
+        hashes.iter().map(|hash| u64::from_le_bytes(*hash))
+    }
+}
+
+/// The hash by which [evicted keys](Content::Evicted) are named.
+pub fn key_hash(key: &[u8]) -> u64 {
+    xxh3_64(key)
 }
 
 /// Why a file is not read as a segment.
@@ -86,6 +133,7 @@ impl Header {
         to.extend_from_slice(&FORMAT.to_le_bytes());
         to.extend_from_slice(&0_u32.to_le_bytes());
         to.extend_from_slice(&self.fingerprint.to_le_bytes());
+        to.extend_from_slice(&self.boot.to_le_bytes());
         to.extend_from_slice(&self.written_ms.to_le_bytes());
         let checksum = xxh3_64(&to[begin..]);
         to.extend_from_slice(&checksum.to_le_bytes());
@@ -104,14 +152,14 @@ impl Header {
         if format != FORMAT {
             return Err(NoSegment::Format(format));
         }
-        let read = (fields.u32(), fields.u64(), fields.u64(), fields.u64());
-        let (Some(_), Some(fingerprint), Some(written_ms), Some(checksum)) = read else {
+        let read = (fields.u32(), fields.u64(), fields.u64(), fields.u64(), fields.u64());
+        let (Some(_), Some(fingerprint), Some(boot), Some(written_ms), Some(checksum)) = read else {
             return Err(NoSegment::Foreign);
         };
         if xxh3_64(&from[..HEADER_BYTES - CHECKSUM_BYTES]) != checksum {
             return Err(NoSegment::Damaged);
         }
-        Ok((Header { fingerprint, written_ms }, Records { rest: fields.0 }))
+        Ok((Header { fingerprint, boot, written_ms }, Records { rest: fields.0 }))
     }
 }
 
@@ -121,7 +169,12 @@ impl Record<'_> {
     /// # Panics
     /// Where key or value are longer than the format can say: 64 KiB, 4 GiB.
     pub fn write(&self, to: &mut Vec<u8>) {
-        let value = self.value.unwrap_or_default();
+        let (value, flags): (&[u8], u8) = match self.content {
+            Content::Value(value) => (value, 0),
+            Content::Negative => (&[], NEGATIVE),
+            Content::Removed => (&[], REMOVED),
+            Content::Evicted(Hashes(hashes)) => (hashes, EVICTED),
+        };
         let key_bytes = u16::try_from(self.key.len()).expect("keys have at most 1 KiB");
         let length =
             u32::try_from(FIXED_BYTES + self.key.len() + value.len()).expect("values have at most 8 MiB");
@@ -132,7 +185,7 @@ impl Record<'_> {
         to.extend_from_slice(&self.loaded_ms.to_le_bytes());
         to.extend_from_slice(&self.stamp.to_le_bytes());
         to.extend_from_slice(&key_bytes.to_le_bytes());
-        to.push(if self.value.is_none() { NEGATIVE } else { 0 } | if self.failover { FAILOVER } else { 0 });
+        to.push(flags);
         to.extend_from_slice(self.key);
         to.extend_from_slice(value);
         let body = begin + LENGTH_BYTES + CHECKSUM_BYTES;
@@ -183,14 +236,30 @@ impl<'a> Iterator for Records<'a> {
     }
 }
 
+/// How many of a segment's bytes are before a torn tail; zero where it is no segment.
+pub fn whole_length(from: &[u8]) -> usize {
+    let Ok((_, mut records)) = Header::read(from) else { return 0 };
+    let mut rest = records.rest.len();
+    while records.next().is_some_and(|record| record != Err(Bad::Tail)) {
+        rest = records.rest.len();
+    }
+    from.len() - rest
+}
+
 fn read_body(body: &[u8]) -> Option<Record<'_>> {
     let mut fields = Fields(body);
     let (expires_ms, loaded_ms, stamp) = (fields.u64()?, fields.u64()?, fields.u64()?);
     let key_bytes = fields.take(2)?.try_into().ok().map(u16::from_le_bytes)?;
     let flags = *fields.take(1)?.first()?;
     let key = fields.take(key_bytes.into())?;
-    let value = (flags & NEGATIVE == 0).then_some(fields.0);
-    Some(Record { expires_ms, loaded_ms, stamp, failover: flags & FAILOVER != 0, key, value })
+    let content = match flags {
+        0 => Content::Value(fields.0),
+        NEGATIVE => Content::Negative,
+        REMOVED => Content::Removed,
+        EVICTED => Content::Evicted(Hashes(fields.0)),
+        _ => return None,
+    };
+    Some(Record { expires_ms, loaded_ms, stamp, key, content })
 }
 
 /// Takes numbers and bytes off the front.

@@ -4,19 +4,19 @@ use proptest::prelude::*;
 
 use super::*;
 
-const HEADER: Header = Header { fingerprint: 0xf00d, written_ms: 1_700_000_000_000 };
+const HEADER: Header = Header { fingerprint: 0xf00d, boot: 0xb007, written_ms: 1_700_000_000_000 };
 
+/// Key, value, expires, loaded, stamp, removed.
 type Entry = (Vec<u8>, Option<Vec<u8>>, u64, u64, u64, bool);
 
-fn record((key, value, expires_ms, loaded_ms, stamp, failover): &Entry) -> Record<'_> {
-    Record {
-        expires_ms: *expires_ms,
-        loaded_ms: *loaded_ms,
-        stamp: *stamp,
-        failover: *failover,
-        key,
-        value: value.as_deref(),
-    }
+fn record((key, value, expires_ms, loaded_ms, stamp, removed): &Entry) -> Record<'_> {
+    let content = match value {
+        Some(hashes) if *removed => Content::Evicted(Hashes::new(hashes)),
+        None if *removed => Content::Removed,
+        Some(value) => Content::Value(value),
+        None => Content::Negative,
+    };
+    Record { expires_ms: *expires_ms, loaded_ms: *loaded_ms, stamp: *stamp, key, content }
 }
 
 fn segment(entries: &[Entry]) -> Vec<u8> {
@@ -37,6 +37,8 @@ fn small() -> Vec<Entry> {
         (b"Tom".to_vec(), Some(b"630".to_vec()), 2, 1, 7, false),
         (b"Jack".to_vec(), None, 4, 3, 8, true),
         (b"Sam".to_vec(), Some(Vec::new()), 6, 5, 9, false),
+        (b"Ann".to_vec(), None, 8, 7, 10, false),
+        (Vec::new(), Some(key_hash(b"Tom").to_le_bytes().to_vec()), 0, 0, 0, true),
     ]
 }
 
@@ -44,8 +46,17 @@ fn small() -> Vec<Entry> {
 #[test]
 fn the_format_is_what_it_was() {
     let bytes = segment(&small());
-    assert_eq!(bytes.len(), HEADER_BYTES + 3 * RECORD_OVERHEAD_BYTES + 3 + 3 + 4 + 3);
-    assert_eq!(xxh3_64(&bytes), 15_234_967_358_755_542_081, "recipe: segment(&small()) with HEADER");
+    assert_eq!(bytes.len(), HEADER_BYTES + 5 * RECORD_OVERHEAD_BYTES + 3 + 3 + 4 + 3 + 3 + 8);
+    assert_eq!(xxh3_64(&bytes), 954_854_471_253_518_793, "recipe: segment(&small()) with HEADER");
+}
+
+#[test]
+fn hashes_of_evicted_keys_are_read_as_they_were_written() {
+    let hashes = [key_hash(b"Tom"), key_hash(b"Jack")];
+    let mut bytes = Vec::new();
+    hashes.iter().for_each(|hash| Hashes::append(&mut bytes, *hash));
+    assert!(Hashes::new(&bytes).iter().eq(hashes));
+    assert_eq!(Hashes::new(&bytes[..15]).iter().count(), 1, "half a hash is none");
 }
 
 #[test]
@@ -67,7 +78,7 @@ fn what_is_no_segment_of_this_format_is_told_apart() {
 #[test]
 fn a_torn_tail_costs_the_record_it_tears() {
     let (entries, bytes) = (small(), segment(&small()));
-    let ends: Vec<usize> = (0..=3).map(|n| segment(&entries[..n]).len()).collect();
+    let ends: Vec<usize> = (0..=entries.len()).map(|n| segment(&entries[..n]).len()).collect();
     for length in HEADER_BYTES..bytes.len() {
         let whole = ends.iter().filter(|end| **end <= length).count() - 1;
         let read: Vec<_> = Header::read(&bytes[..length]).unwrap().1.collect();

@@ -25,6 +25,14 @@ impl Policy for Lru {
         self.list.push(slots, at);
     }
 
+    fn restore(&mut self, slots: &mut Slots, at: u32) {
+        self.list.push_oldest(slots, at);
+    }
+
+    fn hottest_first(&self, slots: &Slots) -> Vec<u32> {
+        self.list.iter(slots).collect()
+    }
+
     fn remove(&mut self, slots: &mut Slots, at: u32, _: Size) {
         self.list.unlink(slots, at);
     }

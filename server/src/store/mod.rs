@@ -34,6 +34,8 @@ mod slots;
 mod value;
 
 use std::hash::BuildHasher as _;
+use std::ops::ControlFlow;
+use std::time::Duration;
 
 use hashbrown::DefaultHashBuilder;
 use parking_lot::RwLock;
@@ -41,12 +43,15 @@ use tokio::time::Instant;
 
 pub use entry::{Entry, Origin};
 pub use policy::Eviction;
-use shard::{Found, Shard, Size};
+pub use shard::Restored;
+use shard::{Evicted, Found, Shard, Size};
 pub use value::Value;
 
 /// A shard is not made smaller than this, so that few large values do not crowd each other out.
 const MIN_SHARD_BYTES: usize = 32 << 20;
 const MAX_SHARDS: usize = 64;
+/// Entries are older than the store where they were restored; beyond this, their age is not known.
+const OLDEST: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// Entries by key.
 #[derive(Debug)]
@@ -89,7 +94,7 @@ impl Store {
         Store {
             shards: (0..shards).map(shard).collect(),
             hasher: DefaultHashBuilder::default(),
-            began: now,
+            began: now.checked_sub(OLDEST).unwrap_or(now),
             promotes: eviction.promotes(),
         }
     }
@@ -120,11 +125,48 @@ impl Store {
     /// Stores a copy of an entry, for which others leave as the policy has it. An entry larger than a shard is
     /// not stored, and nothing leaves for it.
     pub fn insert(&self, key: &[u8], entry: &Entry) {
+        self.insert_telling(key, entry, |_| {});
+    }
+
+    /// As [`insert`](Self::insert), and tells the keys that had to leave for it.
+    pub fn insert_telling(&self, key: &[u8], entry: &Entry, evicted: impl FnMut(&[u8])) {
         let (shard, hash) = self.shard(key);
         let times = (self.ms(entry.loaded), self.ms(entry.expires));
         // What has left is freed with the lock released.
         let left = shard.write().insert(key, hash, entry, times);
-        drop(left);
+        left.evicted.iter().map(Evicted::key).for_each(evicted);
+    }
+
+    /// Stores a copy of an entry from the process's life before, unless the key has one or another would have to
+    /// leave for it. What is restored first stays the longest.
+    pub fn restore(&self, key: &[u8], entry: &Entry) -> Restored {
+        let (shard, hash) = self.shard(key);
+        shard.write().restore(key, hash, entry, (self.ms(entry.loaded), self.ms(entry.expires)))
+    }
+
+    /// The entry of a key if it is fresh, whoever wrote it; it does not count as a hit.
+    pub fn peek(&self, key: &[u8], now: Instant) -> Option<Entry> {
+        let (shard, hash) = self.shard(key);
+        let found = shard.read().peek(key, hash, self.ms(now));
+        found.map(|entry| entry.since(self.began))
+    }
+
+    /// Shows every entry, the expired ones included, first those that should stay the longest, until `visit` breaks off. Others
+    /// may use the store meanwhile: what comes or goes in that time is shown or not.
+    pub fn visit_hottest_first(&self, mut visit: impl FnMut(&[u8], Entry) -> ControlFlow<()>) {
+        // The places are taken down first; a place may have another entry when its turn comes.
+        let orders: Vec<_> = self.shards.iter().map(|shard| shard.read().hottest_first()).collect();
+        let most = orders.iter().map(Vec::len).max().unwrap_or(0);
+        for rank in 0..most {
+            for (shard, order) in self.shards.iter().zip(&orders) {
+                let found = order.get(rank).and_then(|at| shard.read().at(*at));
+                if let Some((key, entry)) = found
+                    && visit(&key, entry.since(self.began)).is_break()
+                {
+                    return;
+                }
+            }
+        }
     }
 
     /// Forgets a key. Whether there was an entry.

@@ -63,6 +63,12 @@ pub(super) trait Policy: fmt::Debug + Send + Sync {
     /// Takes in a new slot.
     fn insert(&mut self, slots: &mut Slots, at: u32, size: Size);
 
+    /// Takes in a slot that had a place here in the process's life before: it comes after all that have one.
+    fn restore(&mut self, slots: &mut Slots, at: u32);
+
+    /// All slots, first those that should stay the longest.
+    fn hottest_first(&self, slots: &Slots) -> Vec<u32>;
+
     /// Takes out a slot that has gone for other reasons.
     fn remove(&mut self, slots: &mut Slots, at: u32, size: Size);
 

@@ -51,6 +51,19 @@ impl Policy for S3Fifo {
         }
     }
 
+    /// What is restored has proved itself.
+    fn restore(&mut self, slots: &mut Slots, at: u32) {
+        slots.get_mut(at).set_second_list(true);
+        self.main.push_oldest(slots, at);
+    }
+
+    /// By hits; of as many, first those of the main queue.
+    fn hottest_first(&self, slots: &Slots) -> Vec<u32> {
+        let mut all: Vec<u32> = self.main.iter(slots).chain(self.small.iter(slots)).collect();
+        all.sort_by_key(|at| std::cmp::Reverse(slots.get(*at).hits()));
+        all
+    }
+
     fn remove(&mut self, slots: &mut Slots, at: u32, size: Size) {
         let slot = slots.get(at);
         if slot.is_in_second_list() {

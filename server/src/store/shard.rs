@@ -31,6 +31,47 @@ pub(super) enum Found {
     Entry(StoredEntry),
 }
 
+/// What has left for an entry: it is freed when nobody waits for it.
+#[derive(Debug)]
+pub(super) struct Left {
+    _replaced: Option<Record>,
+    pub(super) evicted: Vec<Evicted>,
+}
+
+/// An entry that has made room for another.
+#[derive(Debug)]
+pub(super) struct Evicted {
+    record: Record,
+    key_bytes: usize,
+}
+
+impl Evicted {
+    pub(super) fn key(&self) -> &[u8] {
+        &self.record.slice[..self.key_bytes]
+    }
+}
+
+/// What became of an entry from the process's life before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Restored {
+    /// It is back.
+    Stored,
+    /// There is an entry of the key already.
+    Known,
+    /// There is no room for it without another's leaving.
+    NoRoom,
+}
+
+fn entry(slot: &Slot) -> StoredEntry {
+    StoredEntry {
+        value: slot.value(),
+        loaded_ms: slot.loaded_ms(),
+        expires_ms: slot.expires_ms,
+        stamp: slot.stamp.into(),
+        origin: slot.origin(),
+    }
+}
+
 impl Shard {
     pub(super) fn new(capacity: usize, policy: Box<dyn Policy>, size: Size) -> Self {
         Shard { slots: Slots::new(), by_key: HashTable::new(), policy, size, used: 0, capacity, swept: 0 }
@@ -76,49 +117,79 @@ impl Shard {
             return Found::Expired;
         }
         slot.hit();
-        Found::Entry(StoredEntry {
-            value: slot.value(),
-            loaded_ms: slot.loaded_ms(),
-            expires_ms: slot.expires_ms,
-            stamp: slot.stamp.into(),
-            origin: slot.origin(),
-        })
+        Found::Entry(entry(slot))
+    }
+
+    /// As [`get`](Self::get), but nobody has asked: it is no hit.
+    pub(super) fn peek(&self, key: &[u8], hash: u32, now_ms: u64) -> Option<StoredEntry> {
+        let slot = self.slots.get(self.find(key, hash)?);
+        (slot.expires_ms > now_ms).then(|| entry(slot))
+    }
+
+    /// The places of all entries, first those that should stay the longest.
+    pub(super) fn hottest_first(&self) -> Vec<u32> {
+        self.policy.hottest_first(&self.slots)
+    }
+
+    /// What is at a place, with its key.
+    pub(super) fn at(&self, at: u32) -> Option<(Vec<u8>, StoredEntry)> {
+        let slot = self.slots.get(at);
+        (!slot.is_free()).then(|| (slot.key().to_vec(), entry(slot)))
     }
 
     /// Gives what had to leave.
-    pub(super) fn insert(
-        &mut self,
-        key: &[u8],
-        hash: u32,
-        entry: &Entry,
-        (loaded_ms, expires_ms): (u64, u64),
-    ) -> Vec<Record> {
-        let mut left = Vec::new();
-        if let Some(old) = self.find(key, hash) {
-            left.extend(self.take_out(old));
-        }
-        let value = entry.value.as_deref().unwrap_or_default();
-        let size = (self.size)(key.len() + value.len());
-        let (Ok(key_bytes), Ok(stamp)) = (u16::try_from(key.len()), u32::try_from(entry.stamp)) else {
-            return left;
-        };
+    pub(super) fn insert(&mut self, key: &[u8], hash: u32, entry: &Entry, times: (u64, u64)) -> Left {
+        let replaced = self.find(key, hash).and_then(|at| self.take_out(at));
+        let mut left = Left { _replaced: replaced, evicted: Vec::new() };
+        let size = self.size_of(key, entry);
         if size > self.capacity {
             return left;
         }
         while self.used + size > self.capacity {
             let Some(at) = self.policy.evict(&mut self.slots, self.size) else { break };
-            left.extend(self.forget(at));
+            let key_bytes = self.slots.get(at).key().len();
+            left.evicted.extend(self.forget(at).map(|record| Evicted { record, key_bytes }));
         }
-        let record = record(key, value);
+        if let Some(at) = self.put(key, hash, entry, times) {
+            self.policy.insert(&mut self.slots, at, self.size);
+        }
+        left
+    }
+
+    /// Takes in an entry from the process's life before, where there is room and none of this life.
+    pub(super) fn restore(&mut self, key: &[u8], hash: u32, entry: &Entry, times: (u64, u64)) -> Restored {
+        if self.find(key, hash).is_some() {
+            return Restored::Known;
+        }
+        if self.used + self.size_of(key, entry) > self.capacity {
+            return Restored::NoRoom;
+        }
+        match self.put(key, hash, entry, times) {
+            Some(at) => {
+                self.policy.restore(&mut self.slots, at);
+                Restored::Stored
+            }
+            None => Restored::NoRoom,
+        }
+    }
+
+    fn size_of(&self, key: &[u8], entry: &Entry) -> usize {
+        (self.size)(key.len() + entry.value.as_ref().map_or(0, |value| value.len()))
+    }
+
+    /// Makes a slot that the policy does not know yet. `None` where key or stamp are longer than a slot has room for.
+    fn put(&mut self, key: &[u8], hash: u32, entry: &Entry, times: (u64, u64)) -> Option<u32> {
+        let (key_bytes, stamp) = (u16::try_from(key.len()).ok()?, u32::try_from(entry.stamp).ok()?);
+        let record = record(key, entry.value.as_deref().unwrap_or_default());
         let mut slot = Slot::new(record, key_bytes, hash, entry.value.is_none(), entry.origin);
-        (slot.expires_ms, slot.stamp) = (expires_ms, stamp);
-        slot.set_loaded_ms(loaded_ms);
+        slot.stamp = stamp;
+        slot.expires_ms = times.1;
+        slot.set_loaded_ms(times.0);
         let at = self.slots.insert(slot);
         let slots = &self.slots;
         self.by_key.insert_unique(spread(hash), at, |at| spread(slots.get(*at).hash));
-        self.policy.insert(&mut self.slots, at, self.size);
-        self.used += size;
-        left
+        self.used += self.size_of(key, entry);
+        Some(at)
     }
 
     pub(super) fn remove(&mut self, key: &[u8], hash: u32) -> bool {

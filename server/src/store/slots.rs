@@ -199,6 +199,23 @@ impl List {
         self.newest = at;
     }
 
+    /// Puts a slot that is in no list in as the oldest.
+    pub(super) fn push_oldest(&mut self, slots: &mut Slots, at: u32) {
+        let slot = slots.get_mut(at);
+        (slot.older, slot.newer) = (NONE, self.oldest);
+        match self.oldest {
+            NONE => self.newest = at,
+            oldest => slots.get_mut(oldest).older = at,
+        }
+        self.oldest = at;
+    }
+
+    /// From the newest to the oldest.
+    pub(super) fn iter<'a>(&self, slots: &'a Slots) -> impl Iterator<Item = u32> + use<'a> {
+        let some = |at: u32| (at != NONE).then_some(at);
+        std::iter::successors(some(self.newest), move |at| some(slots.get(*at).older))
+    }
+
     /// Takes out a slot that is in this list.
     pub(super) fn unlink(&mut self, slots: &mut Slots, at: u32) {
         let (older, newer) = (slots.get(at).older, slots.get(at).newer);

@@ -1,0 +1,180 @@
+//! The segment files of one group: their names, and every call to the file system.
+//!
+//! `<number>.<kind>` is a sealed segment, `<number>.<kind>.open` the one that is being written. Numbers only rise.
+
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+const LOCK: &str = "lock";
+const OPEN: &str = "open";
+
+/// What a segment has in it. The name of its file says so, since a damaged file cannot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// What was loaded, in the order of time. A record that is lost here is a value that is loaded again.
+    Loads,
+    /// Writes as well. A record that is lost here may have outdated those before it.
+    Writes,
+    /// All that the store had when the node was stopped, the hottest first.
+    Hottest,
+}
+
+impl Kind {
+    const ALL: [Kind; 3] = [Kind::Loads, Kind::Writes, Kind::Hottest];
+
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Loads => "loads",
+            Kind::Writes => "writes",
+            Kind::Hottest => "hottest",
+        }
+    }
+}
+
+/// A segment file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Segment {
+    pub(super) number: u64,
+    pub(super) kind: Kind,
+    pub(super) is_open: bool,
+    pub(super) bytes: u64,
+    /// When it was written last, in milliseconds since 1970.
+    pub(super) modified_ms: u64,
+}
+
+impl Segment {
+    fn name(&self) -> String {
+        let open = if self.is_open { ".open" } else { "" };
+        format!("{:020}.{}{open}", self.number, self.kind.name())
+    }
+
+    fn of(name: &OsStr) -> Option<Self> {
+        let mut parts = name.to_str()?.split('.');
+        let number = parts.next().filter(|digits| digits.len() == 20)?.parse().ok()?;
+        let kind = parts.next().and_then(|name| Kind::ALL.into_iter().find(|kind| kind.name() == name))?;
+        let is_open = match parts.next() {
+            None => false,
+            Some(OPEN) => true,
+            Some(_) => return None,
+        };
+        parts.next().is_none().then_some(Segment { number, kind, is_open, bytes: 0, modified_ms: 0 })
+    }
+}
+
+/// The folder of one group, which is this process's alone while it is held.
+#[derive(Debug)]
+pub(super) struct Directory {
+    path: PathBuf,
+    _lock: File,
+    #[cfg(test)]
+    pub(super) faults: super::tests::Faults,
+}
+
+impl Directory {
+    /// Makes the folder where there is none, and takes it.
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        fs::create_dir_all(path)?;
+        let lock = OpenOptions::new().create(true).append(true).open(path.join(LOCK))?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => io::Error::other("another process has it"),
+            TryLockError::Error(error) => error,
+        })?;
+        Ok(Directory {
+            path: path.to_owned(),
+            _lock: lock,
+            #[cfg(test)]
+            faults: super::tests::Faults::default(),
+        })
+    }
+
+    /// All segments, in the order of their numbers. Other files are none of ours.
+    pub(super) fn list(&self) -> io::Result<Vec<Segment>> {
+        self.may_fail()?;
+        let mut segments = Vec::new();
+        for file in fs::read_dir(&self.path)? {
+            let file = file?;
+            let Some(mut segment) = Segment::of(&file.file_name()) else { continue };
+            let metadata = file.metadata()?;
+            segment.bytes = metadata.len();
+            let modified = metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
+            segment.modified_ms = u64::try_from(modified.as_millis()).unwrap_or(u64::MAX);
+            segments.push(segment);
+        }
+        segments.sort_by_key(|segment| segment.number);
+        Ok(segments)
+    }
+
+    pub(super) fn read(&self, segment: &Segment) -> io::Result<Vec<u8>> {
+        self.may_fail()?;
+        fs::read(self.path.join(segment.name()))
+    }
+
+    /// Begins a segment. Its name is on the disk when this returns.
+    pub(super) fn create(&self, number: u64, kind: Kind) -> io::Result<(Segment, File)> {
+        self.may_fail()?;
+        let segment = Segment { number, kind, is_open: true, bytes: 0, modified_ms: 0 };
+        let file = OpenOptions::new().create_new(true).append(true).open(self.path.join(segment.name()))?;
+        self.sync()?;
+        Ok((segment, file))
+    }
+
+    /// Appends to a segment. The bytes outlive the process when this returns, but not yet the machine.
+    pub(super) fn append(&self, (segment, file): &mut (Segment, File), bytes: &[u8]) -> io::Result<()> {
+        self.may_fail()?;
+        file.write_all(bytes)?;
+        segment.bytes += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Ends a segment: it outlives the machine when this returns.
+    pub(super) fn seal(&self, (mut segment, file): (Segment, File)) -> io::Result<Segment> {
+        self.may_fail()?;
+        file.sync_data()?;
+        let open = self.path.join(segment.name());
+        segment.is_open = false;
+        fs::rename(open, self.path.join(segment.name()))?;
+        self.sync()?;
+        Ok(segment)
+    }
+
+    /// Ends a segment that an earlier process has left open, after its first `length` bytes.
+    pub(super) fn seal_left(&self, mut segment: Segment, length: u64) -> io::Result<Segment> {
+        let file = OpenOptions::new().append(true).open(self.path.join(segment.name()))?;
+        if length < segment.bytes {
+            file.set_len(length)?;
+            segment.bytes = length;
+        }
+        self.seal((segment, file))
+    }
+
+    pub(super) fn remove(&self, segment: &Segment) -> io::Result<()> {
+        self.may_fail()?;
+        match fs::remove_file(self.path.join(segment.name())) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        // A folder can be opened for this on Unix only; elsewhere the system sees to it.
+        if cfg!(unix) { File::open(&self.path)?.sync_all() } else { Ok(()) }
+    }
+
+    #[cfg(test)]
+    fn may_fail(&self) -> io::Result<()> {
+        self.faults.next()
+    }
+
+    #[cfg(not(test))]
+    #[expect(
+        clippy::unused_self,
+        clippy::unnecessary_wraps,
+        reason = "in tests the disk fails when it is told to"
+    )]
+    fn may_fail(&self) -> io::Result<()> {
+        Ok(())
+    }
+}

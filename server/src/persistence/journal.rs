@@ -1,0 +1,130 @@
+//! What becomes of a group's entries, on its way to the disk; and what is known of that way.
+//!
+//! The serving path puts it into a list and goes on; the writer takes the list every tenth of a second. The list is
+//! bounded: a disk that does not keep up costs entries after a restart, never memory or time.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+
+use super::PersistenceStats;
+use crate::store::{Entry, Origin};
+
+/// Bytes that wait for the disk, at most: a second and more of whatever a network brings.
+const MOST_BYTES: usize = 64 << 20;
+/// How long after the start a load waits for the entry to come back from the disk instead.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// One group's journal.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    pending: Mutex<Pending>,
+    /// Entries that live no longer than this are not worth writing.
+    shortest: Duration,
+    impatient_from: Instant,
+    is_restored: watch::Sender<bool>,
+    pub(super) counters: Counters,
+}
+
+/// What the disk is to know.
+#[derive(Debug)]
+pub(super) enum Change {
+    Stored(Bytes, Entry),
+    /// A key has made room; this is its hash.
+    Evicted(u64),
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    list: Vec<Change>,
+    bytes: usize,
+}
+
+/// Shared by the writer, the restore and whoever looks.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) restored: AtomicU64,
+    pub(super) dropped: AtomicU64,
+    pub(super) unwritten: AtomicU64,
+    pub(super) disk_bytes: AtomicU64,
+    pub(super) disk_errors: AtomicU64,
+    pub(super) is_failing: AtomicBool,
+}
+
+impl Journal {
+    pub(super) fn new(shortest: Duration, now: Instant) -> Self {
+        Journal {
+            pending: Mutex::default(),
+            shortest,
+            impatient_from: now + PATIENCE,
+            is_restored: watch::Sender::new(false),
+            counters: Counters::default(),
+        }
+    }
+
+    /// Takes in an entry that was stored, and the hashes of the keys that have made room for it.
+    pub(crate) fn stored(&self, key: &Bytes, entry: &Entry, evicted: &[u64], now: Instant) {
+        let is_worth_writing = self.is_worth_writing(entry, now);
+        let length = entry.value.as_ref().map_or(0, |value| value.len());
+        let stored = if is_worth_writing { key.len() + length + size_of::<Change>() } else { 0 };
+        let bytes = stored + evicted.len() * size_of::<Change>();
+        let mut pending = self.pending.lock();
+        if pending.bytes + bytes > MOST_BYTES {
+            self.counters.unwritten.fetch_add(u64::from(is_worth_writing), Ordering::Relaxed);
+            return;
+        }
+        pending.bytes += bytes;
+        pending.list.extend(evicted.iter().map(|hash| Change::Evicted(*hash)));
+        if is_worth_writing {
+            pending.list.push(Change::Stored(key.clone(), entry.clone()));
+        }
+    }
+
+    /// What this node keeps in another's place, or for a few seconds, is not.
+    pub(super) fn is_worth_writing(&self, entry: &Entry, now: Instant) -> bool {
+        entry.origin == Origin::Owner && entry.expires.saturating_duration_since(now) > self.shortest
+    }
+
+    /// Takes all that waits for the disk.
+    pub(super) fn take(&self) -> Vec<Change> {
+        std::mem::take(&mut *self.pending.lock()).list
+    }
+
+    pub(super) fn is_restored(&self) -> bool {
+        *self.is_restored.borrow()
+    }
+
+    /// Whether it is worth waiting for [`restored`](Self::restored).
+    pub(crate) fn is_restoring(&self) -> bool {
+        !self.is_restored() && Instant::now() < self.impatient_from
+    }
+
+    pub(super) fn set_restored(&self) {
+        self.is_restored.send_replace(true);
+    }
+
+    /// Waits until all that could be read is back, but not beyond the first half second of the process: in a
+    /// big cache that takes longer, and the origin is there.
+    pub(crate) async fn restored(&self) {
+        let mut restored = self.is_restored.subscribe();
+        let _ = timeout_at(self.impatient_from, restored.wait_for(|restored| *restored)).await;
+    }
+
+    pub(crate) fn stats(&self) -> PersistenceStats {
+        let number = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let Counters { restored, dropped, unwritten, disk_bytes, disk_errors, is_failing } = &self.counters;
+        PersistenceStats {
+            is_restored: self.is_restored(),
+            restored: number(restored),
+            dropped: number(dropped),
+            unwritten: number(unwritten),
+            disk_bytes: number(disk_bytes),
+            disk_errors: number(disk_errors),
+            is_failing: is_failing.load(Ordering::Relaxed),
+        }
+    }
+}

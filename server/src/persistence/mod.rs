@@ -1,0 +1,292 @@
+//! Warm restarts: what a node had in memory comes back from files of its own.
+//!
+//! ```text
+//! Cache ── stored ──> Journal ── every 100 ms ──> Writer ──> Directory        one thread, all groups in turn
+//! Cache <── restored ── Restore <─────────────────────────── Directory        another, once, from the start
+//! ```
+//!
+//! Nothing here is on the way of a get but a push onto a list after a load. Nobody waits for a disk: a node is ready before
+//! its entries are back, and a disk that fails leaves it with its memory.
+
+mod directory;
+mod journal;
+mod restore;
+mod writer;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use std::{io, thread};
+
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+use crate::cache::Cache;
+use crate::segment::{Header, whole_length};
+use directory::{Directory, Kind, Segment};
+pub(crate) use journal::Journal;
+use restore::{Check, Pace, Restore};
+use writer::{Limits, Writer};
+
+/// How often what was stored is handed to the system: a process that is killed loses no more.
+const TICK: Duration = Duration::from_millis(100);
+
+/// What is known of a group's segment files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PersistenceStats {
+    /// Whether all that could be read is back.
+    pub is_restored: bool,
+    /// Entries that came back.
+    pub restored: u64,
+    /// Records that were there and did not come back: expired, damaged, misdated, of an unknown ring version, without room.
+    pub dropped: u64,
+    /// Entries that were not written because the disk did not keep up.
+    pub unwritten: u64,
+    /// Bytes of the group's segments.
+    pub disk_bytes: u64,
+    /// Times that the disk failed.
+    pub disk_errors: u64,
+    /// Whether the group is in memory only because the disk has failed; it is tried again, first after a minute.
+    pub is_failing: bool,
+}
+
+/// Where and how.
+#[derive(Clone, Debug)]
+pub(crate) struct PersistenceOptions {
+    pub(crate) data_dir: PathBuf,
+    pub(crate) seal_interval: Duration,
+    pub(crate) restore_bytes_per_second: u64,
+}
+
+/// The writing of all groups' segments. Dropping it ends the writing where it stands.
+#[derive(Debug)]
+pub(crate) struct Persistence {
+    shared: Arc<Shared>,
+    ended: watch::Receiver<()>,
+    groups: Vec<Group>,
+    pace: u64,
+}
+
+/// What a group is restored from.
+#[derive(Debug)]
+struct Group {
+    cache: Arc<Cache>,
+    journal: Arc<Journal>,
+    directory: Arc<Directory>,
+    found: Vec<Segment>,
+    fingerprint: u64,
+}
+
+#[derive(Debug)]
+struct Shared {
+    phase: Mutex<Phase>,
+    changed: Condvar,
+    stop_restoring: AtomicBool,
+    /// Segments that the restore found to be of no use, by group.
+    useless: Mutex<Vec<(usize, Vec<Segment>)>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Running,
+    /// The node has been told to stop: the hottest are written until then.
+    Stopping(Instant),
+    /// It serves no more.
+    Stopped,
+    /// It is gone.
+    Abandoned,
+}
+
+impl Persistence {
+    /// Takes the groups' folders and begins to write. `identity` names whose entries these are. A group whose folder
+    /// cannot be used stays in memory, with a warning.
+    pub(crate) fn start(options: &PersistenceOptions, identity: &str, caches: &[Arc<Cache>]) -> Self {
+        let boot = boot();
+        let now = Instant::now();
+        let mut groups = Vec::new();
+        let mut writers = Vec::new();
+        for cache in caches {
+            let path = options.data_dir.join(cache.name());
+            let (directory, found) = match take(&path, boot) {
+                Ok(taken) => taken,
+                Err(error) => {
+                    let path = path.display();
+                    tracing::warn!(group = cache.name(), "in memory only, {path} cannot be used: {error}");
+                    continue;
+                }
+            };
+            let directory = Arc::new(directory);
+            let fingerprint = xxh3_64_with_seed(identity.as_bytes(), cache.fingerprint());
+            let journal = Arc::new(Journal::new(options.seal_interval, now));
+            let limits = Limits {
+                disk_bytes: cache.policy().disk_capacity_bytes(),
+                seal_interval: options.seal_interval,
+                fingerprint,
+                boot,
+            };
+            cache.keep_journal(journal.clone());
+            writers.push(Writer::new(
+                cache.clone(),
+                journal.clone(),
+                directory.clone(),
+                limits,
+                found.clone(),
+            ));
+            groups.push(Group { cache: cache.clone(), journal, directory, found, fingerprint });
+        }
+        let shared = Arc::new(Shared {
+            phase: Mutex::new(Phase::Running),
+            changed: Condvar::new(),
+            stop_restoring: AtomicBool::new(false),
+            useless: Mutex::default(),
+        });
+        let (ending, ended) = watch::channel(());
+        let writing = shared.clone();
+        let thread = thread::Builder::new().name("peanut-writer".to_owned()).spawn(move || {
+            let _ending = ending;
+            write(&writing, &mut writers);
+        });
+        if let Err(error) = thread {
+            tracing::warn!("in memory only, no thread to write with: {error}");
+        }
+        Persistence { shared, ended, groups, pace: options.restore_bytes_per_second }
+    }
+
+    /// Brings back in the background what the disk has. `newest_version` is the ring's, where it is known.
+    pub(crate) fn restore(&mut self, newest_version: Option<u64>) {
+        let (groups, shared) = (std::mem::take(&mut self.groups), self.shared.clone());
+        let mut pace = Pace::new(self.pace, Instant::now());
+        let thread = thread::Builder::new().name("peanut-restore".to_owned()).spawn(move || {
+            for (number, group) in groups.into_iter().enumerate() {
+                let begun = Instant::now();
+                let check = Check {
+                    fingerprint: group.fingerprint,
+                    max_ttl: group.cache.policy().max_ttl,
+                    newest_version,
+                };
+                let mut restore = Restore {
+                    directory: &group.directory,
+                    cache: &group.cache,
+                    journal: &group.journal,
+                    check,
+                    pace: &mut pace,
+                    stop: &shared.stop_restoring,
+                };
+                let is_anything = !group.found.is_empty();
+                let (report, useless) = restore.run(group.found);
+                group.journal.counters.dropped.store(report.dropped(), Ordering::Relaxed);
+                if shared.stop_restoring.load(Ordering::Relaxed) {
+                    return;
+                }
+                shared.useless.lock().push((number, useless));
+                group.journal.set_restored();
+                let (name, took) = (group.cache.name(), begun.elapsed());
+                if is_anything {
+                    tracing::info!(group = name, "warm restart: {report}, in {took:.1?}");
+                }
+            }
+        });
+        if let Err(error) = thread {
+            tracing::warn!("a cold start, no thread to read with: {error}");
+        }
+    }
+
+    /// Begins to write what the groups have, the hottest first, for at most until then.
+    pub(crate) fn write_hottest_first(&self, until: Instant) {
+        self.enter(Phase::Stopping(until));
+    }
+
+    /// Writes what is left, and waits for it at most until then.
+    pub(crate) async fn finish(mut self, until: Instant) {
+        self.enter(Phase::Stopped);
+        // It ends by being dropped.
+        if timeout_at(until, self.ended.changed()).await.is_err() {
+            tracing::warn!("the segments were not all written in time");
+        }
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.shared.stop_restoring.store(true, Ordering::Relaxed);
+        *self.shared.phase.lock() = phase;
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Drop for Persistence {
+    fn drop(&mut self) {
+        let is_stopped = *self.shared.phase.lock() == Phase::Stopped;
+        if !is_stopped {
+            self.enter(Phase::Abandoned);
+        }
+    }
+}
+
+/// Takes a group's folder, and seals what an earlier process has left open there.
+fn take(path: &Path, boot: u64) -> io::Result<(Directory, Vec<Segment>)> {
+    let directory = Directory::open(path)?;
+    let mut segments = directory.list()?;
+    for at in 0..segments.len() {
+        let segment = segments[at].clone();
+        if !segment.is_open {
+            continue;
+        }
+        let bytes = directory.read(&segment)?;
+        let was_written_in = Header::read(&bytes).ok().map(|(header, _)| header.boot);
+        if segment.kind == Kind::Writes && was_written_in != Some(boot) {
+            // The machine has gone down meanwhile: writes may be missing here that outdated anything before them.
+            for segment in &segments {
+                directory.remove(segment)?;
+            }
+            return Ok((directory, Vec::new()));
+        }
+        segments[at] = directory.seal_left(segment, whole_length(&bytes) as u64)?;
+    }
+    Ok((directory, segments))
+}
+
+/// The writer's thread.
+fn write(shared: &Shared, writers: &mut [Writer]) {
+    let mut dumped = false;
+    loop {
+        let phase = {
+            let mut phase = shared.phase.lock();
+            if *phase == Phase::Running || (dumped && matches!(*phase, Phase::Stopping(_))) {
+                shared.changed.wait_for(&mut phase, TICK);
+            }
+            *phase
+        };
+        for (number, useless) in shared.useless.lock().drain(..) {
+            writers[number].discard(&useless);
+        }
+        match phase {
+            Phase::Running => writers.iter_mut().for_each(|writer| writer.tick(Instant::now())),
+            Phase::Stopping(until) if !dumped => {
+                dumped = true;
+                let count = writers.len();
+                for (number, writer) in writers.iter_mut().enumerate() {
+                    // An equal part of what is left for each.
+                    let now = Instant::now();
+                    let part = until.saturating_duration_since(now) / (count - number) as u32;
+                    writer.write_hottest_first(now + part);
+                }
+            }
+            Phase::Stopping(_) => writers.iter_mut().for_each(|writer| writer.tick(Instant::now())),
+            Phase::Stopped => {
+                writers.iter_mut().for_each(Writer::finish);
+                return;
+            }
+            Phase::Abandoned => return,
+        }
+    }
+}
+
+/// Names the run of the machine, where the system tells; else each start of the process is taken for one.
+fn boot() -> u64 {
+    std::fs::read("/proc/sys/kernel/random/boot_id").map_or_else(|_| fastrand::u64(..), |id| xxh3_64(&id))
+}
+
+#[cfg(test)]
+mod tests;
