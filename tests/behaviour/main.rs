@@ -12,6 +12,7 @@ mod membership;
 mod memory;
 mod one_load;
 mod shutdown;
+mod warm_restart;
 mod wire;
 
 use std::time::Duration;

@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 
 /// An origin. A key that begins with `missing` is not found, one with `broken` is an error, any other has
-/// the value `value of <key>`.
+/// the value `value of <key>`, which lives two seconds where the key begins with `for-2s`.
 #[derive(Debug)]
 pub struct Origin {
     url: String,
@@ -61,12 +61,15 @@ impl Origin {
 async fn answer(
     State(shared): State<Arc<Shared>>,
     Path((_group, key)): Path<(String, String)>,
-) -> Result<String, StatusCode> {
+) -> Result<([(&'static str, &'static str); 1], String), StatusCode> {
     *shared.asked.lock().unwrap_or_else(|e| e.into_inner()).entry(key.clone()).or_default() += 1;
     tokio::time::sleep(shared.delay).await;
     match &key {
         key if key.starts_with("missing") => Err(StatusCode::NOT_FOUND),
         key if key.starts_with("broken") => Err(StatusCode::INTERNAL_SERVER_ERROR),
-        key => Ok(format!("value of {key}")),
+        key => {
+            let max_age = if key.starts_with("for-2s") { "max-age=2" } else { "" };
+            Ok(([("cache-control", max_age)], format!("value of {key}")))
+        }
     }
 }

@@ -9,15 +9,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout};
 
 use super::PersistenceStats;
 use crate::store::{Entry, Origin};
 
 /// Bytes that wait for the disk, at most: a second and more of whatever a network brings.
 const MOST_BYTES: usize = 64 << 20;
-/// How long after the start a load waits for the entry to come back from the disk instead.
+/// How long a load waits for its entry to come back from the disk instead, and for how long after the start any does: a big
+/// cache takes longer, and the origin is there.
 const PATIENCE: Duration = Duration::from_millis(500);
+const LAST_PATIENCE: Duration = Duration::from_secs(5);
 
 /// One group's journal.
 #[derive(Debug)]
@@ -60,7 +62,7 @@ impl Journal {
         Journal {
             pending: Mutex::default(),
             shortest,
-            impatient_from: now + PATIENCE,
+            impatient_from: now + LAST_PATIENCE,
             is_restored: watch::Sender::new(false),
             counters: Counters::default(),
         }
@@ -107,11 +109,10 @@ impl Journal {
         self.is_restored.send_replace(true);
     }
 
-    /// Waits until all that could be read is back, but not beyond the first half second of the process: in a
-    /// big cache that takes longer, and the origin is there.
+    /// Waits until all that could be read is back, half a second at most.
     pub(crate) async fn restored(&self) {
         let mut restored = self.is_restored.subscribe();
-        let _ = timeout_at(self.impatient_from, restored.wait_for(|restored| *restored)).await;
+        let _ = timeout(PATIENCE, restored.wait_for(|restored| *restored)).await;
     }
 
     pub(crate) fn stats(&self) -> PersistenceStats {
