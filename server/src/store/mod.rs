@@ -26,12 +26,18 @@
 
 mod entry;
 mod ghost;
+mod hits;
 mod lru;
 mod policy;
 mod s3_fifo;
 mod shard;
 mod slots;
 mod value;
+
+/// What is compiled a second time under loom has these from there.
+mod atomic {
+    pub(super) use std::sync::atomic::{AtomicU8, Ordering};
+}
 
 use std::hash::BuildHasher as _;
 use std::ops::ControlFlow;

@@ -60,7 +60,7 @@ impl Policy for S3Fifo {
     /// By hits; of as many, first those of the main queue.
     fn hottest_first(&self, slots: &Slots) -> Vec<u32> {
         let mut all: Vec<u32> = self.main.iter(slots).chain(self.small.iter(slots)).collect();
-        all.sort_by_key(|at| std::cmp::Reverse(slots.get(*at).hits()));
+        all.sort_by_key(|at| std::cmp::Reverse(slots.get(*at).hits.get()));
         all
     }
 
@@ -80,8 +80,8 @@ impl Policy for S3Fifo {
                 let at = self.small.pop(slots)?;
                 let slot = slots.get_mut(at);
                 self.small_size -= size(slot.length());
-                if slot.hits() >= ENOUGH_HITS {
-                    slot.set_hits(0);
+                if slot.hits.get() >= ENOUGH_HITS {
+                    slot.hits.set(0);
                     self.push_main(slots, at);
                 } else {
                     let hash = slot.hash;
@@ -91,9 +91,9 @@ impl Policy for S3Fifo {
             } else {
                 let at = self.main.pop(slots)?;
                 let slot = slots.get_mut(at);
-                match slot.hits() {
+                match slot.hits.get() {
                     0 => return Some(at),
-                    hits => slot.set_hits(hits - 1),
+                    hits => slot.hits.set(hits - 1),
                 }
                 self.main.push(slots, at);
             }

@@ -116,7 +116,7 @@ impl Shard {
         if slot.expires_ms <= now_ms {
             return Found::Expired;
         }
-        slot.hit();
+        slot.hits.add();
         Found::Entry(entry(slot))
     }
 

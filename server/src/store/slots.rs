@@ -2,16 +2,12 @@
 //!
 //! Slots are named by their position, so that a list costs two numbers in each slot and nothing elsewhere.
 
-use std::sync::atomic::{AtomicU8, Ordering};
-
+use super::hits::Hits;
 use super::value::Record;
 use super::{Origin, Value};
 
 /// No slot.
 pub(super) const NONE: u32 = u32::MAX;
-
-/// Hits beyond this many are not counted.
-const MOST_HITS: u8 = 3;
 
 /// The age of an entry is kept in steps of so many milliseconds: 32 bits are then eight years.
 const AGE_STEP_MS: u64 = 64;
@@ -29,7 +25,7 @@ pub(super) struct Slot {
     older: u32,
     newer: u32,
     key_bytes: u16,
-    hits: AtomicU8,
+    pub(super) hits: Hits,
     flags: u8,
 }
 
@@ -49,7 +45,7 @@ impl Slot {
             older: NONE,
             newer: NONE,
             key_bytes,
-            hits: AtomicU8::new(0),
+            hits: Hits::none(),
             flags: if is_negative { NEGATIVE } else { 0 }
                 | if origin == Origin::Failover { FAILOVER } else { 0 },
         }
@@ -88,22 +84,6 @@ impl Slot {
     /// Takes the step before the time: the entry is never shown as younger than it is.
     pub(super) fn set_loaded_ms(&mut self, ms: u64) {
         self.loaded_steps = u32::try_from(ms / AGE_STEP_MS).unwrap_or(u32::MAX);
-    }
-
-    /// Counts a hit. Two at once may count as one.
-    pub(super) fn hit(&self) {
-        let hits = self.hits.load(Ordering::Relaxed);
-        if hits < MOST_HITS {
-            self.hits.store(hits + 1, Ordering::Relaxed);
-        }
-    }
-
-    pub(super) fn hits(&self) -> u8 {
-        self.hits.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn set_hits(&mut self, hits: u8) {
-        *self.hits.get_mut() = hits;
     }
 
     pub(super) fn is_in_second_list(&self) -> bool {

@@ -9,6 +9,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod under_loom;
+
 fn entry(value: &[u8], now: Instant, ttl_ms: u64, stamp: u64) -> Entry {
     Entry {
         value: Some(value.to_vec().into()),
