@@ -11,6 +11,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use peanut_proto::limits::{MAX_VALUE_BYTES, check_key};
 use peanut_proto::v1::{ErrorCode, OnMiss, Outcome};
+use smallvec::SmallVec;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet};
@@ -234,9 +235,9 @@ impl Cache {
         match self.journal() {
             None => self.store.insert(key, entry),
             Some(journal) => {
-                let mut evicted = Vec::new();
+                let mut evicted = SmallVec::<[u64; 4]>::new();
                 self.store.insert_telling(key, entry, |key| evicted.push(key_hash(key)));
-                journal.stored(key, entry, &evicted, Instant::now());
+                journal.stored(key, entry, &evicted);
             }
         }
     }

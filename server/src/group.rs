@@ -28,6 +28,8 @@ pub struct Group {
 /// Longer than any time that is meant.
 const LONGEST: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
 const MOST_LOADS: usize = 1_000_000;
+/// What a small group may have on the disk by default, so that its segments are not too small to be worth their files.
+const LEAST_DISK_BYTES: u64 = 64 << 20;
 
 /// How a group keeps and loads.
 #[derive(Clone, Debug)]
@@ -46,7 +48,8 @@ pub(crate) struct Policy {
 
 impl Policy {
     pub(crate) fn disk_capacity_bytes(&self) -> u64 {
-        self.disk_capacity_bytes.unwrap_or((self.capacity_bytes as u64).saturating_mul(2))
+        self.disk_capacity_bytes
+            .unwrap_or((self.capacity_bytes as u64).saturating_mul(2).max(LEAST_DISK_BYTES))
     }
 }
 
@@ -110,7 +113,7 @@ impl Group {
     }
 
     /// Most bytes on the disk, where the server has a [`data_dir`](crate::ServerBuilder::data_dir): twice
-    /// [`capacity_bytes`](Self::capacity_bytes) by default. With less than four thirds of what is in memory, the oldest is not
+    /// [`capacity_bytes`](Self::capacity_bytes) and at least 64 MiB by default. With less than four thirds of what is in memory, the oldest is not
     /// kept.
     #[must_use]
     pub fn disk_capacity_bytes(mut self, bytes: u64) -> Self {

@@ -19,8 +19,9 @@ cargo xtask <command>
   bench      measure the parts on the way of a get: ring, frames
   bench instructions
              count the instructions of those parts under valgrind (installs it, and gungraun-runner)
-  bench fleet
-             measure small values beside large ones, fleets of one to eight nodes, and idle clients
+  bench fleet [PART]
+             measure small values beside large ones, fleets of one to eight nodes, idle clients, and what a folder
+             for warm restarts costs; only one of these with `large`, `fleets`, `idle` or `warm`
   bench store
              measure gets and inserts of the store beside moka, quick_cache and a mutexed lru
   bench hits --trace FILE --capacity N...
@@ -42,7 +43,7 @@ fn main() -> ExitCode {
         Some("bench") => match rest.split_first() {
             None => bench(),
             Some((&"instructions", [])) => bench_instructions(),
-            Some((&"fleet", [])) => bench_fleet(),
+            Some((&"fleet", rest)) => bench_fleet(rest),
             Some((&"peers", rest)) => bench_peers(rest),
             Some((&"hits", rest)) => bench_hits(rest),
             Some((&"store", [])) => bench_store(),
@@ -130,9 +131,9 @@ fn bench_instructions() -> Result<(), Failed> {
     Cargo::new(&["bench", "-p", "peanut-client", "--bench", "instructions"]).run("instructions")
 }
 
-fn bench_fleet() -> Result<(), Failed> {
+fn bench_fleet(args: &[&str]) -> Result<(), Failed> {
     Cargo::new(&["build", "--release", "-p", "peanut-tests", "--bins"]).run("building")?;
-    run::run("fleets", &mut run::built("release/measure")?)
+    run::run("fleets", run::built("release/measure")?.args(args))
 }
 
 const PEERS: &str = "xtask/peers/Cargo.toml";

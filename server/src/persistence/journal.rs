@@ -69,8 +69,8 @@ impl Journal {
     }
 
     /// Takes in an entry that was stored, and the hashes of the keys that have made room for it.
-    pub(crate) fn stored(&self, key: &Bytes, entry: &Entry, evicted: &[u64], now: Instant) {
-        let is_worth_writing = self.is_worth_writing(entry, now);
+    pub(crate) fn stored(&self, key: &Bytes, entry: &Entry, evicted: &[u64]) {
+        let is_worth_writing = self.is_worth_writing(entry, entry.loaded);
         let length = entry.value.as_ref().map_or(0, |value| value.len());
         let stored = if is_worth_writing { key.len() + length + size_of::<Change>() } else { 0 };
         let bytes = stored + evicted.len() * size_of::<Change>();

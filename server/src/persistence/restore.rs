@@ -4,11 +4,11 @@
 //! first of all, the hottest first. Everything is doubted: checksums, dates, stamps, and what a damaged file may have said.
 
 use std::cmp::Reverse;
-use std::collections::HashSet;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use hashbrown::HashSet;
 use tokio::time::Instant;
 
 use super::directory::{Directory, Kind, Segment};

@@ -193,7 +193,7 @@ fn entries_come_back_as_they_were_after_a_stop_and_after_a_kill() {
         life.store_entry("Tom", &entry);
         life.store_entry("Jack", &Entry { value: None, ..entry.clone() });
         life.store_entry("elsewhere", &Entry { origin: Origin::Failover, ..entry.clone() });
-        life.store_entry("soon", &Entry { expires: now, ..entry.clone() });
+        life.store_entry("soon", &Entry { loaded: now, expires: now, ..entry.clone() });
         life.tick();
         if is_stopped {
             life.stop();

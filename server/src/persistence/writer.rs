@@ -4,7 +4,7 @@
 //! the file goes. A disk that fails is left alone for a while, with nothing of ours on it, so that nothing outdated can come
 //! back from it; then all that the store has is written anew.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;
@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use hashbrown::HashSet;
 use tokio::time::Instant;
 
 use super::directory::{Directory, Kind, Segment};
@@ -84,9 +85,10 @@ impl Now {
 
     fn wall_ms(self, time: Instant) -> u64 {
         let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        let ahead = ms(time.saturating_duration_since(self.monotonic));
-        let behind = ms(self.monotonic.saturating_duration_since(time));
-        self.wall_ms.saturating_add(ahead).saturating_sub(behind)
+        match time.checked_duration_since(self.monotonic) {
+            Some(ahead) => self.wall_ms.saturating_add(ms(ahead)),
+            None => self.wall_ms.saturating_sub(ms(self.monotonic.duration_since(time))),
+        }
     }
 }
 

@@ -19,20 +19,37 @@ const KEYS: usize = 10_000;
 const LARGE_BYTES: usize = 1 << 20;
 const LARGE_KEYS: usize = 4;
 const ROUNDS: usize = 5;
+/// For differences of a few in a hundred.
+const MANY_ROUNDS: usize = 15;
 const TIME: Duration = Duration::from_secs(2);
 
 #[tokio::main]
 async fn main() {
+    let only = std::env::args().nth(1);
     let server = std::env::current_exe().expect("the path of this program");
     let server = server.with_file_name("peanut-server-under-test");
-    beside_large_values(&server).await;
-    fleets(&server).await;
-    idle_clients(&server).await;
+    let wanted = |part: &str| only.as_deref().is_none_or(|only| only == part);
+    if wanted("large") {
+        beside_large_values(&server).await;
+    }
+    if wanted("fleets") {
+        fleets(&server).await;
+    }
+    if wanted("idle") {
+        idle_clients(&server).await;
+    }
+    if wanted("warm") {
+        warm_restarts(&server).await;
+    }
 }
 
 async fn start(binary: &Path, listen: &str) -> ServerProcess {
+    start_with(binary, &format!("listen = \"{listen}\""), "").await
+}
+
+async fn start_with(binary: &Path, settings: &str, small: &str) -> ServerProcess {
     let mut config = format!(
-        "listen = \"{listen}\"\n[[group]]\nname = \"small\"\nttl = \"1d\"\n[group.loader]\nkind = \"static\"\n\
+        "{settings}\n[[group]]\nname = \"small\"\nttl = \"1d\"\n{small}\n[group.loader]\nkind = \"static\"\n\
          [group.loader.entries]\n"
     );
     for key in 0..KEYS {
@@ -217,6 +234,42 @@ async fn idle_clients(binary: &Path) {
     );
     drop(clients);
     server.process().kill();
+}
+
+/// What a folder for warm restarts costs those who get: nothing is written for hits, so some must miss.
+async fn warm_restarts(binary: &Path) {
+    println!(
+        "\n256 tasks get 100 bytes, with and without `data_dir`, medians of {MANY_ROUNDS} alternating rounds"
+    );
+    println!("| entries that have room | data_dir | gets/s | p99 us | server's CPU us/get |");
+    println!("|--:|---|--:|--:|--:|");
+    for percent in [110, 90, 50] {
+        let folder = tempfile::tempdir().expect("a folder");
+        // Key, value and overhead are about 204 bytes.
+        let capacity = format!("capacity = \"{}B\"", KEYS * 204 * percent / 100);
+        let mut servers = Vec::new();
+        for data_dir in ["", &format!("data_dir = \"{}\"", folder.path().display())] {
+            let settings = format!("listen = \"127.0.0.1:{}\"\n{data_dir}", free_port());
+            let server = start_with(binary, &settings, &capacity).await;
+            let group = connect(&[server.addr().to_owned()]).await.group("small");
+            load(&group).await;
+            servers.push((server, group, Vec::new()));
+        }
+        for _ in 0..MANY_ROUNDS {
+            for (server, group, rounds) in &mut servers {
+                let id = server.process().id().to_string();
+                let before = cpu_time(&id);
+                let found = small_gets(group, 256).await;
+                let cpu_us = (cpu_time(&id) - before).as_secs_f64() * 1e6 / found.gets as f64;
+                rounds.push([found.gets as f64 / found.took.as_secs_f64(), found.p99_us, cpu_us]);
+            }
+        }
+        for ((mut server, _, rounds), with) in servers.into_iter().zip(["no", "yes"]) {
+            let [rate, p99, cpu_us] = medians(&rounds);
+            println!("| {percent} % | {with} | {rate:.0} | {p99:.0} | {cpu_us:.2} |");
+            server.process().kill();
+        }
+    }
 }
 
 fn medians<const N: usize>(rounds: &[[f64; N]]) -> [f64; N] {

@@ -6,6 +6,7 @@ use loom::thread;
 mod atomic {
     pub(super) use loom::sync::atomic::{AtomicU8, Ordering};
 }
+#[expect(clippy::duplicate_mod, reason = "here with loom's atomics")]
 #[path = "../hits.rs"]
 mod hits;
 
