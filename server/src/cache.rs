@@ -22,7 +22,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::error::Failure;
 use crate::flight::{Boarding, Flights, Landed, Pilot, Ticket};
 use crate::group::{Group, Policy};
-use crate::hot::{self, HotKey, HotKeys};
+use crate::hot::{HotKey, HotKeys};
 use crate::loader::{AnyLoader, Loaded};
 use crate::persistence::Journal;
 use crate::segment::key_hash;
@@ -163,9 +163,7 @@ impl Cache {
     /// Answers a get from the store, or finds or starts the flight that will.
     pub(crate) fn begin(self: &Arc<Self>, get: &Get, now: Instant) -> Result<Begun, Failure> {
         check_key(&get.key).map_err(|why| Failure::new(ErrorCode::InvalidRequest, why))?;
-        if fastrand::u32(..hot::SAMPLED) == 0 {
-            self.hot.count(&get.key, now);
-        }
+        self.hot.count(&get.key, now);
         let stored = || self.store.get(&get.key, get.origin, get.owned_since, now);
         if let Some(entry) = stored() {
             return Ok(Begun::Answered(Answer::new(Outcome::Hit, &entry, now)));

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// One get in so many is counted.
-pub(crate) const SAMPLED: u32 = 32;
+const SAMPLED: u32 = 32;
 /// Keys that are counted at a time.
 const COUNTERS: usize = 128;
 const WINDOW: Duration = Duration::from_secs(5);
@@ -28,7 +28,7 @@ pub struct HotKey {
 
 /// The hot keys of one group.
 #[derive(Debug)]
-pub(crate) struct HotKeys {
+pub struct HotKeys {
     windows: Mutex<Windows>,
 }
 
@@ -52,13 +52,20 @@ struct Counter {
 }
 
 impl HotKeys {
-    pub(crate) fn new(now: Instant) -> Self {
+    /// None yet.
+    pub fn new(now: Instant) -> Self {
         let windows = Windows { began: now, current: Counters::default(), last: Vec::new() };
         HotKeys { windows: Mutex::new(windows) }
     }
 
-    /// Takes in a get that is in the sample. Where another thread is counting, this one is not counted.
-    pub(crate) fn count(&self, key: &[u8], now: Instant) {
+    /// Takes in a get; one in 32 is counted, and that one only where no other thread is counting.
+    pub fn count(&self, key: &[u8], now: Instant) {
+        if fastrand::u32(..SAMPLED) == 0 {
+            self.count_sampled(key, now);
+        }
+    }
+
+    fn count_sampled(&self, key: &[u8], now: Instant) {
         if let Some(mut windows) = self.windows.try_lock() {
             windows.turn(now);
             windows.current.add(key);
@@ -66,7 +73,7 @@ impl HotKeys {
     }
 
     /// The hottest keys of the last full window, at most `most`, the hottest first.
-    pub(crate) fn hottest(&self, most: usize, now: Instant) -> Vec<HotKey> {
+    pub fn hottest(&self, most: usize, now: Instant) -> Vec<HotKey> {
         let mut windows = self.windows.lock();
         windows.turn(now);
         windows.last.iter().take(most).cloned().collect()
@@ -121,7 +128,7 @@ mod tests {
             _ => format!("key-{}", random.u32(..10_000)),
         };
         for n in 0..50_000 {
-            hot.count(keys(&mut random).as_bytes(), begun + WINDOW.mul_f64(f64::from(n) / 50_000.0));
+            hot.count_sampled(keys(&mut random).as_bytes(), begun + WINDOW.mul_f64(f64::from(n) / 50_000.0));
         }
         assert!(hot.hottest(2, begun).is_empty(), "the first window is not over");
         let found = hot.hottest(2, begun + WINDOW);
@@ -142,7 +149,7 @@ mod tests {
     async fn what_was_hot_is_so_no_more_when_nobody_asks() {
         let begun = Instant::now();
         let hot = HotKeys::new(begun);
-        hot.count(b"k", begun);
+        hot.count_sampled(b"k", begun);
         assert_eq!(hot.hottest(10, begun + WINDOW).len(), 1);
         assert_eq!(hot.hottest(10, begun + WINDOW * 2).len(), 0);
     }

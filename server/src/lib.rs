@@ -28,7 +28,7 @@ mod threads;
 
 pub use error::{Error, ErrorKind};
 pub use group::Group;
-pub use hot::HotKey;
+pub use hot::{HotKey, HotKeys};
 #[cfg(feature = "http")]
 pub use loader::HttpLoader;
 #[cfg(feature = "sql")]

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use peanut_server::HotKeys;
 use peanut_server::store::{Entry, Eviction, Origin, Store};
 use peanut_tests::now;
 
@@ -145,6 +146,10 @@ fn stores(c: &mut Criterion) {
             });
         }
         group.finish();
+        let hot = HotKeys::new(now);
+        c.bench_function(&format!("{threads} threads/count/hot keys"), |b| {
+            b.iter_custom(|times| timed(threads, times, &accesses, &|key| hot.count(&keys[key], now)))
+        });
     }
 }
 
