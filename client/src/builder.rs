@@ -7,11 +7,11 @@ use peanut_proto::discovery::{Discovered, Discovery};
 use peanut_proto::membership::{Keys, check_name};
 use peanut_proto::registry::{LocalRegistry, Registry};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::client::{Client, Shared};
-use crate::config::Config;
+use crate::config::{Config, Failover};
 use crate::discovery;
 use crate::error::{Error, ErrorKind};
 use crate::lane::Choice;
@@ -103,6 +103,22 @@ impl ClientBuilder {
         self
     }
 
+    /// What becomes of keys whose owner cannot be reached; [`Failover::Bounded`] by default.
+    #[must_use]
+    pub fn failover(mut self, failover: Failover) -> Self {
+        self.config.failover = failover;
+        self
+    }
+
+    /// For how long after a change of the ring a new owner is filled from the former one, in place of the origin;
+    /// 60 s by default, zero: not at all. For twice that time writes are done at former owners too. All clients of a fleet
+    /// should have the same.
+    #[must_use]
+    pub fn hand_over(mut self, window: Duration) -> Self {
+        self.config.hand_over = window;
+        self
+    }
+
     /// Makes a unary call of every get, as other gRPC clients do, in place of lanes. For comparison.
     #[must_use]
     pub fn unary(mut self) -> Self {
@@ -129,6 +145,7 @@ impl ClientBuilder {
             let why = "the deadline must be longer than zero and at most a day";
             return Err(Error::new(ErrorKind::Configuration, why));
         }
+        let is_shared = !matches!(self.source, Source::Nodes(_));
         let registry: Arc<dyn Registry> = match self.source {
             Source::Missing => {
                 let why = "nothing says how to find the fleet; call etcd, nodes or registry";
@@ -149,7 +166,10 @@ impl ClientBuilder {
             Source::Nodes(addrs) => Arc::new(LocalRegistry::fixed(fleet, addrs)),
             Source::Registry(registry) => registry,
         };
-        let found = Discovery::start(registry, Keys::new(fleet));
+        // What is written into a fixed list reaches nobody.
+        let left_in = is_shared.then(|| registry.clone());
+        let keys = Keys::new(fleet);
+        let found = Discovery::start(registry, keys.clone());
         let mut discovered = found.subscribe();
         let ready_timeout = self.ready_timeout.unwrap_or(Duration::from_secs(5));
         let view =
@@ -157,9 +177,11 @@ impl ClientBuilder {
                 Ok(Ok(discovered)) => discovered.view.clone(),
                 Ok(Err(_)) | Err(_) => return Err(not_ready(fleet, ready_timeout, &found.subscribe())),
             };
-        let routing = Arc::new(CurrentRouting::new(Routing::new(&view.ring, None, &self.config)));
+        let routing =
+            Arc::new(CurrentRouting::new(Routing::new(&view.ring, None, &self.config, Instant::now())));
         let follower = tokio::spawn(discovery::follow(discovered, routing.clone(), self.config.clone()));
-        Ok(Client::from_shared(Shared::new(self.config, routing, found, AbortOnDropHandle::new(follower))))
+        let follower = AbortOnDropHandle::new(follower);
+        Ok(Client::from_shared(Shared::new(self.config, routing, (left_in, keys), found, follower)))
     }
 }
 

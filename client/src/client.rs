@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use peanut_proto::discovery::{Discovered, Discovery};
+use peanut_proto::membership::Keys;
+use peanut_proto::registry::Registry;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -17,6 +19,7 @@ use crate::group::Group;
 use crate::ring::Ring;
 use crate::routing::CurrentRouting;
 use crate::stats::{Counters, Stats};
+use crate::writes::Writes;
 
 /// A client of one fleet. Cheap to clone; all clones share their connections.
 ///
@@ -43,6 +46,10 @@ pub(crate) struct Shared {
     pub(crate) routing: Arc<CurrentRouting>,
     pub(crate) budget: RetryBudget,
     pub(crate) counters: Counters,
+    pub(crate) writes: Writes,
+    /// Where word can be left for nodes; `None` where the fleet is a fixed list.
+    pub(crate) registry: Option<Arc<dyn Registry>>,
+    pub(crate) keys: Keys,
     groups: Mutex<HashMap<String, u32>>,
     discovery: Discovery,
     discovered: watch::Receiver<Discovered>,
@@ -122,19 +129,7 @@ impl Client {
     /// # Errors
     /// Never while the client lives; bound the time yourself.
     pub async fn wait_for_ring(&self, version: u64) -> Result<(), Error> {
-        let mut discovered = self.shared.discovered.clone();
-        loop {
-            if self.shared.routing.get().ring.version() >= version {
-                return Ok(());
-            }
-            // The routing table follows discovery within a moment.
-            tokio::select! {
-                changed = discovered.changed() => changed.map_err(|e| Error::caused_by(
-                    ErrorKind::Unavailable, None, "the client has stopped watching", e,
-                ))?,
-                () = tokio::time::sleep(std::time::Duration::from_millis(5)) => {}
-            }
-        }
+        self.shared.wait_for_ring(version).await
     }
 
     /// What this client's gets came to so far.
@@ -147,6 +142,7 @@ impl Shared {
     pub(crate) fn new(
         config: Config,
         routing: Arc<CurrentRouting>,
+        (registry, keys): (Option<Arc<dyn Registry>>, Keys),
         discovery: Discovery,
         follower: AbortOnDropHandle<()>,
     ) -> Self {
@@ -155,6 +151,9 @@ impl Shared {
             routing,
             budget: RetryBudget::new(),
             counters: Counters::default(),
+            writes: Writes::default(),
+            registry,
+            keys,
             groups: Mutex::default(),
             discovered: discovery.subscribe(),
             discovery,
@@ -168,6 +167,23 @@ impl Shared {
         let mut groups = self.groups.lock();
         let next = u32::try_from(groups.len()).unwrap_or(u32::MAX);
         *groups.entry(name.to_owned()).or_insert(next)
+    }
+
+    /// Waits until the ring has at least this version.
+    pub(crate) async fn wait_for_ring(&self, version: u64) -> Result<(), Error> {
+        let mut discovered = self.discovered.clone();
+        loop {
+            if self.routing.get().ring.version() >= version {
+                return Ok(());
+            }
+            // The routing table follows discovery within a moment.
+            tokio::select! {
+                changed = discovered.changed() => changed.map_err(|e| Error::caused_by(
+                    ErrorKind::Unavailable, None, "the client has stopped watching", e,
+                ))?,
+                () = tokio::time::sleep(std::time::Duration::from_millis(5)) => {}
+            }
+        }
     }
 
     /// A node has heard of a ring newer than the one that chose it: the registry is read again, once for

@@ -1,5 +1,7 @@
 //! What a client can be told, with its defaults.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Settings that every part of the client may look at.
@@ -19,6 +21,44 @@ pub(crate) struct Config {
     pub(crate) unary: bool,
     /// Keys that `get_many` asks of one node at once.
     pub(crate) keys_in_flight: usize,
+    /// Whom nodes ask in the place of one that is down.
+    pub(crate) failover: Failover,
+    /// For how long after a change of the ring former owners are asked for what they had.
+    pub(crate) hand_over: Duration,
+    /// Who this client is, to the nodes.
+    pub(crate) identity: Arc<Identity>,
+}
+
+/// What becomes of operations on keys whose owner cannot be reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Failover {
+    /// The successor is asked, and keeps what it loads for a short time (`failover_ttl`). Clients that disagree about a
+    /// node's health may see such a copy outlive a write by at most that time.
+    #[default]
+    Bounded,
+    /// As [`Bounded`](Self::Bounded), and every write is done at the successor as well, so that there is no such
+    /// time. A write costs twice as much.
+    Strict,
+    /// Nobody is asked: the operation fails.
+    Off,
+}
+
+/// Names a client and each opening of its lanes.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    pub(crate) client_id: u64,
+    epochs: AtomicU64,
+}
+
+impl Identity {
+    pub(crate) fn random() -> Self {
+        Identity { client_id: fastrand::u64(1..), epochs: AtomicU64::new(0) }
+    }
+
+    /// Greater than all before it.
+    pub(crate) fn next_epoch(&self) -> u64 {
+        self.epochs.fetch_add(1, Ordering::Relaxed) + 1
+    }
 }
 
 impl Default for Config {
@@ -31,6 +71,9 @@ impl Default for Config {
             queued_bytes_per_node: 64 << 20,
             unary: false,
             keys_in_flight: 1024,
+            failover: Failover::default(),
+            hand_over: Duration::from_secs(60),
+            identity: Arc::new(Identity::random()),
         }
     }
 }

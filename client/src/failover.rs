@@ -16,11 +16,11 @@ use futures_util::stream::iter;
 use tokio::time::{Instant, sleep};
 use tower::retry::budget::{Budget as _, TpsBudget};
 
+use crate::client::Shared;
+use crate::config::Failover;
 use crate::error::{Error, ErrorKind};
-use crate::lane::{Ask, Reply};
+use crate::lane::{Ask, Reply, Want};
 use crate::node::{Node, Refusal};
-use crate::ring::key_hash;
-use crate::routing::CurrentRouting;
 
 /// Attempts that one get makes at most.
 const MAX_ATTEMPTS: usize = 6;
@@ -78,14 +78,19 @@ pub(crate) struct Wanted<'a> {
     pub(crate) group: u32,
     pub(crate) group_name: &'a str,
     pub(crate) key: &'a [u8],
+    /// Of group and key.
+    pub(crate) hash: u64,
     pub(crate) deadline: Instant,
+    pub(crate) want: Want<'a>,
+    /// See [`Ask::writes`].
+    pub(crate) writes: u32,
 }
 
 impl<'a> Wanted<'a> {
     /// As a node is asked for it.
-    fn ask(&self, hash: u64, ring_version: u64, owned_since: u64, failover: bool) -> Ask<'a> {
-        let Wanted { group, group_name, key, deadline } = *self;
-        Ask { group, group_name, key, hash, ring_version, owned_since, failover, deadline }
+    pub(crate) fn ask(&self, ring_version: u64, owned_since: u64, failover: bool) -> Ask<'a> {
+        let Wanted { group, group_name, key, hash, deadline, want, writes } = *self;
+        Ask { group, group_name, key, hash, ring_version, owned_since, failover, deadline, want, writes }
     }
 }
 
@@ -100,16 +105,11 @@ pub(crate) struct Answered {
 
 /// Asks for a key until there is an answer that stands. The routing table is looked at for each attempt,
 /// since the ring may have changed.
-pub(crate) async fn get(
-    routing: &CurrentRouting,
-    wanted: Wanted<'_>,
-    now: Instant,
-    budget: &RetryBudget,
-) -> Result<Answered, Error> {
+pub(crate) async fn get(client: &Shared, wanted: Wanted<'_>, now: Instant) -> Result<Answered, Error> {
+    let budget = &client.budget;
     budget.deposit();
-    let hash = key_hash(wanted.group_name, wanted.key);
     let mut last = None;
-    let mut last_error = match attempt(routing, &wanted, hash, &mut last, now).await {
+    let mut last_error = match attempt(client, &wanted, &mut last, now).await {
         Ok(answered) => return Ok(answered),
         Err(Refusal::Final(error)) => return Err(error),
         Err(Refusal::Elsewhere(error)) => error,
@@ -124,7 +124,7 @@ pub(crate) async fn get(
             let pause = Duration::from_millis(5 << number).mul_f64(0.5 + fastrand::f64() / 2.0);
             sleep(pause.min(wanted.deadline.saturating_duration_since(Instant::now()))).await;
         }
-        match attempt(routing, &wanted, hash, &mut last, Instant::now()).await {
+        match attempt(client, &wanted, &mut last, Instant::now()).await {
             Ok(answered) => return Ok(answered),
             Err(Refusal::Final(error)) => return Err(error),
             Err(Refusal::Elsewhere(error)) => last_error = error,
@@ -136,19 +136,17 @@ pub(crate) async fn get(
 /// Asks for many keys: each owner for all of its keys at once. What fails on the way, and keys of owners that are
 /// down, are asked for one by one as by [`get`]. The answers come in the order of the keys.
 pub(crate) async fn get_many(
-    routing: &CurrentRouting,
+    client: &Shared,
     wanted: &[Wanted<'_>],
     now: Instant,
-    budget: &RetryBudget,
-    most_at_once: usize,
 ) -> Vec<Result<Answered, Error>> {
-    let table = routing.get();
+    let (budget, most_at_once) = (&client.budget, client.config.keys_in_flight);
+    let table = client.routing.get();
     let ring_version = table.ring.version();
     let mut by_owner = BTreeMap::<usize, (&Arc<Node>, Vec<usize>, Vec<Ask<'_>>)>::new();
     for (at, wanted) in wanted.iter().enumerate() {
-        let hash = key_hash(wanted.group_name, wanted.key);
-        let Some(route) = table.route(hash).filter(|route| !route.owner.is_down()) else { continue };
-        let ask = wanted.ask(hash, ring_version, route.owned_since, false);
+        let Some(route) = table.route(wanted.hash).filter(|route| !route.owner.is_down()) else { continue };
+        let ask = wanted.ask(ring_version, route.owned_since, false);
         let owner =
             by_owner.entry(Arc::as_ptr(route.owner).addr()).or_insert_with(|| (route.owner, vec![], vec![]));
         owner.1.push(at);
@@ -173,35 +171,33 @@ pub(crate) async fn get_many(
         };
     }
     let left = (0..wanted.len()).filter(|at| answered[*at].is_none()).collect::<Vec<_>>();
-    let left = left
-        .into_iter()
-        .map(|at| async move { (at, get(routing, wanted[at], Instant::now(), budget).await) });
+    let left = left.into_iter().map(|at| async move { (at, get(client, wanted[at], Instant::now()).await) });
     let left: Vec<_> = iter(left).buffer_unordered(most_at_once).collect().await;
     left.into_iter().for_each(|(at, answer)| answered[at] = Some(answer));
     answered.into_iter().map(|answer| answer.expect("every key has been asked for")).collect()
 }
 
 async fn attempt(
-    routing: &CurrentRouting,
+    client: &Shared,
     wanted: &Wanted<'_>,
-    hash: u64,
     last: &mut Option<Target>,
     now: Instant,
 ) -> Result<Answered, Refusal> {
-    let routing = routing.get();
-    let Some(route) = routing.route(hash) else {
+    let routing = client.routing.get();
+    let Some(route) = routing.route(wanted.hash) else {
         return Err(Refusal::Elsewhere(Error::new(ErrorKind::Unavailable, "the fleet has no nodes")));
     };
     let down = |node: &Arc<Node>| node.is_down() && !routing.mostly_down();
-    let target = target(*last, down(route.owner), route.successor.map(down));
+    let successor = route.successor.filter(|_| client.config.failover != Failover::Off);
+    let target = target(*last, down(route.owner), successor.map(down));
     *last = Some(target);
-    let (node, failover) = match (target, route.successor) {
+    let (node, failover) = match (target, successor) {
         (Target::Successor, Some(successor)) => (successor, true),
         _ => (route.owner, false),
     };
     let ring_version = routing.ring.version();
     let owned_since = if failover { 0 } else { route.owned_since };
-    let ask = wanted.ask(hash, ring_version, owned_since, failover);
+    let ask = wanted.ask(ring_version, owned_since, failover);
     let reply = node.get(&ask, now).await?;
     Ok(Answered { reply, failover, ring_version })
 }

@@ -1,15 +1,22 @@
 //! A group as an application uses it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use peanut_proto::limits::check_key;
+use futures_util::StreamExt as _;
+use futures_util::stream::iter;
+use peanut_proto::frame::{Filled, Write};
+use peanut_proto::limits::{MAX_VALUE_BYTES, check_key};
 use peanut_proto::v1::Outcome;
 use tokio::time::Instant;
 
 use crate::client::Shared;
 use crate::error::{Error, ErrorKind};
 use crate::failover::{self, Answered, Wanted};
+use crate::lane::Want;
+use crate::ring::key_hash;
+use crate::write;
 
 /// A group of a fleet: a namespace of keys. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -57,23 +64,92 @@ impl Group {
         let checked: Vec<Result<(), Error>> = keys.iter().map(|key| check(key.as_ref())).collect();
         let wanted = keys.iter().zip(&checked).filter(|(_, checked)| checked.is_ok());
         let wanted: Vec<_> = wanted.map(|(key, _)| self.wanted(key.as_ref(), now)).collect();
-        let client = &self.client;
-        let most = client.config.keys_in_flight;
-        let answers = failover::get_many(&client.routing, &wanted, now, &client.budget, most).await;
+        let answers = failover::get_many(&self.client, &wanted, now).await;
         let mut answers = answers.into_iter().map(|answer| self.settle(answer));
         let next =
             |checked: Result<(), Error>| checked.and_then(|()| answers.next().expect("one for each key"));
         checked.into_iter().map(next).collect()
     }
 
+    /// Stores a value at the node that owns the key. `ttl`: how long it stays fresh, at most the group's `max_ttl`; `None`: as
+    /// long as the group says.
+    ///
+    /// When this returns `Ok`, no get of any client that begins later shows what was before, as far as ARCHITECTURE.md's
+    /// promise goes. Where the owner cannot be reached, the successor has the value for a short time (`failover_ttl`), and the
+    /// owner, when it is back, has none and loads it.
+    ///
+    /// # Errors
+    /// As [`ErrorKind`] has them; [`ErrorKind::Unavailable`] where the owner could not be reached and word could not
+    /// be left for it in the registry either. After an error the write may have been done or not.
+    pub async fn set(
+        &self,
+        key: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
+        ttl: Option<Duration>,
+    ) -> Result<(), Error> {
+        let (key, value) = (key.as_ref(), value.as_ref());
+        check(key)?;
+        if value.len() > MAX_VALUE_BYTES {
+            let why = format!("the value has {} bytes; the limit is {MAX_VALUE_BYTES}", value.len());
+            return Err(Error::new(ErrorKind::TooLarge, why));
+        }
+        // Zero would be the group's.
+        let ttl_ms = ttl.map_or(0, |ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1));
+        self.write(key, Write::Set { key, outcome: Filled::Value(value), ttl_ms, token: 0 }).await
+    }
+
+    /// Has the fleet forget a key: the next get loads it. A load in progress is not kept.
+    ///
+    /// When this returns `Ok`, it has happened or will have happened before the owner answers again, also where the owner
+    /// is down.
+    ///
+    /// # Errors
+    /// As [`set`](Self::set).
+    pub async fn delete(&self, key: impl AsRef<[u8]>) -> Result<(), Error> {
+        let key = key.as_ref();
+        check(key)?;
+        self.write(key, Write::Delete { key }).await
+    }
+
+    /// Has the fleet forget many keys, all at the same time; the results are in the order of the keys.
+    pub async fn delete_many<K: AsRef<[u8]>>(
+        &self,
+        keys: impl IntoIterator<Item = K>,
+    ) -> Vec<Result<(), Error>> {
+        let keys: Vec<K> = keys.into_iter().collect();
+        let deletes = keys.iter().map(|key| self.delete(key));
+        iter(deletes).buffered(self.client.config.keys_in_flight).collect().await
+    }
+
+    /// Has the fleet forget all keys of the group.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`] or [`ErrorKind::DeadlineExceeded`] where the registry did not take it, or, in a fleet that is
+    /// a fixed list, one of the nodes. Some nodes may have forgotten all then.
+    pub async fn clear(&self) -> Result<(), Error> {
+        let wanted = self.wanted(b"", Instant::now());
+        write::clear(&self.client, wanted).await.inspect_err(|_| self.client.counters.failed())
+    }
+
+    async fn write(&self, key: &[u8], write: Write<'_>) -> Result<(), Error> {
+        let now = Instant::now();
+        let wanted = Wanted { want: Want::Write(write), ..self.wanted(key, now) };
+        let written = write::write(&self.client, wanted, now).await;
+        self.client.counters.written(written.is_ok());
+        written
+    }
+
     async fn get_from(&self, key: &[u8], now: Instant) -> Result<Option<Bytes>, Error> {
         check(key)?;
-        let client = &self.client;
-        self.settle(failover::get(&client.routing, self.wanted(key, now), now, &client.budget).await)
+        self.settle(failover::get(&self.client, self.wanted(key, now), now).await)
     }
 
     fn wanted<'a>(&'a self, key: &'a [u8], now: Instant) -> Wanted<'a> {
+        let hash = key_hash(&self.name, key);
         Wanted {
+            hash,
+            want: Want::LOAD,
+            writes: self.client.writes.of(hash),
             group: self.number,
             group_name: &self.name,
             key,

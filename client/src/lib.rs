@@ -25,9 +25,12 @@ pub mod ring;
 mod routing;
 mod stats;
 mod unary;
+mod write;
+mod writes;
 
 pub use builder::ClientBuilder;
 pub use client::{Client, NodeStatus};
+pub use config::Failover;
 pub use error::{Error, ErrorKind};
 pub use group::Group;
 pub use peanut_proto::registry;

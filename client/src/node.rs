@@ -4,13 +4,14 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
 use parking_lot::Mutex;
 use peanut_proto::backoff::Backoff;
+use peanut_proto::membership::Fence;
 use peanut_proto::v1::ErrorCode;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::Status;
@@ -54,6 +55,9 @@ pub(crate) struct Node {
     health: Mutex<Health>,
     /// `health` for those who only look.
     down: AtomicBool,
+    down_since: Mutex<Option<Instant>>,
+    /// Words left for it in the registry since it was last reached.
+    words: AtomicU32,
     probe: Mutex<Option<Shared<BoxFuture<'static, Probed>>>>,
 }
 
@@ -101,6 +105,8 @@ impl Node {
             config: config.clone(),
             health: Mutex::default(),
             down: AtomicBool::new(false),
+            down_since: Mutex::new(None),
+            words: AtomicU32::new(0),
             probe: Mutex::new(None),
         }
     }
@@ -139,6 +145,44 @@ impl Node {
             }
         }
         unary::get(self, ask, &self.config).await
+    }
+
+    /// Has the node write. Writes of one key take one lane, in order.
+    pub(crate) async fn write(self: &Arc<Self>, ask: &Ask<'_>, now: Instant) -> Result<Reply, Refusal> {
+        let Some(lane) = self.write_lane(ask.hash) else {
+            let why = format!("`{}` is not an address", self.addr);
+            return Err(Refusal::Elsewhere(Error::at(ErrorKind::Unavailable, &self.id, why)));
+        };
+        if !self.unary_only.load(Ordering::Relaxed) {
+            let answer = lane.ask(self, ask, now, &self.config).await;
+            match answer.unwrap_or_else(|_| Err(Failure::Lost("the lane was dropped".into()))) {
+                Err(Failure::Unimplemented) => self.unary_only.store(true, Ordering::Relaxed),
+                answer => return answer.map_err(|failure| self.failed(failure, ask)),
+            }
+        }
+        unary::write(self, ask).await
+    }
+
+    fn write_lane(&self, hash: u64) -> Option<&Lane> {
+        // The higher bits: the lower ones choose slots.
+        self.lanes.get((hash >> 32) as usize % self.lanes.len().max(1))
+    }
+
+    /// What shuts out whatever writes of such keys are still on their way to the node.
+    pub(crate) fn fence(&self, hash: u64) -> Option<Fence> {
+        let slot = self.write_lane(hash)?.slot();
+        let identity = &self.config.identity;
+        Some(Fence { client: identity.client_id, slot, epoch: identity.next_epoch() })
+    }
+
+    /// How many words were left for it in the registry since it was last reached.
+    pub(crate) fn words(&self) -> &AtomicU32 {
+        &self.words
+    }
+
+    /// Since when the node is believed to be down.
+    pub(crate) fn down_since(&self) -> Option<Instant> {
+        *self.down_since.lock()
     }
 
     async fn ask_a_lane(self: &Arc<Self>, ask: &Ask<'_>, now: Instant) -> Answer {
@@ -224,6 +268,7 @@ impl Node {
         // Under the lock, so that the flag says what the last change said.
         if let Some(change) = change {
             self.down.store(change == Change::WentDown, Ordering::Relaxed);
+            *self.down_since.lock() = (change == Change::WentDown).then(Instant::now);
         }
         drop(health);
         match change {

@@ -17,8 +17,10 @@ pub struct Stats {
     pub coalesced: u64,
     /// The origin has no such key.
     pub not_found: u64,
-    /// The get was sent and failed.
+    /// The operation was sent and failed.
     pub errors: u64,
+    /// Sets and deletes that were done.
+    pub writes: u64,
     /// Answered, in one of the ways above, by the successor in place of the owner.
     pub failovers: u64,
 }
@@ -31,6 +33,7 @@ pub(crate) struct Counters {
     not_found: AtomicU64,
     errors: AtomicU64,
     failovers: AtomicU64,
+    writes: AtomicU64,
 }
 
 impl Counters {
@@ -48,6 +51,11 @@ impl Counters {
         }
     }
 
+    pub(crate) fn written(&self, is_done: bool) {
+        let counter = if is_done { &self.writes } else { &self.errors };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn failed(&self) {
         self.errors.fetch_add(1, Ordering::Relaxed);
     }
@@ -56,6 +64,7 @@ impl Counters {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Stats {
             hits: read(&self.hits),
+            writes: read(&self.writes),
             loaded: read(&self.loaded),
             coalesced: read(&self.coalesced),
             not_found: read(&self.not_found),

@@ -1,20 +1,21 @@
-//! Gets as unary calls, one by one: for nodes that know no lanes.
+//! Operations as unary calls, one by one: for nodes that know no lanes.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use peanut_proto::failure;
+use peanut_proto::frame::{Filled, Write};
 use peanut_proto::limits::MAX_MESSAGE_BYTES;
 use peanut_proto::v1::peanut_client::PeanutClient;
-use peanut_proto::v1::{GetRequest, OnMiss};
+use peanut_proto::v1::{DeleteRequest, GetRequest, Outcome, SetRequest};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tonic::{Code, Request, Status};
 
 use crate::config::Config;
 use crate::error::{Error, ErrorKind};
 use crate::health::Signal;
-use crate::lane::{Ask, Reply};
+use crate::lane::{Ask, Reply, Want};
 use crate::node::{Node, Probed, Refusal, never_connected, reason};
 
 /// By how much the deadline that a server is told lies after the caller's own.
@@ -48,10 +49,14 @@ async fn call(node: &Arc<Node>, ask: &Ask<'_>) -> Result<Reply, Refusal> {
         let why = format!("`{}` is not an address", node.addr());
         return Err(Refusal::Elsewhere(Error::at(ErrorKind::Unavailable, node.id(), why)));
     };
+    let Want::Get { on_miss, token } = ask.want else {
+        return Err(Refusal::Final(Error::at(ErrorKind::Protocol, node.id(), "a write is no get")));
+    };
     let mut request = Request::new(GetRequest {
         group: ask.group_name.to_owned(),
         key: Bytes::copy_from_slice(ask.key),
-        on_miss: OnMiss::Load.into(),
+        on_miss: on_miss.into(),
+        token,
         ring_version: ask.ring_version,
         owned_since: ask.owned_since,
         failover: ask.failover,
@@ -65,9 +70,69 @@ async fn call(node: &Arc<Node>, ask: &Ask<'_>) -> Result<Reply, Refusal> {
             let response = response.into_inner();
             Ok(Reply {
                 outcome: response.outcome(),
+                ttl: Duration::from_millis(response.ttl_ms),
+                token: response.token,
                 value: response.value,
                 ring_version: response.ring_version,
             })
+        }
+        Err(status) => Err(refused(node, status, ask.deadline)),
+    }
+}
+
+/// Has a node write.
+pub(crate) async fn write(node: &Arc<Node>, ask: &Ask<'_>) -> Result<Reply, Refusal> {
+    let written = timeout_at(ask.deadline, call_write(node, ask)).await;
+    written.unwrap_or_else(|_| Err(Refusal::Final(node.too_late())))
+}
+
+async fn call_write(node: &Arc<Node>, ask: &Ask<'_>) -> Result<Reply, Refusal> {
+    let (Some(channel), Want::Write(write)) = (node.channel(), ask.want) else {
+        return Err(Refusal::Elsewhere(Error::at(
+            ErrorKind::Unavailable,
+            node.id(),
+            "it cannot be written to",
+        )));
+    };
+    let client = PeanutClient::new(channel.clone()).max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let (group, ring_version) = (ask.group_name.to_owned(), ask.ring_version);
+    let timeout = ask.deadline.saturating_duration_since(Instant::now()) + DEADLINE_SLACK;
+    let forget = async |keys, generation, all| {
+        let (group, mut client) = (group.clone(), client.clone());
+        let mut request = Request::new(DeleteRequest { group, keys, generation, ring_version, all });
+        request.set_timeout(timeout);
+        client.delete(request).await.map(|answer| (Outcome::Done, answer.into_inner().ring_version))
+    };
+    let written = match write {
+        Write::Set { key, outcome, ttl_ms, token } => {
+            let (value, not_found, load_error) = match outcome {
+                Filled::Value(value) => (Bytes::copy_from_slice(value), false, String::new()),
+                Filled::NotFound => (Bytes::new(), true, String::new()),
+                Filled::Failed(message) => (Bytes::new(), false, message.to_owned()),
+            };
+            let mut request = Request::new(SetRequest {
+                group: group.clone(),
+                key: Bytes::copy_from_slice(key),
+                value,
+                ttl_ms,
+                ring_version,
+                owned_since: ask.owned_since,
+                token,
+                not_found,
+                load_error,
+                failover: ask.failover,
+            });
+            request.set_timeout(timeout);
+            let answer = client.clone().set(request).await.map(tonic::Response::into_inner);
+            answer.map(|answer| (answer.outcome(), answer.ring_version))
+        }
+        Write::Delete { key } => forget(vec![Bytes::copy_from_slice(key)], 0, false).await,
+        Write::Clear { generation } => forget(Vec::new(), generation, generation == 0).await,
+    };
+    match written {
+        Ok((outcome, ring_version)) => {
+            node.saw(Signal::Answered);
+            Ok(Reply { outcome, value: Bytes::new(), ttl: Duration::ZERO, token: 0, ring_version })
         }
         Err(status) => Err(refused(node, status, ask.deadline)),
     }

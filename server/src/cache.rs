@@ -4,6 +4,7 @@
 //! start it. [`Cache::begin`] does all of that without waiting, so that a caller with many gets in hand
 //! can answer the hits at once.
 
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -11,21 +12,19 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use peanut_proto::limits::{MAX_VALUE_BYTES, check_key};
 use peanut_proto::v1::{ErrorCode, OnMiss, Outcome};
-use smallvec::SmallVec;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::Failure;
-use crate::flight::{Boarding, Flights, Landed, Pilot, Ticket};
+use crate::flight::{Boarding, Flights, Landed, Leader, Pilot, Ticket, Token};
 use crate::group::{Group, Policy};
 use crate::hot::{HotKey, HotKeys};
 use crate::loader::{AnyLoader, Loaded};
-use crate::persistence::Journal;
-use crate::segment::key_hash;
+use crate::persistence::{Journal, WriteNumber};
 use crate::store::{Entry, Origin, Store, Value};
 
 /// Flights that may wait for their turn, for each load that may run.
@@ -47,6 +46,8 @@ pub(crate) struct Cache {
     runtime: OnceLock<Handle>,
     /// Where entries are kept for a warm restart, if anywhere.
     journal: OnceLock<Arc<Journal>>,
+    /// How many times the group has been cleared, as far as is known; its lowest 32 bits.
+    generation: AtomicU32,
 }
 
 /// A get, as any service hands it in.
@@ -60,20 +61,24 @@ pub(crate) struct Get {
     pub(crate) owned_since: u64,
     /// Whether this node is asked as the owner or in its place.
     pub(crate) origin: Origin,
+    /// A fill token that is given back; 0: none.
+    pub(crate) token: Token,
 }
 
-/// An answered get, or one that waits for a flight.
+/// An operation that is answered, or one that waits.
 #[derive(Debug)]
 pub(crate) enum Begun {
     Answered(Answer),
     Waiting(Waiting),
 }
 
-/// A get that waits for a flight.
+/// An operation that waits.
 #[derive(Debug)]
-pub(crate) struct Waiting {
-    ticket: Ticket,
-    outcome: Outcome,
+pub(crate) enum Waiting {
+    /// A get, for a flight.
+    Flight { ticket: Ticket, outcome: Outcome, cache: Arc<Cache>, get: Box<Get> },
+    /// A write, until it would outlive the process.
+    Disk { cache: Arc<Cache>, number: WriteNumber, answer: Answer },
 }
 
 /// What a get is answered with.
@@ -83,6 +88,8 @@ pub(crate) struct Answer {
     pub(crate) value: Value,
     pub(crate) age: Duration,
     pub(crate) ttl: Duration,
+    /// With the outcome that the caller is to fill.
+    pub(crate) token: Token,
 }
 
 impl Begun {
@@ -95,9 +102,25 @@ impl Begun {
 }
 
 impl Waiting {
-    pub(crate) async fn answer(self) -> Result<Answer, Failure> {
-        let entry = self.ticket.landed().await?;
-        Ok(Answer::new(self.outcome, &entry, Instant::now()))
+    pub(crate) async fn answer(mut self) -> Result<Answer, Failure> {
+        loop {
+            match self {
+                Waiting::Disk { cache, number, answer } => {
+                    if let Some(journal) = cache.journal() {
+                        journal.settled(number).await;
+                    }
+                    return Ok(answer);
+                }
+                Waiting::Flight { ticket, outcome, cache, get } => match ticket.landed().await {
+                    Some(landed) => return Ok(Answer::new(outcome, &landed?, Instant::now())),
+                    // Its leader is gone.
+                    None => match cache.begin(&get, Instant::now())? {
+                        Begun::Answered(answer) => return Ok(answer),
+                        Begun::Waiting(waiting) => self = waiting,
+                    },
+                },
+            }
+        }
     }
 }
 
@@ -108,11 +131,13 @@ impl Answer {
             value: entry.value.clone().unwrap_or_default(),
             age: now.saturating_duration_since(entry.loaded),
             ttl: entry.expires.saturating_duration_since(now),
+            token: 0,
         }
     }
 
-    fn miss() -> Self {
-        Answer { outcome: Outcome::Miss, value: Value::default(), age: Duration::ZERO, ttl: Duration::ZERO }
+    /// An answer without a value.
+    fn only(outcome: Outcome) -> Self {
+        Answer { outcome, value: Value::default(), age: Duration::ZERO, ttl: Duration::ZERO, token: 0 }
     }
 }
 
@@ -128,6 +153,7 @@ impl Cache {
             tasks: Mutex::default(),
             runtime: OnceLock::new(),
             journal: OnceLock::new(),
+            generation: AtomicU32::new(0),
             policy: group.policy,
         }
     }
@@ -168,27 +194,39 @@ impl Cache {
         if let Some(entry) = stored() {
             return Ok(Begun::Answered(Answer::new(Outcome::Hit, &entry, now)));
         }
-        match get.on_miss {
-            OnMiss::Load => {}
-            OnMiss::Peek => return Ok(Begun::Answered(Answer::miss())),
-            OnMiss::Lease => {
-                return Err(Failure::new(ErrorCode::InvalidRequest, "this server grants no fill tokens"));
-            }
+        if let Some((pilot, ticket)) = self.flights.take_over(&get.key, get.token) {
+            self.start(pilot, get.clone());
+            return Ok(self.wait(ticket, Outcome::Loaded, get));
         }
+        let leader = match get.on_miss {
+            OnMiss::Load => Leader::Server,
+            OnMiss::Peek => return Ok(Begun::Answered(Answer::only(Outcome::Miss))),
+            OnMiss::Lease => Leader::Caller,
+        };
         let limit = self.policy.max_loads.saturating_mul(1 + WAITING_PER_LOAD);
         let versions = (get.ring_version, get.owned_since);
-        match self.flights.board(&get.key, get.origin, versions, limit, stored) {
+        match self.flights.board(&get.key, get.origin, versions, leader, limit, stored) {
             Boarding::Stored(entry) => Ok(Begun::Answered(Answer::new(Outcome::Hit, &entry, now))),
-            Boarding::Waiter(ticket) => Ok(Begun::Waiting(Waiting { ticket, outcome: Outcome::Coalesced })),
+            Boarding::Waiter(ticket) => Ok(self.wait(ticket, Outcome::Coalesced, get)),
             Boarding::Leader(pilot, ticket) => {
                 self.start(pilot, get.clone());
-                Ok(Begun::Waiting(Waiting { ticket, outcome: Outcome::Loaded }))
+                Ok(self.wait(ticket, Outcome::Loaded, get))
+            }
+            Boarding::Lease(token) => {
+                self.void_in_time(token);
+                Ok(Begun::Answered(Answer { token, ..Answer::only(Outcome::Fill) }))
             }
             Boarding::Full => {
                 let why = format!("group `{}` has {limit} loads in progress or waiting", self.group);
                 Err(Failure::new(ErrorCode::Overloaded, why))
             }
         }
+    }
+
+    fn wait(self: &Arc<Self>, ticket: Ticket, outcome: Outcome, get: &Get) -> Begun {
+        // The token was good once.
+        let get = Box::new(Get { token: 0, ..get.clone() });
+        Begun::Waiting(Waiting::Flight { ticket, outcome, cache: self.clone(), get })
     }
 
     /// Says where loads run. The first to say so, or the first load, decides.
@@ -211,6 +249,15 @@ impl Cache {
         self.tasks.lock().abort_all();
     }
 
+    /// A lease whose client does not bring the value in time is another's.
+    fn void_in_time(self: &Arc<Self>, token: Token) {
+        let (flights, limit) = (self.flights.clone(), self.policy.load_timeout);
+        self.spawn(async move {
+            sleep(limit).await;
+            flights.void(token);
+        });
+    }
+
     fn start(self: &Arc<Self>, pilot: Pilot, get: Get) {
         let cache = self.clone();
         let flight = async move {
@@ -219,25 +266,16 @@ impl Cache {
             }
             let landed = cache.load(&get).await;
             pilot.land(landed, |entry| {
-                if entry.expires > entry.loaded {
-                    cache.store(&get.key, entry);
-                }
+                cache.keep(&get.key, entry);
             });
         };
-        let mut tasks = self.tasks.lock();
-        while tasks.try_join_next().is_some() {}
-        tasks.spawn_on(flight, self.runtime.get_or_init(Handle::current));
+        self.spawn(flight);
     }
 
-    pub(crate) fn store(&self, key: &Bytes, entry: &Entry) {
-        match self.journal() {
-            None => self.store.insert(key, entry),
-            Some(journal) => {
-                let mut evicted = SmallVec::<[u64; 4]>::new();
-                self.store.insert_telling(key, entry, |key| evicted.push(key_hash(key)));
-                journal.stored(key, entry, &evicted);
-            }
-        }
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.tasks.lock();
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn_on(task, self.runtime.get_or_init(Handle::current));
     }
 
     /// The entry, where it comes back from the disk just after the start.
@@ -281,12 +319,20 @@ impl Cache {
             Loaded::Found { value, ttl } => (Some(value.into()), ttl.unwrap_or(self.policy.ttl)),
             Loaded::NotFound => (None, self.policy.negative_ttl),
         };
-        let mut ttl = ttl.min(self.policy.max_ttl);
-        if get.origin == Origin::Failover {
-            ttl = ttl.min(self.policy.failover_ttl);
-        }
-        let ttl = ttl.mul_f64(1.0 - self.policy.ttl_jitter * fastrand::f64());
+        let ttl = self.jittered(self.bounded(ttl, get.origin));
         Ok(Entry { value, loaded, expires: loaded + ttl, stamp: get.ring_version, origin: get.origin })
+    }
+
+    fn bounded(&self, ttl: Duration, origin: Origin) -> Duration {
+        let most = match origin {
+            Origin::Owner => self.policy.max_ttl,
+            Origin::Failover => self.policy.max_ttl.min(self.policy.failover_ttl),
+        };
+        ttl.min(most)
+    }
+
+    fn jittered(&self, ttl: Duration) -> Duration {
+        ttl.mul_f64(1.0 - self.policy.ttl_jitter * fastrand::f64())
     }
 }
 
@@ -298,6 +344,10 @@ fn ended_badly(ended: JoinError) -> Failure {
     let said = said.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     Failure::new(ErrorCode::LoaderFailed, format!("the loader panicked: {}", said.unwrap_or("no message")))
 }
+
+mod write;
+
+pub(crate) use write::{Fetched, Set};
 
 #[cfg(test)]
 mod tests;

@@ -17,6 +17,7 @@ mod error;
 mod flight;
 mod group;
 mod hot;
+mod invalidations;
 mod loader;
 mod persistence;
 mod registration;
@@ -25,6 +26,7 @@ mod server;
 mod service;
 pub mod store;
 mod threads;
+mod wake;
 
 pub use error::{Error, ErrorKind};
 pub use group::Group;

@@ -15,7 +15,7 @@ use peanut_proto::v1::peanut_server::PeanutServer;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::server::Router;
@@ -24,6 +24,7 @@ use crate::cache::Cache;
 use crate::error::Error;
 use crate::group::Group;
 use crate::hot::HotKey;
+use crate::invalidations::Invalidations;
 use crate::persistence::{Persistence, PersistenceOptions, PersistenceStats};
 use crate::registration::Registration;
 use crate::service::Node;
@@ -37,8 +38,6 @@ const SERVICES: [&str; 3] = ["", "peanut.v1.Peanut", "peanutcachepb.PeanutCache"
 const SWEEP_EVERY: Duration = Duration::from_millis(100);
 const SWEEP_PART: f64 = 0.01;
 const MAX_THREADS: usize = 1024;
-/// How long stored entries wait for the ring's version, by which those of another history are told.
-const RING_PATIENCE: Duration = Duration::from_secs(2);
 /// Time to write what calls have left in the last moment before the deadline.
 const LAST_SEAL: Duration = Duration::from_secs(1);
 const KEEPALIVE: Duration = Duration::from_secs(20);
@@ -327,6 +326,17 @@ impl Server {
         let serving = threads::serve(self.options.threads, listener, router, stop_serving.clone());
         tokio::pin!(serving);
         let stop_registration = CancellationToken::new();
+        let _ticking = self.node.wake().tick();
+        let (known, is_known) = watch::channel(false);
+        let _following = registration.as_ref().map(|registration| {
+            let follow = Invalidations {
+                registry: registration.registry.clone(),
+                keys: registration.keys.clone(),
+                node_id: registration.node.id.clone(),
+                node: self.node.clone(),
+            };
+            AbortOnDropHandle::new(tokio::spawn(follow.run(known)))
+        });
         let (joined, has_joined) = watch::channel(false);
         let registration = registration.map(|it| {
             AbortOnDropHandle::new(tokio::spawn(it.run(self.node.clone(), joined, stop_registration.clone())))
@@ -336,7 +346,7 @@ impl Server {
         tokio::select! {
             ended = &mut serving => return ended,
             () = shutdown => {}
-            never = self.restore(persistence.as_mut(), has_joined) => match never {},
+            never = self.restore(persistence.as_mut(), has_joined, is_known) => match never {},
         }
 
         tracing::info!("shutting down");
@@ -438,15 +448,18 @@ impl Server {
         Some(Persistence::start(&options, &identity, &caches))
     }
 
-    /// Restores what was kept once the ring's version is known, or the registry has not answered for a while.
+    /// Restores what was kept, where there is a registry not before it has told the ring's version and what was invalidated
+    /// meanwhile.
     async fn restore(
         &self,
         persistence: Option<&mut Persistence>,
         mut joined: watch::Receiver<bool>,
+        mut known: watch::Receiver<bool>,
     ) -> Infallible {
         if let Some(persistence) = persistence {
-            let joining = timeout(RING_PATIENCE, joined.wait_for(|joined| *joined));
-            let has_joined = joining.await.is_ok_and(|joined| joined.is_ok());
+            // Both end where there is no registry.
+            let _ = known.wait_for(|known| *known).await;
+            let has_joined = joined.wait_for(|joined| *joined).await.is_ok();
             persistence.restore(has_joined.then(|| self.node.hear_of_ring(0)));
         }
         std::future::pending().await

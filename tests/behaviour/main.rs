@@ -14,6 +14,7 @@ mod one_load;
 mod shutdown;
 mod warm_restart;
 mod wire;
+mod writes;
 
 use std::time::Duration;
 

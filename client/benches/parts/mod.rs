@@ -8,7 +8,7 @@ use peanut_proto::frame::{
     AnswerFields, GetOperation, RequestFrame, RequestWriter, ResponseFrame, ResponseWriter,
 };
 use peanut_proto::membership::{NodeInfo, RingDocument};
-use peanut_proto::v1::Outcome;
+use peanut_proto::v1::{OnMiss, Outcome};
 
 pub(crate) const KEY: &[u8] = b"user:1234567";
 
@@ -24,7 +24,16 @@ pub(crate) fn document(nodes: usize, points: u32) -> RingDocument {
 /// Writes a frame of gets.
 pub(crate) fn request(writer: &mut RequestWriter, operations: u32) -> RequestFrame {
     for id in 0..operations {
-        let get = GetOperation { id, group: 0, key: KEY, deadline_ms: 5000, owned_since: 7, failover: false };
+        let get = GetOperation {
+            id,
+            group: 0,
+            key: KEY,
+            deadline_ms: 5000,
+            owned_since: 7,
+            failover: false,
+            on_miss: OnMiss::Load,
+            token: 0,
+        };
         writer.get(black_box(&get));
     }
     writer.take()
@@ -33,7 +42,8 @@ pub(crate) fn request(writer: &mut RequestWriter, operations: u32) -> RequestFra
 /// Writes a frame of answers with values of 100 bytes.
 pub(crate) fn response(writer: &mut ResponseWriter, operations: u32) -> ResponseFrame {
     for id in 0..operations {
-        let fields = AnswerFields { id, outcome: Outcome::Hit, age_ms: 10, ttl_ms: 60_000, value_bytes: 0 };
+        let fields =
+            AnswerFields { id, outcome: Outcome::Hit, age_ms: 10, ttl_ms: 60_000, token: 0, value_bytes: 0 };
         writer.answer(black_box(&fields), black_box(&[b'v'; 100]));
     }
     writer.take()

@@ -40,13 +40,12 @@ pub(super) struct Driver {
 impl Driver {
     /// Opens the lane whenever there is work and it is not open, for as long as the handle lives.
     pub(super) async fn run(self) {
-        let mut epoch = 0;
         loop {
             self.shared.work.notified().await;
             if self.shared.state.lock().in_flight() == 0 {
                 continue;
             }
-            epoch += 1;
+            let epoch = self.config.identity.next_epoch();
             let failure = match self.open(epoch).await {
                 Ok(answers) => self.read(answers).await,
                 Err(failure) => failure,
@@ -57,7 +56,7 @@ impl Driver {
     }
 
     async fn open(&self, epoch: u64) -> Result<Streaming<ResponseFrame>, Failure> {
-        self.shared.state.lock().opened(epoch);
+        self.shared.state.lock().opened(self.config.identity.client_id, self.slot, epoch);
         let requests = Requests { shared: self.shared.clone(), epoch };
         let mut client = PeanutClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let limit = self.config.connect_timeout * 2;
@@ -90,10 +89,14 @@ impl Driver {
                     };
                     heard = Instant::now();
                     match self.with_state(|state, deliveries| {
-                        state.take_answers(&frame, deliveries).map(|()| state.is_draining())
+                        let taken = state.take_answers(&frame, deliveries);
+                        taken.map(|()| (state.is_draining(), state.is_fenced()))
                     }) {
-                        Ok(false) => self.saw(Signal::Answered),
-                        Ok(true) => self.saw(Signal::ProbeFailed),
+                        Ok((_, true)) => {
+                            return Failure::Lost("the lane was shut out and is opened again".into());
+                        }
+                        Ok((false, _)) => self.saw(Signal::Answered),
+                        Ok((true, _)) => self.saw(Signal::ProbeFailed),
                         Err(error) => return Failure::Lost(error.to_string().into()),
                     }
                 }

@@ -16,11 +16,13 @@ mod state;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Waker;
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::{AbortHandle, abortable};
 use parking_lot::{Mutex, MutexGuard};
-use peanut_proto::v1::{ErrorCode, Outcome};
+use peanut_proto::frame::Write;
+use peanut_proto::v1::{ErrorCode, OnMiss, Outcome};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use tonic::transport::Channel;
@@ -35,7 +37,7 @@ pub(crate) use choice::Choice;
 pub(crate) use state::Limits;
 use state::{Caller, LaneState, Waiter};
 
-/// A get, as it is handed to a node.
+/// An operation, as it is handed to a node.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ask<'a> {
     /// The group's number in this client, and its name.
@@ -49,6 +51,30 @@ pub(crate) struct Ask<'a> {
     /// The node is asked in the owner's place.
     pub(crate) failover: bool,
     pub(crate) deadline: Instant,
+    pub(crate) want: Want<'a>,
+    /// How many writes of keys with such a hash this process had begun: a get joins no other from before one.
+    pub(crate) writes: u32,
+}
+
+/// What is wanted of a key.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Want<'a> {
+    /// Its value. `token` is a fill token that is given back, or 0.
+    Get {
+        on_miss: OnMiss,
+        token: u64,
+    },
+    Write(Write<'a>),
+}
+
+impl Want<'_> {
+    /// The value, loaded where it is missing.
+    pub(crate) const LOAD: Self = Want::Get { on_miss: OnMiss::Load, token: 0 };
+
+    /// Whether one answer does for several who want this.
+    fn can_be_shared(&self) -> bool {
+        matches!(self, Want::Get { on_miss: OnMiss::Load, token: 0 })
+    }
 }
 
 /// An answer.
@@ -56,6 +82,10 @@ pub(crate) struct Ask<'a> {
 pub(crate) struct Reply {
     pub(crate) outcome: Outcome,
     pub(crate) value: bytes::Bytes,
+    /// How long the value stays fresh.
+    pub(crate) ttl: Duration,
+    /// The fill token, with the outcome that says so.
+    pub(crate) token: u64,
     /// Newest ring version that the node has heard of.
     pub(crate) ring_version: u64,
 }
@@ -118,7 +148,12 @@ impl Lane {
         self.shared.state.lock().limits = limits;
     }
 
-    /// Writes a get into the next frame, or joins an identical one that is in flight.
+    /// Its position among the node's lanes.
+    pub(crate) fn slot(&self) -> u32 {
+        self.slot
+    }
+
+    /// Writes an operation into the next frame, or joins an identical get that is in flight.
     pub(crate) fn ask(
         &self,
         node: &Arc<Node>,

@@ -3,22 +3,23 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Waker;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use hashbrown::HashTable;
 use peanut_proto::frame::{
-    AnswerFields, FRAME_BYTES, FrameError, GetOperation, RequestFrame, RequestWriter, ResponseField,
-    ResponseFrame,
+    AnswerFields, FRAME_BYTES, Filled, FrameError, GetOperation, RequestFrame, RequestWriter, ResponseField,
+    ResponseFrame, Write, WriteOperation,
 };
 use peanut_proto::limits::MAX_VALUE_BYTES;
-use peanut_proto::v1::{ErrorCode, Outcome};
+use peanut_proto::v1::ErrorCode;
 use slab::Slab;
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::batch::Part;
-use super::{Answer, Ask, Failure, Reply};
+use super::{Answer, Ask, Failure, Reply, Want};
 
 /// How much one lane may have in flight.
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +79,10 @@ pub(super) struct LaneState {
     heard_version: u64,
     /// The stream that frames are sent on; a number for each time it was opened.
     open: Option<u64>,
+    /// What the first frame of the stream begins with.
+    opening: Option<RequestFrame>,
+    /// The node says that a later lane has taken over.
+    fenced: bool,
     /// The node closes the lane: nothing more goes in.
     draining: bool,
     writer: Option<Waker>,
@@ -95,6 +100,7 @@ struct Operation {
     owned_since: u64,
     ring_version: u64,
     failover: bool,
+    writes: u32,
     joinable: bool,
     callers: SmallVec<[Caller; 1]>,
     /// What has arrived of a value that comes in pieces.
@@ -103,7 +109,7 @@ struct Operation {
 
 #[derive(Debug)]
 struct Pieces {
-    outcome: Outcome,
+    first: AnswerFields,
     value: BytesMut,
     whole: usize,
 }
@@ -112,6 +118,7 @@ impl Operation {
     fn is_same(&self, ask: &Ask<'_>) -> bool {
         (self.hash, self.group, self.failover) == (ask.hash, ask.group, ask.failover)
             && (self.owned_since, self.ring_version) == (ask.owned_since, ask.ring_version)
+            && self.writes == ask.writes
             && self.joinable
             && self.key[..] == *ask.key
     }
@@ -131,6 +138,8 @@ impl LaneState {
             by_key: HashTable::new(),
             heard_version: 0,
             open: None,
+            opening: None,
+            fenced: false,
             draining: false,
             writer: None,
             busy_since: None,
@@ -151,11 +160,13 @@ impl LaneState {
         self.open.is_some()
     }
 
-    /// Takes in a get, or tells the caller at once that there is no room. Gives the writer where it sleeps and
+    /// Takes in an operation, or tells the caller at once that there is no room. Gives the writer where it sleeps and
     /// has something to do now.
     pub(super) fn push(&mut self, ask: &Ask<'_>, caller: Caller, now: Instant) -> Option<Waker> {
         let operations = &mut self.operations;
+        let can_be_shared = ask.want.can_be_shared();
         if !self.draining
+            && can_be_shared
             && let Some(same) = self.by_key.find(ask.hash, |id| operations[*id as usize].is_same(ask))
         {
             operations[*same as usize].callers.push(caller);
@@ -176,12 +187,15 @@ impl LaneState {
             owned_since: ask.owned_since,
             ring_version: ask.ring_version,
             failover: ask.failover,
-            joinable: true,
+            writes: ask.writes,
+            joinable: can_be_shared,
             callers: SmallVec::from_buf([caller]),
             pieces: None,
         }));
         let id = id.expect("far fewer operations are in flight");
-        self.by_key.insert_unique(ask.hash, id, |id| operations[*id as usize].hash);
+        if can_be_shared {
+            self.by_key.insert_unique(ask.hash, id, |id| operations[*id as usize].hash);
+        }
         self.write(id, ask, now);
         self.writer.take()
     }
@@ -200,8 +214,13 @@ impl LaneState {
     }
 
     fn write(&mut self, id: u32, ask: &Ask<'_>, now: Instant) {
-        // A ring version holds for its whole frame.
+        let value_bytes = match ask.want {
+            Want::Write(Write::Set { outcome: Filled::Value(value), .. }) => value.len(),
+            _ => 0,
+        };
+        // A ring version holds for its whole frame, and a long value has one to itself.
         if self.frame.len() >= FRAME_BYTES
+            || (value_bytes >= FRAME_BYTES && !self.frame.is_empty())
             || (self.told_version != ask.ring_version && !self.frame.is_empty())
         {
             self.close_frame(now);
@@ -218,15 +237,27 @@ impl LaneState {
             self.frame.group(ask.group, ask.group_name);
         }
         let remaining = ask.deadline.saturating_duration_since(now).as_millis();
-        self.frame.get(&GetOperation {
-            id,
-            group: ask.group,
-            key: ask.key,
-            // At least one: zero would be no deadline.
-            deadline_ms: u32::try_from(remaining).unwrap_or(u32::MAX).max(1),
-            owned_since: ask.owned_since,
-            failover: ask.failover,
-        });
+        // At least one: zero would be no deadline.
+        let deadline_ms = u32::try_from(remaining).unwrap_or(u32::MAX).max(1);
+        let (group, failover) = (ask.group, ask.failover);
+        match ask.want {
+            Want::Get { on_miss, token } => {
+                let (key, owned_since) = (ask.key, ask.owned_since);
+                self.frame.get(&GetOperation {
+                    id,
+                    group,
+                    key,
+                    deadline_ms,
+                    owned_since,
+                    failover,
+                    on_miss,
+                    token,
+                });
+            }
+            Want::Write(write) => {
+                self.frame.write(&WriteOperation { id, group, deadline_ms, failover, write });
+            }
+        }
         self.frame_begun.get_or_insert(now);
     }
 
@@ -255,18 +286,24 @@ impl LaneState {
             None => (self.frame.take(), self.frame_begun.take().unwrap_or(now)),
         };
         let waited_ms = u32::try_from(now.saturating_duration_since(begun).as_millis()).unwrap_or(u32::MAX);
-        if waited_ms == 0 {
+        if waited_ms == 0 && self.opening.is_none() {
             return NextFrame::Send(frame);
         }
-        let mut delayed = RequestWriter::default();
-        delayed.append(&frame);
-        delayed.waited_ms(waited_ms);
-        NextFrame::Send(delayed.take())
+        let mut longer = RequestWriter::default();
+        if let Some(opening) = self.opening.take() {
+            longer.append(&opening);
+        }
+        longer.append(&frame);
+        longer.waited_ms(waited_ms);
+        NextFrame::Send(longer.take())
     }
 
     /// Begins anew on a stream that has just been asked for; what was written before the stream was there
     /// goes first.
-    pub(super) fn opened(&mut self, epoch: u64) {
+    pub(super) fn opened(&mut self, client_id: u64, slot: u32, epoch: u64) {
+        let mut opening = RequestWriter::default();
+        opening.open(client_id, slot, epoch);
+        self.opening = Some(opening.take());
         self.open = Some(epoch);
         self.heard_version = 0;
     }
@@ -282,6 +319,7 @@ impl LaneState {
                 ResponseField::RingVersion(version) => self.heard_version = version,
                 ResponseField::Answer(answer, value) => self.take_answer(&answer, value, deliveries)?,
                 ResponseField::Failure { id, code, message } => {
+                    self.fenced |= code == ErrorCode::Fenced;
                     self.finish(id, Err(Failure::Said(code, message.into())), deliveries)?;
                 }
                 ResponseField::Closing => {
@@ -292,6 +330,11 @@ impl LaneState {
             }
         }
         Ok(())
+    }
+
+    /// Whether the lane has to be opened again for its writes to be done.
+    pub(super) fn is_fenced(&self) -> bool {
+        self.fenced
     }
 
     pub(super) fn is_draining(&self) -> bool {
@@ -305,15 +348,15 @@ impl LaneState {
         deliveries: &mut Vec<Delivery>,
     ) -> Result<(), FrameError> {
         let operation = self.operations.get_mut(answer.id as usize).ok_or(FrameError::UNKNOWN_ID)?;
-        let (outcome, value) = match &mut operation.pieces {
-            None if answer.value_bytes == 0 => (answer.outcome, value),
+        let (answer, value) = match &mut operation.pieces {
+            None if answer.value_bytes == 0 => (*answer, value),
             None => {
                 let whole =
                     usize::try_from(answer.value_bytes).ok().filter(|whole| *whole <= MAX_VALUE_BYTES);
                 let whole = whole.ok_or(FrameError::TOO_LONG)?;
                 let mut bytes = BytesMut::with_capacity(whole);
                 bytes.extend_from_slice(&value);
-                operation.pieces = Some(Box::new(Pieces { outcome: answer.outcome, value: bytes, whole }));
+                operation.pieces = Some(Box::new(Pieces { first: *answer, value: bytes, whole }));
                 return Ok(());
             }
             Some(pieces) => {
@@ -324,10 +367,12 @@ impl LaneState {
                 if pieces.value.len() < pieces.whole {
                     return Ok(());
                 }
-                (pieces.outcome, std::mem::take(&mut pieces.value).freeze())
+                (pieces.first, std::mem::take(&mut pieces.value).freeze())
             }
         };
-        let reply = Reply { outcome, value, ring_version: self.heard_version };
+        let AnswerFields { outcome, token, ttl_ms, .. } = answer;
+        let ttl = Duration::from_millis(ttl_ms);
+        let reply = Reply { outcome, value, ttl, token, ring_version: self.heard_version };
         self.finish(answer.id, Ok(reply), deliveries)
     }
 
@@ -373,6 +418,8 @@ impl LaneState {
         self.told_version = 0;
         self.told_groups.clear();
         self.open = None;
+        self.opening = None;
+        self.fenced = false;
         self.draining = false;
         self.parked = false;
         self.writer.take().into_iter().for_each(Waker::wake);

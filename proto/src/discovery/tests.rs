@@ -49,6 +49,9 @@ impl Registry for Faulty {
     async fn swap(&self, key: &str, expected: i64, value: Vec<u8>) -> Result<bool, RegistryError> {
         self.inner.swap(key, expected, value).await
     }
+    async fn delete_if(&self, key: &str, expected: i64) -> Result<bool, RegistryError> {
+        self.inner.delete_if(key, expected).await
+    }
     async fn delete(&self, key: &str) -> Result<(), RegistryError> {
         self.inner.delete(key).await
     }

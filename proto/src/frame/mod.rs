@@ -12,7 +12,9 @@ mod request;
 mod response;
 mod wire;
 
-pub use request::{GetOperation, Operation, RequestField, RequestFrame, RequestWriter};
+pub use request::{
+    Filled, GetOperation, Operation, RequestField, RequestFrame, RequestWriter, Write, WriteOperation,
+};
 pub use response::{AnswerFields, ResponseField, ResponseFrame, ResponseWriter};
 pub use wire::FrameError;
 

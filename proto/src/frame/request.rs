@@ -23,6 +23,62 @@ pub struct GetOperation<'a> {
     pub owned_since: u64,
     /// The node is asked in the owner's place.
     pub failover: bool,
+    /// What to do on a miss.
+    pub on_miss: OnMiss,
+    /// A fill token that is given back; 0: none.
+    pub token: u64,
+}
+
+/// A write, ready to be written.
+#[derive(Clone, Copy, Debug)]
+pub struct WriteOperation<'a> {
+    /// Unique among those in flight on the lane.
+    pub id: u32,
+    /// Number of the group.
+    pub group: u32,
+    /// Milliseconds until the answer is of no use; 0: no limit.
+    pub deadline_ms: u32,
+    /// The node is asked in the owner's place.
+    pub failover: bool,
+    /// What is to be written.
+    pub write: Write<'a>,
+}
+
+/// What a write does.
+#[derive(Clone, Copy, Debug)]
+pub enum Write<'a> {
+    /// Stores what is known of a key.
+    Set {
+        /// The key.
+        key: &'a [u8],
+        /// The value, that there is none, or that the load has failed.
+        outcome: Filled<'a>,
+        /// Time to live in milliseconds; 0: the group's.
+        ttl_ms: u64,
+        /// The fill token under which it was loaded; 0: none.
+        token: u64,
+    },
+    /// Forgets a key.
+    Delete {
+        /// The key.
+        key: &'a [u8],
+    },
+    /// Forgets the group.
+    Clear {
+        /// How many times it has been cleared; 0: not known.
+        generation: u64,
+    },
+}
+
+/// What a load has brought.
+#[derive(Clone, Copy, Debug)]
+pub enum Filled<'a> {
+    /// A value.
+    Value(&'a [u8]),
+    /// The origin has no such key.
+    NotFound,
+    /// It has failed with this message.
+    Failed(&'a str),
 }
 
 /// Writes request frames, operation by operation.
@@ -58,14 +114,64 @@ impl RequestWriter {
             + number_length(get.group.into())
             + bytes_length(get.key)
             + number_length(get.deadline_ms.into())
+            + number_length(get.on_miss as u64)
             + number_length(get.owned_since)
-            + number_length(get.failover.into());
+            + number_length(get.failover.into())
+            + number_length(get.token);
         self.buffer.reserve(length + 4);
         let before = Fields::new().header(4, length).number(1, get.id.into()).number(3, get.group.into());
         before.header_of(4, get.key).put(&mut self.buffer);
         self.buffer.extend_from_slice(get.key);
-        let after = Fields::new().number(5, get.deadline_ms.into()).number(7, get.owned_since);
-        after.number(8, get.failover.into()).put(&mut self.buffer);
+        let after = Fields::new().number(5, get.deadline_ms.into()).number(6, get.on_miss as u64);
+        let after = after.number(7, get.owned_since).number(8, get.failover.into());
+        after.number(11, get.token).put(&mut self.buffer);
+    }
+
+    /// Appends a write.
+    pub fn write(&mut self, operation: &WriteOperation<'_>) {
+        let (kind, key) = match operation.write {
+            Write::Set { key, .. } => (Kind::Set, key),
+            Write::Delete { key } => (Kind::Delete, key),
+            Write::Clear { .. } => (Kind::Clear, &[][..]),
+        };
+        let (mut value, mut ttl, mut fill, mut not_found, mut error) = (&[][..], 0, 0, false, "");
+        let mut raised = 0;
+        match operation.write {
+            Write::Set { outcome, ttl_ms, token, .. } => {
+                (ttl, fill) = (ttl_ms, token);
+                match outcome {
+                    Filled::Value(bytes) => value = bytes,
+                    Filled::NotFound => not_found = true,
+                    Filled::Failed(message) => error = message,
+                }
+            }
+            Write::Delete { .. } => {}
+            Write::Clear { generation } => raised = generation,
+        }
+        let length = number_length(operation.id.into())
+            + number_length(kind as u64)
+            + number_length(operation.group.into())
+            + bytes_length(key)
+            + number_length(operation.deadline_ms.into())
+            + number_length(operation.failover.into())
+            + bytes_length(value)
+            + number_length(ttl)
+            + number_length(fill)
+            + number_length(not_found.into())
+            + bytes_length(error.as_bytes())
+            + number_length(raised);
+        self.buffer.reserve(length + 10);
+        let fields = Fields::new().header(4, length).number(1, operation.id.into()).number(2, kind as u64);
+        fields.number(3, operation.group.into()).header_of(4, key).put(&mut self.buffer);
+        self.buffer.extend_from_slice(key);
+        let fields =
+            Fields::new().number(5, operation.deadline_ms.into()).number(8, operation.failover.into());
+        fields.header_of(9, value).put(&mut self.buffer);
+        self.buffer.extend_from_slice(value);
+        let fields = Fields::new().number(10, ttl).number(11, fill).number(12, not_found.into());
+        fields.header_of(13, error.as_bytes()).put(&mut self.buffer);
+        self.buffer.extend_from_slice(error.as_bytes());
+        Fields::new().number(14, raised).put(&mut self.buffer);
     }
 
     /// Says how long the frame has waited since its deadlines were written.
@@ -139,6 +245,18 @@ pub struct Operation {
     pub owned_since: u64,
     /// The node is asked in the owner's place.
     pub failover: bool,
+    /// The value, a slice of the frame.
+    pub value: Bytes,
+    /// Time to live in milliseconds; 0: the group's.
+    pub ttl_ms: u64,
+    /// A fill token; 0: none.
+    pub token: u64,
+    /// The origin has no such key.
+    pub not_found: bool,
+    /// Why the load under the token has failed; empty: it has not.
+    pub load_error: String,
+    /// To which generation a group is cleared.
+    pub generation: u64,
 }
 
 impl RequestFrame {
@@ -201,6 +319,12 @@ fn read_operation(frame: &Bytes, mut from: &[u8]) -> Result<Operation, FrameErro
         on_miss: OnMiss::Load,
         owned_since: 0,
         failover: false,
+        value: Bytes::new(),
+        ttl_ms: 0,
+        token: 0,
+        not_found: false,
+        load_error: String::new(),
+        generation: 0,
     };
     while !from.is_empty() {
         match take_field(&mut from)? {
@@ -212,6 +336,12 @@ fn read_operation(frame: &Bytes, mut from: &[u8]) -> Result<Operation, FrameErro
             (6, value) => read.on_miss = enumeration(value)?,
             (7, value) => read.owned_since = value.number()?,
             (8, value) => read.failover = value.number()? != 0,
+            (9, value) => read.value = slice_of(frame, value.bytes()?),
+            (10, value) => read.ttl_ms = value.number()?,
+            (11, value) => read.token = value.number()?,
+            (12, value) => read.not_found = value.number()? != 0,
+            (13, value) => read.load_error = value.text()?.to_owned(),
+            (14, value) => read.generation = value.number()?,
             _ => {}
         }
     }

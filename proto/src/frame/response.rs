@@ -18,6 +18,8 @@ pub struct AnswerFields {
     pub age_ms: u64,
     /// Milliseconds that it stays fresh.
     pub ttl_ms: u64,
+    /// A fill token; 0: none.
+    pub token: u64,
     /// Length of the whole value where it comes in pieces.
     pub value_bytes: u64,
 }
@@ -42,13 +44,14 @@ impl ResponseWriter {
             + bytes_length(value)
             + number_length(answer.age_ms)
             + number_length(answer.ttl_ms)
+            + number_length(answer.token)
             + number_length(answer.value_bytes);
         self.buffer.reserve(length + 10);
         let before = Fields::new().header(2, length).number(1, answer.id.into()).number(2, outcome);
         before.header_of(3, value).put(&mut self.buffer);
         self.buffer.extend_from_slice(value);
         let after = Fields::new().number(4, answer.age_ms).number(5, answer.ttl_ms);
-        after.number(9, answer.value_bytes).put(&mut self.buffer);
+        after.number(7, answer.token).number(9, answer.value_bytes).put(&mut self.buffer);
     }
 
     /// Appends the answer that an operation has failed.
@@ -141,6 +144,7 @@ fn read_answer<'a>(frame: &Bytes, mut from: &'a [u8]) -> Result<ResponseField<'a
             (3, value) => part = value.bytes()?,
             (4, value) => answer.age_ms = value.number()?,
             (5, value) => answer.ttl_ms = value.number()?,
+            (7, value) => answer.token = value.number()?,
             (8, value) => error = Some(value.bytes()?),
             (9, value) => answer.value_bytes = value.number()?,
             _ => {}

@@ -7,7 +7,7 @@ use prost::Message;
 use super::*;
 use crate::v1;
 use crate::v1::operation::Kind;
-use crate::v1::{ErrorCode, OnMiss, Outcome};
+use crate::v1::{ErrorCode, Outcome};
 
 /// The messages as prost would have them, to hold the hand-written codec against.
 #[derive(Clone, PartialEq, Message)]
@@ -38,31 +38,65 @@ struct LaneResponse {
 
 fn operations() -> impl Strategy<Value = Vec<v1::Operation>> {
     let key = prop::collection::vec(any::<u8>(), 0..200);
-    let one = (any::<u32>(), any::<u32>(), key, any::<u32>(), any::<u64>(), any::<bool>(), 0..3i32);
-    let one = one.prop_map(|(id, group, key, deadline_ms, owned_since, failover, on_miss)| v1::Operation {
-        id,
-        group,
-        key: key.into(),
-        deadline_ms,
-        owned_since,
-        failover,
-        on_miss,
-        ..v1::Operation::default()
+    let get = (
+        any::<u32>(),
+        any::<u32>(),
+        key.clone(),
+        any::<u32>(),
+        any::<u64>(),
+        any::<bool>(),
+        0..3i32,
+        any::<u64>(),
+    );
+    let get =
+        get.prop_map(|(id, group, key, deadline_ms, owned_since, failover, on_miss, token)| v1::Operation {
+            id,
+            group,
+            key: key.into(),
+            deadline_ms,
+            owned_since,
+            failover,
+            on_miss,
+            token,
+            ..v1::Operation::default()
+        });
+    let value = prop::collection::vec(any::<u8>(), 0..300);
+    let write =
+        (any::<u32>(), 1..4i32, key, any::<bool>(), value, any::<u64>(), any::<u64>(), 0..3u8, "\\PC{1,40}");
+    let write = write.prop_map(|(id, kind, key, failover, value, number, token, filled, message)| {
+        let base = v1::Operation { id, kind, group: 3, deadline_ms: 7, failover, ..v1::Operation::default() };
+        match (base.kind(), filled) {
+            (Kind::Clear, _) => v1::Operation { generation: number, ..base },
+            (Kind::Delete, _) => v1::Operation { key: key.into(), ..base },
+            (_, 0) => v1::Operation { key: key.into(), value: value.into(), ttl_ms: number, token, ..base },
+            (_, 1) => v1::Operation { key: key.into(), not_found: true, ttl_ms: number, token, ..base },
+            (_, _) => v1::Operation { key: key.into(), load_error: message, ttl_ms: number, token, ..base },
+        }
     });
+    let one = prop_oneof![get, write];
     prop::collection::vec(one, 0..20)
 }
 
 fn answers() -> impl Strategy<Value = Vec<v1::Answer>> {
     let value = prop::collection::vec(any::<u8>(), 0..300);
-    let one =
-        (any::<u32>(), 0..10i32, value, any::<u64>(), any::<u64>(), any::<u64>(), any::<Option<String>>());
-    let one = one.prop_map(|(id, outcome, value, age_ms, ttl_ms, value_bytes, error)| match error {
+    let one = (
+        any::<u32>(),
+        0..10i32,
+        value,
+        any::<u64>(),
+        any::<u64>(),
+        any::<u64>(),
+        any::<u64>(),
+        any::<Option<String>>(),
+    );
+    let one = one.prop_map(|(id, outcome, value, age_ms, ttl_ms, token, value_bytes, error)| match error {
         None => v1::Answer {
             id,
             outcome,
             value: value.into(),
             age_ms,
             ttl_ms,
+            token,
             value_bytes,
             ..v1::Answer::default()
         },
@@ -84,11 +118,26 @@ proptest! {
         writer.open(client_id, slot, epoch);
         writer.ring_version(version);
         writer.group(7, &name);
-        for o in operations.iter().filter(|o| o.on_miss == 0) {
-            writer.get(&GetOperation {
-                id: o.id, group: o.group, key: &o.key, deadline_ms: o.deadline_ms,
-                owned_since: o.owned_since, failover: o.failover,
-            });
+        for o in &operations {
+            let outcome = match (&*o.load_error, o.not_found) {
+                ("", false) => Filled::Value(&o.value),
+                ("", true) => Filled::NotFound,
+                (message, _) => Filled::Failed(message),
+            };
+            let write = match o.kind() {
+                Kind::Get => {
+                    writer.get(&GetOperation {
+                        id: o.id, group: o.group, key: &o.key, deadline_ms: o.deadline_ms,
+                        owned_since: o.owned_since, failover: o.failover, on_miss: o.on_miss(), token: o.token,
+                    });
+                    continue;
+                }
+                Kind::Set => Write::Set { key: &o.key, outcome, ttl_ms: o.ttl_ms, token: o.token },
+                Kind::Delete => Write::Delete { key: &o.key },
+                Kind::Clear => Write::Clear { generation: o.generation },
+            };
+            let (id, group, deadline_ms, failover) = (o.id, o.group, o.deadline_ms, o.failover);
+            writer.write(&WriteOperation { id, group, deadline_ms, failover, write });
         }
         writer.waited_ms(waited_ms);
         let read = LaneRequest::decode(writer.take().0).unwrap();
@@ -96,7 +145,7 @@ proptest! {
             open: Some(v1::LaneOpen { client_id, slot, epoch }),
             ring_version: version,
             groups: vec![v1::GroupName { number: 7, name: name.clone() }],
-            operations: operations.iter().filter(|o| o.on_miss == 0).cloned().collect(),
+            operations: operations.clone(),
             waited_ms,
         });
 
@@ -110,8 +159,10 @@ proptest! {
         prop_assert_eq!(fields.next(), Some(RequestField::Group(7, &name)));
         for o in operations {
             prop_assert_eq!(fields.next(), Some(RequestField::Operation(Operation {
-                id: o.id, kind: Kind::Get, group: o.group, key: o.key, deadline_ms: o.deadline_ms,
-                on_miss: OnMiss::try_from(o.on_miss).unwrap(), owned_since: o.owned_since, failover: o.failover,
+                id: o.id, kind: o.kind(), group: o.group, deadline_ms: o.deadline_ms, on_miss: o.on_miss(),
+                owned_since: o.owned_since, failover: o.failover, ttl_ms: o.ttl_ms, token: o.token,
+                not_found: o.not_found, generation: o.generation, key: o.key, value: o.value,
+                load_error: o.load_error,
             })));
         }
     }
@@ -125,7 +176,7 @@ proptest! {
                 Some(error) => writer.failure(a.id, ErrorCode::LoaderFailed, &error.message),
                 None => writer.answer(
                     &AnswerFields {
-                        id: a.id, outcome: a.outcome(), age_ms: a.age_ms, ttl_ms: a.ttl_ms,
+                        id: a.id, outcome: a.outcome(), age_ms: a.age_ms, ttl_ms: a.ttl_ms, token: a.token,
                         value_bytes: a.value_bytes,
                     },
                     &a.value,
@@ -148,7 +199,7 @@ proptest! {
                 },
                 None => ResponseField::Answer(
                     AnswerFields {
-                        id: a.id, outcome: a.outcome(), age_ms: a.age_ms, ttl_ms: a.ttl_ms,
+                        id: a.id, outcome: a.outcome(), age_ms: a.age_ms, ttl_ms: a.ttl_ms, token: a.token,
                         value_bytes: a.value_bytes,
                     },
                     a.value.clone(),

@@ -26,6 +26,9 @@ pub struct GetRequest {
     /// time only.
     #[prost(bool, tag = "6")]
     pub failover: bool,
+    /// The caller holds this fill token and gives it back: it has found no value, the node is to load.
+    #[prost(uint64, tag = "7")]
+    pub token: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetResponse {
@@ -73,6 +76,9 @@ pub struct SetRequest {
     /// The load under this token failed with this message; those who wait are told (with a token).
     #[prost(string, tag = "9")]
     pub load_error: ::prost::alloc::string::String,
+    /// The caller believes the owner to be down and stores the value at its successor, for a short time.
+    #[prost(bool, tag = "10")]
+    pub failover: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SetResponse {
@@ -89,11 +95,14 @@ pub struct DeleteRequest {
     /// Keys to forget.
     #[prost(bytes = "bytes", repeated, tag = "2")]
     pub keys: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
-    /// Forget the whole group, by raising its generation to this; 0: only `keys`.
+    /// Forget the whole group, which has been cleared for this many times; 0: only `keys`.
     #[prost(uint64, tag = "3")]
     pub generation: u64,
     #[prost(uint64, tag = "4")]
     pub ring_version: u64,
+    /// Forget the whole group, whatever its generation: for fleets without a registry.
+    #[prost(bool, tag = "5")]
+    pub all: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteResponse {
@@ -143,7 +152,7 @@ pub struct Operation {
     pub owned_since: u64,
     #[prost(bool, tag = "8")]
     pub failover: bool,
-    /// As in SetRequest.
+    /// As in SetRequest; the token in a GET as in GetRequest.
     #[prost(bytes = "bytes", tag = "9")]
     pub value: ::prost::bytes::Bytes,
     #[prost(uint64, tag = "10")]
@@ -154,7 +163,7 @@ pub struct Operation {
     pub not_found: bool,
     #[prost(string, tag = "13")]
     pub load_error: ::prost::alloc::string::String,
-    /// CLEAR: the generation to raise the group to.
+    /// CLEAR: the generation to raise the group to; 0: whatever it is.
     #[prost(uint64, tag = "14")]
     pub generation: u64,
 }
@@ -504,6 +513,45 @@ pub mod peanut_client {
             req.extensions_mut().insert(GrpcMethod::new("peanut.v1.Peanut", "Get"));
             self.inner.unary(req, path, codec).await
         }
+        /// Stores a value at the node that owns the key. Whoever has it loaded meanwhile, and stores it later,
+        /// does not win over this. Status codes as for Get.
+        pub async fn set(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetRequest>,
+        ) -> std::result::Result<tonic::Response<super::SetResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::PeanutCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/peanut.v1.Peanut/Set");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("peanut.v1.Peanut", "Set"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Forgets keys, or a whole group. A load in progress is not stored.
+        pub async fn delete(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeleteRequest>,
+        ) -> std::result::Result<tonic::Response<super::DeleteResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::PeanutCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/peanut.v1.Peanut/Delete");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("peanut.v1.Peanut", "Delete"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Many operations at once, batched and out of order.
         pub async fn lane(
             &mut self,
@@ -555,6 +603,21 @@ pub mod peanut_server {
             &self,
             request: tonic::Request<super::GetRequest>,
         ) -> std::result::Result<tonic::Response<super::GetResponse>, tonic::Status> {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
+        /// Stores a value at the node that owns the key. Whoever has it loaded meanwhile, and stores it later,
+        /// does not win over this. Status codes as for Get.
+        async fn set(
+            &self,
+            request: tonic::Request<super::SetRequest>,
+        ) -> std::result::Result<tonic::Response<super::SetResponse>, tonic::Status> {
+            Err(tonic::Status::unimplemented("Not yet implemented"))
+        }
+        /// Forgets keys, or a whole group. A load in progress is not stored.
+        async fn delete(
+            &self,
+            request: tonic::Request<super::DeleteRequest>,
+        ) -> std::result::Result<tonic::Response<super::DeleteResponse>, tonic::Status> {
             Err(tonic::Status::unimplemented("Not yet implemented"))
         }
         /// Many operations at once, batched and out of order.
@@ -673,6 +736,92 @@ pub mod peanut_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetSvc(inner);
+                        let codec = crate::codec::PeanutCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/peanut.v1.Peanut/Set" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetSvc<T: Peanut>(pub Arc<T>);
+                    impl<T: Peanut> tonic::server::UnaryService<super::SetRequest>
+                    for SetSvc<T> {
+                        type Response = super::SetResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SetRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Peanut>::set(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetSvc(inner);
+                        let codec = crate::codec::PeanutCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/peanut.v1.Peanut/Delete" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeleteSvc<T: Peanut>(pub Arc<T>);
+                    impl<T: Peanut> tonic::server::UnaryService<super::DeleteRequest>
+                    for DeleteSvc<T> {
+                        type Response = super::DeleteResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DeleteRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Peanut>::delete(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeleteSvc(inner);
                         let codec = crate::codec::PeanutCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

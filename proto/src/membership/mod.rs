@@ -11,7 +11,7 @@ mod records;
 mod view;
 
 pub use keys::{Key, Keys, MAX_NAME_BYTES, check_name};
-pub use records::{Group, Liveness, NamingRecord, RecordError, Undelivered};
+pub use records::{Fence, Group, Liveness, NamingRecord, RecordError, Undelivered};
 pub use view::FleetView;
 
 use serde::{Deserialize, Serialize};

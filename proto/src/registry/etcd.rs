@@ -198,6 +198,17 @@ impl Registry for EtcdRegistry {
             .map(|response| response.succeeded())
     }
 
+    async fn delete_if(&self, key: &str, expected: i64) -> Result<bool, RegistryError> {
+        let stands = Compare::mod_revision(key, CompareOp::Equal, expected);
+        let txn = Txn::new().when([stands]).and_then([TxnOp::delete(key, None)]);
+        self.call("compare and delete", |mut client| {
+            let txn = txn.clone();
+            async move { client.txn(txn).await }
+        })
+        .await
+        .map(|response| response.succeeded())
+    }
+
     async fn delete(&self, key: &str) -> Result<(), RegistryError> {
         self.call("delete", |mut client| async move { client.delete(key, None).await }).await.map(drop)
     }

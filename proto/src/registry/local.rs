@@ -162,6 +162,16 @@ impl Registry for LocalRegistry {
         }))
     }
 
+    async fn delete_if(&self, key: &str, expected: i64) -> Result<bool, RegistryError> {
+        Ok(self.change(|state| {
+            let stands = state.entries.get(key).is_some_and(|(entry, _)| entry.revision == expected);
+            if stands {
+                state.delete(key);
+            }
+            stands
+        }))
+    }
+
     async fn delete(&self, key: &str) -> Result<(), RegistryError> {
         self.change(|state| state.delete(key));
         Ok(())

@@ -94,6 +94,12 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
     /// Where the registry cannot be reached or refuses. The write may then have happened or not.
     async fn swap(&self, key: &str, expected: i64, value: Vec<u8>) -> Result<bool, RegistryError>;
 
+    /// Deletes a key if its last change was at revision `expected`, and says whether it did.
+    ///
+    /// # Errors
+    /// Where the registry cannot be reached or refuses. The deletion may then have happened or not.
+    async fn delete_if(&self, key: &str, expected: i64) -> Result<bool, RegistryError>;
+
     /// Deletes a key; one that is absent is no error.
     ///
     /// # Errors

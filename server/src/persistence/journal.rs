@@ -3,15 +3,19 @@
 //! The serving path puts it into a list and goes on; the writer takes the list every tenth of a second. The list is
 //! bounded: a disk that does not keep up costs entries after a restart, never memory or time.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::Thread;
 use std::time::Duration;
 
 use bytes::Bytes;
+use hashbrown::HashSet;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use super::PersistenceStats;
+use crate::segment::key_hash;
 use crate::store::{Entry, Origin};
 
 /// Bytes that wait for the disk, at most: a second and more of whatever a network brings.
@@ -29,21 +33,45 @@ pub(crate) struct Journal {
     shortest: Duration,
     impatient_from: Instant,
     is_restored: watch::Sender<bool>,
+    /// `None` once all is back.
+    pub(super) written: Mutex<Option<Written>>,
+    /// How many writes the disk has, or will not have.
+    settled: watch::Sender<u64>,
+    writer: OnceLock<Thread>,
     pub(super) counters: Counters,
 }
 
 /// What the disk is to know.
 #[derive(Debug)]
 pub(super) enum Change {
-    Stored(Bytes, Entry),
+    /// What was loaded: if it is lost, it is loaded again.
+    Loaded(Bytes, Entry),
     /// A key has made room; this is its hash.
     Evicted(u64),
+    /// What a client has set.
+    Set(Bytes, Entry),
+    Removed(Bytes),
+    /// The group was cleared.
+    Cleared,
 }
+
+/// A write on its way to the disk: the number of writes up to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct WriteNumber(u64);
 
 #[derive(Debug, Default)]
 struct Pending {
     list: Vec<Change>,
     bytes: usize,
+    writes: u64,
+}
+
+/// Keys that were written while older entries come back, by hash: those are outdated.
+#[derive(Debug, Default)]
+pub(super) struct Written {
+    pub(super) keys: HashSet<u64>,
+    /// All of them.
+    pub(super) is_cleared: bool,
 }
 
 /// Shared by the writer, the restore and whoever looks.
@@ -64,12 +92,86 @@ impl Journal {
             shortest,
             impatient_from: now + LAST_PATIENCE,
             is_restored: watch::Sender::new(false),
+            written: Mutex::new(Some(Written::default())),
+            settled: watch::Sender::new(0),
+            writer: OnceLock::new(),
             counters: Counters::default(),
         }
     }
 
-    /// Takes in an entry that was stored, and the hashes of the keys that have made room for it.
-    pub(crate) fn stored(&self, key: &Bytes, entry: &Entry, evicted: &[u64]) {
+    /// Takes in an entry that a client has set. Where the disk is not to have it, it must forget what it has.
+    pub(crate) fn set(&self, key: &Bytes, entry: &Entry, evicted: &[u64]) -> WriteNumber {
+        let is_worth_writing = self.is_worth_writing(entry, entry.loaded);
+        self.write(|pending| {
+            pending.list.extend(evicted.iter().map(|hash| Change::Evicted(*hash)));
+            let has_room = pending.bytes <= MOST_BYTES;
+            if is_worth_writing && has_room {
+                pending.bytes += key.len() + entry.value.as_ref().map_or(0, |value| value.len());
+                pending.list.push(Change::Set(key.clone(), entry.clone()));
+            } else {
+                pending.list.push(Change::Removed(key.clone()));
+            }
+        })
+    }
+
+    /// Takes in that a key was forgotten.
+    pub(crate) fn removed(&self, key: &Bytes) -> WriteNumber {
+        self.write(|pending| pending.list.push(Change::Removed(key.clone())))
+    }
+
+    /// Takes in that all keys were forgotten.
+    pub(crate) fn cleared(&self) -> WriteNumber {
+        self.write(|pending| {
+            pending.list.clear();
+            pending.list.push(Change::Cleared);
+        })
+    }
+
+    fn write(&self, push: impl FnOnce(&mut Pending)) -> WriteNumber {
+        let mut pending = self.pending.lock();
+        push(&mut pending);
+        pending.bytes += size_of::<Change>();
+        pending.writes += 1;
+        WriteNumber(pending.writes)
+    }
+
+    /// Notes that a key is about to be written, or with `None` all, before the store knows.
+    pub(crate) fn outdate(&self, key: Option<&[u8]>) {
+        if let Some(written) = &mut *self.written.lock() {
+            match key {
+                Some(key) => {
+                    written.keys.insert(key_hash(key));
+                }
+                None => written.is_cleared = true,
+            }
+        }
+    }
+
+    /// Waits until what was written before a restart cannot come back after it.
+    pub(crate) async fn settled(&self, WriteNumber(number): WriteNumber) {
+        if *self.settled.borrow() < number {
+            self.writer.get().inspect(|writer| writer.unpark());
+            // The sender is here, so this does not fail.
+            let _ = self.settled.subscribe().wait_for(|settled| *settled >= number).await;
+        }
+    }
+
+    /// The writer has done, or has given up, what was taken with this number.
+    pub(super) fn settle(&self, WriteNumber(number): WriteNumber) {
+        self.settled.send_if_modified(|settled| std::mem::replace(settled, number.max(*settled)) < number);
+    }
+
+    /// Nothing is written any more.
+    pub(super) fn end(&self) {
+        self.settle(WriteNumber(u64::MAX));
+    }
+
+    pub(super) fn written_by(&self, writer: Thread) {
+        let _ = self.writer.set(writer);
+    }
+
+    /// Takes in an entry that was loaded, and the hashes of the keys that have made room for it.
+    pub(crate) fn loaded(&self, key: &Bytes, entry: &Entry, evicted: &[u64]) {
         let is_worth_writing = self.is_worth_writing(entry, entry.loaded);
         let length = entry.value.as_ref().map_or(0, |value| value.len());
         let stored = if is_worth_writing { key.len() + length + size_of::<Change>() } else { 0 };
@@ -82,7 +184,7 @@ impl Journal {
         pending.bytes += bytes;
         pending.list.extend(evicted.iter().map(|hash| Change::Evicted(*hash)));
         if is_worth_writing {
-            pending.list.push(Change::Stored(key.clone(), entry.clone()));
+            pending.list.push(Change::Loaded(key.clone(), entry.clone()));
         }
     }
 
@@ -92,8 +194,10 @@ impl Journal {
     }
 
     /// Takes all that waits for the disk.
-    pub(super) fn take(&self) -> Vec<Change> {
-        std::mem::take(&mut *self.pending.lock()).list
+    pub(super) fn take(&self) -> (Vec<Change>, WriteNumber) {
+        let mut pending = self.pending.lock();
+        pending.bytes = 0;
+        (std::mem::take(&mut pending.list), WriteNumber(pending.writes))
     }
 
     pub(super) fn is_restored(&self) -> bool {
@@ -106,6 +210,7 @@ impl Journal {
     }
 
     pub(super) fn set_restored(&self) {
+        *self.written.lock() = None;
         self.is_restored.send_replace(true);
     }
 

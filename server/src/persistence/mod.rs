@@ -13,13 +13,14 @@ mod journal;
 mod restore;
 mod writer;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, Thread};
 use std::time::Duration;
-use std::{io, thread};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
@@ -27,7 +28,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 use crate::cache::Cache;
 use crate::segment::{Header, whole_length};
 use directory::{Directory, Kind, Segment};
-pub(crate) use journal::Journal;
+pub(crate) use journal::{Journal, WriteNumber};
 use restore::{Check, Pace, Restore};
 use writer::{Limits, Writer};
 
@@ -65,6 +66,7 @@ pub(crate) struct PersistenceOptions {
 #[derive(Debug)]
 pub(crate) struct Persistence {
     shared: Arc<Shared>,
+    thread: Option<Thread>,
     ended: watch::Receiver<()>,
     groups: Vec<Group>,
     pace: u64,
@@ -83,7 +85,6 @@ struct Group {
 #[derive(Debug)]
 struct Shared {
     phase: Mutex<Phase>,
-    changed: Condvar,
     stop_restoring: AtomicBool,
     /// Segments that the restore found to be of no use, by group.
     useless: Mutex<Vec<(usize, Vec<Segment>)>>,
@@ -127,7 +128,6 @@ impl Persistence {
                 fingerprint,
                 boot,
             };
-            cache.keep_journal(journal.clone());
             writers.push(Writer::new(
                 cache.clone(),
                 journal.clone(),
@@ -139,7 +139,6 @@ impl Persistence {
         }
         let shared = Arc::new(Shared {
             phase: Mutex::new(Phase::Running),
-            changed: Condvar::new(),
             stop_restoring: AtomicBool::new(false),
             useless: Mutex::default(),
         });
@@ -148,11 +147,19 @@ impl Persistence {
         let thread = thread::Builder::new().name("peanut-writer".to_owned()).spawn(move || {
             let _ending = ending;
             write(&writing, &mut writers);
+            writers.iter().for_each(|writer| writer.journal.end());
         });
-        if let Err(error) = thread {
-            tracing::warn!("in memory only, no thread to write with: {error}");
+        match &thread {
+            Ok(writer) => {
+                for group in &groups {
+                    group.journal.written_by(writer.thread().clone());
+                    group.cache.keep_journal(group.journal.clone());
+                }
+            }
+            Err(error) => tracing::warn!("in memory only, no thread to write with: {error}"),
         }
-        Persistence { shared, ended, groups, pace: options.restore_bytes_per_second }
+        let thread = thread.ok().map(|writer| writer.thread().clone());
+        Persistence { shared, thread, ended, groups, pace: options.restore_bytes_per_second }
     }
 
     /// Brings back in the background what the disk has. `newest_version` is the ring's, where it is known.
@@ -211,7 +218,7 @@ impl Persistence {
     fn enter(&self, phase: Phase) {
         self.shared.stop_restoring.store(true, Ordering::Relaxed);
         *self.shared.phase.lock() = phase;
-        self.shared.changed.notify_all();
+        self.thread.as_ref().inspect(|writer| writer.unpark());
     }
 }
 
@@ -251,13 +258,11 @@ fn take(path: &Path, boot: u64) -> io::Result<(Directory, Vec<Segment>)> {
 fn write(shared: &Shared, writers: &mut [Writer]) {
     let mut dumped = false;
     loop {
-        let phase = {
-            let mut phase = shared.phase.lock();
-            if *phase == Phase::Running || (dumped && matches!(*phase, Phase::Stopping(_))) {
-                shared.changed.wait_for(&mut phase, TICK);
-            }
-            *phase
-        };
+        let phase = *shared.phase.lock();
+        if phase == Phase::Running || (dumped && matches!(phase, Phase::Stopping(_))) {
+            thread::park_timeout(TICK);
+        }
+        let phase = *shared.phase.lock();
         for (number, useless) in shared.useless.lock().drain(..) {
             writers[number].discard(&useless);
         }

@@ -191,7 +191,7 @@ impl Restore<'_> {
     ) -> Result<bool, String> {
         let bytes = self.directory.read(segment).map_err(|error| error.to_string())?;
         let (header, records) = Header::read(&bytes).map_err(|why| why.to_string())?;
-        if header.fingerprint != self.check.fingerprint {
+        if header.fingerprint != self.check.fingerprint || header.generation < self.cache.generation() {
             return Ok(false);
         }
         let mut records: Vec<_> = records.collect();
@@ -252,6 +252,15 @@ impl Restore<'_> {
                 let loaded = now.checked_sub(age).unwrap_or(now);
                 let entry =
                     Entry { value, loaded, expires: now + ttl, stamp: record.stamp, origin: Origin::Owner };
+                // Whoever writes says so first, and then waits for this lock.
+                let written = self.journal.written.lock();
+                let is_outdated = written
+                    .as_ref()
+                    .is_none_or(|written| written.is_cleared || written.keys.contains(&key_hash(record.key)));
+                if is_outdated {
+                    report.outdated += 1;
+                    return;
+                }
                 match self.cache.entries().restore(record.key, &entry) {
                     Restored::Stored => {
                         report.restored += 1;

@@ -106,7 +106,7 @@ impl Life {
     }
 
     fn store_entry(&self, key: &str, entry: &Entry) {
-        self.cache.store(&Bytes::copy_from_slice(key.as_bytes()), entry);
+        self.cache.store_loaded(&Bytes::copy_from_slice(key.as_bytes()), entry);
     }
 
     fn tick(&mut self) {
@@ -165,7 +165,7 @@ fn write(folder: &TempDir, name: &str, header: Header, records: &[Record<'_>]) {
 }
 
 fn header() -> Header {
-    Header { fingerprint: FINGERPRINT, boot: BOOT, written_ms: wall_clock_ms() }
+    Header { generation: 0, fingerprint: FINGERPRINT, boot: BOOT, written_ms: wall_clock_ms() }
 }
 
 fn record<'a>(key: &'a str, content: Content<'a>) -> Record<'a> {

@@ -118,8 +118,10 @@ impl Writer {
 
     /// Writes what has been stored since the last time, and does what is due. Never fails: a disk that does is left alone.
     pub(super) fn tick(&mut self, now: Instant) {
-        let changes = self.journal.take();
+        let (changes, number) = self.journal.take();
         if let Some(failed) = self.failed {
+            // Nothing of ours is on the disk, unless it could not be removed.
+            self.journal.settle(number);
             if now >= failed.retry_at {
                 self.try_again(now);
             }
@@ -129,6 +131,7 @@ impl Writer {
             let clocks = Now::read();
             self.write_down(&changes, clocks)?;
             self.flush()?;
+            self.journal.settle(number);
             if self.open.as_ref().is_some_and(|open| now >= open.began + self.limits.seal_interval) {
                 self.seal()?;
             }
@@ -136,6 +139,7 @@ impl Writer {
         };
         if let Err(error) = work() {
             self.give_up(&error, now);
+            self.journal.settle(number);
         }
         self.count();
     }
@@ -184,15 +188,34 @@ impl Writer {
                 Change::Evicted(hash) => {
                     evicted.insert(*hash);
                 }
-                Change::Stored(key, entry) => {
+                Change::Loaded(key, entry) | Change::Set(key, entry) => {
                     if !evicted.is_empty() && evicted.contains(&key_hash(key)) {
                         self.append_evicted(&mut evicted, now)?;
                     }
-                    self.append_entry(Kind::Loads, key, entry, now)?;
+                    let is_write = matches!(change, Change::Set(..));
+                    self.append_entry(if is_write { Kind::Writes } else { Kind::Loads }, key, entry, now)?;
+                }
+                Change::Removed(key) => {
+                    let (content, key) = (Content::Removed, &key[..]);
+                    let record = Record { expires_ms: 0, loaded_ms: 0, stamp: 0, key, content };
+                    self.append(Kind::Writes, &record, now)?;
+                }
+                Change::Cleared => {
+                    evicted.clear();
+                    self.clear()?;
                 }
             }
         }
         if evicted.is_empty() { Ok(()) } else { self.append_evicted(&mut evicted, now) }
+    }
+
+    fn clear(&mut self) -> io::Result<()> {
+        let open = self.open.take().map(|open| open.file.0);
+        self.sealed.extend(open);
+        while !self.sealed.is_empty() {
+            self.drop_oldest()?;
+        }
+        Ok(())
     }
 
     fn append_evicted(&mut self, evicted: &mut HashSet<u64>, now: Now) -> io::Result<()> {
@@ -214,7 +237,12 @@ impl Writer {
     }
 
     fn append(&mut self, kind: Kind, record: &Record<'_>, now: Now) -> io::Result<()> {
-        if self.open.as_ref().is_some_and(|open| open.file.0.kind != kind) {
+        // What was loaded may stand among writes, but not the other way round.
+        let fits = |open: &Open| match open.file.0.kind {
+            Kind::Writes => kind != Kind::Hottest,
+            other => other == kind,
+        };
+        if self.open.as_ref().is_some_and(|open| !fits(open)) {
             self.seal()?;
         }
         let mut open = match self.open.take() {
@@ -239,7 +267,8 @@ impl Writer {
         self.next_number += 1;
         let Limits { fingerprint, boot, .. } = self.limits;
         let mut buffer = Vec::with_capacity(BUFFER_BYTES);
-        Header { fingerprint, boot, written_ms: now.wall_ms }.write(&mut buffer);
+        let generation = self.cache.generation();
+        Header { generation, fingerprint, boot, written_ms: now.wall_ms }.write(&mut buffer);
         Ok(Open { file, began: now.monotonic, buffer })
     }
 

@@ -6,7 +6,7 @@
 //! |---|---|---|---|
 //! | `PEANUTSG` | 8 bytes | length of what follows the checksum | 4 |
 //! | format, now 1 | 4 | checksum, xxh3-64, of length and what follows | 8 |
-//! | nothing yet | 4 | expires, milliseconds since 1970 | 8 |
+//! | generation of the group | 4 | expires, milliseconds since 1970 | 8 |
 //! | fingerprint of what wrote it | 8 | loaded, milliseconds since 1970 | 8 |
 //! | run of the machine it was written in | 8 | stamp | 8 |
 //! | written, milliseconds since 1970 | 8 | length of the key | 2 |
@@ -40,6 +40,8 @@ const HASH_BYTES: usize = 8;
 /// What a segment says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
+    /// How many times the group had been cleared: in a later generation nothing of this one holds.
+    pub generation: u32,
     /// Of the configuration that its entries were kept under.
     pub fingerprint: u64,
     /// Of the run of the machine in which it was written: after a crash of the machine there may be less of it than was
@@ -131,7 +133,7 @@ impl Header {
         let begin = to.len();
         to.extend_from_slice(MAGIC);
         to.extend_from_slice(&FORMAT.to_le_bytes());
-        to.extend_from_slice(&0_u32.to_le_bytes());
+        to.extend_from_slice(&self.generation.to_le_bytes());
         to.extend_from_slice(&self.fingerprint.to_le_bytes());
         to.extend_from_slice(&self.boot.to_le_bytes());
         to.extend_from_slice(&self.written_ms.to_le_bytes());
@@ -153,13 +155,13 @@ impl Header {
             return Err(NoSegment::Format(format));
         }
         let read = (fields.u32(), fields.u64(), fields.u64(), fields.u64(), fields.u64());
-        let (Some(_), Some(fingerprint), Some(boot), Some(written_ms), Some(checksum)) = read else {
+        let (Some(generation), Some(fingerprint), Some(boot), Some(written_ms), Some(checksum)) = read else {
             return Err(NoSegment::Foreign);
         };
         if xxh3_64(&from[..HEADER_BYTES - CHECKSUM_BYTES]) != checksum {
             return Err(NoSegment::Damaged);
         }
-        Ok((Header { fingerprint, boot, written_ms }, Records { rest: fields.0 }))
+        Ok((Header { generation, fingerprint, boot, written_ms }, Records { rest: fields.0 }))
     }
 }
 

@@ -5,10 +5,11 @@
 //! are written into a later frame. Values longer than a frame go in pieces between other answers. A client
 //! that does not read is not read from: flow control stops the polling.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -23,9 +24,11 @@ use peanut_proto::v1::operation::Kind;
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
+use super::fence::Opening;
 use super::{Node, whole_ms};
-use crate::cache::{Answer, Begun, Cache, Get};
+use crate::cache::{Answer, Begun, Cache, Fetched, Get, Set};
 use crate::error::Failure;
+use crate::flight::Token;
 use crate::store::Origin;
 
 /// Operations of one lane that may wait for flights, or for the rest of their values to be sent.
@@ -36,7 +39,7 @@ const MAX_GROUPS: usize = 4_096;
 const MAX_LANE_BYTES: usize = 64 << 20;
 const MAX_NODE_BYTES: usize = 1 << 30;
 
-type Landed = (u32, Result<Answer, Failure>);
+type Landed = (u32, Arc<Cache>, Result<Answer, Failure>);
 
 /// The stream of answers of one lane.
 pub(super) struct Answers {
@@ -49,6 +52,12 @@ pub(super) struct Answers {
     stopping: BoxFuture<'static, ()>,
     /// By the client's number; `None` is a group that this node does not have.
     groups: Vec<Option<Result<Arc<Cache>, Failure>>>,
+    /// Which opening of which slot this is, where the client has said.
+    opening: Option<Opening>,
+    /// How often the node had woken when the lane was opened.
+    wakes: u64,
+    /// Fill tokens that this lane was given, with their groups, until their values come.
+    leases: HashMap<Token, Arc<Cache>>,
     ring_version: u64,
     told_version: u64,
     waiting: FuturesUnordered<BoxFuture<'static, Landed>>,
@@ -64,7 +73,7 @@ struct LongValue {
 }
 
 impl Answers {
-    pub(super) fn new(node: Node, requests: Streaming<RequestFrame>) -> Self {
+    pub(super) fn new(node: Node, wakes: u64, requests: Streaming<RequestFrame>) -> Self {
         let stopping = node.stopping().clone().cancelled_owned().boxed();
         Answers {
             node,
@@ -73,6 +82,9 @@ impl Answers {
             closing: false,
             stopping,
             groups: Vec::new(),
+            opening: None,
+            wakes,
+            leases: HashMap::new(),
             ring_version: 0,
             told_version: 0,
             waiting: FuturesUnordered::new(),
@@ -97,8 +109,12 @@ impl Answers {
                 RequestField::RingVersion(version) => self.ring_version = version,
                 RequestField::Group(number, name) => self.name_group(number, name)?,
                 RequestField::Operation(operation) => self.begin(operation, waited_ms, now),
-                // Slots and epochs order writes; there are none yet.
-                RequestField::Open { .. } | RequestField::WaitedMs(_) => {}
+                RequestField::Open { client_id: client, slot, epoch } => {
+                    let opening = Opening { client, slot, epoch };
+                    self.node.fences().raise(opening, now);
+                    self.opening = Some(opening);
+                }
+                RequestField::WaitedMs(_) => {}
             }
         }
         let newest = self.node.hear_of_ring(self.ring_version);
@@ -124,27 +140,28 @@ impl Answers {
     fn begin(&mut self, operation: Operation, waited_ms: u32, now: Instant) {
         let id = operation.id;
         match self.try_begin(operation, waited_ms, now) {
-            Ok(Begun::Answered(answer)) => self.answer(id, answer),
-            Ok(Begun::Waiting(waiting)) => {
-                self.waiting.push(async move { (id, waiting.answer().await) }.boxed())
+            Ok((cache, Begun::Answered(answer))) => self.answer(id, &cache, answer),
+            Ok((cache, Begun::Waiting(waiting))) => {
+                self.waiting.push(async move { (id, cache, waiting.answer().await) }.boxed());
             }
             Err(failure) => self.frame.failure(id, failure.code, &failure.message),
         }
     }
 
-    fn try_begin(&self, operation: Operation, waited_ms: u32, now: Instant) -> Result<Begun, Failure> {
+    fn try_begin(
+        &mut self,
+        operation: Operation,
+        waited_ms: u32,
+        now: Instant,
+    ) -> Result<(Arc<Cache>, Begun), Failure> {
         if self.closing {
             return Err(Failure::new(ErrorCode::ShuttingDown, "the node is shutting down"));
         }
         if operation.deadline_ms != 0 && operation.deadline_ms <= waited_ms {
             return Err(Failure::new(ErrorCode::DeadlinePassed, "the deadline had passed when it was read"));
         }
-        if operation.kind != Kind::Get {
-            let why = format!("this server does no {}", operation.kind.as_str_name());
-            return Err(Failure::new(ErrorCode::InvalidRequest, why));
-        }
         let cache = match self.groups.get(operation.group as usize) {
-            Some(Some(Ok(cache))) => cache,
+            Some(Some(Ok(cache))) => cache.clone(),
             Some(Some(Err(unknown))) => return Err(unknown.clone()),
             _ => {
                 let why = format!("group number {} has not been named", operation.group);
@@ -155,22 +172,59 @@ impl Answers {
             let why = format!("{MAX_WAITING} operations of this lane are waiting");
             return Err(Failure::new(ErrorCode::Overloaded, why));
         }
-        let get = Get {
-            key: operation.key,
-            on_miss: operation.on_miss,
-            ring_version: self.ring_version,
-            owned_since: operation.owned_since,
-            origin: if operation.failover { Origin::Failover } else { Origin::Owner },
+        let origin = if operation.failover { Origin::Failover } else { Origin::Owner };
+        if operation.token != 0 {
+            self.leases.remove(&operation.token);
+        }
+        if operation.kind != Kind::Get && self.opening.is_some_and(|it| self.node.fences().shut_out(it)) {
+            return Err(Failure::new(ErrorCode::Fenced, "a later lane of this client has taken over"));
+        }
+        let begun = match operation.kind {
+            Kind::Get => {
+                let get = Get {
+                    key: operation.key,
+                    on_miss: operation.on_miss,
+                    ring_version: self.ring_version,
+                    owned_since: operation.owned_since,
+                    origin,
+                    token: operation.token,
+                };
+                cache.begin(&get, now)?
+            }
+            Kind::Set => {
+                let fetched = if !operation.load_error.is_empty() {
+                    Fetched::Failed(operation.load_error)
+                } else if operation.not_found {
+                    Fetched::NotFound
+                } else {
+                    Fetched::Value(operation.value)
+                };
+                let set = Set {
+                    key: operation.key,
+                    fetched,
+                    ttl: (operation.ttl_ms > 0).then(|| Duration::from_millis(operation.ttl_ms)),
+                    ring_version: self.ring_version,
+                    origin,
+                    token: operation.token,
+                };
+                cache.set(set, now)?
+            }
+            Kind::Delete => cache.delete(&operation.key)?,
+            Kind::Clear => cache.clear(operation.generation),
         };
-        cache.begin(&get, now)
+        Ok((cache, begun))
     }
 
-    fn answer(&mut self, id: u32, answer: Answer) {
+    fn answer(&mut self, id: u32, cache: &Arc<Cache>, answer: Answer) {
+        if answer.token != 0 {
+            self.leases.insert(answer.token, cache.clone());
+        }
         let mut fields = AnswerFields {
             id,
             outcome: answer.outcome,
             age_ms: whole_ms(answer.age),
             ttl_ms: whole_ms(answer.ttl),
+            token: answer.token,
             value_bytes: 0,
         };
         let length = answer.value.len();
@@ -204,6 +258,9 @@ impl Answers {
     }
 
     fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        if self.node.wake().wakes() != self.wakes {
+            return Poll::Ready(Err(Status::unavailable("the node has slept; open the lane again")));
+        }
         if !self.closing && self.stopping.poll_unpin(context).is_ready() {
             self.closing = true;
             self.frame.closing();
@@ -220,10 +277,10 @@ impl Answers {
         }
         // After the requests: a flight that was boarded just now has to be polled to be heard of.
         while self.frame.len() < FRAME_BYTES
-            && let Poll::Ready(Some((id, landed))) = self.waiting.poll_next_unpin(context)
+            && let Poll::Ready(Some((id, cache, landed))) = self.waiting.poll_next_unpin(context)
         {
             match landed {
-                Ok(answer) => self.answer(id, answer),
+                Ok(answer) => self.answer(id, &cache, answer),
                 Err(failure) => self.frame.failure(id, failure.code, &failure.message),
             }
         }
@@ -250,6 +307,8 @@ impl Stream for Answers {
 impl Drop for Answers {
     fn drop(&mut self) {
         self.node.long_bytes().subtract(self.long_bytes);
+        // Whoever was to fill these has gone.
+        self.leases.drain().for_each(|(token, cache)| cache.void(token));
     }
 }
 

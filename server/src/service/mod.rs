@@ -1,5 +1,6 @@
 //! The gRPC services, as thin translations between messages and [`Cache`](crate::cache::Cache).
 
+pub(crate) mod fence;
 mod lane;
 mod original;
 mod unary;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use fence::Fences;
 use lane::ByteCount;
 use peanut_proto::v1::ErrorCode;
 use tokio::runtime::Handle;
@@ -16,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cache::Cache;
 use crate::error::Failure;
+use crate::wake::Wake;
 
 /// What all services share: the groups of the node, and the newest ring version it has heard of.
 #[derive(Clone, Debug)]
@@ -29,6 +32,8 @@ struct Shared {
     ring_version: AtomicU64,
     /// Bytes of values that wait to be sent, over all lanes.
     long_bytes: ByteCount,
+    fences: Fences,
+    wake: Wake,
     stopping: CancellationToken,
 }
 
@@ -39,6 +44,8 @@ impl Node {
             caches,
             ring_version: AtomicU64::new(0),
             long_bytes: ByteCount::default(),
+            fences: Fences::default(),
+            wake: Wake::new(),
             stopping: CancellationToken::new(),
         };
         Node { shared: Arc::new(shared) }
@@ -58,6 +65,16 @@ impl Node {
     /// Says where loads run; else they do where they are asked for.
     pub(crate) fn run_loads_on(&self, runtime: &Handle) {
         self.caches().for_each(|cache| cache.run_loads_on(runtime));
+    }
+
+    /// What shuts out late writes.
+    pub(crate) fn fences(&self) -> &Fences {
+        &self.shared.fences
+    }
+
+    /// What notices that the process has slept.
+    pub(crate) fn wake(&self) -> &Wake {
+        &self.shared.wake
     }
 
     fn long_bytes(&self) -> &ByteCount {

@@ -16,12 +16,14 @@ use crate::store::Origin;
 impl PeanutCache for Node {
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
         let GetRequest { group, key } = request.into_inner();
+        self.wake().awake().await;
         let get = Get {
             key: Bytes::from(key.into_bytes()),
             on_miss: OnMiss::Load,
             ring_version: self.hear_of_ring(0),
             owned_since: 0,
             origin: Origin::Owner,
+            token: 0,
         };
         let answer = self.cache(&group)?.begin(&get, Instant::now())?.answer().await?;
         if answer.outcome == Outcome::NotFound {

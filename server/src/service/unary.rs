@@ -1,15 +1,19 @@
 //! `peanut.v1.Peanut`: one call, one key; and the way in for lanes.
 
+use std::time::Duration;
+
 use peanut_proto::frame::{RequestFrame, ResponseFrame};
 use peanut_proto::v1::peanut_server::Peanut;
-use peanut_proto::v1::{ErrorCode, GetRequest, GetResponse, OnMiss};
+use peanut_proto::v1::{
+    DeleteRequest, DeleteResponse, ErrorCode, GetRequest, GetResponse, OnMiss, SetRequest, SetResponse,
+};
 use tokio::time::Instant;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::lane::Answers;
 use super::{Node, whole_ms};
-use crate::cache::Get;
+use crate::cache::{Fetched, Get, Set};
 use crate::error::Failure;
 use crate::store::Origin;
 
@@ -17,6 +21,7 @@ use crate::store::Origin;
 impl Peanut for Node {
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
         let request = request.into_inner();
+        self.wake().awake().await;
         let ring_version = self.hear_of_ring(request.ring_version);
         let cache = self.cache(&request.group)?;
         let begun = cache.begin(&read(request)?, Instant::now())?;
@@ -28,15 +33,56 @@ impl Peanut for Node {
             age_ms: whole_ms(answer.age),
             ttl_ms: whole_ms(answer.ttl),
             near_ms: 0,
-            token: 0,
+            token: answer.token,
         }))
+    }
+
+    async fn set(&self, request: Request<SetRequest>) -> Result<Response<SetResponse>, Status> {
+        let request = request.into_inner();
+        self.wake().awake().await;
+        let ring_version = self.hear_of_ring(request.ring_version);
+        let cache = self.cache(&request.group)?;
+        let set = Set {
+            key: request.key,
+            fetched: if !request.load_error.is_empty() {
+                Fetched::Failed(request.load_error)
+            } else if request.not_found {
+                Fetched::NotFound
+            } else {
+                Fetched::Value(request.value)
+            },
+            ttl: (request.ttl_ms > 0).then(|| Duration::from_millis(request.ttl_ms)),
+            ring_version: request.ring_version,
+            origin: origin(request.failover),
+            token: request.token,
+        };
+        let answer = cache.set(set, Instant::now())?.answer().await?;
+        Ok(Response::new(SetResponse { outcome: answer.outcome.into(), ring_version }))
+    }
+
+    async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteResponse>, Status> {
+        let request = request.into_inner();
+        self.wake().awake().await;
+        let ring_version = self.hear_of_ring(request.ring_version);
+        let cache = self.cache(&request.group)?;
+        // All are forgotten before the first is waited for.
+        let keys = request.keys.iter().map(|key| cache.delete(key));
+        let mut begun = keys.collect::<Result<Vec<_>, _>>()?;
+        if request.all || request.generation > 0 {
+            begun.push(cache.clear(request.generation));
+        }
+        for begun in begun {
+            begun.answer().await?;
+        }
+        Ok(Response::new(DeleteResponse { ring_version }))
     }
 
     async fn lane(
         &self,
         request: Request<Streaming<RequestFrame>>,
     ) -> Result<Response<BoxStream<ResponseFrame>>, Status> {
-        Ok(Response::new(Box::pin(Answers::new(self.clone(), request.into_inner()))))
+        let wakes = self.wake().awake().await;
+        Ok(Response::new(Box::pin(Answers::new(self.clone(), wakes, request.into_inner()))))
     }
 }
 
@@ -49,6 +95,11 @@ fn read(request: GetRequest) -> Result<Get, Failure> {
         on_miss,
         ring_version: request.ring_version,
         owned_since: request.owned_since,
-        origin: if request.failover { Origin::Failover } else { Origin::Owner },
+        origin: origin(request.failover),
+        token: request.token,
     })
+}
+
+fn origin(failover: bool) -> Origin {
+    if failover { Origin::Failover } else { Origin::Owner }
 }

@@ -95,7 +95,7 @@ impl Store {
         let shard = |number: usize| {
             // The first ones take what is left over.
             let share = capacity / shards + usize::from(number < capacity % shards);
-            RwLock::new(Shard::new(share, eviction.policy(share), size))
+            RwLock::new(Shard::new(share, eviction, size))
         };
         Store {
             shards: (0..shards).map(shard).collect(),
@@ -179,6 +179,12 @@ impl Store {
     pub fn remove(&self, key: &[u8]) -> bool {
         let (shard, hash) = self.shard(key);
         shard.write().remove(key, hash)
+    }
+
+    /// Forgets all keys at once, and gives what has to be freed: that takes a while.
+    #[must_use]
+    pub fn clear(&self) -> impl Send + 'static {
+        self.shards.iter().map(|shard| shard.write().clear()).collect::<Vec<_>>()
     }
 
     /// Looks for entries that have expired among the next `part` of all slots (0 to 1), and drops them. No shard

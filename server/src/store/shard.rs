@@ -4,7 +4,7 @@ use hashbrown::HashTable;
 
 use super::Entry;
 use super::entry::StoredEntry;
-use super::policy::Policy;
+use super::policy::{Eviction, Policy};
 use super::slots::{Slot, Slots};
 use super::value::{Record, record};
 
@@ -15,6 +15,7 @@ pub(super) type Size = fn(usize) -> usize;
 pub(super) struct Shard {
     slots: Slots,
     by_key: HashTable<u32>,
+    eviction: Eviction,
     policy: Box<dyn Policy>,
     size: Size,
     used: usize,
@@ -73,8 +74,9 @@ fn entry(slot: &Slot) -> StoredEntry {
 }
 
 impl Shard {
-    pub(super) fn new(capacity: usize, policy: Box<dyn Policy>, size: Size) -> Self {
-        Shard { slots: Slots::new(), by_key: HashTable::new(), policy, size, used: 0, capacity, swept: 0 }
+    pub(super) fn new(capacity: usize, eviction: Eviction, size: Size) -> Self {
+        let (slots, by_key, policy) = (Slots::new(), HashTable::new(), eviction.policy(capacity));
+        Shard { slots, by_key, eviction, policy, size, used: 0, capacity, swept: 0 }
     }
 
     pub(super) fn used(&self) -> usize {
@@ -190,6 +192,12 @@ impl Shard {
         self.by_key.insert_unique(spread(hash), at, |at| spread(slots.get(*at).hash));
         self.used += self.size_of(key, entry);
         Some(at)
+    }
+
+    /// Begins anew, and gives what there was.
+    pub(super) fn clear(&mut self) -> Self {
+        let fresh = Shard::new(self.capacity, self.eviction, self.size);
+        std::mem::replace(self, fresh)
     }
 
     pub(super) fn remove(&mut self, key: &[u8], hash: u32) -> bool {

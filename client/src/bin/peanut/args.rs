@@ -41,6 +41,31 @@ pub(crate) enum Command {
         /// The key
         key: String,
     },
+    /// Store a value
+    Set {
+        /// The group
+        group: String,
+        /// The key
+        key: String,
+        /// The value
+        value: String,
+        /// Seconds that the value stays fresh [default: as the group has it]
+        #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+        ttl: Option<Duration>,
+    },
+    /// Have the fleet forget keys
+    Delete {
+        /// The group
+        group: String,
+        /// The keys
+        #[arg(required = true)]
+        keys: Vec<String>,
+    },
+    /// Have the fleet forget all keys of a group
+    Clear {
+        /// The group
+        group: String,
+    },
     /// Read keys from a group and measure: a closed loop, or one of a fixed rate
     Bench(BenchArgs),
     /// Print the members of the ring, or the owner of a key

@@ -42,6 +42,14 @@ async fn run(args: &Args) -> Result<ExitCode, Error> {
     let client = connect(args).await?;
     match &args.command {
         Command::Get { group, key } => get::run(&client, group, key, args.json).await,
+        Command::Set { group, key, value, ttl } => {
+            client.group(group).set(key, value, *ttl).await.map(|()| ExitCode::SUCCESS)
+        }
+        Command::Delete { group, keys } => {
+            let deleted = client.group(group).delete_many(keys).await;
+            deleted.into_iter().collect::<Result<(), Error>>().map(|()| ExitCode::SUCCESS)
+        }
+        Command::Clear { group } => client.group(group).clear().await.map(|()| ExitCode::SUCCESS),
         Command::Bench(bench) => Ok(bench::run(&client, bench, args.json).await),
         Command::Ring { group, key } => {
             let key = group.as_deref().zip(key.as_deref());

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use peanut_proto::frame::{Operation as Read, RequestField, ResponseWriter};
 
+use peanut_proto::v1::Outcome;
+
 use super::*;
 
 const LIMITS: Limits = Limits { operations: 100, queued_bytes: 1 << 20 };
@@ -25,7 +27,7 @@ struct Fixture {
 
 fn fixture(limits: Limits) -> Fixture {
     let mut lane = LaneState::new(limits);
-    lane.opened(1);
+    lane.opened(9, 0, 1);
     Fixture { lane, now: Instant::now(), woken: Arc::new(Flag(false.into())) }
 }
 
@@ -40,6 +42,8 @@ fn ask(key: &str, now: Instant) -> Ask<'_> {
         owned_since: 4,
         failover: false,
         deadline: now + Duration::from_secs(1),
+        want: Want::LOAD,
+        writes: 0,
     }
 }
 
@@ -99,10 +103,17 @@ async fn what_is_waiting_goes_into_one_frame_and_answers_come_in_any_order() {
     let (mut a, mut b) = (f.get("a"), f.get("b"));
     let NextFrame::Send(frame) = f.next() else { panic!("a frame was expected") };
     let fields: Vec<_> = frame.fields().map(Result::unwrap).collect();
-    assert_eq!(fields[..2], [RequestField::RingVersion(5), RequestField::Group(3, "scores")]);
-    let RequestField::Operation(first) = &fields[2] else { panic!("an operation was expected") };
+    assert_eq!(
+        fields[..3],
+        [
+            RequestField::Open { client_id: 9, slot: 0, epoch: 1 },
+            RequestField::RingVersion(5),
+            RequestField::Group(3, "scores")
+        ]
+    );
+    let RequestField::Operation(first) = &fields[3] else { panic!("an operation was expected") };
     assert_eq!((&first.key[..], first.deadline_ms, first.owned_since), (&b"a"[..], 1000, 4));
-    let RequestField::Operation(second) = &fields[3] else { panic!("an operation was expected") };
+    let RequestField::Operation(second) = &fields[4] else { panic!("an operation was expected") };
     assert_eq!(f.next(), NextFrame::Later);
 
     f.hit(second.id, b"value of b").unwrap();
@@ -290,11 +301,11 @@ async fn when_the_stream_dies_everyone_is_told_and_the_next_stream_begins_anew()
     assert_eq!((f.lane.in_flight(), f.next()), (0, NextFrame::Ended));
 
     f.get("c");
-    f.lane.opened(2);
+    f.lane.opened(9, 0, 2);
     assert_eq!(f.next(), NextFrame::Ended, "the old stream is not the lane's any more");
     let waker = Waker::from(f.woken.clone());
     let NextFrame::Send(frame) = f.lane.next_frame(2, f.now, &waker) else { panic!("a frame was expected") };
-    assert_eq!(frame.fields().count(), 3, "version and group are told again");
+    assert_eq!(frame.fields().count(), 4, "slot, version and group are told again");
 }
 
 #[tokio::test(start_paused = true)]

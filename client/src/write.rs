@@ -1,0 +1,258 @@
+//! How one write comes to be done wherever an old value could be shown.
+//!
+//! The owner writes. Where it cannot be reached, word is left for it in the registry, which it reads before it answers
+//! again, and the successor, who answers in its place meanwhile, writes too. For a while after a change of the ring former
+//! owners forget the key as well: others may still ask them. When all of that is done and the ring has not moved
+//! the key meanwhile, the write is done; else it begins again under the new ring.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::future::{join, join_all, try_join_all};
+use peanut_proto::frame::Write;
+use peanut_proto::membership::{self, FORMAT, Undelivered};
+use peanut_proto::registry::{Registry, RegistryError};
+use peanut_proto::v1::Outcome;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use crate::client::Shared;
+use crate::config::Failover;
+use crate::error::{Error, ErrorKind};
+use crate::failover::Wanted;
+use crate::lane::Want;
+use crate::node::{Node, Refusal};
+use crate::routing::Routing;
+
+/// Rings that one write may be done under.
+const MAX_RINGS: usize = 8;
+/// A node that is silent for less may only be asleep, and would not notice.
+const SLEEP: Duration = Duration::from_millis(500);
+/// Invalidations for one node, left one by one until it is back; then one for the whole group takes the place of more.
+const WORDS: u32 = 64;
+/// A swap that loses so often has met something other than other clients.
+const SWAP_ATTEMPTS: usize = 100;
+
+/// Numbers the words that this process leaves.
+static LAST_WORD: AtomicU64 = AtomicU64::new(0);
+
+/// Has a key written. On an error the write may have been done or not, here or there.
+pub(crate) async fn write(client: &Shared, wanted: Wanted<'_>, now: Instant) -> Result<(), Error> {
+    client.writes.count(Some(wanted.hash));
+    let written = under_each_ring(client, wanted, now).await;
+    // Whoever begins to read now joins nobody who began before.
+    client.writes.count(Some(wanted.hash));
+    written
+}
+
+async fn under_each_ring(client: &Shared, wanted: Wanted<'_>, begun: Instant) -> Result<(), Error> {
+    for _ in 0..MAX_RINGS {
+        let routing = client.routing.get();
+        let Some(route) = routing.route(wanted.hash) else {
+            return Err(Error::new(ErrorKind::Unavailable, "the fleet has no nodes"));
+        };
+        let one = OneNode { client, routing: &routing, wanted, begun };
+        let window = client.config.hand_over * 2;
+        let mut formers: Vec<_> =
+            routing.formers(wanted.hash, window, begun).map(|former| former.node).collect();
+        if client.config.failover == Failover::Strict {
+            formers.extend(route.successor);
+        }
+        let owner = one.have_written(route.owner, route.successor, route.owned_since);
+        let forget = Wanted { want: Want::Write(Write::Delete { key: wanted.key }), ..wanted };
+        let forgetting = OneNode { wanted: forget, ..one };
+        let formers = try_join_all(formers.into_iter().map(|node| forgetting.have_written(node, None, 0)));
+        let (heard, _) = tokio::try_join!(owner, formers)?;
+        if !has_moved(client, &routing, heard, &wanted).await? {
+            return Ok(());
+        }
+    }
+    Err(Error::new(ErrorKind::Unavailable, "the ring changed during each attempt"))
+}
+
+/// Whether the key has another owner than when it was written.
+async fn has_moved(client: &Shared, under: &Routing, heard: u64, wanted: &Wanted<'_>) -> Result<bool, Error> {
+    if heard > client.routing.get().ring.version() {
+        client.hear_of_ring(heard, under.ring.version());
+        let waited = timeout_at(wanted.deadline, client.wait_for_ring(heard)).await;
+        if !waited.is_ok_and(|waited| waited.is_ok()) {
+            let why = format!("the nodes know ring {heard}, and it could not be read in time");
+            return Err(Error::new(ErrorKind::Unavailable, why));
+        }
+    }
+    let now = client.routing.get();
+    let owner = |routing: &Routing| routing.route(wanted.hash).map(|route| route.owner.id().to_owned());
+    Ok(now.ring.version() != under.ring.version() && owner(&now) != owner(under))
+}
+
+/// The writing at one node.
+#[derive(Clone, Copy)]
+struct OneNode<'a> {
+    client: &'a Shared,
+    routing: &'a Routing,
+    wanted: Wanted<'a>,
+    begun: Instant,
+}
+
+impl OneNode<'_> {
+    /// Has a node write, now or before it answers again. Gives the newest ring version that it has heard of.
+    async fn have_written(
+        &self,
+        node: &Arc<Node>,
+        successor: Option<&Arc<Node>>,
+        owned_since: u64,
+    ) -> Result<u64, Error> {
+        let ask = self.wanted.ask(self.routing.ring.version(), owned_since, false);
+        let mut last = Error::at(ErrorKind::Unavailable, node.id(), "the node is down");
+        // The second time on a new lane, in case the first was lost.
+        for _ in 0..2 {
+            if node.is_down() && !self.routing.mostly_down() {
+                break;
+            }
+            match node.write(&ask, Instant::now()).await {
+                Ok(reply) if reply.outcome == Outcome::Done => {
+                    node.words().store(0, Ordering::Relaxed);
+                    return Ok(reply.ring_version);
+                }
+                Ok(reply) => {
+                    let why = format!("the node answered a write with {}", reply.outcome.as_str_name());
+                    return Err(Error::at(ErrorKind::Protocol, node.id(), why));
+                }
+                Err(Refusal::Final(error)) => return Err(error),
+                Err(Refusal::Elsewhere(error)) => last = error,
+            }
+        }
+        tracing::debug!(node = node.id(), error = %last, "word is left for the node");
+        self.leave_word(node, successor, last).await.map(|()| 0)
+    }
+
+    /// Tells the node in the registry what it could not be told, and the successor what it is to know meanwhile.
+    async fn leave_word(
+        &self,
+        node: &Arc<Node>,
+        successor: Option<&Arc<Node>>,
+        because: Error,
+    ) -> Result<(), Error> {
+        let Some(registry) = &self.client.registry else { return Err(because) };
+        let Wanted { group_name, key, hash, deadline, .. } = self.wanted;
+        // A node that only sleeps a little would not look.
+        let silent_since = node.down_since().unwrap_or(self.begun).min(self.begun);
+        if timeout_at(deadline, sleep_until(silent_since + SLEEP)).await.is_err() {
+            return Err(because);
+        }
+        let is_many = node.words().fetch_add(1, Ordering::Relaxed) >= WORDS;
+        let prefix = self.client.keys.undelivered(node.id());
+        let number = LAST_WORD.fetch_add(1, Ordering::Relaxed);
+        let id = self.client.config.identity.client_id;
+        let at =
+            if is_many { format!("{prefix}all-{group_name}") } else { format!("{prefix}{id:016x}-{number}") };
+        let word = Undelivered {
+            format: FORMAT,
+            group: group_name.to_owned(),
+            keys: (!is_many).then(|| vec![key.to_vec()]),
+            ring_version: self.routing.ring.version(),
+            at_ms: wall_clock_ms(),
+            fence: node.fence(hash),
+        };
+        let answers = self.client.config.failover != Failover::Off;
+        let successor = async {
+            if let Some(successor) = successor.filter(|successor| answers && !successor.is_down()) {
+                let ask = self.wanted.ask(self.routing.ring.version(), 0, true);
+                // What it has by then goes by itself, after `failover_ttl`.
+                if let Err(Refusal::Final(error) | Refusal::Elsewhere(error)) =
+                    successor.write(&ask, Instant::now()).await
+                {
+                    tracing::debug!(node = successor.id(), %error, "the successor did not write");
+                }
+            }
+        };
+        let left = timeout_at(deadline, registry.put(&at, word.encode(), None));
+        match join(left, successor).await.0 {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(neither(&because, node, Some(error))),
+            Err(_) => Err(neither(&because, node, None)),
+        }
+    }
+}
+
+fn neither(because: &Error, node: &Node, registry: Option<RegistryError>) -> Error {
+    let why = match &registry {
+        Some(error) => format!("{because}; nor could word be left for it: {error}"),
+        None => format!("{because}; nor could word be left for it in time"),
+    };
+    match registry {
+        Some(error) => Error::caused_by(ErrorKind::Unavailable, Some(node.id()), why, error),
+        None => Error::at(ErrorKind::Unavailable, node.id(), why),
+    }
+}
+
+/// Has all nodes forget a group. With a registry it is done when that has the new generation: a node that cannot be reached
+/// reads it before it answers again.
+pub(crate) async fn clear(client: &Shared, wanted: Wanted<'_>) -> Result<(), Error> {
+    client.writes.count(None);
+    let cleared = clear_all(client, wanted).await;
+    client.writes.count(None);
+    cleared
+}
+
+async fn clear_all(client: &Shared, wanted: Wanted<'_>) -> Result<(), Error> {
+    let generation = match &client.registry {
+        None => 0,
+        Some(registry) => {
+            let key = client.keys.group(wanted.group_name);
+            match timeout_at(wanted.deadline, raise(&**registry, &key)).await {
+                Ok(Ok(generation)) => generation,
+                Ok(Err(error)) => {
+                    let why = format!("the registry did not take the new generation: {error}");
+                    return Err(Error::caused_by(ErrorKind::Unavailable, None, why, error));
+                }
+                Err(_) => {
+                    let why = "the registry did not take the new generation in time";
+                    return Err(Error::new(ErrorKind::DeadlineExceeded, why));
+                }
+            }
+        }
+    };
+    let routing = client.routing.get();
+    let wanted = Wanted { want: Want::Write(Write::Clear { generation }), ..wanted };
+    let ask = wanted.ask(routing.ring.version(), 0, false);
+    let window = client.config.hand_over * 2;
+    let nodes = routing.all_nodes(window, Instant::now());
+    let told = join_all(nodes.iter().map(|node| node.write(&ask, Instant::now()))).await;
+    for told in told {
+        match told {
+            Ok(_) => {}
+            Err(Refusal::Final(error)) if error.kind() != ErrorKind::DeadlineExceeded => return Err(error),
+            Err(Refusal::Final(error) | Refusal::Elsewhere(error)) if generation == 0 => return Err(error),
+            Err(Refusal::Final(error) | Refusal::Elsewhere(error)) => {
+                tracing::debug!(%error, "a node reads later that the group was cleared");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Raises a group's generation by one, and gives it.
+async fn raise(registry: &dyn Registry, key: &str) -> Result<u64, RegistryError> {
+    for _ in 0..SWAP_ATTEMPTS {
+        let found = registry.load(key).await?.entries.into_iter().find(|entry| entry.key == key);
+        let (generation, revision) = match found {
+            None => (0, 0),
+            Some(entry) => match membership::Group::decode(&entry.value) {
+                Ok(group) => (group.generation, entry.revision),
+                Err(error) => return Err(RegistryError::new(format!("will not overwrite {key}: {error}"))),
+            },
+        };
+        let record = membership::Group { format: FORMAT, generation: generation + 1 };
+        if registry.swap(key, revision, record.encode()).await? {
+            return Ok(generation + 1);
+        }
+    }
+    Err(RegistryError::new(format!("{key} changed {SWAP_ATTEMPTS} times in a row")))
+}
+
+#[expect(clippy::disallowed_methods, reason = "a record for people says when it was written")]
+fn wall_clock_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,180 @@
+//! Writes: `set`, `delete`, `clear`, and the values that holders of fill tokens bring.
+//!
+//! Each is one step under the lock of the flights: the flights of the key are poisoned, the store has the new state, and the
+//! journal knows. With a journal the answer waits until the write would outlive the process, so that a delete that was
+//! answered is not undone by a restart.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+
+use bytes::Bytes;
+use peanut_proto::limits::{MAX_VALUE_BYTES, check_key};
+use peanut_proto::v1::{ErrorCode, Outcome};
+use smallvec::SmallVec;
+use tokio::time::Instant;
+
+use super::{Answer, Begun, Cache, Waiting};
+use crate::error::Failure;
+use crate::flight::{Fill, Token};
+use crate::persistence::WriteNumber;
+use crate::segment::key_hash;
+use crate::store::{Entry, Origin};
+
+/// A set, as any service hands it in.
+#[derive(Clone, Debug)]
+pub(crate) struct Set {
+    pub(crate) key: Bytes,
+    pub(crate) fetched: Fetched,
+    /// `None`: the group's.
+    pub(crate) ttl: Option<Duration>,
+    pub(crate) ring_version: u64,
+    pub(crate) origin: Origin,
+    /// The token under which it was fetched; 0: none.
+    pub(crate) token: Token,
+}
+
+/// What a client has fetched.
+#[derive(Clone, Debug)]
+pub(crate) enum Fetched {
+    Value(Bytes),
+    NotFound,
+    Failed(String),
+}
+
+impl Cache {
+    /// Stores what a client says of a key.
+    pub(crate) fn set(self: &Arc<Self>, set: Set, now: Instant) -> Result<Begun, Failure> {
+        let refuse = |why: String| Err(Failure::new(ErrorCode::InvalidRequest, why));
+        if let Err(why) = check_key(&set.key) {
+            return refuse(why);
+        }
+        let (value, ttl) = match set.fetched {
+            Fetched::Value(value) if value.len() > MAX_VALUE_BYTES => {
+                let why = format!("the value has {} bytes; the limit is {MAX_VALUE_BYTES}", value.len());
+                return Err(Failure::new(ErrorCode::ValueTooLarge, why));
+            }
+            Fetched::Value(value) => (Some(value.into()), self.policy.ttl),
+            Fetched::NotFound => (None, self.policy.negative_ttl),
+            Fetched::Failed(_) if set.token == 0 => {
+                return refuse("only the holder of a fill token can say that a load has failed".to_owned());
+            }
+            Fetched::Failed(message) => {
+                let failed = Err(Failure::new(ErrorCode::LoaderFailed, message));
+                let fill = self.flights.fill(&set.key, set.token, |_, _| failed, |_| {});
+                return Ok(Begun::Answered(filled(fill)));
+            }
+        };
+        let entry = |stamp, origin| {
+            let ttl = set.ttl.unwrap_or_else(|| self.jittered(ttl));
+            let expires = now + self.bounded(ttl, origin);
+            Entry { value, loaded: now, expires, stamp, origin }
+        };
+        if set.token != 0 {
+            let landed = |stamp, origin| Ok(entry(stamp, origin));
+            let fill = self.flights.fill(&set.key, set.token, landed, |entry| self.keep(&set.key, entry));
+            return Ok(Begun::Answered(filled(fill)));
+        }
+        let entry = entry(set.ring_version, set.origin);
+        let number = self.flights.write(&set.key, || {
+            self.outdate(Some(&set.key));
+            self.store_set(&set.key, &entry)
+        });
+        Ok(self.done(number))
+    }
+
+    /// Forgets a key.
+    pub(crate) fn delete(self: &Arc<Self>, key: &Bytes) -> Result<Begun, Failure> {
+        check_key(key).map_err(|why| Failure::new(ErrorCode::InvalidRequest, why))?;
+        let number = self.flights.write(key, || {
+            self.outdate(Some(key));
+            self.store.remove(key);
+            self.journal().map(|journal| journal.removed(key))
+        });
+        Ok(self.done(number))
+    }
+
+    /// Forgets all keys. With a `generation` only if it has not been cleared that often yet; 0 clears whatever it is.
+    pub(crate) fn clear(self: &Arc<Self>, generation: u64) -> Begun {
+        let cleared = self.flights.write_all(|| {
+            // Far fewer clears than that come to pass.
+            let generation = generation as u32;
+            let known = self.generation.fetch_max(generation, Ordering::Relaxed);
+            if generation != 0 && generation <= known {
+                return None;
+            }
+            self.outdate(None);
+            Some((self.store.clear(), self.journal().map(|journal| journal.cleared())))
+        });
+        let Some((entries, number)) = cleared else { return self.done(None) };
+        // Freeing millions of entries takes a while; where there is no thread for it, it is done here.
+        let _ = thread::Builder::new().name("peanut-clear".to_owned()).spawn(move || drop(entries));
+        self.done(number)
+    }
+
+    /// How many times the group has been cleared, as far as is known.
+    pub(crate) fn generation(&self) -> u32 {
+        self.generation.load(Ordering::Relaxed)
+    }
+
+    /// Gives a lease up whose client has gone.
+    pub(crate) fn void(&self, token: Token) {
+        self.flights.void(token);
+    }
+
+    /// Stores what was loaded, with the lock of the flights held.
+    pub(super) fn keep(&self, key: &Bytes, entry: &Entry) {
+        if entry.expires > entry.loaded {
+            self.store_loaded(key, entry);
+        }
+    }
+
+    pub(crate) fn store_loaded(&self, key: &Bytes, entry: &Entry) {
+        match self.journal() {
+            None => self.store.insert(key, entry),
+            Some(journal) => {
+                let evicted = self.insert(key, entry);
+                journal.loaded(key, entry, &evicted);
+            }
+        }
+    }
+
+    fn store_set(&self, key: &Bytes, entry: &Entry) -> Option<WriteNumber> {
+        let evicted = if entry.expires > entry.loaded {
+            self.insert(key, entry)
+        } else {
+            self.store.remove(key);
+            SmallVec::new()
+        };
+        self.journal().map(|journal| journal.set(key, entry, &evicted))
+    }
+
+    /// Inserts, and gives the hashes of the keys that have left.
+    fn insert(&self, key: &Bytes, entry: &Entry) -> SmallVec<[u64; 4]> {
+        let mut evicted = SmallVec::new();
+        self.store.insert_telling(key, entry, |key| evicted.push(key_hash(key)));
+        evicted
+    }
+
+    fn outdate(&self, key: Option<&[u8]>) {
+        if let Some(journal) = self.journal() {
+            journal.outdate(key);
+        }
+    }
+
+    fn done(self: &Arc<Self>, number: Option<WriteNumber>) -> Begun {
+        let answer = Answer::only(Outcome::Done);
+        match number {
+            None => Begun::Answered(answer),
+            Some(number) => Begun::Waiting(Waiting::Disk { cache: self.clone(), number, answer }),
+        }
+    }
+}
+
+fn filled(fill: Fill) -> Answer {
+    Answer::only(match fill {
+        Fill::Stored => Outcome::Done,
+        Fill::Refused => Outcome::Refused,
+    })
+}

@@ -1,0 +1,195 @@
+//! Whether the process has been asleep: stopped, swapped out, or on a machine that stood still.
+//!
+//! Such a process wakes with its memory, and with requests waiting in its sockets, while clients have long given it up and
+//! left word in the registry. So it has to notice before it answers. A thread ticks; whoever is about to answer compares the
+//! clock with the last tick, and the first to see a gap *wakes* the node: lanes from before end, unread requests with them,
+//! and nothing is answered until the registry has been asked again, or does not answer.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, watch};
+use tokio::time::timeout;
+
+const TICK: Duration = Duration::from_millis(50);
+/// A gap between ticks that is sleep. Clients do not leave word about a silent node before it has been silent for longer.
+const SLEEP: Duration = Duration::from_millis(300);
+/// How long a node that has woken waits for the registry.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Notices sleep. Clones are of the same process.
+#[derive(Clone, Debug)]
+pub(crate) struct Wake {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    began: Instant,
+    /// Milliseconds from `began` to the last tick; zero before the first.
+    ticked_ms: AtomicU64,
+    /// How often the node has woken.
+    wakes: AtomicU64,
+    /// Of that many wakes the registry has been asked, or has not answered.
+    settled: watch::Sender<u64>,
+    /// Somebody asks the registry.
+    asks: AtomicBool,
+    woken: Notify,
+}
+
+/// Ends the ticking when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Ticking(Arc<AtomicBool>);
+
+impl Wake {
+    #[expect(clippy::disallowed_methods, reason = "sleep is a matter of real time")]
+    pub(crate) fn new() -> Self {
+        let shared = Shared {
+            began: Instant::now(),
+            ticked_ms: AtomicU64::new(0),
+            wakes: AtomicU64::new(0),
+            settled: watch::Sender::new(0),
+            asks: AtomicBool::new(false),
+            woken: Notify::new(),
+        };
+        Wake { shared: Arc::new(shared) }
+    }
+
+    /// Begins to tick.
+    pub(crate) fn tick(&self) -> Ticking {
+        let (wake, ended) = (self.clone(), Arc::new(AtomicBool::new(false)));
+        let ending = ended.clone();
+        wake.shared.ticked_ms.store(wake.now_ms(), Ordering::Relaxed);
+        // Without the thread sleep goes unnoticed, as it does where no server runs.
+        let thread = thread::Builder::new().name("peanut-tick".to_owned()).spawn(move || {
+            while !ending.load(Ordering::Relaxed) {
+                wake.look();
+                thread::sleep(TICK);
+            }
+            wake.shared.ticked_ms.store(0, Ordering::Relaxed);
+        });
+        if let Err(error) = thread {
+            tracing::warn!("sleep of this process is not noticed, no thread for it: {error}");
+            self.shared.ticked_ms.store(0, Ordering::Relaxed);
+        }
+        Ticking(ended)
+    }
+
+    /// How often the node has woken. Every answer from the store asks this first.
+    pub(crate) fn wakes(&self) -> u64 {
+        let ticked_ms = self.shared.ticked_ms.load(Ordering::Relaxed);
+        if ticked_ms != 0 && self.now_ms().saturating_sub(ticked_ms) > SLEEP.as_millis() as u64 {
+            self.look();
+        }
+        self.shared.wakes.load(Ordering::Acquire)
+    }
+
+    /// Takes down the time, and wakes the node where too much has passed.
+    fn look(&self) {
+        let now_ms = self.now_ms().max(1);
+        let ticked_ms = self.shared.ticked_ms.load(Ordering::Relaxed);
+        let slept = Duration::from_millis(now_ms.saturating_sub(ticked_ms));
+        if ticked_ms != 0 && slept > SLEEP {
+            // The count comes first: whoever sees the new time sees it.
+            self.shared.wakes.fetch_add(1, Ordering::AcqRel);
+            self.shared.woken.notify_one();
+            tracing::warn!(
+                "this process slept for {slept:.1?}; its lanes are closed and the registry is asked again"
+            );
+        }
+        self.shared.ticked_ms.store(now_ms, Ordering::Release);
+    }
+
+    /// Waits until what was missed in sleep is known, or the registry does not tell. Gives the number of wakes.
+    pub(crate) async fn awake(&self) -> u64 {
+        let wakes = self.wakes();
+        if self.shared.asks.load(Ordering::Relaxed) && *self.shared.settled.borrow() < wakes {
+            let mut settled = self.shared.settled.subscribe();
+            if timeout(PATIENCE, settled.wait_for(|settled| *settled >= wakes)).await.is_err() {
+                self.settle(wakes);
+            }
+        }
+        wakes
+    }
+
+    /// Says that somebody settles wakes.
+    pub(crate) fn will_ask(&self) {
+        self.shared.asks.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits for a wake that has not been settled, and gives its number.
+    pub(crate) async fn woken(&self) -> u64 {
+        loop {
+            let wakes = self.wakes();
+            if *self.shared.settled.borrow() < wakes {
+                return wakes;
+            }
+            self.shared.woken.notified().await;
+        }
+    }
+
+    /// What was missed up to this wake is known.
+    pub(crate) fn settle(&self, wakes: u64) {
+        self.shared.settled.send_if_modified(|settled| {
+            let is_later = *settled < wakes;
+            *settled = wakes.max(*settled);
+            is_later
+        });
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "sleep is a matter of real time")]
+    fn now_ms(&self) -> u64 {
+        u64::try_from((Instant::now() - self.shared.began).as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+impl Drop for Ticking {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_gap_between_ticks_wakes_once_and_holds_answers_until_it_is_settled() {
+        let wake = Wake::new();
+        assert_eq!(wake.wakes(), 0, "nothing ticks yet");
+        wake.shared.ticked_ms.store(1, Ordering::Relaxed);
+        tokio::time::sleep(SLEEP + TICK).await;
+        assert_eq!((wake.wakes(), wake.wakes()), (1, 1));
+        assert_eq!(wake.awake().await, 1, "nobody asks the registry");
+        wake.will_ask();
+        assert_eq!(wake.woken().await, 1);
+        let waiting = tokio::spawn({
+            let wake = wake.clone();
+            async move { wake.awake().await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        wake.settle(1);
+        assert_eq!(waiting.await.unwrap(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_registry_that_does_not_answer_holds_answers_no_longer_than_a_second() {
+        let wake = Wake::new();
+        wake.shared.wakes.store(1, Ordering::Relaxed);
+        wake.will_ask();
+        assert_eq!(wake.woken().await, 1);
+        assert_eq!(wake.awake().await, 1);
+        assert_eq!(*wake.shared.settled.borrow(), 1);
+    }
+
+    #[tokio::test]
+    async fn ticking_is_no_sleep() {
+        let wake = Wake::new();
+        let _ticking = wake.tick();
+        tokio::time::sleep(SLEEP * 2).await;
+        assert_eq!(wake.wakes(), 0);
+    }
+}
