@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::error::{Error, ErrorKind};
 use crate::failover::RetryBudget;
 use crate::group::Group;
+use crate::membership;
 use crate::ring::Ring;
 use crate::routing::CurrentRouting;
 use crate::stats::{Counters, Stats};
@@ -132,6 +133,34 @@ impl Client {
         self.shared.wait_for_ring(version).await
     }
 
+    /// Takes a node out of the ring while it runs. Its keys have other owners from then on, which fill themselves from it for the
+    /// time of [`hand_over`](crate::ClientBuilder::hand_over); after that it can be stopped. When it is started again it
+    /// joins again.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] where the ring has no such node, or it is not alive;
+    /// [`ErrorKind::Unavailable`] where there is no registry, or it cannot be reached.
+    pub async fn drain(&self, node: &str) -> Result<(), Error> {
+        if !self.shared.is_alive(node) {
+            let why = format!("node `{node}` is not alive; remove it");
+            return Err(Error::new(ErrorKind::InvalidArgument, why));
+        }
+        membership::take_out(&self.shared, node).await
+    }
+
+    /// Takes a node that is gone for good out of the ring, at once rather than when the others forget it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] where the ring has no such node, or it is alive; else as
+    /// [`drain`](Self::drain).
+    pub async fn remove(&self, node: &str) -> Result<(), Error> {
+        if self.shared.is_alive(node) {
+            let why = format!("node `{node}` is alive; drain it");
+            return Err(Error::new(ErrorKind::InvalidArgument, why));
+        }
+        membership::take_out(&self.shared, node).await
+    }
+
     /// What this client's gets came to so far.
     pub fn stats(&self) -> Stats {
         self.shared.counters.read()
@@ -184,6 +213,11 @@ impl Shared {
                 () = tokio::time::sleep(std::time::Duration::from_millis(5)) => {}
             }
         }
+    }
+
+    /// Whether a node holds a lease in the registry, as far as is known.
+    pub(crate) fn is_alive(&self, id: &str) -> bool {
+        self.discovered.borrow().view.live.contains_key(id)
     }
 
     /// A node has heard of a ring newer than the one that chose it: the registry is read again, once for

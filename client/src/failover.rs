@@ -19,6 +19,7 @@ use tower::retry::budget::{Budget as _, TpsBudget};
 use crate::client::Shared;
 use crate::config::Failover;
 use crate::error::{Error, ErrorKind};
+use crate::fill;
 use crate::lane::{Ask, Reply, Want};
 use crate::node::{Node, Refusal};
 
@@ -98,6 +99,8 @@ impl<'a> Wanted<'a> {
 #[derive(Debug)]
 pub(crate) struct Answered {
     pub(crate) reply: Reply,
+    /// Who gave it.
+    pub(crate) node: Arc<Node>,
     pub(crate) failover: bool,
     /// Version of the ring by which the node was chosen.
     pub(crate) ring_version: u64,
@@ -146,6 +149,9 @@ pub(crate) async fn get_many(
     let mut by_owner = BTreeMap::<usize, (&Arc<Node>, Vec<usize>, Vec<Ask<'_>>)>::new();
     for (at, wanted) in wanted.iter().enumerate() {
         let Some(route) = table.route(wanted.hash).filter(|route| !route.owner.is_down()) else { continue };
+        if table.former(wanted.hash, route.owned_since, client.config.hand_over, now).is_some() {
+            continue;
+        }
         let ask = wanted.ask(ring_version, route.owned_since, false);
         let owner =
             by_owner.entry(Arc::as_ptr(route.owner).addr()).or_insert_with(|| (route.owner, vec![], vec![]));
@@ -165,7 +171,10 @@ pub(crate) async fn get_many(
     let mut answered: Vec<Option<Result<Answered, Error>>> = wanted.iter().map(|_| None).collect();
     for (at, answer) in join_all(rounds).await.into_iter().flatten() {
         answered[at] = match answer {
-            Ok(reply) => Some(Ok(Answered { reply, failover: false, ring_version })),
+            Ok(reply) => {
+                let node = table.route(wanted[at].hash).expect("it was asked").owner.clone();
+                Some(Ok(Answered { reply, node, failover: false, ring_version }))
+            }
             Err(Refusal::Final(error)) => Some(Err(error)),
             Err(Refusal::Elsewhere(error)) => (!budget.withdraw()).then_some(Err(error)),
         };
@@ -196,10 +205,18 @@ async fn attempt(
         _ => (route.owner, false),
     };
     let ring_version = routing.ring.version();
+    if !failover
+        && wanted.want.can_be_shared()
+        && let Some(former) = routing.former(wanted.hash, route.owned_since, client.config.hand_over, now)
+    {
+        let versions = (ring_version, route.owned_since);
+        let reply = fill::hand_over(client, wanted, node, former, versions, now).await?;
+        return Ok(Answered { reply, node: node.clone(), failover, ring_version });
+    }
     let owned_since = if failover { 0 } else { route.owned_since };
     let ask = wanted.ask(ring_version, owned_since, failover);
     let reply = node.get(&ask, now).await?;
-    Ok(Answered { reply, failover, ring_version })
+    Ok(Answered { reply, node: node.clone(), failover, ring_version })
 }
 
 #[cfg(test)]

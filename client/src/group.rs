@@ -8,12 +8,13 @@ use futures_util::StreamExt as _;
 use futures_util::stream::iter;
 use peanut_proto::frame::{Filled, Write};
 use peanut_proto::limits::{MAX_VALUE_BYTES, check_key};
-use peanut_proto::v1::Outcome;
+use peanut_proto::v1::{OnMiss, Outcome};
 use tokio::time::Instant;
 
 use crate::client::Shared;
 use crate::error::{Error, ErrorKind};
 use crate::failover::{self, Answered, Wanted};
+use crate::fill;
 use crate::lane::Want;
 use crate::ring::key_hash;
 use crate::write;
@@ -69,6 +70,76 @@ impl Group {
         let next =
             |checked: Result<(), Error>| checked.and_then(|()| answers.next().expect("one for each key"));
         checked.into_iter().map(next).collect()
+    }
+
+    /// The value of a key; where it is missing `load` is run, once for all who ask in the whole fleet at the same time, and what
+    /// it brings is stored at the key's owner as long as the group says.
+    ///
+    /// For values that only the application can load. The others wait for the one whose `load` runs, up to their deadline. Where
+    /// that one dies, or takes longer than the group's `load_timeout`, the next one's `load` is run. `Ok(None)` says that there
+    /// is no such key, which is remembered for the group's `negative_ttl`. The group's own loader is not asked; the kind
+    /// `none` is for groups that need none.
+    ///
+    /// ```no_run
+    /// # async fn f(client: peanut_client::Client) -> Result<(), peanut_client::Error> {
+    /// let page = client.group("pages").get_or_load("/", || async {
+    ///     std::fs::read("index.html").map(Some)
+    /// });
+    /// # page.await.map(drop) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::Loader`] with its message where `load` fails, here and for all who wait for it; else as
+    /// [`get`](Self::get).
+    pub async fn get_or_load<V, E, L>(
+        &self,
+        key: impl AsRef<[u8]>,
+        load: impl FnOnce() -> L,
+    ) -> Result<Option<Bytes>, Error>
+    where
+        V: Into<Bytes>,
+        E: std::fmt::Display,
+        L: Future<Output = Result<Option<V>, E>>,
+    {
+        let key = key.as_ref();
+        check(key)?;
+        let (client, now) = (&*self.client, Instant::now());
+        let wanted = Wanted { want: Want::Get { on_miss: OnMiss::Lease, token: 0 }, ..self.wanted(key, now) };
+        let answered = match failover::get(client, wanted, now).await {
+            Ok(answered) if answered.reply.outcome == Outcome::Fill => answered,
+            other => return self.settle(other),
+        };
+        let Answered { reply, node, ring_version, failover } = answered;
+        if !failover
+            && let Some(found) = fill::former_value(client, &wanted, &node, ring_version, reply.token).await
+        {
+            return self.settle(Ok(Answered { reply: found, node, ring_version, failover }));
+        }
+        let loaded = load().await.map(|value| value.map(Into::into)).map_err(|error| error.to_string());
+        let outcome = match &loaded {
+            Ok(Some(value)) if value.len() > MAX_VALUE_BYTES => {
+                Filled::Failed("the value is too long to be kept")
+            }
+            Ok(Some(value)) => Filled::Value(value),
+            Ok(None) => Filled::NotFound,
+            Err(error) if error.is_empty() => Filled::Failed("the application's loader failed"),
+            Err(error) => Filled::Failed(error),
+        };
+        // The load may have taken all the time that the get had.
+        let wanted = Wanted { deadline: Instant::now() + client.config.deadline, ..wanted };
+        let write = Write::Set { key, outcome, ttl_ms: 0, token: reply.token };
+        fill::fill(&wanted, &node, ring_version, write).await;
+        match loaded {
+            Ok(value) => {
+                let outcome = if value.is_some() { Outcome::Loaded } else { Outcome::NotFound };
+                client.counters.answered(outcome, failover);
+                Ok(value)
+            }
+            Err(error) => {
+                client.counters.failed();
+                Err(Error::new(ErrorKind::Loader, error))
+            }
+        }
     }
 
     /// Stores a value at the node that owns the key. `ttl`: how long it stays fresh, at most the group's `max_ttl`; `None`: as
@@ -161,7 +232,7 @@ impl Group {
     fn settle(&self, answer: Result<Answered, Error>) -> Result<Option<Bytes>, Error> {
         let client = &self.client;
         match answer {
-            Ok(Answered { reply, failover, ring_version }) => {
+            Ok(Answered { reply, failover, ring_version, .. }) => {
                 client.hear_of_ring(reply.ring_version, ring_version);
                 client.counters.answered(reply.outcome, failover);
                 match reply.outcome {

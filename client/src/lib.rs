@@ -12,14 +12,17 @@
 
 mod builder;
 mod client;
+mod clock;
 mod config;
 mod connection;
 mod discovery;
 mod error;
 mod failover;
+mod fill;
 mod group;
 mod health;
 mod lane;
+mod membership;
 mod node;
 pub mod ring;
 mod routing;

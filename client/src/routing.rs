@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use peanut_proto::membership::RingDocument;
+use peanut_proto::membership::{Member, RingDocument};
 
-use smallvec::SmallVec;
 use tokio::time::Instant;
 
+use crate::clock::wall_clock_ms;
 use crate::config::Config;
 use crate::node::Node;
 use crate::ring::Ring;
@@ -31,6 +31,8 @@ struct Earlier {
     ring: Arc<Ring>,
     nodes: Vec<Arc<Node>>,
     replaced: Instant,
+    /// It was held by this client; else it was made out from a later document, and may have lost some of its history.
+    is_exact: bool,
 }
 
 /// A node that owned a key under an earlier ring.
@@ -38,7 +40,8 @@ struct Earlier {
 pub(crate) struct Former<'a> {
     pub(crate) node: &'a Arc<Node>,
     /// The ring under which it did.
-    pub(crate) ring_version: u64,
+    ring_version: u64,
+    is_exact: bool,
     /// Ring version since which it did, under that ring.
     pub(crate) owned_since: u64,
 }
@@ -63,48 +66,56 @@ impl Routing {
         config: &Config,
         now: Instant,
     ) -> Self {
-        let known: HashMap<(&str, &str), &Arc<Node>> = previous
-            .iter()
-            .flat_map(|routing| &routing.nodes)
-            .map(|node| ((node.id(), node.addr()), node))
-            .collect();
-        let nodes = document.members.iter().map(|member| match known.get(&(&*member.id, &*member.addr)) {
-            Some(node) => Arc::clone(node),
-            None => Arc::new(Node::new(&member.id, &member.addr, config)),
-        });
-        let nodes: Vec<_> = nodes.collect();
+        // One handle to each node, in all rings: two would shut out each other's writes.
+        let mut known = Handles::default();
+        if let Some(routing) = previous {
+            let earlier = routing.earlier.iter().flat_map(|earlier| &earlier.nodes);
+            routing.nodes.iter().chain(earlier).for_each(|node| known.add(node));
+        }
+        let nodes: Vec<_> = document.members.iter().map(|member| known.of(member, config)).collect();
         nodes.iter().for_each(|node| node.among(nodes.len()));
-        let earlier = previous.map_or_else(Vec::new, |routing| {
-            let replaced =
-                Earlier { ring: routing.ring.clone(), nodes: routing.nodes.clone(), replaced: now };
-            let others = routing.earlier.iter().filter(|e| now < e.replaced + config.hand_over * 2).cloned();
-            std::iter::once(Arc::new(replaced)).chain(others).take(MOST_EARLIER).collect()
-        });
+        let earlier = previous.map_or_else(
+            || recent(document, &mut known, config, now),
+            |routing| {
+                let (ring, nodes) = (routing.ring.clone(), routing.nodes.clone());
+                let replaced = Earlier { ring, nodes, replaced: now, is_exact: true };
+                let others =
+                    routing.earlier.iter().filter(|e| now < e.replaced + config.hand_over * 2).cloned();
+                std::iter::once(Arc::new(replaced)).chain(others).take(MOST_EARLIER).collect()
+            },
+        );
         Routing { nodes, ring: Arc::new(Ring::new(document)), earlier }
     }
 
-    /// The nodes that owned a key under rings that were replaced less than `window` ago, and do no more.
+    /// The nodes that owned a key under rings that were replaced less than `window` ago, and do no more, the latest
+    /// first.
     pub(crate) fn formers(
         &self,
         hash: u64,
         window: Duration,
         now: Instant,
     ) -> impl Iterator<Item = Former<'_>> {
-        let owner = self.route(hash).map(|route| route.owner.id());
         let earlier = self.earlier.iter().take_while(move |earlier| now < earlier.replaced + window);
-        let formers = earlier.filter_map(move |earlier| {
+        earlier.filter_map(move |earlier| {
             let place = earlier.ring.place_hash(hash)?;
             let node = &earlier.nodes[place.owner];
-            let former =
-                Former { node, ring_version: earlier.ring.version(), owned_since: place.owned_since };
-            (Some(node.id()) != owner).then_some(former)
-        });
-        let mut seen: SmallVec<[*const Node; 4]> = SmallVec::new();
-        formers.filter(move |former| {
-            let is_new = !seen.contains(&Arc::as_ptr(former.node));
-            seen.push(Arc::as_ptr(former.node));
-            is_new
+            let (ring_version, is_exact) = (earlier.ring.version(), earlier.is_exact);
+            let former = Former { node, ring_version, is_exact, owned_since: place.owned_since };
+            self.route(hash).is_none_or(|route| route.owner.id() != node.id()).then_some(former)
         })
+    }
+
+    /// The node that owned a key up to `owned_since`, if that is less than `window` ago and known for certain.
+    pub(crate) fn former(
+        &self,
+        hash: u64,
+        owned_since: u64,
+        window: Duration,
+        now: Instant,
+    ) -> Option<Former<'_>> {
+        // With one ring between, another may have owned the key and been written to.
+        self.formers(hash, window, now)
+            .find(|former| former.is_exact && former.ring_version + 1 == owned_since)
     }
 
     /// All nodes, and those of rings that were replaced less than `window` ago.
@@ -135,6 +146,33 @@ impl Routing {
     pub(crate) fn mostly_down(&self) -> bool {
         self.nodes.iter().filter(|node| node.is_down()).count() * 2 > self.nodes.len()
     }
+}
+
+/// Handles by id and address.
+#[derive(Default)]
+struct Handles(HashMap<(String, String), Arc<Node>>);
+
+impl Handles {
+    fn add(&mut self, node: &Arc<Node>) {
+        self.0.entry((node.id().to_owned(), node.addr().to_owned())).or_insert_with(|| node.clone());
+    }
+
+    fn of(&mut self, member: &Member, config: &Config) -> Arc<Node> {
+        let key = (member.id.clone(), member.addr.clone());
+        self.0.entry(key).or_insert_with(|| Arc::new(Node::new(&member.id, &member.addr, config))).clone()
+    }
+}
+
+/// The rings that were replaced lately, as far as a document tells: for a client that was not there then.
+fn recent(document: &RingDocument, known: &mut Handles, config: &Config, now: Instant) -> Vec<Arc<Earlier>> {
+    let window_ms = u64::try_from((config.hand_over * 2).as_millis()).unwrap_or(u64::MAX);
+    let earlier = document.recent(wall_clock_ms().saturating_sub(window_ms)).into_iter().take(MOST_EARLIER);
+    let earlier = earlier.map(|document| {
+        let nodes = document.members.iter().map(|member| known.of(member, config)).collect();
+        let ring = Arc::new(Ring::new(&document));
+        Arc::new(Earlier { nodes, ring, replaced: now, is_exact: false })
+    });
+    earlier.collect()
 }
 
 /// The current routing table. Readers take no lock, and keep what they took as long as they like.

@@ -14,9 +14,10 @@ use peanut_proto::frame::Write;
 use peanut_proto::membership::{self, FORMAT, Undelivered};
 use peanut_proto::registry::{Registry, RegistryError};
 use peanut_proto::v1::Outcome;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::client::Shared;
+use crate::clock::wall_clock_ms;
 use crate::config::Failover;
 use crate::error::{Error, ErrorKind};
 use crate::failover::Wanted;
@@ -30,6 +31,10 @@ const MAX_RINGS: usize = 8;
 const SLEEP: Duration = Duration::from_millis(500);
 /// Invalidations for one node, left one by one until it is back; then one for the whole group takes the place of more.
 const WORDS: u32 = 64;
+/// How long a writer waits for a node that holds a lease to read its word. One that sleeps does not, and reads it when it
+/// wakes.
+const READ_WITHIN: Duration = Duration::from_millis(300);
+const ASK_AGAIN: Duration = Duration::from_millis(20);
 /// A swap that loses so often has met something other than other clients.
 const SWAP_ATTEMPTS: usize = 100;
 
@@ -55,14 +60,16 @@ async fn under_each_ring(client: &Shared, wanted: Wanted<'_>, begun: Instant) ->
         let window = client.config.hand_over * 2;
         let mut formers: Vec<_> =
             routing.formers(wanted.hash, window, begun).map(|former| former.node).collect();
+        formers.sort_by_key(|node| node.id());
+        formers.dedup_by_key(|node| node.id());
         if client.config.failover == Failover::Strict {
             formers.extend(route.successor);
         }
-        let owner = one.have_written(route.owner, route.successor, route.owned_since);
         let forget = Wanted { want: Want::Write(Write::Delete { key: wanted.key }), ..wanted };
         let forgetting = OneNode { wanted: forget, ..one };
-        let formers = try_join_all(formers.into_iter().map(|node| forgetting.have_written(node, None, 0)));
-        let (heard, _) = tokio::try_join!(owner, formers)?;
+        // The former owners first: what is handed over from them meanwhile, the owner then forgets or refuses.
+        try_join_all(formers.into_iter().map(|node| forgetting.have_written(node, None, 0))).await?;
+        let heard = one.have_written(route.owner, route.successor, route.owned_since).await?;
         if !has_moved(client, &routing, heard, &wanted).await? {
             return Ok(());
         }
@@ -168,9 +175,24 @@ impl OneNode<'_> {
         };
         let left = timeout_at(deadline, registry.put(&at, word.encode(), None));
         match join(left, successor).await.0 {
-            Ok(Ok(())) => Ok(()),
+            Ok(Ok(())) => {
+                self.wait_until_read(&**registry, node, &at).await;
+                Ok(())
+            }
             Ok(Err(error)) => Err(neither(&because, node, Some(error))),
             Err(_) => Err(neither(&because, node, None)),
+        }
+    }
+
+    /// A node that this client cannot reach, and others can, reads its word at once.
+    async fn wait_until_read(&self, registry: &dyn Registry, node: &Node, at: &str) {
+        let until = self.wanted.deadline.min(Instant::now() + READ_WITHIN);
+        while self.client.is_alive(node.id()) && Instant::now() < until {
+            match timeout_at(until, registry.load(at)).await {
+                Ok(Ok(found)) if found.entries.iter().any(|entry| entry.key == at) => sleep(ASK_AGAIN).await,
+                Ok(Ok(_)) => return,
+                Ok(Err(_)) | Err(_) => sleep(ASK_AGAIN).await,
+            }
         }
     }
 }
@@ -249,10 +271,4 @@ async fn raise(registry: &dyn Registry, key: &str) -> Result<u64, RegistryError>
         }
     }
     Err(RegistryError::new(format!("{key} changed {SWAP_ATTEMPTS} times in a row")))
-}
-
-#[expect(clippy::disallowed_methods, reason = "a record for people says when it was written")]
-fn wall_clock_ms() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

@@ -317,6 +317,8 @@ impl Cache {
                 return Err(Failure::new(ErrorCode::ValueTooLarge, why));
             }
             Loaded::Found { value, ttl } => (Some(value.into()), ttl.unwrap_or(self.policy.ttl)),
+            // Some client may bring it at any time.
+            Loaded::NotFound if self.loader.is_none() => (None, Duration::ZERO),
             Loaded::NotFound => (None, self.policy.negative_ttl),
         };
         let ttl = self.jittered(self.bounded(ttl, get.origin));

@@ -93,6 +93,12 @@ impl Group {
         Group::with_policy(name.into(), AnyLoader::new(loader), Policy::default())
     }
 
+    /// A group whose values come from clients only, by `set` and `get_or_load`: a get of a key that is missing finds
+    /// nothing.
+    pub fn without_loader(name: impl Into<String>) -> Self {
+        Group::with_policy(name.into(), AnyLoader::none(), Policy::default())
+    }
+
     pub(crate) fn with_policy(name: String, loader: AnyLoader, policy: Policy) -> Self {
         Group { name, loader, policy }
     }

@@ -4,6 +4,7 @@
 //! put again; a ring document that was lost or that no longer has the node is written again from the last
 //! good one. While the registry cannot be reached the node serves on and keeps trying.
 
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::wall_clock_ms;
+use crate::reconcile::Reconcile;
 use crate::service::Node;
 
 /// A compare-and-swap of the ring that loses so often in a row has met something other than neighbours.
@@ -37,6 +39,31 @@ pub(crate) struct Registration {
     pub(crate) naming_service: String,
     /// The longest that an entry can live; a departed record outlives it.
     pub(crate) max_ttl: Duration,
+    pub(crate) on_shutdown: OnShutdown,
+    /// How long a member may have no lease before it is taken out of the ring.
+    pub(crate) forget_after: Duration,
+}
+
+/// What becomes of a node's place in the ring when it is told to stop.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnShutdown {
+    /// It stays a member: its keys fail over, and come home when it is started again. For restarts.
+    #[default]
+    Keep,
+    /// It leaves, and others own its keys for good. For a fleet that is made smaller.
+    Leave,
+}
+
+impl FromStr for OnShutdown {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "keep" => Ok(OnShutdown::Keep),
+            "leave" => Ok(OnShutdown::Leave),
+            _ => Err(format!("`{name}` is neither keep nor leave")),
+        }
+    }
 }
 
 impl Registration {
@@ -53,9 +80,22 @@ impl Registration {
             started_ms: wall_clock_ms(),
         };
         let mut lease = None;
+        let reconcile = Reconcile {
+            registry: self.registry.clone(),
+            keys: self.keys.clone(),
+            forget_after: self.forget_after,
+        };
         tokio::select! {
             () = self.keep(&live, &mut lease, &mut discovered, &node, &joined) => {}
+            () = reconcile.run(discovery.subscribe()) => {}
             () = stop.cancelled() => {}
+        }
+        if self.on_shutdown == OnShutdown::Leave {
+            match timeout(GOODBYE, self.leave()).await {
+                Ok(Ok(())) => tracing::info!("left the ring"),
+                Ok(Err(error)) => tracing::warn!(%error, "did not leave the ring; it is forgotten in time"),
+                Err(_) => tracing::warn!("did not leave the ring in time; it is forgotten later"),
+            }
         }
         if let Some(lease) = lease {
             match timeout(GOODBYE, self.registry.revoke(lease)).await {
@@ -78,7 +118,8 @@ impl Registration {
         let mut said = None;
         loop {
             let begun = Instant::now();
-            match self.register(live, lease, discovered).await {
+            let has_joined = *joined.borrow();
+            match self.register(live, lease, discovered, has_joined).await {
                 Ok(version) => {
                     node.hear_of_ring(version);
                     joined.send_replace(true);
@@ -113,6 +154,7 @@ impl Registration {
         live: &Liveness,
         lease: &mut Option<LeaseId>,
         discovered: &mut watch::Receiver<Discovered>,
+        has_joined: bool,
     ) -> Result<u64, RegistryError> {
         let known = discovered.borrow_and_update().view.ring.clone();
         self.check_that_the_id_is_free(live).await?;
@@ -130,7 +172,7 @@ impl Registration {
         let naming_key = NamingRecord::key(&self.naming_service, &self.node.addr);
         self.registry.put(&self.keys.live(&self.node.id), live.encode(), *lease).await?;
         self.registry.put(&naming_key, naming.encode(), *lease).await?;
-        let version = self.join(&known).await?;
+        let version = self.join(&known, has_joined).await?;
         tracing::info!(node = self.node.id, addr = self.node.addr, ring_version = version, "registered");
         Ok(version)
     }
@@ -151,7 +193,8 @@ impl Registration {
     }
 
     /// Makes the node a member as it describes itself, by compare-and-swap, and tells the ring's version.
-    async fn join(&self, known: &RingDocument) -> Result<u64, RegistryError> {
+    /// One that was a member in this life of the process, and was taken out by an operator, stays out.
+    async fn join(&self, known: &RingDocument, has_joined: bool) -> Result<u64, RegistryError> {
         let key = self.keys.ring();
         for _ in 0..SWAP_ATTEMPTS {
             let snapshot = self.registry.load(&key).await?;
@@ -160,6 +203,9 @@ impl Registration {
             let stored = stored.map(|entry| RingDocument::decode(&entry.value)).transpose();
             let stored = stored.map_err(|e| RegistryError::new(format!("will not overwrite {key}: {e}")))?;
             let now_ms = wall_clock_ms();
+            if let Some(ring) = stored.as_ref().filter(|ring| has_joined && ring.is_drained(&self.node.id)) {
+                return Ok(ring.version);
+            }
             let Some(mut ring) = next_ring(stored.as_ref(), known, &self.node, now_ms) else {
                 return Ok(stored.map_or(0, |ring| ring.version));
             };
@@ -170,6 +216,21 @@ impl Registration {
             }
         }
         Err(RegistryError::new(format!("{key} changed {SWAP_ATTEMPTS} times while this node tried to join")))
+    }
+
+    /// Takes the node out of the ring.
+    async fn leave(&self) -> Result<(), RegistryError> {
+        let key = self.keys.ring();
+        for _ in 0..SWAP_ATTEMPTS {
+            let stored = self.registry.load(&key).await?.entries.into_iter().find(|entry| entry.key == key);
+            let Some(stored) = stored else { return Ok(()) };
+            let ring = RingDocument::decode(&stored.value).map_err(|e| RegistryError::new(e.to_string()))?;
+            let Some(next) = ring.without(&self.node.id, wall_clock_ms()) else { return Ok(()) };
+            if self.registry.swap(&key, stored.revision, next.encode()).await? {
+                return Ok(());
+            }
+        }
+        Err(RegistryError::new(format!("{key} changed {SWAP_ATTEMPTS} times while this node tried to leave")))
     }
 
     /// Renews the lease until something has to be registered again, or until `until`, and says why.
@@ -226,7 +287,9 @@ impl Registration {
                         return "the registry has lost the ring";
                     } else if seen_alive && !alive {
                         return "the liveness record vanished";
-                    } else if view.revision > 0 && view.ring.version > 0 && !is_member(&view.ring, &self.node) {
+                    } else if view.revision > 0 && view.ring.version > 0 && !is_member(&view.ring, &self.node)
+                        && !view.ring.is_drained(&self.node.id)
+                    {
                         return "the ring does not have this node as it is";
                     }
                     seen_alive = alive;

@@ -26,7 +26,7 @@ use crate::group::Group;
 use crate::hot::HotKey;
 use crate::invalidations::Invalidations;
 use crate::persistence::{Persistence, PersistenceOptions, PersistenceStats};
-use crate::registration::Registration;
+use crate::registration::{OnShutdown, Registration};
 use crate::service::Node;
 use crate::threads;
 
@@ -95,6 +95,8 @@ pub struct ServerBuilder {
     naming_service: String,
     shutdown_deadline: Duration,
     threads: usize,
+    on_shutdown: OnShutdown,
+    forget_after: Duration,
     data_dir: Option<PathBuf>,
     seal_interval: Duration,
     restore_bytes_per_second: u64,
@@ -115,6 +117,8 @@ impl Default for ServerBuilder {
             naming_service: Server::DEFAULT_NAMING_SERVICE.to_owned(),
             shutdown_deadline: Server::DEFAULT_SHUTDOWN_DEADLINE,
             threads: 0,
+            on_shutdown: OnShutdown::default(),
+            forget_after: Server::DEFAULT_FORGET_AFTER,
             data_dir: None,
             seal_interval: Server::DEFAULT_SEAL_INTERVAL,
             restore_bytes_per_second: Server::DEFAULT_RESTORE_BYTES_PER_SECOND,
@@ -204,6 +208,20 @@ impl ServerBuilder {
         self
     }
 
+    /// What becomes of the node's place in the ring when the server is told to stop; [`OnShutdown::Keep`] by default.
+    #[must_use]
+    pub fn on_shutdown(mut self, on_shutdown: OnShutdown) -> Self {
+        self.on_shutdown = on_shutdown;
+        self
+    }
+
+    /// How long a member of the fleet may have no lease before this node takes it out of the ring; 2 minutes by default.
+    #[must_use]
+    pub fn forget_after(mut self, time: Duration) -> Self {
+        self.forget_after = time;
+        self
+    }
+
     /// Threads of their own for connections; 0, the default, serves them on the runtime that runs the server.
     /// Loads always run on that one. A runtime with several threads answers small requests at nearly twice
     /// the CPU time of a thread that has its connections to itself.
@@ -267,6 +285,9 @@ impl ServerBuilder {
         if self.lease_ttl < Duration::from_secs(1) {
             return Err(Error::configuration("lease_ttl must be at least 1s"));
         }
+        if self.forget_after < self.lease_ttl {
+            return Err(Error::configuration("forget_after must be at least lease_ttl"));
+        }
         if self.seal_interval < Duration::from_millis(100) {
             return Err(Error::configuration("seal_interval must be at least 100ms"));
         }
@@ -288,6 +309,8 @@ impl Server {
     pub const DEFAULT_NAMING_SERVICE: &str = "peanutcache";
     /// 10 seconds.
     pub const DEFAULT_SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
+    /// 2 minutes.
+    pub const DEFAULT_FORGET_AFTER: Duration = Duration::from_secs(120);
     /// 10 seconds.
     pub const DEFAULT_SEAL_INTERVAL: Duration = Duration::from_secs(10);
     /// 256 MiB.
@@ -487,6 +510,8 @@ impl Server {
             node: NodeInfo { id, addr, zone: options.zone.clone(), weight: options.weight },
             lease_ttl: options.lease_ttl,
             naming_service: options.naming_service.clone(),
+            on_shutdown: options.on_shutdown,
+            forget_after: options.forget_after,
             max_ttl: options.groups.iter().map(|g| g.policy.max_ttl).max().unwrap_or_default(),
         }))
     }

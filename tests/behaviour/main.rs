@@ -7,6 +7,8 @@ mod cli;
 mod configuration;
 mod etcd_outage;
 mod failover;
+mod get_or_load;
+mod hand_over;
 mod lanes;
 mod membership;
 mod memory;

@@ -72,7 +72,7 @@ impl Want<'_> {
     pub(crate) const LOAD: Self = Want::Get { on_miss: OnMiss::Load, token: 0 };
 
     /// Whether one answer does for several who want this.
-    fn can_be_shared(&self) -> bool {
+    pub(crate) fn can_be_shared(&self) -> bool {
         matches!(self, Want::Get { on_miss: OnMiss::Load, token: 0 })
     }
 }

@@ -81,6 +81,12 @@ pub struct Departed {
     /// Wall-clock time of `left`, in milliseconds since 1970.
     #[serde(default)]
     pub left_ms: u64,
+    /// Where it was reached, `host:port`; empty where a build that did not say so wrote the record.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub addr: String,
+    /// An operator took it out: it does not join again by itself while it runs.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub drained: bool,
 }
 
 /// What a node says of itself when it joins.
@@ -98,6 +104,11 @@ pub struct NodeInfo {
 
 fn one() -> u32 {
     1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 impl RingDocument {
@@ -177,6 +188,49 @@ impl RingDocument {
         Some(next)
     }
 
+    /// As [`without`](Self::without), for a node that is not to join again by itself.
+    pub fn drained(&self, id: &str, now_ms: u64) -> Option<Self> {
+        let mut next = self.without(id, now_ms)?;
+        next.departed.iter_mut().filter(|gone| gone.id == id).for_each(|gone| gone.drained = true);
+        Some(next)
+    }
+
+    /// Whether the node of that id was taken out by an operator.
+    pub fn is_drained(&self, id: &str) -> bool {
+        self.member(id).is_none() && self.departed.iter().any(|gone| gone.id == id && gone.drained)
+    }
+
+    /// The documents that were replaced after `since_ms`, the latest first, as far as this one tells: who the members were,
+    /// but not all of who had left before.
+    pub fn recent(&self, since_ms: u64) -> Vec<Self> {
+        let joined = self.members.iter().map(|member| (member.since, member.since_ms));
+        let changes = joined.chain(self.departed.iter().map(|gone| (gone.left, gone.left_ms)));
+        let recent = changes.filter(|(version, at_ms)| *version > 1 && *at_ms > since_ms);
+        let mut versions: Vec<u64> = recent.map(|(version, _)| version).collect();
+        versions.sort_unstable_by(|a, b| b.cmp(a));
+        versions.dedup();
+        let before = |version: u64| {
+            let gone = self.departed.iter().filter(|gone| gone.since < version && version <= gone.left);
+            let gone = gone.map(|gone| Member {
+                id: gone.id.clone(),
+                addr: self.member(&gone.id).map_or_else(|| gone.addr.clone(), |member| member.addr.clone()),
+                zone: String::new(),
+                weight: gone.weight,
+                since: gone.since,
+                since_ms: 0,
+            });
+            let mut members: Vec<Member> = gone.collect();
+            let others = self.members.iter().filter(|member| member.since < version);
+            let others: Vec<_> =
+                others.filter(|m| members.iter().all(|gone| gone.id != m.id)).cloned().collect();
+            members.extend(others);
+            members.sort_by(|a, b| a.id.cmp(&b.id));
+            let departed = self.departed.iter().filter(|gone| gone.left < version).cloned().collect();
+            RingDocument { version: version - 1, members, departed, ..self.clone() }
+        };
+        versions.into_iter().map(before).filter(|document| !document.members.is_empty()).collect()
+    }
+
     /// The document without departed records older than `lifetime_ms`, the longest time that an entry
     /// can live. The version stays: no owner changes, and `owned_since` only for entries long dead.
     pub fn forget_departed(&mut self, now_ms: u64, lifetime_ms: u64) {
@@ -191,6 +245,8 @@ impl RingDocument {
             since: member.since,
             left: self.version,
             left_ms: now_ms,
+            addr: member.addr.clone(),
+            drained: false,
         };
         match self.departed.binary_search_by(|gone| gone.id.cmp(&member.id)) {
             Ok(at) => {

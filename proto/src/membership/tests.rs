@@ -35,7 +35,16 @@ fn a_new_address_keeps_ownership() {
 fn leaving_leaves_a_record_until_the_node_is_back_with_as_much_weight() {
     let gone = ring(&[("a", 4), ("b", 1)]).without("a", 7).unwrap();
     assert_eq!(gone.without("a", 8), None);
-    assert_eq!(gone.departed, [Departed { id: "a".into(), weight: 4, since: 1, left: 3, left_ms: 7 }]);
+    let record = Departed {
+        id: "a".into(),
+        weight: 4,
+        since: 1,
+        left: 3,
+        left_ms: 7,
+        addr: gone.departed[0].addr.clone(),
+        drained: false,
+    };
+    assert_eq!(gone.departed, [record]);
 
     let smaller = gone.with(&node("a", 2), 8).unwrap();
     assert_eq!(smaller.departed.len(), 1, "what a's other points covered still belongs to others since 3");

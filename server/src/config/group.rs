@@ -53,6 +53,7 @@ struct LoaderSettings {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Kind {
+    None,
     Static,
     Http,
     Sql,
@@ -140,7 +141,7 @@ impl LoaderSettings {
         let kind = self.kind;
         let given = [
             ("entries", self.entries.is_some(), kind == Kind::Static),
-            ("url", self.url.is_some(), kind != Kind::Static),
+            ("url", self.url.is_some(), matches!(kind, Kind::Http | Kind::Sql)),
             ("query", self.query.is_some(), kind == Kind::Sql),
             ("timeout", self.timeout.is_some(), kind == Kind::Http),
         ];
@@ -155,6 +156,7 @@ impl LoaderSettings {
         }
         let url = self.url.map(Spanned::into_inner).unwrap_or_default();
         match kind {
+            Kind::None => Ok(AnyLoader::none()),
             Kind::Static => {
                 let loader: StaticLoader = self.entries.into_iter().flatten().collect();
                 Ok(AnyLoader::new(loader))

@@ -70,6 +70,12 @@ settings! {
         /// Time for calls in flight to finish when the server is stopped [default: 10s]
         #[arg(long, env = "PEANUT_SHUTDOWN_DEADLINE", value_name = "DURATION")]
         shutdown_deadline: Option<Span>,
+        /// Whether the node stays in the ring when it is stopped: keep, or leave [default: keep]
+        #[arg(long, env = "PEANUT_ON_SHUTDOWN", value_name = "KEEP|LEAVE")]
+        on_shutdown: Option<String>,
+        /// Time without a lease after which a member is taken out of the ring [default: 2m]
+        #[arg(long, env = "PEANUT_FORGET_AFTER", value_name = "DURATION")]
+        forget_after: Option<Span>,
         /// Threads that serve connections; loads have others [default: one for each core]
         #[arg(long, env = "PEANUT_THREADS", value_name = "N")]
         threads: Option<NonZeroUsize>,
@@ -231,6 +237,13 @@ impl Config {
         }
         if let Some(Span(deadline)) = settings.shutdown_deadline {
             builder = builder.shutdown_deadline(deadline);
+        }
+        if let Some(on_shutdown) = settings.on_shutdown {
+            let parsed = on_shutdown.parse().map_err(|why: String| ConfigError::new("on_shutdown", why))?;
+            builder = builder.on_shutdown(parsed);
+        }
+        if let Some(Span(time)) = settings.forget_after {
+            builder = builder.forget_after(time);
         }
         if let Some(Span(interval)) = settings.seal_interval {
             builder = builder.seal_interval(interval);

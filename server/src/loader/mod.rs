@@ -121,19 +121,31 @@ impl fmt::Display for LoaderError {
 
 /// A loader of any type. Owns its arguments, so that a load can outlive the call that caused it.
 #[derive(Clone)]
-pub(crate) struct AnyLoader(Arc<dyn DynLoader>);
+pub(crate) struct AnyLoader(Option<Arc<dyn DynLoader>>);
 
 impl AnyLoader {
     pub(crate) fn new(loader: impl Loader) -> Self {
-        AnyLoader(Arc::new(loader))
+        AnyLoader(Some(Arc::new(loader)))
+    }
+
+    /// Finds nothing: values come from clients only.
+    pub(crate) fn none() -> Self {
+        AnyLoader(None)
+    }
+
+    pub(crate) fn is_none(&self) -> bool {
+        self.0.is_none()
     }
 
     pub(crate) fn fingerprint(&self) -> u64 {
-        self.0.fingerprint()
+        self.0.as_ref().map_or(0, |loader| loader.fingerprint())
     }
 
     pub(crate) async fn load(self, group: Arc<str>, key: Bytes) -> Result<Loaded, LoaderError> {
-        self.0.load(&group, &key).await
+        match self.0 {
+            Some(loader) => loader.load(&group, &key).await,
+            None => Ok(Loaded::NotFound),
+        }
     }
 }
 

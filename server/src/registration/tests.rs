@@ -29,6 +29,8 @@ fn start_as(registry: &LocalRegistry, info: NodeInfo) -> Running {
         node: info,
         lease_ttl: Duration::from_secs(5),
         naming_service: "peanutcache".into(),
+        on_shutdown: OnShutdown::Keep,
+        forget_after: Duration::from_secs(120),
         max_ttl: Duration::from_secs(60),
     };
     let task = tokio::spawn(registration.run(node.clone(), watch::Sender::new(false), stop.clone()));

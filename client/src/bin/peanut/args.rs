@@ -66,6 +66,16 @@ pub(crate) enum Command {
         /// The group
         group: String,
     },
+    /// Take a node out of the ring while it runs; it hands over what it has, and can be stopped a minute later
+    Drain {
+        /// The node's id
+        node: String,
+    },
+    /// Take a node that is gone for good out of the ring
+    Remove {
+        /// The node's id
+        node: String,
+    },
     /// Read keys from a group and measure: a closed loop, or one of a fixed rate
     Bench(BenchArgs),
     /// Print the members of the ring, or the owner of a key

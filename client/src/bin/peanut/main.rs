@@ -50,6 +50,8 @@ async fn run(args: &Args) -> Result<ExitCode, Error> {
             deleted.into_iter().collect::<Result<(), Error>>().map(|()| ExitCode::SUCCESS)
         }
         Command::Clear { group } => client.group(group).clear().await.map(|()| ExitCode::SUCCESS),
+        Command::Drain { node } => client.drain(node).await.map(|()| ExitCode::SUCCESS),
+        Command::Remove { node } => client.remove(node).await.map(|()| ExitCode::SUCCESS),
         Command::Bench(bench) => Ok(bench::run(&client, bench, args.json).await),
         Command::Ring { group, key } => {
             let key = group.as_deref().zip(key.as_deref());

@@ -1,0 +1,87 @@
+//! Values that clients bring to a node under a fill token: from the former owner of a key, or from a loader of the
+//! application's.
+//!
+//! A node gives one token for a missing key and has all others wait. A write of the key makes the token void, so that nothing
+//! older than a write is stored after it.
+
+use std::sync::Arc;
+
+use peanut_proto::frame::{Filled, Write};
+use peanut_proto::v1::{OnMiss, Outcome};
+use tokio::time::{Instant, timeout};
+
+use crate::client::Shared;
+use crate::failover::Wanted;
+use crate::lane::{Reply, Want};
+use crate::node::{Node, Refusal};
+use crate::routing::Former;
+
+/// Gets a key from its new owner, which has the value from the former one where that still has it.
+pub(crate) async fn hand_over(
+    client: &Shared,
+    wanted: &Wanted<'_>,
+    owner: &Arc<Node>,
+    former: Former<'_>,
+    (ring_version, owned_since): (u64, u64),
+    now: Instant,
+) -> Result<Reply, Refusal> {
+    let lease = Wanted { want: Want::Get { on_miss: OnMiss::Lease, token: 0 }, ..*wanted };
+    let reply = owner.get(&lease.ask(ring_version, owned_since, false), now).await?;
+    if reply.outcome != Outcome::Fill {
+        return Ok(reply);
+    }
+    let token = reply.token;
+    let Some(found) = peek(client, wanted, former, ring_version).await else {
+        let back = Wanted { want: Want::Get { on_miss: OnMiss::Load, token }, ..*wanted };
+        return owner.get(&back.ask(ring_version, owned_since, false), Instant::now()).await;
+    };
+    fill_with(&found, wanted, owner, ring_version, token).await;
+    Ok(Reply { ring_version: reply.ring_version, ..found })
+}
+
+/// What the former owner has of a key that its owner has given a token for; the owner has it then as well.
+pub(crate) async fn former_value(
+    client: &Shared,
+    wanted: &Wanted<'_>,
+    owner: &Arc<Node>,
+    ring_version: u64,
+    token: u64,
+) -> Option<Reply> {
+    let routing = client.routing.get();
+    let owned_since = routing.route(wanted.hash)?.owned_since;
+    let former = routing.former(wanted.hash, owned_since, client.config.hand_over, Instant::now())?;
+    let found = peek(client, wanted, former, ring_version).await?;
+    fill_with(&found, wanted, owner, ring_version, token).await;
+    Some(found)
+}
+
+async fn fill_with(found: &Reply, wanted: &Wanted<'_>, owner: &Arc<Node>, ring_version: u64, token: u64) {
+    let outcome =
+        if found.outcome == Outcome::NotFound { Filled::NotFound } else { Filled::Value(&found.value) };
+    let ttl_ms = u64::try_from(found.ttl.as_millis()).unwrap_or(u64::MAX).max(1);
+    fill(wanted, owner, ring_version, Write::Set { key: wanted.key, outcome, ttl_ms, token }).await;
+}
+
+/// What the former owner has.
+async fn peek(client: &Shared, wanted: &Wanted<'_>, former: Former<'_>, ring_version: u64) -> Option<Reply> {
+    if former.node.is_down() {
+        return None;
+    }
+    let peek = Wanted { want: Want::Get { on_miss: OnMiss::Peek, token: 0 }, ..*wanted };
+    let ask = peek.ask(ring_version, former.owned_since, false);
+    // It may be on its way out; the origin is there.
+    let found =
+        timeout(client.config.suspect_after(), former.node.get(&ask, Instant::now())).await.ok()?.ok()?;
+    matches!(found.outcome, Outcome::Hit | Outcome::NotFound).then_some(found)
+}
+
+/// Brings a value. Where that fails the token runs out, and another is given one.
+pub(crate) async fn fill(wanted: &Wanted<'_>, node: &Arc<Node>, ring_version: u64, write: Write<'_>) {
+    let fill = Wanted { want: Want::Write(write), ..*wanted };
+    match node.write(&fill.ask(ring_version, 0, false), Instant::now()).await {
+        Ok(reply) => tracing::trace!(node = node.id(), outcome = reply.outcome.as_str_name(), "filled"),
+        Err(Refusal::Final(error) | Refusal::Elsewhere(error)) => {
+            tracing::debug!(node = node.id(), %error, "a value that was loaded could not be stored");
+        }
+    }
+}

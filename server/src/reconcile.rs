@@ -1,0 +1,155 @@
+//! The slow loop of every node: members that are gone for good leave the ring, and what was left for them goes too.
+//!
+//! A member without a liveness record for `forget_after` has died. Where more than half of them seem to have, it is rather the
+//! registry or this node that something is the matter with, and nobody is forgotten.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use peanut_proto::discovery::Discovered;
+use peanut_proto::membership::{FleetView, Key, Keys, RingDocument};
+use peanut_proto::registry::{Registry, RegistryError};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+
+use crate::clock::wall_clock_ms;
+
+/// Forgets members that are gone.
+#[derive(Debug)]
+pub(crate) struct Reconcile {
+    pub(crate) registry: Arc<dyn Registry>,
+    pub(crate) keys: Keys,
+    pub(crate) forget_after: Duration,
+}
+
+/// Since when members have had no liveness record.
+#[derive(Debug, Default)]
+struct Absences {
+    since: HashMap<String, Instant>,
+}
+
+impl Absences {
+    /// The members that have been absent for `forget_after` by now.
+    fn longer_than(&mut self, forget_after: Duration, view: &FleetView, now: Instant) -> Vec<String> {
+        let members = &view.ring.members;
+        let absent: Vec<&String> =
+            members.iter().map(|member| &member.id).filter(|id| !view.live.contains_key(*id)).collect();
+        self.since.retain(|id, _| absent.contains(&id));
+        for id in &absent {
+            self.since.entry((*id).clone()).or_insert(now);
+        }
+        if absent.len() * 2 > members.len() {
+            return Vec::new();
+        }
+        let gone = self.since.iter().filter(|(_, since)| now.duration_since(**since) >= forget_after);
+        gone.map(|(id, _)| id.clone()).collect()
+    }
+}
+
+impl Reconcile {
+    /// Looks for ever.
+    pub(crate) async fn run(self, mut discovered: watch::Receiver<Discovered>) {
+        let mut absences = Absences::default();
+        loop {
+            // Not all at the same time: only one of the nodes has to do it.
+            sleep(self.forget_after.mul_f64(0.05 + fastrand::f64() / 10.0)).await;
+            let (view, is_in_trouble) = {
+                let known = discovered.borrow_and_update();
+                (known.view.clone(), known.trouble.is_some())
+            };
+            if is_in_trouble {
+                // Who has not been heard of through no fault of its own is given its time again.
+                absences = Absences::default();
+                continue;
+            }
+            for id in absences.longer_than(self.forget_after, &view, Instant::now()) {
+                match self.forget(&id).await {
+                    Ok(true) => {
+                        tracing::warn!(node = id, "forgotten: it had no lease for {:?}", self.forget_after)
+                    }
+                    Ok(false) => {}
+                    Err(error) => tracing::debug!(node = id, %error, "not forgotten; trying again"),
+                }
+            }
+            if let Err(error) = self.sweep(&view.ring).await {
+                tracing::debug!(%error, "invalidations of former nodes were not removed");
+            }
+        }
+    }
+
+    /// Takes a member out of the ring, unless it is back or another node has done so.
+    async fn forget(&self, id: &str) -> Result<bool, RegistryError> {
+        if !self.registry.load(&self.keys.live(id)).await?.entries.is_empty() {
+            return Ok(false);
+        }
+        let key = self.keys.ring();
+        let stored = self.registry.load(&key).await?.entries.into_iter().find(|entry| entry.key == key);
+        let Some(stored) = stored else { return Ok(false) };
+        let ring = RingDocument::decode(&stored.value).map_err(|e| RegistryError::new(e.to_string()))?;
+        match ring.without(id, wall_clock_ms()) {
+            Some(next) => self.registry.swap(&key, stored.revision, next.encode()).await,
+            None => Ok(false),
+        }
+    }
+
+    /// Removes what was left for nodes that the ring has forgotten altogether: nothing they have can be shown.
+    async fn sweep(&self, ring: &RingDocument) -> Result<(), RegistryError> {
+        let prefix = format!("{}undelivered/", self.keys.prefix());
+        for entry in self.registry.load(&prefix).await?.entries {
+            if let Some(Key::Undelivered(id, _)) = self.keys.parse(&entry.key)
+                && ring.member(id).is_none()
+                && ring.departed.iter().all(|gone| gone.id != id)
+            {
+                self.registry.delete_if(&entry.key, entry.revision).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use peanut_proto::membership::{DEFAULT_POINTS, FORMAT, Liveness, NodeInfo};
+
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn view(members: &[&str], live: &[&str]) -> FleetView {
+        let mut ring = RingDocument::empty(DEFAULT_POINTS);
+        for id in members {
+            let (id, addr, zone) = ((*id).to_owned(), (*id).to_owned(), String::new());
+            ring = ring.with(&NodeInfo { id, addr, zone, weight: 1 }, 0).unwrap();
+        }
+        let mut view = FleetView::new(Keys::new("f"));
+        view.ring = Arc::new(ring);
+        for id in live {
+            let (addr, incarnation, build) = (String::new(), String::new(), String::new());
+            let live = Liveness { format: FORMAT, addr, incarnation, build, started_ms: 0 };
+            view.live.insert((*id).to_owned(), live);
+        }
+        view
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_member_is_gone_when_it_has_been_absent_without_a_break() {
+        let mut absences = Absences::default();
+        let now = Instant::now();
+        let (all, without_c) =
+            (view(&["a", "b", "c"], &["a", "b", "c"]), view(&["a", "b", "c"], &["a", "b"]));
+        assert!(absences.longer_than(MINUTE, &without_c, now).is_empty());
+        assert!(absences.longer_than(MINUTE, &all, now + MINUTE / 2).is_empty());
+        assert!(absences.longer_than(MINUTE, &without_c, now + MINUTE).is_empty(), "it was back meanwhile");
+        assert_eq!(absences.longer_than(MINUTE, &without_c, now + MINUTE * 2), ["c"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn most_of_a_fleet_is_never_gone() {
+        let mut absences = Absences::default();
+        let now = Instant::now();
+        let view = view(&["a", "b", "c"], &["a"]);
+        absences.longer_than(MINUTE, &view, now);
+        assert!(absences.longer_than(MINUTE, &view, now + MINUTE * 10).is_empty());
+    }
+}

@@ -1,0 +1,135 @@
+//! Loaders that live in the application: one runs in the whole fleet for each missing key.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use peanut_client::{Client, ErrorKind};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+
+use crate::{client_of, fleet};
+
+const GROUP: &str = "[[group]]\nname = \"g\"\nload_timeout = \"2s\"\n[group.loader]\nkind = \"none\"\n";
+
+type Loaded = Result<Option<String>, String>;
+
+/// Many callers in two clients ask for one key; each would load.
+async fn ask(
+    clients: &[Client],
+    key: &'static str,
+    loads: &Arc<AtomicUsize>,
+    loaded: Loaded,
+) -> Vec<Result<Option<String>, ErrorKind>> {
+    let mut callers = JoinSet::new();
+    for n in 0..100 {
+        let (client, loads, loaded) = (clients[n % clients.len()].clone(), loads.clone(), loaded.clone());
+        callers.spawn(async move {
+            let load = || async {
+                loads.fetch_add(1, Ordering::SeqCst);
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                loaded
+            };
+            let value = client.group("g").get_or_load(key, load).await;
+            value.map(|value| value.map(|v| String::from_utf8(v.to_vec()).unwrap())).map_err(|error| {
+                assert!(error.to_string().contains("no such table"), "{error}");
+                error.kind()
+            })
+        });
+    }
+    callers.join_all().await
+}
+
+async fn two_clients(nodes: usize) -> (peanut_tests::Etcd, Vec<peanut_tests::ServerProcess>, Vec<Client>) {
+    let (etcd, servers) = fleet(nodes, GROUP).await;
+    let mut clients = Vec::new();
+    for unary in [false, true] {
+        let builder = client_of(&etcd).deadline(Duration::from_secs(10));
+        let client = if unary { builder.unary() } else { builder }.build().await.unwrap();
+        client.wait_for_ring(nodes as u64).await.unwrap();
+        clients.push(client);
+    }
+    (etcd, servers, clients)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_closure_runs_for_all_who_ask_in_the_fleet() {
+    let (_etcd, _servers, clients) = two_clients(3).await;
+    let loads = Arc::new(AtomicUsize::new(0));
+    let got = ask(&clients, "k", &loads, Ok(Some("630".to_owned()))).await;
+    assert!(got.iter().all(|value| *value == Ok(Some("630".to_owned()))), "{got:?}");
+    assert_eq!(loads.load(Ordering::SeqCst), 1);
+    assert_eq!(clients[0].group("g").get("k").await.unwrap().unwrap(), "630", "it was stored");
+
+    let got = ask(&clients, "failing", &loads, Err("no such table".to_owned())).await;
+    assert!(got.iter().all(|value| *value == Err(ErrorKind::Loader)), "{got:?}");
+    assert_eq!(loads.load(Ordering::SeqCst), 2);
+
+    let got = ask(&clients, "missing", &loads, Ok(None)).await;
+    assert!(got.iter().all(|value| *value == Ok(None)));
+    assert_eq!(loads.load(Ordering::SeqCst), 3);
+    // A plain get finds nothing where nobody has brought anything, and that is not remembered.
+    assert_eq!(clients[0].group("g").get("nothing").await.unwrap(), None);
+    let got = ask(&clients, "nothing", &loads, Ok(Some("something".to_owned()))).await;
+    assert!(got.iter().all(|value| *value == Ok(Some("something".to_owned()))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_is_late_or_dies_is_replaced() {
+    let (etcd, _servers, clients) = two_clients(1).await;
+    // One that never ends: after `load_timeout` another runs.
+    let begun = Arc::new(Notify::new());
+    let stuck = tokio::spawn({
+        let (client, begun) = (clients[0].clone(), begun.clone());
+        async move {
+            let load = || async {
+                begun.notify_one();
+                std::future::pending::<Result<Option<String>, String>>().await
+            };
+            client.group("g").get_or_load("late", load).await
+        }
+    });
+    begun.notified().await;
+    let loads = Arc::new(AtomicUsize::new(0));
+    let got = ask(&clients, "late", &loads, Ok(Some("630".to_owned()))).await;
+    assert!(got.iter().all(|value| *value == Ok(Some("630".to_owned()))), "{got:?}");
+    assert_eq!(loads.load(Ordering::SeqCst), 1, "one replaced it");
+    stuck.abort();
+
+    // One whose client is gone: at once.
+    let doomed = client_of(&etcd).deadline(Duration::from_secs(10)).build().await.unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let endpoint = etcd.endpoint();
+    let begun = Arc::new(Notify::new());
+    runtime.spawn({
+        let begun = begun.clone();
+        async move {
+            let client = Client::builder().etcd([endpoint]).build().await.unwrap();
+            let load = || async {
+                begun.notify_one();
+                std::future::pending::<Result<Option<String>, String>>().await
+            };
+            let _ = client.group("g").get_or_load("dead", load).await;
+        }
+    });
+    begun.notified().await;
+    runtime.shutdown_background();
+    drop(doomed);
+    let loads = Arc::new(AtomicUsize::new(0));
+    let got = ask(&clients, "dead", &loads, Ok(Some("589".to_owned()))).await;
+    assert!(got.iter().all(|value| *value == Ok(Some("589".to_owned()))), "{got:?}");
+    assert_eq!(loads.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_written_meanwhile_stays() {
+    let (_etcd, _servers, clients) = two_clients(1).await;
+    let group = clients[0].group("g");
+    let other = clients[1].group("g");
+    let load = || async {
+        other.set("k", "written", None).await.map_err(|error| error.to_string())?;
+        Ok::<_, String>(Some("loaded before"))
+    };
+    assert_eq!(group.get_or_load("k", load).await.unwrap().unwrap(), "loaded before");
+    assert_eq!(group.get("k").await.unwrap().unwrap(), "written");
+}
