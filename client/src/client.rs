@@ -20,7 +20,6 @@ use crate::membership;
 use crate::ring::Ring;
 use crate::routing::CurrentRouting;
 use crate::stats::{Counters, Stats};
-use crate::writes::Writes;
 
 /// A client of one fleet. Cheap to clone; all clones share their connections.
 ///
@@ -47,7 +46,6 @@ pub(crate) struct Shared {
     pub(crate) routing: Arc<CurrentRouting>,
     pub(crate) budget: RetryBudget,
     pub(crate) counters: Counters,
-    pub(crate) writes: Writes,
     /// Where word can be left for nodes; `None` where the fleet is a fixed list.
     pub(crate) registry: Option<Arc<dyn Registry>>,
     pub(crate) keys: Keys,
@@ -180,7 +178,6 @@ impl Shared {
             routing,
             budget: RetryBudget::new(),
             counters: Counters::default(),
-            writes: Writes::default(),
             registry,
             keys,
             groups: Mutex::default(),

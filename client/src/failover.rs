@@ -83,15 +83,13 @@ pub(crate) struct Wanted<'a> {
     pub(crate) hash: u64,
     pub(crate) deadline: Instant,
     pub(crate) want: Want<'a>,
-    /// See [`Ask::writes`].
-    pub(crate) writes: u32,
 }
 
 impl<'a> Wanted<'a> {
     /// As a node is asked for it.
     pub(crate) fn ask(&self, ring_version: u64, owned_since: u64, failover: bool) -> Ask<'a> {
-        let Wanted { group, group_name, key, hash, deadline, want, writes } = *self;
-        Ask { group, group_name, key, hash, ring_version, owned_since, failover, deadline, want, writes }
+        let Wanted { group, group_name, key, hash, deadline, want } = *self;
+        Ask { group, group_name, key, hash, ring_version, owned_since, failover, deadline, want }
     }
 }
 

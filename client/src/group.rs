@@ -220,7 +220,6 @@ impl Group {
         Wanted {
             hash,
             want: Want::LOAD,
-            writes: self.client.writes.of(hash),
             group: self.number,
             group_name: &self.name,
             key,

@@ -29,7 +29,6 @@ mod routing;
 mod stats;
 mod unary;
 mod write;
-mod writes;
 
 pub use builder::ClientBuilder;
 pub use client::{Client, NodeStatus};

@@ -42,15 +42,7 @@ const SWAP_ATTEMPTS: usize = 100;
 static LAST_WORD: AtomicU64 = AtomicU64::new(0);
 
 /// Has a key written. On an error the write may have been done or not, here or there.
-pub(crate) async fn write(client: &Shared, wanted: Wanted<'_>, now: Instant) -> Result<(), Error> {
-    client.writes.count(Some(wanted.hash));
-    let written = under_each_ring(client, wanted, now).await;
-    // Whoever begins to read now joins nobody who began before.
-    client.writes.count(Some(wanted.hash));
-    written
-}
-
-async fn under_each_ring(client: &Shared, wanted: Wanted<'_>, begun: Instant) -> Result<(), Error> {
+pub(crate) async fn write(client: &Shared, wanted: Wanted<'_>, begun: Instant) -> Result<(), Error> {
     for _ in 0..MAX_RINGS {
         let routing = client.routing.get();
         let Some(route) = routing.route(wanted.hash) else {
@@ -211,13 +203,6 @@ fn neither(because: &Error, node: &Node, registry: Option<RegistryError>) -> Err
 /// Has all nodes forget a group. With a registry it is done when that has the new generation: a node that cannot be reached
 /// reads it before it answers again.
 pub(crate) async fn clear(client: &Shared, wanted: Wanted<'_>) -> Result<(), Error> {
-    client.writes.count(None);
-    let cleared = clear_all(client, wanted).await;
-    client.writes.count(None);
-    cleared
-}
-
-async fn clear_all(client: &Shared, wanted: Wanted<'_>) -> Result<(), Error> {
     let generation = match &client.registry {
         None => 0,
         Some(registry) => {

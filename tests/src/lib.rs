@@ -4,6 +4,7 @@
 //! Every process ends with its handle, also when a test fails; then the end of its log is printed.
 
 mod etcd;
+pub mod history;
 mod origin;
 mod process;
 mod proxy;

@@ -17,6 +17,8 @@ cargo xtask <command>
   generate   write the code for the .proto files anew
   deny       check licences, sources and advisories of all dependencies (installs cargo-deny)
   bench      measure the parts on the way of a get: ring, frames
+  history [--seed N] [--scenarios N]
+             fleets of real processes through random faults, and what their clients saw checked
   bench instructions
              count the instructions of those parts under valgrind (installs it, and gungraun-runner)
   bench fleet [PART]
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         Some("test") => test(),
         Some("generate") => generate(),
         Some("deny") => deny(),
+        Some("history") => history(rest),
         Some("bench") => match rest.split_first() {
             None => bench(),
             Some((&"instructions", [])) => bench_instructions(),
@@ -129,6 +132,12 @@ fn bench_instructions() -> Result<(), Failed> {
     let install = ["install", "--quiet", "--locked", "gungraun-runner", "--version", version];
     Cargo::new(&install).run("the runner")?;
     Cargo::new(&["bench", "-p", "peanut-client", "--bench", "instructions"]).run("instructions")
+}
+
+fn history(args: &[&str]) -> Result<(), Failed> {
+    install::etcd()?;
+    Cargo::new(&["build", "--release", "-p", "peanut-tests", "--bins"]).run("building")?;
+    run::run("history", run::built("release/history")?.args(args))
 }
 
 fn bench_fleet(args: &[&str]) -> Result<(), Failed> {

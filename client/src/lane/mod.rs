@@ -52,8 +52,6 @@ pub(crate) struct Ask<'a> {
     pub(crate) failover: bool,
     pub(crate) deadline: Instant,
     pub(crate) want: Want<'a>,
-    /// How many writes of keys with such a hash this process had begun: a get joins no other from before one.
-    pub(crate) writes: u32,
 }
 
 /// What is wanted of a key.

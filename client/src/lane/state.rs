@@ -66,6 +66,8 @@ pub(super) struct LaneState {
     /// Frames that are full.
     full: VecDeque<(RequestFrame, Instant)>,
     full_bytes: usize,
+    /// How many frames the transport has taken.
+    frames_sent: u64,
     /// The ring version that the node has been told.
     told_version: u64,
     /// By number, the groups that the node has been told.
@@ -100,8 +102,8 @@ struct Operation {
     owned_since: u64,
     ring_version: u64,
     failover: bool,
-    writes: u32,
-    joinable: bool,
+    /// The frame it was written into; `None` where it is nobody else's.
+    shared_in: Option<u64>,
     callers: SmallVec<[Caller; 1]>,
     /// What has arrived of a value that comes in pieces.
     pieces: Option<Box<Pieces>>,
@@ -118,8 +120,6 @@ impl Operation {
     fn is_same(&self, ask: &Ask<'_>) -> bool {
         (self.hash, self.group, self.failover) == (ask.hash, ask.group, ask.failover)
             && (self.owned_since, self.ring_version) == (ask.owned_since, ask.ring_version)
-            && self.writes == ask.writes
-            && self.joinable
             && self.key[..] == *ask.key
     }
 }
@@ -132,6 +132,7 @@ impl LaneState {
             frame_begun: None,
             full: VecDeque::new(),
             full_bytes: 0,
+            frames_sent: 0,
             told_version: 0,
             told_groups: Vec::new(),
             operations: Slab::new(),
@@ -167,7 +168,11 @@ impl LaneState {
         let can_be_shared = ask.want.can_be_shared();
         if !self.draining
             && can_be_shared
-            && let Some(same) = self.by_key.find(ask.hash, |id| operations[*id as usize].is_same(ask))
+            && let Some(same) = self.by_key.find(ask.hash, |id| {
+                let other = &operations[*id as usize];
+                // One that is on its way may be answered with what was before a write that has ended meanwhile.
+                other.shared_in.is_some_and(|frame| frame >= self.frames_sent) && other.is_same(ask)
+            })
         {
             operations[*same as usize].callers.push(caller);
             return None;
@@ -187,8 +192,7 @@ impl LaneState {
             owned_since: ask.owned_since,
             ring_version: ask.ring_version,
             failover: ask.failover,
-            writes: ask.writes,
-            joinable: can_be_shared,
+            shared_in: None,
             callers: SmallVec::from_buf([caller]),
             pieces: None,
         }));
@@ -197,6 +201,9 @@ impl LaneState {
             self.by_key.insert_unique(ask.hash, id, |id| operations[*id as usize].hash);
         }
         self.write(id, ask, now);
+        if can_be_shared {
+            self.operations[id as usize].shared_in = Some(self.frames_sent + self.full.len() as u64);
+        }
         self.writer.take()
     }
 
@@ -285,6 +292,7 @@ impl LaneState {
             }
             None => (self.frame.take(), self.frame_begun.take().unwrap_or(now)),
         };
+        self.frames_sent += 1;
         let waited_ms = u32::try_from(now.saturating_duration_since(begun).as_millis()).unwrap_or(u32::MAX);
         if waited_ms == 0 && self.opening.is_none() {
             return NextFrame::Send(frame);
@@ -401,7 +409,9 @@ impl LaneState {
                 }
             }
             // The node may have dropped it for the same reason, so nobody else may rely on it.
-            operation.joinable &= !operation.callers.is_empty();
+            if operation.callers.is_empty() {
+                operation.shared_in = None;
+            }
         }
     }
 

@@ -43,7 +43,6 @@ fn ask(key: &str, now: Instant) -> Ask<'_> {
         failover: false,
         deadline: now + Duration::from_secs(1),
         want: Want::LOAD,
-        writes: 0,
     }
 }
 
@@ -168,6 +167,23 @@ async fn identical_gets_share_an_operation_and_different_ones_do_not() {
     .unwrap();
     assert_eq!(first.try_recv().unwrap().unwrap().outcome, Outcome::Loaded);
     assert_eq!(second.try_recv().unwrap().unwrap().outcome, Outcome::Coalesced, "a load is counted once");
+}
+
+/// Somebody may have written, and know that it is done, between the sending of the first and the asking of the second.
+#[tokio::test(start_paused = true)]
+async fn a_get_that_is_on_its_way_is_not_joined() {
+    let mut f = fixture(LIMITS);
+    let mut before = f.get("a");
+    let first = f.sent()[0].id;
+    let (mut after, mut with_it) = (f.get("a"), f.get("a"));
+    assert_eq!(f.lane.in_flight(), 2);
+    let second = f.sent()[0].id;
+    f.hit(first, b"old").unwrap();
+    f.hit(second, b"new").unwrap();
+    assert_eq!(
+        (value(&mut before), value(&mut after), value(&mut with_it)),
+        ("old".into(), "new".into(), "new".into())
+    );
 }
 
 #[tokio::test(start_paused = true)]
