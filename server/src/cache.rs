@@ -25,6 +25,7 @@ use crate::group::{Group, Policy};
 use crate::hot::{HotKey, HotKeys};
 use crate::loader::{AnyLoader, Loaded};
 use crate::persistence::{Journal, WriteNumber};
+use crate::sabotage::{Mechanism, without};
 use crate::store::{Entry, Origin, Store, Value};
 
 /// Flights that may wait for their turn, for each load that may run.
@@ -190,7 +191,8 @@ impl Cache {
     pub(crate) fn begin(self: &Arc<Self>, get: &Get, now: Instant) -> Result<Begun, Failure> {
         check_key(&get.key).map_err(|why| Failure::new(ErrorCode::InvalidRequest, why))?;
         self.hot.count(&get.key, now);
-        let stored = || self.store.get(&get.key, get.origin, get.owned_since, now);
+        let owned_since = if without(Mechanism::Stamps) { 0 } else { get.owned_since };
+        let stored = || self.store.get(&get.key, get.origin, owned_since, now);
         if let Some(entry) = stored() {
             return Ok(Begun::Answered(Answer::new(Outcome::Hit, &entry, now)));
         }
@@ -204,7 +206,7 @@ impl Cache {
             OnMiss::Lease => Leader::Caller,
         };
         let limit = self.policy.max_loads.saturating_mul(1 + WAITING_PER_LOAD);
-        let versions = (get.ring_version, get.owned_since);
+        let versions = (get.ring_version, owned_since);
         match self.flights.board(&get.key, get.origin, versions, leader, limit, stored) {
             Boarding::Stored(entry) => Ok(Begun::Answered(Answer::new(Outcome::Hit, &entry, now))),
             Boarding::Waiter(ticket) => Ok(self.wait(ticket, Outcome::Coalesced, get)),

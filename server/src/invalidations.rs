@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use crate::cache::Begun;
+use crate::sabotage::{Mechanism, without};
 use crate::service::Node;
 use crate::service::fence::Opening;
 
@@ -109,6 +110,9 @@ impl Invalidations {
     }
 
     async fn invalidate(&self, record: Undelivered) {
+        if without(Mechanism::Undelivered) {
+            return;
+        }
         // The fence first: what it shuts out must not come after the invalidation.
         if let Some(Fence { client, slot, epoch }) = record.fence {
             self.node.fences().raise(Opening { client, slot, epoch }, Instant::now());

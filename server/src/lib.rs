@@ -22,6 +22,7 @@ mod loader;
 mod persistence;
 mod reconcile;
 mod registration;
+mod sabotage;
 pub mod segment;
 mod server;
 mod service;

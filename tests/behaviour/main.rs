@@ -9,6 +9,7 @@ mod etcd_outage;
 mod failover;
 mod get_or_load;
 mod hand_over;
+mod history;
 mod lanes;
 mod membership;
 mod memory;

@@ -13,6 +13,7 @@ pub struct ServerProcess {
     binary: PathBuf,
     folder: TempDir,
     addr: String,
+    sabotage: Option<&'static str>,
     process: Process,
 }
 
@@ -39,15 +40,23 @@ impl ServerProcess {
     /// # Panics
     /// Where it does not come up.
     pub async fn start_with(binary: &str, config: &str) -> Self {
+        ServerProcess::start_without(None, binary, config).await
+    }
+
+    /// Starts a server that lacks one of the things which keep answers right: `stamps`, `undelivered`, `poison`.
+    ///
+    /// # Panics
+    /// Where it does not come up.
+    pub async fn start_without(sabotage: Option<&'static str>, binary: &str, config: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder for the configuration");
         std::fs::write(folder.path().join("peanut.toml"), config).expect("the configuration is written");
-        let (process, addr) = spawn(binary.into(), &folder, None).await;
-        ServerProcess { binary: binary.into(), folder, addr, process }
+        let (process, addr) = spawn(binary.into(), &folder, sabotage, None).await;
+        ServerProcess { binary: binary.into(), folder, addr, sabotage, process }
     }
 
     /// Starts it again on the same address.
     pub async fn start_again(&mut self) {
-        let (process, _) = spawn(self.binary.clone(), &self.folder, Some(&self.addr)).await;
+        let (process, _) = spawn(self.binary.clone(), &self.folder, self.sabotage, Some(&self.addr)).await;
         self.process = process;
     }
 
@@ -67,13 +76,19 @@ impl ServerProcess {
     }
 }
 
-async fn spawn(binary: PathBuf, folder: &TempDir, listen: Option<&str>) -> (Process, String) {
+async fn spawn(
+    binary: PathBuf,
+    folder: &TempDir,
+    sabotage: Option<&str>,
+    listen: Option<&str>,
+) -> (Process, String) {
     let mut command = Command::new(binary);
     command
         .arg("--config")
         .arg(folder.path().join("peanut.toml"))
         .env("RUST_LOG", "info")
         .env("NO_COLOR", "1");
+    command.envs(sabotage.map(|what| ("PEANUT_SABOTAGE", what)));
     command.args(listen.map(|listen| format!("--listen={listen}")));
     let mut process = Process::start("peanut-server", &mut command);
     let line = process.wait_for_line("listening on ").await;

@@ -24,7 +24,7 @@ async fn main() -> ExitCode {
     let mut bad = Vec::new();
     let (mut reads, mut writes) = ((0, 0), (0, 0));
     for seed in seed..seed + scenarios {
-        let outcome = Scenario { server: server.clone(), seed, faults: Vec::new() }.run().await;
+        let outcome = Scenario::new(server.clone(), seed).run().await;
         println!(
             "seed {seed}: {:?}: {} reads ({} failed), {} writes ({} failed), {} loads, {} violations",
             outcome.faults,

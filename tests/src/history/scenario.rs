@@ -89,6 +89,18 @@ pub struct Scenario {
     pub seed: u64,
     /// The faults to choose from; all where it is empty.
     pub faults: Vec<Fault>,
+    /// What the servers lack of what keeps answers right.
+    pub sabotage: Option<&'static str>,
+    /// For how long former owners hand over, as clients that read have it, and clients that write.
+    pub hand_over: (Duration, Duration),
+}
+
+impl Scenario {
+    /// A scenario of all faults.
+    pub fn new(server: impl Into<PathBuf>, seed: u64) -> Self {
+        let hand_over = (Duration::from_secs(60), Duration::from_secs(60));
+        Scenario { server: server.into(), seed, faults: Vec::new(), sabotage: None, hand_over }
+    }
 }
 
 /// The origin: a version for each key, which a get loads.
@@ -159,7 +171,7 @@ impl Fleet {
             group_from("g", &self.origin.url, &group),
         );
         let binary = self.scenario.server.display().to_string();
-        let mut server = ServerProcess::start_with(&binary, &config).await;
+        let mut server = ServerProcess::start_without(self.scenario.sabotage, &binary, &config).await;
         server.registered().await;
         self.nodes.push(Node { front, to_etcd, server, is_member: true });
     }
@@ -310,7 +322,8 @@ impl Scenario {
     pub async fn run(self) -> Outcome {
         let mut random = fastrand::Rng::with_seed(self.seed);
         let choice = if self.faults.is_empty() { ALL.to_vec() } else { self.faults.clone() };
-        let is_strict = random.bool();
+        let is_strict = random.bool() || self.sabotage.is_some() || self.hand_over.0 != self.hand_over.1;
+        let (read, write) = self.hand_over;
         let etcd = Etcd::start().await;
         let origin = Origin::start().await;
         let folder = tempfile::tempdir().expect("a folder");
@@ -319,10 +332,15 @@ impl Scenario {
         for _ in 0..3 {
             fleet.add_node(&mut random).await;
         }
-        for _ in 0..3 {
+        for hand_over in [read, read, read, write, write] {
             let proxy = Proxy::start(fleet.etcd.port()).await;
             let failover = if is_strict { Failover::Strict } else { Failover::Bounded };
-            let client = Client::builder().etcd([proxy.endpoint()]).failover(failover).build().await;
+            let client = Client::builder()
+                .etcd([proxy.endpoint()])
+                .failover(failover)
+                .hand_over(hand_over)
+                .build()
+                .await;
             let client = client.expect("the fleet is there");
             client.wait_for_ring(3).await.expect("the client lives");
             fleet.clients.push((client, proxy));
@@ -336,10 +354,10 @@ impl Scenario {
         let clients: Vec<Client> = fleet.clients.iter().map(|(client, _)| client.clone()).collect();
         let mut running = JoinSet::new();
         for _ in 0..READERS {
-            running.spawn(load.clone().read(clients.clone(), random.fork()));
+            running.spawn(load.clone().read(clients[..3].to_vec(), random.fork()));
         }
         for writer in 0..WRITERS {
-            running.spawn(load.clone().write(clients.clone(), writer, random.fork()));
+            running.spawn(load.clone().write(clients[3..].to_vec(), writer, random.fork()));
         }
         let mut faults = Vec::new();
         for _ in 0..FAULTS {

@@ -1,0 +1,84 @@
+//! Random scenarios under the history checker: a short sweep of what `cargo xtask history` does for long. And the proof that the
+//! checker sees: with each of the things that keep answers right turned off, it finds answers that are not.
+
+use std::time::Duration;
+
+use peanut_tests::history::scenario::{Fault, Scenario};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_answer_is_older_than_the_promise_allows() {
+    for seed in 1..=6 {
+        let outcome = Scenario::new(crate::SERVER, seed).run().await;
+        assert!(
+            outcome.violations.is_empty(),
+            "seed {seed}: {:?}: {:#?}",
+            outcome.faults,
+            outcome.violations
+        );
+        assert!(outcome.reads.0 > 500 && outcome.writes.0 > 100, "{outcome:?}");
+    }
+}
+
+/// Runs scenarios until one has a violation; gives how many it took.
+async fn until_caught(scenario: impl Fn(u64) -> Scenario) -> Option<u64> {
+    for seed in 1..=12 {
+        let outcome = scenario(seed).run().await;
+        println!("{:?}: {} violations", outcome.faults, outcome.violations.len());
+        if !outcome.violations.is_empty() {
+            return Some(seed);
+        }
+    }
+    None
+}
+
+/// Runs as many scenarios with everything in place, and finds nothing.
+async fn and_not_otherwise(scenario: impl Fn(u64) -> Scenario) {
+    for seed in 1..=2 {
+        let outcome = scenario(seed).run().await;
+        assert!(
+            outcome.violations.is_empty(),
+            "seed {seed}: {:?}: {:#?}",
+            outcome.faults,
+            outcome.violations
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_stamps_it_sees_what_a_node_held_before_it_lost_a_key() {
+    let scenario = |seed, sabotage| Scenario {
+        faults: vec![Fault::Join, Fault::Drain],
+        // Else writes are done at former owners, which hides it for two minutes.
+        hand_over: (Duration::ZERO, Duration::ZERO),
+        sabotage,
+        ..Scenario::new(crate::SERVER, seed)
+    };
+    assert!(until_caught(|seed| scenario(seed, Some("stamps"))).await.is_some());
+    and_not_otherwise(|seed| scenario(seed, None)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_what_is_left_in_the_registry_it_sees_what_a_node_slept_through() {
+    let scenario = |seed| Scenario {
+        faults: vec![Fault::Sleep, Fault::Kill, Fault::CutNode],
+        sabotage: Some("undelivered"),
+        ..Scenario::new(crate::SERVER, seed)
+    };
+    assert!(until_caught(scenario).await.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_poisoned_loads_it_sees_what_was_loaded_before_a_write() {
+    let scenario = |seed| Scenario { sabotage: Some("poison"), ..Scenario::new(crate::SERVER, seed) };
+    assert!(until_caught(scenario).await.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_writes_at_former_owners_it_sees_what_was_handed_over_from_before() {
+    let scenario = |seed| Scenario {
+        faults: vec![Fault::Join, Fault::Drain],
+        hand_over: (Duration::from_secs(60), Duration::ZERO),
+        ..Scenario::new(crate::SERVER, seed)
+    };
+    assert!(until_caught(scenario).await.is_some());
+}
