@@ -17,6 +17,7 @@ use crate::error::{Error, ErrorKind};
 use crate::failover::RetryBudget;
 use crate::group::Group;
 use crate::membership;
+use crate::recent::{self, RecentWrites};
 use crate::ring::Ring;
 use crate::routing::CurrentRouting;
 use crate::stats::{Counters, Stats};
@@ -46,6 +47,7 @@ pub(crate) struct Shared {
     pub(crate) routing: Arc<CurrentRouting>,
     pub(crate) budget: RetryBudget,
     pub(crate) counters: Counters,
+    pub(crate) recent: RecentWrites,
     /// Where word can be left for nodes; `None` where the fleet is a fixed list.
     pub(crate) registry: Option<Arc<dyn Registry>>,
     pub(crate) keys: Keys,
@@ -84,7 +86,11 @@ impl Client {
     }
 
     pub(crate) fn from_shared(shared: Shared) -> Self {
-        Client { shared: Arc::new(shared) }
+        let ring = shared.routing.subscribe();
+        let shared = Arc::new(shared);
+        // It ends with the routing table, which is the client's.
+        tokio::spawn(recent::follow(Arc::downgrade(&shared), ring));
+        Client { shared }
     }
 
     /// The group of that name. Nothing is sent; whether nodes serve it shows with the first get.
@@ -178,6 +184,7 @@ impl Shared {
             routing,
             budget: RetryBudget::new(),
             counters: Counters::default(),
+            recent: RecentWrites::default(),
             registry,
             keys,
             groups: Mutex::default(),

@@ -205,7 +205,7 @@ impl Group {
     async fn write(&self, key: &[u8], write: Write<'_>) -> Result<(), Error> {
         let now = Instant::now();
         let wanted = Wanted { want: Want::Write(write), ..self.wanted(key, now) };
-        let written = write::write(&self.client, wanted, now).await;
+        let written = write::write(&self.client, wanted, &self.name, now).await;
         self.client.counters.written(written.is_ok());
         written
     }

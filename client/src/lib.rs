@@ -24,6 +24,7 @@ mod health;
 mod lane;
 mod membership;
 mod node;
+mod recent;
 pub mod ring;
 mod routing;
 mod stats;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use peanut_proto::membership::{Member, RingDocument};
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::clock::wall_clock_ms;
@@ -177,18 +178,30 @@ fn recent(document: &RingDocument, known: &mut Handles, config: &Config, now: In
 
 /// The current routing table. Readers take no lock, and keep what they took as long as they like.
 #[derive(Debug)]
-pub(crate) struct CurrentRouting(ArcSwap<Routing>);
+pub(crate) struct CurrentRouting {
+    routing: ArcSwap<Routing>,
+    /// Tells of each new ring, by version.
+    version: watch::Sender<u64>,
+}
 
 impl CurrentRouting {
     pub(crate) fn new(routing: Routing) -> Self {
-        CurrentRouting(ArcSwap::from_pointee(routing))
+        let version = watch::Sender::new(routing.ring.version());
+        CurrentRouting { routing: ArcSwap::from_pointee(routing), version }
     }
 
     pub(crate) fn get(&self) -> Arc<Routing> {
-        self.0.load_full()
+        self.routing.load_full()
     }
 
     pub(crate) fn set(&self, routing: Routing) {
-        self.0.store(Arc::new(routing));
+        let version = routing.ring.version();
+        self.routing.store(Arc::new(routing));
+        self.version.send_replace(version);
+    }
+
+    /// Every later ring's version.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
     }
 }

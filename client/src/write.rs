@@ -42,7 +42,12 @@ const SWAP_ATTEMPTS: usize = 100;
 static LAST_WORD: AtomicU64 = AtomicU64::new(0);
 
 /// Has a key written. On an error the write may have been done or not, here or there.
-pub(crate) async fn write(client: &Shared, wanted: Wanted<'_>, begun: Instant) -> Result<(), Error> {
+pub(crate) async fn write(
+    client: &Shared,
+    wanted: Wanted<'_>,
+    group_name: &Arc<str>,
+    begun: Instant,
+) -> Result<(), Error> {
     for _ in 0..MAX_RINGS {
         let routing = client.routing.get();
         let Some(route) = routing.route(wanted.hash) else {
@@ -62,6 +67,8 @@ pub(crate) async fn write(client: &Shared, wanted: Wanted<'_>, begun: Instant) -
         // The former owners first: what is handed over from them meanwhile, the owner then forgets or refuses.
         try_join_all(formers.into_iter().map(|node| forgetting.have_written(node, None, 0))).await?;
         let heard = one.have_written(route.owner, route.successor, route.owned_since).await?;
+        // Before the look at the ring, so that a change after it is noticed there.
+        client.recent.add(&wanted, group_name, route.owner.id().into(), Instant::now());
         if !has_moved(client, &routing, heard, &wanted).await? {
             return Ok(());
         }

@@ -32,7 +32,7 @@ pub(crate) struct Invalidations {
 impl Invalidations {
     /// Follows for ever. `known` hears when what was left before the start has been done.
     pub(crate) async fn run(self, known: watch::Sender<bool>) {
-        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
         self.node.wake().will_ask();
         let mut is_told = false;
         loop {
@@ -46,7 +46,12 @@ impl Invalidations {
                     if begun.elapsed() > Duration::from_secs(1) {
                         backoff.reset();
                     }
-                    sleep(backoff.next_delay(fastrand::f64())).await;
+                    let pause = sleep(backoff.next_delay(fastrand::f64()));
+                    // Whoever wakes needs to know now.
+                    tokio::select! {
+                        () = pause => {}
+                        _ = self.node.wake().woken(), if begun.elapsed() > Duration::from_millis(50) => {}
+                    }
                 }
             }
         }

@@ -258,9 +258,6 @@ impl Answers {
     }
 
     fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Status>> {
-        if self.node.wake().wakes() != self.wakes {
-            return Poll::Ready(Err(Status::unavailable("the node has slept; open the lane again")));
-        }
         if !self.closing && self.stopping.poll_unpin(context).is_ready() {
             self.closing = true;
             self.frame.closing();
@@ -268,6 +265,12 @@ impl Answers {
         while self.frame.len() < FRAME_BYTES && !self.ended {
             match self.requests.poll_next_unpin(context) {
                 Poll::Ready(Some(Ok(request))) => {
+                    // After it was read: what had been read before the node slept was asked before.
+                    if self.node.wake().wakes() != self.wakes {
+                        return Poll::Ready(Err(Status::unavailable(
+                            "the node has slept; open the lane again",
+                        )));
+                    }
                     self.take(&request).map_err(|error| Status::invalid_argument(error.to_string()))?;
                 }
                 Poll::Ready(Some(Err(status))) => return Poll::Ready(Err(status)),
