@@ -38,20 +38,20 @@ struct Recent {
     group_name: Arc<str>,
     key: Box<[u8]>,
     hash: u64,
-    /// The id of the node that was the owner.
-    owner: Arc<str>,
+    /// Version of the ring under which it was done.
+    ring_version: u64,
 }
 
 impl RecentWrites {
     /// Takes down a write that is done.
-    pub(crate) fn add(&self, wanted: &Wanted<'_>, group_name: &Arc<str>, owner: Arc<str>, now: Instant) {
+    pub(crate) fn add(&self, wanted: &Wanted<'_>, group_name: &Arc<str>, ring_version: u64, now: Instant) {
         let recent = Recent {
             ended: now,
             group: wanted.group,
             group_name: group_name.clone(),
             key: wanted.key.into(),
             hash: wanted.hash,
-            owner,
+            ring_version,
         };
         let mut list = self.list.lock();
         while list.len() >= MOST || list.front().is_some_and(|oldest| now > oldest.ended + RECENT) {
@@ -60,13 +60,13 @@ impl RecentWrites {
         list.push_back(recent);
     }
 
-    /// Those that were done at a node which does not own their key by now.
+    /// Those whose keys have had other owners since.
     fn misplaced(&self, client: &Shared, now: Instant) -> Vec<Recent> {
         let routing = client.routing.get();
         let mut misplaced = Vec::new();
         self.list.lock().retain(|recent| {
-            let owner = routing.route(recent.hash).map(|route| route.owner.id());
-            let is_there = owner == Some(&*recent.owner);
+            let has_moved = |owned_since: u64| owned_since > recent.ring_version;
+            let is_there = !routing.route(recent.hash).is_some_and(|route| has_moved(route.owned_since));
             if !is_there && now <= recent.ended + RECENT {
                 misplaced.push(recent.clone());
             }

@@ -43,6 +43,8 @@ pub(crate) struct Former<'a> {
     /// The ring under which it did.
     ring_version: u64,
     is_exact: bool,
+    /// Who was asked in its place.
+    pub(crate) successor: Option<&'a Arc<Node>>,
     /// Ring version since which it did, under that ring.
     pub(crate) owned_since: u64,
 }
@@ -101,7 +103,8 @@ impl Routing {
             let place = earlier.ring.place_hash(hash)?;
             let node = &earlier.nodes[place.owner];
             let (ring_version, is_exact) = (earlier.ring.version(), earlier.is_exact);
-            let former = Former { node, ring_version, is_exact, owned_since: place.owned_since };
+            let successor = place.successor.map(|at| &earlier.nodes[at]);
+            let former = Former { node, ring_version, is_exact, successor, owned_since: place.owned_since };
             self.route(hash).is_none_or(|route| route.owner.id() != node.id()).then_some(former)
         })
     }

@@ -31,8 +31,7 @@ const MAX_RINGS: usize = 8;
 const SLEEP: Duration = Duration::from_millis(500);
 /// Invalidations for one node, left one by one until it is back; then one for the whole group takes the place of more.
 const WORDS: u32 = 64;
-/// How long a writer waits for a node that holds a lease to read its word. One that sleeps does not, and reads it when it
-/// wakes.
+/// How long a writer waits for a node to read its word, or to be reached after all.
 const READ_WITHIN: Duration = Duration::from_millis(300);
 const ASK_AGAIN: Duration = Duration::from_millis(20);
 /// A swap that loses so often has met something other than other clients.
@@ -55,20 +54,20 @@ pub(crate) async fn write(
         };
         let one = OneNode { client, routing: &routing, wanted, begun };
         let window = client.config.hand_over * 2;
-        let mut formers: Vec<_> =
-            routing.formers(wanted.hash, window, begun).map(|former| former.node).collect();
-        formers.sort_by_key(|node| node.id());
-        formers.dedup_by_key(|node| node.id());
-        if client.config.failover == Failover::Strict {
-            formers.extend(route.successor);
-        }
+        let is_strict = client.config.failover == Failover::Strict;
+        let formers = routing.formers(wanted.hash, window, begun);
+        let formers = formers.flat_map(|former| [Some(former.node), former.successor.filter(|_| is_strict)]);
+        let others = formers.chain([route.successor.filter(|_| is_strict)]).flatten();
+        let mut others: Vec<_> = others.filter(|node| node.id() != route.owner.id()).collect();
+        others.sort_by_key(|node| node.id());
+        others.dedup_by_key(|node| node.id());
         let forget = Wanted { want: Want::Write(Write::Delete { key: wanted.key }), ..wanted };
         let forgetting = OneNode { wanted: forget, ..one };
         // The former owners first: what is handed over from them meanwhile, the owner then forgets or refuses.
-        try_join_all(formers.into_iter().map(|node| forgetting.have_written(node, None, 0))).await?;
+        try_join_all(others.into_iter().map(|node| forgetting.have_written(node, None, 0))).await?;
         let heard = one.have_written(route.owner, route.successor, route.owned_since).await?;
         // Before the look at the ring, so that a change after it is noticed there.
-        client.recent.add(&wanted, group_name, route.owner.id().into(), Instant::now());
+        client.recent.add(&wanted, group_name, routing.ring.version(), Instant::now());
         if !has_moved(client, &routing, heard, &wanted).await? {
             return Ok(());
         }
@@ -76,7 +75,7 @@ pub(crate) async fn write(
     Err(Error::new(ErrorKind::Unavailable, "the ring changed during each attempt"))
 }
 
-/// Whether the key has another owner than when it was written.
+/// Whether the key has had another owner since it was written.
 async fn has_moved(client: &Shared, under: &Routing, heard: u64, wanted: &Wanted<'_>) -> Result<bool, Error> {
     if heard > client.routing.get().ring.version() {
         client.hear_of_ring(heard, under.ring.version());
@@ -86,9 +85,9 @@ async fn has_moved(client: &Shared, under: &Routing, heard: u64, wanted: &Wanted
             return Err(Error::new(ErrorKind::Unavailable, why));
         }
     }
+    // It may be back where it was: whoever owned it in between can have filled itself with what was before.
     let now = client.routing.get();
-    let owner = |routing: &Routing| routing.route(wanted.hash).map(|route| route.owner.id().to_owned());
-    Ok(now.ring.version() != under.ring.version() && owner(&now) != owner(under))
+    Ok(now.route(wanted.hash).is_some_and(|route| route.owned_since > under.ring.version()))
 }
 
 /// The writing at one node.
@@ -175,7 +174,15 @@ impl OneNode<'_> {
         let left = timeout_at(deadline, registry.put(&at, word.encode(), None));
         match join(left, successor).await.0 {
             Ok(Ok(())) => {
-                self.wait_until_read(&**registry, node, &at).await;
+                // It may be back already, and others may know; or this client alone may not reach it.
+                let until = self.wanted.deadline.min(Instant::now() + READ_WITHIN);
+                let wanted = Wanted { deadline: until, ..self.wanted };
+                let ask = wanted.ask(self.routing.ring.version(), 0, false);
+                tokio::select! {
+                    () = self.read(&**registry, node, &at, until) => {}
+                    Ok(_) = node.write(&ask, Instant::now()) => {}
+                    () = sleep_until(until) => {}
+                }
                 Ok(())
             }
             Ok(Err(error)) => Err(neither(&because, node, Some(error))),
@@ -183,16 +190,18 @@ impl OneNode<'_> {
         }
     }
 
-    /// A node that this client cannot reach, and others can, reads its word at once.
-    async fn wait_until_read(&self, registry: &dyn Registry, node: &Node, at: &str) {
-        let until = self.wanted.deadline.min(Instant::now() + READ_WITHIN);
-        while self.client.is_alive(node.id()) && Instant::now() < until {
-            match timeout_at(until, registry.load(at)).await {
-                Ok(Ok(found)) if found.entries.iter().any(|entry| entry.key == at) => sleep(ASK_AGAIN).await,
-                Ok(Ok(_)) => return,
-                Ok(Err(_)) | Err(_) => sleep(ASK_AGAIN).await,
+    /// Waits until a node that holds a lease has read its word: it does so at once. One that sleeps does so when it
+    /// wakes, and is not waited for.
+    async fn read(&self, registry: &dyn Registry, node: &Node, at: &str, until: Instant) {
+        while self.client.is_alive(node.id()) {
+            let found = timeout_at(until, registry.load(at)).await;
+            if matches!(found, Ok(Ok(found)) if found.entries.iter().all(|entry| entry.key != at)) {
+                return;
             }
+            sleep(ASK_AGAIN).await;
         }
+        // Its lease has ended, but that may be the registry's fault.
+        std::future::pending().await
     }
 }
 

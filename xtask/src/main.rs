@@ -24,6 +24,8 @@ cargo xtask <command>
   bench fleet [PART]
              measure small values beside large ones, fleets of one to eight nodes, idle clients, and what a folder
              for warm restarts costs; only one of these with `large`, `fleets`, `idle` or `warm`
+  bench faults
+             measure gets at a fixed rate while a node is killed, sleeps, and all are restarted in turn
   bench store
              measure gets and inserts of the store beside moka, quick_cache and a mutexed lru
   bench hits --trace FILE --capacity N...
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
             None => bench(),
             Some((&"instructions", [])) => bench_instructions(),
             Some((&"fleet", rest)) => bench_fleet(rest),
+            Some((&"faults", [])) => bench_faults(),
             Some((&"peers", rest)) => bench_peers(rest),
             Some((&"hits", rest)) => bench_hits(rest),
             Some((&"store", [])) => bench_store(),
@@ -132,6 +135,12 @@ fn bench_instructions() -> Result<(), Failed> {
     let install = ["install", "--quiet", "--locked", "gungraun-runner", "--version", version];
     Cargo::new(&install).run("the runner")?;
     Cargo::new(&["bench", "-p", "peanut-client", "--bench", "instructions"]).run("instructions")
+}
+
+fn bench_faults() -> Result<(), Failed> {
+    install::etcd()?;
+    Cargo::new(&["build", "--release", "-p", "peanut-tests", "--bins"]).run("building")?;
+    run::run("faults", &mut run::built("release/faults")?)
 }
 
 fn history(args: &[&str]) -> Result<(), Failed> {
