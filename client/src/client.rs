@@ -3,18 +3,21 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use peanut_proto::discovery::{Discovered, Discovery};
 use peanut_proto::membership::Keys;
 use peanut_proto::registry::Registry;
+use peanut_proto::v1::Outcome;
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::builder::ClientBuilder;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind};
-use crate::failover::RetryBudget;
+use crate::failover::{Answered, RetryBudget, Wanted};
 use crate::group::Group;
 use crate::membership;
 use crate::recent::{self, RecentWrites};
@@ -48,6 +51,7 @@ pub(crate) struct Shared {
     pub(crate) budget: RetryBudget,
     pub(crate) counters: Counters,
     pub(crate) recent: RecentWrites,
+    newer_ring: Mutex<NewerRing>,
     /// Where word can be left for nodes; `None` where the fleet is a fixed list.
     pub(crate) registry: Option<Arc<dyn Registry>>,
     pub(crate) keys: Keys,
@@ -171,6 +175,26 @@ impl Client {
     }
 }
 
+/// How long a ring is waited for, once for all who hear of it: a client that is cut off from the registry goes on with
+/// what it has.
+const RING_PATIENCE: Duration = Duration::from_millis(200);
+
+/// The newest ring that nodes have told of, and until when it is waited for.
+#[derive(Debug, Default)]
+struct NewerRing {
+    version: u64,
+    until: Option<Instant>,
+}
+
+impl NewerRing {
+    fn wait_until(&mut self, version: u64, now: Instant) -> Instant {
+        if version > self.version {
+            (self.version, self.until) = (version, Some(now + RING_PATIENCE));
+        }
+        self.until.unwrap_or(now)
+    }
+}
+
 impl Shared {
     pub(crate) fn new(
         config: Config,
@@ -185,6 +209,7 @@ impl Shared {
             budget: RetryBudget::new(),
             counters: Counters::default(),
             recent: RecentWrites::default(),
+            newer_ring: Mutex::default(),
             registry,
             keys,
             groups: Mutex::default(),
@@ -214,9 +239,23 @@ impl Shared {
                 changed = discovered.changed() => changed.map_err(|e| Error::caused_by(
                     ErrorKind::Unavailable, None, "the client has stopped watching", e,
                 ))?,
-                () = tokio::time::sleep(std::time::Duration::from_millis(5)) => {}
+                () = sleep(Duration::from_millis(5)) => {}
             }
         }
+    }
+
+    /// Whether a key has had another owner since the ring under which it was answered, as far as the node that answered knows, and
+    /// the registry tells in time. An answer from an owner of old may be outdated.
+    pub(crate) async fn has_moved(&self, wanted: &Wanted<'_>, answered: &Answered) -> bool {
+        let Answered { reply, ring_version, .. } = answered;
+        // With a token in hand the value is about to be loaded.
+        if reply.ring_version <= *ring_version || reply.outcome == Outcome::Fill {
+            return false;
+        }
+        self.hear_of_ring(reply.ring_version, *ring_version);
+        let until = self.newer_ring.lock().wait_until(reply.ring_version, Instant::now());
+        let _ = timeout_at(until.min(wanted.deadline), self.wait_for_ring(reply.ring_version)).await;
+        self.routing.get().route(wanted.hash).is_some_and(|route| route.owned_since > *ring_version)
     }
 
     /// Whether a node holds a lease in the registry, as far as is known.

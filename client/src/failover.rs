@@ -111,7 +111,8 @@ pub(crate) async fn get(client: &Shared, wanted: Wanted<'_>, now: Instant) -> Re
     budget.deposit();
     let mut last = None;
     let mut last_error = match attempt(client, &wanted, &mut last, now).await {
-        Ok(answered) => return Ok(answered),
+        Ok(answered) if !client.has_moved(&wanted, &answered).await => return Ok(answered),
+        Ok(answered) => moved(&answered),
         Err(Refusal::Final(error)) => return Err(error),
         Err(Refusal::Elsewhere(error)) => error,
     };
@@ -126,12 +127,18 @@ pub(crate) async fn get(client: &Shared, wanted: Wanted<'_>, now: Instant) -> Re
             sleep(pause.min(wanted.deadline.saturating_duration_since(Instant::now()))).await;
         }
         match attempt(client, &wanted, &mut last, Instant::now()).await {
-            Ok(answered) => return Ok(answered),
+            Ok(answered) if !client.has_moved(&wanted, &answered).await => return Ok(answered),
+            Ok(answered) => last_error = moved(&answered),
             Err(Refusal::Final(error)) => return Err(error),
             Err(Refusal::Elsewhere(error)) => last_error = error,
         }
     }
     Err(last_error)
+}
+
+/// The answer of a node that was not the owner any more.
+fn moved(answered: &Answered) -> Error {
+    Error::at(ErrorKind::Unavailable, answered.node.id(), "the ring changed meanwhile")
 }
 
 /// Asks for many keys: each owner for all of its keys at once. What fails on the way, and keys of owners that are
@@ -171,7 +178,9 @@ pub(crate) async fn get_many(
         answered[at] = match answer {
             Ok(reply) => {
                 let node = table.route(wanted[at].hash).expect("it was asked").owner.clone();
-                Some(Ok(Answered { reply, node, failover: false, ring_version }))
+                let answered = Answered { reply, node, failover: false, ring_version };
+                let is_moved = client.has_moved(&wanted[at], &answered).await;
+                (!is_moved).then_some(Ok(answered))
             }
             Err(Refusal::Final(error)) => Some(Err(error)),
             Err(Refusal::Elsewhere(error)) => (!budget.withdraw()).then_some(Err(error)),

@@ -110,7 +110,9 @@ impl Group {
             other => return self.settle(other),
         };
         let Answered { reply, node, ring_version, failover } = answered;
+        let is_current = reply.ring_version <= ring_version;
         if !failover
+            && is_current
             && let Some(found) = fill::former_value(client, &wanted, &node, ring_version, reply.token).await
         {
             return self.settle(Ok(Answered { reply: found, node, ring_version, failover }));

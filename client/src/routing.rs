@@ -50,7 +50,7 @@ pub(crate) struct Former<'a> {
 }
 
 /// Earlier rings that are kept.
-const MOST_EARLIER: usize = 8;
+const MOST_EARLIER: usize = 16;
 
 /// Whom to ask for a key.
 #[derive(Debug)]
@@ -170,7 +170,7 @@ impl Handles {
 /// The rings that were replaced lately, as far as a document tells: for a client that was not there then.
 fn recent(document: &RingDocument, known: &mut Handles, config: &Config, now: Instant) -> Vec<Arc<Earlier>> {
     let window_ms = u64::try_from((config.hand_over * 2).as_millis()).unwrap_or(u64::MAX);
-    let earlier = document.recent(wall_clock_ms().saturating_sub(window_ms)).into_iter().take(MOST_EARLIER);
+    let earlier = document.recent(wall_clock_ms().saturating_sub(window_ms)).take(MOST_EARLIER);
     let earlier = earlier.map(|document| {
         let nodes = document.members.iter().map(|member| known.of(member, config)).collect();
         let ring = Arc::new(Ring::new(&document));

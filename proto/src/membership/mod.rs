@@ -24,6 +24,9 @@ pub const HASH: &str = "xxh3-64";
 /// mean, depending on their names; with 1024 points it would be 6 to 10 %.
 pub const DEFAULT_POINTS: u32 = 4096;
 
+/// How long it is remembered who the members were, and in how many documents at most.
+const EARLIER_MS: u64 = 600_000;
+const MOST_EARLIER: usize = 16;
 const MAX_POINTS: u32 = 65_536;
 const MAX_WEIGHT: u32 = 1_024;
 const MAX_TOTAL_POINTS: u64 = 16 << 20;
@@ -45,6 +48,20 @@ pub struct RingDocument {
     /// A member whose weight was lowered is here too, with the weight it had.
     #[serde(default)]
     pub departed: Vec<Departed>,
+    /// Who the members were before, the latest first, for as long as some may still go by that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier: Vec<Earlier>,
+}
+
+/// The members of a document that was replaced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Earlier {
+    /// Its version.
+    pub version: u64,
+    /// Wall-clock time at which it was replaced, in milliseconds since 1970.
+    pub replaced_ms: u64,
+    /// Its members.
+    pub members: Vec<Member>,
 }
 
 /// A member of the ring.
@@ -81,9 +98,6 @@ pub struct Departed {
     /// Wall-clock time of `left`, in milliseconds since 1970.
     #[serde(default)]
     pub left_ms: u64,
-    /// Where it was reached, `host:port`; empty where a build that did not say so wrote the record.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub addr: String,
     /// An operator took it out: it does not join again by itself while it runs.
     #[serde(default, skip_serializing_if = "is_false")]
     pub drained: bool,
@@ -121,6 +135,7 @@ impl RingDocument {
             points,
             members: Vec::new(),
             departed: Vec::new(),
+            earlier: Vec::new(),
         }
     }
 
@@ -133,6 +148,7 @@ impl RingDocument {
             ring = ring.with(&node, 0).unwrap_or(ring);
         }
         ring.version = 1;
+        ring.earlier.clear();
         ring.members.iter_mut().for_each(|member| member.since = 1);
         ring
     }
@@ -175,6 +191,7 @@ impl RingDocument {
             Err(at) => next.members.insert(at, member),
         }
         next.departed.retain(|gone| gone.id != node.id || gone.weight > node.weight);
+        next.remember(self, now_ms);
         Some(next)
     }
 
@@ -185,7 +202,18 @@ impl RingDocument {
         next.version += 1;
         let member = next.members.remove(at);
         next.depart(&member, now_ms);
+        next.remember(self, now_ms);
         Some(next)
+    }
+
+    /// Takes down who the members were in the document that this one replaces.
+    fn remember(&mut self, replaced: &Self, now_ms: u64) {
+        if !replaced.members.is_empty() {
+            let members = replaced.members.clone();
+            self.earlier.insert(0, Earlier { version: replaced.version, replaced_ms: now_ms, members });
+        }
+        self.earlier.retain(|earlier| earlier.replaced_ms.saturating_add(EARLIER_MS) > now_ms);
+        self.earlier.truncate(MOST_EARLIER);
     }
 
     /// As [`without`](Self::without), for a node that is not to join again by itself.
@@ -200,35 +228,17 @@ impl RingDocument {
         self.member(id).is_none() && self.departed.iter().any(|gone| gone.id == id && gone.drained)
     }
 
-    /// The documents that were replaced after `since_ms`, the latest first, as far as this one tells: who the members were,
-    /// but not all of who had left before.
-    pub fn recent(&self, since_ms: u64) -> Vec<Self> {
-        let joined = self.members.iter().map(|member| (member.since, member.since_ms));
-        let changes = joined.chain(self.departed.iter().map(|gone| (gone.left, gone.left_ms)));
-        let recent = changes.filter(|(version, at_ms)| *version > 1 && *at_ms > since_ms);
-        let mut versions: Vec<u64> = recent.map(|(version, _)| version).collect();
-        versions.sort_unstable_by(|a, b| b.cmp(a));
-        versions.dedup();
-        let before = |version: u64| {
-            let gone = self.departed.iter().filter(|gone| gone.since < version && version <= gone.left);
-            let gone = gone.map(|gone| Member {
-                id: gone.id.clone(),
-                addr: self.member(&gone.id).map_or_else(|| gone.addr.clone(), |member| member.addr.clone()),
-                zone: String::new(),
-                weight: gone.weight,
-                since: gone.since,
-                since_ms: 0,
-            });
-            let mut members: Vec<Member> = gone.collect();
-            let others = self.members.iter().filter(|member| member.since < version);
-            let others: Vec<_> =
-                others.filter(|m| members.iter().all(|gone| gone.id != m.id)).cloned().collect();
-            members.extend(others);
-            members.sort_by(|a, b| a.id.cmp(&b.id));
-            let departed = self.departed.iter().filter(|gone| gone.left < version).cloned().collect();
-            RingDocument { version: version - 1, members, departed, ..self.clone() }
-        };
-        versions.into_iter().map(before).filter(|document| !document.members.is_empty()).collect()
+    /// The documents that were replaced after `since_ms`, the latest first: who the members were, but not who had left
+    /// before.
+    pub fn recent(&self, since_ms: u64) -> impl Iterator<Item = Self> {
+        let recent = self.earlier.iter().filter(move |earlier| earlier.replaced_ms > since_ms);
+        recent.map(|earlier| RingDocument {
+            version: earlier.version,
+            members: earlier.members.clone(),
+            departed: Vec::new(),
+            earlier: Vec::new(),
+            ..self.clone()
+        })
     }
 
     /// The document without departed records older than `lifetime_ms`, the longest time that an entry
@@ -245,7 +255,6 @@ impl RingDocument {
             since: member.since,
             left: self.version,
             left_ms: now_ms,
-            addr: member.addr.clone(),
             drained: false,
         };
         match self.departed.binary_search_by(|gone| gone.id.cmp(&member.id)) {

@@ -35,15 +35,7 @@ fn a_new_address_keeps_ownership() {
 fn leaving_leaves_a_record_until_the_node_is_back_with_as_much_weight() {
     let gone = ring(&[("a", 4), ("b", 1)]).without("a", 7).unwrap();
     assert_eq!(gone.without("a", 8), None);
-    let record = Departed {
-        id: "a".into(),
-        weight: 4,
-        since: 1,
-        left: 3,
-        left_ms: 7,
-        addr: gone.departed[0].addr.clone(),
-        drained: false,
-    };
+    let record = Departed { id: "a".into(), weight: 4, since: 1, left: 3, left_ms: 7, drained: false };
     assert_eq!(gone.departed, [record]);
 
     let smaller = gone.with(&node("a", 2), 8).unwrap();
