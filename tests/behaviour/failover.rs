@@ -113,3 +113,17 @@ async fn gets_that_run_into_their_deadline_do_not_make_a_node_look_dead() {
     assert!(client.nodes().iter().all(|node| node.up));
     assert_eq!(origin.asked().values().max(), Some(&1), "and no load is repeated elsewhere");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gets_of_one_key_of_a_dead_owner_cost_one_load() {
+    let origin = Origin::start(Duration::ZERO).await;
+    let (etcd, mut servers) = fleet(3, &group_from("scores", origin.url(), "")).await;
+    let client = client(&etcd, 3).await;
+    let ring = client.ring();
+    let owner = &ring.members()[ring.place("scores", b"k").unwrap().owner].id;
+    servers.iter_mut().find(|server| server.addr() == owner).unwrap().process().kill();
+    for _ in 0..20 {
+        assert_eq!(client.group("scores").get("k").await.unwrap().unwrap(), "value of k");
+    }
+    assert_eq!(origin.asked_for("k"), 1);
+}
