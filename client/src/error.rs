@@ -37,6 +37,8 @@ pub enum ErrorKind {
     Unavailable,
     /// The client was told something that cannot be.
     Configuration,
+    /// A value could not be turned into bytes, or bytes into a value.
+    Codec,
     /// The other side does not speak as it should.
     Protocol,
 }

@@ -21,6 +21,8 @@ mod failover;
 mod fill;
 mod group;
 mod health;
+#[cfg(feature = "json")]
+mod json;
 mod lane;
 mod membership;
 mod node;
@@ -36,5 +38,7 @@ pub use client::{Client, NodeStatus};
 pub use config::Failover;
 pub use error::{Error, ErrorKind};
 pub use group::Group;
+#[cfg(feature = "json")]
+pub use json::JsonGroup;
 pub use peanut_proto::registry;
 pub use stats::Stats;

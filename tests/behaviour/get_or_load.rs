@@ -133,3 +133,28 @@ async fn what_was_written_meanwhile_stays() {
     assert_eq!(group.get_or_load("k", load).await.unwrap().unwrap(), "loaded before");
     assert_eq!(group.get("k").await.unwrap().unwrap(), "written");
 }
+
+#[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+struct Player {
+    name: String,
+    score: u32,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_of_a_type_are_kept_as_json() {
+    let (_etcd, _servers, clients) = two_clients(1).await;
+    let players = clients[0].group("g").json::<Player>();
+    let tom = || Player { name: "Tom".to_owned(), score: 630 };
+    assert_eq!(players.get("Tom").await.unwrap(), None);
+    let loaded = players.get_or_load("Tom", || async { Ok::<_, String>(Some(tom())) }).await.unwrap();
+    assert_eq!(loaded, Some(tom()));
+    assert_eq!(players.bytes().get("Tom").await.unwrap().unwrap(), r#"{"name":"Tom","score":630}"#);
+    players.set("Jack", &Player { name: "Jack".to_owned(), score: 589 }, None).await.unwrap();
+    let scores: Vec<u32> =
+        players.get_many(["Tom", "Jack"]).await.into_iter().map(|got| got.unwrap().unwrap().score).collect();
+    assert_eq!(scores, [630, 589]);
+    players.delete("Jack").await.unwrap();
+    assert_eq!(players.get("Jack").await.unwrap(), None);
+    players.bytes().set("Sam", "no document", None).await.unwrap();
+    assert_eq!(players.get("Sam").await.unwrap_err().kind(), ErrorKind::Codec);
+}

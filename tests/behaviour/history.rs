@@ -31,36 +31,28 @@ async fn until_caught(scenario: impl Fn(u64) -> Scenario) -> Option<u64> {
     None
 }
 
-/// Runs as many scenarios with everything in place, and finds nothing.
-async fn and_not_otherwise(scenario: impl Fn(u64) -> Scenario) {
-    for seed in 1..=2 {
-        let outcome = scenario(seed).run().await;
-        assert!(
-            outcome.violations.is_empty(),
-            "seed {seed}: {:?}: {:#?}",
-            outcome.faults,
-            outcome.violations
-        );
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn without_stamps_it_sees_what_a_node_held_before_it_lost_a_key() {
     let scenario = |seed, sabotage| Scenario {
-        faults: vec![Fault::Join, Fault::Drain],
+        faults: vec![Fault::Visit],
+        count: 1,
+        // Else writes are done at the visitor's successors, who were the owners before.
+        is_strict: Some(false),
         // Else writes are done at former owners, which hides it for two minutes.
         hand_over: (Duration::ZERO, Duration::ZERO),
         sabotage,
         ..Scenario::new(crate::SERVER, seed)
     };
     assert!(until_caught(|seed| scenario(seed, Some("stamps"))).await.is_some());
-    and_not_otherwise(|seed| scenario(seed, None)).await;
+    let outcome = scenario(1, None).run().await;
+    assert!(outcome.violations.is_empty(), "with them there are: {:#?}", outcome.violations);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_what_is_left_in_the_registry_it_sees_what_a_node_slept_through() {
     let scenario = |seed| Scenario {
         faults: vec![Fault::Sleep, Fault::Kill, Fault::CutNode],
+        is_strict: Some(true),
         sabotage: Some("undelivered"),
         ..Scenario::new(crate::SERVER, seed)
     };
@@ -69,7 +61,10 @@ async fn without_what_is_left_in_the_registry_it_sees_what_a_node_slept_through(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_poisoned_loads_it_sees_what_was_loaded_before_a_write() {
-    let scenario = |seed| Scenario { sabotage: Some("poison"), ..Scenario::new(crate::SERVER, seed) };
+    let scenario = |seed| {
+        let sabotage = Some("poison");
+        Scenario { sabotage, is_strict: Some(true), ..Scenario::new(crate::SERVER, seed) }
+    };
     assert!(until_caught(scenario).await.is_some());
 }
 
@@ -77,6 +72,7 @@ async fn without_poisoned_loads_it_sees_what_was_loaded_before_a_write() {
 async fn without_writes_at_former_owners_it_sees_what_was_handed_over_from_before() {
     let scenario = |seed| Scenario {
         faults: vec![Fault::Join, Fault::Drain],
+        is_strict: Some(true),
         hand_over: (Duration::from_secs(60), Duration::ZERO),
         ..Scenario::new(crate::SERVER, seed)
     };

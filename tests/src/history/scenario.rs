@@ -23,6 +23,7 @@ const KEYS: u32 = 120;
 const READERS: usize = 8;
 const WRITERS: u32 = 4;
 const FAULTS: usize = 5;
+const LONG_VISIT: Duration = Duration::from_secs(6);
 const FAILOVER_TTL: Duration = Duration::from_secs(1);
 /// Beyond `failover_ttl` an outdated copy may be on its way for a moment.
 const SLACK: Duration = Duration::from_millis(300);
@@ -32,8 +33,11 @@ const SLACK: Duration = Duration::from_millis(300);
 pub enum Fault {
     /// A node joins.
     Join,
-    /// A node is drained, and stopped some time later.
+    /// A node is drained.
     Drain,
+    /// A node joins, keys are written, and when nobody has written for so long that writers do not repeat it, the node is
+    /// drained again.
+    Visit,
     /// SIGTERM, and a start.
     Restart,
     /// SIGKILL, and a start.
@@ -89,6 +93,10 @@ pub struct Scenario {
     pub seed: u64,
     /// The faults to choose from; all where it is empty.
     pub faults: Vec<Fault>,
+    /// How many of them come to pass.
+    pub count: usize,
+    /// Whether writes are done at successors too; at random where it is not said.
+    pub is_strict: Option<bool>,
     /// What the servers lack of what keeps answers right.
     pub sabotage: Option<&'static str>,
     /// For how long former owners hand over, as clients that read have it, and clients that write.
@@ -99,7 +107,15 @@ impl Scenario {
     /// A scenario of all faults.
     pub fn new(server: impl Into<PathBuf>, seed: u64) -> Self {
         let hand_over = (Duration::from_secs(60), Duration::from_secs(60));
-        Scenario { server: server.into(), seed, faults: Vec::new(), sabotage: None, hand_over }
+        Scenario {
+            server: server.into(),
+            seed,
+            faults: Vec::new(),
+            count: FAULTS,
+            is_strict: None,
+            sabotage: None,
+            hand_over,
+        }
     }
 }
 
@@ -154,6 +170,8 @@ struct Fleet {
     folder: TempDir,
     nodes: Vec<Node>,
     clients: Vec<(Client, Proxy)>,
+    /// Nobody writes.
+    quiet: Arc<AtomicBool>,
 }
 
 impl Fleet {
@@ -191,6 +209,17 @@ impl Fleet {
                 let drained = self.clients[0].0.drain(&id).await;
                 self.nodes[at].is_member = drained.is_err();
                 sleep(for_ms(random, 1500)).await;
+            }
+            Fault::Visit => {
+                self.add_node(random).await;
+                sleep(Duration::from_secs(2)).await;
+                self.quiet.store(true, Ordering::Relaxed);
+                sleep(LONG_VISIT).await;
+                let visitor = self.nodes.last_mut().expect("one was added");
+                let drained = self.clients[0].0.drain(&visitor.front.addr().to_string()).await;
+                visitor.is_member = drained.is_err();
+                sleep(Duration::from_secs(1)).await;
+                self.quiet.store(false, Ordering::Relaxed);
             }
             Fault::Join | Fault::Drain | Fault::Restart => {
                 let node = &mut self.nodes[at];
@@ -256,6 +285,7 @@ struct Load {
     origin: Arc<Versions>,
     began: Instant,
     stop: AtomicBool,
+    quiet: Arc<AtomicBool>,
 }
 
 impl Load {
@@ -293,6 +323,10 @@ impl Load {
     /// Writes the keys that are this writer's alone, one after the other.
     async fn write(self: Arc<Self>, clients: Vec<Client>, writer: u32, mut random: fastrand::Rng) {
         while !self.stop.load(Ordering::Relaxed) {
+            if self.quiet.load(Ordering::Relaxed) {
+                sleep(Duration::from_millis(10)).await;
+                continue;
+            }
             let client = &clients[random.usize(..clients.len())];
             let any = if random.bool() { random.u32(..KEYS) } else { random.u32(..KEYS / 10) };
             let key = any / WRITERS * WRITERS + writer;
@@ -322,13 +356,21 @@ impl Scenario {
     pub async fn run(self) -> Outcome {
         let mut random = fastrand::Rng::with_seed(self.seed);
         let choice = if self.faults.is_empty() { ALL.to_vec() } else { self.faults.clone() };
-        let is_strict = random.bool() || self.sabotage.is_some() || self.hand_over.0 != self.hand_over.1;
-        let (read, write) = self.hand_over;
+        let is_strict = random.bool();
+        let is_strict = self.is_strict.unwrap_or(is_strict);
+        let ((read, write), count) = (self.hand_over, self.count);
         let etcd = Etcd::start().await;
         let origin = Origin::start().await;
         let folder = tempfile::tempdir().expect("a folder");
-        let mut fleet =
-            Fleet { scenario: self, etcd, origin, folder, nodes: Vec::new(), clients: Vec::new() };
+        let mut fleet = Fleet {
+            scenario: self,
+            etcd,
+            origin,
+            folder,
+            nodes: Vec::new(),
+            clients: Vec::new(),
+            quiet: Arc::default(),
+        };
         for _ in 0..3 {
             fleet.add_node(&mut random).await;
         }
@@ -350,6 +392,7 @@ impl Scenario {
             origin: fleet.origin.shared.clone(),
             began: now(),
             stop: AtomicBool::new(false),
+            quiet: fleet.quiet.clone(),
         });
         let clients: Vec<Client> = fleet.clients.iter().map(|(client, _)| client.clone()).collect();
         let mut running = JoinSet::new();
@@ -360,7 +403,7 @@ impl Scenario {
             running.spawn(load.clone().write(clients[3..].to_vec(), writer, random.fork()));
         }
         let mut faults = Vec::new();
-        for _ in 0..FAULTS {
+        for _ in 0..count {
             sleep(Duration::from_millis(random.u64(100..800))).await;
             let fault = choice[random.usize(..choice.len())];
             faults.push(fault);

@@ -1,0 +1,124 @@
+//! Groups whose values are JSON documents of one type, through serde.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::{Error, ErrorKind};
+use crate::group::Group;
+
+/// A group of values of type `T`, which the nodes keep as JSON. Cheap to clone.
+///
+/// ```no_run
+/// # async fn f(client: peanut_client::Client) -> Result<(), peanut_client::Error> {
+/// #[derive(serde::Serialize, serde::Deserialize)]
+/// struct Player {
+///     name: String,
+///     score: u32,
+/// }
+///
+/// let players = client.group("players").json::<Player>();
+/// let tom = players.get_or_load("Tom", || async {
+///     Ok::<_, std::io::Error>(Some(Player { name: "Tom".to_owned(), score: 630 }))
+/// });
+/// # tom.await.map(drop) }
+/// ```
+pub struct JsonGroup<T> {
+    group: Group,
+    /// Values come and go; none is here.
+    values: PhantomData<fn(T) -> T>,
+}
+
+impl Group {
+    /// The same group, for values of type `T` as JSON.
+    pub fn json<T: Serialize + DeserializeOwned>(&self) -> JsonGroup<T> {
+        JsonGroup { group: self.clone(), values: PhantomData }
+    }
+}
+
+impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
+    /// As [`Group::get`].
+    ///
+    /// # Errors
+    /// As [`Group::get`], and [`ErrorKind::Codec`] where the value is no such document.
+    pub async fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<T>, Error> {
+        self.group.get(key).await?.map(|bytes| decode(&bytes)).transpose()
+    }
+
+    /// As [`Group::get_many`].
+    pub async fn get_many<K: AsRef<[u8]>>(
+        &self,
+        keys: impl IntoIterator<Item = K>,
+    ) -> Vec<Result<Option<T>, Error>> {
+        let values = self.group.get_many(keys).await.into_iter();
+        values.map(|value| value?.map(|bytes| decode(&bytes)).transpose()).collect()
+    }
+
+    /// As [`Group::set`].
+    ///
+    /// # Errors
+    /// As [`Group::set`], and [`ErrorKind::Codec`] where the value cannot be written as JSON.
+    pub async fn set(&self, key: impl AsRef<[u8]>, value: &T, ttl: Option<Duration>) -> Result<(), Error> {
+        self.group.set(key, encode(value)?, ttl).await
+    }
+
+    /// As [`Group::delete`].
+    ///
+    /// # Errors
+    /// As [`Group::delete`].
+    pub async fn delete(&self, key: impl AsRef<[u8]>) -> Result<(), Error> {
+        self.group.delete(key).await
+    }
+
+    /// As [`Group::get_or_load`].
+    ///
+    /// # Errors
+    /// As [`Group::get_or_load`], and [`ErrorKind::Codec`] where the value is no such document.
+    pub async fn get_or_load<E, L>(
+        &self,
+        key: impl AsRef<[u8]>,
+        load: impl FnOnce() -> L,
+    ) -> Result<Option<T>, Error>
+    where
+        E: fmt::Display,
+        L: Future<Output = Result<Option<T>, E>>,
+    {
+        let load = || async {
+            let value = load().await.map_err(|error| error.to_string())?;
+            value.map(|value| encode(&value).map_err(|error| error.to_string())).transpose()
+        };
+        self.group.get_or_load(key, load).await?.map(|bytes| decode(&bytes)).transpose()
+    }
+
+    /// The group itself, whose values are bytes.
+    pub fn bytes(&self) -> &Group {
+        &self.group
+    }
+}
+
+fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec(value).map_err(|error| codec("the value cannot be written as JSON", error))
+}
+
+fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
+    serde_json::from_slice(bytes).map_err(|error| codec("the value is no such JSON document", error))
+}
+
+fn codec(what: &str, error: serde_json::Error) -> Error {
+    Error::caused_by(ErrorKind::Codec, None, format!("{what}: {error}"), error)
+}
+
+impl<T> Clone for JsonGroup<T> {
+    fn clone(&self) -> Self {
+        JsonGroup { group: self.group.clone(), values: PhantomData }
+    }
+}
+
+impl<T> fmt::Debug for JsonGroup<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JsonGroup").field("group", &self.group).finish()
+    }
+}
