@@ -82,10 +82,9 @@ impl Group {
     ///
     /// ```no_run
     /// # async fn f(client: peanut_client::Client) -> Result<(), peanut_client::Error> {
-    /// let page = client.group("pages").get_or_load("/", || async {
-    ///     std::fs::read("index.html").map(Some)
-    /// });
-    /// # page.await.map(drop) }
+    /// let pages = client.group("pages");
+    /// let page = pages.get_or_load("/", || async { std::fs::read("index.html").map(Some) }).await?;
+    /// # drop(page); Ok(()) }
     /// ```
     ///
     /// # Errors

@@ -19,6 +19,17 @@ async fn no_answer_is_older_than_the_promise_allows() {
     }
 }
 
+/// Where no node dies, one load for each write and each owner is all that a key costs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_loaded_once_for_each_write_and_each_ring() {
+    for faults in [vec![Fault::Nothing], vec![Fault::Join, Fault::Drain]] {
+        let outcome = Scenario { faults, ..Scenario::new(crate::SERVER, 3) }.run().await;
+        assert!(outcome.violations.is_empty(), "{:#?}", outcome.violations);
+        assert!(outcome.loaded_too_often.is_empty(), "{:?}: {:?}", outcome.faults, outcome.loaded_too_often);
+        assert!(outcome.loads > 200, "{outcome:?}");
+    }
+}
+
 /// Runs scenarios until one has a violation; gives how many it took.
 async fn until_caught(scenario: impl Fn(u64) -> Scenario) -> Option<u64> {
     for seed in 1..=12 {

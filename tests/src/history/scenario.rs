@@ -31,6 +31,8 @@ const SLACK: Duration = Duration::from_millis(300);
 /// What is done to the fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
+    /// Nothing, for a second.
+    Nothing,
     /// A node joins.
     Join,
     /// A node is drained.
@@ -82,6 +84,8 @@ pub struct Outcome {
     pub writes: (usize, usize),
     /// Loads at the origin.
     pub loads: u64,
+    /// Keys that were loaded more often than once, and once more for each write and each ring that there was.
+    pub loaded_too_often: Vec<u32>,
 }
 
 /// A scenario's parameters.
@@ -130,15 +134,16 @@ struct Origin {
 #[derive(Debug)]
 struct Versions {
     versions: Vec<AtomicU64>,
-    loads: AtomicU64,
+    /// By key.
+    loads: Vec<AtomicU64>,
 }
 
 impl Origin {
     async fn start() -> Self {
         let versions = (0..KEYS).map(|_| AtomicU64::new(0)).collect();
-        let shared = Arc::new(Versions { versions, loads: AtomicU64::new(0) });
+        let shared = Arc::new(Versions { versions, loads: (0..KEYS).map(|_| AtomicU64::new(0)).collect() });
         let load = async |State(shared): State<Arc<Versions>>, Path(key): Path<u32>| {
-            shared.loads.fetch_add(1, Ordering::Relaxed);
+            shared.loads[key as usize].fetch_add(1, Ordering::Relaxed);
             let version = shared.versions[key as usize].load(Ordering::SeqCst);
             // The origin takes its time now and then, so that a write comes in between.
             sleep(Duration::from_millis(if fastrand::u8(..10) == 0 { fastrand::u64(1..100) } else { 0 }))
@@ -203,6 +208,7 @@ impl Fleet {
         let at = members[random.usize(..members.len())];
         let for_ms = |random: &mut fastrand::Rng, most: u64| Duration::from_millis(random.u64(50..most));
         match fault {
+            Fault::Nothing => sleep(Duration::from_secs(1)).await,
             Fault::Join if members.len() < 5 => self.add_node(random).await,
             Fault::Drain if members.len() > 2 => {
                 let id = self.nodes[at].front.addr().to_string();
@@ -305,6 +311,7 @@ impl Load {
             let begun = self.time();
             let value = if random.u8(..4) == 0 {
                 let load = || async {
+                    self.origin.loads[key as usize].fetch_add(1, Ordering::Relaxed);
                     let version = self.origin.versions[key as usize].load(Ordering::SeqCst);
                     sleep(Duration::from_millis(2)).await;
                     Ok::<_, String>(Some(version.to_string()))
@@ -417,6 +424,10 @@ impl Scenario {
         let ops = load.history.ops();
         let bound = if is_strict { Duration::ZERO } else { FAILOVER_TTL + SLACK };
         let count = |wanted: fn(&Kind) -> bool| ops.iter().filter(|op| wanted(&op.kind)).count();
+        let loads = |key: u32| fleet.origin.shared.loads[key as usize].load(Ordering::Relaxed);
+        let rings = clients[0].ring().version();
+        // Every write raises the version by one.
+        let allowed = |key: u32| fleet.origin.shared.versions[key as usize].load(Ordering::Relaxed) + rings;
         Outcome {
             faults,
             violations: check(&ops, bound),
@@ -428,7 +439,8 @@ impl Scenario {
                 count(|kind| matches!(kind, Kind::Written(_) | Kind::WriteFailed(_))),
                 count(|kind| matches!(kind, Kind::WriteFailed(_))),
             ),
-            loads: fleet.origin.shared.loads.load(Ordering::Relaxed),
+            loads: (0..KEYS).map(loads).sum(),
+            loaded_too_often: (0..KEYS).filter(|key| loads(*key) > allowed(*key)).collect(),
         }
     }
 }
