@@ -4,26 +4,27 @@
 //! start it. [`Cache::begin`] does all of that without waiting, so that a caller with many gets in hand
 //! can answer the hits at once.
 
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use peanut_proto::limits::{MAX_VALUE_BYTES, check_key};
+use peanut_proto::limits::check_key;
 use peanut_proto::v1::{ErrorCode, OnMiss, Outcome};
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
-use tokio::task::{JoinError, JoinSet};
-use tokio::time::{Instant, sleep, timeout_at};
-use tokio_util::task::AbortOnDropHandle;
+use load::Loads;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::Failure;
-use crate::flight::{Boarding, Flights, Landed, Leader, Pilot, Ticket, Token};
+use crate::breaker::Position;
+use crate::flight::{Boarding, Flights, Leader, Ticket, Token};
 use crate::group::{Group, Policy};
 use crate::hot::{HotKey, HotKeys};
-use crate::loader::{AnyLoader, Loaded};
+use crate::loader::AnyLoader;
+use crate::metrics::GroupMetrics;
 use crate::persistence::{Journal, WriteNumber};
 use crate::sabotage::{Mechanism, without};
 use crate::store::{Entry, Origin, Store, Value};
@@ -40,7 +41,8 @@ pub(crate) struct Cache {
     store: Store,
     hot: HotKeys,
     flights: Arc<Flights>,
-    loads: Semaphore,
+    loads: Loads,
+    pub(crate) metrics: GroupMetrics,
     /// The flights' tasks: they belong to the server, not to the calls that caused them.
     tasks: Mutex<JoinSet<()>>,
     /// Where those run.
@@ -103,39 +105,27 @@ impl Begun {
 }
 
 impl Waiting {
-    pub(crate) async fn answer(mut self) -> Result<Answer, Failure> {
-        loop {
-            match self {
-                Waiting::Disk { cache, number, answer } => {
-                    if let Some(journal) = cache.journal() {
-                        journal.settled(number).await;
-                    }
-                    return Ok(answer);
+    pub(crate) async fn answer(self) -> Result<Answer, Failure> {
+        match self {
+            Waiting::Disk { cache, number, answer } => {
+                if let Some(journal) = cache.journal() {
+                    journal.settled(number).await;
                 }
-                Waiting::Flight { ticket, outcome, cache, get } => match ticket.landed().await {
-                    Some(landed) => return Ok(Answer::new(outcome, &landed?, Instant::now())),
-                    // Its leader is gone.
-                    None => match cache.begin(&get, Instant::now())? {
-                        Begun::Answered(answer) => return Ok(answer),
-                        Begun::Waiting(waiting) => self = waiting,
-                    },
-                },
+                Ok(answer)
+            }
+            Waiting::Flight { ticket, outcome, cache, get } => {
+                let answer = cache.landed(ticket, outcome, &get).await;
+                match &answer {
+                    Ok(answer) => cache.metrics.answered(answer.outcome),
+                    Err(_) => cache.metrics.failed(),
+                }
+                answer
             }
         }
     }
 }
 
 impl Answer {
-    fn new(found: Outcome, entry: &Entry, now: Instant) -> Self {
-        Answer {
-            outcome: if entry.value.is_some() { found } else { Outcome::NotFound },
-            value: entry.value.clone().unwrap_or_default(),
-            age: now.saturating_duration_since(entry.loaded),
-            ttl: entry.expires.saturating_duration_since(now),
-            token: 0,
-        }
-    }
-
     /// An answer without a value.
     fn only(outcome: Outcome) -> Self {
         Answer { outcome, value: Value::default(), age: Duration::ZERO, ttl: Duration::ZERO, token: 0 }
@@ -150,7 +140,8 @@ impl Cache {
             store: Store::new(group.policy.capacity_bytes, group.policy.eviction, Instant::now()),
             hot: HotKeys::new(Instant::now()),
             flights: Arc::default(),
-            loads: Semaphore::new(group.policy.max_loads),
+            loads: Loads::new(&group.policy),
+            metrics: GroupMetrics::default(),
             tasks: Mutex::default(),
             runtime: OnceLock::new(),
             journal: OnceLock::new(),
@@ -167,15 +158,21 @@ impl Cache {
         &self.store
     }
 
+    /// How its origin is doing.
+    pub(crate) fn breaker(&self) -> Position {
+        self.loads.position()
+    }
+
     pub(crate) fn policy(&self) -> &Policy {
         &self.policy
     }
 
     /// Names what the entries follow from: under another fingerprint they would be others.
     pub(crate) fn fingerprint(&self) -> u64 {
-        let Policy { ttl, negative_ttl, max_ttl, .. } = self.policy;
+        let Policy { ttl, negative_ttl, max_ttl, stale_if_error, .. } = self.policy;
         let loader = self.loader.fingerprint();
-        xxh3_64(format!("{}\0{ttl:?}\0{negative_ttl:?}\0{max_ttl:?}\0{loader}", self.group).as_bytes())
+        let times = format!("{ttl:?}\0{negative_ttl:?}\0{max_ttl:?}\0{stale_if_error:?}");
+        xxh3_64(format!("{}\0{times}\0{loader}", self.group).as_bytes())
     }
 
     /// Keeps a journal of what is stored from now on.
@@ -189,15 +186,26 @@ impl Cache {
 
     /// Answers a get from the store, or finds or starts the flight that will.
     pub(crate) fn begin(self: &Arc<Self>, get: &Get, now: Instant) -> Result<Begun, Failure> {
+        let begun = self.look_or_board(get, now);
+        match &begun {
+            Ok(Begun::Answered(answer)) => self.metrics.answered(answer.outcome),
+            Ok(Begun::Waiting(_)) => {}
+            Err(_) => self.metrics.failed(),
+        }
+        begun
+    }
+
+    fn look_or_board(self: &Arc<Self>, get: &Get, now: Instant) -> Result<Begun, Failure> {
         check_key(&get.key).map_err(|why| Failure::new(ErrorCode::InvalidRequest, why))?;
         self.hot.count(&get.key, now);
-        let owned_since = if without(Mechanism::Stamps) { 0 } else { get.owned_since };
-        let stored = || self.store.get(&get.key, get.origin, owned_since, now);
-        if let Some(entry) = stored() {
-            return Ok(Begun::Answered(Answer::new(Outcome::Hit, &entry, now)));
+        if let Some(entry) = self.fresh(get, now) {
+            if self.policy.refresh_after.is_some_and(|after| now >= entry.loaded + after) {
+                self.refresh(get, now);
+            }
+            return Ok(Begun::Answered(self.answer(Outcome::Hit, &entry, now)));
         }
         if let Some((pilot, ticket)) = self.flights.take_over(&get.key, get.token) {
-            self.start(pilot, get.clone());
+            self.queue(pilot, get.clone());
             return Ok(self.wait(ticket, Outcome::Loaded, get));
         }
         let leader = match get.on_miss {
@@ -205,23 +213,91 @@ impl Cache {
             OnMiss::Peek => return Ok(Begun::Answered(Answer::only(Outcome::Miss))),
             OnMiss::Lease => Leader::Caller,
         };
-        let limit = self.policy.max_loads.saturating_mul(1 + WAITING_PER_LOAD);
-        let versions = (get.ring_version, owned_since);
-        match self.flights.board(&get.key, get.origin, versions, leader, limit, stored) {
-            Boarding::Stored(entry) => Ok(Begun::Answered(Answer::new(Outcome::Hit, &entry, now))),
+        match self.board(get, leader, || self.fresh(get, now)) {
+            Boarding::Stored(entry) => Ok(Begun::Answered(self.answer(Outcome::Hit, &entry, now))),
             Boarding::Waiter(ticket) => Ok(self.wait(ticket, Outcome::Coalesced, get)),
             Boarding::Leader(pilot, ticket) => {
-                self.start(pilot, get.clone());
+                self.queue(pilot, get.clone());
                 Ok(self.wait(ticket, Outcome::Loaded, get))
             }
             Boarding::Lease(token) => {
                 self.void_in_time(token);
                 Ok(Begun::Answered(Answer { token, ..Answer::only(Outcome::Fill) }))
             }
-            Boarding::Full => {
-                let why = format!("group `{}` has {limit} loads in progress or waiting", self.group);
-                Err(Failure::new(ErrorCode::Overloaded, why))
-            }
+            Boarding::Full => match self.stale(get) {
+                Some(answer) => Ok(Begun::Answered(answer)),
+                None => {
+                    let limit = self.most_flights();
+                    let why = format!("group `{}` has {limit} loads in progress or waiting", self.group);
+                    Err(Failure::new(ErrorCode::Overloaded, why))
+                }
+            },
+        }
+    }
+
+    fn board(&self, get: &Get, leader: Leader, stored: impl FnOnce() -> Option<Entry>) -> Boarding {
+        let versions = (get.ring_version, owned_since(get));
+        self.flights.board(&get.key, get.origin, versions, leader, self.most_flights(), stored)
+    }
+
+    fn most_flights(&self) -> usize {
+        self.policy.max_loads.saturating_mul(1 + WAITING_PER_LOAD)
+    }
+
+    /// Loads an entry that is fresh still, in the background, unless that is being done.
+    fn refresh(self: &Arc<Self>, get: &Get, now: Instant) {
+        let after = self.policy.refresh_after.unwrap_or_default();
+        let refreshed = || self.fresh(get, now).filter(|entry| now < entry.loaded + after);
+        if let Boarding::Leader(pilot, _) = self.board(get, Leader::Server, refreshed) {
+            self.metrics.refreshes.fetch_add(1, Ordering::Relaxed);
+            self.queue(pilot, Get { token: 0, ..get.clone() });
+            self.launch();
+        }
+    }
+
+    /// The entry that a get is answered with.
+    fn fresh(&self, get: &Get, now: Instant) -> Option<Entry> {
+        self.stored(get, now).filter(|entry| self.is_fresh(entry, now))
+    }
+
+    /// The entry of a key, which may be past its time to live.
+    fn stored(&self, get: &Get, now: Instant) -> Option<Entry> {
+        self.store.get(&get.key, get.origin, owned_since(get), now)
+    }
+
+    /// What there is where loading has failed.
+    fn stale(&self, get: &Get) -> Option<Answer> {
+        if self.policy.stale_if_error.is_zero() {
+            return None;
+        }
+        let now = Instant::now();
+        let entry = self.stored(get, now)?;
+        let outcome = if self.is_fresh(&entry, now) { Outcome::Hit } else { Outcome::Stale };
+        Some(self.answer(outcome, &entry, now))
+    }
+
+    /// How long an entry is kept that is fresh for `ttl`.
+    fn kept_for(&self, ttl: Duration, origin: Origin, has_value: bool) -> Duration {
+        if ttl.is_zero() { ttl } else { ttl + self.stale_window(origin, has_value) }
+    }
+
+    fn is_fresh(&self, entry: &Entry, now: Instant) -> bool {
+        now + self.stale_window(entry.origin, entry.value.is_some()) < entry.expires
+    }
+
+    /// How long an entry is kept beyond its time to live.
+    fn stale_window(&self, origin: Origin, has_value: bool) -> Duration {
+        if origin == Origin::Owner && has_value { self.policy.stale_if_error } else { Duration::ZERO }
+    }
+
+    fn answer(&self, found: Outcome, entry: &Entry, now: Instant) -> Answer {
+        let window = self.stale_window(entry.origin, entry.value.is_some());
+        Answer {
+            outcome: if entry.value.is_some() { found } else { Outcome::NotFound },
+            value: entry.value.clone().unwrap_or_default(),
+            age: now.saturating_duration_since(entry.loaded),
+            ttl: entry.expires.saturating_duration_since(now + window),
+            token: 0,
         }
     }
 
@@ -229,6 +305,35 @@ impl Cache {
         // The token was good once.
         let get = Box::new(Get { token: 0, ..get.clone() });
         Begun::Waiting(Waiting::Flight { ticket, outcome, cache: self.clone(), get })
+    }
+
+    /// Waits for a flight, and for those after it where its leader is gone.
+    async fn landed(
+        self: &Arc<Self>,
+        mut ticket: Ticket,
+        mut outcome: Outcome,
+        get: &Get,
+    ) -> Result<Answer, Failure> {
+        loop {
+            self.launch();
+            match ticket.landed().await {
+                Some(Ok(entry)) => return Ok(self.answer(outcome, &entry, Instant::now())),
+                Some(Err(failure)) => {
+                    let may_be_stale = matches!(
+                        failure.code,
+                        ErrorCode::LoaderFailed | ErrorCode::LoadTimedOut | ErrorCode::Overloaded
+                    );
+                    return self.stale(get).filter(|_| may_be_stale).ok_or(failure);
+                }
+                None => match self.look_or_board(get, Instant::now())? {
+                    Begun::Waiting(Waiting::Flight { ticket: next, outcome: now, .. }) => {
+                        (ticket, outcome) = (next, now);
+                    }
+                    Begun::Waiting(other) => return Box::pin(other.answer()).await,
+                    Begun::Answered(answer) => return Ok(answer),
+                },
+            }
+        }
     }
 
     /// Says where loads run. The first to say so, or the first load, decides.
@@ -249,6 +354,7 @@ impl Cache {
     /// Ends every load. Those who wait have an error.
     pub(crate) fn abort_loads(&self) {
         self.tasks.lock().abort_all();
+        self.empty_queue();
     }
 
     /// A lease whose client does not bring the value in time is another's.
@@ -260,71 +366,10 @@ impl Cache {
         });
     }
 
-    fn start(self: &Arc<Self>, pilot: Pilot, get: Get) {
-        let cache = self.clone();
-        let flight = async move {
-            if let Some(entry) = cache.restored(&get).await {
-                return pilot.land(Ok(entry), |_| {});
-            }
-            let landed = cache.load(&get).await;
-            pilot.land(landed, |entry| {
-                cache.keep(&get.key, entry);
-            });
-        };
-        self.spawn(flight);
-    }
-
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let mut tasks = self.tasks.lock();
         while tasks.try_join_next().is_some() {}
         tasks.spawn_on(task, self.runtime.get_or_init(Handle::current));
-    }
-
-    /// The entry, where it comes back from the disk just after the start.
-    async fn restored(&self, get: &Get) -> Option<Entry> {
-        let journal = self.journal().filter(|journal| journal.is_restoring())?;
-        journal.restored().await;
-        self.store.get(&get.key, get.origin, get.owned_since, Instant::now())
-    }
-
-    /// Runs the loader in a task of its own: a panic ends only that task, and a loader that blocks its
-    /// thread does not keep the time-out from passing.
-    async fn load(&self, get: &Get) -> Landed {
-        let begun = Instant::now();
-        let limit = self.policy.load_timeout;
-        let deadline = begun + limit;
-        let Ok(_turn) = timeout_at(deadline, self.loads.acquire()).await else {
-            let why =
-                format!("{} loads are in progress, and no turn came within {limit:?}", self.policy.max_loads);
-            return Err(Failure::new(ErrorCode::Overloaded, why));
-        };
-        let loaded = Instant::now();
-        let load = self.loader.clone().load(self.group.clone(), get.key.clone());
-        let load = AbortOnDropHandle::new(tokio::spawn(load));
-        match timeout_at(deadline, load).await {
-            Err(_) => {
-                let why = format!("the loader did not answer within {limit:?}");
-                Err(Failure::new(ErrorCode::LoadTimedOut, why))
-            }
-            Ok(Err(ended)) => Err(ended_badly(ended)),
-            Ok(Ok(Err(error))) => Err(Failure::new(ErrorCode::LoaderFailed, error.to_string())),
-            Ok(Ok(Ok(found))) => self.entry(found, loaded, get),
-        }
-    }
-
-    fn entry(&self, found: Loaded, loaded: Instant, get: &Get) -> Landed {
-        let (value, ttl) = match found {
-            Loaded::Found { value, .. } if value.len() > MAX_VALUE_BYTES => {
-                let why = format!("the value has {} bytes; the limit is {MAX_VALUE_BYTES}", value.len());
-                return Err(Failure::new(ErrorCode::ValueTooLarge, why));
-            }
-            Loaded::Found { value, ttl } => (Some(value.into()), ttl.unwrap_or(self.policy.ttl)),
-            // Some client may bring it at any time.
-            Loaded::NotFound if self.loader.is_none() => (None, Duration::ZERO),
-            Loaded::NotFound => (None, self.policy.negative_ttl),
-        };
-        let ttl = self.jittered(self.bounded(ttl, get.origin));
-        Ok(Entry { value, loaded, expires: loaded + ttl, stamp: get.ring_version, origin: get.origin })
     }
 
     fn bounded(&self, ttl: Duration, origin: Origin) -> Duration {
@@ -340,15 +385,12 @@ impl Cache {
     }
 }
 
-fn ended_badly(ended: JoinError) -> Failure {
-    let Ok(panic) = ended.try_into_panic() else {
-        return Failure::new(ErrorCode::ShuttingDown, "the load was stopped");
-    };
-    let said = panic.downcast_ref::<&str>().copied();
-    let said = said.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    Failure::new(ErrorCode::LoaderFailed, format!("the loader panicked: {}", said.unwrap_or("no message")))
+/// Ring version since which the node owns the key, for what is stored.
+fn owned_since(get: &Get) -> u64 {
+    if without(Mechanism::Stamps) { 0 } else { get.owned_since }
 }
 
+mod load;
 mod write;
 
 pub(crate) use write::{Fetched, Set};

@@ -44,9 +44,17 @@ pub(crate) struct Policy {
     pub(crate) max_loads: usize,
     pub(crate) eviction: Eviction,
     pub(crate) disk_capacity_bytes: Option<u64>,
+    pub(crate) refresh_after: Option<Duration>,
+    pub(crate) stale_if_error: Duration,
+    pub(crate) breaker: bool,
 }
 
 impl Policy {
+    /// The longest time that an entry may be kept.
+    pub(crate) fn longest(&self) -> Duration {
+        self.max_ttl + self.stale_if_error
+    }
+
     pub(crate) fn disk_capacity_bytes(&self) -> u64 {
         self.disk_capacity_bytes
             .unwrap_or((self.capacity_bytes as u64).saturating_mul(2).max(LEAST_DISK_BYTES))
@@ -66,6 +74,9 @@ impl Default for Policy {
             max_loads: Group::DEFAULT_MAX_LOADS,
             eviction: Eviction::default(),
             disk_capacity_bytes: None,
+            refresh_after: None,
+            stale_if_error: Duration::ZERO,
+            breaker: true,
         }
     }
 }
@@ -180,6 +191,32 @@ impl Group {
         self
     }
 
+    /// From which age on a value that is asked for is loaded again in the background, while it still answers; `None`, the
+    /// default: not before it has expired. A value that is asked for often is then never waited for.
+    #[must_use]
+    pub fn refresh_after(mut self, age: Option<Duration>) -> Self {
+        self.policy.refresh_after = age;
+        self
+    }
+
+    /// How long beyond its time to live a value may still answer where loading it fails, takes too long, or is not tried; zero, the
+    /// default: not at all. Such an answer is marked as stale. "Not found" is never stale, nor is what was loaded in
+    /// another node's place.
+    #[must_use]
+    pub fn stale_if_error(mut self, time: Duration) -> Self {
+        self.policy.stale_if_error = time;
+        self
+    }
+
+    /// Whether an origin is left alone for a while after half of at least 20 loads within ten seconds have failed: for a
+    /// second at first and at most half a minute; then one load is let through, and with each success one more at a time.
+    /// Gets that would load fail at once meanwhile. True by default.
+    #[must_use]
+    pub fn breaker(mut self, on: bool) -> Self {
+        self.policy.breaker = on;
+        self
+    }
+
     pub(crate) fn check(&self) -> Result<(), Error> {
         let policy = &self.policy;
         let refuse = |why: &str| Err(Error::configuration(format!("group `{}`: {why}", self.name)));
@@ -194,10 +231,19 @@ impl Group {
             refuse("ttl and max_ttl must be longer than zero")
         } else if !(0.0..=1.0).contains(&policy.ttl_jitter) {
             refuse("ttl_jitter must be from 0 to 1")
+        } else if policy.refresh_after.is_some_and(|after| after.is_zero() || after >= policy.max_ttl) {
+            refuse("refresh_after must be longer than zero and shorter than max_ttl")
         } else if policy.load_timeout.is_zero() {
             refuse("load_timeout must be longer than zero")
-        } else if [policy.ttl, policy.max_ttl, policy.negative_ttl, policy.failover_ttl, policy.load_timeout]
-            .iter()
+        } else if [
+            policy.ttl,
+            policy.max_ttl,
+            policy.negative_ttl,
+            policy.failover_ttl,
+            policy.load_timeout,
+            policy.stale_if_error,
+        ]
+        .iter()
             .any(|time| *time > LONGEST)
         {
             refuse("no time may be longer than ten years")

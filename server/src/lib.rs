@@ -7,6 +7,7 @@
 //! [`Server`] runs a node inside any program, with a listener and a stop signal of the caller's. The
 //! binary `peanut-server` is a configuration file in front of it.
 
+mod breaker;
 mod cache;
 mod clock;
 #[cfg(feature = "cli")]
@@ -19,6 +20,7 @@ mod group;
 mod hot;
 mod invalidations;
 mod loader;
+mod metrics;
 mod persistence;
 mod reconcile;
 mod registration;

@@ -512,7 +512,7 @@ impl Server {
             naming_service: options.naming_service.clone(),
             on_shutdown: options.on_shutdown,
             forget_after: options.forget_after,
-            max_ttl: options.groups.iter().map(|g| g.policy.max_ttl).max().unwrap_or_default(),
+            max_ttl: options.groups.iter().map(|g| g.policy.longest()).max().unwrap_or_default(),
         }))
     }
 }

@@ -2,10 +2,11 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use peanut_proto::limits::MAX_VALUE_BYTES;
 use tokio::sync::Notify;
 
 use super::*;
-use crate::loader::{LoaderError, loader_fn};
+use crate::loader::{Loaded, LoaderError, loader_fn};
 
 fn get(key: &str) -> Get {
     Get {
@@ -16,6 +17,13 @@ fn get(key: &str) -> Get {
         origin: Origin::Owner,
         token: 0,
     }
+}
+
+/// Begins a get, and whatever load it needs, without waiting for it.
+fn begin(cache: &Arc<Cache>, get: &Get) -> Begun {
+    let begun = cache.begin(get, Instant::now()).unwrap();
+    cache.launch();
+    begun
 }
 
 async fn ask(cache: &Arc<Cache>, get: Get) -> Result<Answer, Failure> {
@@ -53,7 +61,7 @@ fn fixture(adjust: impl FnOnce(Group) -> Group) -> (Arc<Cache>, Arc<AtomicUsize>
 #[tokio::test(start_paused = true)]
 async fn many_callers_share_one_load() {
     let (cache, loads, gate) = fixture(|g| g);
-    let callers: Vec<_> = (0..100).map(|_| cache.begin(&get("gated"), Instant::now()).unwrap()).collect();
+    let callers: Vec<_> = (0..100).map(|_| begin(&cache, &get("gated"))).collect();
     let mut answers = JoinSet::new();
     for caller in callers {
         answers.spawn(caller.answer());
@@ -71,8 +79,8 @@ async fn many_callers_share_one_load() {
 #[tokio::test(start_paused = true)]
 async fn a_caller_that_leaves_cancels_nothing() {
     let (cache, loads, gate) = fixture(|g| g);
-    let leader = cache.begin(&get("gated"), Instant::now()).unwrap();
-    let waiter = cache.begin(&get("gated"), Instant::now()).unwrap();
+    let leader = begin(&cache, &get("gated"));
+    let waiter = begin(&cache, &get("gated"));
     drop(leader);
     tokio::task::yield_now().await;
     gate.notify_one();
@@ -135,7 +143,7 @@ async fn loads_are_bounded_and_so_is_the_queue_for_them() {
     let limit = 2 * (1 + WAITING_PER_LOAD);
     let mut waiting = Vec::new();
     for n in 0..limit {
-        waiting.push(cache.begin(&get(&format!("b{n}")), Instant::now()).unwrap());
+        waiting.push(begin(&cache, &get(&format!("b{n}"))));
     }
     let refused = cache.begin(&get("one more"), Instant::now()).unwrap_err();
     assert_eq!(refused.code, ErrorCode::Overloaded);
@@ -150,10 +158,10 @@ async fn loads_are_bounded_and_so_is_the_queue_for_them() {
 #[tokio::test(start_paused = true)]
 async fn a_poisoned_flight_answers_those_who_wait_and_stores_nothing() {
     let (cache, loads, gate) = fixture(|g| g);
-    let before = cache.begin(&get("gated"), Instant::now()).unwrap();
+    let before = begin(&cache, &get("gated"));
     tokio::task::yield_now().await;
     let _ = cache.delete(&get("gated").key).unwrap();
-    let after = cache.begin(&get("gated"), Instant::now()).unwrap();
+    let after = begin(&cache, &get("gated"));
     tokio::task::yield_now().await;
     gate.notify_waiters();
     assert_eq!(before.answer().await.unwrap().value, "1");
@@ -165,8 +173,8 @@ async fn a_poisoned_flight_answers_those_who_wait_and_stores_nothing() {
 #[tokio::test(start_paused = true)]
 async fn a_flight_from_before_the_node_owned_the_key_is_not_joined() {
     let (cache, _, gate) = fixture(|g| g);
-    let old = cache.begin(&get("gated"), Instant::now()).unwrap();
-    let new = cache.begin(&Get { ring_version: 5, owned_since: 5, ..get("gated") }, Instant::now()).unwrap();
+    let old = begin(&cache, &get("gated"));
+    let new = begin(&cache, &Get { ring_version: 5, owned_since: 5, ..get("gated") });
     tokio::task::yield_now().await;
     gate.notify_waiters();
     assert_eq!(

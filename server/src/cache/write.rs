@@ -67,8 +67,8 @@ impl Cache {
             }
         };
         let entry = |stamp, origin| {
-            let ttl = set.ttl.unwrap_or_else(|| self.jittered(ttl));
-            let expires = now + self.bounded(ttl, origin);
+            let ttl = self.bounded(set.ttl.unwrap_or_else(|| self.jittered(ttl)), origin);
+            let expires = now + self.kept_for(ttl, origin, value.is_some());
             Entry { value, loaded: now, expires, stamp, origin }
         };
         if set.token != 0 {
@@ -77,6 +77,7 @@ impl Cache {
             return Ok(Begun::Answered(filled(fill)));
         }
         let entry = entry(set.ring_version, set.origin);
+        self.metrics.sets.fetch_add(1, Ordering::Relaxed);
         let number = self.flights.write(&set.key, || {
             self.outdate(Some(&set.key));
             self.store_set(&set.key, &entry)
@@ -87,6 +88,7 @@ impl Cache {
     /// Forgets a key.
     pub(crate) fn delete(self: &Arc<Self>, key: &Bytes) -> Result<Begun, Failure> {
         check_key(key).map_err(|why| Failure::new(ErrorCode::InvalidRequest, why))?;
+        self.metrics.deletes.fetch_add(1, Ordering::Relaxed);
         let number = self.flights.write(key, || {
             self.outdate(Some(key));
             self.store.remove(key);
@@ -108,6 +110,7 @@ impl Cache {
             Some((self.store.clear(), self.journal().map(|journal| journal.cleared())))
         });
         let Some((entries, number)) = cleared else { return self.done(None) };
+        self.metrics.clears.fetch_add(1, Ordering::Relaxed);
         // Freeing millions of entries takes a while; where there is no thread for it, it is done here.
         let _ = thread::Builder::new().name("peanut-clear".to_owned()).spawn(move || drop(entries));
         self.done(number)
@@ -126,7 +129,13 @@ impl Cache {
     /// Stores what was loaded, with the lock of the flights held.
     pub(super) fn keep(&self, key: &Bytes, entry: &Entry) {
         if entry.expires > entry.loaded {
-            self.store_loaded(key, entry);
+            return self.store_loaded(key, entry);
+        }
+        // It was refreshed, and is to be kept no longer.
+        if self.store.remove(key)
+            && let Some(journal) = self.journal()
+        {
+            journal.removed(key);
         }
     }
 

@@ -36,6 +36,9 @@ pub(crate) struct GroupSettings {
     max_loads: Option<usize>,
     eviction: Option<Spanned<String>>,
     disk_capacity: Option<Capacity>,
+    refresh_after: Option<Span>,
+    stale_if_error: Option<Span>,
+    breaker: Option<bool>,
     loader: Spanned<LoaderSettings>,
 }
 
@@ -123,6 +126,9 @@ impl GroupSettings {
             max_loads: self.max_loads.unwrap_or(default.max_loads),
             eviction,
             disk_capacity_bytes: self.disk_capacity.map(|Capacity(bytes)| bytes as u64),
+            refresh_after: self.refresh_after.map(|Span(after)| after),
+            stale_if_error: span(self.stale_if_error, default.stale_if_error),
+            breaker: self.breaker.unwrap_or(default.breaker),
         };
         if policy.ttl > policy.max_ttl {
             return Err(source.error(ttl_at, "ttl is longer than max_ttl; shorten it or raise max_ttl"));

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 
 pub use closure::{LoaderFn, loader_fn};
 #[cfg(feature = "http")]
@@ -47,6 +47,22 @@ pub trait Loader: Send + Sync + 'static {
     /// remembered, so the next get loads again. That the origin has no such key is not an error but
     /// [`Loaded::NotFound`].
     fn load(&self, group: &str, key: &[u8]) -> impl Future<Output = Result<Loaded, LoaderError>> + Send;
+
+    /// Loads many keys at once, where [`most_keys`](Self::most_keys) says that it can: one result for each key, in their
+    /// order. By default each is loaded by itself.
+    fn load_many(
+        &self,
+        group: &str,
+        keys: &[Bytes],
+    ) -> impl Future<Output = Vec<Result<Loaded, LoaderError>>> + Send {
+        join_all(keys.iter().map(|key| self.load(group, key)))
+    }
+
+    /// The most keys that [`load_many`](Self::load_many) takes at once; 1, the default: it is not called. Keys that are missed in the same moment
+    /// are loaded together, and so are those that wait for their turn.
+    fn most_keys(&self) -> usize {
+        1
+    }
 
     /// Names the origin: what a loader with another fingerprint has loaded is not restored after a restart. By default
     /// all loaders have the same one.
@@ -88,11 +104,12 @@ impl<V: Into<Bytes>> From<Option<V>> for Loaded {
 }
 
 /// Why a loader could not say what it found. Any error converts into it; its message is what callers see.
-pub struct LoaderError(Box<dyn std::error::Error + Send + Sync>);
+#[derive(Clone)]
+pub struct LoaderError(Arc<dyn std::error::Error + Send + Sync>);
 
 impl<E: Into<Box<dyn std::error::Error + Send + Sync>>> From<E> for LoaderError {
     fn from(error: E) -> Self {
-        LoaderError(error.into())
+        LoaderError(error.into().into())
     }
 }
 
@@ -141,10 +158,16 @@ impl AnyLoader {
         self.0.as_ref().map_or(0, |loader| loader.fingerprint())
     }
 
-    pub(crate) async fn load(self, group: Arc<str>, key: Bytes) -> Result<Loaded, LoaderError> {
-        match self.0 {
-            Some(loader) => loader.load(&group, &key).await,
-            None => Ok(Loaded::NotFound),
+    /// The most keys that it takes at once; at least one.
+    pub(crate) fn most_keys(&self) -> usize {
+        self.0.as_ref().map_or(1, |loader| loader.most_keys().max(1))
+    }
+
+    pub(crate) async fn load(self, group: Arc<str>, keys: Vec<Bytes>) -> Vec<Result<Loaded, LoaderError>> {
+        match (self.0, &keys[..]) {
+            (Some(loader), [key]) => vec![loader.load(&group, key).await],
+            (Some(loader), keys) => loader.load_many(&group, keys).await,
+            (None, keys) => vec![Ok(Loaded::NotFound); keys.len()],
         }
     }
 }
@@ -157,12 +180,30 @@ impl fmt::Debug for AnyLoader {
 
 trait DynLoader: Send + Sync {
     fn load<'a>(&'a self, group: &'a str, key: &'a [u8]) -> BoxFuture<'a, Result<Loaded, LoaderError>>;
+    fn load_many<'a>(
+        &'a self,
+        group: &'a str,
+        keys: &'a [Bytes],
+    ) -> BoxFuture<'a, Vec<Result<Loaded, LoaderError>>>;
+    fn most_keys(&self) -> usize;
     fn fingerprint(&self) -> u64;
 }
 
 impl<L: Loader> DynLoader for L {
     fn load<'a>(&'a self, group: &'a str, key: &'a [u8]) -> BoxFuture<'a, Result<Loaded, LoaderError>> {
         Box::pin(Loader::load(self, group, key))
+    }
+
+    fn load_many<'a>(
+        &'a self,
+        group: &'a str,
+        keys: &'a [Bytes],
+    ) -> BoxFuture<'a, Vec<Result<Loaded, LoaderError>>> {
+        Box::pin(Loader::load_many(self, group, keys))
+    }
+
+    fn most_keys(&self) -> usize {
+        Loader::most_keys(self)
     }
 
     fn fingerprint(&self) -> u64 {

@@ -171,7 +171,7 @@ impl Persistence {
                 let begun = Instant::now();
                 let check = Check {
                     fingerprint: group.fingerprint,
-                    max_ttl: group.cache.policy().max_ttl,
+                    max_ttl: group.cache.policy().longest(),
                     newest_version,
                 };
                 let mut restore = Restore {

@@ -41,6 +41,7 @@ mod atomic {
 
 use std::hash::BuildHasher as _;
 use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hashbrown::DefaultHashBuilder;
@@ -67,6 +68,8 @@ pub struct Store {
     began: Instant,
     /// Hits change the order, so that they need the shard to themselves.
     promotes: bool,
+    /// Entries that had to leave before they expired.
+    evicted: AtomicU64,
 }
 
 impl Store {
@@ -102,6 +105,7 @@ impl Store {
             hasher: DefaultHashBuilder::default(),
             began: now.checked_sub(OLDEST).unwrap_or(now),
             promotes: eviction.promotes(),
+            evicted: AtomicU64::new(0),
         }
     }
 
@@ -140,6 +144,10 @@ impl Store {
         let times = (self.ms(entry.loaded), self.ms(entry.expires));
         // What has left is freed with the lock released.
         let left = shard.write().insert(key, hash, entry, times);
+        let live = left.evicted.iter().filter(|evicted| evicted.was_live()).count();
+        if live > 0 {
+            self.evicted.fetch_add(live as u64, Ordering::Relaxed);
+        }
         left.evicted.iter().map(Evicted::key).for_each(evicted);
     }
 
@@ -209,6 +217,11 @@ impl Store {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Entries that had to leave for others before they had expired, since the store was made.
+    pub fn evicted(&self) -> u64 {
+        self.evicted.load(Ordering::Relaxed)
     }
 
     /// Bytes in use, overhead included.

@@ -44,11 +44,17 @@ pub(super) struct Left {
 pub(super) struct Evicted {
     record: Record,
     key_bytes: usize,
+    was_live: bool,
 }
 
 impl Evicted {
     pub(super) fn key(&self) -> &[u8] {
         &self.record.slice[..self.key_bytes]
+    }
+
+    /// Whether it had not expired yet.
+    pub(super) fn was_live(&self) -> bool {
+        self.was_live
     }
 }
 
@@ -149,8 +155,9 @@ impl Shard {
         }
         while self.used + size > self.capacity {
             let Some(at) = self.policy.evict(&mut self.slots, self.size) else { break };
-            let key_bytes = self.slots.get(at).key().len();
-            left.evicted.extend(self.forget(at).map(|record| Evicted { record, key_bytes }));
+            let slot = self.slots.get(at);
+            let (key_bytes, was_live) = (slot.key().len(), slot.expires_ms > times.0);
+            left.evicted.extend(self.forget(at).map(|record| Evicted { record, key_bytes, was_live }));
         }
         if let Some(at) = self.put(key, hash, entry, times) {
             self.policy.insert(&mut self.slots, at, self.size);

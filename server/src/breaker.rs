@@ -1,0 +1,171 @@
+//! The circuit breaker of a group: an origin that fails is left alone for a while, and asked slowly at first when it is back.
+//!
+//! Closed, it counts; where at least half of the loads of a window have failed, and enough of them, it opens for a pause that
+//! doubles each time. After the pause it lets one load through, and with every success one more at a time (as TCP's slow start
+//! does), until as many run as may; one failure opens it again. The ready-made ones let everything through after one
+//! success, which is what an origin that has just come back bears least. It reads no clock: time and chance are arguments.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Loads are counted for so long.
+const WINDOW: Duration = Duration::from_secs(10);
+/// Fewer loads than that say nothing.
+const ENOUGH: u32 = 20;
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// The breaker of one origin.
+#[derive(Debug)]
+pub(crate) struct Breaker {
+    state: State,
+    /// Loads at once from which on it is closed again.
+    most: usize,
+}
+
+#[derive(Debug)]
+enum State {
+    Closed { since: Instant, loads: u32, failures: u32 },
+    Open { until: Instant, pause: Duration },
+    Returning { allowed: usize, running: usize, pause: Duration },
+}
+
+/// As operators see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Position {
+    Closed,
+    Open,
+    Returning,
+}
+
+impl Breaker {
+    pub(crate) fn new(most: usize, now: Instant) -> Self {
+        Breaker { state: State::closed(now), most }
+    }
+
+    /// Whether a load may begin. One that begins is to be [`record`](Self::record)ed when it ends.
+    pub(crate) fn admits(&mut self, now: Instant) -> bool {
+        match &mut self.state {
+            State::Closed { .. } => true,
+            State::Open { until, pause } if *until <= now => {
+                self.state = State::Returning { allowed: 1, running: 1, pause: *pause };
+                true
+            }
+            State::Open { .. } => false,
+            State::Returning { allowed, running, .. } => {
+                let admits = running < allowed;
+                *running += usize::from(admits);
+                admits
+            }
+        }
+    }
+
+    /// Takes in how a load ended. `random` (0 to 1) spreads the pauses of many nodes.
+    pub(crate) fn record(&mut self, succeeded: bool, now: Instant, random: f64) {
+        match &mut self.state {
+            State::Closed { since, loads, failures } => {
+                if now.saturating_duration_since(*since) >= WINDOW {
+                    (*since, *loads, *failures) = (now, 0, 0);
+                }
+                *loads += 1;
+                *failures += u32::from(!succeeded);
+                if !succeeded && *loads >= ENOUGH && *failures * 2 >= *loads {
+                    self.open(FIRST_PAUSE, now, random);
+                }
+            }
+            // It began before the breaker opened.
+            State::Open { .. } => {}
+            State::Returning { pause, .. } if !succeeded => {
+                let pause = (*pause * 2).min(LONGEST_PAUSE);
+                self.open(pause, now, random);
+            }
+            State::Returning { allowed, running, .. } => {
+                *running = running.saturating_sub(1);
+                *allowed += 1;
+                if *allowed > self.most {
+                    self.state = State::closed(now);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn position(&self) -> Position {
+        match self.state {
+            State::Closed { .. } => Position::Closed,
+            State::Open { .. } => Position::Open,
+            State::Returning { .. } => Position::Returning,
+        }
+    }
+
+    fn open(&mut self, pause: Duration, now: Instant, random: f64) {
+        self.state = State::Open { until: now + pause.mul_f64(1.0 + 0.2 * random), pause };
+    }
+}
+
+impl State {
+    fn closed(now: Instant) -> Self {
+        State::Closed { since: now, loads: 0, failures: 0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn opened(now: Instant) -> Breaker {
+        let mut breaker = Breaker::new(8, now);
+        for _ in 0..ENOUGH {
+            assert!(breaker.admits(now));
+            breaker.record(false, now, 0.0);
+        }
+        assert_eq!(breaker.position(), Position::Open);
+        breaker
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_opens_when_half_of_enough_loads_have_failed_and_not_before() {
+        let now = Instant::now();
+        let mut breaker = Breaker::new(8, now);
+        for n in 0..1000 {
+            breaker.record(n % 5 < 3, now, 0.0);
+        }
+        assert_eq!(breaker.position(), Position::Closed, "two in five are not half");
+        let mut breaker = Breaker::new(8, now);
+        (1..ENOUGH).for_each(|_| breaker.record(false, now, 0.0));
+        assert_eq!(breaker.position(), Position::Closed, "one too few");
+        breaker.record(false, now + WINDOW, 0.0);
+        assert_eq!(breaker.position(), Position::Closed, "the others were long ago");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_lets_one_through_after_the_pause_and_then_ever_more() {
+        let now = Instant::now();
+        let mut breaker = opened(now);
+        assert!(!breaker.admits(now + FIRST_PAUSE / 2));
+        let later = now + FIRST_PAUSE;
+        assert!(breaker.admits(later) && !breaker.admits(later), "one");
+        breaker.record(true, later, 0.0);
+        assert!(breaker.admits(later) && breaker.admits(later) && !breaker.admits(later), "two");
+        breaker.record(true, later, 0.0);
+        breaker.record(true, later, 0.0);
+        assert_eq!((0..10).filter(|_| breaker.admits(later)).count(), 4);
+        (0..5).for_each(|_| breaker.record(true, later, 0.0));
+        assert_eq!(breaker.position(), Position::Closed);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_on_the_way_back_doubles_the_pause_up_to_the_longest() {
+        let mut now = Instant::now();
+        let mut breaker = opened(now);
+        let mut pause = FIRST_PAUSE;
+        for _ in 0..10 {
+            assert!(!breaker.admits(now + pause - Duration::from_millis(1)));
+            now += pause;
+            assert!(breaker.admits(now));
+            breaker.record(false, now, 0.0);
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        assert_eq!(pause, LONGEST_PAUSE);
+    }
+}

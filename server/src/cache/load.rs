@@ -1,0 +1,233 @@
+//! Loads: the flights that this server leads, from their start to their landing.
+//!
+//! A flight that begins joins a queue. Whoever waits for one launches the queue, after everything that came in the same frame
+//! has joined it: so keys that are missed in the same moment go to the origin together, where the loader can load
+//! many at once, and nothing waits for company. Loads that run are bounded; what has queued up behind them goes
+//! together when a turn comes.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use peanut_proto::limits::MAX_VALUE_BYTES;
+use peanut_proto::v1::ErrorCode;
+use tokio::sync::Semaphore;
+use tokio::task::JoinError;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{Cache, Get};
+use crate::breaker::{Breaker, Position};
+use crate::error::Failure;
+use crate::flight::{Landed, Pilot};
+use crate::group::Policy;
+use crate::loader::{Loaded, LoaderError};
+use crate::store::Entry;
+
+/// The loads of one group.
+#[derive(Debug)]
+pub(super) struct Loads {
+    queue: Mutex<Queue>,
+    turns: Semaphore,
+    breaker: Option<Mutex<Breaker>>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    loads: VecDeque<Load>,
+    /// Turns that are waited for. Each takes as many loads as the loader takes keys; all together take all that
+    /// were there at the last launch.
+    turns: usize,
+    /// How many loads at the front have been launched.
+    launched: usize,
+}
+
+/// One flight before its landing.
+#[derive(Debug)]
+struct Load {
+    pilot: Pilot,
+    get: Get,
+    /// From the launch on.
+    deadline: Option<Instant>,
+}
+
+impl Loads {
+    pub(super) fn new(policy: &Policy) -> Self {
+        Loads {
+            queue: Mutex::default(),
+            turns: Semaphore::new(policy.max_loads),
+            breaker: policy.breaker.then(|| Mutex::new(Breaker::new(policy.max_loads, Instant::now()))),
+        }
+    }
+
+    pub(super) fn position(&self) -> Position {
+        self.breaker.as_ref().map_or(Position::Closed, |breaker| breaker.lock().position())
+    }
+
+    fn admits(&self) -> bool {
+        self.breaker.as_ref().is_none_or(|breaker| breaker.lock().admits(Instant::now()))
+    }
+
+    fn record(&self, succeeded: bool) {
+        if let Some(breaker) = &self.breaker {
+            breaker.lock().record(succeeded, Instant::now(), fastrand::f64());
+        }
+    }
+}
+
+impl Cache {
+    /// Puts a flight into the queue.
+    pub(super) fn queue(&self, pilot: Pilot, get: Get) {
+        self.loads.queue.lock().loads.push_back(Load { pilot, get, deadline: None });
+    }
+
+    /// Has all that is queued loaded, each in its turn.
+    pub(crate) fn launch(self: &Arc<Self>) {
+        let mut queue = self.loads.queue.lock();
+        let deadline = Instant::now() + self.policy.load_timeout;
+        let launched = queue.launched;
+        queue.loads.iter_mut().skip(launched).for_each(|load| load.deadline = Some(deadline));
+        queue.launched = queue.loads.len();
+        let most = self.loader.most_keys();
+        let turns = queue.launched.div_ceil(most);
+        for turn in queue.turns..turns {
+            let deadline = queue.loads[turn * most].deadline.unwrap_or(deadline);
+            let cache = self.clone();
+            self.spawn(async move { cache.take_turn(deadline).await });
+        }
+        queue.turns = queue.turns.max(turns);
+    }
+
+    /// Drops what waits: those who wait for it have an error.
+    pub(super) fn empty_queue(&self) {
+        let dropped = std::mem::take(&mut *self.loads.queue.lock());
+        drop(dropped);
+    }
+
+    /// Waits for a turn and uses it.
+    async fn take_turn(self: Arc<Self>, deadline: Instant) {
+        let turn = timeout_at(deadline, self.loads.turns.acquire()).await;
+        let now = Instant::now();
+        let loads: Vec<Load> = {
+            let mut queue = self.loads.queue.lock();
+            queue.turns = queue.turns.saturating_sub(1);
+            let most = queue.launched.min(self.loader.most_keys());
+            let is_due = |load: &Load| load.deadline.is_some_and(|deadline| deadline <= now);
+            let taken = match turn {
+                Ok(_) => most,
+                Err(_) => queue.loads.iter().take(queue.launched).take_while(|load| is_due(load)).count(),
+            };
+            queue.launched -= taken;
+            queue.loads.drain(..taken).collect()
+        };
+        if turn.is_err() {
+            let (most, limit) = (self.policy.max_loads, self.policy.load_timeout);
+            let why = format!("{most} loads are in progress, and no turn came within {limit:?}");
+            let failure = Failure::new(ErrorCode::Overloaded, why);
+            loads.into_iter().for_each(|load| self.land(load.pilot, &load.get, Err(failure.clone())));
+            return self.launch();
+        }
+        self.load_all(loads).await;
+    }
+
+    async fn load_all(&self, mut loads: Vec<Load>) {
+        if let Some(journal) = self.journal().filter(|journal| journal.is_restoring()) {
+            journal.restored().await;
+            loads = loads.into_iter().filter_map(|load| self.land_restored(load)).collect();
+        }
+        // Whoever was to lead it may have found it taken.
+        let Some(deadline) = loads.iter().filter_map(|load| load.deadline).min() else { return };
+        if !self.loads.admits() {
+            let why = format!("the origin of group `{}` is failing, and left alone for a while", self.group);
+            let failure = Failure::new(ErrorCode::LoaderFailed, why);
+            return loads.into_iter().for_each(|load| self.land(load.pilot, &load.get, Err(failure.clone())));
+        }
+        let begun = Instant::now();
+        let keys: Vec<Bytes> = loads.iter().map(|load| load.get.key.clone()).collect();
+        let found = self.load(keys, deadline).await;
+        self.metrics.loaded(found.len(), begun.elapsed());
+        let failures = found.iter().filter(|found| found.is_err()).count();
+        self.metrics.load_failures.fetch_add(failures as u64, Ordering::Relaxed);
+        self.loads.record(found.iter().any(|found| !found.as_ref().is_err_and(is_the_origins)));
+        for (load, found) in loads.into_iter().zip(found) {
+            let landed = found.and_then(|found| self.entry(found, begun, &load.get));
+            self.land(load.pilot, &load.get, landed);
+        }
+    }
+
+    /// Lands a flight whose entry has come back from the disk meanwhile.
+    fn land_restored(&self, load: Load) -> Option<Load> {
+        let now = Instant::now();
+        let Get { key, origin, owned_since, .. } = &load.get;
+        match self.store.get(key, *origin, *owned_since, now).filter(|entry| self.is_fresh(entry, now)) {
+            Some(entry) => {
+                load.pilot.land(Ok(entry), |_| {});
+                None
+            }
+            None => Some(load),
+        }
+    }
+
+    fn land(&self, pilot: Pilot, get: &Get, landed: Landed) {
+        pilot.land(landed, |entry| self.keep(&get.key, entry));
+    }
+
+    /// Runs the loader in a task of its own: a panic ends only that task, and a loader that blocks its
+    /// thread does not keep the time-out from passing. One result for each key.
+    async fn load(&self, keys: Vec<Bytes>, deadline: Instant) -> Vec<Result<Loaded, Failure>> {
+        let many = keys.len();
+        let load = AbortOnDropHandle::new(tokio::spawn(self.loader.clone().load(self.group.clone(), keys)));
+        let failure = match timeout_at(deadline, load).await {
+            Ok(Ok(found)) if found.len() == many => {
+                let failed = |error: LoaderError| Failure::new(ErrorCode::LoaderFailed, error.to_string());
+                return found.into_iter().map(|found| found.map_err(failed)).collect();
+            }
+            Ok(Ok(found)) => {
+                let why = format!("the loader was asked for {many} keys and answered {}", found.len());
+                Failure::new(ErrorCode::LoaderFailed, why)
+            }
+            Ok(Err(ended)) => ended_badly(ended),
+            Err(_) => {
+                let why = format!("the loader did not answer within {:?}", self.policy.load_timeout);
+                Failure::new(ErrorCode::LoadTimedOut, why)
+            }
+        };
+        vec![Err(failure); many]
+    }
+
+    fn entry(&self, found: Loaded, loaded: Instant, get: &Get) -> Landed {
+        let (value, ttl) = match found {
+            Loaded::Found { value, .. } if value.len() > MAX_VALUE_BYTES => {
+                let why = format!("the value has {} bytes; the limit is {MAX_VALUE_BYTES}", value.len());
+                return Err(Failure::new(ErrorCode::ValueTooLarge, why));
+            }
+            Loaded::Found { value, ttl } => (Some(value.into()), ttl.unwrap_or(self.policy.ttl)),
+            // Some client may bring it at any time.
+            Loaded::NotFound if self.loader.is_none() => (None, Duration::ZERO),
+            Loaded::NotFound => (None, self.policy.negative_ttl),
+        };
+        let ttl = self.jittered(self.bounded(ttl, get.origin));
+        let expires = loaded + self.kept_for(ttl, get.origin, value.is_some());
+        Ok(Entry { value, loaded, expires, stamp: get.ring_version, origin: get.origin })
+    }
+}
+
+/// Whether the origin is to blame, and not the server's own end.
+fn is_the_origins(failure: &Failure) -> bool {
+    matches!(failure.code, ErrorCode::LoaderFailed | ErrorCode::LoadTimedOut)
+}
+
+fn ended_badly(ended: JoinError) -> Failure {
+    let Ok(panic) = ended.try_into_panic() else {
+        return Failure::new(ErrorCode::ShuttingDown, "the load was stopped");
+    };
+    let said = panic.downcast_ref::<&str>().copied();
+    let said = said.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    Failure::new(ErrorCode::LoaderFailed, format!("the loader panicked: {}", said.unwrap_or("no message")))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,262 @@
+//! Loads together, in the background, and of an origin that fails; on a paused clock.
+
+use std::sync::atomic::AtomicBool;
+
+use peanut_proto::v1::{OnMiss, Outcome};
+use tokio::time::{advance, sleep};
+
+use super::*;
+use crate::cache::{Answer, Begun};
+use crate::group::Group;
+use crate::loader::Loader;
+use crate::store::Origin;
+
+/// Knows every key, with a value that tells in which of its calls it was loaded; takes five at a time and a second for
+/// each call. Key `bad` has an error, and while it is broken all have.
+#[derive(Clone, Default)]
+struct Calls {
+    keys: Arc<Mutex<Vec<usize>>>,
+    broken: Arc<AtomicBool>,
+}
+
+impl Loader for Calls {
+    async fn load(&self, group: &str, key: &[u8]) -> Result<Loaded, LoaderError> {
+        self.load_many(group, &[Bytes::copy_from_slice(key)]).await.remove(0)
+    }
+
+    async fn load_many(&self, _: &str, keys: &[Bytes]) -> Vec<Result<Loaded, LoaderError>> {
+        let call = {
+            let mut calls = self.keys.lock();
+            calls.push(keys.len());
+            calls.len()
+        };
+        let broken = self.broken.load(Ordering::Relaxed);
+        // An origin that is down says so sooner.
+        sleep(Duration::from_millis(if broken { 100 } else { 1000 })).await;
+        let load = |key: &Bytes| match &key[..] {
+            b"bad" => Err("no number".into()),
+            b"gone" if call > 1 => Ok(Loaded::NotFound),
+            _ if broken => Err("the origin is down".into()),
+            _ => Ok(Loaded::found(format!("call {call}"))),
+        };
+        keys.iter().map(load).collect()
+    }
+
+    fn most_keys(&self) -> usize {
+        5
+    }
+}
+
+impl Calls {
+    fn sizes(&self) -> Vec<usize> {
+        self.keys.lock().clone()
+    }
+
+    fn break_down(&self, broken: bool) {
+        self.broken.store(broken, Ordering::Relaxed);
+    }
+}
+
+fn fixture(adjust: impl FnOnce(Group) -> Group) -> (Arc<Cache>, Calls) {
+    let calls = Calls::default();
+    let group = Group::new("g", calls.clone()).ttl_jitter(0.0).ttl(Duration::from_secs(60));
+    (Arc::new(Cache::new(adjust(group))), calls)
+}
+
+fn get(key: impl AsRef<str>) -> Get {
+    Get {
+        key: Bytes::copy_from_slice(key.as_ref().as_bytes()),
+        on_miss: OnMiss::Load,
+        ring_version: 1,
+        owned_since: 1,
+        origin: Origin::Owner,
+        token: 0,
+    }
+}
+
+async fn ask(cache: &Arc<Cache>, key: &str) -> Result<Answer, Failure> {
+    cache.begin(&get(key), Instant::now())?.answer().await
+}
+
+async fn outcome(cache: &Arc<Cache>, key: &str) -> Outcome {
+    ask(cache, key).await.unwrap().outcome
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_missed_in_one_moment_is_loaded_together_up_to_what_the_loader_takes() {
+    let (cache, calls) = fixture(|g| g);
+    let begun: Vec<Begun> =
+        (0..12).map(|n| cache.begin(&get(format!("k{n}")), Instant::now()).unwrap()).collect();
+    let start = Instant::now();
+    for begun in begun {
+        assert_eq!(begun.answer().await.unwrap().outcome, Outcome::Loaded);
+    }
+    assert_eq!(start.elapsed(), Duration::from_secs(1), "all at the same time");
+    assert_eq!(calls.sizes(), [5, 5, 2]);
+    assert_eq!(cache.metrics.keys_loaded(), 12);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_a_turn_goes_together_when_it_comes_and_one_alone_goes_at_once() {
+    let (cache, calls) = fixture(|g| g.max_loads(1));
+    let answers: Vec<_> = (0..4)
+        .map(|n| {
+            let begun = cache.begin(&get(format!("k{n}")), Instant::now()).unwrap();
+            // Each as if in a frame of its own.
+            cache.launch();
+            begun
+        })
+        .collect();
+    // The first has its turn before the others come.
+    let start = Instant::now();
+    for begun in answers {
+        assert_eq!(begun.answer().await.unwrap().outcome, Outcome::Loaded);
+    }
+    let sizes = calls.sizes();
+    assert_eq!(sizes.iter().sum::<usize>(), 4);
+    assert!(sizes.len() <= 2 && start.elapsed() <= Duration::from_secs(2), "{sizes:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_of_one_key_is_not_the_others() {
+    let (cache, calls) = fixture(|g| g);
+    let bad = cache.begin(&get("bad"), Instant::now()).unwrap();
+    let good = cache.begin(&get("good"), Instant::now()).unwrap();
+    assert_eq!(&*bad.answer().await.unwrap_err().message, "no number");
+    assert_eq!(good.answer().await.unwrap().value, "call 1");
+    assert_eq!(calls.sizes(), [2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_begins_a_flight_and_leaves_does_not_keep_the_next_from_it() {
+    let (cache, calls) = fixture(|g| g.load_timeout(Duration::from_secs(5)));
+    drop(cache.begin(&get("k"), Instant::now()).unwrap());
+    advance(Duration::from_secs(60)).await;
+    assert_eq!(outcome(&cache, "k").await, Outcome::Coalesced, "with all of its time");
+    assert_eq!(calls.sizes(), [1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_finds_no_turn_in_time_fails_and_what_came_later_has_its_own_time() {
+    let (cache, _) = fixture(|g| g.max_loads(1).load_timeout(Duration::from_millis(1500)));
+    let first = tokio::spawn({
+        let cache = cache.clone();
+        async move { ask(&cache, "a").await }
+    });
+    tokio::task::yield_now().await;
+    advance(Duration::from_millis(100)).await;
+    // Ends 1.5 s after its start, by its time-out: the loader takes a second, and its turn comes after 0.9 s.
+    let second = ask(&cache, "b").await;
+    assert_eq!(second.unwrap_err().code, ErrorCode::LoadTimedOut);
+    assert_eq!(first.await.unwrap().unwrap().value, "call 1");
+    assert_eq!(outcome(&cache, "c").await, Outcome::Loaded);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_value_is_refreshed_in_the_background_once_while_it_answers() {
+    let (cache, calls) = fixture(|g| g.refresh_after(Some(Duration::from_secs(20))));
+    assert_eq!(ask(&cache, "k").await.unwrap().value, "call 1");
+    advance(Duration::from_secs(18)).await;
+    assert_eq!(ask(&cache, "k").await.unwrap().value, "call 1");
+    assert_eq!(calls.sizes().len(), 1, "not yet");
+    advance(Duration::from_secs(2)).await;
+    for _ in 0..10 {
+        let answer = ask(&cache, "k").await.unwrap();
+        assert_eq!((answer.outcome, &*answer.value), (Outcome::Hit, &b"call 1"[..]));
+    }
+    sleep(Duration::from_secs(2)).await;
+    let answer = ask(&cache, "k").await.unwrap();
+    assert_eq!((answer.outcome, &*answer.value), (Outcome::Hit, &b"call 2"[..]));
+    assert!(answer.age < Duration::from_secs(3));
+    assert_eq!(calls.sizes(), [1, 1]);
+    assert_eq!(cache.metrics.refreshes.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_is_gone_when_it_is_refreshed_leaves_nothing_behind() {
+    let (cache, _) =
+        fixture(|g| g.refresh_after(Some(Duration::from_secs(20))).negative_ttl(Duration::ZERO));
+    assert_eq!(outcome(&cache, "gone").await, Outcome::Loaded);
+    advance(Duration::from_secs(30)).await;
+    assert_eq!(outcome(&cache, "gone").await, Outcome::Hit);
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(outcome(&cache, "gone").await, Outcome::NotFound);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delete_while_a_value_is_refreshed_is_not_undone_by_it() {
+    let (cache, calls) = fixture(|g| g.refresh_after(Some(Duration::from_secs(20))));
+    ask(&cache, "k").await.unwrap();
+    advance(Duration::from_secs(30)).await;
+    assert_eq!(ask(&cache, "k").await.unwrap().value, "call 1");
+    tokio::task::yield_now().await;
+    assert_eq!(calls.sizes().len(), 2, "the refresh is under way");
+    let _ = cache.delete(&get("k").key).unwrap();
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(ask(&cache, "k").await.unwrap().value, "call 3");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_value_outlives_its_time_while_the_origin_is_down_and_no_longer() {
+    let (cache, calls) = fixture(|g| g.stale_if_error(Duration::from_secs(300)));
+    ask(&cache, "k").await.unwrap();
+    advance(Duration::from_secs(61)).await;
+    calls.break_down(true);
+    let answer = ask(&cache, "k").await.unwrap();
+    assert_eq!((answer.outcome, &*answer.value, answer.ttl), (Outcome::Stale, &b"call 1"[..], Duration::ZERO));
+    assert!(answer.age >= Duration::from_secs(61));
+    assert!(ask(&cache, "other").await.is_err(), "nothing is known of it");
+    let peek = cache.begin(&Get { on_miss: OnMiss::Peek, ..get("k") }, Instant::now()).unwrap();
+    assert_eq!(peek.answer().await.unwrap().outcome, Outcome::Miss, "nobody is filled with what is stale");
+    calls.break_down(false);
+    let answer = ask(&cache, "k").await.unwrap();
+    assert_eq!((answer.outcome, &*answer.value), (Outcome::Loaded, &b"call 4"[..]));
+    calls.break_down(true);
+    advance(Duration::from_secs(361)).await;
+    assert!(ask(&cache, "k").await.is_err(), "past its window");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_deleted_is_not_served_stale() {
+    let (cache, calls) = fixture(|g| g.stale_if_error(Duration::from_secs(300)));
+    ask(&cache, "k").await.unwrap();
+    advance(Duration::from_secs(61)).await;
+    calls.break_down(true);
+    let begun = cache.begin(&get("k"), Instant::now()).unwrap();
+    cache.launch();
+    let _ = cache.delete(&get("k").key).unwrap();
+    assert!(begun.answer().await.is_err());
+    assert!(ask(&cache, "k").await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_origin_that_fails_is_left_alone_and_comes_back_one_by_one() {
+    let (cache, calls) = fixture(|g| g.max_loads(4).stale_if_error(Duration::from_secs(3600)));
+    ask(&cache, "kept").await.unwrap();
+    calls.break_down(true);
+    for n in 0..40 {
+        assert!(ask(&cache, &format!("k{n}")).await.is_err());
+    }
+    assert_eq!(cache.breaker(), Position::Open);
+    let asked = calls.sizes().len();
+    assert!(asked < 40, "{asked}");
+    let begun = Instant::now();
+    let failure = ask(&cache, "k").await.unwrap_err();
+    assert!(failure.message.contains("left alone"), "{}", failure.message);
+    assert_eq!(begun.elapsed(), Duration::ZERO, "at once");
+    calls.break_down(false);
+    advance(Duration::from_secs(40)).await;
+    // One is let through, and the others fail meanwhile.
+    let (one, other) = tokio::join!(ask(&cache, "a"), async {
+        tokio::task::yield_now().await;
+        ask(&cache, "b").await
+    });
+    assert!(one.is_ok() && other.is_err());
+    assert_eq!(cache.breaker(), Position::Returning);
+    for n in 0..4 {
+        ask(&cache, &format!("n{n}")).await.unwrap();
+    }
+    assert_eq!(cache.breaker(), Position::Closed);
+    advance(Duration::from_secs(61)).await;
+    assert_eq!(outcome(&cache, "kept").await, Outcome::Loaded);
+}

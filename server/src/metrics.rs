@@ -1,0 +1,139 @@
+//! What is counted while a node runs: cheap enough for every get, and read by whoever asks.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use peanut_proto::v1::Outcome;
+
+/// Threads that count at the same time do so in different lines of the processor's cache.
+const STRIPES: usize = 8;
+
+/// How gets end, by the names under which they are shown.
+pub(crate) const OUTCOMES: [&str; 8] =
+    ["hit", "stale", "loaded", "coalesced", "negative", "miss", "fill", "error"];
+const ERROR: usize = 7;
+
+fn place(outcome: Outcome) -> usize {
+    match outcome {
+        Outcome::Hit => 0,
+        Outcome::Stale => 1,
+        Outcome::Loaded => 2,
+        Outcome::Coalesced => 3,
+        Outcome::NotFound => 4,
+        Outcome::Miss => 5,
+        Outcome::Fill => 6,
+        _ => ERROR,
+    }
+}
+
+/// Upper bounds of the buckets for load times, in seconds.
+pub(crate) const LOAD_SECONDS: [f64; 12] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
+
+/// The counts of one group.
+#[derive(Debug, Default)]
+pub(crate) struct GroupMetrics {
+    gets: [Stripe; STRIPES],
+    load_buckets: [AtomicU64; LOAD_SECONDS.len() + 1],
+    load_nanos: AtomicU64,
+    keys_loaded: AtomicU64,
+    pub(crate) load_failures: AtomicU64,
+    pub(crate) refreshes: AtomicU64,
+    pub(crate) sets: AtomicU64,
+    pub(crate) deletes: AtomicU64,
+    pub(crate) clears: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Stripe([AtomicU64; OUTCOMES.len()]);
+
+/// How long loads took.
+#[derive(Clone, Debug)]
+pub(crate) struct LoadTimes {
+    /// Loads in each bucket, not cumulated; the last one is for those beyond all bounds.
+    pub(crate) buckets: [u64; LOAD_SECONDS.len() + 1],
+    pub(crate) seconds: f64,
+}
+
+impl LoadTimes {
+    pub(crate) fn loads(&self) -> u64 {
+        self.buckets.iter().sum()
+    }
+}
+
+impl GroupMetrics {
+    pub(crate) fn answered(&self, outcome: Outcome) {
+        self.gets[stripe()].0[place(outcome)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn failed(&self) {
+        self.gets[stripe()].0[ERROR].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One call of the loader, for so many keys.
+    pub(crate) fn loaded(&self, keys: usize, took: Duration) {
+        let bucket = LOAD_SECONDS.partition_point(|bound| *bound < took.as_secs_f64());
+        self.load_buckets[bucket].fetch_add(1, Ordering::Relaxed);
+        self.load_nanos.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.keys_loaded.fetch_add(keys as u64, Ordering::Relaxed);
+    }
+
+    /// Gets by outcome, in the order of [`OUTCOMES`].
+    pub(crate) fn gets(&self) -> [u64; OUTCOMES.len()] {
+        let sum = |at: usize| self.gets.iter().map(|stripe| stripe.0[at].load(Ordering::Relaxed)).sum();
+        std::array::from_fn(sum)
+    }
+
+    pub(crate) fn keys_loaded(&self) -> u64 {
+        self.keys_loaded.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn load_times(&self) -> LoadTimes {
+        LoadTimes {
+            buckets: std::array::from_fn(|at| self.load_buckets[at].load(Ordering::Relaxed)),
+            seconds: self.load_nanos.load(Ordering::Relaxed) as f64 / 1e9,
+        }
+    }
+}
+
+/// Which stripe this thread counts in.
+fn stripe() -> usize {
+    static THREADS: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        static STRIPE: usize = THREADS.fetch_add(1, Ordering::Relaxed) % STRIPES;
+    }
+    STRIPE.with(|stripe| *stripe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_of_all_threads_are_added_and_each_outcome_has_its_place() {
+        let metrics = GroupMetrics::default();
+        std::thread::scope(|scope| {
+            for _ in 0..20 {
+                scope.spawn(|| metrics.answered(Outcome::Hit));
+            }
+        });
+        for outcome in [Outcome::Stale, Outcome::Loaded, Outcome::Coalesced, Outcome::NotFound] {
+            metrics.answered(outcome);
+        }
+        metrics.failed();
+        assert_eq!(metrics.gets(), [20, 1, 1, 1, 1, 0, 0, 1]);
+    }
+
+    #[test]
+    fn a_load_is_in_the_bucket_of_its_time() {
+        let metrics = GroupMetrics::default();
+        for ms in [0, 1, 30, 60_000] {
+            metrics.loaded(2, Duration::from_millis(ms));
+        }
+        let times = metrics.load_times();
+        assert_eq!(times.loads(), 4);
+        assert_eq!((times.buckets[0], times.buckets[1], times.buckets[6], times.buckets[12]), (1, 1, 1, 1));
+        assert_eq!((times.seconds, metrics.keys_loaded()), (60.031, 8));
+    }
+}
