@@ -19,6 +19,40 @@ use crate::lane::Want;
 use crate::ring::key_hash;
 use crate::write;
 
+/// A value, and where it came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Detailed {
+    /// As of [`Group::get`].
+    pub value: Option<Bytes>,
+    /// How it was come by.
+    pub source: Source,
+    /// How long ago its load began, whole milliseconds.
+    pub age: Duration,
+    /// How long it stays fresh, whole milliseconds; zero where it is stale, or not kept.
+    pub ttl: Duration,
+    /// The id of the node that answered.
+    pub node: String,
+    /// Whether that one answered in the owner's place.
+    pub failover: bool,
+}
+
+/// How a value was come by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Source {
+    /// It was in the node's store.
+    Hit,
+    /// It was in the node's store, past its time to live, and the origin could not be asked.
+    Stale,
+    /// This get had it loaded.
+    Loaded,
+    /// Another get was having it loaded.
+    Coalesced,
+    /// The origin has no such key, as was loaded or known.
+    NotFound,
+}
+
 /// A group of a fleet: a namespace of keys. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Group {
@@ -50,6 +84,30 @@ impl Group {
     /// [`ErrorKind::Unavailable`] means that both could not.
     pub async fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Bytes>, Error> {
         self.get_from(key.as_ref(), Instant::now()).await
+    }
+
+    /// As [`get`](Self::get), and tells where the value came from.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub async fn get_detailed(&self, key: impl AsRef<[u8]>) -> Result<Detailed, Error> {
+        let (key, now) = (key.as_ref(), Instant::now());
+        check(key)?;
+        let answer = failover::get(&self.client, self.wanted(key, now), now).await;
+        let about = answer.as_ref().ok().map(|answered| {
+            let source = match answered.reply.outcome {
+                Outcome::Loaded => Source::Loaded,
+                Outcome::Coalesced => Source::Coalesced,
+                Outcome::Stale => Source::Stale,
+                Outcome::NotFound => Source::NotFound,
+                _ => Source::Hit,
+            };
+            let Answered { reply, node, failover, .. } = answered;
+            (source, reply.age, reply.ttl, node.id().to_owned(), *failover)
+        });
+        let value = self.settle(answer)?;
+        let (source, age, ttl, node, failover) = about.expect("it was answered");
+        Ok(Detailed { value, source, age, ttl, node, failover })
     }
 
     /// The values of many keys, in their order, each with an error of its own where there is one.

@@ -37,7 +37,7 @@ pub use builder::ClientBuilder;
 pub use client::{Client, NodeStatus};
 pub use config::Failover;
 pub use error::{Error, ErrorKind};
-pub use group::Group;
+pub use group::{Detailed, Group, Source};
 #[cfg(feature = "json")]
 pub use json::JsonGroup;
 pub use peanut_proto::registry;

@@ -5,12 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use peanut_proto::v1::Outcome;
 
 /// What a client's gets came to since it was made. A get that was answered is in exactly one of `hits`,
-/// `loaded`, `coalesced` and `not_found`.
+/// `stale`, `loaded`, `coalesced` and `not_found`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
     /// The value was in the node's store.
     pub hits: u64,
+    /// The value was in the node's store, past its time to live, and could not be loaded.
+    pub stale: u64,
     /// The get caused a load.
     pub loaded: u64,
     /// The get waited for a load that another had caused.
@@ -28,6 +30,7 @@ pub struct Stats {
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     hits: AtomicU64,
+    stale: AtomicU64,
     loaded: AtomicU64,
     coalesced: AtomicU64,
     not_found: AtomicU64,
@@ -42,7 +45,8 @@ impl Counters {
             Outcome::Loaded => &self.loaded,
             Outcome::Coalesced => &self.coalesced,
             Outcome::NotFound => &self.not_found,
-            Outcome::Hit | Outcome::Stale => &self.hits,
+            Outcome::Hit => &self.hits,
+            Outcome::Stale => &self.stale,
             _ => &self.errors,
         };
         counter.fetch_add(1, Ordering::Relaxed);
@@ -64,6 +68,7 @@ impl Counters {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Stats {
             hits: read(&self.hits),
+            stale: read(&self.stale),
             writes: read(&self.writes),
             loaded: read(&self.loaded),
             coalesced: read(&self.coalesced),

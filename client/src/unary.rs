@@ -70,6 +70,7 @@ async fn call(node: &Arc<Node>, ask: &Ask<'_>) -> Result<Reply, Refusal> {
             let response = response.into_inner();
             Ok(Reply {
                 outcome: response.outcome(),
+                age: Duration::from_millis(response.age_ms),
                 ttl: Duration::from_millis(response.ttl_ms),
                 token: response.token,
                 value: response.value,
@@ -132,7 +133,8 @@ async fn call_write(node: &Arc<Node>, ask: &Ask<'_>) -> Result<Reply, Refusal> {
     match written {
         Ok((outcome, ring_version)) => {
             node.saw(Signal::Answered);
-            Ok(Reply { outcome, value: Bytes::new(), ttl: Duration::ZERO, token: 0, ring_version })
+            let (age, ttl) = (Duration::ZERO, Duration::ZERO);
+            Ok(Reply { outcome, value: Bytes::new(), age, ttl, token: 0, ring_version })
         }
         Err(status) => Err(refused(node, status, ask.deadline)),
     }

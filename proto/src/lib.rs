@@ -1,7 +1,7 @@
 //! The contract of the Peanut cache: what client and server say to each other, and what a fleet keeps in
 //! its registry.
 //!
-//! - [`v1`] and [`peanutcachepb`] are the gRPC messages and services, generated from the `.proto` files.
+//! - [`v1`], [`loader_v1`] and [`peanutcachepb`] are the gRPC messages and services, generated from the `.proto` files.
 //! - [`frame`] is how the messages of a lane are written and read, and [`codec`] how all meet tonic.
 //! - [`membership`] is the ring document and the other records, with their key layout, as pure data.
 //! - [`registry`] is the store behind them: etcd, or one process.
@@ -34,6 +34,22 @@ pub mod v1 {
     include!("generated/peanut.v1.rs");
 }
 
+/// Messages and service of package `peanut.loader.v1`: loaders outside the node.
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    clippy::missing_errors_doc,
+    clippy::wildcard_imports,
+    rustdoc::all,
+    reason = "generated"
+)]
+pub mod loader_v1 {
+    include!("generated/peanut.loader.v1.rs");
+}
+
 /// Messages and service of the original PeanutCache.
 #[allow(
     missing_docs,
@@ -50,5 +66,5 @@ pub mod peanutcachepb {
     include!("generated/peanutcachepb.rs");
 }
 
-/// The encoded `FileDescriptorSet` of both packages, for the reflection service.
+/// The encoded `FileDescriptorSet` of all packages, for the reflection service.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!("generated/descriptor_set.bin");

@@ -35,10 +35,14 @@ mod wake;
 pub use error::{Error, ErrorKind};
 pub use group::Group;
 pub use hot::{HotKey, HotKeys};
+#[cfg(feature = "grpc")]
+pub use loader::GrpcLoader;
 #[cfg(feature = "http")]
 pub use loader::HttpLoader;
+#[cfg(feature = "redis")]
+pub use loader::RedisLoader;
 #[cfg(feature = "sql")]
-pub use loader::SqlLoader;
+pub use loader::{SqlLoader, SqlOptions};
 pub use loader::{Loaded, Loader, LoaderError, LoaderFn, StaticLoader, loader_fn};
 pub use peanut_proto::registry;
 pub use persistence::PersistenceStats;

@@ -11,6 +11,7 @@ mod get_or_load;
 mod hand_over;
 mod history;
 mod lanes;
+mod loaders;
 mod membership;
 mod memory;
 mod one_load;

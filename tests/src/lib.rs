@@ -3,6 +3,7 @@
 //!
 //! Every process ends with its handle, also when a test fails; then the end of its log is printed.
 
+mod databases;
 mod etcd;
 pub mod history;
 mod origin;
@@ -12,6 +13,7 @@ mod server;
 
 use std::time::{Duration, Instant};
 
+pub use databases::Database;
 pub use etcd::Etcd;
 pub use origin::Origin;
 pub use process::Process;

@@ -15,6 +15,20 @@ pub(crate) fn redis() -> Result<(), Failed> {
     installed("redis-server", "redis-server", "redis", "put `redis-server` on the path")
 }
 
+/// Installs PostgreSQL, where it is missing.
+pub(crate) fn postgres() -> Result<(), Failed> {
+    // Debian keeps its programs outside the path.
+    let is_there = || is_installed("initdb") || std::path::Path::new("/usr/lib/postgresql").is_dir();
+    let mend = "put `initdb` and `postgres` on the path";
+    installed_where("initdb", is_there, "postgresql", "postgresql", mend)
+}
+
+/// Installs MariaDB, where it is missing.
+pub(crate) fn mariadb() -> Result<(), Failed> {
+    let mend = "put `mariadbd` and `mariadb-install-db` on the path";
+    installed("mariadbd", "mariadb-server", "mariadb", mend)
+}
+
 /// Installs memcached, where it is missing.
 pub(crate) fn memcached() -> Result<(), Failed> {
     installed("memcached", "memcached", "memcached", "put `memcached` on the path")
@@ -28,7 +42,17 @@ pub(crate) fn valgrind() -> Result<(), Failed> {
 /// Installs a program, where it is missing, with the system's package manager: `debian` and `brew` are the
 /// names of its package.
 fn installed(program: &str, debian: &str, brew: &str, mend: &str) -> Result<(), Failed> {
-    if is_installed(program) {
+    installed_where(program, || is_installed(program), debian, brew, mend)
+}
+
+fn installed_where(
+    program: &str,
+    is_there: impl Fn() -> bool,
+    debian: &str,
+    brew: &str,
+    mend: &str,
+) -> Result<(), Failed> {
+    if is_there() {
         return Ok(());
     }
     let step = format!("installing {debian}");
@@ -42,7 +66,7 @@ fn installed(program: &str, debian: &str, brew: &str, mend: &str) -> Result<(), 
     } else if is_installed("brew") {
         run(&step, Command::new("brew").args(["install", brew]))?;
     }
-    if is_installed(program) {
+    if is_there() {
         return Ok(());
     }
     Err(Failed(format!("{program} is missing, and neither apt-get nor brew could install it: {mend}")))

@@ -96,6 +96,9 @@ fn test() -> Result<(), Failed> {
     let doc = ["doc", "--workspace", "--no-deps", "--all-features", "--lib"];
     Cargo::new(&doc).env("RUSTDOCFLAGS", "-D warnings").run("docs")?;
     install::etcd()?;
+    install::redis()?;
+    install::postgres()?;
+    install::mariadb()?;
     Cargo::new(&["test", "--workspace", "--all-features"]).run("tests")?;
     let build = ["build", "--workspace", "--all-features", "--bins", "--examples"];
     Cargo::new(&build).run("building examples")?;

@@ -7,11 +7,17 @@ use std::path::Path;
 use prost::Message as _;
 use tonic_prost_build::Config;
 
-const GENERATED: [&str; 3] = ["peanut.v1.rs", "peanutcachepb.rs", "descriptor_set.bin"];
+const GENERATED: [&str; 4] =
+    ["peanut.v1.rs", "peanut.loader.v1.rs", "peanutcachepb.rs", "descriptor_set.bin"];
 
 fn generate(into: &Path) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../proto/proto");
-    let files = ["peanut/v1/peanut.proto", "peanutcachepb/peanutcache.proto"];
+    let files = [
+        "peanut/v1/peanut.proto",
+        "peanut/v1/admin.proto",
+        "peanut/loader/v1/loader.proto",
+        "peanutcachepb/peanutcache.proto",
+    ];
     let descriptors = protox::compile(files, [root]).expect("the .proto files compile");
     fs::write(into.join("descriptor_set.bin"), descriptors.encode_to_vec()).expect("descriptors are written");
     let mut config = Config::new();

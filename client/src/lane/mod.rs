@@ -80,6 +80,8 @@ impl Want<'_> {
 pub(crate) struct Reply {
     pub(crate) outcome: Outcome,
     pub(crate) value: bytes::Bytes,
+    /// How long ago the value was loaded.
+    pub(crate) age: Duration,
     /// How long the value stays fresh.
     pub(crate) ttl: Duration,
     /// The fill token, with the outcome that says so.

@@ -378,9 +378,9 @@ impl LaneState {
                 (pieces.first, std::mem::take(&mut pieces.value).freeze())
             }
         };
-        let AnswerFields { outcome, token, ttl_ms, .. } = answer;
-        let ttl = Duration::from_millis(ttl_ms);
-        let reply = Reply { outcome, value, ttl, token, ring_version: self.heard_version };
+        let AnswerFields { outcome, token, age_ms, ttl_ms, .. } = answer;
+        let (age, ttl) = (Duration::from_millis(age_ms), Duration::from_millis(ttl_ms));
+        let reply = Reply { outcome, value, age, ttl, token, ring_version: self.heard_version };
         self.finish(answer.id, Ok(reply), deliveries)
     }
 

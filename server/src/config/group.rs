@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 use toml::Spanned;
@@ -50,6 +51,9 @@ struct LoaderSettings {
     entries: Option<BTreeMap<String, String>>,
     url: Option<Spanned<String>>,
     query: Option<String>,
+    batch_query: Option<String>,
+    max_connections: Option<u32>,
+    key: Option<String>,
     timeout: Option<Span>,
 }
 
@@ -60,6 +64,8 @@ enum Kind {
     Static,
     Http,
     Sql,
+    Redis,
+    Grpc,
 }
 
 impl Groups {
@@ -145,52 +151,105 @@ impl GroupSettings {
 impl LoaderSettings {
     fn build(self) -> Result<AnyLoader, LoaderError> {
         let kind = self.kind;
+        // Each field with the kinds that know it, and whether they need it.
+        let outside = matches!(kind, Kind::Http | Kind::Sql | Kind::Redis | Kind::Grpc);
         let given = [
-            ("entries", self.entries.is_some(), kind == Kind::Static),
-            ("url", self.url.is_some(), matches!(kind, Kind::Http | Kind::Sql)),
-            ("query", self.query.is_some(), kind == Kind::Sql),
-            ("timeout", self.timeout.is_some(), kind == Kind::Http),
+            ("entries", self.entries.is_some(), kind == Kind::Static, true),
+            ("url", self.url.is_some(), outside, true),
+            ("query", self.query.is_some(), kind == Kind::Sql, true),
+            ("batch_query", self.batch_query.is_some(), kind == Kind::Sql, false),
+            ("max_connections", self.max_connections.is_some(), kind == Kind::Sql, false),
+            ("key", self.key.is_some(), kind == Kind::Redis, false),
+            ("timeout", self.timeout.is_some(), outside, false),
         ];
         let name = format!("{kind:?}").to_lowercase();
-        for (field, given, known) in given {
+        for (field, given, known, needed) in given {
             if given && !known {
                 return Err(format!("a loader of kind `{name}` has no `{field}`; remove it").into());
             }
-            if !given && known && field != "timeout" {
+            if !given && known && needed {
                 return Err(format!("a loader of kind `{name}` needs `{field}`").into());
             }
         }
         let url = self.url.map(Spanned::into_inner).unwrap_or_default();
+        let timeout = self.timeout.map(|Span(timeout)| timeout);
         match kind {
             Kind::None => Ok(AnyLoader::none()),
             Kind::Static => {
                 let loader: StaticLoader = self.entries.into_iter().flatten().collect();
                 Ok(AnyLoader::new(loader))
             }
-            Kind::Http => http(&url, self.timeout),
-            Kind::Sql => sql(&url, &self.query.unwrap_or_default()),
+            Kind::Http => http(&url, timeout),
+            Kind::Sql => {
+                sql(&url, &self.query.unwrap_or_default(), self.batch_query, self.max_connections, timeout)
+            }
+            Kind::Redis => redis(&url, self.key.as_deref().unwrap_or("{key}"), timeout),
+            Kind::Grpc => grpc(&url, timeout),
         }
     }
 }
 
 #[cfg(feature = "http")]
-fn http(url: &str, timeout: Option<Span>) -> Result<AnyLoader, LoaderError> {
+fn http(url: &str, timeout: Option<Duration>) -> Result<AnyLoader, LoaderError> {
     use crate::loader::HttpLoader;
-    let timeout = timeout.map_or(HttpLoader::DEFAULT_TIMEOUT, |Span(timeout)| timeout);
+    let timeout = timeout.unwrap_or(HttpLoader::DEFAULT_TIMEOUT);
     Ok(AnyLoader::new(HttpLoader::new(url, timeout)?))
 }
 
 #[cfg(not(feature = "http"))]
-fn http(_: &str, _: Option<Span>) -> Result<AnyLoader, LoaderError> {
+fn http(_: &str, _: Option<Duration>) -> Result<AnyLoader, LoaderError> {
     Err("this build has no loader of kind `http` (feature `http`)".into())
 }
 
 #[cfg(feature = "sql")]
-fn sql(url: &str, query: &str) -> Result<AnyLoader, LoaderError> {
-    Ok(AnyLoader::new(crate::loader::SqlLoader::new(url, query)?))
+fn sql(
+    url: &str,
+    query: &str,
+    batch_query: Option<String>,
+    max_connections: Option<u32>,
+    timeout: Option<Duration>,
+) -> Result<AnyLoader, LoaderError> {
+    use crate::loader::{SqlLoader, SqlOptions};
+    let default = SqlOptions::default();
+    let options = SqlOptions {
+        batch_query,
+        max_connections: max_connections.unwrap_or(default.max_connections),
+        timeout: timeout.unwrap_or(default.timeout),
+    };
+    Ok(AnyLoader::new(SqlLoader::with_options(url, query, options)?))
 }
 
 #[cfg(not(feature = "sql"))]
-fn sql(_: &str, _: &str) -> Result<AnyLoader, LoaderError> {
-    Err("this build has no loader of kind `sql` (feature `sql`)".into())
+fn sql(
+    _: &str,
+    _: &str,
+    _: Option<String>,
+    _: Option<u32>,
+    _: Option<Duration>,
+) -> Result<AnyLoader, LoaderError> {
+    Err("this build has no loader of kind `sql` (features `sqlite`, `postgres`, `mysql`)".into())
+}
+
+#[cfg(feature = "redis")]
+fn redis(url: &str, key: &str, timeout: Option<Duration>) -> Result<AnyLoader, LoaderError> {
+    use crate::loader::RedisLoader;
+    let timeout = timeout.unwrap_or(RedisLoader::DEFAULT_TIMEOUT);
+    Ok(AnyLoader::new(RedisLoader::new(url, key, timeout)?))
+}
+
+#[cfg(not(feature = "redis"))]
+fn redis(_: &str, _: &str, _: Option<Duration>) -> Result<AnyLoader, LoaderError> {
+    Err("this build has no loader of kind `redis` (feature `redis`)".into())
+}
+
+#[cfg(feature = "grpc")]
+fn grpc(url: &str, timeout: Option<Duration>) -> Result<AnyLoader, LoaderError> {
+    use crate::loader::GrpcLoader;
+    let timeout = timeout.unwrap_or(GrpcLoader::DEFAULT_TIMEOUT);
+    Ok(AnyLoader::new(GrpcLoader::new(url, timeout)?))
+}
+
+#[cfg(not(feature = "grpc"))]
+fn grpc(_: &str, _: Option<Duration>) -> Result<AnyLoader, LoaderError> {
+    Err("this build has no loader of kind `grpc` (feature `grpc`)".into())
 }

@@ -5,8 +5,12 @@
 //! flight's business.
 
 mod closure;
+#[cfg(feature = "grpc")]
+mod grpc;
 #[cfg(feature = "http")]
 mod http;
+#[cfg(feature = "redis")]
+mod redis;
 #[cfg(feature = "sql")]
 mod sql;
 mod r#static;
@@ -19,10 +23,14 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, join_all};
 
 pub use closure::{LoaderFn, loader_fn};
+#[cfg(feature = "grpc")]
+pub use grpc::GrpcLoader;
 #[cfg(feature = "http")]
 pub use http::HttpLoader;
+#[cfg(feature = "redis")]
+pub use redis::RedisLoader;
 #[cfg(feature = "sql")]
-pub use sql::SqlLoader;
+pub use sql::{SqlLoader, SqlOptions};
 pub use r#static::StaticLoader;
 
 /// Where a group's missing values come from.

@@ -1,80 +1,186 @@
-//! A loader over a SQL database: one query per key.
+//! A loader over a SQL database: one query per key, or one for many.
+//!
+//! What the databases share is here; how each binds keys and gives values is in a file of its own.
 
-use std::str::FromStr as _;
+#[cfg(feature = "mysql")]
+mod mysql;
+#[cfg(feature = "postgres")]
+mod postgres;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
-use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteValueRef};
-use sqlx::{AssertSqlSafe, Row as _, TypeInfo as _, ValueRef as _};
-
+use futures_util::StreamExt as _;
+use futures_util::stream::iter;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{Loaded, Loader, LoaderError};
 
-/// Loads a key with a query of one parameter, the key, on SQLite.
+/// Keys in one query at most.
+const MOST_KEYS: usize = 500;
+
+/// Loads keys from SQLite, PostgreSQL, MySQL or MariaDB.
 ///
-/// The first column of the first row is the value: text and blobs as they are, numbers in decimal. No row,
-/// and NULL, are not found. A key that is UTF-8 is bound as text, any other as a blob.
+/// The first column of the first row is the value: text, JSON and bytes as they are, numbers in decimal, booleans as `true` and
+/// `false`. Values of other types are errors that say so: cast them to text in the query. No row, and NULL, are not found.
+/// A key is bound, never pasted in: as text where it is UTF-8, else as bytes.
 #[derive(Clone, Debug)]
 pub struct SqlLoader {
-    pool: SqlitePool,
+    database: Arc<dyn Database>,
     query: Arc<str>,
+    batch_query: Option<Arc<str>>,
+}
+
+/// How a [`SqlLoader`] asks.
+#[derive(Clone, Debug)]
+pub struct SqlOptions {
+    /// A query for many keys at once, whose rows are a key and its value; none by default. PostgreSQL has the keys in an array:
+    /// `SELECT name, score FROM scores WHERE name = ANY($1)`. The others have a list in place of the `?`:
+    /// `… WHERE name IN (?)`. A key that has no row is not found.
+    pub batch_query: Option<String>,
+    /// Most connections to the database at once; 8 by default.
+    pub max_connections: u32,
+    /// How long a statement may take, and how long a connection is waited for; 2 seconds by default. Told to the
+    /// database as well where it can be.
+    pub timeout: Duration,
+}
+
+impl Default for SqlOptions {
+    fn default() -> Self {
+        SqlOptions { batch_query: None, max_connections: 8, timeout: Duration::from_secs(2) }
+    }
+}
+
+/// A row's key and value; `None` is NULL.
+type Row = (Bytes, Option<Bytes>);
+
+/// One kind of database behind a pool of connections.
+#[async_trait]
+trait Database: std::fmt::Debug + Send + Sync {
+    /// The first row's value for a key.
+    async fn one(&self, query: &str, key: &[u8]) -> Result<Option<Bytes>, sqlx::Error>;
+
+    /// The rows for keys, all of them UTF-8.
+    async fn many(&self, query: &str, keys: &[&str]) -> Result<Vec<Row>, sqlx::Error>;
+
+    /// Names the database, without secrets.
+    fn name(&self) -> String;
 }
 
 impl SqlLoader {
-    /// Most connections to the database at once.
-    pub const MAX_CONNECTIONS: u32 = 8;
-
-    /// A loader of that query on the database at `url`, for example `sqlite:scores.db?mode=ro`. The
-    /// database is opened with the first load, and again after it has failed.
+    /// A loader of that query with one parameter, the key, on the database at `url`: `sqlite:scores.db?mode=ro`,
+    /// `postgres://user:password@host/database`, `mysql://user:password@host/database`. The parameter is `?`, for
+    /// PostgreSQL `$1`. The database is connected to with the first load, and again after it has failed.
     ///
     /// # Errors
-    /// Where the URL is not SQLite's, or the query has no parameter.
+    /// Where the URL is none of these, this build does not have that kind, or a query has no parameter.
     pub fn new(url: &str, query: &str) -> Result<Self, LoaderError> {
-        if !url.starts_with("sqlite:") {
-            return Err(format!("url `{url}` is not like sqlite:scores.db").into());
+        SqlLoader::with_options(url, query, SqlOptions::default())
+    }
+
+    /// As [`new`](Self::new), with options.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), and where there are to be no connections or no time.
+    pub fn with_options(url: &str, query: &str, options: SqlOptions) -> Result<Self, LoaderError> {
+        if options.max_connections == 0 || options.timeout.is_zero() {
+            return Err("max_connections and timeout must be more than zero".into());
         }
-        if !query.contains('?') {
-            return Err(format!("query `{query}` has no ? in it for the key").into());
+        let (scheme, _) = url.split_once(':').unwrap_or(("", ""));
+        let (parameter, database): (_, Arc<dyn Database>) = match scheme {
+            #[cfg(feature = "sqlite")]
+            "sqlite" => ("?", Arc::new(sqlite::Sqlite::new(url, &options)?)),
+            #[cfg(feature = "postgres")]
+            "postgres" | "postgresql" => ("$1", Arc::new(postgres::Postgres::new(url, &options)?)),
+            #[cfg(feature = "mysql")]
+            "mysql" | "mariadb" => ("?", Arc::new(mysql::MySql::new(url, &options)?)),
+            // Not the whole of it: there may be a password in it.
+            _ => {
+                let why =
+                    format!("a url that begins with `{scheme}:` is none of sqlite:, postgres:// and mysql://");
+                return Err(format!("{why} that this build knows").into());
+            }
+        };
+        for query in [Some(query), options.batch_query.as_deref()].into_iter().flatten() {
+            if !query.contains(parameter) {
+                return Err(format!("query `{query}` has no {parameter} in it for the key").into());
+            }
         }
-        let options = SqliteConnectOptions::from_str(url)
-            .map_err(|e| format!("url `{url}`: {e}"))?
-            .busy_timeout(Duration::from_secs(2));
-        let pool = SqlitePoolOptions::new()
-            .max_connections(SqlLoader::MAX_CONNECTIONS)
-            .acquire_timeout(Duration::from_secs(5))
-            .connect_lazy_with(options);
-        Ok(SqlLoader { pool, query: query.into() })
+        let batch_query = options.batch_query.map(Into::into);
+        Ok(SqlLoader { database, query: query.into(), batch_query })
+    }
+
+    async fn one(&self, key: &[u8]) -> Result<Loaded, LoaderError> {
+        Ok(self.database.one(&self.query, key).await.map_err(told)?.into())
+    }
+
+    /// Those keys one by one, a few at a time.
+    async fn each(&self, keys: &[Bytes]) -> Vec<Result<Loaded, LoaderError>> {
+        let loads: Vec<_> = keys.iter().map(|key| self.one(key)).collect();
+        iter(loads).buffered(4).collect().await
     }
 }
 
 impl Loader for SqlLoader {
     fn fingerprint(&self) -> u64 {
-        let options = self.pool.connect_options();
-        xxh3_64(format!("{}\0{}", options.get_filename().display(), self.query).as_bytes())
+        xxh3_64(format!("{}\0{}", self.database.name(), self.query).as_bytes())
     }
 
     async fn load(&self, _group: &str, key: &[u8]) -> Result<Loaded, LoaderError> {
-        let query = sqlx::query(AssertSqlSafe(self.query.to_string()));
-        let query = match std::str::from_utf8(key) {
-            Ok(text) => query.bind(text.to_owned()),
-            Err(_) => query.bind(key.to_vec()),
+        self.one(key).await
+    }
+
+    fn most_keys(&self) -> usize {
+        if self.batch_query.is_some() { MOST_KEYS } else { 1 }
+    }
+
+    async fn load_many(&self, _group: &str, keys: &[Bytes]) -> Vec<Result<Loaded, LoaderError>> {
+        let Some(query) = &self.batch_query else { return self.each(keys).await };
+        let texts: Option<Vec<&str>> = keys.iter().map(|key| std::str::from_utf8(key).ok()).collect();
+        let Some(texts) = texts else { return self.each(keys).await };
+        let rows = match self.database.many(query, &texts).await {
+            Ok(rows) => rows,
+            Err(error) if is_of_a_key(&error) => return self.each(keys).await,
+            Err(error) => return vec![Err(told(error)); keys.len()],
         };
-        let row = query.fetch_optional(&self.pool).await?;
-        Ok(row.map(first_column).transpose()?.flatten().into())
+        let mut found = HashMap::with_capacity(rows.len());
+        for (key, value) in rows {
+            // The first row, as for one key.
+            found.entry(key).or_insert(value);
+        }
+        // The database may compare keys in a way of its own, so that rows come for keys that nobody asked for.
+        if found.keys().any(|key| !keys.contains(key)) {
+            return self.each(keys).await;
+        }
+        keys.iter().map(|key| Ok(found.get(key).cloned().flatten().into())).collect()
     }
 }
 
-fn first_column(row: SqliteRow) -> Result<Option<Bytes>, sqlx::Error> {
-    let value: SqliteValueRef<'_> = row.try_get_raw(0)?;
-    Ok(match value.type_info().name() {
-        _ if value.is_null() => None,
-        "INTEGER" => Some(row.try_get_unchecked::<i64, _>(0)?.to_string().into()),
-        "REAL" => Some(row.try_get_unchecked::<f64, _>(0)?.to_string().into()),
-        _ => Some(row.try_get_unchecked::<Vec<u8>, _>(0)?.into()),
-    })
+/// Whether one key among many may be to blame: a data exception (class 22 of the SQL standard), like a cast that
+/// fails.
+fn is_of_a_key(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code.starts_with("22"))
 }
 
-#[cfg(test)]
+fn told(error: sqlx::Error) -> LoaderError {
+    match error {
+        sqlx::Error::PoolTimedOut => "no connection to the database in time".into(),
+        error => error.into(),
+    }
+}
+
+/// `query` with so many parameters in place of its `?`: a power of two, so that there are few different statements to
+/// prepare.
+#[cfg(any(feature = "sqlite", feature = "mysql"))]
+fn with_parameters(query: &str, keys: usize) -> (String, usize) {
+    let parameters = keys.next_power_of_two();
+    (query.replacen('?', &vec!["?"; parameters].join(","), 1), parameters)
+}
+
+#[cfg(all(test, feature = "sqlite"))]
 mod tests;

@@ -1,5 +1,9 @@
 //! The SQL loader against a real database.
 
+use std::str::FromStr as _;
+
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
+
 use super::*;
 
 async fn database() -> (tempfile::TempDir, String) {
@@ -43,6 +47,46 @@ async fn what_fails_names_what_failed() {
     let missing = format!("sqlite:{}", dir.path().join("missing.db").display());
     let error = SqlLoader::new(&missing, QUERY).unwrap().load("g", b"k").await;
     assert!(error.unwrap_err().to_string().contains("unable to open database file"));
-    assert!(SqlLoader::new("oracle://x", QUERY).unwrap_err().to_string().contains("oracle://x"));
+    assert!(SqlLoader::new("oracle://x", QUERY).unwrap_err().to_string().contains("oracle:"));
     assert!(SqlLoader::new(&url, "SELECT 1").unwrap_err().to_string().contains('?'));
+}
+
+#[tokio::test]
+async fn many_keys_are_one_query_and_the_same_as_one_by_one() {
+    let (_dir, url) = database().await;
+    let batch_query = Some("SELECT key, value FROM scores WHERE key IN (?)".to_owned());
+    let options = SqlOptions { batch_query, ..SqlOptions::default() };
+    let loader = SqlLoader::with_options(&url, QUERY, options).unwrap();
+    assert_eq!(SqlLoader::new(&url, QUERY).unwrap().most_keys(), 1);
+    assert_eq!(loader.most_keys(), MOST_KEYS);
+    for keys in [&["Tom"][..], &["Tom", "number", "absent", "none", "blob"], &["real", "Tom", "Tom"]] {
+        let keys: Vec<Bytes> = keys.iter().map(|key| Bytes::from(*key)).collect();
+        let many = loader.load_many("scores", &keys).await;
+        for (key, found) in keys.iter().zip(many) {
+            assert_eq!(found.unwrap(), loader.load("scores", key).await.unwrap(), "{key:?}");
+        }
+    }
+    let binary = [Bytes::from_static(b"\xfe"), "Tom".into()];
+    let found: Vec<_> = loader.load_many("scores", &binary).await.into_iter().map(Result::unwrap).collect();
+    assert_eq!(found, [Loaded::found("binary key"), Loaded::found("630")]);
+}
+
+#[tokio::test]
+async fn keys_that_the_database_takes_for_others_are_found_as_one_by_one() {
+    let (_dir, url) = database().await;
+    let nocase = "SELECT value FROM scores WHERE key = ? COLLATE NOCASE";
+    let batch_query = Some("SELECT key, value FROM scores WHERE key COLLATE NOCASE IN (?)".to_owned());
+    let loader =
+        SqlLoader::with_options(&url, nocase, SqlOptions { batch_query, ..SqlOptions::default() }).unwrap();
+    let found = loader.load_many("scores", &["tom".into(), "absent".into()]).await;
+    let found: Vec<_> = found.into_iter().map(Result::unwrap).collect();
+    assert_eq!(found, [Loaded::found("630"), Loaded::NotFound]);
+}
+
+#[test]
+fn a_password_is_never_told() {
+    for url in ["postgres://u:secret@[/x", "mysql://u:secret@[/x", "oracle://u:secret@h/x"] {
+        let error = SqlLoader::new(url, "SELECT 1 WHERE ? = $1").unwrap_err().to_string();
+        assert!(!error.contains("secret"), "{error}");
+    }
 }

@@ -1,0 +1,196 @@
+//! Real origins: PostgreSQL, MariaDB and Redis from the distribution's packages, each started for one test with data of
+//! its own.
+
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use nix::unistd::{Uid, User, chown};
+use tempfile::TempDir;
+
+use crate::{Process, eventually, free_port};
+
+/// One that a test has started; it ends with its handle.
+#[derive(Debug)]
+pub struct Database {
+    url: String,
+    folder: TempDir,
+    command: fn(&Path, u16) -> Command,
+    port: u16,
+    process: Option<Process>,
+}
+
+impl Database {
+    /// Starts a PostgreSQL and runs `setup` in it.
+    ///
+    /// # Panics
+    /// Where it is not installed, or does not come up.
+    pub async fn postgres(setup: &[&str]) -> Self {
+        let folder = folder_of("postgres");
+        let mut initdb = as_user("postgres", &debian("initdb", "/usr/lib/postgresql"));
+        initdb.args(["--username=peanut", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C"]);
+        quiet(initdb.arg("--pgdata").arg(folder.path().join("data")));
+        let url = |port| format!("postgres://peanut@127.0.0.1:{port}/postgres");
+        let database = Database::start(folder, postgres, url).await;
+        database.run::<sqlx::Postgres>(setup).await;
+        database
+    }
+
+    /// Starts a MariaDB and runs `setup` in its database `peanut`.
+    ///
+    /// # Panics
+    /// Where it is not installed, or does not come up.
+    pub async fn mariadb(setup: &[&str]) -> Self {
+        let folder = folder_of("mysql");
+        let mut install = as_user("mysql", &debian("mariadb-install-db", "/usr/bin"));
+        install.args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"]);
+        quiet(install.arg(format!("--datadir={}", folder.path().join("data").display())));
+        let root = |port| format!("mysql://root@127.0.0.1:{port}/");
+        let mut database = Database::start(folder, mariadb, root).await;
+        database.run::<sqlx::MySql>(&["CREATE DATABASE peanut"]).await;
+        database.url.push_str("peanut");
+        database.run::<sqlx::MySql>(setup).await;
+        database
+    }
+
+    /// Starts a Redis. Its data are set by the test.
+    ///
+    /// # Panics
+    /// Where it is not installed, or does not come up.
+    pub async fn redis() -> Self {
+        let folder = tempfile::tempdir().expect("a folder for data");
+        Database::start(folder, redis, |port| format!("redis://127.0.0.1:{port}/0")).await
+    }
+
+    async fn start(folder: TempDir, command: fn(&Path, u16) -> Command, url: fn(u16) -> String) -> Self {
+        let port = free_port();
+        let mut database = Database { url: url(port), folder, command, port, process: None };
+        database.start_again().await;
+        database
+    }
+
+    /// Starts it again with the same data.
+    ///
+    /// # Panics
+    /// Where it does not come up.
+    pub async fn start_again(&mut self) {
+        let mut command = (self.command)(self.folder.path(), self.port);
+        self.process = Some(Process::start("database", &mut command));
+        let url = self.url.clone();
+        eventually("the database to answer", async || answers(&url).await.then_some(())).await;
+    }
+
+    /// Ends it at once.
+    pub fn stop(&mut self) {
+        self.process = None;
+    }
+
+    /// Stops its process where it stands, or lets it go on.
+    pub fn process(&mut self) -> Option<&mut Process> {
+        self.process.as_mut()
+    }
+
+    /// Where loaders find it.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Runs statements in it.
+    ///
+    /// # Panics
+    /// Where one fails.
+    pub async fn run<D: sqlx::Database>(&self, statements: &[&str])
+    where
+        for<'c> &'c mut D::Connection: sqlx::Executor<'c, Database = D>,
+    {
+        let mut connection: D::Connection =
+            <D::Connection as sqlx::Connection>::connect(&self.url).await.expect("the database answers");
+        for statement in statements {
+            let sql = sqlx::AssertSqlSafe((*statement).to_owned());
+            let done: Result<D::QueryResult, sqlx::Error> =
+                sqlx::Executor::execute(&mut connection, sqlx::raw_sql(sql)).await;
+            done.unwrap_or_else(|error| panic!("{statement}: {error}"));
+        }
+    }
+}
+
+async fn answers(url: &str) -> bool {
+    use sqlx::Connection as _;
+    match url.split(':').next() {
+        Some("postgres") => sqlx::PgConnection::connect(url).await.is_ok(),
+        Some("mysql") => sqlx::MySqlConnection::connect(url).await.is_ok(),
+        _ => {
+            let addr = url.trim_start_matches("redis://").trim_end_matches("/0");
+            tokio::net::TcpStream::connect(addr).await.is_ok()
+        }
+    }
+}
+
+fn postgres(folder: &Path, port: u16) -> Command {
+    let mut command = as_user("postgres", &debian("postgres", "/usr/lib/postgresql"));
+    command.arg("-D").arg(folder.join("data")).args(["-p", &port.to_string(), "-h", "127.0.0.1"]);
+    command.arg("-k").arg(folder).args(["-F", "-c", "log_statement=all"]);
+    command
+}
+
+fn mariadb(folder: &Path, port: u16) -> Command {
+    let mut command = as_user("mysql", &debian("mariadbd", "/usr/sbin"));
+    command
+        .arg("--no-defaults")
+        .arg(format!("--datadir={}", folder.join("data").display()))
+        .arg(format!("--socket={}", folder.join("socket").display()))
+        .arg(format!("--pid-file={}", folder.join("pid").display()))
+        .args([&format!("--port={port}"), "--bind-address=127.0.0.1", "--skip-name-resolve"]);
+    command
+}
+
+fn redis(folder: &Path, port: u16) -> Command {
+    let mut command = Command::new("redis-server");
+    command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+    command.current_dir(folder);
+    command
+}
+
+/// A folder that this user of the system may write.
+fn folder_of(user: &str) -> TempDir {
+    let folder = tempfile::tempdir().expect("a folder for data");
+    if let Some(user) = instead_of_root(user) {
+        chown(folder.path(), Some(user.uid), Some(user.gid)).expect("root may give folders away");
+    }
+    folder
+}
+
+/// Databases do not run as root, as which tests may.
+fn instead_of_root(user: &str) -> Option<User> {
+    Uid::current().is_root().then(|| {
+        let found = User::from_name(user).expect("the list of users can be read");
+        found.unwrap_or_else(|| panic!("the package has made no user {user}"))
+    })
+}
+
+fn as_user(user: &str, program: &Path) -> Command {
+    let mut command = Command::new(program);
+    if let Some(user) = instead_of_root(user) {
+        command.uid(user.uid.as_raw()).gid(user.gid.as_raw()).env("HOME", "/");
+    }
+    command.current_dir("/");
+    command
+}
+
+/// A program that Debian may keep outside the path.
+fn debian(program: &str, folder: &str) -> PathBuf {
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let mut places: Vec<PathBuf> = std::env::split_paths(&paths).map(|path| path.join(program)).collect();
+    places.push(Path::new(folder).join(program));
+    if let Ok(versions) = std::fs::read_dir(folder) {
+        places.extend(versions.flatten().map(|version| version.path().join("bin").join(program)));
+    }
+    let found = places.into_iter().find(|place| place.is_file());
+    found.unwrap_or_else(|| panic!("{program} is not installed; `cargo xtask test` does that"))
+}
+
+fn quiet(command: &mut Command) {
+    let output = command.stdin(Stdio::null()).output();
+    let output = output.unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
