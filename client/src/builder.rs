@@ -12,10 +12,13 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::client::{Client, Shared};
 use crate::config::{Config, Failover};
+use crate::connect::Token;
 use crate::discovery;
 use crate::error::{Error, ErrorKind};
 use crate::lane::Choice;
 use crate::routing::{CurrentRouting, Routing};
+#[cfg(feature = "tls")]
+use crate::tls::Tls;
 
 const LONGEST_DEADLINE: Duration = Duration::from_secs(24 * 3600);
 
@@ -27,6 +30,9 @@ pub struct ClientBuilder {
     fleet: Option<String>,
     config: Config,
     ready_timeout: Option<Duration>,
+    token: Option<String>,
+    #[cfg(feature = "tls")]
+    tls: Option<Tls>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -40,7 +46,8 @@ enum Source {
 }
 
 impl ClientBuilder {
-    /// Finds the fleet in etcd at these endpoints, like `http://127.0.0.1:2379`.
+    /// Finds the fleet in etcd at these endpoints, like `http://127.0.0.1:2379`. For an etcd with TLS or users pass an
+    /// [`EtcdRegistry`](crate::registry::EtcdRegistry) to [`registry`](Self::registry).
     #[cfg(feature = "etcd")]
     #[must_use]
     pub fn etcd<S: Into<String>>(mut self, endpoints: impl IntoIterator<Item = S>) -> Self {
@@ -119,6 +126,21 @@ impl ClientBuilder {
         self
     }
 
+    /// Speaks TLS to nodes.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
+    /// The secret of a token that the nodes know. It is not sent without TLS, except to loopback addresses.
+    #[must_use]
+    pub fn token(mut self, secret: impl Into<String>) -> Self {
+        self.token = Some(secret.into());
+        self
+    }
+
     /// Makes a unary call of every get, as other gRPC clients do, in place of lanes. For comparison.
     #[must_use]
     pub fn unary(mut self) -> Self {
@@ -138,12 +160,20 @@ impl ClientBuilder {
     /// # Errors
     /// [`ErrorKind::Configuration`] where nothing says how to find the fleet, or it cannot be;
     /// [`ErrorKind::Unavailable`] where the registry did not answer in time, or the fleet has no nodes.
-    pub async fn build(self) -> Result<Client, Error> {
+    pub async fn build(mut self) -> Result<Client, Error> {
         let fleet = self.fleet.as_deref().unwrap_or("default");
         check_name(fleet).map_err(|why| Error::new(ErrorKind::Configuration, format!("fleet name {why}")))?;
         if self.config.deadline.is_zero() || self.config.deadline > LONGEST_DEADLINE {
             let why = "the deadline must be longer than zero and at most a day";
             return Err(Error::new(ErrorKind::Configuration, why));
+        }
+        if let Some(secret) = &self.token {
+            let bad = || Error::new(ErrorKind::Configuration, "the token has characters that none can have");
+            self.config.token = Some(Token::new(secret).ok_or_else(bad)?);
+        }
+        #[cfg(feature = "tls")]
+        {
+            self.config.tls = self.tls.take().map(Tls::build).transpose()?;
         }
         let is_shared = !matches!(self.source, Source::Nodes(_));
         let registry: Arc<dyn Registry> = match self.source {

@@ -4,6 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::connect::Token;
+#[cfg(feature = "tls")]
+use crate::tls::ReadTls;
+
 /// Settings that every part of the client may look at.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
@@ -27,6 +31,10 @@ pub(crate) struct Config {
     pub(crate) hand_over: Duration,
     /// Who this client is, to the nodes.
     pub(crate) identity: Arc<Identity>,
+    /// What it shows to be let in.
+    pub(crate) token: Option<Token>,
+    #[cfg(feature = "tls")]
+    pub(crate) tls: Option<ReadTls>,
 }
 
 /// What becomes of operations on keys whose owner cannot be reached.
@@ -74,11 +82,31 @@ impl Default for Config {
             failover: Failover::default(),
             hand_over: Duration::from_secs(60),
             identity: Arc::new(Identity::random()),
+            token: None,
+            #[cfg(feature = "tls")]
+            tls: None,
         }
     }
 }
 
 impl Config {
+    /// Whether nobody else can read what is said to nodes.
+    pub(crate) fn is_tls(&self) -> bool {
+        #[cfg(feature = "tls")]
+        return self.tls.is_some();
+        #[cfg(not(feature = "tls"))]
+        false
+    }
+
+    /// A request with the token.
+    pub(crate) fn request<T>(&self, message: T) -> tonic::Request<T> {
+        let mut request = tonic::Request::new(message);
+        if let Some(token) = &self.token {
+            token.show(request.metadata_mut());
+        }
+        request
+    }
+
     /// How long a node may be silent on a call before it is asked whether it is there at all. A slow load
     /// must not look like a dead node, nor a dead node eat the whole deadline.
     pub(crate) fn suspect_after(&self) -> Duration {

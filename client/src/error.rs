@@ -35,6 +35,10 @@ pub enum ErrorKind {
     DeadlineExceeded,
     /// No node that could answer was reached.
     Unavailable,
+    /// The node wants a token and this client has none, or one that it does not know.
+    Unauthenticated,
+    /// The token has no right to this.
+    PermissionDenied,
     /// The client was told something that cannot be.
     Configuration,
     /// A value could not be turned into bytes, or bytes into a value.
@@ -88,6 +92,8 @@ impl From<ErrorCode> for ErrorKind {
             ErrorCode::Overloaded => ErrorKind::Overloaded,
             ErrorCode::DeadlinePassed => ErrorKind::DeadlineExceeded,
             ErrorCode::ShuttingDown | ErrorCode::Fenced => ErrorKind::Unavailable,
+            ErrorCode::Unauthenticated => ErrorKind::Unauthenticated,
+            ErrorCode::PermissionDenied => ErrorKind::PermissionDenied,
             ErrorCode::InternalError | ErrorCode::Unspecified => ErrorKind::Protocol,
         }
     }

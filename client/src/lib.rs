@@ -14,6 +14,7 @@ mod builder;
 mod client;
 mod clock;
 mod config;
+mod connect;
 mod connection;
 mod discovery;
 mod error;
@@ -30,6 +31,8 @@ mod recent;
 pub mod ring;
 mod routing;
 mod stats;
+#[cfg(feature = "tls")]
+mod tls;
 mod unary;
 mod write;
 
@@ -42,3 +45,5 @@ pub use group::{Detailed, Group, Source};
 pub use json::JsonGroup;
 pub use peanut_proto::registry;
 pub use stats::Stats;
+#[cfg(feature = "tls")]
+pub use tls::Tls;

@@ -15,24 +15,19 @@ use peanut_proto::membership::Fence;
 use peanut_proto::v1::ErrorCode;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::config::Config;
+use crate::connect::Connector;
 use crate::connection::ConnectionTask;
 use crate::error::{Error, ErrorKind};
 use crate::health::{Change, Health, Signal};
 use crate::lane::{Answer, Ask, Batch, Choice, Failure, Lane, Limits, Reply};
 use crate::unary;
 
-/// HTTP/2 pings on a connection that hears nothing, so that one which died silently is noticed.
-const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How much a node may send ahead of what this side has read.
-const STREAM_WINDOW_BYTES: u32 = 1 << 20;
-const CONNECTION_WINDOW_BYTES: u32 = 2 << 20;
 /// Lanes to the only node of a fleet.
 const LANES_OF_ONE_NODE: usize = 2;
 /// A node that is down is probed after a part of the first delay, doubling up to the longest.
@@ -59,6 +54,8 @@ pub(crate) struct Node {
     /// Words left for it in the registry since it was last reached.
     words: AtomicU32,
     probe: Mutex<Option<Shared<BoxFuture<'static, Probed>>>>,
+    /// Why no connection can be made, where none can.
+    out_of_reach: Option<Arc<str>>,
 }
 
 /// What a probe found.
@@ -81,15 +78,13 @@ pub(crate) enum Refusal {
 
 impl Node {
     /// A handle to the node of that id at that address. Connects when it is first used. An address that
-    /// is none makes a node that is never reached: it must not keep anyone from the others.
+    /// is none, or one that a token must not go to, makes a node that is never reached: it must not keep anyone from the others.
     pub(crate) fn new(id: &str, addr: &str, config: &Config) -> Self {
-        let endpoint = Endpoint::from_shared(format!("http://{addr}"));
-        let endpoint =
-            endpoint.inspect_err(|error| tracing::warn!(id, addr, %error, "an address that is none"));
+        let connector = Connector::new(id, addr, config);
+        let connector = connector.inspect_err(|why| tracing::warn!(id, addr, why, "a node out of reach"));
         let connect = || {
             let task = ConnectionTask::default();
-            let endpoint = tuned(endpoint.as_ref().ok()?.clone(), config).executor(task.clone());
-            Some((endpoint.connect_lazy(), task))
+            Some((connector.as_ref().ok()?.channel(task.clone()), task))
         };
         let most = config.lanes_per_node.unwrap_or(LANES_OF_ONE_NODE);
         let limits = limits(config, most);
@@ -108,7 +103,13 @@ impl Node {
             down_since: Mutex::new(None),
             words: AtomicU32::new(0),
             probe: Mutex::new(None),
+            out_of_reach: connector.err().map(Into::into),
         }
+    }
+
+    /// Why it cannot be asked anything, where that is so.
+    pub(crate) fn out_of_reach(&self) -> Arc<str> {
+        self.out_of_reach.clone().unwrap_or_else(|| format!("`{}` cannot be reached", self.addr).into())
     }
 
     /// Hears how many nodes the fleet has, which decides how many lanes are worth it.
@@ -150,8 +151,7 @@ impl Node {
     /// Has the node write. Writes of one key take one lane, in order.
     pub(crate) async fn write(self: &Arc<Self>, ask: &Ask<'_>, now: Instant) -> Result<Reply, Refusal> {
         let Some(lane) = self.write_lane(ask.hash) else {
-            let why = format!("`{}` is not an address", self.addr);
-            return Err(Refusal::Elsewhere(Error::at(ErrorKind::Unavailable, &self.id, why)));
+            return Err(Refusal::Elsewhere(Error::at(ErrorKind::Unavailable, &self.id, &*self.out_of_reach())));
         };
         if !self.unary_only.load(Ordering::Relaxed) {
             let answer = lane.ask(self, ask, now, &self.config).await;
@@ -187,7 +187,7 @@ impl Node {
 
     async fn ask_a_lane(self: &Arc<Self>, ask: &Ask<'_>, now: Instant) -> Answer {
         if self.lanes.is_empty() {
-            return Err(Failure::Lost(format!("`{}` is not an address", self.addr).into()));
+            return Err(Failure::Lost(self.out_of_reach()));
         }
         let chosen = self.choice.choose(ask.hash, self.lanes(), |lanes| fastrand::usize(..lanes));
         let answer = self.lanes[chosen.lane].ask(self, ask, now, &self.config);
@@ -226,6 +226,10 @@ impl Node {
             lane.ask_many(self, asks.into_iter(), now, &self.config);
         }
         batch.await
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
     }
 
     /// The channel for unary calls and probes.
@@ -336,18 +340,6 @@ fn limits(config: &Config, lanes: usize) -> Limits {
         operations: config.operations_per_node / lanes,
         queued_bytes: config.queued_bytes_per_node / lanes,
     }
-}
-
-/// How connections to nodes are made.
-fn tuned(endpoint: Endpoint, config: &Config) -> Endpoint {
-    endpoint
-        .connect_timeout(config.connect_timeout)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(KEEPALIVE_EVERY)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .keep_alive_while_idle(true)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
 }
 
 /// Ends when the node is back, or nobody holds its handle any more.

@@ -10,7 +10,7 @@ use peanut_proto::limits::MAX_MESSAGE_BYTES;
 use peanut_proto::v1::peanut_client::PeanutClient;
 use peanut_proto::v1::{DeleteRequest, GetRequest, Outcome, SetRequest};
 use tokio::time::{Instant, sleep_until, timeout_at};
-use tonic::{Code, Request, Status};
+use tonic::{Code, Status};
 
 use crate::config::Config;
 use crate::error::{Error, ErrorKind};
@@ -46,13 +46,12 @@ pub(crate) async fn get(node: &Arc<Node>, ask: &Ask<'_>, config: &Config) -> Res
 
 async fn call(node: &Arc<Node>, ask: &Ask<'_>) -> Result<Reply, Refusal> {
     let Some(channel) = node.channel() else {
-        let why = format!("`{}` is not an address", node.addr());
-        return Err(Refusal::Elsewhere(Error::at(ErrorKind::Unavailable, node.id(), why)));
+        return Err(Refusal::Elsewhere(Error::at(ErrorKind::Unavailable, node.id(), &*node.out_of_reach())));
     };
     let Want::Get { on_miss, token } = ask.want else {
         return Err(Refusal::Final(Error::at(ErrorKind::Protocol, node.id(), "a write is no get")));
     };
-    let mut request = Request::new(GetRequest {
+    let mut request = node.config().request(GetRequest {
         group: ask.group_name.to_owned(),
         key: Bytes::copy_from_slice(ask.key),
         on_miss: on_miss.into(),
@@ -100,7 +99,7 @@ async fn call_write(node: &Arc<Node>, ask: &Ask<'_>) -> Result<Reply, Refusal> {
     let timeout = ask.deadline.saturating_duration_since(Instant::now()) + DEADLINE_SLACK;
     let forget = async |keys, generation, all| {
         let (group, mut client) = (group.clone(), client.clone());
-        let mut request = Request::new(DeleteRequest { group, keys, generation, ring_version, all });
+        let mut request = node.config().request(DeleteRequest { group, keys, generation, ring_version, all });
         request.set_timeout(timeout);
         client.delete(request).await.map(|answer| (Outcome::Done, answer.into_inner().ring_version))
     };
@@ -111,7 +110,7 @@ async fn call_write(node: &Arc<Node>, ask: &Ask<'_>) -> Result<Reply, Refusal> {
                 Filled::NotFound => (Bytes::new(), true, String::new()),
                 Filled::Failed(message) => (Bytes::new(), false, message.to_owned()),
             };
-            let mut request = Request::new(SetRequest {
+            let mut request = node.config().request(SetRequest {
                 group: group.clone(),
                 key: Bytes::copy_from_slice(key),
                 value,

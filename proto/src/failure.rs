@@ -33,6 +33,8 @@ fn grpc_code(code: ErrorCode) -> Code {
         ErrorCode::LoadTimedOut | ErrorCode::DeadlinePassed => Code::DeadlineExceeded,
         ErrorCode::Overloaded | ErrorCode::ValueTooLarge => Code::ResourceExhausted,
         ErrorCode::ShuttingDown => Code::Unavailable,
+        ErrorCode::Unauthenticated => Code::Unauthenticated,
+        ErrorCode::PermissionDenied => Code::PermissionDenied,
         ErrorCode::InternalError | ErrorCode::Unspecified => Code::Internal,
     }
 }

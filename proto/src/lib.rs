@@ -5,6 +5,7 @@
 //! - [`frame`] is how the messages of a lane are written and read, and [`codec`] how all meet tonic.
 //! - [`membership`] is the ring document and the other records, with their key layout, as pure data.
 //! - [`registry`] is the store behind them: etcd, or one process.
+//! - `tls` (a feature) reads certificates, for both sides.
 //! - [`discovery`] keeps a view of them current.
 //!
 //! Which node owns which key is not here: only clients need to know.
@@ -17,6 +18,8 @@ pub mod frame;
 pub mod limits;
 pub mod membership;
 pub mod registry;
+#[cfg(feature = "tls")]
+pub mod tls;
 
 /// Messages and services of package `peanut.v1`.
 #[allow(

@@ -65,7 +65,26 @@ async fn run(config: Config) -> Result<(), Error> {
         .await
         .map_err(|e| Error::transport(&format!("cannot listen on {listen}, choose another `listen`"), e))?;
     let stop = stop_signal().map_err(|e| Error::transport("cannot wait for signals", e))?;
+    #[cfg(all(unix, feature = "tls"))]
+    let _reloading = {
+        let reload = reload_on_hangup(config.server.handle());
+        tokio_util::task::AbortOnDropHandle::new(tokio::spawn(
+            reload.map_err(|e| Error::transport("cannot wait for signals", e))?,
+        ))
+    };
     config.server.run(listener, stop).await
+}
+
+/// Reads the certificates again with each SIGHUP.
+#[cfg(all(unix, feature = "tls"))]
+fn reload_on_hangup(server: crate::ServerHandle) -> std::io::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut hangup = signal(SignalKind::hangup())?;
+    Ok(async move {
+        while hangup.recv().await.is_some() {
+            server.reload_certificates();
+        }
+    })
 }
 
 /// Completes with the first SIGTERM or ctrl-C.

@@ -14,6 +14,7 @@ mod clock;
 pub mod command;
 #[cfg(feature = "cli")]
 mod config;
+mod connections;
 mod error;
 mod flight;
 mod group;
@@ -24,6 +25,7 @@ mod metrics;
 mod persistence;
 mod reconcile;
 mod registration;
+mod rights;
 mod sabotage;
 pub mod segment;
 mod server;
@@ -45,6 +47,9 @@ pub use loader::RedisLoader;
 pub use loader::{SqlLoader, SqlOptions};
 pub use loader::{Loaded, Loader, LoaderError, LoaderFn, StaticLoader, loader_fn};
 pub use peanut_proto::registry;
+#[cfg(feature = "tls")]
+pub use peanut_proto::tls::TlsFiles;
 pub use persistence::PersistenceStats;
 pub use registration::OnShutdown;
+pub use rights::Token;
 pub use server::{Server, ServerBuilder, ServerHandle};

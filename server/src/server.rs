@@ -20,18 +20,30 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::server::Router;
 
+#[cfg(feature = "tls")]
+use peanut_proto::tls::{Reloading, TlsFiles};
+#[cfg(feature = "tls")]
+use rustls::ServerConfig;
+
 use crate::cache::Cache;
+use crate::connections::{ConnectionLimits, Door, Handshake};
 use crate::error::Error;
 use crate::group::Group;
 use crate::hot::HotKey;
 use crate::invalidations::Invalidations;
 use crate::persistence::{Persistence, PersistenceOptions, PersistenceStats};
 use crate::registration::{OnShutdown, Registration};
+use crate::rights::{Token, Tokens};
 use crate::service::Node;
 use crate::threads;
 
 /// Streams that one connection may have open at once; a unary call is one.
 const MAX_STREAMS: u32 = 1024;
+/// Bytes of the headers of one request.
+const MAX_HEADER_BYTES: u32 = 16 << 10;
+/// Streams of one connection that were reset before they were looked at, or because of what the client did. One that has more
+/// is closed (CVE-2023-44487, CVE-2025-8671).
+const MAX_RESETS: usize = 64;
 /// What health checks may ask for.
 const SERVICES: [&str; 3] = ["", "peanut.v1.Peanut", "peanutcachepb.PeanutCache"];
 /// Every entry is looked at about every ten seconds, so that bytes of expired ones do not count for longer.
@@ -59,15 +71,27 @@ const KEEPALIVE: Duration = Duration::from_secs(20);
 pub struct Server {
     options: ServerBuilder,
     node: Node,
+    door: Arc<Door>,
+    handshake: Handshake,
 }
 
 /// Looks into a server while it runs. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct ServerHandle {
     node: Node,
+    handshake: Handshake,
 }
 
 impl ServerHandle {
+    /// Reads the certificates again, for new connections. Where they cannot be used, the last good ones stay, with a
+    /// warning. They are also read again by themselves, within a second of a change.
+    #[cfg(feature = "tls")]
+    pub fn reload_certificates(&self) {
+        if let Some(tls) = &self.handshake.tls {
+            tls.reload();
+        }
+    }
+
     /// The keys of a group that are asked for most, at most `most` and never more than 128, the hottest first; as
     /// of the last full window of five seconds. None where there is no such group.
     pub fn hot_keys(&self, group: &str, most: usize) -> Vec<HotKey> {
@@ -100,6 +124,11 @@ pub struct ServerBuilder {
     data_dir: Option<PathBuf>,
     seal_interval: Duration,
     restore_bytes_per_second: u64,
+    #[cfg(feature = "tls")]
+    tls: Option<TlsFiles>,
+    insecure: bool,
+    tokens: Vec<Token>,
+    connections: ConnectionLimits,
 }
 
 impl Default for ServerBuilder {
@@ -122,6 +151,15 @@ impl Default for ServerBuilder {
             data_dir: None,
             seal_interval: Server::DEFAULT_SEAL_INTERVAL,
             restore_bytes_per_second: Server::DEFAULT_RESTORE_BYTES_PER_SECOND,
+            #[cfg(feature = "tls")]
+            tls: None,
+            insecure: false,
+            tokens: Vec::new(),
+            connections: ConnectionLimits {
+                total: Server::DEFAULT_MAX_CONNECTIONS,
+                per_peer: Server::DEFAULT_MAX_CONNECTIONS_PER_PEER,
+                handshake: Server::DEFAULT_HANDSHAKE_TIMEOUT,
+            },
         }
     }
 }
@@ -259,6 +297,50 @@ impl ServerBuilder {
         self
     }
 
+    /// Speaks TLS with these certificates; where there is a `ca`, clients need a certificate from there too. The files are read
+    /// again when they change, and by [`ServerHandle::reload_certificates`].
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn tls(mut self, files: TlsFiles) -> Self {
+        self.tls = Some(files);
+        self
+    }
+
+    /// Allows addresses other than loopback without TLS, on which everybody on the way can read and write. False by default.
+    #[must_use]
+    pub fn insecure(mut self, insecure: bool) -> Self {
+        self.insecure = insecure;
+        self
+    }
+
+    /// Adds a token. With the first one, whoever has none is refused; only health checks and reflection need none.
+    #[must_use]
+    pub fn token(mut self, token: Token) -> Self {
+        self.tokens.push(token);
+        self
+    }
+
+    /// The most connections there may be; 10,000 by default. More are closed at once.
+    #[must_use]
+    pub fn max_connections(mut self, connections: usize) -> Self {
+        self.connections.total = connections;
+        self
+    }
+
+    /// The most connections from one IP address; 1,000 by default.
+    #[must_use]
+    pub fn max_connections_per_peer(mut self, connections: usize) -> Self {
+        self.connections.per_peer = connections;
+        self
+    }
+
+    /// How long a new connection may take until it speaks HTTP/2, TLS included; 5 s by default.
+    #[must_use]
+    pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
+        self.connections.handshake = timeout;
+        self
+    }
+
     /// Checks the description and makes the server.
     ///
     /// # Errors
@@ -297,8 +379,20 @@ impl ServerBuilder {
         if self.registry.is_some() && !self.nodes.is_empty() {
             return Err(Error::configuration("a registry and a fixed list of nodes exclude each other"));
         }
-        let node = Node::new(self.groups.iter().cloned().map(Cache::new));
-        Ok(Server { options: self, node })
+        if self.connections.total == 0 || self.connections.per_peer == 0 {
+            return Err(Error::configuration("max_connections must be more than zero"));
+        }
+        if self.connections.handshake.is_zero() {
+            return Err(Error::configuration("handshake_timeout must be longer than zero"));
+        }
+        let handshake = Handshake {
+            #[cfg(feature = "tls")]
+            tls: self.tls.as_ref().map(|files| reloading(files, b"h2")).transpose()?,
+            http2_only: true,
+        };
+        let node = Node::new(self.groups.iter().cloned().map(Cache::new), Tokens::new(&self.tokens)?);
+        let door = Door::new(self.connections);
+        Ok(Server { options: self, node, door, handshake })
     }
 }
 
@@ -313,6 +407,12 @@ impl Server {
     pub const DEFAULT_FORGET_AFTER: Duration = Duration::from_secs(120);
     /// 10 seconds.
     pub const DEFAULT_SEAL_INTERVAL: Duration = Duration::from_secs(10);
+    /// 10,000.
+    pub const DEFAULT_MAX_CONNECTIONS: usize = 10_000;
+    /// 1,000.
+    pub const DEFAULT_MAX_CONNECTIONS_PER_PEER: usize = 1_000;
+    /// 5 seconds.
+    pub const DEFAULT_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
     /// 256 MiB.
     pub const DEFAULT_RESTORE_BYTES_PER_SECOND: u64 = 256 << 20;
 
@@ -323,7 +423,7 @@ impl Server {
 
     /// A handle by which a server that runs can be looked into.
     pub fn handle(&self) -> ServerHandle {
-        ServerHandle { node: self.node.clone() }
+        ServerHandle { node: self.node.clone(), handshake: self.handshake.clone() }
     }
 
     /// Serves on `listener` until `shutdown` completes; then says so to health checks and the registry,
@@ -336,6 +436,7 @@ impl Server {
     pub async fn run(self, listener: TcpListener, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
         let local = listener.local_addr().map_err(|e| Error::transport("the listener has no address", e))?;
         let registration = self.registration(local)?;
+        self.check_private(local)?;
         let mut persistence = self.persistence(registration.as_ref());
         let _abort_loads = AbortLoads(self.node.clone());
         let _sweeping = AbortOnDropHandle::new(tokio::spawn(sweep(self.node.clone())));
@@ -346,7 +447,13 @@ impl Server {
 
         let stop_serving = self.node.stopping().clone();
         self.node.run_loads_on(&Handle::current());
-        let serving = threads::serve(self.options.threads, listener, router, stop_serving.clone());
+        let serving = threads::serve(
+            self.options.threads,
+            listener,
+            (self.door.clone(), self.handshake.clone()),
+            router,
+            stop_serving.clone(),
+        );
         tokio::pin!(serving);
         let stop_registration = CancellationToken::new();
         let _ticking = self.node.wake().tick();
@@ -421,7 +528,18 @@ impl Server {
     /// Whether an address is known to advertise when it listens on this one.
     #[cfg(feature = "cli")]
     pub(crate) fn check_address(&self, listen: SocketAddr) -> Result<(), Error> {
+        self.check_private(listen)?;
         self.registration(listen).map(drop)
+    }
+
+    /// What others on the network could read and write is to be asked for by name.
+    fn check_private(&self, local: SocketAddr) -> Result<(), Error> {
+        if local.ip().is_loopback() || self.handshake.is_tls() || self.options.insecure {
+            return Ok(());
+        }
+        Err(Error::configuration(format!(
+            "listening on {local} without TLS lets everybody there read and write; set `tls`, or `insecure = true`"
+        )))
     }
 
     fn router(
@@ -438,6 +556,9 @@ impl Server {
             reflection().build_v1alpha().map_err(|e| Error::transport("reflection", e))?;
         Ok(tonic::transport::Server::builder()
             .max_concurrent_streams(MAX_STREAMS)
+            .http2_max_header_list_size(MAX_HEADER_BYTES)
+            .http2_max_pending_accept_reset_streams(Some(MAX_RESETS))
+            .http2_max_local_error_reset_streams(Some(MAX_RESETS))
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE))
             .add_service(health)
@@ -515,6 +636,12 @@ impl Server {
             max_ttl: options.groups.iter().map(|g| g.policy.longest()).max().unwrap_or_default(),
         }))
     }
+}
+
+#[cfg(feature = "tls")]
+fn reloading(files: &TlsFiles, protocol: &'static [u8]) -> Result<Arc<Reloading<ServerConfig>>, Error> {
+    let made = Reloading::new(files.clone(), |files| files.server(protocol), Instant::now());
+    made.map(Arc::new).map_err(|error| Error::configuration(format!("tls: {error}")))
 }
 
 /// Drops expired entries for as long as it is polled.

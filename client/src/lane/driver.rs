@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use peanut_proto::failure;
 use peanut_proto::frame::ResponseFrame;
 use peanut_proto::limits::MAX_MESSAGE_BYTES;
+use peanut_proto::v1::ErrorCode;
 use peanut_proto::v1::peanut_client::PeanutClient;
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::transport::Channel;
@@ -60,10 +62,16 @@ impl Driver {
         let requests = Requests { shared: self.shared.clone(), epoch };
         let mut client = PeanutClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let limit = self.config.connect_timeout * 2;
-        match timeout(limit, client.lane(requests)).await {
+        match timeout(limit, client.lane(self.config.request(requests))).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) if status.code() == Code::Unimplemented => Err(Failure::Unimplemented),
-            Ok(Err(status)) => Err(self.lost(&status)),
+            Ok(Err(status)) => match failure::from_status(&status) {
+                Some(code @ (ErrorCode::Unauthenticated | ErrorCode::PermissionDenied)) => {
+                    self.saw(Signal::Answered);
+                    Err(Failure::Said(code, status.message().into()))
+                }
+                _ => Err(self.lost(&status)),
+            },
             Err(_) => {
                 self.saw(Signal::Failed);
                 Err(Failure::Lost(format!("the lane was not opened within {limit:?}").into()))

@@ -367,6 +367,10 @@ pub enum ErrorCode {
     Fenced = 9,
     /// A bug in the server.
     InternalError = 10,
+    /// The call has no token that the node knows, or had it over a connection that others can read.
+    Unauthenticated = 11,
+    /// The token has no right to do this to this group.
+    PermissionDenied = 12,
 }
 impl ErrorCode {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -386,6 +390,8 @@ impl ErrorCode {
             Self::ShuttingDown => "SHUTTING_DOWN",
             Self::Fenced => "FENCED",
             Self::InternalError => "INTERNAL_ERROR",
+            Self::Unauthenticated => "UNAUTHENTICATED",
+            Self::PermissionDenied => "PERMISSION_DENIED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -402,6 +408,8 @@ impl ErrorCode {
             "SHUTTING_DOWN" => Some(Self::ShuttingDown),
             "FENCED" => Some(Self::Fenced),
             "INTERNAL_ERROR" => Some(Self::InternalError),
+            "UNAUTHENTICATED" => Some(Self::Unauthenticated),
+            "PERMISSION_DENIED" => Some(Self::PermissionDenied),
             _ => None,
         }
     }
@@ -492,7 +500,8 @@ pub mod peanut_client {
         /// Status codes: INVALID_ARGUMENT (empty key, key over the limit), NOT_FOUND (the node serves no
         /// such group; a key that does not exist is an OK answer with outcome NOT_FOUND), ABORTED (the
         /// loader failed; its message is the status message), DEADLINE_EXCEEDED (the load took longer than
-        /// the group allows), RESOURCE_EXHAUSTED (too much in flight, or a value over the limit). A status
+        /// the group allows), RESOURCE_EXHAUSTED (too much in flight, or a value over the limit), UNAUTHENTICATED and
+        /// PERMISSION_DENIED (where the node has tokens: metadata `authorization: Bearer …`). A status
         /// that was made by a Peanut server, and not by the transport below it, carries the metadata
         /// `peanut-error` with the name of an ErrorCode.
         pub async fn get(
@@ -596,7 +605,8 @@ pub mod peanut_server {
         /// Status codes: INVALID_ARGUMENT (empty key, key over the limit), NOT_FOUND (the node serves no
         /// such group; a key that does not exist is an OK answer with outcome NOT_FOUND), ABORTED (the
         /// loader failed; its message is the status message), DEADLINE_EXCEEDED (the load took longer than
-        /// the group allows), RESOURCE_EXHAUSTED (too much in flight, or a value over the limit). A status
+        /// the group allows), RESOURCE_EXHAUSTED (too much in flight, or a value over the limit), UNAUTHENTICATED and
+        /// PERMISSION_DENIED (where the node has tokens: metadata `authorization: Bearer …`). A status
         /// that was made by a Peanut server, and not by the transport below it, carries the metadata
         /// `peanut-error` with the name of an ErrorCode.
         async fn get(

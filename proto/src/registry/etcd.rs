@@ -17,6 +17,11 @@ use etcd_client::{
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 
+#[cfg(feature = "tls")]
+use crate::tls::{TlsError, TlsFiles};
+#[cfg(feature = "tls")]
+use etcd_client::{Certificate, Identity, TlsOptions};
+
 use super::{Change, Changes, Entry, LeaseId, Registry, RegistryError, Snapshot};
 
 /// A quiet watch asks for progress this often.
@@ -31,9 +36,17 @@ pub struct EtcdRegistry {
 }
 
 struct Shared {
+    options: Options,
+    current: Mutex<Current>,
+}
+
+#[derive(Clone)]
+struct Options {
     endpoints: Vec<String>,
     timeout: Duration,
-    current: Mutex<Current>,
+    user: Option<(String, String)>,
+    #[cfg(feature = "tls")]
+    tls: Option<TlsFiles>,
 }
 
 struct Current {
@@ -68,18 +81,45 @@ impl EtcdRegistry {
             }
             check_endpoint(endpoint)?;
         }
+        Ok(EtcdRegistry::with(Options {
+            endpoints,
+            timeout,
+            user: None,
+            #[cfg(feature = "tls")]
+            tls: None,
+        }))
+    }
+
+    /// Logs in with name and password, and again when etcd no longer takes the token that it gave.
+    #[must_use]
+    pub fn user(self, name: impl Into<String>, password: impl Into<String>) -> Self {
+        let user = Some((name.into(), password.into()));
+        EtcdRegistry::with(Options { user, ..self.shared.options.clone() })
+    }
+
+    /// Speaks TLS, to endpoints that begin with `https://`: etcd's certificate must come from `ca`, and `cert` is shown where it is
+    /// given. The files are read for each connection.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn tls(self, files: TlsFiles) -> Self {
+        EtcdRegistry::with(Options { tls: Some(files), ..self.shared.options.clone() })
+    }
+
+    fn with(options: Options) -> Self {
         // Processes that start together should not all meet at the first endpoint.
-        let current = Current { endpoint: fastrand::usize(..endpoints.len()), client: None };
-        Ok(EtcdRegistry { shared: Arc::new(Shared { endpoints, timeout, current: Mutex::new(current) }) })
+        let endpoint = fastrand::usize(..options.endpoints.len());
+        let current = Mutex::new(Current { endpoint, client: None });
+        EtcdRegistry { shared: Arc::new(Shared { options, current }) }
     }
 
     /// The endpoints, as they are called.
     pub fn endpoints(&self) -> &[String] {
-        &self.shared.endpoints
+        &self.shared.options.endpoints
     }
 
-    /// Runs one call on the current endpoint. Where it fails, the next call goes to the next endpoint.
-    async fn call<R, F>(&self, what: &str, call: impl FnOnce(Client) -> F) -> Result<R, RegistryError>
+    /// Runs one call on the current endpoint. Where it fails, the next call goes to the next endpoint. A login that etcd no
+    /// longer takes, because it has expired or roles were changed meanwhile, is done again once.
+    async fn call<R, F>(&self, what: &str, call: impl Fn(Client) -> F) -> Result<R, RegistryError>
     where
         F: Future<Output = Result<R, etcd_client::Error>>,
     {
@@ -87,31 +127,29 @@ impl EtcdRegistry {
             let current = self.shared.current.lock();
             (current.endpoint, current.client.clone())
         };
-        let endpoint = &self.shared.endpoints[at];
+        let Options { endpoints, timeout: limit, .. } = &self.shared.options;
+        let endpoint = &endpoints[at];
         let attempt = async {
-            let client = match known {
-                Some(client) => client,
-                None => {
-                    let options = ConnectOptions::new()
-                        .with_connect_timeout(self.shared.timeout)
-                        .with_keep_alive(PROGRESS_EVERY, self.shared.timeout)
-                        .with_keep_alive_while_idle(true);
-                    let client = Client::connect([endpoint], Some(options)).await?;
-                    let mut current = self.shared.current.lock();
-                    if current.endpoint == at {
-                        current.client = Some(client.clone());
-                    }
-                    client
+            if let Some(client) = known {
+                match call(client).await {
+                    Err(error) if is_an_old_login(&error) => {}
+                    done => return done.map_err(Trouble::Etcd),
                 }
-            };
-            call(client).await
+            }
+            let client = self.connect(at).await?;
+            call(client).await.map_err(Trouble::Etcd)
         };
-        let error = match timeout(self.shared.timeout, attempt).await {
+        let error = match timeout(*limit, attempt).await {
             Ok(Ok(result)) => return Ok(result),
-            Ok(Err(error)) => RegistryError::new(format!("etcd at {endpoint}: {what}: {}", reason(&error)))
-                .with_source(error),
+            Ok(Err(Trouble::Etcd(error))) => {
+                RegistryError::new(format!("etcd at {endpoint}: {what}: {}", reason(&error)))
+                    .with_source(error)
+            }
+            #[cfg(feature = "tls")]
+            Ok(Err(Trouble::Tls(error))) => {
+                RegistryError::new(format!("etcd at {endpoint}: {error}")).with_source(error)
+            }
             Err(_) => {
-                let limit = self.shared.timeout;
                 RegistryError::new(format!("etcd at {endpoint}: {what}: no answer within {limit:?}"))
             }
         };
@@ -119,13 +157,63 @@ impl EtcdRegistry {
         Err(error)
     }
 
+    /// Connects to endpoint `at`, and logs in.
+    async fn connect(&self, at: usize) -> Result<Client, Trouble> {
+        let options = &self.shared.options;
+        let mut connect = ConnectOptions::new()
+            .with_connect_timeout(options.timeout)
+            .with_keep_alive(PROGRESS_EVERY, options.timeout)
+            .with_keep_alive_while_idle(true);
+        if let Some((name, password)) = &options.user {
+            connect = connect.with_user(name, password).with_auto_token_refresh(true);
+        }
+        #[cfg(feature = "tls")]
+        if let Some(files) = &options.tls {
+            connect = connect.with_tls(tls(files).map_err(Trouble::Tls)?);
+        }
+        let client =
+            Client::connect([&options.endpoints[at]], Some(connect)).await.map_err(Trouble::Etcd)?;
+        let mut current = self.shared.current.lock();
+        if current.endpoint == at {
+            current.client = Some(client.clone());
+        }
+        Ok(client)
+    }
+
     /// Gives up the connection to endpoint `at`; the next call goes to the one after it.
     fn leave(&self, at: usize) {
         let mut current = self.shared.current.lock();
         if current.endpoint == at {
-            *current = Current { endpoint: (at + 1) % self.shared.endpoints.len(), client: None };
+            *current = Current { endpoint: (at + 1) % self.shared.options.endpoints.len(), client: None };
         }
     }
+}
+
+/// Why a call could not be made.
+enum Trouble {
+    Etcd(etcd_client::Error),
+    #[cfg(feature = "tls")]
+    Tls(TlsError),
+}
+
+#[cfg(feature = "tls")]
+fn tls(files: &TlsFiles) -> Result<TlsOptions, TlsError> {
+    let mut options = TlsOptions::new();
+    if let Some(ca) = &files.ca {
+        options = options.ca_certificate(Certificate::from_pem(TlsFiles::read(ca)?));
+    }
+    if let (Some(cert), Some(key)) = (&files.cert, &files.key) {
+        options = options.identity(Identity::from_pem(TlsFiles::read(cert)?, TlsFiles::read(key)?));
+    }
+    Ok(options)
+}
+
+/// A token that has expired, or was given before users or roles were changed.
+fn is_an_old_login(error: &etcd_client::Error) -> bool {
+    let etcd_client::Error::GRpcStatus(status) = error else { return false };
+    status.code() == tonic::Code::Unauthenticated
+        || status.message().contains("revision of auth store is old")
+        || status.message().contains("invalid auth token")
 }
 
 fn check_endpoint(endpoint: &str) -> Result<(), RegistryError> {
@@ -158,16 +246,16 @@ fn reason(error: &etcd_client::Error) -> String {
 
 impl fmt::Debug for EtcdRegistry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EtcdRegistry").field("endpoints", &self.shared.endpoints).finish_non_exhaustive()
+        f.debug_struct("EtcdRegistry").field("endpoints", &self.shared.options.endpoints).finish_non_exhaustive()
     }
 }
 
 #[async_trait]
 impl Registry for EtcdRegistry {
     async fn load(&self, prefix: &str) -> Result<Snapshot, RegistryError> {
-        let options = GetOptions::new().with_prefix();
+        let options = || Some(GetOptions::new().with_prefix());
         let response =
-            self.call("read", |mut client| async move { client.get(prefix, Some(options)).await }).await?;
+            self.call("read", |mut client| async move { client.get(prefix, options()).await }).await?;
         let entries = response.kvs().iter().map(|kv| Entry {
             key: String::from_utf8_lossy(kv.key()).into_owned(),
             value: kv.value().to_vec(),
@@ -178,24 +266,30 @@ impl Registry for EtcdRegistry {
     }
 
     async fn watch(&self, prefix: &str, from: i64) -> Result<Box<dyn Changes>, RegistryError> {
-        let options = WatchOptions::new().with_prefix().with_start_revision(from);
+        let options = || Some(WatchOptions::new().with_prefix().with_start_revision(from));
         let stream =
-            self.call("watch", |mut client| async move { client.watch(prefix, Some(options)).await }).await?;
+            self.call("watch", |mut client| async move { client.watch(prefix, options()).await }).await?;
         let heard = Instant::now();
         Ok(Box::new(EtcdChanges { stream, heard, asked: heard }))
     }
 
     async fn put(&self, key: &str, value: Vec<u8>, lease: Option<LeaseId>) -> Result<(), RegistryError> {
-        let options = lease.map(|lease| PutOptions::new().with_lease(lease.0));
-        self.call("write", |mut client| async move { client.put(key, value, options).await }).await.map(drop)
+        let written = self.call("write", |mut client| {
+            let (value, options) = (value.clone(), lease.map(|lease| PutOptions::new().with_lease(lease.0)));
+            async move { client.put(key, value, options).await }
+        });
+        written.await.map(drop)
     }
 
     async fn swap(&self, key: &str, expected: i64, value: Vec<u8>) -> Result<bool, RegistryError> {
         let stands = Compare::mod_revision(key, CompareOp::Equal, expected);
         let txn = Txn::new().when([stands]).and_then([TxnOp::put(key, value, None)]);
-        self.call("compare and swap", |mut client| async move { client.txn(txn).await })
-            .await
-            .map(|response| response.succeeded())
+        self.call("compare and swap", |mut client| {
+            let txn = txn.clone();
+            async move { client.txn(txn).await }
+        })
+        .await
+        .map(|response| response.succeeded())
     }
 
     async fn delete_if(&self, key: &str, expected: i64) -> Result<bool, RegistryError> {

@@ -19,7 +19,9 @@ use serde::Deserialize;
 pub(crate) use group::Groups;
 pub(crate) use units::{Capacity, ListenAddr, Span};
 
-use crate::Server;
+use crate::{Server, ServerBuilder, Token};
+#[cfg(feature = "tls")]
+use peanut_proto::tls::TlsFiles;
 
 macro_rules! settings {
     ($(#[$meta:meta])* struct $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
@@ -88,12 +90,31 @@ settings! {
         /// Bytes a second that are read from the folder after a start, at most [default: 256MiB]
         #[arg(long, env = "PEANUT_RESTORE_RATE", value_name = "SIZE")]
         restore_rate: Option<Capacity>,
+        /// Allow addresses other than loopback without TLS
+        #[arg(long, env = "PEANUT_INSECURE", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+        insecure: Option<bool>,
+        /// Most connections there may be [default: 10000]
+        #[arg(long, env = "PEANUT_MAX_CONNECTIONS", value_name = "N")]
+        max_connections: Option<usize>,
+        /// Most connections from one IP address [default: 1000]
+        #[arg(long, env = "PEANUT_MAX_CONNECTIONS_PER_PEER", value_name = "N")]
+        max_connections_per_peer: Option<usize>,
+        /// Time until a new connection speaks HTTP/2 [default: 5s]
+        #[arg(long, env = "PEANUT_HANDSHAKE_TIMEOUT", value_name = "DURATION")]
+        handshake_timeout: Option<Span>,
         /// What to log, in RUST_LOG's syntax; RUST_LOG itself wins over the file only [default: info]
         #[arg(long, env = "PEANUT_LOG", value_name = "FILTER")]
         log: Option<String>,
         #[command(flatten)]
         #[serde(default)]
         etcd: EtcdSettings,
+        #[command(flatten)]
+        #[serde(default)]
+        tls: TlsSettings,
+        /// Who may do what; in the file only
+        #[arg(skip)]
+        #[serde(default)]
+        token: Option<Vec<TokenSettings>>,
         /// A group as an inline TOML table, or a list of them; replaces those of the file
         #[arg(long, env = "PEANUT_GROUP", value_name = "TOML")]
         #[serde(default)]
@@ -112,7 +133,72 @@ settings! {
         /// Time that one call to etcd may take [default: 2s]
         #[arg(long = "etcd-timeout", env = "PEANUT_ETCD_TIMEOUT", value_name = "DURATION")]
         timeout: Option<Span>,
+        /// Name to log in with
+        #[arg(long = "etcd-user", env = "PEANUT_ETCD_USER", value_name = "NAME")]
+        user: Option<String>,
+        /// File with the password to log in with
+        #[arg(long = "etcd-password-file", env = "PEANUT_ETCD_PASSWORD_FILE", value_name = "FILE")]
+        password_file: Option<PathBuf>,
+        /// Certificates of the authorities that etcd's must come from; endpoints begin with https:// then
+        #[arg(long = "etcd-ca", env = "PEANUT_ETCD_CA", value_name = "FILE")]
+        ca: Option<PathBuf>,
+        /// Certificate to show to etcd
+        #[arg(long = "etcd-cert", env = "PEANUT_ETCD_CERT", value_name = "FILE")]
+        cert: Option<PathBuf>,
+        /// Its key
+        #[arg(long = "etcd-key", env = "PEANUT_ETCD_KEY", value_name = "FILE")]
+        key: Option<PathBuf>,
     }
+}
+
+settings! {
+    /// Certificates.
+    #[derive(Clone, Debug, Default, Deserialize, clap::Args)]
+    #[serde(deny_unknown_fields)]
+    struct TlsSettings {
+        /// This node's certificate, in PEM, and those up to its authority
+        #[arg(long = "tls-cert", env = "PEANUT_TLS_CERT", value_name = "FILE")]
+        cert: Option<PathBuf>,
+        /// Its key
+        #[arg(long = "tls-key", env = "PEANUT_TLS_KEY", value_name = "FILE")]
+        key: Option<PathBuf>,
+        /// Certificates of the authorities that clients' must come from; without it clients need none
+        #[arg(long = "tls-ca", env = "PEANUT_TLS_CA", value_name = "FILE")]
+        ca: Option<PathBuf>,
+    }
+}
+
+/// One token.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TokenSettings {
+    name: String,
+    /// Each with one secret in it.
+    secret_files: Vec<PathBuf>,
+    #[serde(default)]
+    read: Vec<String>,
+    #[serde(default)]
+    write: Vec<String>,
+    #[serde(default)]
+    admin: bool,
+}
+
+impl TokenSettings {
+    fn build(self) -> Result<Token, ConfigError> {
+        let token = Token::new(&self.name).read(self.read).write(self.write);
+        let mut token = if self.admin { token.admin() } else { token };
+        for file in &self.secret_files {
+            token = token.secret(read_secret(file)?);
+        }
+        Ok(token)
+    }
+}
+
+/// A secret from a file of its own, without the line's end.
+fn read_secret(file: &Path) -> Result<String, ConfigError> {
+    let text = std::fs::read_to_string(file);
+    let text = text.map_err(|error| ConfigError::new(file.display().to_string(), error))?;
+    Ok(text.trim_end().to_owned())
 }
 
 /// A node of the Peanut cache.
@@ -219,19 +305,27 @@ impl Config {
         for group in settings.group.map(Groups::build).transpose()?.unwrap_or_default() {
             builder = builder.group(group);
         }
-        if let Some(endpoints) = settings.etcd.endpoints {
+        if let Some(endpoints) = settings.etcd.endpoints.clone() {
             if settings.nodes.is_some() {
                 return Err(ConfigError::new(
                     "nodes",
                     "a fixed list and etcd exclude each other; remove one",
                 ));
             }
-            builder = join(builder, endpoints, settings.etcd.timeout)?;
+            builder = join(builder, endpoints, settings.etcd.clone())?;
         }
         macro_rules! set {
             ($($field:ident),*) => { $(if let Some(value) = settings.$field { builder = builder.$field(value); })* };
         }
         set!(advertise, node_id, fleet, zone, weight, nodes, naming_service, data_dir);
+        set!(insecure, max_connections, max_connections_per_peer);
+        if let Some(Span(timeout)) = settings.handshake_timeout {
+            builder = builder.handshake_timeout(timeout);
+        }
+        for token in settings.token.unwrap_or_default() {
+            builder = builder.token(token.build()?);
+        }
+        builder = secure(builder, settings.tls)?;
         if let Some(Span(ttl)) = settings.lease_ttl {
             builder = builder.lease_ttl(ttl);
         }
@@ -266,24 +360,52 @@ impl Config {
 
 #[cfg(feature = "etcd")]
 fn join(
-    builder: crate::ServerBuilder,
+    builder: ServerBuilder,
     endpoints: Vec<String>,
-    timeout: Option<Span>,
-) -> Result<crate::ServerBuilder, ConfigError> {
+    etcd: EtcdSettings,
+) -> Result<ServerBuilder, ConfigError> {
     use crate::registry::EtcdRegistry;
-    let timeout = timeout.map_or(EtcdRegistry::DEFAULT_TIMEOUT, |Span(timeout)| timeout);
-    let registry =
+    let timeout = etcd.timeout.map_or(EtcdRegistry::DEFAULT_TIMEOUT, |Span(timeout)| timeout);
+    let mut registry =
         EtcdRegistry::new(endpoints, timeout).map_err(|e| ConfigError::new("etcd.endpoints", e))?;
+    match (etcd.user, etcd.password_file) {
+        (None, None) => {}
+        (Some(user), Some(file)) => registry = registry.user(user, read_secret(&file)?),
+        _ => return Err(ConfigError::new("etcd.user", "it needs `password_file`, and the other way round")),
+    }
+    #[cfg(feature = "tls")]
+    {
+        let files = TlsFiles { ca: etcd.ca, cert: etcd.cert, key: etcd.key };
+        let is_https = |endpoint: &String| endpoint.starts_with("https://");
+        if registry.endpoints().iter().any(is_https) || files != TlsFiles::default() {
+            if !registry.endpoints().iter().all(is_https) {
+                let why = "with certificates every endpoint begins with https://";
+                return Err(ConfigError::new("etcd.endpoints", why));
+            }
+            files.client(b"h2").map_err(|error| ConfigError::new("etcd", error))?;
+            registry = registry.tls(files);
+        }
+    }
     Ok(builder.registry(registry))
 }
 
 #[cfg(not(feature = "etcd"))]
-fn join(
-    _: crate::ServerBuilder,
-    _: Vec<String>,
-    _: Option<Span>,
-) -> Result<crate::ServerBuilder, ConfigError> {
+fn join(_: ServerBuilder, _: Vec<String>, _: EtcdSettings) -> Result<ServerBuilder, ConfigError> {
     Err(ConfigError::new("etcd.endpoints", "this build knows no etcd (feature `etcd`)"))
+}
+
+#[cfg(feature = "tls")]
+fn secure(builder: ServerBuilder, tls: TlsSettings) -> Result<ServerBuilder, ConfigError> {
+    let files = TlsFiles { ca: tls.ca, cert: tls.cert, key: tls.key };
+    Ok(if files == TlsFiles::default() { builder } else { builder.tls(files) })
+}
+
+#[cfg(not(feature = "tls"))]
+fn secure(builder: ServerBuilder, tls: TlsSettings) -> Result<ServerBuilder, ConfigError> {
+    if tls.ca.is_some() || tls.cert.is_some() || tls.key.is_some() {
+        return Err(ConfigError::new("tls", "this build knows no TLS (feature `tls`)"));
+    }
+    Ok(builder)
 }
 
 fn read_file(path: &Path) -> Result<Settings, ConfigError> {

@@ -29,6 +29,7 @@ use super::{Node, whole_ms};
 use crate::cache::{Answer, Begun, Cache, Fetched, Get, Set};
 use crate::error::Failure;
 use crate::flight::Token;
+use crate::rights::Rights;
 use crate::store::Origin;
 
 /// Operations of one lane that may wait for flights, or for the rest of their values to be sent.
@@ -50,8 +51,9 @@ pub(super) struct Answers {
     /// The node is shutting down, and has said so.
     closing: bool,
     stopping: BoxFuture<'static, ()>,
-    /// By the client's number; `None` is a group that this node does not have.
-    groups: Vec<Option<Result<Arc<Cache>, Failure>>>,
+    rights: Arc<Rights>,
+    /// By the client's number.
+    groups: Vec<Option<Result<Named, Failure>>>,
     /// Which opening of which slot this is, where the client has said.
     opening: Option<Opening>,
     /// How often the node had woken when the lane was opened.
@@ -66,6 +68,14 @@ pub(super) struct Answers {
     frame: ResponseWriter,
 }
 
+/// A group that the client has named, and what it may do there.
+#[derive(Clone)]
+struct Named {
+    cache: Arc<Cache>,
+    read: Result<(), Failure>,
+    write: Result<(), Failure>,
+}
+
 /// What is left to send of a value that does not fit into a frame.
 struct LongValue {
     id: u32,
@@ -73,7 +83,12 @@ struct LongValue {
 }
 
 impl Answers {
-    pub(super) fn new(node: Node, wakes: u64, requests: Streaming<RequestFrame>) -> Self {
+    pub(super) fn new(
+        node: Node,
+        rights: Arc<Rights>,
+        wakes: u64,
+        requests: Streaming<RequestFrame>,
+    ) -> Self {
         let stopping = node.stopping().clone().cancelled_owned().boxed();
         Answers {
             node,
@@ -81,6 +96,7 @@ impl Answers {
             ended: false,
             closing: false,
             stopping,
+            rights,
             groups: Vec::new(),
             opening: None,
             wakes,
@@ -133,7 +149,12 @@ impl Answers {
         if at >= self.groups.len() {
             self.groups.resize(at + 1, None);
         }
-        self.groups[at] = Some(self.node.cache(name).cloned());
+        let named = |cache: &Arc<Cache>| Named {
+            cache: cache.clone(),
+            read: self.rights.check_read(name),
+            write: self.rights.check_write(name),
+        };
+        self.groups[at] = Some(self.node.cache(name).map(named));
         Ok(())
     }
 
@@ -161,7 +182,10 @@ impl Answers {
             return Err(Failure::new(ErrorCode::DeadlinePassed, "the deadline had passed when it was read"));
         }
         let cache = match self.groups.get(operation.group as usize) {
-            Some(Some(Ok(cache))) => cache.clone(),
+            Some(Some(Ok(named))) => {
+                if operation.kind == Kind::Get { &named.read } else { &named.write }.clone()?;
+                named.cache.clone()
+            }
             Some(Some(Err(unknown))) => return Err(unknown.clone()),
             _ => {
                 let why = format!("group number {} has not been named", operation.group);

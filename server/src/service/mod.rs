@@ -15,9 +15,12 @@ use lane::ByteCount;
 use peanut_proto::v1::ErrorCode;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
+use tonic::Request;
 
 use crate::cache::Cache;
+use crate::connections::Peer;
 use crate::error::Failure;
+use crate::rights::{Rights, Tokens};
 use crate::wake::Wake;
 
 /// What all services share: the groups of the node, and the newest ring version it has heard of.
@@ -35,10 +38,11 @@ struct Shared {
     fences: Fences,
     wake: Wake,
     stopping: CancellationToken,
+    tokens: Tokens,
 }
 
 impl Node {
-    pub(crate) fn new(caches: impl IntoIterator<Item = Cache>) -> Self {
+    pub(crate) fn new(caches: impl IntoIterator<Item = Cache>, tokens: Tokens) -> Self {
         let caches = caches.into_iter().map(|cache| (cache.name().to_owned(), Arc::new(cache))).collect();
         let shared = Shared {
             caches,
@@ -47,6 +51,7 @@ impl Node {
             fences: Fences::default(),
             wake: Wake::new(),
             stopping: CancellationToken::new(),
+            tokens,
         };
         Node { shared: Arc::new(shared) }
     }
@@ -65,6 +70,11 @@ impl Node {
     /// Says where loads run; else they do where they are asked for.
     pub(crate) fn run_loads_on(&self, runtime: &Handle) {
         self.caches().for_each(|cache| cache.run_loads_on(runtime));
+    }
+
+    /// What a call may do.
+    fn rights<T>(&self, request: &Request<T>) -> Result<Arc<Rights>, Failure> {
+        self.shared.tokens.rights(request.metadata(), request.extensions().get::<Peer>().copied())
     }
 
     /// What shuts out late writes.

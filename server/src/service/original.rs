@@ -15,7 +15,9 @@ use crate::store::Origin;
 #[tonic::async_trait]
 impl PeanutCache for Node {
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
+        let rights = self.rights(&request)?;
         let GetRequest { group, key } = request.into_inner();
+        rights.check_read(&group)?;
         self.wake().awake().await;
         let get = Get {
             key: Bytes::from(key.into_bytes()),

@@ -20,7 +20,9 @@ use crate::store::Origin;
 #[tonic::async_trait]
 impl Peanut for Node {
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
+        let rights = self.rights(&request)?;
         let request = request.into_inner();
+        rights.check_read(&request.group)?;
         self.wake().awake().await;
         let ring_version = self.hear_of_ring(request.ring_version);
         let cache = self.cache(&request.group)?;
@@ -38,7 +40,9 @@ impl Peanut for Node {
     }
 
     async fn set(&self, request: Request<SetRequest>) -> Result<Response<SetResponse>, Status> {
+        let rights = self.rights(&request)?;
         let request = request.into_inner();
+        rights.check_write(&request.group)?;
         self.wake().awake().await;
         let ring_version = self.hear_of_ring(request.ring_version);
         let cache = self.cache(&request.group)?;
@@ -61,7 +65,9 @@ impl Peanut for Node {
     }
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteResponse>, Status> {
+        let rights = self.rights(&request)?;
         let request = request.into_inner();
+        rights.check_write(&request.group)?;
         self.wake().awake().await;
         let ring_version = self.hear_of_ring(request.ring_version);
         let cache = self.cache(&request.group)?;
@@ -81,8 +87,9 @@ impl Peanut for Node {
         &self,
         request: Request<Streaming<RequestFrame>>,
     ) -> Result<Response<BoxStream<ResponseFrame>>, Status> {
+        let rights = self.rights(&request)?;
         let wakes = self.wake().awake().await;
-        Ok(Response::new(Box::pin(Answers::new(self.clone(), wakes, request.into_inner()))))
+        Ok(Response::new(Box::pin(Answers::new(self.clone(), rights, wakes, request.into_inner()))))
     }
 }
 

@@ -1,0 +1,94 @@
+//! How connections to a node are made: where, with which certificates, and with which token.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
+use tonic::transport::{Channel, Endpoint};
+
+use crate::config::Config;
+use crate::connection::ConnectionTask;
+
+/// HTTP/2 pings on a connection that hears nothing, so that one which died silently is noticed.
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How much a node may send ahead of what this side has read.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 2 << 20;
+
+/// The token that this client shows.
+#[derive(Clone)]
+pub(crate) struct Token(MetadataValue<Ascii>);
+
+impl Token {
+    /// `None` where it cannot be sent.
+    pub(crate) fn new(secret: &str) -> Option<Self> {
+        let mut value: MetadataValue<Ascii> = format!("Bearer {secret}").parse().ok()?;
+        value.set_sensitive(true);
+        Some(Token(value))
+    }
+
+    pub(crate) fn show(&self, metadata: &mut MetadataMap) {
+        metadata.insert("authorization", self.0.clone());
+    }
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token")
+    }
+}
+
+/// Makes connections to one node.
+#[derive(Debug)]
+pub(crate) struct Connector {
+    endpoint: Endpoint,
+    #[cfg(feature = "tls")]
+    tls: Option<crate::tls::NodeConnector>,
+}
+
+impl Connector {
+    /// # Errors
+    /// Why the node cannot be connected to, ever.
+    pub(crate) fn new(id: &str, addr: &str, config: &Config) -> Result<Self, String> {
+        #[cfg(not(feature = "tls"))]
+        let _ = id;
+        let endpoint = Endpoint::from_shared(format!("http://{addr}"));
+        let endpoint = endpoint.map_err(|_| format!("`{addr}` is not an address"))?;
+        let host = endpoint.uri().host().unwrap_or_default().to_owned();
+        if config.token.is_some() && !config.is_tls() && !is_loopback(&host) {
+            return Err(format!("the token would go to {addr} for everybody to read; use TLS"));
+        }
+        Ok(Connector {
+            endpoint: tuned(endpoint, config),
+            #[cfg(feature = "tls")]
+            tls: config.tls.as_ref().map(|tls| tls.to_node(id, addr, &host)).transpose()?,
+        })
+    }
+
+    /// A connection that is made when it is first used, and again when it is lost.
+    pub(crate) fn channel(&self, task: ConnectionTask) -> Channel {
+        let endpoint = self.endpoint.clone().executor(task);
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &self.tls {
+            return endpoint.connect_with_connector_lazy(tls.clone());
+        }
+        endpoint.connect_lazy()
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    let ip: Option<IpAddr> = host.trim_start_matches('[').trim_end_matches(']').parse().ok();
+    host == "localhost" || ip.is_some_and(|ip| ip.is_loopback())
+}
+
+fn tuned(endpoint: Endpoint, config: &Config) -> Endpoint {
+    endpoint
+        .connect_timeout(config.connect_timeout)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEPALIVE_EVERY)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+}

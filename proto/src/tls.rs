@@ -1,0 +1,241 @@
+//! Certificates in files, for both sides: read, and read again when the files change.
+//!
+//! Connections that stand keep what they were made with; new ones have what is in the files. Files that cannot be used leave
+//! the last good ones in force.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use parking_lot::Mutex;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tokio::time::Instant;
+
+/// Files are looked at this often at most.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Certificates and keys, in PEM.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// Certificates of the authorities that the other side's certificate must come from.
+    pub ca: Option<PathBuf>,
+    /// This side's certificate, and those between it and its authority.
+    pub cert: Option<PathBuf>,
+    /// The key of `cert`: PKCS#8, PKCS#1 or SEC1.
+    pub key: Option<PathBuf>,
+}
+
+/// Why certificates cannot be used, with the file's name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsError(String);
+
+impl fmt::Display for TlsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for TlsError {}
+
+impl TlsFiles {
+    /// What a server of this protocol (by its ALPN name) uses. With `ca`, clients need a certificate from there.
+    ///
+    /// # Errors
+    /// Where there is no certificate or key, or a file cannot be used.
+    pub fn server(&self, protocol: &[u8]) -> Result<ServerConfig, TlsError> {
+        let (Some(cert), Some(key)) = (&self.cert, &self.key) else {
+            return Err(TlsError("a server needs both `cert` and `key`".to_owned()));
+        };
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ServerConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()
+            .map_err(|e| TlsError(e.to_string()))?;
+        let builder = match &self.ca {
+            None => builder.with_no_client_auth(),
+            Some(ca) => {
+                let roots = Arc::new(roots(ca)?);
+                let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider).build();
+                builder.with_client_cert_verifier(
+                    verifier.map_err(|e| TlsError(format!("{}: {e}", ca.display())))?,
+                )
+            }
+        };
+        let mut config = builder
+            .with_single_cert(certificates(cert)?, private_key(key)?)
+            .map_err(|e| TlsError(format!("{}: {e}", cert.display())))?;
+        config.alpn_protocols = vec![protocol.to_vec()];
+        Ok(config)
+    }
+
+    /// What a client uses. Without `ca` nobody is trusted, so it is needed; with `cert` the client shows one.
+    ///
+    /// # Errors
+    /// Where `ca` is missing, only one of `cert` and `key` is given, or a file cannot be used.
+    pub fn client(&self, protocol: &[u8]) -> Result<ClientConfig, TlsError> {
+        let Some(ca) = &self.ca else {
+            return Err(TlsError("`ca` is needed, to know the nodes by".to_owned()));
+        };
+        let builder =
+            ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                .with_safe_default_protocol_versions()
+                .map_err(|e| TlsError(e.to_string()))?
+                .with_root_certificates(roots(ca)?);
+        let mut config = match (&self.cert, &self.key) {
+            (None, None) => builder.with_no_client_auth(),
+            (Some(cert), Some(key)) => builder
+                .with_client_auth_cert(certificates(cert)?, private_key(key)?)
+                .map_err(|e| TlsError(format!("{}: {e}", cert.display())))?,
+            _ => return Err(TlsError("of `cert` and `key` only one is given".to_owned())),
+        };
+        config.alpn_protocols = vec![protocol.to_vec()];
+        Ok(config)
+    }
+
+    /// The contents of a file of these.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
+        std::fs::read(path).map_err(|e| TlsError(format!("{}: {e}", path.display())))
+    }
+
+    /// Changes when a file does.
+    fn stamp(&self) -> Vec<Option<(SystemTime, u64)>> {
+        let stamp = |path: &PathBuf| {
+            let metadata = std::fs::metadata(path).ok()?;
+            Some((metadata.modified().ok()?, metadata.len()))
+        };
+        [&self.ca, &self.cert, &self.key].into_iter().flatten().map(stamp).collect()
+    }
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let bytes = TlsFiles::read(path)?;
+    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
+    match read {
+        Ok(list) if list.is_empty() => {
+            Err(TlsError(format!("{}: there is no certificate in it", path.display())))
+        }
+        Ok(list) => Ok(list),
+        Err(error) => Err(TlsError(format!("{}: {error}", path.display()))),
+    }
+}
+
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    let bytes = TlsFiles::read(path)?;
+    PrivateKeyDer::from_pem_slice(&bytes).map_err(|error| TlsError(format!("{}: {error}", path.display())))
+}
+
+fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(path)? {
+        roots.add(certificate).map_err(|error| TlsError(format!("{}: {error}", path.display())))?;
+    }
+    Ok(roots)
+}
+
+/// What is made of files, made anew when they change.
+pub struct Reloading<C> {
+    files: TlsFiles,
+    make: Box<dyn Fn(&TlsFiles) -> Result<C, TlsError> + Send + Sync>,
+    current: Mutex<Current<C>>,
+}
+
+struct Current<C> {
+    made: Arc<C>,
+    stamp: Vec<Option<(SystemTime, u64)>>,
+    looked: Instant,
+}
+
+impl<C> Reloading<C> {
+    /// Reads the files for the first time.
+    ///
+    /// # Errors
+    /// Where they cannot be used.
+    pub fn new(
+        files: TlsFiles,
+        make: impl Fn(&TlsFiles) -> Result<C, TlsError> + Send + Sync + 'static,
+        now: Instant,
+    ) -> Result<Self, TlsError> {
+        let (stamp, made) = (files.stamp(), Arc::new(make(&files)?));
+        let current = Mutex::new(Current { made, stamp, looked: now });
+        Ok(Reloading { files, make: Box::new(make), current })
+    }
+
+    /// What is in force; files that have changed are read again, looked at once a second at most.
+    pub fn current(&self, now: Instant) -> Arc<C> {
+        let mut current = self.current.lock();
+        if now.saturating_duration_since(current.looked) >= LOOK_EVERY {
+            current.looked = now;
+            if self.files.stamp() != current.stamp {
+                self.read_again(&mut current);
+            }
+        }
+        current.made.clone()
+    }
+
+    /// Reads the files again whether or not they seem to have changed.
+    pub fn reload(&self) {
+        self.read_again(&mut self.current.lock());
+    }
+
+    fn read_again(&self, current: &mut Current<C>) {
+        // Before the files: what changes meanwhile is seen the next time.
+        let stamp = self.files.stamp();
+        match (self.make)(&self.files) {
+            Ok(made) => {
+                tracing::info!(files = ?self.files, "certificates were read again");
+                (current.made, current.stamp) = (Arc::new(made), stamp);
+            }
+            // They may be half written; the stamp stays, so that they are tried again.
+            Err(error) => tracing::warn!(%error, "certificates cannot be used; the last good ones stay"),
+        }
+    }
+}
+
+impl<C> fmt::Debug for Reloading<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reloading").field("files", &self.files).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn files_that_change_are_read_again_and_bad_ones_change_nothing() {
+        let dir = std::env::temp_dir().join(format!("peanut-tls-{:016x}", fastrand::u64(..)));
+        std::fs::create_dir(&dir).unwrap();
+        let ca = dir.join("ca.pem");
+        std::fs::write(&ca, "one").unwrap();
+        let files = TlsFiles { ca: Some(ca.clone()), ..TlsFiles::default() };
+        let read = |files: &TlsFiles| {
+            let text = TlsFiles::read(files.ca.as_ref().unwrap())?;
+            if text == b"bad" { Err(TlsError("bad".to_owned())) } else { Ok(text) }
+        };
+        let mut now = Instant::now();
+        let reloading = Reloading::new(files, read, now).unwrap();
+        for (text, expected) in [("longer", "longer"), ("bad", "longer"), ("mended", "mended")] {
+            std::fs::write(&ca, text).unwrap();
+            let before = reloading.current(now);
+            now += LOOK_EVERY;
+            assert_eq!(*reloading.current(now), expected.as_bytes());
+            assert_ne!(*before, text.as_bytes(), "not looked at twice in a second");
+        }
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let files = TlsFiles { cert: Some("no/such.pem".into()), ..TlsFiles::default() };
+        assert!(files.server(b"h2").unwrap_err().to_string().contains("`cert` and `key`"));
+        assert!(files.client(b"h2").unwrap_err().to_string().contains("`ca`"));
+        let files = TlsFiles { key: files.cert.clone(), ..files };
+        assert!(files.server(b"h2").unwrap_err().to_string().starts_with("no/such.pem: "));
+    }
+}
