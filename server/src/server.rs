@@ -52,7 +52,6 @@ const SWEEP_PART: f64 = 0.01;
 const MAX_THREADS: usize = 1024;
 /// Time to write what calls have left in the last moment before the deadline.
 const LAST_SEAL: Duration = Duration::from_secs(1);
-const KEEPALIVE: Duration = Duration::from_secs(20);
 
 /// A node of the cache, ready to run.
 ///
@@ -129,6 +128,7 @@ pub struct ServerBuilder {
     insecure: bool,
     tokens: Vec<Token>,
     connections: ConnectionLimits,
+    keepalive: Duration,
 }
 
 impl Default for ServerBuilder {
@@ -160,6 +160,7 @@ impl Default for ServerBuilder {
                 per_peer: Server::DEFAULT_MAX_CONNECTIONS_PER_PEER,
                 handshake: Server::DEFAULT_HANDSHAKE_TIMEOUT,
             },
+            keepalive: Server::DEFAULT_KEEPALIVE,
         }
     }
 }
@@ -341,6 +342,14 @@ impl ServerBuilder {
         self
     }
 
+    /// A connection that has been silent for so long is asked whether anybody is there, and closed when it is silent for as
+    /// long again; 20 s by default.
+    #[must_use]
+    pub fn keepalive(mut self, interval: Duration) -> Self {
+        self.keepalive = interval;
+        self
+    }
+
     /// Checks the description and makes the server.
     ///
     /// # Errors
@@ -382,8 +391,8 @@ impl ServerBuilder {
         if self.connections.total == 0 || self.connections.per_peer == 0 {
             return Err(Error::configuration("max_connections must be more than zero"));
         }
-        if self.connections.handshake.is_zero() {
-            return Err(Error::configuration("handshake_timeout must be longer than zero"));
+        if self.connections.handshake.is_zero() || self.keepalive.is_zero() {
+            return Err(Error::configuration("handshake_timeout and keepalive must be longer than zero"));
         }
         let handshake = Handshake {
             #[cfg(feature = "tls")]
@@ -413,6 +422,8 @@ impl Server {
     pub const DEFAULT_MAX_CONNECTIONS_PER_PEER: usize = 1_000;
     /// 5 seconds.
     pub const DEFAULT_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+    /// 20 seconds.
+    pub const DEFAULT_KEEPALIVE: Duration = Duration::from_secs(20);
     /// 256 MiB.
     pub const DEFAULT_RESTORE_BYTES_PER_SECOND: u64 = 256 << 20;
 
@@ -559,8 +570,8 @@ impl Server {
             .http2_max_header_list_size(MAX_HEADER_BYTES)
             .http2_max_pending_accept_reset_streams(Some(MAX_RESETS))
             .http2_max_local_error_reset_streams(Some(MAX_RESETS))
-            .http2_keepalive_interval(Some(KEEPALIVE))
-            .http2_keepalive_timeout(Some(KEEPALIVE))
+            .http2_keepalive_interval(Some(self.options.keepalive))
+            .http2_keepalive_timeout(Some(self.options.keepalive))
             .add_service(health)
             .add_service(reflection_v1)
             .add_service(reflection_v1alpha)

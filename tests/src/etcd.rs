@@ -1,13 +1,15 @@
 //! A real etcd of one member, which can be stopped and started again with its data.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use peanut_proto::registry::{EtcdRegistry, Registry as _};
+use peanut_proto::tls::TlsFiles;
 use tempfile::TempDir;
 
-use crate::{Process, eventually, free_port};
+use crate::{Certificate, Process, eventually, free_port};
 
 /// An etcd server of the test's own.
 #[derive(Debug)]
@@ -16,6 +18,8 @@ pub struct Etcd {
     peer_port: u16,
     data: TempDir,
     process: Option<Process>,
+    tls: Option<(PathBuf, Certificate)>,
+    token_ttl: Option<u32>,
 }
 
 impl Etcd {
@@ -24,16 +28,25 @@ impl Etcd {
     /// # Panics
     /// Where there is no etcd on the path, or it does not come up.
     pub async fn start() -> Self {
+        Etcd::start_with(None, None).await
+    }
+
+    /// Starts an empty etcd: with TLS, where a certificate with its authority is given, to clients with certificates from there
+    /// only; and with logins that expire after so many seconds of not being used.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub async fn start_with(tls: Option<(PathBuf, Certificate)>, token_ttl: Option<u32>) -> Self {
         let data = tempfile::tempdir().expect("a folder for etcd's data");
-        let mut etcd = Etcd { port: free_port(), peer_port: free_port(), data, process: None };
+        let (port, peer_port) = (free_port(), free_port());
+        let mut etcd = Etcd { port, peer_port, data, process: None, tls, token_ttl };
         etcd.start_again().await;
         etcd
     }
 
     /// Starts it again on the same ports with the same data.
     pub async fn start_again(&mut self) {
-        let (client, peer) =
-            (format!("http://127.0.0.1:{}", self.port), format!("http://127.0.0.1:{}", self.peer_port));
+        let (client, peer) = (self.endpoint(), format!("http://127.0.0.1:{}", self.peer_port));
         let mut command = Command::new("etcd");
         command
             .args(["--name", "test", "--log-level", "warn"])
@@ -44,6 +57,13 @@ impl Etcd {
             .args(["--initial-cluster", &format!("test={peer}")])
             // The tests' clocks matter, not the disk's.
             .args(["--unsafe-no-fsync"]);
+        if let Some((ca, certificate)) = &self.tls {
+            command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(ca);
+            command.arg("--cert-file").arg(&certificate.cert).arg("--key-file").arg(&certificate.key);
+        }
+        if let Some(seconds) = self.token_ttl {
+            command.arg(format!("--auth-token-ttl={seconds}"));
+        }
         self.process = Some(Process::start("etcd", &mut command));
         let registry = self.registry();
         eventually("etcd to answer", async || registry.load("/").await.ok()).await;
@@ -75,7 +95,8 @@ impl Etcd {
 
     /// Its endpoint.
     pub fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://127.0.0.1:{}", self.port)
     }
 
     /// Its port.
@@ -88,7 +109,16 @@ impl Etcd {
     /// # Panics
     /// Never; the endpoint is good.
     pub fn registry(&self) -> EtcdRegistry {
-        EtcdRegistry::new([self.endpoint()], Duration::from_secs(2)).expect("a good endpoint")
+        let registry =
+            EtcdRegistry::new([self.endpoint()], Duration::from_secs(2)).expect("a good endpoint");
+        match &self.tls {
+            None => registry,
+            Some((ca, Certificate { cert, key })) => registry.tls(TlsFiles {
+                ca: Some(ca.clone()),
+                cert: Some(cert.clone()),
+                key: Some(key.clone()),
+            }),
+        }
     }
 
     /// Forgets all revisions before the latest, and defragments nothing.

@@ -3,6 +3,7 @@
 //!
 //! Every process ends with its handle, also when a test fails; then the end of its log is printed.
 
+mod certificates;
 mod databases;
 mod etcd;
 pub mod history;
@@ -13,6 +14,7 @@ mod server;
 
 use std::time::{Duration, Instant};
 
+pub use certificates::{Authority, Certificate};
 pub use databases::Database;
 pub use etcd::Etcd;
 pub use origin::Origin;

@@ -102,6 +102,9 @@ settings! {
         /// Time until a new connection speaks HTTP/2 [default: 5s]
         #[arg(long, env = "PEANUT_HANDSHAKE_TIMEOUT", value_name = "DURATION")]
         handshake_timeout: Option<Span>,
+        /// Silence after which a connection is asked whether anybody is there [default: 20s]
+        #[arg(long, env = "PEANUT_KEEPALIVE", value_name = "DURATION")]
+        keepalive: Option<Span>,
         /// What to log, in RUST_LOG's syntax; RUST_LOG itself wins over the file only [default: info]
         #[arg(long, env = "PEANUT_LOG", value_name = "FILTER")]
         log: Option<String>,
@@ -140,13 +143,13 @@ settings! {
         #[arg(long = "etcd-password-file", env = "PEANUT_ETCD_PASSWORD_FILE", value_name = "FILE")]
         password_file: Option<PathBuf>,
         /// Certificates of the authorities that etcd's must come from; endpoints begin with https:// then
-        #[arg(long = "etcd-ca", env = "PEANUT_ETCD_CA", value_name = "FILE")]
+        #[arg(id = "etcd_ca", long = "etcd-ca", env = "PEANUT_ETCD_CA", value_name = "FILE")]
         ca: Option<PathBuf>,
         /// Certificate to show to etcd
-        #[arg(long = "etcd-cert", env = "PEANUT_ETCD_CERT", value_name = "FILE")]
+        #[arg(id = "etcd_cert", long = "etcd-cert", env = "PEANUT_ETCD_CERT", value_name = "FILE")]
         cert: Option<PathBuf>,
         /// Its key
-        #[arg(long = "etcd-key", env = "PEANUT_ETCD_KEY", value_name = "FILE")]
+        #[arg(id = "etcd_key", long = "etcd-key", env = "PEANUT_ETCD_KEY", value_name = "FILE")]
         key: Option<PathBuf>,
     }
 }
@@ -157,13 +160,13 @@ settings! {
     #[serde(deny_unknown_fields)]
     struct TlsSettings {
         /// This node's certificate, in PEM, and those up to its authority
-        #[arg(long = "tls-cert", env = "PEANUT_TLS_CERT", value_name = "FILE")]
+        #[arg(id = "tls_cert", long = "tls-cert", env = "PEANUT_TLS_CERT", value_name = "FILE")]
         cert: Option<PathBuf>,
         /// Its key
-        #[arg(long = "tls-key", env = "PEANUT_TLS_KEY", value_name = "FILE")]
+        #[arg(id = "tls_key", long = "tls-key", env = "PEANUT_TLS_KEY", value_name = "FILE")]
         key: Option<PathBuf>,
         /// Certificates of the authorities that clients' must come from; without it clients need none
-        #[arg(long = "tls-ca", env = "PEANUT_TLS_CA", value_name = "FILE")]
+        #[arg(id = "tls_ca", long = "tls-ca", env = "PEANUT_TLS_CA", value_name = "FILE")]
         ca: Option<PathBuf>,
     }
 }
@@ -321,6 +324,9 @@ impl Config {
         set!(insecure, max_connections, max_connections_per_peer);
         if let Some(Span(timeout)) = settings.handshake_timeout {
             builder = builder.handshake_timeout(timeout);
+        }
+        if let Some(Span(interval)) = settings.keepalive {
+            builder = builder.keepalive(interval);
         }
         for token in settings.token.unwrap_or_default() {
             builder = builder.token(token.build()?);

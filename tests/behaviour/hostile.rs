@@ -1,0 +1,219 @@
+//! Those who do not speak as they should: only their own connection suffers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use peanut_client::Client;
+use peanut_tests::{Authority, PATIENCE, Process, ServerProcess, cpu_time, eventually, free_port};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::{SCORES, SERVER};
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+/// The static table's `:method POST`, `:scheme http`, `:path /`, and an authority.
+const REQUEST: &[u8] = &[0x83, 0x86, 0x84, 0x41, 0x01, b'x'];
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+async fn node(settings: &str) -> ServerProcess {
+    let port = free_port();
+    let own = format!("listen = \"127.0.0.1:{port}\"\nnodes = [\"127.0.0.1:{port}\"]\n");
+    ServerProcess::start_with(SERVER, &format!("{own}{settings}\n{SCORES}")).await
+}
+
+/// A client that gets for as long as it is asked to; none of its gets may fail.
+struct Bystander {
+    stop: Arc<AtomicBool>,
+    gets: Arc<AtomicU64>,
+    task: JoinHandle<()>,
+}
+
+impl Bystander {
+    async fn start(builder: peanut_client::ClientBuilder) -> Self {
+        let client = builder.deadline(PATIENCE).build().await.unwrap();
+        let (stop, gets) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let task = tokio::spawn({
+            let (stop, gets, group) = (stop.clone(), gets.clone(), client.group("scores"));
+            async move {
+                while !stop.load(Ordering::Relaxed) {
+                    assert_eq!(group.get("Tom").await.unwrap().unwrap(), "630");
+                    gets.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        Bystander { stop, gets, task }
+    }
+
+    async fn of(server: &ServerProcess) -> Self {
+        Bystander::start(Client::builder().nodes([server.addr()])).await
+    }
+
+    /// Waits until it has had more answers.
+    async fn goes_on(&self) {
+        let so_far = self.gets.load(Ordering::Relaxed);
+        eventually("more gets", async || (self.gets.load(Ordering::Relaxed) > so_far + 100).then_some(()))
+            .await;
+    }
+
+    async fn end(self) {
+        self.goes_on().await;
+        self.stop.store(true, Ordering::Relaxed);
+        self.task.await.expect("none of its gets has failed");
+    }
+}
+
+/// Waits until the other side has closed.
+async fn is_closed(mut stream: TcpStream, what: &str) {
+    let mut buffer = vec![0; 64 << 10];
+    let closed = async {
+        loop {
+            match stream.read(&mut buffer).await {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            }
+        }
+    };
+    timeout(PATIENCE, closed).await.unwrap_or_else(|_| panic!("{what} is still connected"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_says_nothing_or_too_little_is_gone_in_time() {
+    let authority = Authority::new();
+    let node_cert = authority.issue("node", &["127.0.0.1"]);
+    let tls = format!(
+        "handshake_timeout = \"500ms\"\n[tls]\ncert = \"{}\"\nkey = \"{}\"\n",
+        node_cert.cert.display(),
+        node_cert.key.display()
+    );
+    let plain = node("handshake_timeout = \"500ms\"").await;
+    let private = node(&tls).await;
+    let bystander = Bystander::of(&plain).await;
+    let trusting = Client::builder().nodes([private.addr()]).tls(peanut_client::Tls::new(authority.ca()));
+    let private_bystander = Bystander::start(trusting).await;
+    // Nothing; half of HTTP/2's first words; half of TLS's.
+    let mut streams = Vec::new();
+    for n in 0..60 {
+        let addr = if n % 2 == 0 { plain.addr() } else { private.addr() };
+        let mut stream = TcpStream::connect(addr).await.unwrap();
+        match n % 3 {
+            0 => {}
+            1 => stream.write_all(&PREFACE[..10]).await.unwrap(),
+            _ => stream.write_all(&[0x16, 3, 1, 2, 0, 1]).await.unwrap(),
+        }
+        streams.push(stream);
+    }
+    bystander.goes_on().await;
+    for stream in streams {
+        is_closed(stream, "a silent connection").await;
+    }
+    bystander.end().await;
+    private_bystander.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_http2_or_too_much_of_it_ends_its_own_connection() {
+    let server = node("").await;
+    let bystander = Bystander::of(&server).await;
+    let hello = [PREFACE, SETTINGS].concat();
+    let resets: Vec<u8> = (0..2000)
+        .flat_map(|n| {
+            let stream = 2 * n + 1;
+            [frame(1, 5, stream, REQUEST), frame(3, 0, stream, &8u32.to_be_bytes())].concat()
+        })
+        .collect();
+    // Headers that never end.
+    let endless = [frame(1, 1, 1, REQUEST), frame(9, 0, 1, &[0x40; 16_000]).repeat(200)].concat();
+    let cases: [(&str, Vec<u8>); 8] = [
+        ("HTTP/1.1", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_vec()),
+        ("noise", vec![0xff; 4096]),
+        ("a frame longer than any may be", [&hello[..], &[0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 1]].concat()),
+        ("settings with half a setting", [PREFACE, &frame(4, 0, 0, &[0, 1, 0])].concat()),
+        ("data on a stream that is not open", [&hello[..], &frame(0, 0, 5, b"data")].concat()),
+        ("headers that cannot be read", [&hello[..], &frame(1, 5, 1, &[0xff; 20])].concat()),
+        ("headers without an end", [&hello[..], &endless].concat()),
+        ("requests that are taken back at once", [&hello[..], &resets].concat()),
+    ];
+    for (what, bytes) in cases {
+        let mut stream = TcpStream::connect(server.addr()).await.unwrap();
+        // It may be closed before everything is written.
+        let _ = stream.write_all(&bytes).await;
+        is_closed(stream, what).await;
+        bystander.goes_on().await;
+    }
+    bystander.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_is_gone_without_a_word_is_noticed() {
+    let server = node("keepalive = \"500ms\"").await;
+    let bystander = Bystander::of(&server).await;
+    let mut stream = TcpStream::connect(server.addr()).await.unwrap();
+    stream.write_all(&[PREFACE, SETTINGS].concat()).await.unwrap();
+    // It never answers the pings.
+    is_closed(stream, "a half-open connection").await;
+    bystander.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_are_bounded_and_those_that_stand_are_left_alone() {
+    let server = node("max_connections_per_peer = 10").await;
+    let bystander = Bystander::of(&server).await;
+    let mut held = Vec::new();
+    let mut refused = 0;
+    for _ in 0..40 {
+        let mut stream = TcpStream::connect(server.addr()).await.unwrap();
+        let _ = stream.write_all(&[PREFACE, SETTINGS].concat()).await;
+        match timeout(PATIENCE, stream.read(&mut [0; 64])).await.unwrap() {
+            Ok(0) | Err(_) => refused += 1,
+            Ok(_) => held.push(stream),
+        }
+    }
+    assert!(refused >= 30 && !held.is_empty() && held.len() < 10, "{refused} refused, {} held", held.len());
+    bystander.goes_on().await;
+    drop(held);
+    eventually("room for one more", async || {
+        let mut stream = TcpStream::connect(server.addr()).await.ok()?;
+        stream.write_all(&[PREFACE, SETTINGS].concat()).await.ok()?;
+        stream.read(&mut [0; 64]).await.ok().filter(|read| *read > 0)
+    })
+    .await;
+    bystander.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn running_out_of_descriptors_is_survived_without_spinning() {
+    let port = free_port();
+    let folder = tempfile::tempdir().unwrap();
+    let config = format!("listen = \"127.0.0.1:{port}\"\nhandshake_timeout = \"1h\"\nthreads = 1\n{SCORES}");
+    std::fs::write(folder.path().join("peanut.toml"), config).unwrap();
+    let run = format!("ulimit -n 48; exec {SERVER} --config {}", folder.path().join("peanut.toml").display());
+    let mut command = std::process::Command::new("sh");
+    let mut process = Process::start("peanut-server", command.args(["-c", &run]).env("NO_COLOR", "1"));
+    process.wait_for_line("listening on ").await;
+    let addr = format!("127.0.0.1:{port}");
+    let bystander = Bystander::start(Client::builder().nodes([&addr])).await;
+    let mut streams = Vec::new();
+    for _ in 0..100 {
+        streams.push(TcpStream::connect(&addr).await.unwrap());
+    }
+    process.wait_for_line("connections cannot be accepted").await;
+    bystander.goes_on().await;
+    bystander.end().await;
+    let id = process.id().to_string();
+    let before = cpu_time(&id);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let used = cpu_time(&id) - before;
+    assert!(used < Duration::from_millis(1000), "{used:?} of CPU time in two seconds of nothing");
+    assert_eq!(process.log().iter().filter(|line| line.contains("cannot be accepted")).count(), 1);
+    drop(streams);
+    let client = Client::builder().nodes([&addr]).deadline(PATIENCE).build().await.unwrap();
+    eventually("it to accept again", async || client.group("scores").get("Tom").await.ok()).await;
+}
