@@ -22,7 +22,7 @@ use crate::group::Group;
 use crate::membership;
 use crate::recent::{self, RecentWrites};
 use crate::ring::Ring;
-use crate::routing::CurrentRouting;
+use crate::routing::{CurrentRouting, Routing};
 use crate::stats::{Counters, Stats};
 
 /// A client of one fleet. Cheap to clone; all clones share their connections.
@@ -124,6 +124,14 @@ impl Client {
                 up: !node.is_down(),
             })
             .collect()
+    }
+
+    pub(crate) fn routing(&self) -> Arc<Routing> {
+        self.shared.routing.get()
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.shared.config
     }
 
     /// Asks every node whether it serves, and waits until each has answered or had its time. Afterwards

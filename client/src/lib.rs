@@ -28,6 +28,7 @@ mod lane;
 mod membership;
 mod node;
 mod recent;
+mod report;
 pub mod ring;
 mod routing;
 mod stats;
@@ -44,6 +45,7 @@ pub use group::{Detailed, Group, Source};
 #[cfg(feature = "json")]
 pub use json::JsonGroup;
 pub use peanut_proto::registry;
+pub use report::{GroupReport, NodeReport};
 pub use stats::Stats;
 #[cfg(feature = "tls")]
 pub use tls::Tls;

@@ -140,7 +140,7 @@ async fn call_write(node: &Arc<Node>, ask: &Ask<'_>) -> Result<Reply, Refusal> {
 }
 
 /// Tells the node's own refusals from the transport's failures.
-fn refused(node: &Arc<Node>, status: Status, deadline: Instant) -> Refusal {
+pub(crate) fn refused(node: &Arc<Node>, status: Status, deadline: Instant) -> Refusal {
     if let Some(code) = failure::from_status(&status) {
         node.saw(Signal::Answered);
         return node.said(code, status.message(), deadline);

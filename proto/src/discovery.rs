@@ -28,6 +28,15 @@ pub struct Discovered {
     pub view: Arc<FleetView>,
     /// Why the registry cannot be read at the moment; `None` while all is well.
     pub trouble: Option<RegistryError>,
+    /// Since when the registry cannot be read.
+    pub trouble_since: Option<Instant>,
+}
+
+impl Discovered {
+    /// How old the view may be: zero while the registry can be read.
+    pub fn age(&self, now: Instant) -> Duration {
+        self.trouble_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
 }
 
 /// A task that watches the registry. It ends when this is dropped.
@@ -42,7 +51,7 @@ impl Discovery {
     /// Starts to watch a fleet.
     pub fn start(registry: Arc<dyn Registry>, keys: Keys) -> Self {
         let view = Arc::new(FleetView::new(keys));
-        let (sender, discovered) = watch::channel(Discovered { view, trouble: None });
+        let (sender, discovered) = watch::channel(Discovered { view, trouble: None, trouble_since: None });
         let reload = Arc::new(Notify::new());
         let task = tokio::spawn(keep_current(registry, sender, reload.clone()));
         Discovery { discovered, reload, task }
@@ -84,7 +93,10 @@ async fn keep_current(registry: Arc<dyn Registry>, sender: watch::Sender<Discove
         if sender.borrow().trouble.is_none() {
             tracing::warn!(%trouble, "the registry cannot be watched; the last good view stands");
         }
-        sender.send_modify(|discovered| discovered.trouble = Some(trouble));
+        sender.send_modify(|discovered| {
+            discovered.trouble = Some(trouble);
+            discovered.trouble_since.get_or_insert_with(Instant::now);
+        });
         sleep(backoff.next_delay(fastrand::f64())).await;
     }
 }
@@ -127,7 +139,7 @@ fn publish(sender: &watch::Sender<Discovered>, view: &mut FleetView, older_since
     let older = view.ring_was_lost() && view.stored_ring.is_some();
     *older_since = if older { older_since.or_else(|| Some(Instant::now())) } else { None };
     let view = Arc::new(view.clone());
-    sender.send_replace(Discovered { view, trouble: None });
+    sender.send_replace(Discovered { view, trouble: None, trouble_since: None });
 }
 
 #[cfg(test)]

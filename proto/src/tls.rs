@@ -138,10 +138,12 @@ fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
     Ok(roots)
 }
 
+type Make<C> = dyn Fn(&TlsFiles) -> Result<C, TlsError> + Send + Sync;
+
 /// What is made of files, made anew when they change.
 pub struct Reloading<C> {
     files: TlsFiles,
-    make: Box<dyn Fn(&TlsFiles) -> Result<C, TlsError> + Send + Sync>,
+    make: Box<Make<C>>,
     current: Mutex<Current<C>>,
 }
 

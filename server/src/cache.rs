@@ -187,7 +187,15 @@ impl Cache {
     /// Answers a get from the store, or finds or starts the flight that will.
     pub(crate) fn begin(self: &Arc<Self>, get: &Get, now: Instant) -> Result<Begun, Failure> {
         let begun = self.look_or_board(get, now);
+        // Rare, both of them.
+        if get.origin == Origin::Failover {
+            self.metrics.failover_gets.fetch_add(1, Ordering::Relaxed);
+        }
         match &begun {
+            Ok(Begun::Answered(answer)) if get.on_miss == OnMiss::Peek && answer.outcome == Outcome::Hit => {
+                self.metrics.hand_overs.fetch_add(1, Ordering::Relaxed);
+                self.metrics.answered(answer.outcome);
+            }
             Ok(Begun::Answered(answer)) => self.metrics.answered(answer.outcome),
             Ok(Begun::Waiting(_)) => {}
             Err(_) => self.metrics.failed(),
@@ -339,6 +347,11 @@ impl Cache {
     /// Says where loads run. The first to say so, or the first load, decides.
     pub(crate) fn run_loads_on(&self, runtime: &Handle) {
         let _ = self.runtime.set(runtime.clone());
+    }
+
+    /// Flights in progress.
+    pub(crate) fn in_progress(&self) -> usize {
+        self.flights.in_progress()
     }
 
     /// The keys that are asked for most, at most `most`, the hottest first.

@@ -177,6 +177,14 @@ enum Io {
     Tls(Box<tokio_rustls::server::TlsStream<TcpStream>>),
 }
 
+impl Connection {
+    /// Who is at the other end.
+    #[cfg(feature = "admin")]
+    pub(crate) fn peer(&self) -> Peer {
+        self.peer
+    }
+}
+
 impl Connected for Connection {
     type ConnectInfo = Peer;
 

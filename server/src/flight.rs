@@ -239,7 +239,7 @@ impl Flights {
         write()
     }
 
-    #[cfg(test)]
+    /// Flights that have not landed.
     pub(crate) fn in_progress(&self) -> usize {
         self.state.lock().table.len()
     }

@@ -5,6 +5,7 @@
 //! follows it while it runs. A record goes when what it says would outlive the process.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -123,6 +124,7 @@ impl Invalidations {
             self.node.fences().raise(Opening { client, slot, epoch }, Instant::now());
         }
         self.node.hear_of_ring(record.ring_version);
+        self.node.metrics().invalidations.fetch_add(1, Ordering::Relaxed);
         let Ok(cache) = self.node.cache(&record.group) else { return };
         tracing::debug!(
             group = record.group,

@@ -7,6 +7,8 @@
 //! [`Server`] runs a node inside any program, with a listener and a stop signal of the caller's. The
 //! binary `peanut-server` is a configuration file in front of it.
 
+#[cfg(feature = "admin")]
+mod admin;
 mod breaker;
 mod cache;
 mod clock;

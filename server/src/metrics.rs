@@ -42,6 +42,18 @@ pub(crate) struct GroupMetrics {
     pub(crate) sets: AtomicU64,
     pub(crate) deletes: AtomicU64,
     pub(crate) clears: AtomicU64,
+    pub(crate) failover_gets: AtomicU64,
+    pub(crate) fills: AtomicU64,
+    pub(crate) fills_refused: AtomicU64,
+    pub(crate) hand_overs: AtomicU64,
+}
+
+/// The counts of the node itself.
+#[derive(Debug, Default)]
+pub(crate) struct NodeMetrics {
+    pub(crate) lanes: AtomicU64,
+    pub(crate) in_flight: AtomicU64,
+    pub(crate) invalidations: AtomicU64,
 }
 
 #[derive(Debug, Default)]

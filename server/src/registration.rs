@@ -69,8 +69,13 @@ impl FromStr for OnShutdown {
 impl Registration {
     /// Registers the node and keeps it registered until `stop`, then ends its lease. The node hears of
     /// every new ring version, and whoever holds `joined` of the first success.
-    pub(crate) async fn run(self, node: Node, joined: watch::Sender<bool>, stop: CancellationToken) {
-        let discovery = Discovery::start(self.registry.clone(), self.keys.clone());
+    pub(crate) async fn run(
+        self,
+        discovery: Discovery,
+        node: Node,
+        joined: watch::Sender<bool>,
+        stop: CancellationToken,
+    ) {
         let mut discovered = discovery.subscribe();
         let live = Liveness {
             format: FORMAT,

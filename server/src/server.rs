@@ -7,10 +7,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use peanut_proto::discovery::Discovery;
 use peanut_proto::limits::MAX_MESSAGE_BYTES;
 use peanut_proto::membership::{Keys, NodeInfo, check_name};
 use peanut_proto::peanutcachepb::peanut_cache_server::PeanutCacheServer;
 use peanut_proto::registry::{LocalRegistry, Registry};
+use peanut_proto::v1::admin_server::AdminServer;
 use peanut_proto::v1::peanut_server::PeanutServer;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
@@ -25,8 +27,12 @@ use peanut_proto::tls::{Reloading, TlsFiles};
 #[cfg(feature = "tls")]
 use rustls::ServerConfig;
 
+#[cfg(feature = "admin")]
+use crate::admin;
 use crate::cache::Cache;
-use crate::connections::{ConnectionLimits, Door, Handshake};
+#[cfg(feature = "admin")]
+use crate::connections::Door;
+use crate::connections::{ConnectionLimits, Handshake};
 use crate::error::Error;
 use crate::group::Group;
 use crate::hot::HotKey;
@@ -34,7 +40,7 @@ use crate::invalidations::Invalidations;
 use crate::persistence::{Persistence, PersistenceOptions, PersistenceStats};
 use crate::registration::{OnShutdown, Registration};
 use crate::rights::{Token, Tokens};
-use crate::service::Node;
+use crate::service::{Node, Running};
 use crate::threads;
 
 /// Streams that one connection may have open at once; a unary call is one.
@@ -44,6 +50,10 @@ const MAX_HEADER_BYTES: u32 = 16 << 10;
 /// Streams of one connection that were reset before they were looked at, or because of what the client did. One that has more
 /// is closed (CVE-2023-44487, CVE-2025-8671).
 const MAX_RESETS: usize = 64;
+/// Bounds on the connections to the admin port.
+#[cfg(feature = "admin")]
+const ADMIN_CONNECTIONS: ConnectionLimits =
+    ConnectionLimits { total: 100, per_peer: 50, handshake: Duration::from_secs(5) };
 /// What health checks may ask for.
 const SERVICES: [&str; 3] = ["", "peanut.v1.Peanut", "peanutcachepb.PeanutCache"];
 /// Every entry is looked at about every ten seconds, so that bytes of expired ones do not count for longer.
@@ -70,7 +80,6 @@ const LAST_SEAL: Duration = Duration::from_secs(1);
 pub struct Server {
     options: ServerBuilder,
     node: Node,
-    door: Arc<Door>,
     handshake: Handshake,
 }
 
@@ -78,6 +87,7 @@ pub struct Server {
 #[derive(Clone, Debug)]
 pub struct ServerHandle {
     node: Node,
+    #[cfg(feature = "tls")]
     handshake: Handshake,
 }
 
@@ -129,6 +139,8 @@ pub struct ServerBuilder {
     tokens: Vec<Token>,
     connections: ConnectionLimits,
     keepalive: Duration,
+    #[cfg(feature = "admin")]
+    admin: Option<SocketAddr>,
 }
 
 impl Default for ServerBuilder {
@@ -161,6 +173,8 @@ impl Default for ServerBuilder {
                 handshake: Server::DEFAULT_HANDSHAKE_TIMEOUT,
             },
             keepalive: Server::DEFAULT_KEEPALIVE,
+            #[cfg(feature = "admin")]
+            admin: None,
         }
     }
 }
@@ -350,6 +364,15 @@ impl ServerBuilder {
         self
     }
 
+    /// Serves a page, metrics and health over HTTP on this address, `/`, `/metrics`, `/healthz` and `/readyz`; with the certificates
+    /// and tokens of the gRPC port where it has any. On no address by default.
+    #[cfg(feature = "admin")]
+    #[must_use]
+    pub fn admin(mut self, addr: SocketAddr) -> Self {
+        self.admin = Some(addr);
+        self
+    }
+
     /// Checks the description and makes the server.
     ///
     /// # Errors
@@ -399,9 +422,12 @@ impl ServerBuilder {
             tls: self.tls.as_ref().map(|files| reloading(files, b"h2")).transpose()?,
             http2_only: true,
         };
-        let node = Node::new(self.groups.iter().cloned().map(Cache::new), Tokens::new(&self.tokens)?);
-        let door = Door::new(self.connections);
-        Ok(Server { options: self, node, door, handshake })
+        let node = Node::new(
+            self.groups.iter().cloned().map(Cache::new),
+            Tokens::new(&self.tokens)?,
+            self.connections,
+        );
+        Ok(Server { options: self, node, handshake })
     }
 }
 
@@ -434,7 +460,11 @@ impl Server {
 
     /// A handle by which a server that runs can be looked into.
     pub fn handle(&self) -> ServerHandle {
-        ServerHandle { node: self.node.clone(), handshake: self.handshake.clone() }
+        ServerHandle {
+            node: self.node.clone(),
+            #[cfg(feature = "tls")]
+            handshake: self.handshake.clone(),
+        }
     }
 
     /// Serves on `listener` until `shutdown` completes; then says so to health checks and the registry,
@@ -448,6 +478,8 @@ impl Server {
         let local = listener.local_addr().map_err(|e| Error::transport("the listener has no address", e))?;
         let registration = self.registration(local)?;
         self.check_private(local)?;
+        #[cfg(feature = "admin")]
+        let _admin = self.serve_admin().await?;
         let mut persistence = self.persistence(registration.as_ref());
         let _abort_loads = AbortLoads(self.node.clone());
         let _sweeping = AbortOnDropHandle::new(tokio::spawn(sweep(self.node.clone())));
@@ -461,7 +493,7 @@ impl Server {
         let serving = threads::serve(
             self.options.threads,
             listener,
-            (self.door.clone(), self.handshake.clone()),
+            (self.node.door().clone(), self.handshake.clone()),
             router,
             stop_serving.clone(),
         );
@@ -479,8 +511,18 @@ impl Server {
             AbortOnDropHandle::new(tokio::spawn(follow.run(known)))
         });
         let (joined, has_joined) = watch::channel(false);
-        let registration = registration.map(|it| {
-            AbortOnDropHandle::new(tokio::spawn(it.run(self.node.clone(), joined, stop_registration.clone())))
+        let discovery = registration.as_ref().map(|registration| {
+            Discovery::start(registration.registry.clone(), registration.keys.clone())
+        });
+        self.node.begin_to_run(Running {
+            id: registration.as_ref().map_or_else(|| local.to_string(), |it| it.node.id.clone()),
+            fleet: self.options.fleet.clone(),
+            discovered: discovery.as_ref().map(Discovery::subscribe),
+            joined: has_joined.clone(),
+        });
+        let registration = registration.zip(discovery).map(|(it, discovery)| {
+            let run = it.run(discovery, self.node.clone(), joined, stop_registration.clone());
+            AbortOnDropHandle::new(tokio::spawn(run))
         });
         tracing::info!("listening on {local}");
 
@@ -540,7 +582,27 @@ impl Server {
     #[cfg(feature = "cli")]
     pub(crate) fn check_address(&self, listen: SocketAddr) -> Result<(), Error> {
         self.check_private(listen)?;
+        #[cfg(feature = "admin")]
+        self.options.admin.map_or(Ok(()), |admin| self.check_private(admin))?;
         self.registration(listen).map(drop)
+    }
+
+    /// Begins to serve the admin port, where there is one, until the handle is dropped.
+    #[cfg(feature = "admin")]
+    async fn serve_admin(&self) -> Result<Option<AbortOnDropHandle<()>>, Error> {
+        let Some(addr) = self.options.admin else { return Ok(None) };
+        self.check_private(addr)?;
+        let listener = admin::listen(addr).await?;
+        let handshake = Handshake {
+            #[cfg(feature = "tls")]
+            tls: self.options.tls.as_ref().map(|files| reloading(files, b"http/1.1")).transpose()?,
+            http2_only: false,
+        };
+        if let Ok(addr) = listener.local_addr() {
+            tracing::info!("admin on {addr}");
+        }
+        let serving = admin::serve(self.node.clone(), listener, Door::new(ADMIN_CONNECTIONS), handshake);
+        Ok(Some(AbortOnDropHandle::new(tokio::spawn(serving))))
     }
 
     /// What others on the network could read and write is to be asked for by name.
@@ -580,6 +642,7 @@ impl Server {
                     .max_decoding_message_size(MAX_MESSAGE_BYTES)
                     .max_encoding_message_size(MAX_MESSAGE_BYTES),
             )
+            .add_service(AdminServer::new(self.node.clone()))
             .add_service(
                 PeanutCacheServer::new(self.node.clone())
                     .max_decoding_message_size(MAX_MESSAGE_BYTES)

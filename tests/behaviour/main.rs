@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot unwrap has failed")]
 
+mod admin;
 mod cli;
 mod configuration;
 mod etcd_outage;

@@ -151,8 +151,8 @@ impl Etcd {
     }
 }
 
-/// reqwest wants a TLS provider even where no TLS is spoken; the server's own loader brings it.
-fn http_client() -> reqwest::Client {
+/// A client for HTTP. reqwest wants a TLS provider even where no TLS is spoken; the server's own loader brings it.
+pub fn http_client() -> reqwest::Client {
     let _ = peanut_server::HttpLoader::new("http://unused/{key}", Duration::from_secs(1));
     reqwest::Client::new()
 }

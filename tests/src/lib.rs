@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 pub use certificates::{Authority, Certificate};
 pub use databases::Database;
-pub use etcd::Etcd;
+pub use etcd::{Etcd, http_client};
 pub use origin::Origin;
 pub use process::Process;
 pub use proxy::Proxy;

@@ -15,6 +15,11 @@ pub(crate) fn redis() -> Result<(), Failed> {
     installed("redis-server", "redis-server", "redis", "put `redis-server` on the path")
 }
 
+/// Installs Chromium, where it is missing.
+pub(crate) fn chromium() -> Result<(), Failed> {
+    installed("chromium", "chromium", "chromium", "put `chromium` on the path")
+}
+
 /// Installs PostgreSQL, where it is missing.
 pub(crate) fn postgres() -> Result<(), Failed> {
     // Debian keeps its programs outside the path.

@@ -99,6 +99,7 @@ fn test() -> Result<(), Failed> {
     install::redis()?;
     install::postgres()?;
     install::mariadb()?;
+    install::chromium()?;
     Cargo::new(&["test", "--workspace", "--all-features"]).run("tests")?;
     let build = ["build", "--workspace", "--all-features", "--bins", "--examples"];
     Cargo::new(&build).run("building examples")?;

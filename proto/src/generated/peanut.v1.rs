@@ -965,6 +965,26 @@ pub struct StatusResponse {
     pub in_flight: u64,
     #[prost(message, repeated, tag = "9")]
     pub groups: ::prost::alloc::vec::Vec<GroupStatus>,
+    /// Connections that were too many.
+    #[prost(uint64, tag = "10")]
+    pub connections_refused: u64,
+    /// Times that the process has been asleep.
+    #[prost(uint64, tag = "11")]
+    pub wakes: u64,
+    /// Invalidations that clients had left in the registry, and that were done.
+    #[prost(uint64, tag = "12")]
+    pub invalidations: u64,
+    /// Of the ring that the node knows: equal for equal rings.
+    #[prost(uint32, tag = "13")]
+    pub ring_fingerprint: u32,
+    #[prost(uint64, tag = "14")]
+    pub ring_members: u64,
+    /// Since when the registry could not be read; 0 while it can.
+    #[prost(uint64, tag = "15")]
+    pub registry_age_ms: u64,
+    /// Whether the node serves, and has joined its fleet.
+    #[prost(bool, tag = "16")]
+    pub is_ready: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GroupStatus {
@@ -1009,6 +1029,27 @@ pub struct GroupStatus {
     pub breaker: ::prost::alloc::string::String,
     #[prost(message, repeated, tag = "18")]
     pub hot_keys: ::prost::alloc::vec::Vec<HotKey>,
+    /// Entries that came back from the disk when the process started.
+    #[prost(uint64, tag = "19")]
+    pub restored: u64,
+    #[prost(uint64, tag = "20")]
+    pub disk_bytes: u64,
+    #[prost(uint64, tag = "21")]
+    pub disk_errors: u64,
+    /// Gets that were answered in the place of a node that is down.
+    #[prost(uint64, tag = "22")]
+    pub failover_gets: u64,
+    /// Values that clients brought under a fill token, and those of them that were not kept.
+    #[prost(uint64, tag = "23")]
+    pub fills: u64,
+    #[prost(uint64, tag = "24")]
+    pub fills_refused: u64,
+    /// Peeks that found something: values that new owners were filled with.
+    #[prost(uint64, tag = "25")]
+    pub hand_overs: u64,
+    /// Loads by time, in the buckets of the metric `peanut_load_seconds`, the last one for longer loads.
+    #[prost(uint64, repeated, tag = "26")]
+    pub load_buckets: ::prost::alloc::vec::Vec<u64>,
 }
 /// Gets by how they ended.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -268,6 +268,12 @@ impl RingDocument {
         }
     }
 
+    /// A number that equal rings share and different ones hardly ever do.
+    pub fn fingerprint(&self) -> u32 {
+        // The lower half is as good as any.
+        xxhash_rust::xxh3::xxh3_64(&self.encode()) as u32
+    }
+
     /// Writes the document as it stands in etcd.
     pub fn encode(&self) -> Vec<u8> {
         records::encode(self)

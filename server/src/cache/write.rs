@@ -63,7 +63,7 @@ impl Cache {
             Fetched::Failed(message) => {
                 let failed = Err(Failure::new(ErrorCode::LoaderFailed, message));
                 let fill = self.flights.fill(&set.key, set.token, |_, _| failed, |_| {});
-                return Ok(Begun::Answered(filled(fill)));
+                return Ok(Begun::Answered(self.filled(fill)));
             }
         };
         let entry = |stamp, origin| {
@@ -74,7 +74,7 @@ impl Cache {
         if set.token != 0 {
             let landed = |stamp, origin| Ok(entry(stamp, origin));
             let fill = self.flights.fill(&set.key, set.token, landed, |entry| self.keep(&set.key, entry));
-            return Ok(Begun::Answered(filled(fill)));
+            return Ok(Begun::Answered(self.filled(fill)));
         }
         let entry = entry(set.ring_version, set.origin);
         self.metrics.sets.fetch_add(1, Ordering::Relaxed);
@@ -114,6 +114,17 @@ impl Cache {
         // Freeing millions of entries takes a while; where there is no thread for it, it is done here.
         let _ = thread::Builder::new().name("peanut-clear".to_owned()).spawn(move || drop(entries));
         self.done(number)
+    }
+
+    fn filled(&self, fill: Fill) -> Answer {
+        self.metrics.fills.fetch_add(1, Ordering::Relaxed);
+        Answer::only(match fill {
+            Fill::Stored => Outcome::Done,
+            Fill::Refused => {
+                self.metrics.fills_refused.fetch_add(1, Ordering::Relaxed);
+                Outcome::Refused
+            }
+        })
     }
 
     /// How many times the group has been cleared, as far as is known.
@@ -181,9 +192,3 @@ impl Cache {
     }
 }
 
-fn filled(fill: Fill) -> Answer {
-    Answer::only(match fill {
-        Fill::Stored => Outcome::Done,
-        Fill::Refused => Outcome::Refused,
-    })
-}

@@ -7,6 +7,7 @@ mod group;
 mod units;
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -45,6 +46,9 @@ settings! {
         /// Address to serve gRPC on [default: 127.0.0.1:9999]
         #[arg(long, env = "PEANUT_LISTEN", value_name = "IP:PORT")]
         listen: Option<ListenAddr>,
+        /// Address for the admin page, metrics and health, over HTTP, like 127.0.0.1:9998 [default: none]
+        #[arg(long, env = "PEANUT_ADMIN", value_name = "IP:PORT")]
+        admin: Option<ListenAddr>,
         /// Where clients reach this node [default: listen]
         #[arg(long, env = "PEANUT_ADVERTISE", value_name = "HOST:PORT")]
         advertise: Option<String>,
@@ -325,6 +329,9 @@ impl Config {
         if let Some(Span(timeout)) = settings.handshake_timeout {
             builder = builder.handshake_timeout(timeout);
         }
+        if let Some(ListenAddr(addr)) = settings.admin {
+            builder = admin(builder, addr)?;
+        }
         if let Some(Span(interval)) = settings.keepalive {
             builder = builder.keepalive(interval);
         }
@@ -398,6 +405,16 @@ fn join(
 #[cfg(not(feature = "etcd"))]
 fn join(_: ServerBuilder, _: Vec<String>, _: EtcdSettings) -> Result<ServerBuilder, ConfigError> {
     Err(ConfigError::new("etcd.endpoints", "this build knows no etcd (feature `etcd`)"))
+}
+
+#[cfg(feature = "admin")]
+fn admin(builder: ServerBuilder, addr: SocketAddr) -> Result<ServerBuilder, ConfigError> {
+    Ok(builder.admin(addr))
+}
+
+#[cfg(not(feature = "admin"))]
+fn admin(_: ServerBuilder, _: SocketAddr) -> Result<ServerBuilder, ConfigError> {
+    Err(ConfigError::new("admin", "this build has no admin port (feature `admin`)"))
 }
 
 #[cfg(feature = "tls")]

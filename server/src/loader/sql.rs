@@ -182,5 +182,6 @@ fn with_parameters(query: &str, keys: usize) -> (String, usize) {
     (query.replacen('?', &vec!["?"; parameters].join(","), 1), parameters)
 }
 
-#[cfg(all(test, feature = "sqlite"))]
+#[cfg(test)]
+#[cfg(feature = "sqlite")]
 mod tests;

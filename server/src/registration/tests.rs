@@ -21,7 +21,7 @@ fn start(registry: &LocalRegistry, id: &str) -> Running {
 }
 
 fn start_as(registry: &LocalRegistry, info: NodeInfo) -> Running {
-    let node = Node::new([], crate::rights::Tokens::default());
+    let node = Node::empty();
     let stop = CancellationToken::new();
     let registration = Registration {
         registry: Arc::new(registry.clone()),
@@ -33,7 +33,9 @@ fn start_as(registry: &LocalRegistry, info: NodeInfo) -> Running {
         forget_after: Duration::from_secs(120),
         max_ttl: Duration::from_secs(60),
     };
-    let task = tokio::spawn(registration.run(node.clone(), watch::Sender::new(false), stop.clone()));
+    let discovery = Discovery::start(registration.registry.clone(), registration.keys.clone());
+    let run = registration.run(discovery, node.clone(), watch::Sender::new(false), stop.clone());
+    let task = tokio::spawn(run);
     Running { node, stop, task }
 }
 

@@ -8,6 +8,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -90,6 +91,7 @@ impl Answers {
         requests: Streaming<RequestFrame>,
     ) -> Self {
         let stopping = node.stopping().clone().cancelled_owned().boxed();
+        node.metrics().lanes.fetch_add(1, Relaxed);
         Answers {
             node,
             requests,
@@ -163,6 +165,7 @@ impl Answers {
         match self.try_begin(operation, waited_ms, now) {
             Ok((cache, Begun::Answered(answer))) => self.answer(id, &cache, answer),
             Ok((cache, Begun::Waiting(waiting))) => {
+                self.node.metrics().in_flight.fetch_add(1, Relaxed);
                 self.waiting.push(async move { (id, cache, waiting.answer().await) }.boxed());
             }
             Err(failure) => self.frame.failure(id, failure.code, &failure.message),
@@ -306,6 +309,7 @@ impl Answers {
         while self.frame.len() < FRAME_BYTES
             && let Poll::Ready(Some((id, cache, landed))) = self.waiting.poll_next_unpin(context)
         {
+            self.node.metrics().in_flight.fetch_sub(1, Relaxed);
             match landed {
                 Ok(answer) => self.answer(id, &cache, answer),
                 Err(failure) => self.frame.failure(id, failure.code, &failure.message),
@@ -334,6 +338,8 @@ impl Stream for Answers {
 impl Drop for Answers {
     fn drop(&mut self) {
         self.node.long_bytes().subtract(self.long_bytes);
+        self.node.metrics().lanes.fetch_sub(1, Relaxed);
+        self.node.metrics().in_flight.fetch_sub(self.waiting.len() as u64, Relaxed);
         // Whoever was to fill these has gone.
         self.leases.drain().for_each(|(token, cache)| cache.void(token));
     }
@@ -346,12 +352,11 @@ pub(super) struct ByteCount(std::sync::atomic::AtomicUsize);
 impl ByteCount {
     /// Adds, unless that would go over the limit.
     fn add(&self, bytes: usize, limit: usize) -> bool {
-        use std::sync::atomic::Ordering::Relaxed;
         let within = |count: usize| Some(count + bytes).filter(|sum| *sum <= limit);
         self.0.fetch_update(Relaxed, Relaxed, within).is_ok()
     }
 
     fn subtract(&self, bytes: usize) {
-        self.0.fetch_sub(bytes, std::sync::atomic::Ordering::Relaxed);
+        self.0.fetch_sub(bytes, Relaxed);
     }
 }

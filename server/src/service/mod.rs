@@ -1,25 +1,30 @@
 //! The gRPC services, as thin translations between messages and [`Cache`](crate::cache::Cache).
 
+mod admin;
 pub(crate) mod fence;
 mod lane;
 mod original;
 mod unary;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use fence::Fences;
 use lane::ByteCount;
+use peanut_proto::discovery::Discovered;
 use peanut_proto::v1::ErrorCode;
 use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Request;
 
 use crate::cache::Cache;
-use crate::connections::Peer;
+use crate::connections::{ConnectionLimits, Door, Peer};
 use crate::error::Failure;
+use crate::metrics::NodeMetrics;
 use crate::rights::{Rights, Tokens};
 use crate::wake::Wake;
 
@@ -39,10 +44,29 @@ struct Shared {
     wake: Wake,
     stopping: CancellationToken,
     tokens: Tokens,
+    metrics: NodeMetrics,
+    door: Arc<Door>,
+    began: Instant,
+    /// What is told of it once it runs.
+    running: OnceLock<Running>,
+}
+
+/// What a node that runs knows of itself, and of its fleet where it is in one. For those who look into it only: what it
+/// answers does not depend on it.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) id: String,
+    pub(crate) fleet: String,
+    pub(crate) discovered: Option<watch::Receiver<Discovered>>,
+    pub(crate) joined: watch::Receiver<bool>,
 }
 
 impl Node {
-    pub(crate) fn new(caches: impl IntoIterator<Item = Cache>, tokens: Tokens) -> Self {
+    pub(crate) fn new(
+        caches: impl IntoIterator<Item = Cache>,
+        tokens: Tokens,
+        connections: ConnectionLimits,
+    ) -> Self {
         let caches = caches.into_iter().map(|cache| (cache.name().to_owned(), Arc::new(cache))).collect();
         let shared = Shared {
             caches,
@@ -52,8 +76,19 @@ impl Node {
             wake: Wake::new(),
             stopping: CancellationToken::new(),
             tokens,
+            metrics: NodeMetrics::default(),
+            door: Door::new(connections),
+            began: Instant::now(),
+            running: OnceLock::new(),
         };
         Node { shared: Arc::new(shared) }
+    }
+
+    /// One without groups.
+    #[cfg(test)]
+    pub(crate) fn empty() -> Self {
+        let limits = ConnectionLimits { total: 1, per_peer: 1, handshake: Duration::from_secs(1) };
+        Node::new([], Tokens::default(), limits)
     }
 
     /// The group of that name.
@@ -70,6 +105,39 @@ impl Node {
     /// Says where loads run; else they do where they are asked for.
     pub(crate) fn run_loads_on(&self, runtime: &Handle) {
         self.caches().for_each(|cache| cache.run_loads_on(runtime));
+    }
+
+    /// Says what is to be told of it from now on.
+    pub(crate) fn begin_to_run(&self, running: Running) {
+        let _ = self.shared.running.set(running);
+    }
+
+    pub(crate) fn running(&self) -> Option<&Running> {
+        self.shared.running.get()
+    }
+
+    /// Whether clients should be sent here: it serves, and is in the ring of its fleet.
+    pub(crate) fn is_ready(&self) -> bool {
+        !self.stopping().is_cancelled()
+            && self.running().is_some_and(|running| running.discovered.is_none() || *running.joined.borrow())
+    }
+
+    pub(crate) fn metrics(&self) -> &NodeMetrics {
+        &self.shared.metrics
+    }
+
+    /// What bounds its connections.
+    pub(crate) fn door(&self) -> &Arc<Door> {
+        &self.shared.door
+    }
+
+    #[cfg(feature = "admin")]
+    pub(crate) fn tokens(&self) -> &Tokens {
+        &self.shared.tokens
+    }
+
+    pub(crate) fn uptime(&self) -> Duration {
+        self.shared.began.elapsed()
     }
 
     /// What a call may do.

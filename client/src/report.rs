@@ -1,0 +1,160 @@
+//! What nodes tell of themselves, for operators.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use peanut_proto::v1::admin_client::AdminClient;
+use peanut_proto::v1::{GroupStatus, StatusRequest, StatusResponse};
+use tokio::time::{Instant, timeout_at};
+
+use crate::client::{Client, NodeStatus};
+use crate::config::Config;
+use crate::error::{Error, ErrorKind};
+use crate::node::{Node, Refusal};
+use crate::unary::refused;
+
+/// What a node tells of itself; counts are since its start.
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "cli", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct NodeReport {
+    /// Version of the build.
+    pub build: String,
+    /// Since the process began.
+    pub uptime: Duration,
+    /// Whether it serves, and is in the ring.
+    pub is_ready: bool,
+    /// Newest ring version that it has heard of.
+    pub ring_version: u64,
+    /// Lanes that clients have open.
+    pub lanes: u64,
+    /// Connections that clients have open.
+    pub connections: u64,
+    /// Operations on lanes that wait for a load or the disk.
+    pub in_flight: u64,
+    /// Since when it cannot read the registry; zero while it can.
+    pub registry_age: Duration,
+    /// Its groups, in order of name.
+    pub groups: Vec<GroupReport>,
+}
+
+/// What a node tells of a group.
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "cli", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct GroupReport {
+    /// Its name.
+    pub name: String,
+    /// Entries in memory.
+    pub entries: u64,
+    /// Bytes in memory.
+    pub used_bytes: u64,
+    /// Bytes that there may be.
+    pub capacity_bytes: u64,
+    /// Gets that were answered with a value from memory.
+    pub hits: u64,
+    /// Gets that were answered with a value past its time, since it could not be loaded.
+    pub stale: u64,
+    /// Gets that caused a load.
+    pub loaded: u64,
+    /// Gets that waited for a load of another.
+    pub coalesced: u64,
+    /// Gets of keys that the origin does not have.
+    pub negative: u64,
+    /// Gets that failed.
+    pub errors: u64,
+    /// Calls of the loader.
+    pub loads: u64,
+    /// The time that they took together.
+    pub load_time: Duration,
+    /// Keys that could not be loaded.
+    pub load_failures: u64,
+    /// Entries that had to leave before they expired.
+    pub evicted: u64,
+    /// Loads in progress or waiting.
+    pub flights: u64,
+    /// Of the origin: `closed`, `open` or `returning`.
+    pub breaker: String,
+    /// What is asked for most, the hottest first.
+    #[cfg_attr(feature = "cli", serde(skip))]
+    pub hot_keys: Vec<(Bytes, f64)>,
+}
+
+impl GroupReport {
+    /// All gets.
+    pub fn gets(&self) -> u64 {
+        self.answered_from_memory() + self.loaded + self.coalesced + self.errors
+    }
+
+    /// Gets for which nobody had to load anything.
+    pub fn answered_from_memory(&self) -> u64 {
+        self.hits + self.stale + self.negative
+    }
+}
+
+impl Client {
+    /// Asks every node of the ring what it tells of itself, with at most so many hot keys of each group; in order of id. Where the
+    /// nodes have tokens this client's needs the right `admin`.
+    pub async fn reports(&self, hot_keys: u32) -> Vec<(NodeStatus, Result<NodeReport, Error>)> {
+        let (routing, config) = (self.routing(), self.config());
+        let asked = routing.nodes().iter().map(|node| report(node, config, hot_keys));
+        let reports = join_all(asked).await;
+        // After they were asked: what was seen of them then counts.
+        self.nodes().into_iter().zip(reports).collect()
+    }
+}
+
+async fn report(node: &Arc<Node>, config: &Config, hot_keys: u32) -> Result<NodeReport, Error> {
+    let deadline = Instant::now() + config.deadline;
+    let Some(channel) = node.channel() else {
+        return Err(Error::at(ErrorKind::Unavailable, node.id(), &*node.out_of_reach()));
+    };
+    let request = config.request(StatusRequest { hot_keys });
+    let mut admin = AdminClient::new(channel.clone());
+    match timeout_at(deadline, admin.status(request)).await {
+        Ok(Ok(response)) => Ok(read(response.into_inner())),
+        Ok(Err(status)) => Err(match refused(node, status, deadline) {
+            Refusal::Final(error) | Refusal::Elsewhere(error) => error,
+        }),
+        Err(_) => Err(node.too_late()),
+    }
+}
+
+fn read(status: StatusResponse) -> NodeReport {
+    NodeReport {
+        build: status.build,
+        uptime: Duration::from_millis(status.uptime_ms),
+        is_ready: status.is_ready,
+        ring_version: status.ring_version,
+        lanes: status.lanes,
+        connections: status.connections,
+        in_flight: status.in_flight,
+        registry_age: Duration::from_millis(status.registry_age_ms),
+        groups: status.groups.into_iter().map(group).collect(),
+    }
+}
+
+fn group(group: GroupStatus) -> GroupReport {
+    let gets = group.gets.unwrap_or_default();
+    GroupReport {
+        name: group.name,
+        entries: group.entries,
+        used_bytes: group.used_bytes,
+        capacity_bytes: group.capacity_bytes,
+        hits: gets.hit,
+        stale: gets.stale,
+        loaded: gets.loaded,
+        coalesced: gets.coalesced,
+        negative: gets.negative,
+        errors: gets.error,
+        loads: group.loads,
+        load_time: Duration::try_from_secs_f64(group.load_seconds).unwrap_or_default(),
+        load_failures: group.load_failures,
+        evicted: group.evicted,
+        flights: group.flights,
+        breaker: group.breaker,
+        hot_keys: group.hot_keys.into_iter().map(|hot| (hot.key, hot.gets_per_second)).collect(),
+    }
+}

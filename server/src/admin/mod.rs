@@ -1,0 +1,139 @@
+//! The admin port: what operators and their tools see of a node over HTTP.
+//!
+//! `/` is a page for people, `/status` what it is made of, `/metrics` for Prometheus, `/healthz` and `/readyz` for whoever starts and
+//! stops processes. The last two tell nothing and need no token; where there are tokens, the others want one with the right
+//! `admin`. This is the one place of a node that looks at other nodes, to draw them: what the node answers does not depend on it.
+
+mod history;
+mod metrics;
+mod neighbours;
+mod status;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::get;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use peanut_proto::v1::ErrorCode;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::connections::{Door, Handshake, Peer};
+use crate::service::Node;
+use crate::threads::accept;
+use history::History;
+use neighbours::Neighbours;
+
+/// How long a request's headers may take.
+const HEADERS_WITHIN: Duration = Duration::from_secs(5);
+
+/// What the pages are made from.
+#[derive(Clone, Debug)]
+struct Admin {
+    node: Node,
+    history: Arc<History>,
+    neighbours: Arc<Neighbours>,
+}
+
+/// Serves the admin port until it is dropped.
+pub(crate) async fn serve(node: Node, listener: TcpListener, door: Arc<Door>, handshake: Handshake) {
+    let admin = Admin { node: node.clone(), history: Arc::default(), neighbours: Arc::default() };
+    let _sampling = AbortOnDropHandle::new(tokio::spawn(admin.history.clone().sample(node.clone())));
+    let _looking = AbortOnDropHandle::new(tokio::spawn(admin.neighbours.clone().look(node)));
+    let router = Router::new()
+        .route("/", get(page))
+        .route("/status", get(status))
+        .route("/metrics", get(metrics))
+        .layer(from_fn_with_state(admin.clone(), authorize))
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .with_state(admin);
+    let mut connections = JoinSet::new();
+    accept(&listener, &door, &CancellationToken::new(), |(stream, pass)| {
+        while connections.try_join_next().is_some() {}
+        let (router, handshake) = (router.clone(), handshake.clone());
+        connections.spawn(async move {
+            let Ok(stream) = TcpStream::from_std(stream) else { return };
+            if let Some(connection) = handshake.run(stream, pass).await {
+                let peer = connection.peer();
+                let router = router.layer(axum::Extension(peer));
+                let served = hyper::server::conn::http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(HEADERS_WITHIN)
+                    .serve_connection(TokioIo::new(connection), TowerToHyperService::new(router));
+                // Whatever is wrong is the caller's to see.
+                let _ = served.await;
+            }
+        });
+        true
+    })
+    .await;
+}
+
+/// Listens on the admin port.
+pub(crate) async fn listen(addr: SocketAddr) -> Result<TcpListener, crate::Error> {
+    let listening = TcpListener::bind(addr).await;
+    listening.map_err(|e| crate::Error::transport(&format!("cannot listen on {addr}, choose another `admin`"), e))
+}
+
+/// Lets in who shows a token that may: as `Bearer`, or as the password of whichever user, which is how browsers ask.
+async fn authorize(State(admin): State<Admin>, request: Request, next: Next) -> Response {
+    let peer = request.extensions().get::<Peer>().copied();
+    let shown = shown(request.headers());
+    let rights = admin.node.tokens().rights_of(shown.as_deref(), peer);
+    let failure = match rights.and_then(|rights| rights.check_admin()) {
+        Ok(()) => return next.run(request).await,
+        Err(failure) => failure,
+    };
+    if failure.code == ErrorCode::PermissionDenied {
+        return (StatusCode::FORBIDDEN, format!("{}\n", failure.message)).into_response();
+    }
+    let mut response = (StatusCode::UNAUTHORIZED, format!("{}\n", failure.message)).into_response();
+    let ask = HeaderValue::from_static("Basic realm=\"peanut: a token as the password\", charset=\"UTF-8\"");
+    response.headers_mut().insert(header::WWW_AUTHENTICATE, ask);
+    response
+}
+
+fn shown(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    if let Some(token) = value.strip_prefix("Bearer ") {
+        return Some(token.to_owned());
+    }
+    let decoded = String::from_utf8(STANDARD.decode(value.strip_prefix("Basic ")?).ok()?).ok()?;
+    decoded.split_once(':').map(|(_, password)| password.to_owned())
+}
+
+async fn page() -> impl IntoResponse {
+    // Nothing from outside, and nobody's frame.
+    let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
+                  frame-ancestors 'none'";
+    ([(header::CONTENT_SECURITY_POLICY, policy)], Html(include_str!("page.html")))
+}
+
+async fn status(State(admin): State<Admin>) -> impl IntoResponse {
+    axum::Json(status::status(&admin.node, &admin.history, &admin.neighbours))
+}
+
+async fn metrics(State(admin): State<Admin>) -> Response {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], metrics::text(&admin.node)).into_response()
+}
+
+async fn ready(State(admin): State<Admin>) -> (StatusCode, &'static str) {
+    if admin.node.is_ready() {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready: not in the ring yet, or shutting down\n")
+    }
+}

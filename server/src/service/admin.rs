@@ -1,0 +1,100 @@
+//! `peanut.v1.Admin`: what the node knows of itself, in one piece. The admin page and the metrics are made of the same.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use peanut_proto::v1::admin_server::Admin;
+use peanut_proto::v1::{Gets, GroupStatus, HotKey, StatusRequest, StatusResponse};
+use tokio::time::Instant;
+use tonic::{Request, Response, Status};
+
+use super::{Node, whole_ms};
+use crate::breaker::Position;
+use crate::cache::Cache;
+
+/// Hot keys of a group that are kept.
+const MOST_HOT_KEYS: u32 = 128;
+
+#[tonic::async_trait]
+impl Admin for Node {
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        self.rights(&request)?.check_admin()?;
+        Ok(Response::new(self.status_now(request.into_inner().hot_keys)))
+    }
+}
+
+impl Node {
+    /// Everything about the node at this moment, groups in order of name.
+    pub(crate) fn status_now(&self, hot_keys: u32) -> StatusResponse {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let hot_keys = hot_keys.min(MOST_HOT_KEYS) as usize;
+        let mut groups: Vec<_> = self.caches().map(|cache| group(cache, hot_keys)).collect();
+        groups.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        let running = self.running();
+        let fleet = running.and_then(|running| Some(running.discovered.as_ref()?.borrow().clone()));
+        let age = fleet.as_ref().map(|fleet| fleet.age(Instant::now())).unwrap_or_default();
+        let ring = fleet.as_ref().map(|fleet| &fleet.view.ring);
+        let (metrics, door) = (self.metrics(), self.door());
+        StatusResponse {
+            node_id: running.map(|running| running.id.clone()).unwrap_or_default(),
+            fleet: running.map(|running| running.fleet.clone()).unwrap_or_default(),
+            build: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_ms: whole_ms(self.uptime()),
+            ring_version: self.hear_of_ring(0),
+            lanes: read(&metrics.lanes),
+            connections: door.connections() as u64,
+            in_flight: read(&metrics.in_flight),
+            groups,
+            connections_refused: door.refused() as u64,
+            wakes: self.wake().wakes(),
+            invalidations: read(&metrics.invalidations),
+            ring_fingerprint: ring.map_or(0, |ring| ring.fingerprint()),
+            ring_members: ring.map_or(0, |ring| ring.members.len() as u64),
+            registry_age_ms: whole_ms(age),
+            is_ready: self.is_ready(),
+        }
+    }
+}
+
+fn group(cache: &Cache, hot_keys: usize) -> GroupStatus {
+    let (metrics, store) = (&cache.metrics, cache.entries());
+    let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    let [hit, stale, loaded, coalesced, negative, miss, fill, error] = metrics.gets();
+    let times = metrics.load_times();
+    let disk = cache.journal().map(|journal| journal.stats());
+    let hot = cache.hottest(hot_keys).into_iter();
+    GroupStatus {
+        name: cache.name().to_owned(),
+        eviction: cache.policy().eviction.to_string(),
+        entries: store.len() as u64,
+        used_bytes: store.used_bytes() as u64,
+        capacity_bytes: cache.policy().capacity_bytes as u64,
+        gets: Some(Gets { hit, stale, loaded, coalesced, negative, miss, fill, error }),
+        loads: times.loads(),
+        keys_loaded: metrics.keys_loaded(),
+        load_failures: read(&metrics.load_failures),
+        load_seconds: times.seconds,
+        refreshes: read(&metrics.refreshes),
+        flights: cache.in_progress() as u64,
+        evicted: store.evicted(),
+        sets: read(&metrics.sets),
+        deletes: read(&metrics.deletes),
+        clears: read(&metrics.clears),
+        breaker: match cache.breaker() {
+            Position::Closed => "closed",
+            Position::Open => "open",
+            Position::Returning => "returning",
+        }
+        .to_owned(),
+        hot_keys: hot
+            .map(|hot| HotKey { key: hot.key, gets_per_second: hot.gets_per_second })
+            .collect(),
+        restored: disk.as_ref().map_or(0, |disk| disk.restored),
+        disk_bytes: disk.as_ref().map_or(0, |disk| disk.disk_bytes),
+        disk_errors: disk.as_ref().map_or(0, |disk| disk.disk_errors),
+        failover_gets: read(&metrics.failover_gets),
+        fills: read(&metrics.fills),
+        fills_refused: read(&metrics.fills_refused),
+        hand_overs: read(&metrics.hand_overs),
+        load_buckets: times.buckets.to_vec(),
+    }
+}

@@ -1,0 +1,242 @@
+//! What operators see: the page in a real browser, metrics beside their table, health, and the services behind them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use peanut_client::Client;
+use peanut_tests::{Authority, Etcd, ServerProcess, eventually, free_port, http_client};
+
+use crate::{SCORES, SERVER, client};
+
+/// Nodes with admin ports; their groups have nothing of the key `broken`.
+async fn fleet(nodes: usize) -> (Etcd, Vec<(ServerProcess, String)>) {
+    let etcd = Etcd::start().await;
+    let mut servers = Vec::new();
+    for _ in 0..nodes {
+        let (port, admin) = (free_port(), format!("127.0.0.1:{}", free_port()));
+        let own = format!("listen = \"127.0.0.1:{port}\"\nadmin = \"{admin}\"\n");
+        let joins = format!("[etcd]\nendpoints = [\"{}\"]\n", etcd.endpoint());
+        let broken = "[[group]]\nname = \"broken\"\n[group.loader]\nkind = \"http\"\nurl = \"http://127.0.0.1:1/{key}\"\n";
+        let server = ServerProcess::start_with(SERVER, &format!("{own}{joins}{SCORES}{broken}")).await;
+        servers.push((server, admin));
+    }
+    for (server, _) in &mut servers {
+        server.registered().await;
+    }
+    (etcd, servers)
+}
+
+async fn get(admin: &str, path: &str) -> (u16, String) {
+    let response = http_client().get(format!("http://{admin}{path}")).send().await.unwrap();
+    (response.status().as_u16(), response.text().await.unwrap())
+}
+
+async fn status(admin: &str) -> serde_json::Value {
+    serde_json::from_str(&get(admin, "/status").await.1).unwrap()
+}
+
+/// The page as a browser has it after a few seconds, and a picture of it for whoever wants to look.
+fn browse(admin: &str, width: u32, picture: &Path) -> String {
+    let profile = tempfile::tempdir().unwrap();
+    let chromium = |what: &str| {
+        let mut command = Command::new("chromium");
+        command
+            .args(["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"])
+            .args(["--virtual-time-budget=4000", &format!("--window-size={width},1600"), what])
+            .arg(format!("--user-data-dir={}", profile.path().display()))
+            .arg(format!("http://{admin}/"));
+        let output = command.output().expect("chromium is installed by `cargo xtask test`");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    chromium(&format!("--screenshot={}", picture.display()));
+    chromium("--dump-dom")
+}
+
+/// The text of the element with this id.
+fn text_of<'a>(page: &'a str, id: &str) -> &'a str {
+    let from = page.split_once(&format!("id=\"{id}\"")).unwrap_or_else(|| panic!("no {id} in {page}")).1;
+    from.split_once('>').unwrap().1.split_once('<').unwrap().0
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_shows_a_person_the_ring_and_a_dead_node_red_within_two_seconds() {
+    let (etcd, mut servers) = fleet(3).await;
+    let client = client(&etcd, 3).await;
+    let admin = servers[0].1.clone();
+    for _ in 0..200 {
+        client.group("scores").get("Tom").await.unwrap();
+        client.group("scores").get_many(["Jack", "Sam", "<b>&amp;"]).await;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    // A person has it open: it looks at the others only then.
+    let page = browse(&admin, 1100, &folder.path().join("page.png"));
+    assert_eq!(text_of(&page, "ready"), "ready");
+    assert_eq!(text_of(&page, "fleet"), "default");
+    assert_eq!(text_of(&page, "node"), servers[0].0.addr());
+    assert_eq!(page.matches("class=\"arc\"").count(), 3, "an arc for each node");
+    assert_eq!(page.matches("data-health=\"up\"").count(), 3);
+    assert!(page.contains("Ring, version 3") && page.contains("33.3 %"), "{page}");
+    assert!(page.contains("<td>scores</td>") && page.contains("s3-fifo") && page.contains("of 128 MiB"));
+    assert!(!page.contains("<b>&amp;"), "a key is never part of the page's own text");
+    let picture = std::fs::read(folder.path().join("page.png")).unwrap();
+    assert!(picture.len() > 20_000, "{} bytes of a picture", picture.len());
+    // Nothing comes from outside.
+    let source = get(&admin, "/").await.1;
+    for outside in ["src=", "href=", "@import", "url(", "http://", "https://"] {
+        let found = source.replace("http://www.w3.org/2000/svg", "").contains(outside);
+        assert!(!found, "the page has `{outside}` in it");
+    }
+
+    let killed = servers[2].0.addr().to_owned();
+    servers[2].0.process().kill();
+    let begun = peanut_tests::now();
+    let reached = async || {
+        let status = status(&admin).await;
+        let members = status["ring"]["members"].as_array().unwrap().clone();
+        members.iter().find(|member| member["addr"] == killed.as_str()).unwrap()["reached"].clone()
+    };
+    eventually("the node to be seen as down", async || (reached().await == false).then_some(())).await;
+    let seen = begun.elapsed();
+    println!("seen as down after {seen:?}");
+    let page = browse(&admin, 420, &folder.path().join("phone.png"));
+    assert_eq!(page.matches("data-health=\"down\"").count(), 1);
+    assert!(page.contains("var(--bad)"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn counts_are_what_was_done_and_health_says_whether_to_send_anybody() {
+    let (etcd, mut servers) = fleet(1).await;
+    let client = client(&etcd, 1).await;
+    let admin = servers[0].1.clone();
+    assert_eq!(get(&admin, "/healthz").await, (200, "ok\n".to_owned()));
+    assert_eq!(get(&admin, "/readyz").await.0, 200);
+    assert_eq!(get(&admin, "/elsewhere").await.0, 404);
+    let scores = client.group("scores");
+    for _ in 0..10 {
+        scores.get("Tom").await.unwrap();
+    }
+    scores.get("Nobody").await.unwrap();
+    scores.get("Nobody").await.unwrap();
+    scores.set("Jack", "1", None).await.unwrap();
+    scores.delete("Jack").await.unwrap();
+    client.group("broken").get("x").await.unwrap_err();
+    let status = status(&admin).await;
+    let group = |name: &str| {
+        let groups = status["groups"].as_array().unwrap();
+        groups.iter().find(|group| group["name"] == name).unwrap().clone()
+    };
+    let scores = group("scores");
+    let counts = ["hit", "loaded", "negative", "error", "keys_loaded", "entries"].map(|name| &scores[name]);
+    assert_eq!(counts.map(|count| count.as_u64().unwrap()), [9, 1, 2, 0, 2, 2]);
+    assert_eq!((&group("broken")["error"], &group("broken")["load_failures"]), (&1.into(), &1.into()));
+    let (_, metrics) = get(&admin, "/metrics").await;
+    for line in [
+        "peanut_gets_total{group=\"scores\",outcome=\"hit\"} 9",
+        "peanut_gets_total{group=\"scores\",outcome=\"negative\"} 2",
+        "peanut_gets_total{group=\"broken\",outcome=\"error\"} 1",
+        "peanut_sets_total{group=\"scores\"} 1",
+        "peanut_deletes_total{group=\"scores\"} 1",
+        "peanut_load_seconds_count{group=\"scores\"} 2",
+        "peanut_capacity_bytes{group=\"scores\"} 67108864",
+        "peanut_lanes 2",
+        "peanut_ready 1",
+    ] {
+        let whole = |found: &str| found == line || found == format!("{line}.0");
+        assert!(metrics.lines().any(whole), "no `{line}` in\n{metrics}");
+    }
+    // While the last call is finished nobody new is to be sent there.
+    servers[0].0.process().signal(nix::sys::signal::Signal::SIGTERM);
+    eventually("readiness to end", async || {
+        let answer = http_client().get(format!("http://{admin}/readyz")).send().await;
+        answer.map_or(Some(()), |response| (response.status() != 200).then_some(()))
+    })
+    .await;
+}
+
+/// The rows of the tables in METRICS.md whose names begin so: name to kind and labels.
+fn documented(prefix: &str, but: &str) -> BTreeMap<String, (String, String)> {
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../METRICS.md")).unwrap();
+    let rows = text.lines().filter(|line| line.starts_with("| `peanut"));
+    let cells = rows.map(|row| row.trim_matches('|').split('|').map(str::trim).collect::<Vec<_>>());
+    let named = cells.map(|cells| {
+        let name = cells[0].trim_matches('`').to_owned();
+        (name, (cells[1].to_owned(), cells[2].replace('`', "")))
+    });
+    named.filter(|(name, _)| name.starts_with(prefix) && !name.starts_with(but)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_table_of_metrics_is_what_the_node_says() {
+    let (etcd, servers) = fleet(1).await;
+    client(&etcd, 1).await.group("scores").get("Tom").await.unwrap();
+    let (_, metrics) = get(&servers[0].1, "/metrics").await;
+    let mut said = BTreeMap::new();
+    for line in metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let (name, kind) = line.split_once(' ').unwrap();
+        let name = if kind == "counter" { format!("{name}_total") } else { name.to_owned() };
+        let name = if kind == "info" { format!("{name}_info") } else { name };
+        let samples = metrics.lines().filter(|line| {
+            line.strip_prefix(&*name).is_some_and(|rest| rest.starts_with(['{', ' ', '_']))
+        });
+        let mut labels = BTreeSet::new();
+        for sample in samples {
+            let Some((inside, _)) = sample.split_once('{').and_then(|(_, rest)| rest.split_once('}')) else {
+                continue;
+            };
+            labels.extend(inside.split(',').map(|label| label.split_once('=').unwrap().0.to_owned()));
+        }
+        labels.remove("le");
+        said.insert(name, (kind.to_owned(), labels.into_iter().collect::<Vec<_>>().join(", ")));
+    }
+    assert_eq!(documented("peanut_", "peanut_client_"), said);
+    assert!(metrics.ends_with("# EOF\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_admin_port_has_the_nodes_certificate_and_wants_its_tokens() {
+    let authority = Authority::new();
+    let certificate = authority.issue("node", &["127.0.0.1"]);
+    let secret = authority.folder().join("secret");
+    std::fs::write(&secret, "secret-of-operators").unwrap();
+    let reader = authority.folder().join("reader");
+    std::fs::write(&reader, "secret-of-a-reader").unwrap();
+    let (port, admin) = (free_port(), format!("127.0.0.1:{}", free_port()));
+    let config = format!(
+        "listen = \"127.0.0.1:{port}\"\nnodes = [\"127.0.0.1:{port}\"]\nadmin = \"{admin}\"\n\
+         [tls]\ncert = \"{}\"\nkey = \"{}\"\n\
+         [[token]]\nname = \"operators\"\nsecret_files = [\"{}\"]\nadmin = true\n\
+         [[token]]\nname = \"reader\"\nsecret_files = [\"{}\"]\nread = [\"*\"]\n{SCORES}",
+        certificate.cert.display(),
+        certificate.key.display(),
+        secret.display(),
+        reader.display()
+    );
+    let server = ServerProcess::start_with(SERVER, &config).await;
+    let _ = http_client();
+    let ca = reqwest::Certificate::from_pem(&std::fs::read(authority.ca()).unwrap()).unwrap();
+    let http = reqwest::Client::builder().tls_certs_only([ca]).build().unwrap();
+    let url = |path: &str| format!("https://{admin}{path}");
+    let code = async |request: reqwest::RequestBuilder| request.send().await.unwrap().status().as_u16();
+    assert_eq!(code(http.get(url("/healthz"))).await, 200);
+    for path in ["/", "/status", "/metrics"] {
+        assert_eq!(code(http.get(url(path))).await, 401, "{path}");
+        assert_eq!(code(http.get(url(path)).bearer_auth("secret-of-operatorx")).await, 401);
+        assert_eq!(code(http.get(url(path)).bearer_auth("secret-of-a-reader")).await, 403);
+        assert_eq!(code(http.get(url(path)).bearer_auth("secret-of-operators")).await, 200);
+        assert_eq!(code(http.get(url(path)).basic_auth("me", Some("secret-of-operators"))).await, 200);
+    }
+    let plain = reqwest::Client::new().get(format!("http://{admin}/healthz")).send().await;
+    assert!(plain.is_err(), "nobody speaks without TLS there");
+    // The same by gRPC, as the command has it.
+    let tls = peanut_client::Tls::new(authority.ca());
+    let with = async |token: &str| {
+        let client = Client::builder().nodes([server.addr()]).tls(tls.clone()).token(token);
+        let client = client.deadline(Duration::from_secs(5)).build().await.unwrap();
+        client.reports(3).await.remove(0).1
+    };
+    assert_eq!(with("secret-of-operators").await.unwrap().groups[0].name, "scores");
+    let denied = with("secret-of-a-reader").await.unwrap_err();
+    assert_eq!(denied.kind(), peanut_client::ErrorKind::PermissionDenied);
+}
