@@ -45,6 +45,8 @@ pub use group::{Detailed, Group, Source};
 #[cfg(feature = "json")]
 pub use json::JsonGroup;
 pub use peanut_proto::registry;
+#[cfg(feature = "tls")]
+pub use peanut_proto::tls::TlsFiles;
 pub use report::{GroupReport, NodeReport};
 pub use stats::Stats;
 #[cfg(feature = "tls")]

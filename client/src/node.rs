@@ -151,7 +151,11 @@ impl Node {
     /// Has the node write. Writes of one key take one lane, in order.
     pub(crate) async fn write(self: &Arc<Self>, ask: &Ask<'_>, now: Instant) -> Result<Reply, Refusal> {
         let Some(lane) = self.write_lane(ask.hash) else {
-            return Err(Refusal::Elsewhere(Error::at(ErrorKind::Unavailable, &self.id, &*self.out_of_reach())));
+            return Err(Refusal::Elsewhere(Error::at(
+                ErrorKind::Unavailable,
+                &self.id,
+                &*self.out_of_reach(),
+            )));
         };
         if !self.unary_only.load(Ordering::Relaxed) {
             let answer = lane.ask(self, ask, now, &self.config).await;

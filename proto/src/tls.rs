@@ -79,11 +79,10 @@ impl TlsFiles {
         let Some(ca) = &self.ca else {
             return Err(TlsError("`ca` is needed, to know the nodes by".to_owned()));
         };
-        let builder =
-            ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-                .with_safe_default_protocol_versions()
-                .map_err(|e| TlsError(e.to_string()))?
-                .with_root_certificates(roots(ca)?);
+        let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|e| TlsError(e.to_string()))?
+            .with_root_certificates(roots(ca)?);
         let mut config = match (&self.cert, &self.key) {
             (None, None) => builder.with_no_client_auth(),
             (Some(cert), Some(key)) => builder

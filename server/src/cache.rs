@@ -9,17 +9,17 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use load::Loads;
 use parking_lot::Mutex;
 use peanut_proto::limits::check_key;
 use peanut_proto::v1::{ErrorCode, OnMiss, Outcome};
 use tokio::runtime::Handle;
-use load::Loads;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::error::Failure;
 use crate::breaker::Position;
+use crate::error::Failure;
 use crate::flight::{Boarding, Flights, Leader, Ticket, Token};
 use crate::group::{Group, Policy};
 use crate::hot::{HotKey, HotKeys};

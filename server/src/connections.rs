@@ -240,11 +240,7 @@ impl AsyncRead for Connection {
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         each_io!(self, io => io.poll_write(context, bytes))
     }
 
@@ -279,8 +275,7 @@ mod tests {
 
     #[test]
     fn a_door_lets_in_as_many_as_it_may_of_each_and_of_all_and_counts_those_who_leave() {
-        let door =
-            Door::new(ConnectionLimits { total: 3, per_peer: 2, handshake: Duration::from_secs(1) });
+        let door = Door::new(ConnectionLimits { total: 3, per_peer: 2, handshake: Duration::from_secs(1) });
         let [a, b, c] = [1, 2, 3].map(|n| IpAddr::from([127, 0, 0, n]));
         let first = door.let_in(a).unwrap();
         let _second = door.let_in(a).unwrap();

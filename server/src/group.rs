@@ -244,7 +244,7 @@ impl Group {
             policy.stale_if_error,
         ]
         .iter()
-            .any(|time| *time > LONGEST)
+        .any(|time| *time > LONGEST)
         {
             refuse("no time may be longer than ten years")
         } else if !(1..=MOST_LOADS).contains(&policy.max_loads) {

@@ -45,9 +45,9 @@ pub use loader::GrpcLoader;
 pub use loader::HttpLoader;
 #[cfg(feature = "redis")]
 pub use loader::RedisLoader;
+pub use loader::{Loaded, Loader, LoaderError, LoaderFn, StaticLoader, loader_fn};
 #[cfg(feature = "sql")]
 pub use loader::{SqlLoader, SqlOptions};
-pub use loader::{Loaded, Loader, LoaderError, LoaderFn, StaticLoader, loader_fn};
 pub use peanut_proto::registry;
 #[cfg(feature = "tls")]
 pub use peanut_proto::tls::TlsFiles;

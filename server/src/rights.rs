@@ -100,7 +100,10 @@ impl Token {
 /// Without the secrets.
 impl std::fmt::Debug for Token {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Token").field("name", &self.name).field("rights", &self.rights).finish_non_exhaustive()
+        f.debug_struct("Token")
+            .field("name", &self.name)
+            .field("rights", &self.rights)
+            .finish_non_exhaustive()
     }
 }
 
@@ -208,7 +211,9 @@ mod tests {
         let tokens = tokens();
         for secret in ["0123456789abcdef", "fedcba9876543210"] {
             let app = tokens.rights_of(Some(secret), None).unwrap();
-            assert!(app.check_read("a").is_ok() && app.check_read("b").is_ok() && app.check_read("c").is_err());
+            assert!(
+                app.check_read("a").is_ok() && app.check_read("b").is_ok() && app.check_read("c").is_err()
+            );
             assert!(app.check_write("a").is_ok() && app.check_write("b").is_err());
             assert!(app.check_admin().is_err());
         }

@@ -511,9 +511,9 @@ impl Server {
             AbortOnDropHandle::new(tokio::spawn(follow.run(known)))
         });
         let (joined, has_joined) = watch::channel(false);
-        let discovery = registration.as_ref().map(|registration| {
-            Discovery::start(registration.registry.clone(), registration.keys.clone())
-        });
+        let discovery = registration
+            .as_ref()
+            .map(|registration| Discovery::start(registration.registry.clone(), registration.keys.clone()));
         self.node.begin_to_run(Running {
             id: registration.as_ref().map_or_else(|| local.to_string(), |it| it.node.id.clone()),
             fleet: self.options.fleet.clone(),

@@ -114,9 +114,8 @@ fn shaken(
     coming: mpsc::UnboundedReceiver<Accepted>,
     handshake: Handshake,
 ) -> impl futures_util::Stream<Item = io::Result<Connection>> {
-    let coming = unfold(coming, async |mut coming: mpsc::UnboundedReceiver<_>| {
-        Some((coming.recv().await?, coming))
-    });
+    let coming =
+        unfold(coming, async |mut coming: mpsc::UnboundedReceiver<_>| Some((coming.recv().await?, coming)));
     let shaken = coming.map(move |(stream, pass)| {
         let handshake = handshake.clone();
         async move { handshake.run(TcpStream::from_std(stream).ok()?, pass).await }

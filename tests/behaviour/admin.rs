@@ -177,9 +177,9 @@ async fn the_table_of_metrics_is_what_the_node_says() {
         let (name, kind) = line.split_once(' ').unwrap();
         let name = if kind == "counter" { format!("{name}_total") } else { name.to_owned() };
         let name = if kind == "info" { format!("{name}_info") } else { name };
-        let samples = metrics.lines().filter(|line| {
-            line.strip_prefix(&*name).is_some_and(|rest| rest.starts_with(['{', ' ', '_']))
-        });
+        let samples = metrics
+            .lines()
+            .filter(|line| line.strip_prefix(&*name).is_some_and(|rest| rest.starts_with(['{', ' ', '_'])));
         let mut labels = BTreeSet::new();
         for sample in samples {
             let Some((inside, _)) = sample.split_once('{').and_then(|(_, rest)| rest.split_once('}')) else {

@@ -82,3 +82,88 @@ async fn ring_prints_members_with_share_version_and_health_and_a_keys_owner() {
     let lines = peanut(&["ring", "scores", "Tom", "--etcd", &endpoint]);
     assert!(text(&lines.stdout).starts_with(&format!("owner      {owner}")), "{}", text(&lines.stdout));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stat_nodes_and_hotkeys_tell_what_the_fleet_does() {
+    let (etcd, mut servers) = fleet(2, SCORES).await;
+    let endpoint = etcd.endpoint();
+    let client = crate::client(&etcd, 2).await;
+    let load = tokio::spawn(async move {
+        loop {
+            let _ = client.group("scores").get("Tom").await;
+        }
+    });
+    let json = |args: &[&str]| -> Vec<serde_json::Value> {
+        let output = peanut(&[args, &["--json", "--etcd", &endpoint]].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        let documents = serde_json::Deserializer::from_slice(&output.stdout).into_iter();
+        documents.collect::<Result<_, _>>().unwrap()
+    };
+    let lines = json(&["stat", "--interval", "0.5", "--count", "3"]);
+    assert_eq!(lines.len(), 3);
+    let last = &lines[2];
+    assert_eq!((last["nodes"].as_u64(), last["nodes_up"].as_u64()), (Some(2), Some(2)));
+    assert!(last["gets"].as_f64().unwrap() > 10.0 && last["hit_ratio"].as_f64().unwrap() > 0.9, "{last}");
+    let table = peanut(&["stat", "--interval", "0.2", "--count", "2", "--etcd", &endpoint]);
+    let table = text(&table.stdout);
+    assert!(table.contains("gets/s") && table.lines().count() == 3 && table.contains("2/2"), "{table}");
+
+    let hot = peanut_tests::eventually("a hot key", async || {
+        Some(json(&["hotkeys", "scores"]).remove(0)).filter(|hot| !hot.as_array().unwrap().is_empty())
+    })
+    .await;
+    assert_eq!((hot[0]["key"].as_str(), hot[0]["group"].as_str()), (Some("Tom"), Some("scores")));
+    let none = json(&["hotkeys", "elsewhere"]);
+    assert_eq!(none[0].as_array().unwrap().len(), 0);
+
+    servers[1].process().kill();
+    let nodes = peanut_tests::eventually("the dead node to be seen", async || {
+        let nodes = json(&["nodes"]).remove(0);
+        let dead = nodes.as_array().unwrap().iter().find(|node| node["id"] == servers[1].addr()).cloned();
+        dead.filter(|dead| dead["error"].is_string()).map(|_| nodes)
+    });
+    let nodes = nodes.await;
+    let alive = nodes.as_array().unwrap().iter().find(|node| node["id"] == servers[0].addr()).unwrap();
+    assert_eq!(alive["health"], "up");
+    assert_eq!(alive["report"]["groups"][0]["name"], "scores");
+    let table = peanut(&["nodes", "--etcd", &endpoint, "--deadline", "1"]);
+    assert!(text(&table.stdout).starts_with("NODE"), "{}", text(&table.stdout));
+    load.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn top_draws_on_a_terminal_until_q_and_says_so_elsewhere() {
+    let (etcd, servers) = fleet(2, SCORES).await;
+    let elsewhere = peanut(&["top", "--etcd", &etcd.endpoint()]);
+    assert_eq!(elsewhere.status.code(), Some(2));
+    assert!(text(&elsewhere.stderr).contains("peanut stat"));
+    let draw = |no_color: &str| {
+        let top = format!(
+            "stty rows 40 cols 140; {} top --etcd {}",
+            env!("CARGO_BIN_EXE_peanut-under-test"),
+            etcd.endpoint()
+        );
+        // A terminal of its own, on which q is pressed after a while.
+        let run = format!("(sleep 3; printf q; sleep 1) | script -qec '{top}' /dev/null");
+        let output = Command::new("sh").args(["-c", &run]).env("NO_COLOR", no_color).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let screen = draw("");
+    for what in ["Nodes", "Groups", "Hot", "scores", "GETS/S", servers[0].addr(), servers[1].addr()] {
+        assert!(screen.contains(what), "no {what} in {screen:?}");
+    }
+    let green = "\u{1b}[38;5;2m";
+    assert!(screen.contains(green), "{screen:?}");
+    assert!(!draw("1").contains(green));
+}
+
+#[test]
+fn completions_are_scripts() {
+    for (shell, begins) in [("bash", "_peanut()"), ("zsh", "#compdef peanut"), ("fish", "# Print")] {
+        let output = peanut(&["completions", shell]);
+        assert_eq!(output.status.code(), Some(0));
+        assert!(text(&output.stdout).contains(begins), "{}", text(&output.stdout));
+        assert!(text(&output.stdout).contains("hotkeys"));
+    }
+}

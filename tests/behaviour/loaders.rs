@@ -87,9 +87,8 @@ async fn postgres_one_query_for_many_keys_every_common_type_and_errors_that_say_
     for (key, answer) in keys.iter().zip(answers) {
         assert_eq!(answer.unwrap().unwrap(), format!("name {key}"));
     }
-    let after = eventually("the database's log", async || {
-        Some(asked(&mut database)).filter(|after| *after > before)
-    });
+    let after =
+        eventually("the database's log", async || Some(asked(&mut database)).filter(|after| *after > before));
     assert_eq!(after.await - before, 1);
 
     // One key that is no number does not spoil the others.
@@ -188,7 +187,8 @@ async fn redis_get_and_mget_and_a_server_that_comes_back() {
         for (key, value) in [("score:Tom", "630"), ("score:Jack", "589")] {
             let _: () = redis::cmd("SET").arg(key).arg(value).query_async(&mut connection).await.unwrap();
         }
-        let _: () = redis::cmd("LPUSH").arg("score:list").arg("x").query_async(&mut connection).await.unwrap();
+        let _: () =
+            redis::cmd("LPUSH").arg("score:list").arg("x").query_async(&mut connection).await.unwrap();
     };
     fill(&database).await;
     let url = database.url();

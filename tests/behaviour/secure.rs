@@ -343,7 +343,8 @@ async fn an_etcd_with_users_is_used_with_the_least_rights_while_logins_expire_an
 #[tokio::test(flavor = "multi_thread")]
 async fn an_etcd_with_tls_takes_the_certificates_of_nodes_and_clients() {
     let authority = Authority::new();
-    let [etcd_cert, node_cert, app] = ["etcd", "node", "app"].map(|name| authority.issue(name, &["127.0.0.1"]));
+    let [etcd_cert, node_cert, app] =
+        ["etcd", "node", "app"].map(|name| authority.issue(name, &["127.0.0.1"]));
     let etcd = Etcd::start_with(Some((authority.ca(), etcd_cert)), None).await;
     let config = format!(
         "listen = \"127.0.0.1:{}\"\n{}{}endpoints = [\"{}\"]\n{SCORES}",

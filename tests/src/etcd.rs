@@ -109,8 +109,7 @@ impl Etcd {
     /// # Panics
     /// Never; the endpoint is good.
     pub fn registry(&self) -> EtcdRegistry {
-        let registry =
-            EtcdRegistry::new([self.endpoint()], Duration::from_secs(2)).expect("a good endpoint");
+        let registry = EtcdRegistry::new([self.endpoint()], Duration::from_secs(2)).expect("a good endpoint");
         match &self.tls {
             None => registry,
             Some((ca, Certificate { cert, key })) => registry.tls(TlsFiles {

@@ -149,9 +149,7 @@ impl EtcdRegistry {
             Ok(Err(Trouble::Tls(error))) => {
                 RegistryError::new(format!("etcd at {endpoint}: {error}")).with_source(error)
             }
-            Err(_) => {
-                RegistryError::new(format!("etcd at {endpoint}: {what}: no answer within {limit:?}"))
-            }
+            Err(_) => RegistryError::new(format!("etcd at {endpoint}: {what}: no answer within {limit:?}")),
         };
         self.leave(at);
         Err(error)
@@ -171,8 +169,7 @@ impl EtcdRegistry {
         if let Some(files) = &options.tls {
             connect = connect.with_tls(tls(files).map_err(Trouble::Tls)?);
         }
-        let client =
-            Client::connect([&options.endpoints[at]], Some(connect)).await.map_err(Trouble::Etcd)?;
+        let client = Client::connect([&options.endpoints[at]], Some(connect)).await.map_err(Trouble::Etcd)?;
         let mut current = self.shared.current.lock();
         if current.endpoint == at {
             current.client = Some(client.clone());
@@ -246,7 +243,9 @@ fn reason(error: &etcd_client::Error) -> String {
 
 impl fmt::Debug for EtcdRegistry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EtcdRegistry").field("endpoints", &self.shared.options.endpoints).finish_non_exhaustive()
+        f.debug_struct("EtcdRegistry")
+            .field("endpoints", &self.shared.options.endpoints)
+            .finish_non_exhaustive()
     }
 }
 

@@ -41,8 +41,12 @@ const NODE_GAUGES: [Reading<StatusResponse>; 8] = [
     ("peanut_ready", "1 while the node serves and is in the ring", |node| f64::from(u8::from(node.is_ready))),
     ("peanut_lanes", "Lanes that clients have open", |node| node.lanes as f64),
     ("peanut_connections", "Connections to the gRPC port", |node| node.connections as f64),
-    ("peanut_in_flight", "Operations on lanes that wait for a load or the disk", |node| node.in_flight as f64),
-    ("peanut_ring_version", "Newest ring version that the node has heard of", |node| node.ring_version as f64),
+    ("peanut_in_flight", "Operations on lanes that wait for a load or the disk", |node| {
+        node.in_flight as f64
+    }),
+    ("peanut_ring_version", "Newest ring version that the node has heard of", |node| {
+        node.ring_version as f64
+    }),
     ("peanut_ring_fingerprint", "Equal for equal rings", |node| f64::from(node.ring_fingerprint)),
     ("peanut_ring_members", "Nodes in the ring that the node knows", |node| node.ring_members as f64),
     ("peanut_warm", "1 where entries came back from the disk when the process started", |node| {
@@ -60,7 +64,9 @@ const NODE_SECONDS: [Reading<StatusResponse>; 2] = [
 const GROUP_COUNTERS: [Reading<GroupStatus>; 13] = [
     ("peanut_keys_loaded", "Keys that the loader was asked for", |group| group.keys_loaded as f64),
     ("peanut_load_failures", "Keys that could not be loaded", |group| group.load_failures as f64),
-    ("peanut_refreshes", "Loads in the background of values that were fresh still", |group| group.refreshes as f64),
+    ("peanut_refreshes", "Loads in the background of values that were fresh still", |group| {
+        group.refreshes as f64
+    }),
     ("peanut_evictions", "Entries that had to leave before they expired", |group| group.evicted as f64),
     ("peanut_sets", "Values that clients have set", |group| group.sets as f64),
     ("peanut_deletes", "Keys that clients have deleted", |group| group.deletes as f64),
@@ -77,7 +83,9 @@ const GROUP_COUNTERS: [Reading<GroupStatus>; 13] = [
 
 const GROUP_GAUGES: [Reading<GroupStatus>; 3] = [
     ("peanut_entries", "Entries in memory", |group| group.entries as f64),
-    ("peanut_flights", "Loads in progress or waiting, and keys that clients load", |group| group.flights as f64),
+    ("peanut_flights", "Loads in progress or waiting, and keys that clients load", |group| {
+        group.flights as f64
+    }),
     ("peanut_breaker", "Of the origin: 0 closed, 1 returning, 2 open", |group| match &*group.breaker {
         "open" => 2.0,
         "returning" => 1.0,

@@ -84,7 +84,8 @@ pub(crate) async fn serve(node: Node, listener: TcpListener, door: Arc<Door>, ha
 /// Listens on the admin port.
 pub(crate) async fn listen(addr: SocketAddr) -> Result<TcpListener, crate::Error> {
     let listening = TcpListener::bind(addr).await;
-    listening.map_err(|e| crate::Error::transport(&format!("cannot listen on {addr}, choose another `admin`"), e))
+    listening
+        .map_err(|e| crate::Error::transport(&format!("cannot listen on {addr}, choose another `admin`"), e))
 }
 
 /// Lets in who shows a token that may: as `Bearer`, or as the password of whichever user, which is how browsers ask.

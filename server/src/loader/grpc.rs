@@ -50,12 +50,15 @@ impl GrpcLoader {
         Ok(GrpcLoader { channel, timeout, fingerprint: xxh3_64(url.as_bytes()) })
     }
 
-    async fn ask(&self, group: &str, keys: &[Bytes]) -> Result<Vec<Result<Loaded, LoaderError>>, LoaderError> {
+    async fn ask(
+        &self,
+        group: &str,
+        keys: &[Bytes],
+    ) -> Result<Vec<Result<Loaded, LoaderError>>, LoaderError> {
         let mut request = Request::new(LoadRequest { group: group.to_owned(), keys: keys.to_vec() });
         request.set_timeout(self.timeout);
         // As many values as there are keys, each as long as it may be, would be too much; what does not fit is an error.
-        let client =
-            LoaderClient::new(self.channel.clone()).max_decoding_message_size(4 * MAX_MESSAGE_BYTES);
+        let client = LoaderClient::new(self.channel.clone()).max_decoding_message_size(4 * MAX_MESSAGE_BYTES);
         let asked = tokio::time::timeout(self.timeout, client.clone().load(request)).await;
         let response = match asked {
             Ok(Ok(response)) => response.into_inner(),

@@ -101,8 +101,9 @@ impl SqlLoader {
             "mysql" | "mariadb" => ("?", Arc::new(mysql::MySql::new(url, &options)?)),
             // Not the whole of it: there may be a password in it.
             _ => {
-                let why =
-                    format!("a url that begins with `{scheme}:` is none of sqlite:, postgres:// and mysql://");
+                let why = format!(
+                    "a url that begins with `{scheme}:` is none of sqlite:, postgres:// and mysql://"
+                );
                 return Err(format!("{why} that this build knows").into());
             }
         };

@@ -85,9 +85,7 @@ fn group(cache: &Cache, hot_keys: usize) -> GroupStatus {
             Position::Returning => "returning",
         }
         .to_owned(),
-        hot_keys: hot
-            .map(|hot| HotKey { key: hot.key, gets_per_second: hot.gets_per_second })
-            .collect(),
+        hot_keys: hot.map(|hot| HotKey { key: hot.key, gets_per_second: hot.gets_per_second }).collect(),
         restored: disk.as_ref().map_or(0, |disk| disk.restored),
         disk_bytes: disk.as_ref().map_or(0, |disk| disk.disk_bytes),
         disk_errors: disk.as_ref().map_or(0, |disk| disk.disk_errors),

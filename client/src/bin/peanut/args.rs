@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::TypedValueParser as _;
@@ -8,7 +9,7 @@ use clap::{Parser, Subcommand};
 
 /// Look into a Peanut fleet.
 ///
-/// Exit codes: 0 done, 1 not found, 2 failed.
+/// Exit codes: 0 done, 1 not found, 2 failed, with one line on stderr. NO_COLOR is respected.
 #[derive(Debug, Parser)]
 #[command(name = "peanut", version)]
 pub(crate) struct Args {
@@ -28,8 +29,51 @@ pub(crate) struct Args {
     /// Print JSON
     #[arg(long, global = true)]
     pub(crate) json: bool,
+    #[command(flatten, next_help_heading = "Security")]
+    pub(crate) security: Security,
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+/// How nodes and etcd are known, and what they are shown.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Security {
+    /// Certificates of the authorities that nodes' must come from; without it there is no TLS
+    #[arg(long, global = true, env = "PEANUT_TLS_CA", value_name = "FILE")]
+    pub(crate) tls_ca: Option<PathBuf>,
+    /// Certificate to show to nodes
+    #[arg(long, global = true, env = "PEANUT_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// Its key
+    #[arg(long, global = true, env = "PEANUT_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Nodes' certificates have their ids as names, rather than their addresses
+    #[arg(long, global = true, env = "PEANUT_TLS_BY_ID", requires = "tls_ca")]
+    pub(crate) tls_by_id: bool,
+    /// File with the secret of a token that the nodes know
+    #[arg(long, global = true, env = "PEANUT_TOKEN_FILE", value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Name to log in to etcd with
+    #[arg(
+        long,
+        global = true,
+        env = "PEANUT_ETCD_USER",
+        value_name = "NAME",
+        requires = "etcd_password_file"
+    )]
+    pub(crate) etcd_user: Option<String>,
+    /// File with the password to log in to etcd with
+    #[arg(long, global = true, env = "PEANUT_ETCD_PASSWORD_FILE", value_name = "FILE")]
+    pub(crate) etcd_password_file: Option<PathBuf>,
+    /// Certificates of the authorities that etcd's must come from
+    #[arg(long, global = true, env = "PEANUT_ETCD_CA", value_name = "FILE")]
+    pub(crate) etcd_ca: Option<PathBuf>,
+    /// Certificate to show to etcd
+    #[arg(long, global = true, env = "PEANUT_ETCD_CERT", value_name = "FILE", requires = "etcd_key")]
+    pub(crate) etcd_cert: Option<PathBuf>,
+    /// Its key
+    #[arg(long, global = true, env = "PEANUT_ETCD_KEY", value_name = "FILE", requires = "etcd_cert")]
+    pub(crate) etcd_key: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -78,6 +122,32 @@ pub(crate) enum Command {
     },
     /// Read keys from a group and measure: a closed loop, or one of a fixed rate
     Bench(BenchArgs),
+    /// Print a line a second of what the fleet does
+    Stat {
+        /// Seconds between two lines
+        #[arg(long, default_value = "1", value_name = "SECONDS", value_parser = seconds)]
+        interval: Duration,
+        /// Lines to print [default: until it is stopped]
+        #[arg(long, value_name = "LINES")]
+        count: Option<u64>,
+    },
+    /// Draw nodes, groups and hot keys on the terminal, anew every second
+    Top,
+    /// Print the nodes, what they say of themselves, and whether they can be reached
+    Nodes,
+    /// Print the keys that are asked for most
+    Hotkeys {
+        /// Of this group only
+        group: Option<String>,
+        /// So many
+        #[arg(long, default_value = "20", value_name = "KEYS")]
+        top: usize,
+    },
+    /// Print a script that completes this command in a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
     /// Print the members of the ring, or the owner of a key
     Ring {
         /// The group of a key
@@ -111,6 +181,12 @@ pub(crate) struct BenchArgs {
     /// Seconds to measure, after one of warming up
     #[arg(long, default_value = "10", value_name = "SECONDS", value_parser = seconds)]
     pub(crate) duration: Duration,
+    /// Sets and gets, as in 1:10; only gets by default
+    #[arg(long, value_name = "SETS:GETS", default_value = "0:1", value_parser = ratio)]
+    pub(crate) ratio: f64,
+    /// Bytes of the values that are set
+    #[arg(long, default_value = "100", value_name = "BYTES")]
+    pub(crate) value_size: usize,
     /// Lanes to each node [default: two where it is the only one, else one]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256).map(usize::from))]
     pub(crate) lanes: Option<usize>,
@@ -141,6 +217,15 @@ impl Args {
             }
         })
     }
+}
+
+/// The part of sets among all.
+fn ratio(text: &str) -> Result<f64, String> {
+    let parsed = text.split_once(':').and_then(|(sets, gets)| {
+        let (sets, gets): (u32, u32) = (sets.parse().ok()?, gets.parse().ok()?);
+        Some(f64::from(sets) / (f64::from(sets) + f64::from(gets)))
+    });
+    parsed.filter(|part| part.is_finite()).ok_or_else(|| "give sets and gets, like 1:10".to_owned())
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

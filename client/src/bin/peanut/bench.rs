@@ -39,6 +39,9 @@ struct Bench {
     /// For each key, how likely it or one before it is read; empty where all are alike.
     cumulative: Vec<f64>,
     batch: usize,
+    /// The part of calls that are sets, and what is set.
+    sets: f64,
+    value: Vec<u8>,
     /// Nanoseconds of each call.
     latencies: Vec<Mutex<Histogram<u64>>>,
     gets: AtomicU64,
@@ -93,6 +96,8 @@ impl Bench {
             keys: (0..args.keys).map(|n| format!("key-{n}")).collect(),
             cumulative: if args.zipf == 0.0 { Vec::new() } else { cumulative.collect() },
             batch: args.batch as usize,
+            sets: args.ratio,
+            value: vec![b'x'; args.value_size],
             latencies: std::iter::repeat_with(histogram).take(SHARDS).collect(),
             gets: AtomicU64::new(0),
             errors: AtomicU64::new(0),
@@ -112,7 +117,11 @@ impl Bench {
 
     /// One call that was due at `due`.
     async fn call(&self, due: Instant, shard: usize) {
-        let errors = if self.batch == 1 {
+        let errors = if self.sets > 0.0 && fastrand::f64() < self.sets {
+            let sets = (0..self.batch).map(|_| self.group.set(self.key(), &self.value, None));
+            let done = futures_util::future::join_all(sets).await;
+            done.iter().filter(|done| done.is_err()).count() as u64
+        } else if self.batch == 1 {
             u64::from(self.group.get(self.key()).await.is_err())
         } else {
             let answers = self.group.get_many((0..self.batch).map(|_| self.key())).await;

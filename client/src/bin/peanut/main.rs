@@ -4,14 +4,19 @@
 
 mod args;
 mod bench;
+mod connect;
+mod fleet;
 mod get;
 mod output;
 mod ring;
+mod stat;
+mod top;
 
 use std::process::ExitCode;
 
 use args::{Args, Command};
-use peanut_client::{Client, Error};
+use clap::CommandFactory as _;
+use peanut_client::Error;
 
 const NOT_FOUND: u8 = 1;
 const FAILED: u8 = 2;
@@ -39,7 +44,11 @@ fn main() -> ExitCode {
 }
 
 async fn run(args: &Args) -> Result<ExitCode, Error> {
-    let client = connect(args).await?;
+    if let Command::Completions { shell } = &args.command {
+        clap_complete::generate(*shell, &mut Args::command(), "peanut", &mut std::io::stdout());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let client = connect::connect(args).await?;
     match &args.command {
         Command::Get { group, key } => get::run(&client, group, key, args.json).await,
         Command::Set { group, key, value, ttl } => {
@@ -52,29 +61,19 @@ async fn run(args: &Args) -> Result<ExitCode, Error> {
         Command::Clear { group } => client.group(group).clear().await.map(|()| ExitCode::SUCCESS),
         Command::Drain { node } => client.drain(node).await.map(|()| ExitCode::SUCCESS),
         Command::Remove { node } => client.remove(node).await.map(|()| ExitCode::SUCCESS),
+        Command::Stat { interval, count } => Ok(stat::stat(&client, *interval, *count, args.json).await),
+        Command::Top => top::run(&client, &args.fleet).await,
+        Command::Nodes => Ok(stat::nodes(&client, args.json).await),
+        Command::Hotkeys { group, top } => {
+            Ok(stat::hot_keys(&client, group.as_deref(), *top, args.json).await)
+        }
+        Command::Completions { .. } => Ok(ExitCode::SUCCESS),
         Command::Bench(bench) => Ok(bench::run(&client, bench, args.json).await),
         Command::Ring { group, key } => {
             let key = group.as_deref().zip(key.as_deref());
             Ok(ring::run(&client, &args.fleet, key, args.json).await)
         }
     }
-}
-
-async fn connect(args: &Args) -> Result<Client, Error> {
-    let mut builder = Client::builder().fleet(&args.fleet).deadline(args.deadline);
-    if let Command::Bench(bench) = &args.command {
-        if let Some(lanes) = bench.lanes {
-            builder = builder.lanes_per_node(lanes);
-        }
-        if bench.unary {
-            builder = builder.unary();
-        }
-    }
-    let builder = match &args.nodes {
-        Some(nodes) => builder.nodes(nodes),
-        None => builder.etcd(&args.etcd),
-    };
-    builder.build().await
 }
 
 fn fail(why: &str) -> ExitCode {

@@ -174,8 +174,7 @@ async fn a_value_is_refreshed_in_the_background_once_while_it_answers() {
 
 #[tokio::test(start_paused = true)]
 async fn a_key_that_is_gone_when_it_is_refreshed_leaves_nothing_behind() {
-    let (cache, _) =
-        fixture(|g| g.refresh_after(Some(Duration::from_secs(20))).negative_ttl(Duration::ZERO));
+    let (cache, _) = fixture(|g| g.refresh_after(Some(Duration::from_secs(20))).negative_ttl(Duration::ZERO));
     assert_eq!(outcome(&cache, "gone").await, Outcome::Loaded);
     advance(Duration::from_secs(30)).await;
     assert_eq!(outcome(&cache, "gone").await, Outcome::Hit);
@@ -203,7 +202,10 @@ async fn a_value_outlives_its_time_while_the_origin_is_down_and_no_longer() {
     advance(Duration::from_secs(61)).await;
     calls.break_down(true);
     let answer = ask(&cache, "k").await.unwrap();
-    assert_eq!((answer.outcome, &*answer.value, answer.ttl), (Outcome::Stale, &b"call 1"[..], Duration::ZERO));
+    assert_eq!(
+        (answer.outcome, &*answer.value, answer.ttl),
+        (Outcome::Stale, &b"call 1"[..], Duration::ZERO)
+    );
     assert!(answer.age >= Duration::from_secs(61));
     assert!(ask(&cache, "other").await.is_err(), "nothing is known of it");
     let peek = cache.begin(&Get { on_miss: OnMiss::Peek, ..get("k") }, Instant::now()).unwrap();

@@ -1,0 +1,65 @@
+//! From the arguments to a client of the fleet.
+
+use std::path::Path;
+
+use peanut_client::registry::{EtcdRegistry, RegistryError};
+use peanut_client::{Client, ClientBuilder, Error, Tls, TlsFiles};
+
+use crate::args::{Args, Command, Security};
+
+pub(crate) async fn connect(args: &Args) -> Result<Client, Error> {
+    let mut builder = Client::builder().fleet(&args.fleet).deadline(args.deadline);
+    if let Command::Bench(bench) = &args.command {
+        if let Some(lanes) = bench.lanes {
+            builder = builder.lanes_per_node(lanes);
+        }
+        if bench.unary {
+            builder = builder.unary();
+        }
+    }
+    builder = secure(builder, &args.security)?;
+    let builder = match &args.nodes {
+        Some(nodes) => builder.nodes(nodes),
+        None => builder.registry(etcd(args).map_err(|error| refuse(&error.to_string()))?),
+    };
+    builder.build().await
+}
+
+fn secure(mut builder: ClientBuilder, security: &Security) -> Result<ClientBuilder, Error> {
+    if let Some(ca) = &security.tls_ca {
+        let mut tls = Tls::new(ca);
+        if let (Some(cert), Some(key)) = (&security.tls_cert, &security.tls_key) {
+            tls = tls.certificate(cert, key);
+        }
+        builder = builder.tls(if security.tls_by_id { tls.known_by_id() } else { tls });
+    }
+    if let Some(file) = &security.token_file {
+        builder = builder.token(secret(file)?);
+    }
+    Ok(builder)
+}
+
+fn etcd(args: &Args) -> Result<EtcdRegistry, RegistryError> {
+    let Security { etcd_user, etcd_password_file, etcd_ca, etcd_cert, etcd_key, .. } = &args.security;
+    let mut registry = EtcdRegistry::new(&args.etcd, EtcdRegistry::DEFAULT_TIMEOUT)?;
+    if let (Some(user), Some(file)) = (etcd_user, etcd_password_file) {
+        let password = secret(file).map_err(|error| RegistryError::new(error.to_string()))?;
+        registry = registry.user(user, password);
+    }
+    if etcd_ca.is_some() || etcd_cert.is_some() {
+        let files = TlsFiles { ca: etcd_ca.clone(), cert: etcd_cert.clone(), key: etcd_key.clone() };
+        registry = registry.tls(files);
+    }
+    Ok(registry)
+}
+
+/// A secret from a file of its own, without the line's end.
+fn secret(file: &Path) -> Result<String, Error> {
+    let text = std::fs::read_to_string(file);
+    let text = text.map_err(|error| refuse(&format!("{}: {error}", file.display())))?;
+    Ok(text.trim_end().to_owned())
+}
+
+fn refuse(why: &str) -> Error {
+    Error::configuration(why)
+}

@@ -1,0 +1,204 @@
+//! `peanut top`: a fleet on a screen that is drawn anew every second.
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use peanut_client::{Client, Error};
+use ratatui::Frame;
+use ratatui::crossterm::event::{self, Event, KeyCode, KeyModifiers};
+use ratatui::layout::{Constraint, Layout};
+use ratatui::style::{Color, Modifier, Style};
+use ratatui::text::{Line, Span};
+use ratatui::widgets::{Block, Borders, Cell, Paragraph, Row, Table};
+use tokio::sync::mpsc;
+use tokio::time::{interval, sleep};
+
+use crate::fleet::{Look, Rates, health, percent, short, short_bytes, short_time, sum};
+use crate::stat::uptime;
+use crate::{FAILED, fail};
+
+const HOT_KEYS: u32 = 20;
+const EVERY: Duration = Duration::from_secs(1);
+
+/// Draws until `q`, escape or ctrl-C.
+pub(crate) async fn run(client: &Client, fleet: &str) -> Result<ExitCode, Error> {
+    if !std::io::stdout().is_terminal() {
+        return Ok(fail("top draws on a terminal; `peanut stat` and `peanut nodes` print lines"));
+    }
+    let mut terminal = match ratatui::try_init() {
+        Ok(terminal) => terminal,
+        Err(error) => return Ok(fail(&format!("the terminal cannot be drawn on: {error}"))),
+    };
+    let has_color = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let (keys, mut pressed) = mpsc::channel(8);
+    // Reading keys blocks, so it has a thread, which ends with the process.
+    std::thread::spawn(move || {
+        while let Ok(event) = event::read() {
+            if keys.blocking_send(event).is_err() {
+                return;
+            }
+        }
+    });
+    let mut before = Look::take(client, 0).await;
+    sleep(Duration::from_millis(200)).await;
+    let mut look = Look::take(client, HOT_KEYS).await;
+    let mut tick = interval(EVERY);
+    let code = loop {
+        let screen = Screen { fleet, look: &look, before: &before, has_color };
+        if terminal.draw(|frame| screen.draw(frame)).is_err() {
+            break ExitCode::from(FAILED);
+        }
+        tokio::select! {
+            event = pressed.recv() => match event {
+                Some(Event::Key(key)) if ends(key.code, key.modifiers) => break ExitCode::SUCCESS,
+                Some(_) => {}
+                None => break ExitCode::from(FAILED),
+            },
+            _ = tick.tick() => {
+                let next = Look::take(client, HOT_KEYS).await;
+                before = std::mem::replace(&mut look, next);
+            }
+        }
+    };
+    ratatui::restore();
+    Ok(code)
+}
+
+fn ends(code: KeyCode, modifiers: KeyModifiers) -> bool {
+    let is_interrupt = code == KeyCode::Char('c') && modifiers.contains(KeyModifiers::CONTROL);
+    is_interrupt || matches!(code, KeyCode::Char('q') | KeyCode::Esc)
+}
+
+/// What is drawn.
+struct Screen<'a> {
+    fleet: &'a str,
+    look: &'a Look,
+    before: &'a Look,
+    has_color: bool,
+}
+
+impl Screen<'_> {
+    fn draw(&self, frame: &mut Frame<'_>) {
+        let rates = self.look.since(self.before);
+        let (nodes, groups) = (self.look.nodes.len() as u16, self.look.group_names().len() as u16);
+        let heights = [
+            Constraint::Length(1),
+            Constraint::Length(nodes.min(30) + 3),
+            Constraint::Length(groups.min(20) + 3),
+            Constraint::Min(4),
+            Constraint::Length(1),
+        ];
+        let [heading, of_nodes, of_groups, of_keys, footing] = Layout::vertical(heights).areas(frame.area());
+        let total = sum(rates.iter().map(|(_, _, rates)| *rates));
+        frame.render_widget(self.heading(total), heading);
+        frame.render_widget(self.nodes(&rates), of_nodes);
+        frame.render_widget(self.groups(&rates), of_groups);
+        frame.render_widget(self.keys(), of_keys);
+        frame.render_widget(Paragraph::new(" q quit").style(self.style(Color::DarkGray)), footing);
+    }
+
+    fn heading(&self, total: Rates) -> Paragraph<'_> {
+        let Look { nodes, ring_version, .. } = self.look;
+        let up = self.look.up();
+        let color = if up == nodes.len() { Color::Green } else { Color::Red };
+        Paragraph::new(Line::from(vec![
+            Span::styled(" peanut ", Style::new().add_modifier(Modifier::BOLD)),
+            Span::raw(format!("fleet {}, ring version {ring_version}, ", self.fleet)),
+            Span::styled(format!("{up} of {} nodes up", nodes.len()), self.style(color)),
+            Span::raw(format!(
+                ", {} gets/s, {} from memory, {} loads/s",
+                short(total.gets),
+                percent(total.hit_ratio()),
+                short(total.loads)
+            )),
+        ]))
+    }
+
+    fn nodes(&self, rates: &[(String, String, Rates)]) -> Table<'_> {
+        let rows = self.look.nodes.iter().map(|(node, report)| {
+            let rates = sum(rates.iter().filter(|(id, ..)| *id == node.id).map(|(.., rates)| *rates));
+            let word = health(node, report);
+            let color = match word {
+                "up" => Color::Green,
+                "up, no lease" | "not ready" | "no report" => Color::Yellow,
+                _ => Color::Red,
+            };
+            let told = report.as_ref().ok();
+            let used = told.map(|report| report.groups.iter().map(|group| group.used_bytes).sum());
+            Row::new([
+                Cell::new(node.id.clone()),
+                Cell::new(word).style(self.style(color)),
+                Cell::new(format!("{:.1}%", node.share * 100.0)),
+                Cell::new(told.map_or("-".to_owned(), |report| uptime(report.uptime))),
+                Cell::new(told.map_or("-".to_owned(), |_| short(rates.gets))),
+                Cell::new(percent(rates.hit_ratio())),
+                Cell::new(told.map_or("-".to_owned(), |_| short(rates.loads))),
+                Cell::new(used.map_or("-".to_owned(), short_bytes)),
+                Cell::new(told.map_or("-".to_owned(), |report| report.lanes.to_string())),
+            ])
+        });
+        let widths = [24, 13, 7, 9, 8, 7, 8, 10, 6].map(Constraint::Min);
+        self.table(
+            "Nodes",
+            ["NODE", "HEALTH", "SHARE", "UP FOR", "GETS/S", "HITS", "LOADS/S", "MEMORY", "LANES"],
+            rows.collect(),
+            &widths,
+        )
+    }
+
+    fn groups(&self, rates: &[(String, String, Rates)]) -> Table<'_> {
+        let rows = self.look.group_names().into_iter().map(|name| {
+            let of_group =
+                || self.look.groups().filter(|(_, group)| group.name == name).map(|(_, group)| group);
+            let rates = sum(rates.iter().filter(|(_, group, _)| *group == name).map(|(.., rates)| *rates));
+            let trouble = of_group().map(|group| group.breaker.as_str()).find(|breaker| *breaker != "closed");
+            let (origin, color) = trouble.map_or(("good", Color::Green), |breaker| (breaker, Color::Red));
+            let (used, capacity) = (
+                of_group().map(|group| group.used_bytes).sum(),
+                of_group().map(|group| group.capacity_bytes).sum(),
+            );
+            Row::new([
+                Cell::new(name.clone()),
+                Cell::new(short(rates.gets)),
+                Cell::new(percent(rates.hit_ratio())),
+                Cell::new(short(rates.loads)),
+                Cell::new(short_time(rates.load_time())),
+                Cell::new(short(rates.errors)),
+                Cell::new(short(of_group().map(|group| group.entries).sum::<u64>() as f64)),
+                Cell::new(format!("{} of {}", short_bytes(used), short_bytes(capacity))),
+                Cell::new(origin.to_owned()).style(self.style(color)),
+            ])
+        });
+        let widths = [20, 8, 7, 8, 8, 9, 8, 22, 9].map(Constraint::Min);
+        self.table(
+            "Groups",
+            ["GROUP", "GETS/S", "HITS", "LOADS/S", "LOAD", "ERRORS/S", "ENTRIES", "MEMORY", "ORIGIN"],
+            rows.collect(),
+            &widths,
+        )
+    }
+
+    fn keys(&self) -> Table<'_> {
+        let hot = self.look.hot_keys().into_iter();
+        let rows = hot.map(|(group, key, rate, node)| Row::new([short(rate), group, key, node]));
+        let widths = [Constraint::Length(8), Constraint::Min(16), Constraint::Min(30), Constraint::Min(20)];
+        self.table("Hot keys, last five seconds", ["GETS/S", "GROUP", "KEY", "NODE"], rows.collect(), &widths)
+    }
+
+    fn table<'a, const N: usize>(
+        &self,
+        title: &'a str,
+        heading: [&'static str; N],
+        rows: Vec<Row<'a>>,
+        widths: &[Constraint],
+    ) -> Table<'a> {
+        let heading = Row::new(heading).style(self.style(Color::DarkGray));
+        let block = Block::new().borders(Borders::TOP).title(title);
+        Table::new(rows, widths.to_vec()).header(heading).block(block)
+    }
+
+    fn style(&self, color: Color) -> Style {
+        if self.has_color { Style::new().fg(color) } else { Style::new() }
+    }
+}
