@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::client::{Client, Shared};
-use crate::config::{Config, Failover};
+use crate::config::{Config, Failover, TraceHook};
 use crate::connect::Token;
 use crate::discovery;
 use crate::error::{Error, ErrorKind};
@@ -138,6 +138,23 @@ impl ClientBuilder {
     #[must_use]
     pub fn token(mut self, secret: impl Into<String>) -> Self {
         self.token = Some(secret.into());
+        self
+    }
+
+    /// Asks `context` with every get for the W3C trace context (`traceparent`) of whoever calls. It goes to the node, whose span of a
+    /// load has it, and on to loaders over HTTP and gRPC. With the crates `tracing-opentelemetry` and `opentelemetry`:
+    ///
+    /// ```ignore
+    /// builder.trace_context(|| {
+    ///     let mut carrier = HashMap::new();
+    ///     let context = tracing::Span::current().context();
+    ///     TraceContextPropagator::new().inject_context(&context, &mut carrier);
+    ///     carrier.remove("traceparent")
+    /// })
+    /// ```
+    #[must_use]
+    pub fn trace_context(mut self, context: impl Fn() -> Option<String> + Send + Sync + 'static) -> Self {
+        self.config.trace = Some(TraceHook(Arc::new(context)));
         self
     }
 

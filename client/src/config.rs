@@ -31,10 +31,22 @@ pub(crate) struct Config {
     pub(crate) hand_over: Duration,
     /// Who this client is, to the nodes.
     pub(crate) identity: Arc<Identity>,
+    /// Says which trace the caller is in.
+    pub(crate) trace: Option<TraceHook>,
     /// What it shows to be let in.
     pub(crate) token: Option<Token>,
     #[cfg(feature = "tls")]
     pub(crate) tls: Option<ReadTls>,
+}
+
+/// Gives the trace context of whoever calls.
+#[derive(Clone)]
+pub(crate) struct TraceHook(pub(crate) Arc<dyn Fn() -> Option<String> + Send + Sync>);
+
+impl std::fmt::Debug for TraceHook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TraceHook")
+    }
 }
 
 /// What becomes of operations on keys whose owner cannot be reached.
@@ -82,6 +94,7 @@ impl Default for Config {
             failover: Failover::default(),
             hand_over: Duration::from_secs(60),
             identity: Arc::new(Identity::random()),
+            trace: None,
             token: None,
             #[cfg(feature = "tls")]
             tls: None,
@@ -96,6 +109,11 @@ impl Config {
         return self.tls.is_some();
         #[cfg(not(feature = "tls"))]
         false
+    }
+
+    /// The trace context of whoever calls; empty: none.
+    pub(crate) fn traceparent(&self) -> String {
+        self.trace.as_ref().and_then(|hook| hook.0()).filter(|it| is_traceparent(it)).unwrap_or_default()
     }
 
     /// A request with the token.
@@ -116,5 +134,31 @@ impl Config {
     /// How long a probe may take.
     pub(crate) fn probe_timeout(&self) -> Duration {
         (self.deadline / 4).clamp(Duration::from_millis(50), Duration::from_secs(1))
+    }
+}
+
+/// Whether it has the form of W3C's trace context, version 00.
+fn is_traceparent(text: &str) -> bool {
+    let is_hex = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
+    let parts: Vec<&str> = text.split('-').collect();
+    let lengths: Vec<usize> = parts.iter().map(|part| part.len()).collect();
+    lengths == [2, 32, 16, 2] && parts.iter().all(|part| is_hex(part))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_trace_context_goes_nowhere() {
+        let hook = |text: &'static str| {
+            let trace = Some(TraceHook(Arc::new(move || Some(text.to_owned()))));
+            Config { trace, ..Config::default() }.traceparent()
+        };
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert_eq!(hook(good), good);
+        for bad in ["", "00-4bf92f-00f067aa0ba902b7-01", &good.replace('4', "X"), &format!("{good}-x")] {
+            assert_eq!(hook(bad.to_owned().leak()), "");
+        }
     }
 }

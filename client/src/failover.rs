@@ -83,13 +83,15 @@ pub(crate) struct Wanted<'a> {
     pub(crate) hash: u64,
     pub(crate) deadline: Instant,
     pub(crate) want: Want<'a>,
+    /// W3C trace context of the caller; empty: none.
+    pub(crate) traceparent: &'a str,
 }
 
 impl<'a> Wanted<'a> {
     /// As a node is asked for it.
     pub(crate) fn ask(&self, ring_version: u64, owned_since: u64, failover: bool) -> Ask<'a> {
-        let Wanted { group, group_name, key, hash, deadline, want } = *self;
-        Ask { group, group_name, key, hash, ring_version, owned_since, failover, deadline, want }
+        let Wanted { group, group_name, key, hash, deadline, want, traceparent } = *self;
+        Ask { group, group_name, key, hash, ring_version, owned_since, failover, deadline, want, traceparent }
     }
 }
 

@@ -93,7 +93,9 @@ impl Group {
     pub async fn get_detailed(&self, key: impl AsRef<[u8]>) -> Result<Detailed, Error> {
         let (key, now) = (key.as_ref(), Instant::now());
         check(key)?;
-        let answer = failover::get(&self.client, self.wanted(key, now), now).await;
+        let trace = self.client.config.traceparent();
+        let wanted = Wanted { traceparent: &trace, ..self.wanted(key, now) };
+        let answer = failover::get(&self.client, wanted, now).await;
         let about = answer.as_ref().ok().map(|answered| {
             let source = match answered.reply.outcome {
                 Outcome::Loaded => Source::Loaded,
@@ -121,8 +123,10 @@ impl Group {
         let now = Instant::now();
         let keys: Vec<K> = keys.into_iter().collect();
         let checked: Vec<Result<(), Error>> = keys.iter().map(|key| check(key.as_ref())).collect();
-        let wanted = keys.iter().zip(&checked).filter(|(_, checked)| checked.is_ok());
-        let wanted: Vec<_> = wanted.map(|(key, _)| self.wanted(key.as_ref(), now)).collect();
+        let asked = keys.iter().zip(&checked).filter(|(_, checked)| checked.is_ok());
+        let trace = self.client.config.traceparent();
+        let asked = asked.map(|(key, _)| Wanted { traceparent: &trace, ..self.wanted(key.as_ref(), now) });
+        let wanted: Vec<_> = asked.collect();
         let answers = failover::get_many(&self.client, &wanted, now).await;
         let mut answers = answers.into_iter().map(|answer| self.settle(answer));
         let next =
@@ -271,7 +275,9 @@ impl Group {
 
     async fn get_from(&self, key: &[u8], now: Instant) -> Result<Option<Bytes>, Error> {
         check(key)?;
-        self.settle(failover::get(&self.client, self.wanted(key, now), now).await)
+        let trace = self.client.config.traceparent();
+        let wanted = Wanted { traceparent: &trace, ..self.wanted(key, now) };
+        self.settle(failover::get(&self.client, wanted, now).await)
     }
 
     fn wanted<'a>(&'a self, key: &'a [u8], now: Instant) -> Wanted<'a> {
@@ -279,6 +285,7 @@ impl Group {
         Wanted {
             hash,
             want: Want::LOAD,
+            traceparent: "",
             group: self.number,
             group_name: &self.name,
             key,

@@ -101,6 +101,7 @@ async fn repeat(client: Arc<Shared>, recent: Recent) {
         hash: recent.hash,
         deadline: Instant::now() + client.config.deadline,
         want: Want::Write(Write::Delete { key: &recent.key }),
+        traceparent: "",
     };
     // Its writer was told that it is done: this is the best that can be done still.
     if let Err(error) = write::write(&client, wanted, &recent.group_name, Instant::now()).await {

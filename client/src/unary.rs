@@ -60,6 +60,11 @@ async fn call(node: &Arc<Node>, ask: &Ask<'_>) -> Result<Reply, Refusal> {
         owned_since: ask.owned_since,
         failover: ask.failover,
     });
+    if let Ok(traceparent) = ask.traceparent.parse()
+        && !ask.traceparent.is_empty()
+    {
+        request.metadata_mut().insert("traceparent", traceparent);
+    }
     // The server need not go on for long after this side has stopped waiting.
     request.set_timeout(ask.deadline.saturating_duration_since(Instant::now()) + DEADLINE_SLACK);
     let mut client = PeanutClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);

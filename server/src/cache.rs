@@ -66,6 +66,8 @@ pub(crate) struct Get {
     pub(crate) origin: Origin,
     /// A fill token that is given back; 0: none.
     pub(crate) token: Token,
+    /// W3C trace context of the caller; empty: none.
+    pub(crate) traceparent: Bytes,
 }
 
 /// An operation that is answered, or one that waits.

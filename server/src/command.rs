@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use tokio::net::TcpListener;
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{Config, Stop};
+use crate::config::{Config, LogFormat, Stop};
 use crate::error::{Error, ErrorKind};
 
 /// Exit code for a configuration that cannot be used (`EX_CONFIG` of sysexits.h).
@@ -34,16 +34,8 @@ pub fn main() -> ExitCode {
         }
         Err(Stop::Refuse(error)) => return fail(EXIT_CONFIG, &error.to_string()),
     };
-    match EnvFilter::try_new(&config.log) {
-        Ok(filter) => {
-            let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-            tracing_subscriber::fmt()
-                .with_env_filter(filter)
-                .with_writer(std::io::stderr)
-                .with_ansi(ansi)
-                .init();
-        }
-        Err(error) => return fail(EXIT_CONFIG, &format!("log: `{}`: {error}", config.log)),
+    if let Err(error) = log(&config.log, config.log_format) {
+        return fail(EXIT_CONFIG, &error);
     }
     let result = runtime.block_on(run(config));
     runtime.shutdown_background();
@@ -52,6 +44,20 @@ pub fn main() -> ExitCode {
         Err(error) if error.kind() == ErrorKind::Configuration => fail(EXIT_CONFIG, &error.to_string()),
         Err(error) => fail(EXIT_FAILURE, &error.to_string()),
     }
+}
+
+/// Logs to stderr from now on.
+fn log(filter: &str, format: LogFormat) -> Result<(), String> {
+    let filter = EnvFilter::try_new(filter).map_err(|error| format!("log: `{filter}`: {error}"))?;
+    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let ansi = std::io::stderr().is_terminal() && !no_color;
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => subscriber.with_ansi(ansi).init(),
+        LogFormat::Pretty => subscriber.with_ansi(ansi).pretty().init(),
+        LogFormat::Json => subscriber.json().flatten_event(true).init(),
+    }
+    Ok(())
 }
 
 fn fail(code: u8, why: &str) -> ExitCode {

@@ -153,7 +153,7 @@ async fn top_draws_on_a_terminal_until_q_and_says_so_elsewhere() {
     for what in ["Nodes", "Groups", "Hot", "scores", "GETS/S", servers[0].addr(), servers[1].addr()] {
         assert!(screen.contains(what), "no {what} in {screen:?}");
     }
-    let green = "\u{1b}[38;5;2m";
+    let green = "\u{1b}[38;5;2";
     assert!(screen.contains(green), "{screen:?}");
     assert!(!draw("1").contains(green));
 }

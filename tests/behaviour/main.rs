@@ -16,6 +16,7 @@ mod lanes;
 mod loaders;
 mod membership;
 mod memory;
+mod observe;
 mod one_load;
 mod secure;
 mod shutdown;

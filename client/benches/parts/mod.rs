@@ -33,6 +33,7 @@ pub(crate) fn request(writer: &mut RequestWriter, operations: u32) -> RequestFra
             failover: false,
             on_miss: OnMiss::Load,
             token: 0,
+            traceparent: "",
         };
         writer.get(black_box(&get));
     }

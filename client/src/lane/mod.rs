@@ -52,6 +52,8 @@ pub(crate) struct Ask<'a> {
     pub(crate) failover: bool,
     pub(crate) deadline: Instant,
     pub(crate) want: Want<'a>,
+    /// W3C trace context of the caller; empty: none.
+    pub(crate) traceparent: &'a str,
 }
 
 /// What is wanted of a key.

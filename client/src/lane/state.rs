@@ -259,6 +259,7 @@ impl LaneState {
                     failover,
                     on_miss,
                     token,
+                    traceparent: ask.traceparent,
                 });
             }
             Want::Write(write) => {

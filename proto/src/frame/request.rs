@@ -27,6 +27,8 @@ pub struct GetOperation<'a> {
     pub on_miss: OnMiss,
     /// A fill token that is given back; 0: none.
     pub token: u64,
+    /// W3C trace context of the caller; empty: none.
+    pub traceparent: &'a str,
 }
 
 /// A write, ready to be written.
@@ -117,14 +119,20 @@ impl RequestWriter {
             + number_length(get.on_miss as u64)
             + number_length(get.owned_since)
             + number_length(get.failover.into())
-            + number_length(get.token);
+            + number_length(get.token)
+            + bytes_length(get.traceparent.as_bytes());
         self.buffer.reserve(length + 4);
         let before = Fields::new().header(4, length).number(1, get.id.into()).number(3, get.group.into());
         before.header_of(4, get.key).put(&mut self.buffer);
         self.buffer.extend_from_slice(get.key);
         let after = Fields::new().number(5, get.deadline_ms.into()).number(6, get.on_miss as u64);
         let after = after.number(7, get.owned_since).number(8, get.failover.into());
-        after.number(11, get.token).put(&mut self.buffer);
+        let after = after.number(11, get.token);
+        if get.traceparent.is_empty() {
+            return after.put(&mut self.buffer);
+        }
+        after.header_of(15, get.traceparent.as_bytes()).put(&mut self.buffer);
+        self.buffer.extend_from_slice(get.traceparent.as_bytes());
     }
 
     /// Appends a write.
@@ -257,6 +265,8 @@ pub struct Operation {
     pub load_error: String,
     /// To which generation a group is cleared.
     pub generation: u64,
+    /// W3C trace context of the caller, a slice of the frame; empty: none.
+    pub traceparent: Bytes,
 }
 
 impl RequestFrame {
@@ -325,6 +335,7 @@ fn read_operation(frame: &Bytes, mut from: &[u8]) -> Result<Operation, FrameErro
         not_found: false,
         load_error: String::new(),
         generation: 0,
+        traceparent: Bytes::new(),
     };
     while !from.is_empty() {
         match take_field(&mut from)? {
@@ -342,6 +353,7 @@ fn read_operation(frame: &Bytes, mut from: &[u8]) -> Result<Operation, FrameErro
             (12, value) => read.not_found = value.number()? != 0,
             (13, value) => read.load_error = value.text()?.to_owned(),
             (14, value) => read.generation = value.number()?,
+            (15, value) => read.traceparent = slice_of(frame, value.bytes()?),
             _ => {}
         }
     }

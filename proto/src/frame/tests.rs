@@ -47,18 +47,22 @@ fn operations() -> impl Strategy<Value = Vec<v1::Operation>> {
         any::<bool>(),
         0..3i32,
         any::<u64>(),
+        "|[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-01",
     );
     let get =
-        get.prop_map(|(id, group, key, deadline_ms, owned_since, failover, on_miss, token)| v1::Operation {
-            id,
-            group,
-            key: key.into(),
-            deadline_ms,
-            owned_since,
-            failover,
-            on_miss,
-            token,
-            ..v1::Operation::default()
+        get.prop_map(|(id, group, key, deadline_ms, owned_since, failover, on_miss, token, traceparent)| {
+            v1::Operation {
+                id,
+                group,
+                key: key.into(),
+                deadline_ms,
+                owned_since,
+                failover,
+                on_miss,
+                token,
+                traceparent,
+                ..v1::Operation::default()
+            }
         });
     let value = prop::collection::vec(any::<u8>(), 0..300);
     let write =
@@ -129,6 +133,7 @@ proptest! {
                     writer.get(&GetOperation {
                         id: o.id, group: o.group, key: &o.key, deadline_ms: o.deadline_ms,
                         owned_since: o.owned_since, failover: o.failover, on_miss: o.on_miss(), token: o.token,
+                        traceparent: &o.traceparent,
                     });
                     continue;
                 }
@@ -162,7 +167,7 @@ proptest! {
                 id: o.id, kind: o.kind(), group: o.group, deadline_ms: o.deadline_ms, on_miss: o.on_miss(),
                 owned_since: o.owned_since, failover: o.failover, ttl_ms: o.ttl_ms, token: o.token,
                 not_found: o.not_found, generation: o.generation, key: o.key, value: o.value,
-                load_error: o.load_error,
+                load_error: o.load_error, traceparent: o.traceparent.into(),
             })));
         }
     }

@@ -166,6 +166,9 @@ pub struct Operation {
     /// CLEAR: the generation to raise the group to; 0: whatever it is.
     #[prost(uint64, tag = "14")]
     pub generation: u64,
+    /// GET: W3C trace context of the caller (`traceparent`); empty: none. Unary calls have it as metadata.
+    #[prost(string, tag = "15")]
+    pub traceparent: ::prost::alloc::string::String,
 }
 /// Nested message and enum types in `Operation`.
 pub mod operation {

@@ -18,13 +18,14 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinError;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument as _;
 
 use super::{Cache, Get};
 use crate::breaker::{Breaker, Position};
 use crate::error::Failure;
 use crate::flight::{Landed, Pilot};
 use crate::group::Policy;
-use crate::loader::{Loaded, LoaderError};
+use crate::loader::{Loaded, LoaderError, in_trace};
 use crate::store::Entry;
 
 /// The loads of one group.
@@ -146,8 +147,11 @@ impl Cache {
             return loads.into_iter().for_each(|load| self.land(load.pilot, &load.get, Err(failure.clone())));
         }
         let begun = Instant::now();
+        // Of several callers the first: a load is in one trace.
+        let traced = loads.iter().map(|load| &load.get.traceparent).find(|trace| !trace.is_empty());
+        let traceparent = traced.and_then(|trace| std::str::from_utf8(trace).ok()).map(str::to_owned);
         let keys: Vec<Bytes> = loads.iter().map(|load| load.get.key.clone()).collect();
-        let found = self.load(keys, deadline).await;
+        let found = self.load(keys, traceparent, deadline).await;
         self.metrics.loaded(found.len(), begun.elapsed());
         let failures = found.iter().filter(|found| found.is_err()).count();
         self.metrics.load_failures.fetch_add(failures as u64, Ordering::Relaxed);
@@ -177,9 +181,17 @@ impl Cache {
 
     /// Runs the loader in a task of its own: a panic ends only that task, and a loader that blocks its
     /// thread does not keep the time-out from passing. One result for each key.
-    async fn load(&self, keys: Vec<Bytes>, deadline: Instant) -> Vec<Result<Loaded, Failure>> {
+    async fn load(
+        &self,
+        keys: Vec<Bytes>,
+        traceparent: Option<String>,
+        deadline: Instant,
+    ) -> Vec<Result<Loaded, Failure>> {
         let many = keys.len();
-        let load = AbortOnDropHandle::new(tokio::spawn(self.loader.clone().load(self.group.clone(), keys)));
+        let span = tracing::debug_span!("load", group = &*self.group, keys = many, traceparent);
+        let load = self.loader.clone().load(self.group.clone(), keys);
+        let load = in_trace(traceparent, load).instrument(span);
+        let load = AbortOnDropHandle::new(tokio::spawn(load));
         let failure = match timeout_at(deadline, load).await {
             Ok(Ok(found)) if found.len() == many => {
                 let failed = |error: LoaderError| Failure::new(ErrorCode::LoaderFailed, error.to_string());

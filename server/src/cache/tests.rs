@@ -16,6 +16,7 @@ fn get(key: &str) -> Get {
         owned_since: 1,
         origin: Origin::Owner,
         token: 0,
+        traceparent: Bytes::new(),
     }
 }
 

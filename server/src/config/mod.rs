@@ -4,6 +4,7 @@
 //! variables (clap). What is wrong is told in one line that begins with the place.
 
 mod group;
+mod print;
 mod units;
 
 use std::fmt;
@@ -23,6 +24,9 @@ pub(crate) use units::{Capacity, ListenAddr, Span};
 use crate::{Server, ServerBuilder, Token};
 #[cfg(feature = "tls")]
 use peanut_proto::tls::TlsFiles;
+
+/// What is logged by default.
+const DEFAULT_LOG: &str = "info";
 
 macro_rules! settings {
     ($(#[$meta:meta])* struct $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
@@ -112,6 +116,9 @@ settings! {
         /// What to log, in RUST_LOG's syntax; RUST_LOG itself wins over the file only [default: info]
         #[arg(long, env = "PEANUT_LOG", value_name = "FILTER")]
         log: Option<String>,
+        /// How to log: text, pretty (several lines for each), or json [default: text]
+        #[arg(long, env = "PEANUT_LOG_FORMAT", value_name = "FORMAT")]
+        log_format: Option<LogFormat>,
         #[command(flatten)]
         #[serde(default)]
         etcd: EtcdSettings,
@@ -217,8 +224,24 @@ struct Flags {
     /// File with settings, in TOML
     #[arg(long, env = "PEANUT_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Check the configuration, files and certificates included, and end
+    #[arg(long)]
+    check_config: bool,
+    /// Print what every setting comes to, and where from, and end
+    #[arg(long)]
+    print_config: bool,
     #[command(flatten)]
     settings: Settings,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogFormat {
+    #[default]
+    Text,
+    Pretty,
+    Json,
 }
 
 /// A configuration that a server can be run from.
@@ -226,6 +249,7 @@ struct Flags {
 pub(crate) struct Config {
     pub(crate) listen: ListenAddr,
     pub(crate) log: String,
+    pub(crate) log_format: LogFormat,
     pub(crate) server: Server,
 }
 
@@ -292,7 +316,10 @@ impl Config {
     /// Reads the command line, the environment and the file.
     pub(crate) fn read(args: impl IntoIterator<Item = String>) -> Result<Self, Stop> {
         let args: Vec<String> = args.into_iter().collect();
-        let flags = Flags::try_parse_from(&args).map_err(|error| refuse_flag(&error, &args))?;
+        let command = <Flags as clap::CommandFactory>::command();
+        let matches = command.try_get_matches_from(&args).map_err(|error| refuse_flag(&error, &args))?;
+        let flags = <Flags as clap::FromArgMatches>::from_arg_matches(&matches)
+            .map_err(|error| refuse_flag(&error, &args))?;
         let mut settings = flags.settings;
         if let Some(groups) = &mut settings.group {
             groups.source = Some(Source { name: "--group".to_owned(), text: groups.text.clone() });
@@ -300,10 +327,17 @@ impl Config {
         if settings.log.is_none() {
             settings.log = std::env::var("RUST_LOG").ok().filter(|filter| !filter.is_empty());
         }
-        if let Some(path) = &flags.config {
-            settings = settings.or(read_file(path)?);
+        let file = flags.config.as_deref().map(read_file).transpose()?;
+        let printed = flags.print_config.then(|| print::print(&matches, file.as_ref()));
+        if let Some((file, _)) = file {
+            settings = settings.or(file);
         }
-        Ok(Config::new(settings)?)
+        let config = Config::new(settings)?;
+        match printed {
+            Some(text) => Err(Stop::Say(text)),
+            None if flags.check_config => Err(Stop::Say("the configuration is good\n".to_owned())),
+            None => Ok(config),
+        }
     }
 
     fn new(settings: Settings) -> Result<Self, ConfigError> {
@@ -367,7 +401,10 @@ impl Config {
             return Err(ConfigError::new("configuration", mend));
         }
         server.check_address(listen.0).map_err(|error| ConfigError::new("advertise", error))?;
-        Ok(Config { listen, log: settings.log.unwrap_or_else(|| "info".to_owned()), server })
+        let log = settings.log.unwrap_or_else(|| DEFAULT_LOG.to_owned());
+        tracing_subscriber::EnvFilter::try_new(&log)
+            .map_err(|error| ConfigError::new("log", format!("`{log}`: {error}")))?;
+        Ok(Config { listen, log, log_format: settings.log_format.unwrap_or_default(), server })
     }
 }
 
@@ -431,15 +468,16 @@ fn secure(builder: ServerBuilder, tls: TlsSettings) -> Result<ServerBuilder, Con
     Ok(builder)
 }
 
-fn read_file(path: &Path) -> Result<Settings, ConfigError> {
+/// The settings of a file, and the file.
+fn read_file(path: &Path) -> Result<(Settings, Source), ConfigError> {
     let name = path.display().to_string();
     let text = std::fs::read_to_string(path).map_err(|error| ConfigError::new(&name, error))?;
     let source = Source { name, text: text.into() };
     let mut settings: Settings = source.read()?;
     if let Some(groups) = &mut settings.group {
-        groups.source = Some(source);
+        groups.source = Some(source.clone());
     }
-    Ok(settings)
+    Ok((settings, source))
 }
 
 /// One line for what clap refuses, beginning with the variable where the value came from one.

@@ -11,7 +11,7 @@ use tonic::Request;
 use tonic::transport::{Channel, Endpoint};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{Loaded, Loader, LoaderError};
+use super::{Loaded, Loader, LoaderError, trace_context};
 
 /// Keys in one call at most.
 const MOST_KEYS: usize = 100;
@@ -57,6 +57,9 @@ impl GrpcLoader {
     ) -> Result<Vec<Result<Loaded, LoaderError>>, LoaderError> {
         let mut request = Request::new(LoadRequest { group: group.to_owned(), keys: keys.to_vec() });
         request.set_timeout(self.timeout);
+        if let Some(traceparent) = trace_context().and_then(|trace| trace.parse().ok()) {
+            request.metadata_mut().insert("traceparent", traceparent);
+        }
         // As many values as there are keys, each as long as it may be, would be too much; what does not fit is an error.
         let client = LoaderClient::new(self.channel.clone()).max_decoding_message_size(4 * MAX_MESSAGE_BYTES);
         let asked = tokio::time::timeout(self.timeout, client.clone().load(request)).await;

@@ -10,7 +10,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use reqwest::{Client, StatusCode, Url, redirect};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{Loaded, Loader, LoaderError};
+use super::{Loaded, Loader, LoaderError, trace_context};
 
 /// What stays as it is in a path segment (RFC 3986, unreserved).
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -62,7 +62,11 @@ impl Loader for HttpLoader {
     }
 
     async fn load(&self, group: &str, key: &[u8]) -> Result<Loaded, LoaderError> {
-        let response = self.client.get(fill_in(&self.url, group, key)).send().await?;
+        let mut request = self.client.get(fill_in(&self.url, group, key));
+        if let Some(traceparent) = trace_context() {
+            request = request.header("traceparent", traceparent);
+        }
+        let response = request.send().await?;
         match response.status() {
             StatusCode::OK => {}
             StatusCode::NOT_FOUND | StatusCode::GONE => return Ok(Loaded::NotFound),

@@ -111,6 +111,21 @@ impl<V: Into<Bytes>> From<Option<V>> for Loaded {
     }
 }
 
+tokio::task_local! {
+    static TRACE: Option<String>;
+}
+
+/// The W3C trace context (`traceparent`) of the call for which a load runs, where it has one and this is called in the loader's
+/// own task. Loaders over HTTP and gRPC send it on.
+pub fn trace_context() -> Option<String> {
+    TRACE.try_with(Clone::clone).ok().flatten()
+}
+
+/// Runs a load in the trace of whoever asked.
+pub(crate) fn in_trace<F: Future>(traceparent: Option<String>, load: F) -> impl Future<Output = F::Output> {
+    TRACE.scope(traceparent, load)
+}
+
 /// Why a loader could not say what it found. Any error converts into it; its message is what callers see.
 #[derive(Clone)]
 pub struct LoaderError(Arc<dyn std::error::Error + Send + Sync>);

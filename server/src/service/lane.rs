@@ -215,6 +215,7 @@ impl Answers {
                     owned_since: operation.owned_since,
                     origin,
                     token: operation.token,
+                    traceparent: operation.traceparent,
                 };
                 cache.begin(&get, now)?
             }

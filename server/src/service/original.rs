@@ -26,6 +26,7 @@ impl PeanutCache for Node {
             owned_since: 0,
             origin: Origin::Owner,
             token: 0,
+            traceparent: Bytes::new(),
         };
         let answer = self.cache(&group)?.begin(&get, Instant::now())?.answer().await?;
         if answer.outcome == Outcome::NotFound {

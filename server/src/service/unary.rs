@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use peanut_proto::frame::{RequestFrame, ResponseFrame};
 use peanut_proto::v1::peanut_server::Peanut;
 use peanut_proto::v1::{
@@ -21,12 +22,16 @@ use crate::store::Origin;
 impl Peanut for Node {
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
         let rights = self.rights(&request)?;
+        let traceparent = request.metadata().get("traceparent").map(|value| value.as_bytes().to_vec());
         let request = request.into_inner();
         rights.check_read(&request.group)?;
         self.wake().awake().await;
         let ring_version = self.hear_of_ring(request.ring_version);
         let cache = self.cache(&request.group)?;
-        let begun = cache.begin(&read(request)?, Instant::now())?;
+        let begun = cache.begin(
+            &Get { traceparent: traceparent.unwrap_or_default().into(), ..read(request)? },
+            Instant::now(),
+        )?;
         let answer = begun.answer().await?;
         Ok(Response::new(GetResponse {
             outcome: answer.outcome.into(),
@@ -104,6 +109,7 @@ fn read(request: GetRequest) -> Result<Get, Failure> {
         owned_since: request.owned_since,
         origin: origin(request.failover),
         token: request.token,
+        traceparent: Bytes::new(),
     })
 }
 

@@ -43,6 +43,7 @@ fn ask(key: &str, now: Instant) -> Ask<'_> {
         failover: false,
         deadline: now + Duration::from_secs(1),
         want: Want::LOAD,
+        traceparent: "",
     }
 }
 

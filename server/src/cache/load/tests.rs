@@ -71,6 +71,7 @@ fn get(key: impl AsRef<str>) -> Get {
         owned_since: 1,
         origin: Origin::Owner,
         token: 0,
+        traceparent: Bytes::new(),
     }
 }
 
