@@ -178,7 +178,8 @@ impl ClientBuilder {
     /// [`ErrorKind::Configuration`] where nothing says how to find the fleet, or it cannot be;
     /// [`ErrorKind::Unavailable`] where the registry did not answer in time, or the fleet has no nodes.
     pub async fn build(mut self) -> Result<Client, Error> {
-        let fleet = self.fleet.as_deref().unwrap_or("default");
+        let fleet = self.fleet.clone().unwrap_or_else(|| "default".to_owned());
+        let fleet = fleet.as_str();
         check_name(fleet).map_err(|why| Error::new(ErrorKind::Configuration, format!("fleet name {why}")))?;
         if self.config.deadline.is_zero() || self.config.deadline > LONGEST_DEADLINE {
             let why = "the deadline must be longer than zero and at most a day";
@@ -228,7 +229,7 @@ impl ClientBuilder {
             Arc::new(CurrentRouting::new(Routing::new(&view.ring, None, &self.config, Instant::now())));
         let follower = tokio::spawn(discovery::follow(discovered, routing.clone(), self.config.clone()));
         let follower = AbortOnDropHandle::new(follower);
-        Ok(Client::from_shared(Shared::new(self.config, routing, (left_in, keys), found, follower)))
+        Ok(Client::from_shared(Shared::new(self.config, routing, fleet, (left_in, keys), found, follower)))
     }
 }
 

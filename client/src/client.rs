@@ -55,6 +55,8 @@ pub(crate) struct Shared {
     /// Where word can be left for nodes; `None` where the fleet is a fixed list.
     pub(crate) registry: Option<Arc<dyn Registry>>,
     pub(crate) keys: Keys,
+    #[cfg(feature = "metrics")]
+    fleet: String,
     groups: Mutex<HashMap<String, u32>>,
     discovery: Discovery,
     discovered: watch::Receiver<Discovered>,
@@ -94,6 +96,8 @@ impl Client {
         let shared = Arc::new(shared);
         // It ends with the routing table, which is the client's.
         tokio::spawn(recent::follow(Arc::downgrade(&shared), ring));
+        #[cfg(feature = "metrics")]
+        tokio::spawn(crate::metrics::publish(Arc::downgrade(&shared), shared.fleet.clone()));
         Client { shared }
     }
 
@@ -207,11 +211,16 @@ impl Shared {
     pub(crate) fn new(
         config: Config,
         routing: Arc<CurrentRouting>,
+        fleet: &str,
         (registry, keys): (Option<Arc<dyn Registry>>, Keys),
         discovery: Discovery,
         follower: AbortOnDropHandle<()>,
     ) -> Self {
+        #[cfg(not(feature = "metrics"))]
+        let _ = fleet;
         Shared {
+            #[cfg(feature = "metrics")]
+            fleet: fleet.to_owned(),
             config,
             routing,
             budget: RetryBudget::new(),
@@ -264,6 +273,11 @@ impl Shared {
         let until = self.newer_ring.lock().wait_until(reply.ring_version, Instant::now());
         let _ = timeout_at(until.min(wanted.deadline), self.wait_for_ring(reply.ring_version)).await;
         self.routing.get().route(wanted.hash).is_some_and(|route| route.owned_since > *ring_version)
+    }
+
+    #[cfg(feature = "metrics")]
+    pub(crate) fn discovered(&self) -> Discovered {
+        self.discovered.borrow().clone()
     }
 
     /// Whether a node holds a lease in the registry, as far as is known.

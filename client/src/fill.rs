@@ -38,6 +38,7 @@ pub(crate) async fn hand_over(
         let back = Wanted { want: Want::Get { on_miss: OnMiss::Load, token }, ..*wanted };
         return owner.get(&back.ask(ring_version, owned_since, false), Instant::now()).await;
     };
+    client.counters.handed_over();
     fill_with(&found, wanted, owner, ring_version, token).await;
     Ok(Reply { ring_version: reply.ring_version, ..found })
 }
@@ -54,6 +55,7 @@ pub(crate) async fn former_value(
     let owned_since = routing.route(wanted.hash)?.owned_since;
     let former = routing.former(wanted.hash, owned_since, client.config.hand_over, Instant::now())?;
     let found = peek(client, wanted, former, ring_version).await?;
+    client.counters.handed_over();
     fill_with(&found, wanted, owner, ring_version, token).await;
     Some(found)
 }

@@ -26,6 +26,8 @@ mod health;
 mod json;
 mod lane;
 mod membership;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod node;
 mod recent;
 mod report;

@@ -124,6 +124,12 @@ impl Node {
         &self.lanes[..self.lanes_in_use.load(Ordering::Relaxed).min(self.lanes.len())]
     }
 
+    /// Operations in flight to it.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn in_flight(&self) -> usize {
+        self.lanes().iter().map(tower::load::Load::load).sum()
+    }
+
     pub(crate) fn id(&self) -> &str {
         &self.id
     }

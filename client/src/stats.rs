@@ -25,6 +25,10 @@ pub struct Stats {
     pub writes: u64,
     /// Answered, in one of the ways above, by the successor in place of the owner.
     pub failovers: u64,
+    /// Writes for which word was left in the registry, since the owner could not be reached.
+    pub undelivered: u64,
+    /// Values that a key's former owner still had, and that its new owner was filled with.
+    pub hand_overs: u64,
 }
 
 #[derive(Debug, Default)]
@@ -37,6 +41,8 @@ pub(crate) struct Counters {
     errors: AtomicU64,
     failovers: AtomicU64,
     writes: AtomicU64,
+    undelivered: AtomicU64,
+    hand_overs: AtomicU64,
 }
 
 impl Counters {
@@ -60,6 +66,14 @@ impl Counters {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(crate) fn left_word(&self) {
+        self.undelivered.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn handed_over(&self) {
+        self.hand_overs.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn failed(&self) {
         self.errors.fetch_add(1, Ordering::Relaxed);
     }
@@ -75,6 +89,8 @@ impl Counters {
             not_found: read(&self.not_found),
             errors: read(&self.errors),
             failovers: read(&self.failovers),
+            undelivered: read(&self.undelivered),
+            hand_overs: read(&self.hand_overs),
         }
     }
 }

@@ -174,6 +174,7 @@ impl OneNode<'_> {
         let left = timeout_at(deadline, registry.put(&at, word.encode(), None));
         match join(left, successor).await.0 {
             Ok(Ok(())) => {
+                self.client.counters.left_word();
                 // It may be back already, and others may know; or this client alone may not reach it.
                 let until = self.wanted.deadline.min(Instant::now() + READ_WITHIN);
                 let wanted = Wanted { deadline: until, ..self.wanted };

@@ -160,6 +160,19 @@ impl Cache {
         &self.store
     }
 
+    /// What a caller who misses may have done who has no right to write: a lease would let him fill.
+    pub(crate) fn without_lease(
+        &self,
+        on_miss: OnMiss,
+        write: &Result<(), Failure>,
+    ) -> Result<OnMiss, Failure> {
+        match (on_miss, write) {
+            (OnMiss::Lease, Err(denied)) if self.loader.is_none() => Err(denied.clone()),
+            (OnMiss::Lease, Err(_)) => Ok(OnMiss::Load),
+            (on_miss, _) => Ok(on_miss),
+        }
+    }
+
     /// How its origin is doing.
     pub(crate) fn breaker(&self) -> Position {
         self.loads.position()

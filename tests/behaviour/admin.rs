@@ -194,6 +194,54 @@ async fn the_table_of_metrics_is_what_the_node_says() {
     assert!(metrics.ends_with("# EOF\n"));
 }
 
+#[test]
+fn the_table_of_metrics_is_what_a_client_says() {
+    use metrics_util::debugging::{DebugValue, DebuggingRecorder};
+    let recorder = DebuggingRecorder::new();
+    let snapshots = recorder.snapshotter();
+    // Threads of its own, so that the recorder is this test's alone.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    metrics::with_local_recorder(&recorder, || {
+        runtime.block_on(async {
+            let (etcd, _servers) = fleet(1).await;
+            let client = client(&etcd, 1).await;
+            for _ in 0..5 {
+                client.group("scores").get("Tom").await.unwrap();
+            }
+            client.group("scores").set("Tom", "1", None).await.unwrap();
+            client.group("broken").get("x").await.unwrap_err();
+            let mut sums = BTreeMap::new();
+            let said = eventually("the counts to be told", async || {
+                let mut said: BTreeMap<String, (String, String)> = BTreeMap::new();
+                for (key, _, _, value) in snapshots.snapshot().into_vec() {
+                    let labels: Vec<_> = key.key().labels().map(|label| label.key().to_owned()).collect();
+                    let kind = match value {
+                        DebugValue::Counter(count) => {
+                            let outcome =
+                                key.key().labels().map(|l| l.value().to_owned()).collect::<Vec<_>>();
+                            // Reading takes the counts.
+                            *sums.entry((key.key().name().to_owned(), outcome.join(","))).or_insert(0) +=
+                                count;
+                            "counter"
+                        }
+                        DebugValue::Gauge(_) => "gauge",
+                        DebugValue::Histogram(_) => "histogram",
+                    };
+                    said.insert(key.key().name().to_owned(), (kind.to_owned(), labels.join(", ")));
+                }
+                let is_told = sums.get(&("peanut_client_errors_total".to_owned(), "default".to_owned()));
+                (is_told == Some(&1)).then_some(said)
+            })
+            .await;
+            assert_eq!(documented("peanut_client_", "-"), said);
+            let gets =
+                |outcome: &str| sums[&("peanut_client_gets_total".to_owned(), format!("default,{outcome}"))];
+            assert_eq!((gets("hit"), gets("loaded"), gets("stale")), (4, 1, 0));
+            assert_eq!(sums[&("peanut_client_writes_total".to_owned(), "default".to_owned())], 1);
+        });
+    });
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_admin_port_has_the_nodes_certificate_and_wants_its_tokens() {
     let authority = Authority::new();

@@ -97,14 +97,23 @@ fn run(config: &str, args: &[&str], env: &[(&str, &str)]) -> (Option<i32>, Strin
 
 #[test]
 fn a_configuration_can_be_checked_without_running() {
-    assert_eq!(run(SCORES, &["--check-config"], &[]), (Some(0), "the configuration is good\n".into(), "".into()));
+    assert_eq!(
+        run(SCORES, &["--check-config"], &[]),
+        (Some(0), "the configuration is good\n".into(), "".into())
+    );
     for (config, why) in [
         ("lisen = \"x\"", "peanut.toml:1: unknown field"),
         (&format!("log = \"a=b=c\"\n{SCORES}"), "log: `a=b=c`"),
-        (&format!("{SCORES}[tls]\ncert = \"no/such.pem\"\nkey = \"no/such.key\"\n"), "no/such.pem: No such file"),
+        (
+            &format!("{SCORES}[tls]\ncert = \"no/such.pem\"\nkey = \"no/such.key\"\n"),
+            "no/such.pem: No such file",
+        ),
         (&format!("listen = \"0.0.0.0:1\"\nadvertise = \"h:1\"\n{SCORES}"), "without TLS"),
         (&format!("admin = \"0.0.0.0:1\"\n{SCORES}"), "without TLS"),
-        (&format!("{SCORES}[[token]]\nname = \"t\"\nsecret_files = [\"no/such\"]\n"), "no/such: No such file"),
+        (
+            &format!("{SCORES}[[token]]\nname = \"t\"\nsecret_files = [\"no/such\"]\n"),
+            "no/such: No such file",
+        ),
         (&format!("{SCORES}[[token]]\nname = \"t\"\nsecret_files = []\n"), "token `t`: it has no secret"),
         (&format!("[etcd]\nendpoints = [\"http://h:1\"]\nuser = \"u\"\n{SCORES}"), "etcd.user: it needs"),
         (&format!("[etcd]\nendpoints = [\"https://h:1\"]\n{SCORES}"), "`ca` is needed"),
@@ -121,7 +130,8 @@ fn a_configuration_can_be_checked_without_running() {
 fn every_setting_is_printed_with_its_source_and_without_secrets() {
     let database = "[[group]]\nname = \"rows\"\n[group.loader]\nkind = \"sql\"\nquery = \"SELECT $1\"\n\
                     url = \"postgres://me:secret-of-the-database@h/db\"\n";
-    let config = format!("fleet = \"blue\"\nweight = 2\n{SCORES}{database}[etcd]\nendpoints = [\"http://h:1\"]\n");
+    let config =
+        format!("fleet = \"blue\"\nweight = 2\n{SCORES}{database}[etcd]\nendpoints = [\"http://h:1\"]\n");
     let args = ["--print-config", "--zone", "b", "--lease-ttl=7s"];
     let (code, stdout, stderr) = run(&config, &args, &[("PEANUT_NODE_ID", "node-1"), ("RUST_LOG", "warn")]);
     assert_eq!((code, stderr.as_str()), (Some(0), ""));

@@ -194,6 +194,9 @@ async fn tokens_give_rights_to_groups_and_two_secrets_are_good_at_a_time() {
             assert!(!error.is_retryable());
         }
         assert_eq!(scores.get("Tom").await.unwrap().unwrap(), "630", "nothing has changed");
+        // Without the right to write nobody fills: the node loads by itself.
+        let mine = async || Ok::<_, std::io::Error>(Some("mine"));
+        assert_eq!(scores.get_or_load("Jack", mine).await.unwrap().unwrap(), "589");
         assert_eq!(kind(client("secret-of-another-group")).await, ErrorKind::PermissionDenied);
         assert_eq!(kind(client("old-secret-of-the-apq")).await, ErrorKind::Unauthenticated);
         let without = if unary { of(&server).unary() } else { of(&server) };

@@ -184,9 +184,11 @@ impl Answers {
         if operation.deadline_ms != 0 && operation.deadline_ms <= waited_ms {
             return Err(Failure::new(ErrorCode::DeadlinePassed, "the deadline had passed when it was read"));
         }
+        let mut on_miss = operation.on_miss;
         let cache = match self.groups.get(operation.group as usize) {
             Some(Some(Ok(named))) => {
                 if operation.kind == Kind::Get { &named.read } else { &named.write }.clone()?;
+                on_miss = named.cache.without_lease(on_miss, &named.write)?;
                 named.cache.clone()
             }
             Some(Some(Err(unknown))) => return Err(unknown.clone()),
@@ -210,7 +212,7 @@ impl Answers {
             Kind::Get => {
                 let get = Get {
                     key: operation.key,
-                    on_miss: operation.on_miss,
+                    on_miss,
                     ring_version: self.ring_version,
                     owned_since: operation.owned_since,
                     origin,

@@ -28,10 +28,9 @@ impl Peanut for Node {
         self.wake().awake().await;
         let ring_version = self.hear_of_ring(request.ring_version);
         let cache = self.cache(&request.group)?;
-        let begun = cache.begin(
-            &Get { traceparent: traceparent.unwrap_or_default().into(), ..read(request)? },
-            Instant::now(),
-        )?;
+        let mut get = Get { traceparent: traceparent.unwrap_or_default().into(), ..read(request)? };
+        get.on_miss = cache.without_lease(get.on_miss, &rights.check_write(cache.name()))?;
+        let begun = cache.begin(&get, Instant::now())?;
         let answer = begun.answer().await?;
         Ok(Response::new(GetResponse {
             outcome: answer.outcome.into(),
