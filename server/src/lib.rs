@@ -54,4 +54,6 @@ pub use peanut_proto::tls::TlsFiles;
 pub use persistence::PersistenceStats;
 pub use registration::OnShutdown;
 pub use rights::Token;
+#[cfg(feature = "admin")]
+pub use server::AdminTls;
 pub use server::{Server, ServerBuilder, ServerHandle};

@@ -141,6 +141,8 @@ pub struct ServerBuilder {
     keepalive: Duration,
     #[cfg(feature = "admin")]
     admin: Option<SocketAddr>,
+    #[cfg(feature = "admin")]
+    admin_tls: Option<AdminTls>,
 }
 
 impl Default for ServerBuilder {
@@ -175,6 +177,8 @@ impl Default for ServerBuilder {
             keepalive: Server::DEFAULT_KEEPALIVE,
             #[cfg(feature = "admin")]
             admin: None,
+            #[cfg(feature = "admin")]
+            admin_tls: None,
         }
     }
 }
@@ -370,6 +374,14 @@ impl ServerBuilder {
     #[must_use]
     pub fn admin(mut self, addr: SocketAddr) -> Self {
         self.admin = Some(addr);
+        self
+    }
+
+    /// How the admin port is protected; by default as the gRPC port is.
+    #[cfg(feature = "admin")]
+    #[must_use]
+    pub fn admin_tls(mut self, tls: AdminTls) -> Self {
+        self.admin_tls = Some(tls);
         self
     }
 
@@ -581,28 +593,57 @@ impl Server {
     /// Whether an address is known to advertise when it listens on this one.
     #[cfg(feature = "cli")]
     pub(crate) fn check_address(&self, listen: SocketAddr) -> Result<(), Error> {
+        self.registration(listen).map(drop)
+    }
+
+    /// Whether it may listen on these addresses.
+    #[cfg(feature = "cli")]
+    pub(crate) fn check_ports(&self, listen: SocketAddr) -> Result<(), Error> {
         self.check_private(listen)?;
         #[cfg(feature = "admin")]
-        self.options.admin.map_or(Ok(()), |admin| self.check_private(admin))?;
-        self.registration(listen).map(drop)
+        self.options.admin.map_or(Ok(()), |admin| self.admin_handshake(admin).map(drop))?;
+        Ok(())
     }
 
     /// Begins to serve the admin port, where there is one, until the handle is dropped.
     #[cfg(feature = "admin")]
     async fn serve_admin(&self) -> Result<Option<AbortOnDropHandle<()>>, Error> {
         let Some(addr) = self.options.admin else { return Ok(None) };
-        self.check_private(addr)?;
+        let handshake = self.admin_handshake(addr)?;
         let listener = admin::listen(addr).await?;
-        let handshake = Handshake {
-            #[cfg(feature = "tls")]
-            tls: self.options.tls.as_ref().map(|files| reloading(files, b"http/1.1")).transpose()?,
-            http2_only: false,
-        };
         if let Ok(addr) = listener.local_addr() {
             tracing::info!("admin on {addr}");
         }
         let serving = admin::serve(self.node.clone(), listener, Door::new(ADMIN_CONNECTIONS), handshake);
         Ok(Some(AbortOnDropHandle::new(tokio::spawn(serving))))
+    }
+
+    /// How connections to the admin port begin, if there is to be one on this address.
+    #[cfg(feature = "admin")]
+    fn admin_handshake(&self, addr: SocketAddr) -> Result<Handshake, Error> {
+        #[cfg(feature = "tls")]
+        let tls = match (&self.options.tls, self.options.admin_tls) {
+            (None, Some(AdminTls::Mutual | AdminTls::Server)) => {
+                return Err(Error::configuration("admin_tls needs certificates; set `tls`"));
+            }
+            (None, _) | (_, Some(AdminTls::Off)) => None,
+            (Some(files), Some(AdminTls::Server)) => Some(TlsFiles { ca: None, ..files.clone() }),
+            (Some(files), Some(AdminTls::Mutual)) if files.ca.is_none() => {
+                return Err(Error::configuration("admin_tls = \"mutual\" needs `tls.ca`"));
+            }
+            (Some(files), _) => Some(files.clone()),
+        };
+        let handshake = Handshake {
+            #[cfg(feature = "tls")]
+            tls: tls.as_ref().map(|files| reloading(files, b"http/1.1")).transpose()?,
+            http2_only: false,
+        };
+        if addr.ip().is_loopback() || handshake.is_tls() || self.options.insecure {
+            return Ok(handshake);
+        }
+        Err(Error::configuration(format!(
+            "admin on {addr} without TLS lets everybody there read; set `tls`, or `insecure = true`"
+        )))
     }
 
     /// What others on the network could read and write is to be asked for by name.
@@ -716,6 +757,32 @@ impl Server {
 fn reloading(files: &TlsFiles, protocol: &'static [u8]) -> Result<Arc<Reloading<ServerConfig>>, Error> {
     let made = Reloading::new(files.clone(), |files| files.server(protocol), Instant::now());
     made.map(Arc::new).map_err(|error| Error::configuration(format!("tls: {error}")))
+}
+
+/// How an admin port is protected.
+#[cfg(feature = "admin")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdminTls {
+    /// TLS, and callers need a certificate.
+    Mutual,
+    /// TLS; callers need no certificate.
+    Server,
+    /// No TLS: on loopback addresses, or where all is to be insecure.
+    Off,
+}
+
+#[cfg(feature = "admin")]
+impl std::str::FromStr for AdminTls {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "mutual" => Ok(AdminTls::Mutual),
+            "server" => Ok(AdminTls::Server),
+            "off" => Ok(AdminTls::Off),
+            _ => Err(format!("`{name}` is none of mutual, server and off")),
+        }
+    }
 }
 
 /// Drops expired entries for as long as it is polled.

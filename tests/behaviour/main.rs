@@ -18,6 +18,7 @@ mod membership;
 mod memory;
 mod observe;
 mod one_load;
+mod production;
 mod secure;
 mod shutdown;
 mod warm_restart;

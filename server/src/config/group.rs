@@ -171,7 +171,8 @@ impl LoaderSettings {
                 return Err(format!("a loader of kind `{name}` needs `{field}`").into());
             }
         }
-        let url = self.url.map(Spanned::into_inner).unwrap_or_default();
+        let url =
+            fill_in(&self.url.map(Spanned::into_inner).unwrap_or_default(), |name| std::env::var(name).ok())?;
         let timeout = self.timeout.map(|Span(timeout)| timeout);
         match kind {
             Kind::None => Ok(AnyLoader::none()),
@@ -187,6 +188,24 @@ impl LoaderSettings {
             Kind::Grpc => grpc(&url, timeout),
         }
     }
+}
+
+/// Puts variables of the environment in the place of each `${NAME}`, so that secrets need not stand in the file.
+fn fill_in(text: &str, variable: impl Fn(&str) -> Option<String>) -> Result<String, LoaderError> {
+    let mut filled = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("${") {
+        let Some((name, later)) = after.split_once('}') else {
+            return Err("a `${` in the url has no end".into());
+        };
+        let Some(value) = variable(name) else {
+            return Err(format!("the url names the variable {name}, which is not set").into());
+        };
+        filled.push_str(before);
+        filled.push_str(&value);
+        rest = later;
+    }
+    Ok(filled + rest)
 }
 
 #[cfg(feature = "http")]
@@ -252,4 +271,22 @@ fn grpc(url: &str, timeout: Option<Duration>) -> Result<AnyLoader, LoaderError> 
 #[cfg(not(feature = "grpc"))]
 fn grpc(_: &str, _: Option<Duration>) -> Result<AnyLoader, LoaderError> {
     Err("this build has no loader of kind `grpc` (feature `grpc`)".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_are_filled_in_and_missing_ones_are_named() {
+        let variable = |name: &str| (name == "PASSWORD").then(|| "s3cret".to_owned());
+        let fill_in = |text| fill_in(text, variable).map_err(|error| error.to_string());
+        assert_eq!(
+            fill_in("postgres://me:${PASSWORD}@h/${PASSWORD}").unwrap(),
+            "postgres://me:s3cret@h/s3cret"
+        );
+        assert_eq!(fill_in("http://h/{group}/{key}").unwrap(), "http://h/{group}/{key}");
+        assert!(fill_in("${OTHER}").unwrap_err().contains("OTHER"));
+        assert!(fill_in("${PASSWORD").unwrap_err().contains("no end"));
+    }
 }

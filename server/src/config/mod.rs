@@ -53,6 +53,9 @@ settings! {
         /// Address for the admin page, metrics and health, over HTTP, like 127.0.0.1:9998 [default: none]
         #[arg(long, env = "PEANUT_ADMIN", value_name = "IP:PORT")]
         admin: Option<ListenAddr>,
+        /// How the admin port is protected: mutual, server or off [default: as gRPC is]
+        #[arg(long, env = "PEANUT_ADMIN_TLS", value_name = "MUTUAL|SERVER|OFF")]
+        admin_tls: Option<String>,
         /// Where clients reach this node [default: listen]
         #[arg(long, env = "PEANUT_ADVERTISE", value_name = "HOST:PORT")]
         advertise: Option<String>,
@@ -364,7 +367,7 @@ impl Config {
             builder = builder.handshake_timeout(timeout);
         }
         if let Some(ListenAddr(addr)) = settings.admin {
-            builder = admin(builder, addr)?;
+            builder = admin(builder, addr, settings.admin_tls)?;
         }
         if let Some(Span(interval)) = settings.keepalive {
             builder = builder.keepalive(interval);
@@ -401,6 +404,7 @@ impl Config {
             return Err(ConfigError::new("configuration", mend));
         }
         server.check_address(listen.0).map_err(|error| ConfigError::new("advertise", error))?;
+        server.check_ports(listen.0).map_err(|error| ConfigError::new("listen", error))?;
         let log = settings.log.unwrap_or_else(|| DEFAULT_LOG.to_owned());
         tracing_subscriber::EnvFilter::try_new(&log)
             .map_err(|error| ConfigError::new("log", format!("`{log}`: {error}")))?;
@@ -445,12 +449,18 @@ fn join(_: ServerBuilder, _: Vec<String>, _: EtcdSettings) -> Result<ServerBuild
 }
 
 #[cfg(feature = "admin")]
-fn admin(builder: ServerBuilder, addr: SocketAddr) -> Result<ServerBuilder, ConfigError> {
-    Ok(builder.admin(addr))
+fn admin(
+    builder: ServerBuilder,
+    addr: SocketAddr,
+    tls: Option<String>,
+) -> Result<ServerBuilder, ConfigError> {
+    let builder = builder.admin(addr);
+    let Some(tls) = tls else { return Ok(builder) };
+    Ok(builder.admin_tls(tls.parse().map_err(|why: String| ConfigError::new("admin_tls", why))?))
 }
 
 #[cfg(not(feature = "admin"))]
-fn admin(_: ServerBuilder, _: SocketAddr) -> Result<ServerBuilder, ConfigError> {
+fn admin(_: ServerBuilder, _: SocketAddr, _: Option<String>) -> Result<ServerBuilder, ConfigError> {
     Err(ConfigError::new("admin", "this build has no admin port (feature `admin`)"))
 }
 

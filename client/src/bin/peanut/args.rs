@@ -143,6 +143,19 @@ pub(crate) enum Command {
         #[arg(long, default_value = "20", value_name = "KEYS")]
         top: usize,
     },
+    /// Write a certificate of the fleet's own authority, which is made with the first one
+    Certify {
+        /// Its name, and that of its files; a node's id where nodes are known by theirs
+        name: String,
+        /// Host names and IP addresses of a node; none for an application
+        hosts: Vec<String>,
+        /// Folder for the files; its `ca.key` signs, so keep it from everybody
+        #[arg(long, default_value = "certs", value_name = "FOLDER")]
+        dir: PathBuf,
+        /// Days that it is good for
+        #[arg(long, default_value = "365", value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=3650))]
+        days: u32,
+    },
     /// Print a script that completes this command in a shell
     Completions {
         /// The shell

@@ -4,6 +4,7 @@
 
 mod args;
 mod bench;
+mod certify;
 mod connect;
 mod fleet;
 mod get;
@@ -48,6 +49,11 @@ async fn run(args: &Args) -> Result<ExitCode, Error> {
         clap_complete::generate(*shell, &mut Args::command(), "peanut", &mut std::io::stdout());
         return Ok(ExitCode::SUCCESS);
     }
+    if let Command::Certify { name, hosts, dir, days } = &args.command {
+        return Ok(
+            certify::run(name, hosts, dir, *days).map_or_else(|why| fail(&why), |()| ExitCode::SUCCESS)
+        );
+    }
     let client = connect::connect(args).await?;
     match &args.command {
         Command::Get { group, key } => get::run(&client, group, key, args.json).await,
@@ -67,7 +73,7 @@ async fn run(args: &Args) -> Result<ExitCode, Error> {
         Command::Hotkeys { group, top } => {
             Ok(stat::hot_keys(&client, group.as_deref(), *top, args.json).await)
         }
-        Command::Completions { .. } => Ok(ExitCode::SUCCESS),
+        Command::Completions { .. } | Command::Certify { .. } => Ok(ExitCode::SUCCESS),
         Command::Bench(bench) => Ok(bench::run(&client, bench, args.json).await),
         Command::Ring { group, key } => {
             let key = group.as_deref().zip(key.as_deref());
