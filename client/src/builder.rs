@@ -30,9 +30,19 @@ pub struct ClientBuilder {
     fleet: Option<String>,
     config: Config,
     ready_timeout: Option<Duration>,
-    token: Option<String>,
+    token: Option<Secret>,
     #[cfg(feature = "tls")]
     tls: Option<Tls>,
+}
+
+/// What is not shown.
+#[derive(Clone)]
+struct Secret(String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -137,7 +147,7 @@ impl ClientBuilder {
     /// The secret of a token that the nodes know. It is not sent without TLS, except to loopback addresses.
     #[must_use]
     pub fn token(mut self, secret: impl Into<String>) -> Self {
-        self.token = Some(secret.into());
+        self.token = Some(Secret(secret.into()));
         self
     }
 
@@ -185,7 +195,7 @@ impl ClientBuilder {
             let why = "the deadline must be longer than zero and at most a day";
             return Err(Error::new(ErrorKind::Configuration, why));
         }
-        if let Some(secret) = &self.token {
+        if let Some(Secret(secret)) = &self.token {
             let bad = || Error::new(ErrorKind::Configuration, "the token has characters that none can have");
             self.config.token = Some(Token::new(secret).ok_or_else(bad)?);
         }

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use peanut_proto::limits::is_traceparent;
+
 use crate::connect::Token;
 #[cfg(feature = "tls")]
 use crate::tls::ReadTls;
@@ -113,7 +115,11 @@ impl Config {
 
     /// The trace context of whoever calls; empty: none.
     pub(crate) fn traceparent(&self) -> String {
-        self.trace.as_ref().and_then(|hook| hook.0()).filter(|it| is_traceparent(it)).unwrap_or_default()
+        self.trace
+            .as_ref()
+            .and_then(|hook| hook.0())
+            .filter(|it| is_traceparent(it.as_bytes()))
+            .unwrap_or_default()
     }
 
     /// A request with the token.
@@ -134,31 +140,5 @@ impl Config {
     /// How long a probe may take.
     pub(crate) fn probe_timeout(&self) -> Duration {
         (self.deadline / 4).clamp(Duration::from_millis(50), Duration::from_secs(1))
-    }
-}
-
-/// Whether it has the form of W3C's trace context, version 00.
-fn is_traceparent(text: &str) -> bool {
-    let is_hex = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
-    let parts: Vec<&str> = text.split('-').collect();
-    let lengths: Vec<usize> = parts.iter().map(|part| part.len()).collect();
-    lengths == [2, 32, 16, 2] && parts.iter().all(|part| is_hex(part))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_no_trace_context_goes_nowhere() {
-        let hook = |text: &'static str| {
-            let trace = Some(TraceHook(Arc::new(move || Some(text.to_owned()))));
-            Config { trace, ..Config::default() }.traceparent()
-        };
-        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        assert_eq!(hook(good), good);
-        for bad in ["", "00-4bf92f-00f067aa0ba902b7-01", &good.replace('4', "X"), &format!("{good}-x")] {
-            assert_eq!(hook(bad.to_owned().leak()), "");
-        }
     }
 }

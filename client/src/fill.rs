@@ -11,6 +11,7 @@ use peanut_proto::v1::{OnMiss, Outcome};
 use tokio::time::{Instant, timeout};
 
 use crate::client::Shared;
+use crate::error::ErrorKind;
 use crate::failover::Wanted;
 use crate::lane::{Reply, Want};
 use crate::node::{Node, Refusal};
@@ -26,7 +27,13 @@ pub(crate) async fn hand_over(
     now: Instant,
 ) -> Result<Reply, Refusal> {
     let lease = Wanted { want: Want::Get { on_miss: OnMiss::Lease, token: 0 }, ..*wanted };
-    let reply = owner.get(&lease.ask(ring_version, owned_since, false), now).await?;
+    let reply = match owner.get(&lease.ask(ring_version, owned_since, false), now).await {
+        // Who may not write fills nobody.
+        Err(Refusal::Final(denied)) if denied.kind() == ErrorKind::PermissionDenied => {
+            return owner.get(&wanted.ask(ring_version, owned_since, false), Instant::now()).await;
+        }
+        reply => reply?,
+    };
     if reply.outcome != Outcome::Fill {
         return Ok(reply);
     }

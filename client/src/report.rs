@@ -1,5 +1,6 @@
 //! What nodes tell of themselves, for operators.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -101,8 +102,11 @@ impl Client {
         let (routing, config) = (self.routing(), self.config());
         let asked = routing.nodes().iter().map(|node| report(node, config, hot_keys));
         let reports = join_all(asked).await;
-        // After they were asked: what was seen of them then counts.
-        self.nodes().into_iter().zip(reports).collect()
+        let ids = routing.nodes().iter().map(|node| node.id());
+        let mut reports: HashMap<&str, _> = ids.zip(reports).collect();
+        // After they were asked: what was seen of them then counts. The ring may have changed meanwhile.
+        let nodes = self.nodes().into_iter();
+        nodes.filter_map(|node| reports.remove(node.id.as_str()).map(|report| (node, report))).collect()
     }
 }
 

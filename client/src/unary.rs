@@ -144,6 +144,20 @@ async fn call_write(node: &Arc<Node>, ask: &Ask<'_>) -> Result<Reply, Refusal> {
     }
 }
 
+/// Asks a node whether this client may write to a group: it is told to forget no keys.
+pub(crate) async fn may_write(node: &Arc<Node>, group: &str, deadline: Instant) -> Result<(), Refusal> {
+    let Some(channel) = node.channel() else {
+        return Err(Refusal::Elsewhere(Error::at(ErrorKind::Unavailable, node.id(), &*node.out_of_reach())));
+    };
+    let nothing = DeleteRequest { group: group.to_owned(), ..DeleteRequest::default() };
+    let mut client = PeanutClient::new(channel.clone());
+    match timeout_at(deadline, client.delete(node.config().request(nothing))).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(status)) => Err(refused(node, status, deadline)),
+        Err(_) => Err(Refusal::Final(node.too_late())),
+    }
+}
+
 /// Tells the node's own refusals from the transport's failures.
 pub(crate) fn refused(node: &Arc<Node>, status: Status, deadline: Instant) -> Refusal {
     if let Some(code) = failure::from_status(&status) {

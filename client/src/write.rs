@@ -24,6 +24,7 @@ use crate::failover::Wanted;
 use crate::lane::Want;
 use crate::node::{Node, Refusal};
 use crate::routing::Routing;
+use crate::unary;
 
 /// Rings that one write may be done under.
 const MAX_RINGS: usize = 8;
@@ -168,11 +169,22 @@ impl OneNode<'_> {
                     successor.write(&ask, Instant::now()).await
                 {
                     tracing::debug!(node = successor.id(), %error, "the successor did not write");
+                    return Some(error);
                 }
             }
+            None
         };
         let left = timeout_at(deadline, registry.put(&at, word.encode(), None));
-        match join(left, successor).await.0 {
+        // The registry would take it from anybody, so whoever has a token asks for the right first.
+        let left = if self.client.config.token.is_some() {
+            match successor.await {
+                Some(denied) if denied.kind() == ErrorKind::PermissionDenied => return Err(denied),
+                _ => left.await,
+            }
+        } else {
+            join(left, successor).await.0
+        };
+        match left {
             Ok(Ok(())) => {
                 self.client.counters.left_word();
                 // It may be back already, and others may know; or this client alone may not reach it.
@@ -220,6 +232,9 @@ fn neither(because: &Error, node: &Node, registry: Option<RegistryError>) -> Err
 /// Has all nodes forget a group. With a registry it is done when that has the new generation: a node that cannot be reached
 /// reads it before it answers again.
 pub(crate) async fn clear(client: &Shared, wanted: Wanted<'_>) -> Result<(), Error> {
+    if client.registry.is_some() && client.config.token.is_some() {
+        check_right(client, &wanted).await?;
+    }
     let generation = match &client.registry {
         None => 0,
         Some(registry) => {
@@ -254,6 +269,20 @@ pub(crate) async fn clear(client: &Shared, wanted: Wanted<'_>) -> Result<(), Err
         }
     }
     Ok(())
+}
+
+/// Asks nodes whether this client may write to a group, until one has said so: the registry would take it from anybody.
+async fn check_right(client: &Shared, wanted: &Wanted<'_>) -> Result<(), Error> {
+    let routing = client.routing.get();
+    let mut last = None;
+    for node in routing.nodes().iter().filter(|node| !node.is_down()) {
+        match unary::may_write(node, wanted.group_name, wanted.deadline).await {
+            Ok(()) => return Ok(()),
+            Err(Refusal::Final(error)) => return Err(error),
+            Err(Refusal::Elsewhere(error)) => last = Some(error),
+        }
+    }
+    Err(last.unwrap_or_else(|| Error::new(ErrorKind::Unavailable, "no node says whether this may be done")))
 }
 
 /// Raises a group's generation by one, and gives it.

@@ -21,3 +21,32 @@ pub fn check_key(key: &[u8]) -> Result<(), String> {
         Ok(())
     }
 }
+
+/// Whether this has the form of W3C's trace context, version 00: `00-<32 hex>-<16 hex>-<2 hex>`.
+pub fn is_traceparent(text: &[u8]) -> bool {
+    let is_hex = |part: &[u8]| part.iter().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte));
+    let lengths = [2, 32, 16, 2];
+    let mut parts = text.split(|byte| *byte == b'-');
+    text.len() == 55
+        && lengths.iter().all(|length| parts.next().is_some_and(|part| part.len() == *length && is_hex(part)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_trace_context_is_told() {
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert!(is_traceparent(good.as_bytes()));
+        for bad in [
+            "",
+            "00-4bf92f-00f067aa0ba902b7-01",
+            &good.replace('4', "X"),
+            &format!("{good}-x"),
+            &good.replace('1', "\n"),
+        ] {
+            assert!(!is_traceparent(bad.as_bytes()), "{bad}");
+        }
+    }
+}

@@ -20,9 +20,14 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(crate) struct Breaker {
     state: State,
+    /// Raised with each change of state: loads from before are not taken for those of now.
+    epoch: Epoch,
     /// Loads at once from which on it is closed again.
     most: usize,
 }
+
+/// Between which changes a load began.
+pub(crate) type Epoch = u64;
 
 #[derive(Debug)]
 enum State {
@@ -41,15 +46,16 @@ pub(crate) enum Position {
 
 impl Breaker {
     pub(crate) fn new(most: usize, now: Instant) -> Self {
-        Breaker { state: State::closed(now), most }
+        Breaker { state: State::closed(now), epoch: 0, most }
     }
 
     /// Whether a load may begin. One that begins is to be [`record`](Self::record)ed when it ends.
-    pub(crate) fn admits(&mut self, now: Instant) -> bool {
-        match &mut self.state {
+    pub(crate) fn admits(&mut self, now: Instant) -> Option<Epoch> {
+        let admits = match &mut self.state {
             State::Closed { .. } => true,
             State::Open { until, pause } if *until <= now => {
-                self.state = State::Returning { allowed: 1, running: 1, pause: *pause };
+                let pause = *pause;
+                self.change(State::Returning { allowed: 1, running: 1, pause });
                 true
             }
             State::Open { .. } => false,
@@ -58,11 +64,15 @@ impl Breaker {
                 *running += usize::from(admits);
                 admits
             }
-        }
+        };
+        admits.then_some(self.epoch)
     }
 
-    /// Takes in how a load ended. `random` (0 to 1) spreads the pauses of many nodes.
-    pub(crate) fn record(&mut self, succeeded: bool, now: Instant, random: f64) {
+    /// Takes in how a load of that epoch ended. `random` (0 to 1) spreads the pauses of many nodes.
+    pub(crate) fn record(&mut self, epoch: Epoch, succeeded: bool, now: Instant, random: f64) {
+        if epoch != self.epoch {
+            return;
+        }
         match &mut self.state {
             State::Closed { since, loads, failures } => {
                 if now.saturating_duration_since(*since) >= WINDOW {
@@ -74,7 +84,7 @@ impl Breaker {
                     self.open(FIRST_PAUSE, now, random);
                 }
             }
-            // It began before the breaker opened.
+            // Nothing begins while it is open.
             State::Open { .. } => {}
             State::Returning { pause, .. } if !succeeded => {
                 let pause = (*pause * 2).min(LONGEST_PAUSE);
@@ -84,10 +94,15 @@ impl Breaker {
                 *running = running.saturating_sub(1);
                 *allowed += 1;
                 if *allowed > self.most {
-                    self.state = State::closed(now);
+                    self.change(State::closed(now));
                 }
             }
         }
+    }
+
+    fn change(&mut self, state: State) {
+        self.state = state;
+        self.epoch += 1;
     }
 
     pub(crate) fn position(&self) -> Position {
@@ -99,7 +114,7 @@ impl Breaker {
     }
 
     fn open(&mut self, pause: Duration, now: Instant, random: f64) {
-        self.state = State::Open { until: now + pause.mul_f64(1.0 + 0.2 * random), pause };
+        self.change(State::Open { until: now + pause.mul_f64(1.0 + 0.2 * random), pause });
     }
 }
 
@@ -113,12 +128,15 @@ impl State {
 mod tests {
     use super::*;
 
+    /// Begins loads and ends them, one after the other.
+    fn load(breaker: &mut Breaker, succeeds: bool, now: Instant) {
+        let epoch = breaker.admits(now).expect("it lets loads through");
+        breaker.record(epoch, succeeds, now, 0.0);
+    }
+
     fn opened(now: Instant) -> Breaker {
         let mut breaker = Breaker::new(8, now);
-        for _ in 0..ENOUGH {
-            assert!(breaker.admits(now));
-            breaker.record(false, now, 0.0);
-        }
+        (0..ENOUGH).for_each(|_| load(&mut breaker, false, now));
         assert_eq!(breaker.position(), Position::Open);
         breaker
     }
@@ -127,14 +145,12 @@ mod tests {
     async fn it_opens_when_half_of_enough_loads_have_failed_and_not_before() {
         let now = Instant::now();
         let mut breaker = Breaker::new(8, now);
-        for n in 0..1000 {
-            breaker.record(n % 5 < 3, now, 0.0);
-        }
+        (0..1000).for_each(|n| load(&mut breaker, n % 5 < 3, now));
         assert_eq!(breaker.position(), Position::Closed, "two in five are not half");
         let mut breaker = Breaker::new(8, now);
-        (1..ENOUGH).for_each(|_| breaker.record(false, now, 0.0));
+        (1..ENOUGH).for_each(|_| load(&mut breaker, false, now));
         assert_eq!(breaker.position(), Position::Closed, "one too few");
-        breaker.record(false, now + WINDOW, 0.0);
+        load(&mut breaker, false, now + WINDOW);
         assert_eq!(breaker.position(), Position::Closed, "the others were long ago");
     }
 
@@ -142,15 +158,17 @@ mod tests {
     async fn it_lets_one_through_after_the_pause_and_then_ever_more() {
         let now = Instant::now();
         let mut breaker = opened(now);
-        assert!(!breaker.admits(now + FIRST_PAUSE / 2));
+        assert!(breaker.admits(now + FIRST_PAUSE / 2).is_none());
         let later = now + FIRST_PAUSE;
-        assert!(breaker.admits(later) && !breaker.admits(later), "one");
-        breaker.record(true, later, 0.0);
-        assert!(breaker.admits(later) && breaker.admits(later) && !breaker.admits(later), "two");
-        breaker.record(true, later, 0.0);
-        breaker.record(true, later, 0.0);
-        assert_eq!((0..10).filter(|_| breaker.admits(later)).count(), 4);
-        (0..5).for_each(|_| breaker.record(true, later, 0.0));
+        let epoch = breaker.admits(later).unwrap();
+        assert!(breaker.admits(later).is_none(), "one");
+        breaker.record(epoch, true, later, 0.0);
+        assert!(breaker.admits(later).is_some() && breaker.admits(later).is_some(), "two");
+        assert!(breaker.admits(later).is_none(), "and no third");
+        breaker.record(epoch, true, later, 0.0);
+        breaker.record(epoch, true, later, 0.0);
+        assert_eq!((0..10).filter(|_| breaker.admits(later).is_some()).count(), 4);
+        (0..5).for_each(|_| breaker.record(epoch, true, later, 0.0));
         assert_eq!(breaker.position(), Position::Closed);
     }
 
@@ -160,12 +178,27 @@ mod tests {
         let mut breaker = opened(now);
         let mut pause = FIRST_PAUSE;
         for _ in 0..10 {
-            assert!(!breaker.admits(now + pause - Duration::from_millis(1)));
+            assert!(breaker.admits(now + pause - Duration::from_millis(1)).is_none());
             now += pause;
-            assert!(breaker.admits(now));
-            breaker.record(false, now, 0.0);
+            load(&mut breaker, false, now);
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
         assert_eq!(pause, LONGEST_PAUSE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_began_before_it_opened_says_nothing_of_the_way_back() {
+        let now = Instant::now();
+        let mut breaker = Breaker::new(8, now);
+        let early: Vec<Epoch> = (0..30).filter_map(|_| breaker.admits(now)).collect();
+        early[..20].iter().for_each(|epoch| breaker.record(*epoch, false, now, 0.0));
+        let later = now + FIRST_PAUSE;
+        let probe = breaker.admits(later).unwrap();
+        // Late ones, of both kinds, while the probe is under way.
+        early[20..25].iter().for_each(|epoch| breaker.record(*epoch, false, later, 0.0));
+        early[25..].iter().for_each(|epoch| breaker.record(*epoch, true, later, 0.0));
+        assert!(breaker.admits(later).is_none(), "still one");
+        breaker.record(probe, true, later, 0.0);
+        assert_eq!(breaker.position(), Position::Returning);
     }
 }

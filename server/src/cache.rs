@@ -15,7 +15,7 @@ use peanut_proto::limits::check_key;
 use peanut_proto::v1::{ErrorCode, OnMiss, Outcome};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::breaker::Position;
@@ -68,6 +68,10 @@ pub(crate) struct Get {
     pub(crate) token: Token,
     /// W3C trace context of the caller; empty: none.
     pub(crate) traceparent: Bytes,
+    /// Whether the caller may be given a lease: why not, else.
+    pub(crate) may_fill: Result<(), Failure>,
+    /// When an answer is of no use any more.
+    pub(crate) deadline: Option<Instant>,
 }
 
 /// An operation that is answered, or one that waits.
@@ -160,19 +164,6 @@ impl Cache {
         &self.store
     }
 
-    /// What a caller who misses may have done who has no right to write: a lease would let him fill.
-    pub(crate) fn without_lease(
-        &self,
-        on_miss: OnMiss,
-        write: &Result<(), Failure>,
-    ) -> Result<OnMiss, Failure> {
-        match (on_miss, write) {
-            (OnMiss::Lease, Err(denied)) if self.loader.is_none() => Err(denied.clone()),
-            (OnMiss::Lease, Err(_)) => Ok(OnMiss::Load),
-            (on_miss, _) => Ok(on_miss),
-        }
-    }
-
     /// How its origin is doing.
     pub(crate) fn breaker(&self) -> Position {
         self.loads.position()
@@ -222,7 +213,11 @@ impl Cache {
         check_key(&get.key).map_err(|why| Failure::new(ErrorCode::InvalidRequest, why))?;
         self.hot.count(&get.key, now);
         if let Some(entry) = self.fresh(get, now) {
-            if self.policy.refresh_after.is_some_and(|after| now >= entry.loaded + after) {
+            if self.policy.refresh_after.is_some_and(|after| now >= entry.loaded + after)
+                && get.on_miss != OnMiss::Peek
+                && !self.loader.is_none()
+                && self.loads.may_refresh(now)
+            {
                 self.refresh(get, now);
             }
             return Ok(Begun::Answered(self.answer(Outcome::Hit, &entry, now)));
@@ -234,7 +229,11 @@ impl Cache {
         let leader = match get.on_miss {
             OnMiss::Load => Leader::Server,
             OnMiss::Peek => return Ok(Begun::Answered(Answer::only(Outcome::Miss))),
-            OnMiss::Lease => Leader::Caller,
+            OnMiss::Lease => match &get.may_fill {
+                Ok(()) => Leader::Caller,
+                Err(denied) if self.loader.is_none() => return Err(denied.clone()),
+                Err(_) => Leader::Server,
+            },
         };
         match self.board(get, leader, || self.fresh(get, now)) {
             Boarding::Stored(entry) => Ok(Begun::Answered(self.answer(Outcome::Hit, &entry, now))),
@@ -299,6 +298,14 @@ impl Cache {
         Some(self.answer(outcome, &entry, now))
     }
 
+    /// Until when a caller waits for a load who could be answered with what is stale.
+    fn patience(&self, get: &Get) -> Option<Instant> {
+        let deadline = get.deadline.filter(|_| !self.policy.stale_if_error.is_zero())?;
+        let now = Instant::now();
+        // The answer has to travel still.
+        Some(now + deadline.saturating_duration_since(now).mul_f64(0.8))
+    }
+
     /// How long an entry is kept that is fresh for `ttl`.
     fn kept_for(&self, ttl: Duration, origin: Origin, has_value: bool) -> Duration {
         if ttl.is_zero() { ttl } else { ttl + self.stale_window(origin, has_value) }
@@ -339,7 +346,22 @@ impl Cache {
     ) -> Result<Answer, Failure> {
         loop {
             self.launch();
-            match ticket.landed().await {
+            let landed = match self.patience(get) {
+                None => ticket.landed().await,
+                Some(until) => {
+                    let landed = ticket.landed();
+                    tokio::pin!(landed);
+                    match timeout_at(until, &mut landed).await {
+                        Ok(landed) => landed,
+                        // Another's load goes on; this caller has something to go by.
+                        Err(_) => match self.stale(get) {
+                            Some(answer) => return Ok(answer),
+                            None => landed.await,
+                        },
+                    }
+                }
+            };
+            match landed {
                 Some(Ok(entry)) => return Ok(self.answer(outcome, &entry, Instant::now())),
                 Some(Err(failure)) => {
                     let may_be_stale = matches!(

@@ -233,6 +233,8 @@ impl Group {
             refuse("ttl_jitter must be from 0 to 1")
         } else if policy.refresh_after.is_some_and(|after| after.is_zero() || after >= policy.max_ttl) {
             refuse("refresh_after must be longer than zero and shorter than max_ttl")
+        } else if policy.refresh_after.is_some() && self.loader.is_none() {
+            refuse("refresh_after needs a loader; remove it")
         } else if policy.load_timeout.is_zero() {
             refuse("load_timeout must be longer than zero")
         } else if [

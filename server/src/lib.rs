@@ -10,6 +10,7 @@
 #[cfg(feature = "admin")]
 mod admin;
 mod breaker;
+mod builder;
 mod cache;
 mod clock;
 #[cfg(feature = "cli")]
@@ -36,6 +37,9 @@ pub mod store;
 mod threads;
 mod wake;
 
+#[cfg(feature = "admin")]
+pub use builder::AdminTls;
+pub use builder::ServerBuilder;
 pub use error::{Error, ErrorKind};
 pub use group::Group;
 pub use hot::{HotKey, HotKeys};
@@ -54,6 +58,4 @@ pub use peanut_proto::tls::TlsFiles;
 pub use persistence::PersistenceStats;
 pub use registration::OnShutdown;
 pub use rights::Token;
-#[cfg(feature = "admin")]
-pub use server::AdminTls;
-pub use server::{Server, ServerBuilder, ServerHandle};
+pub use server::{Server, ServerHandle};

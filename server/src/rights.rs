@@ -113,6 +113,11 @@ impl Rights {
         Rights { read: all.clone(), write: all, admin: true }
     }
 
+    /// Whether it may write anywhere: only such callers are believed what they say of the ring beyond what the node knows.
+    pub(crate) fn writes(&self) -> bool {
+        self.write.all || !self.write.named.is_empty()
+    }
+
     pub(crate) fn check_read(&self, group: &str) -> Result<(), Failure> {
         if self.read.have(group) { Ok(()) } else { Err(denied("read", group)) }
     }

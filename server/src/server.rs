@@ -3,15 +3,14 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use peanut_proto::discovery::Discovery;
 use peanut_proto::limits::MAX_MESSAGE_BYTES;
-use peanut_proto::membership::{Keys, NodeInfo, check_name};
+use peanut_proto::membership::{Keys, NodeInfo};
 use peanut_proto::peanutcachepb::peanut_cache_server::PeanutCacheServer;
-use peanut_proto::registry::{LocalRegistry, Registry};
+use peanut_proto::registry::LocalRegistry;
 use peanut_proto::v1::admin_server::AdminServer;
 use peanut_proto::v1::peanut_server::PeanutServer;
 use tokio::net::TcpListener;
@@ -20,31 +19,36 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::server::Router;
 
 #[cfg(feature = "tls")]
-use peanut_proto::tls::{Reloading, TlsFiles};
+use peanut_proto::tls::Reloading;
 #[cfg(feature = "tls")]
 use rustls::ServerConfig;
 
 #[cfg(feature = "admin")]
 use crate::admin;
-use crate::cache::Cache;
+use crate::builder::ServerBuilder;
+#[cfg(feature = "admin")]
+use crate::connections::ConnectionLimits;
 #[cfg(feature = "admin")]
 use crate::connections::Door;
-use crate::connections::{ConnectionLimits, Handshake};
+use crate::connections::Handshake;
 use crate::error::Error;
-use crate::group::Group;
 use crate::hot::HotKey;
 use crate::invalidations::Invalidations;
 use crate::persistence::{Persistence, PersistenceOptions, PersistenceStats};
-use crate::registration::{OnShutdown, Registration};
-use crate::rights::{Token, Tokens};
+use crate::registration::Registration;
 use crate::service::{Node, Running};
 use crate::threads;
 
 /// Streams that one connection may have open at once; a unary call is one.
 const MAX_STREAMS: u32 = 1024;
+/// Bytes of a message that is never long.
+const SMALL_MESSAGE_BYTES: usize = 4 << 10;
+/// How long a unary call may take beside the load that it waits for.
+const UNARY_CALL: Duration = Duration::from_secs(30);
 /// Bytes of the headers of one request.
 const MAX_HEADER_BYTES: u32 = 16 << 10;
 /// Streams of one connection that were reset before they were looked at, or because of what the client did. One that has more
@@ -59,7 +63,6 @@ const SERVICES: [&str; 3] = ["", "peanut.v1.Peanut", "peanutcachepb.PeanutCache"
 /// Every entry is looked at about every ten seconds, so that bytes of expired ones do not count for longer.
 const SWEEP_EVERY: Duration = Duration::from_millis(100);
 const SWEEP_PART: f64 = 0.01;
-const MAX_THREADS: usize = 1024;
 /// Time to write what calls have left in the last moment before the deadline.
 const LAST_SEAL: Duration = Duration::from_secs(1);
 
@@ -81,6 +84,8 @@ pub struct Server {
     options: ServerBuilder,
     node: Node,
     handshake: Handshake,
+    #[cfg(feature = "admin")]
+    admin_handshake: Handshake,
 }
 
 /// Looks into a server while it runs. Cheap to clone.
@@ -88,7 +93,7 @@ pub struct Server {
 pub struct ServerHandle {
     node: Node,
     #[cfg(feature = "tls")]
-    handshake: Handshake,
+    reloading: Vec<Arc<Reloading<ServerConfig>>>,
 }
 
 impl ServerHandle {
@@ -96,9 +101,7 @@ impl ServerHandle {
     /// warning. They are also read again by themselves, within a second of a change.
     #[cfg(feature = "tls")]
     pub fn reload_certificates(&self) {
-        if let Some(tls) = &self.handshake.tls {
-            tls.reload();
-        }
+        self.reloading.iter().for_each(|tls| tls.reload());
     }
 
     /// The keys of a group that are asked for most, at most `most` and never more than 128, the hottest first; as
@@ -110,336 +113,6 @@ impl ServerHandle {
     /// What is known of a group's segment files; `None` where there is no such group, or it has none.
     pub fn persistence(&self, group: &str) -> Option<PersistenceStats> {
         Some(self.node.cache(group).ok()?.journal()?.stats())
-    }
-}
-
-/// Describes a [`Server`].
-#[derive(Clone, Debug)]
-pub struct ServerBuilder {
-    groups: Vec<Group>,
-    registry: Option<Arc<dyn Registry>>,
-    nodes: Vec<String>,
-    fleet: String,
-    node_id: Option<String>,
-    advertise: Option<String>,
-    zone: String,
-    weight: u32,
-    lease_ttl: Duration,
-    naming_service: String,
-    shutdown_deadline: Duration,
-    threads: usize,
-    on_shutdown: OnShutdown,
-    forget_after: Duration,
-    data_dir: Option<PathBuf>,
-    seal_interval: Duration,
-    restore_bytes_per_second: u64,
-    #[cfg(feature = "tls")]
-    tls: Option<TlsFiles>,
-    insecure: bool,
-    tokens: Vec<Token>,
-    connections: ConnectionLimits,
-    keepalive: Duration,
-    #[cfg(feature = "admin")]
-    admin: Option<SocketAddr>,
-    #[cfg(feature = "admin")]
-    admin_tls: Option<AdminTls>,
-}
-
-impl Default for ServerBuilder {
-    fn default() -> Self {
-        ServerBuilder {
-            groups: Vec::new(),
-            registry: None,
-            nodes: Vec::new(),
-            fleet: "default".to_owned(),
-            node_id: None,
-            advertise: None,
-            zone: String::new(),
-            weight: 1,
-            lease_ttl: Server::DEFAULT_LEASE_TTL,
-            naming_service: Server::DEFAULT_NAMING_SERVICE.to_owned(),
-            shutdown_deadline: Server::DEFAULT_SHUTDOWN_DEADLINE,
-            threads: 0,
-            on_shutdown: OnShutdown::default(),
-            forget_after: Server::DEFAULT_FORGET_AFTER,
-            data_dir: None,
-            seal_interval: Server::DEFAULT_SEAL_INTERVAL,
-            restore_bytes_per_second: Server::DEFAULT_RESTORE_BYTES_PER_SECOND,
-            #[cfg(feature = "tls")]
-            tls: None,
-            insecure: false,
-            tokens: Vec::new(),
-            connections: ConnectionLimits {
-                total: Server::DEFAULT_MAX_CONNECTIONS,
-                per_peer: Server::DEFAULT_MAX_CONNECTIONS_PER_PEER,
-                handshake: Server::DEFAULT_HANDSHAKE_TIMEOUT,
-            },
-            keepalive: Server::DEFAULT_KEEPALIVE,
-            #[cfg(feature = "admin")]
-            admin: None,
-            #[cfg(feature = "admin")]
-            admin_tls: None,
-        }
-    }
-}
-
-impl ServerBuilder {
-    /// Adds a group. Every node of a fleet should have the same groups.
-    #[must_use]
-    pub fn group(mut self, group: Group) -> Self {
-        self.groups.push(group);
-        self
-    }
-
-    /// Joins the fleet that this registry keeps. Without one, and without [`nodes`](Self::nodes), the
-    /// node answers whoever finds it.
-    #[must_use]
-    pub fn registry(mut self, registry: impl Registry) -> Self {
-        self.registry = Some(Arc::new(registry));
-        self
-    }
-
-    /// The fleet is this list of addresses for ever, this node's among them. For fleets without a
-    /// registry; clients must be given the same list.
-    #[must_use]
-    pub fn nodes<S: Into<String>>(mut self, addrs: impl IntoIterator<Item = S>) -> Self {
-        self.nodes = addrs.into_iter().map(Into::into).collect();
-        self
-    }
-
-    /// The fleet's name in the registry; `default` by default.
-    #[must_use]
-    pub fn fleet(mut self, fleet: impl Into<String>) -> Self {
-        self.fleet = fleet.into();
-        self
-    }
-
-    /// A name for this node that stays the same when it is started again; the advertised address by
-    /// default. Its place on the ring follows from it.
-    #[must_use]
-    pub fn node_id(mut self, id: impl Into<String>) -> Self {
-        self.node_id = Some(id.into());
-        self
-    }
-
-    /// Where clients reach this node, `host:port`; the listener's address by default. A port of 0 stands
-    /// for the listener's.
-    #[must_use]
-    pub fn advertise(mut self, addr: impl Into<String>) -> Self {
-        self.advertise = Some(addr.into());
-        self
-    }
-
-    /// The failure domain of this node; none by default.
-    #[must_use]
-    pub fn zone(mut self, zone: impl Into<String>) -> Self {
-        self.zone = zone.into();
-        self
-    }
-
-    /// This node's share of the keys relative to the others'; 1 by default, at most 1024.
-    #[must_use]
-    pub fn weight(mut self, weight: u32) -> Self {
-        self.weight = weight;
-        self
-    }
-
-    /// How long the registry takes a silent node for alive; 5 s by default, whole seconds.
-    #[must_use]
-    pub fn lease_ttl(mut self, ttl: Duration) -> Self {
-        self.lease_ttl = ttl;
-        self
-    }
-
-    /// The service name under which grpc resolvers find this node; `peanutcache` by default.
-    #[must_use]
-    pub fn naming_service(mut self, name: impl Into<String>) -> Self {
-        self.naming_service = name.into();
-        self
-    }
-
-    /// How long calls in flight may take to finish once the server is told to stop; 10 s by default.
-    #[must_use]
-    pub fn shutdown_deadline(mut self, deadline: Duration) -> Self {
-        self.shutdown_deadline = deadline;
-        self
-    }
-
-    /// What becomes of the node's place in the ring when the server is told to stop; [`OnShutdown::Keep`] by default.
-    #[must_use]
-    pub fn on_shutdown(mut self, on_shutdown: OnShutdown) -> Self {
-        self.on_shutdown = on_shutdown;
-        self
-    }
-
-    /// How long a member of the fleet may have no lease before this node takes it out of the ring; 2 minutes by default.
-    #[must_use]
-    pub fn forget_after(mut self, time: Duration) -> Self {
-        self.forget_after = time;
-        self
-    }
-
-    /// Threads of their own for connections; 0, the default, serves them on the runtime that runs the server.
-    /// Loads always run on that one. A runtime with several threads answers small requests at nearly twice
-    /// the CPU time of a thread that has its connections to itself.
-    #[must_use]
-    pub fn threads(mut self, threads: usize) -> Self {
-        self.threads = threads;
-        self
-    }
-
-    /// A folder of this node's own, made where it is missing, from which its entries come back after a restart. Without one,
-    /// the default, a restart is cold.
-    ///
-    /// What is loaded is written there in the background; what a process wrote until a tenth of a second before it was killed
-    /// comes back. Bytes are bounded for each [group](Group::disk_capacity_bytes). A disk that is full or fails leaves the
-    /// node in memory only, with a warning, and is tried again later.
-    #[must_use]
-    pub fn data_dir(mut self, folder: impl Into<PathBuf>) -> Self {
-        self.data_dir = Some(folder.into());
-        self
-    }
-
-    /// How often what was written is also made to outlive the machine; 10 s by default. Entries that live no longer than
-    /// this are not written.
-    #[must_use]
-    pub fn seal_interval(mut self, interval: Duration) -> Self {
-        self.seal_interval = interval;
-        self
-    }
-
-    /// The most bytes a second that are read from [`data_dir`](Self::data_dir) after a start, while the node already
-    /// serves; 256 MiB by default.
-    #[must_use]
-    pub fn restore_bytes_per_second(mut self, bytes: u64) -> Self {
-        self.restore_bytes_per_second = bytes;
-        self
-    }
-
-    /// Speaks TLS with these certificates; where there is a `ca`, clients need a certificate from there too. The files are read
-    /// again when they change, and by [`ServerHandle::reload_certificates`].
-    #[cfg(feature = "tls")]
-    #[must_use]
-    pub fn tls(mut self, files: TlsFiles) -> Self {
-        self.tls = Some(files);
-        self
-    }
-
-    /// Allows addresses other than loopback without TLS, on which everybody on the way can read and write. False by default.
-    #[must_use]
-    pub fn insecure(mut self, insecure: bool) -> Self {
-        self.insecure = insecure;
-        self
-    }
-
-    /// Adds a token. With the first one, whoever has none is refused; only health checks and reflection need none.
-    #[must_use]
-    pub fn token(mut self, token: Token) -> Self {
-        self.tokens.push(token);
-        self
-    }
-
-    /// The most connections there may be; 10,000 by default. More are closed at once.
-    #[must_use]
-    pub fn max_connections(mut self, connections: usize) -> Self {
-        self.connections.total = connections;
-        self
-    }
-
-    /// The most connections from one IP address; 1,000 by default.
-    #[must_use]
-    pub fn max_connections_per_peer(mut self, connections: usize) -> Self {
-        self.connections.per_peer = connections;
-        self
-    }
-
-    /// How long a new connection may take until it speaks HTTP/2, TLS included; 5 s by default.
-    #[must_use]
-    pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
-        self.connections.handshake = timeout;
-        self
-    }
-
-    /// A connection that has been silent for so long is asked whether anybody is there, and closed when it is silent for as
-    /// long again; 20 s by default.
-    #[must_use]
-    pub fn keepalive(mut self, interval: Duration) -> Self {
-        self.keepalive = interval;
-        self
-    }
-
-    /// Serves a page, metrics and health over HTTP on this address, `/`, `/metrics`, `/healthz` and `/readyz`; with the certificates
-    /// and tokens of the gRPC port where it has any. On no address by default.
-    #[cfg(feature = "admin")]
-    #[must_use]
-    pub fn admin(mut self, addr: SocketAddr) -> Self {
-        self.admin = Some(addr);
-        self
-    }
-
-    /// How the admin port is protected; by default as the gRPC port is.
-    #[cfg(feature = "admin")]
-    #[must_use]
-    pub fn admin_tls(mut self, tls: AdminTls) -> Self {
-        self.admin_tls = Some(tls);
-        self
-    }
-
-    /// Checks the description and makes the server.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Configuration`](crate::ErrorKind::Configuration), naming what cannot be.
-    pub fn build(self) -> Result<Server, Error> {
-        let mut names: Vec<&str> = self.groups.iter().map(|group| group.name.as_str()).collect();
-        names.sort_unstable();
-        if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(Error::configuration(format!("group `{}` is there twice; remove one", twice[0])));
-        }
-        self.groups.iter().try_for_each(Group::check)?;
-        let named = [("fleet", Some(&self.fleet)), ("node_id", self.node_id.as_ref())];
-        for (what, name) in named.into_iter().chain([("naming_service", Some(&self.naming_service))]) {
-            if let Some(Err(why)) = name.map(|name| check_name(name)) {
-                return Err(Error::configuration(format!("{what} {why}")));
-            }
-        }
-        if !(1..=1024).contains(&self.weight) {
-            return Err(Error::configuration("weight must be from 1 to 1024"));
-        }
-        if self.threads > MAX_THREADS {
-            return Err(Error::configuration(format!("threads must be at most {MAX_THREADS}")));
-        }
-        if self.lease_ttl < Duration::from_secs(1) {
-            return Err(Error::configuration("lease_ttl must be at least 1s"));
-        }
-        if self.forget_after < self.lease_ttl {
-            return Err(Error::configuration("forget_after must be at least lease_ttl"));
-        }
-        if self.seal_interval < Duration::from_millis(100) {
-            return Err(Error::configuration("seal_interval must be at least 100ms"));
-        }
-        if self.restore_bytes_per_second == 0 {
-            return Err(Error::configuration("restore_rate must be more than zero"));
-        }
-        if self.registry.is_some() && !self.nodes.is_empty() {
-            return Err(Error::configuration("a registry and a fixed list of nodes exclude each other"));
-        }
-        if self.connections.total == 0 || self.connections.per_peer == 0 {
-            return Err(Error::configuration("max_connections must be more than zero"));
-        }
-        if self.connections.handshake.is_zero() || self.keepalive.is_zero() {
-            return Err(Error::configuration("handshake_timeout and keepalive must be longer than zero"));
-        }
-        let handshake = Handshake {
-            #[cfg(feature = "tls")]
-            tls: self.tls.as_ref().map(|files| reloading(files, b"h2")).transpose()?,
-            http2_only: true,
-        };
-        let node = Node::new(
-            self.groups.iter().cloned().map(Cache::new),
-            Tokens::new(&self.tokens)?,
-            self.connections,
-        );
-        Ok(Server { options: self, node, handshake })
     }
 }
 
@@ -465,6 +138,21 @@ impl Server {
     /// 256 MiB.
     pub const DEFAULT_RESTORE_BYTES_PER_SECOND: u64 = 256 << 20;
 
+    pub(crate) fn new(
+        options: ServerBuilder,
+        node: Node,
+        handshake: Handshake,
+        #[cfg(feature = "admin")] admin_handshake: Handshake,
+    ) -> Self {
+        Server {
+            options,
+            node,
+            handshake,
+            #[cfg(feature = "admin")]
+            admin_handshake,
+        }
+    }
+
     /// Describes a server.
     pub fn builder() -> ServerBuilder {
         ServerBuilder::default()
@@ -475,7 +163,14 @@ impl Server {
         ServerHandle {
             node: self.node.clone(),
             #[cfg(feature = "tls")]
-            handshake: self.handshake.clone(),
+            reloading: {
+                let ports = [
+                    Some(&self.handshake),
+                    #[cfg(feature = "admin")]
+                    Some(&self.admin_handshake),
+                ];
+                ports.into_iter().flatten().filter_map(|port| port.tls.clone()).collect()
+            },
         }
     }
 
@@ -545,6 +240,7 @@ impl Server {
         }
 
         tracing::info!("shutting down");
+        self.node.leave();
         let deadline = Instant::now() + self.options.shutdown_deadline;
         if let Some(persistence) = &persistence {
             persistence.write_hottest_first(deadline - self.options.shutdown_deadline / 10);
@@ -601,7 +297,7 @@ impl Server {
     pub(crate) fn check_ports(&self, listen: SocketAddr) -> Result<(), Error> {
         self.check_private(listen)?;
         #[cfg(feature = "admin")]
-        self.options.admin.map_or(Ok(()), |admin| self.admin_handshake(admin).map(drop))?;
+        self.check_admin_private()?;
         Ok(())
     }
 
@@ -609,41 +305,32 @@ impl Server {
     #[cfg(feature = "admin")]
     async fn serve_admin(&self) -> Result<Option<AbortOnDropHandle<()>>, Error> {
         let Some(addr) = self.options.admin else { return Ok(None) };
-        let handshake = self.admin_handshake(addr)?;
+        self.check_admin_private()?;
         let listener = admin::listen(addr).await?;
         if let Ok(addr) = listener.local_addr() {
             tracing::info!("admin on {addr}");
         }
-        let serving = admin::serve(self.node.clone(), listener, Door::new(ADMIN_CONNECTIONS), handshake);
+        let serving = admin::serve(
+            self.node.clone(),
+            listener,
+            Door::new(ADMIN_CONNECTIONS),
+            self.admin_handshake.clone(),
+        );
         Ok(Some(AbortOnDropHandle::new(tokio::spawn(serving))))
     }
 
-    /// How connections to the admin port begin, if there is to be one on this address.
     #[cfg(feature = "admin")]
-    fn admin_handshake(&self, addr: SocketAddr) -> Result<Handshake, Error> {
-        #[cfg(feature = "tls")]
-        let tls = match (&self.options.tls, self.options.admin_tls) {
-            (None, Some(AdminTls::Mutual | AdminTls::Server)) => {
-                return Err(Error::configuration("admin_tls needs certificates; set `tls`"));
+    fn check_admin_private(&self) -> Result<(), Error> {
+        match self.options.admin {
+            Some(addr)
+                if !(addr.ip().is_loopback() || self.admin_handshake.is_tls() || self.options.insecure) =>
+            {
+                Err(Error::configuration(format!(
+                    "admin on {addr} without TLS lets everybody there read; set `tls`, or `insecure = true`"
+                )))
             }
-            (None, _) | (_, Some(AdminTls::Off)) => None,
-            (Some(files), Some(AdminTls::Server)) => Some(TlsFiles { ca: None, ..files.clone() }),
-            (Some(files), Some(AdminTls::Mutual)) if files.ca.is_none() => {
-                return Err(Error::configuration("admin_tls = \"mutual\" needs `tls.ca`"));
-            }
-            (Some(files), _) => Some(files.clone()),
-        };
-        let handshake = Handshake {
-            #[cfg(feature = "tls")]
-            tls: tls.as_ref().map(|files| reloading(files, b"http/1.1")).transpose()?,
-            http2_only: false,
-        };
-        if addr.ip().is_loopback() || handshake.is_tls() || self.options.insecure {
-            return Ok(handshake);
+            _ => Ok(()),
         }
-        Err(Error::configuration(format!(
-            "admin on {addr} without TLS lets everybody there read; set `tls`, or `insecure = true`"
-        )))
     }
 
     /// What others on the network could read and write is to be asked for by name.
@@ -668,6 +355,18 @@ impl Server {
         let reflection_v1 = reflection().build_v1().map_err(|e| Error::transport("reflection", e))?;
         let reflection_v1alpha =
             reflection().build_v1alpha().map_err(|e| Error::transport("reflection", e))?;
+        let admit = || {
+            let node = self.node.clone();
+            move |request| node.admit(request)
+        };
+        let peanut = PeanutServer::new(self.node.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let original = PeanutCacheServer::new(self.node.clone())
+            .max_decoding_message_size(SMALL_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let admin = AdminServer::new(self.node.clone()).max_decoding_message_size(SMALL_MESSAGE_BYTES);
+        let longest_load = self.options.groups.iter().map(|group| group.policy.load_timeout).max();
         Ok(tonic::transport::Server::builder()
             .max_concurrent_streams(MAX_STREAMS)
             .http2_max_header_list_size(MAX_HEADER_BYTES)
@@ -675,20 +374,14 @@ impl Server {
             .http2_max_local_error_reset_streams(Some(MAX_RESETS))
             .http2_keepalive_interval(Some(self.options.keepalive))
             .http2_keepalive_timeout(Some(self.options.keepalive))
-            .add_service(health)
+            // A unary call, from its headers to its answer; a lane is open with its headers.
+            .timeout(UNARY_CALL + longest_load.unwrap_or_default())
+            .add_service(health.max_decoding_message_size(SMALL_MESSAGE_BYTES))
             .add_service(reflection_v1)
             .add_service(reflection_v1alpha)
-            .add_service(
-                PeanutServer::new(self.node.clone())
-                    .max_decoding_message_size(MAX_MESSAGE_BYTES)
-                    .max_encoding_message_size(MAX_MESSAGE_BYTES),
-            )
-            .add_service(AdminServer::new(self.node.clone()))
-            .add_service(
-                PeanutCacheServer::new(self.node.clone())
-                    .max_decoding_message_size(MAX_MESSAGE_BYTES)
-                    .max_encoding_message_size(MAX_MESSAGE_BYTES),
-            ))
+            .add_service(InterceptedService::new(peanut, admit()))
+            .add_service(InterceptedService::new(admin, admit()))
+            .add_service(InterceptedService::new(original, admit())))
     }
 
     /// Begins to keep what the groups have, where there is a folder for it.
@@ -750,38 +443,6 @@ impl Server {
             forget_after: options.forget_after,
             max_ttl: options.groups.iter().map(|g| g.policy.longest()).max().unwrap_or_default(),
         }))
-    }
-}
-
-#[cfg(feature = "tls")]
-fn reloading(files: &TlsFiles, protocol: &'static [u8]) -> Result<Arc<Reloading<ServerConfig>>, Error> {
-    let made = Reloading::new(files.clone(), |files| files.server(protocol), Instant::now());
-    made.map(Arc::new).map_err(|error| Error::configuration(format!("tls: {error}")))
-}
-
-/// How an admin port is protected.
-#[cfg(feature = "admin")]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AdminTls {
-    /// TLS, and callers need a certificate.
-    Mutual,
-    /// TLS; callers need no certificate.
-    Server,
-    /// No TLS: on loopback addresses, or where all is to be insecure.
-    Off,
-}
-
-#[cfg(feature = "admin")]
-impl std::str::FromStr for AdminTls {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        match name {
-            "mutual" => Ok(AdminTls::Mutual),
-            "server" => Ok(AdminTls::Server),
-            "off" => Ok(AdminTls::Off),
-            _ => Err(format!("`{name}` is none of mutual, server and off")),
-        }
     }
 }
 

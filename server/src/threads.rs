@@ -22,8 +22,6 @@ use crate::error::Error;
 
 /// After a connection could not be accepted, for want of file descriptors say.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Connections of one thread that may be on their way to HTTP.
-const MAX_HANDSHAKES: usize = 1024;
 
 /// Serves what comes in on `listener` until `stop`, and until every connection has ended then. With no
 /// `threads` it serves on the caller's runtime. Dropping the future ends the threads.
@@ -120,7 +118,8 @@ fn shaken(
         let handshake = handshake.clone();
         async move { handshake.run(TcpStream::from_std(stream).ok()?, pass).await }
     });
-    shaken.buffer_unordered(MAX_HANDSHAKES).filter_map(async |connection| connection.map(Ok))
+    // The door bounds how many there are.
+    shaken.buffer_unordered(usize::MAX).filter_map(async |connection| connection.map(Ok))
 }
 
 struct Thread {

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use peanut_client::Client;
@@ -65,10 +67,25 @@ async fn the_page_shows_a_person_the_ring_and_a_dead_node_red_within_two_seconds
     let (etcd, mut servers) = fleet(3).await;
     let client = client(&etcd, 3).await;
     let admin = servers[0].1.clone();
-    for _ in 0..200 {
-        client.group("scores").get("Tom").await.unwrap();
-        client.group("scores").get_many(["Jack", "Sam", "<b>&amp;"]).await;
-    }
+    let stop = Arc::new(AtomicBool::new(false));
+    let load = tokio::spawn({
+        let stop = stop.clone();
+        async move {
+            while !stop.load(Ordering::Relaxed) {
+                client
+                    .group("scores")
+                    .get_many(["Tom", "Jack", "Sam", "<b>bold</b>", "a", "b", "c", "d"])
+                    .await;
+            }
+        }
+    });
+    // The page shows the last window of five seconds, and rates between two looks.
+    let own_keys = async || {
+        let status = status(&admin).await;
+        let groups = status["groups"].as_array().unwrap().clone();
+        groups.iter().find(|group| !group["hot_keys"].as_array().unwrap().is_empty()).cloned()
+    };
+    let hot = eventually("hot keys", own_keys).await;
     let folder = tempfile::tempdir().unwrap();
     // A person has it open: it looks at the others only then.
     let page = browse(&admin, 1100, &folder.path().join("page.png"));
@@ -79,7 +96,18 @@ async fn the_page_shows_a_person_the_ring_and_a_dead_node_red_within_two_seconds
     assert_eq!(page.matches("data-health=\"up\"").count(), 3);
     assert!(page.contains("Ring, version 3") && page.contains("33.3 %"), "{page}");
     assert!(page.contains("<td>scores</td>") && page.contains("s3-fifo") && page.contains("of 128 MiB"));
-    assert!(!page.contains("<b>&amp;"), "a key is never part of the page's own text");
+    let hit_ratio: f64 = text_of(&page, "hit-ratio").trim_end_matches(" %").parse().unwrap();
+    assert!((90.0..=100.0).contains(&hit_ratio), "{hit_ratio}");
+    assert_ne!(text_of(&page, "gets"), "–");
+    let of_page =
+        |key: &str| page.contains(&format!("<td>{}</td>", key.replace('<', "&lt;").replace('>', "&gt;")));
+    let shown =
+        hot["hot_keys"].as_array().unwrap().iter().filter(|hot| of_page(hot["key"].as_str().unwrap()));
+    assert!(shown.count() > 0, "its hot keys");
+    assert!(
+        !page.contains("<b>1</b>") && !page.contains("<b>2</b>"),
+        "a key is never part of the page's own text"
+    );
     let picture = std::fs::read(folder.path().join("page.png")).unwrap();
     assert!(picture.len() > 20_000, "{} bytes of a picture", picture.len());
     // Nothing comes from outside.
@@ -101,13 +129,18 @@ async fn the_page_shows_a_person_the_ring_and_a_dead_node_red_within_two_seconds
     let seen = begun.elapsed();
     println!("seen as down after {seen:?}");
     let page = browse(&admin, 420, &folder.path().join("phone.png"));
+    stop.store(true, Ordering::Relaxed);
+    load.await.unwrap();
     assert_eq!(page.matches("data-health=\"down\"").count(), 1);
-    assert!(page.contains("var(--bad)"));
+    let arcs: Vec<&str> = page.split("<path").skip(1).collect();
+    let red = arcs.iter().find(|arc| arc.contains(&format!("data-node=\"{killed}\""))).unwrap();
+    assert!(red.contains("fill=\"var(--bad)\""), "{red}");
+    assert_eq!(arcs.iter().filter(|arc| arc.contains("fill=\"var(--good)\"")).count(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn counts_are_what_was_done_and_health_says_whether_to_send_anybody() {
-    let (etcd, mut servers) = fleet(1).await;
+    let (etcd, servers) = fleet(1).await;
     let client = client(&etcd, 1).await;
     let admin = servers[0].1.clone();
     assert_eq!(get(&admin, "/healthz").await, (200, "ok\n".to_owned()));
@@ -146,13 +179,24 @@ async fn counts_are_what_was_done_and_health_says_whether_to_send_anybody() {
         let whole = |found: &str| found == line || found == format!("{line}.0");
         assert!(metrics.lines().any(whole), "no `{line}` in\n{metrics}");
     }
-    // While the last call is finished nobody new is to be sent there.
-    servers[0].0.process().signal(nix::sys::signal::Signal::SIGTERM);
-    eventually("readiness to end", async || {
-        let answer = http_client().get(format!("http://{admin}/readyz")).send().await;
-        answer.map_or(Some(()), |response| (response.status() != 200).then_some(()))
-    })
-    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_finishes_its_last_calls_is_not_ready_for_others() {
+    let origin = peanut_tests::Origin::start(Duration::from_secs(4)).await;
+    let (port, admin) = (free_port(), format!("127.0.0.1:{}", free_port()));
+    let own = format!("listen = \"127.0.0.1:{port}\"\nadmin = \"{admin}\"\nnodes = [\"127.0.0.1:{port}\"]\n");
+    let slow = peanut_tests::group_from("slow", origin.url(), "");
+    let mut server = ServerProcess::start_with(SERVER, &format!("{own}{slow}")).await;
+    let client =
+        Client::builder().nodes([server.addr()]).deadline(Duration::from_secs(20)).build().await.unwrap();
+    let last = tokio::spawn(async move { client.group("slow").get("k").await });
+    eventually("the load to begin", async || (origin.asked_for("k") == 1).then_some(())).await;
+    assert_eq!(get(&admin, "/readyz").await.0, 200);
+    server.process().signal(nix::sys::signal::Signal::SIGTERM);
+    eventually("readiness to end", async || (get(&admin, "/readyz").await.0 == 503).then_some(())).await;
+    assert_eq!(get(&admin, "/healthz").await.0, 200);
+    assert!(last.await.unwrap().is_ok(), "the last call is finished");
 }
 
 /// The rows of the tables in METRICS.md whose names begin so: name to kind and labels.

@@ -132,28 +132,33 @@ fn every_setting_is_printed_with_its_source_and_without_secrets() {
                     url = \"postgres://me:secret-of-the-database@h/db\"\n";
     let config =
         format!("fleet = \"blue\"\nweight = 2\n{SCORES}{database}[etcd]\nendpoints = [\"http://h:1\"]\n");
-    let args = ["--print-config", "--zone", "b", "--lease-ttl=7s"];
-    let (code, stdout, stderr) = run(&config, &args, &[("PEANUT_NODE_ID", "node-1"), ("RUST_LOG", "warn")]);
+    let args = ["--print-config", "--zone", "7", "--lease-ttl=7s", "--insecure", "--max-connections=9"];
+    let nodes = ("PEANUT_ETCD_ENDPOINTS", "http://a:secret-of-etcd@h:1,http://h:2");
+    let environment = [("PEANUT_NODE_ID", "node-1"), ("RUST_LOG", "warn"), nodes];
+    let (code, stdout, stderr) = run(&config, &args, &environment);
     assert_eq!((code, stderr.as_str()), (Some(0), ""));
     for line in [
         "fleet = \"blue\" # peanut.toml",
         "weight = 2 # peanut.toml",
-        "zone = \"b\" # --zone",
+        "zone = \"7\" # --zone",
+        "insecure = true # --insecure",
+        "max_connections = 9 # --max-connections",
+        "endpoints = [\"http://a:<hidden>@h:1\", \"http://h:2\"] # PEANUT_ETCD_ENDPOINTS",
         "lease_ttl = \"7s\" # --lease-ttl",
         "node_id = \"node-1\" # PEANUT_NODE_ID",
         "log = \"warn\" # RUST_LOG",
         "# listen = \"127.0.0.1:9999\" # default",
         "# data_dir is not set",
         "[etcd]",
-        "endpoints = [\"http://h:1\"] # peanut.toml",
         "[[group]] # peanut.toml",
     ] {
         assert!(stdout.lines().any(|found| found == line), "no `{line}` in\n{stdout}");
     }
+    assert!(!stdout.contains("secret-of-"), "{stdout}");
     assert!(!stdout.contains("secret-of-the-database") && stdout.contains("me:<hidden>@h/db"), "{stdout}");
     // What is printed is a configuration that comes to the same.
     let usable = stdout.replace("<hidden>", "x");
     let (code, again, stderr) = run(&usable, &["--print-config"], &[]);
     assert_eq!(code, Some(0), "{stderr}\n{usable}");
-    assert!(again.contains("zone = \"b\" # peanut.toml"), "{again}");
+    assert!(again.contains("max_connections = 9 # peanut.toml"), "{again}");
 }

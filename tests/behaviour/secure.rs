@@ -208,6 +208,69 @@ async fn tokens_give_rights_to_groups_and_two_secrets_are_good_at_a_time() {
     assert!(client.nodes()[0].up);
 }
 
+/// A node in a fleet with etcd, a writer's and a reader's token.
+async fn fleet_with_tokens() -> (Etcd, ServerProcess, tempfile::TempDir) {
+    let (etcd, secrets) = (Etcd::start().await, tempfile::tempdir().unwrap());
+    let token = |name: &str, rights: &str| {
+        let path = secrets.path().join(name);
+        std::fs::write(&path, format!("secret-of-the-{name}")).unwrap();
+        format!("[[token]]\nname = \"{name}\"\nsecret_files = [\"{}\"]\n{rights}\n", path.display())
+    };
+    let config = format!(
+        "listen = \"127.0.0.1:{}\"\n[etcd]\nendpoints = [\"{}\"]\n{}{}{SCORES}",
+        free_port(),
+        etcd.endpoint(),
+        token("writer", "read = [\"*\"]\nwrite = [\"*\"]"),
+        token("reader", "read = [\"*\"]")
+    );
+    let mut server = ServerProcess::start_with(SERVER, &config).await;
+    server.registered().await;
+    (etcd, server, secrets)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_changes_nothing_by_way_of_the_registry_either() {
+    let (etcd, mut server, _secrets) = fleet_with_tokens().await;
+    let client = async |who: &str| {
+        let client = Client::builder().etcd([etcd.endpoint()]).token(format!("secret-of-the-{who}"));
+        client.deadline(LONG).build().await.unwrap()
+    };
+    let (writer, reader) = (client("writer").await, client("reader").await);
+    writer.group("scores").set("Tom", "1", None).await.unwrap();
+    let denied = reader.group("scores").clear().await.unwrap_err();
+    assert_eq!(denied.kind(), ErrorKind::PermissionDenied);
+    assert_eq!(reader.group("scores").get("Tom").await.unwrap().unwrap(), "1");
+    writer.group("scores").clear().await.unwrap();
+    assert_eq!(reader.group("scores").get("Tom").await.unwrap().unwrap(), "630");
+    // With the only node down there is nobody to ask.
+    server.process().kill();
+    assert_eq!(reader.group("scores").clear().await.unwrap_err().kind(), ErrorKind::Unavailable);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_is_not_believed_what_it_says_of_the_ring() {
+    let (etcd, server, _secrets) = fleet_with_tokens().await;
+    let channel = tonic::transport::Endpoint::from_shared(format!("http://{}", server.addr())).unwrap();
+    let mut raw = peanut_proto::v1::peanut_client::PeanutClient::new(channel.connect().await.unwrap());
+    let mut ask = async |who: &str, ring_version: u64| {
+        let (group, key) = ("scores".to_owned(), "Tom".into());
+        let message = peanut_proto::v1::GetRequest { group, key, ring_version, ..Default::default() };
+        let mut request = tonic::Request::new(message);
+        let bearer = format!("Bearer secret-of-the-{who}").parse().unwrap();
+        request.metadata_mut().insert("authorization", bearer);
+        // Nor is a trace context that is none sent on.
+        request.metadata_mut().insert("traceparent", "00-not-a-trace".parse().unwrap());
+        raw.get(request).await.unwrap().into_inner().ring_version
+    };
+    assert_eq!(ask("reader", u64::MAX).await, 1);
+    let writer = Client::builder().etcd([etcd.endpoint()]).token("secret-of-the-writer").deadline(LONG);
+    writer.build().await.unwrap().group("scores").set("Tom", "1", None).await.unwrap();
+    assert_eq!(ask("writer", 7).await, 7);
+    let unknown = tonic::Code::Unauthenticated;
+    let status = raw.get(peanut_proto::v1::GetRequest::default()).await.unwrap_err();
+    assert_eq!(status.code(), unknown, "before anything of the request is read");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_is_never_sent_for_everybody_to_read() {
     let client = Client::builder().nodes(["192.0.2.1:9999"]).token("0123456789abcdef").deadline(LONG);
@@ -331,7 +394,7 @@ async fn an_etcd_with_users_is_used_with_the_least_rights_while_logins_expire_an
     for n in 0..20 {
         client.group("scores").delete(format!("k{n}")).await.unwrap();
     }
-    let client_cannot_drain = client.drain(&client.nodes()[0].id).await.unwrap_err();
+    let client_cannot_drain = client.drain(servers[0].addr()).await.unwrap_err();
     assert_eq!(client_cannot_drain.kind(), ErrorKind::Unavailable, "{client_cannot_drain}");
     assert!(client_cannot_drain.to_string().contains("permission denied"), "{client_cannot_drain}");
     servers[2].start_again().await;

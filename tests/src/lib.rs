@@ -12,6 +12,8 @@ mod process;
 mod proxy;
 mod server;
 
+use std::collections::BTreeSet;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 pub use certificates::{Authority, Certificate};
@@ -66,9 +68,12 @@ pub fn resident_bytes(process: &str) -> u64 {
 /// A port that was free a moment ago, outside the range from which the system takes ports for outgoing
 /// connections.
 pub fn free_port() -> u16 {
+    // What has been given away may not be listened on yet.
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let mut given = GIVEN.lock().unwrap_or_else(|e| e.into_inner());
     for _ in 0..1000 {
         let port = fastrand::u16(20_000..32_000);
-        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        if given.insert(port) && std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
     }

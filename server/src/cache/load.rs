@@ -21,12 +21,15 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
 
 use super::{Cache, Get};
-use crate::breaker::{Breaker, Position};
+use crate::breaker::{Breaker, Epoch, Position};
 use crate::error::Failure;
 use crate::flight::{Landed, Pilot};
 use crate::group::Policy;
 use crate::loader::{Loaded, LoaderError, in_trace};
 use crate::store::Entry;
+
+/// How long nothing is refreshed after a load has failed.
+const REFRESH_PAUSE: Duration = Duration::from_secs(1);
 
 /// The loads of one group.
 #[derive(Debug)]
@@ -34,6 +37,8 @@ pub(super) struct Loads {
     queue: Mutex<Queue>,
     turns: Semaphore,
     breaker: Option<Mutex<Breaker>>,
+    /// Until when nothing is refreshed, since the origin has failed.
+    refresh_after: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug, Default)]
@@ -61,6 +66,7 @@ impl Loads {
             queue: Mutex::default(),
             turns: Semaphore::new(policy.max_loads),
             breaker: policy.breaker.then(|| Mutex::new(Breaker::new(policy.max_loads, Instant::now()))),
+            refresh_after: Mutex::new(None),
         }
     }
 
@@ -68,13 +74,22 @@ impl Loads {
         self.breaker.as_ref().map_or(Position::Closed, |breaker| breaker.lock().position())
     }
 
-    fn admits(&self) -> bool {
-        self.breaker.as_ref().is_none_or(|breaker| breaker.lock().admits(Instant::now()))
+    /// Whether an entry that is fresh still may be loaded again: not just after a failure.
+    pub(super) fn may_refresh(&self, now: Instant) -> bool {
+        self.position() == Position::Closed && self.refresh_after.lock().is_none_or(|after| now >= after)
     }
 
-    fn record(&self, succeeded: bool) {
+    fn admits(&self) -> Option<Epoch> {
+        self.breaker.as_ref().map_or(Some(0), |breaker| breaker.lock().admits(Instant::now()))
+    }
+
+    fn record(&self, epoch: Epoch, succeeded: bool) {
+        let now = Instant::now();
+        if !succeeded {
+            *self.refresh_after.lock() = Some(now + REFRESH_PAUSE);
+        }
         if let Some(breaker) = &self.breaker {
-            breaker.lock().record(succeeded, Instant::now(), fastrand::f64());
+            breaker.lock().record(epoch, succeeded, now, fastrand::f64());
         }
     }
 }
@@ -140,22 +155,22 @@ impl Cache {
             loads = loads.into_iter().filter_map(|load| self.land_restored(load)).collect();
         }
         // Whoever was to lead it may have found it taken.
-        let Some(deadline) = loads.iter().filter_map(|load| load.deadline).min() else { return };
-        if !self.loads.admits() {
+        let Some(deadline) = loads.iter().filter_map(|load| load.deadline).max() else { return };
+        let Some(epoch) = self.loads.admits() else {
             let why = format!("the origin of group `{}` is failing, and left alone for a while", self.group);
             let failure = Failure::new(ErrorCode::LoaderFailed, why);
             return loads.into_iter().for_each(|load| self.land(load.pilot, &load.get, Err(failure.clone())));
-        }
+        };
         let begun = Instant::now();
         // Of several callers the first: a load is in one trace.
         let traced = loads.iter().map(|load| &load.get.traceparent).find(|trace| !trace.is_empty());
         let traceparent = traced.and_then(|trace| std::str::from_utf8(trace).ok()).map(str::to_owned);
         let keys: Vec<Bytes> = loads.iter().map(|load| load.get.key.clone()).collect();
-        let found = self.load(keys, traceparent, deadline).await;
+        let Origin { found, has_failed } = self.load(keys, traceparent, deadline).await;
         self.metrics.loaded(found.len(), begun.elapsed());
         let failures = found.iter().filter(|found| found.is_err()).count();
         self.metrics.load_failures.fetch_add(failures as u64, Ordering::Relaxed);
-        self.loads.record(found.iter().any(|found| !found.as_ref().is_err_and(is_the_origins)));
+        self.loads.record(epoch, !has_failed);
         for (load, found) in loads.into_iter().zip(found) {
             let landed = found.and_then(|found| self.entry(found, begun, &load.get));
             self.land(load.pilot, &load.get, landed);
@@ -181,33 +196,39 @@ impl Cache {
 
     /// Runs the loader in a task of its own: a panic ends only that task, and a loader that blocks its
     /// thread does not keep the time-out from passing. One result for each key.
-    async fn load(
-        &self,
-        keys: Vec<Bytes>,
-        traceparent: Option<String>,
-        deadline: Instant,
-    ) -> Vec<Result<Loaded, Failure>> {
+    async fn load(&self, keys: Vec<Bytes>, traceparent: Option<String>, deadline: Instant) -> Origin {
         let many = keys.len();
         let span = tracing::debug_span!("load", group = &*self.group, keys = many, traceparent);
         let load = self.loader.clone().load(self.group.clone(), keys);
         let load = in_trace(traceparent, load).instrument(span);
+        let begun = Instant::now();
         let load = AbortOnDropHandle::new(tokio::spawn(load));
-        let failure = match timeout_at(deadline, load).await {
+        let (failure, has_failed) = match timeout_at(deadline, load).await {
             Ok(Ok(found)) if found.len() == many => {
+                let has_failed =
+                    found.iter().all(|found| found.as_ref().is_err_and(|error| !error.is_of_key()));
                 let failed = |error: LoaderError| Failure::new(ErrorCode::LoaderFailed, error.to_string());
-                return found.into_iter().map(|found| found.map_err(failed)).collect();
+                let found = found.into_iter().map(|found| found.map_err(failed)).collect();
+                return Origin { found, has_failed };
             }
             Ok(Ok(found)) => {
                 let why = format!("the loader was asked for {many} keys and answered {}", found.len());
-                Failure::new(ErrorCode::LoaderFailed, why)
+                (Failure::new(ErrorCode::LoaderFailed, why), true)
             }
-            Ok(Err(ended)) => ended_badly(ended),
+            Ok(Err(ended)) => {
+                let failure = ended_badly(ended);
+                let has_failed = failure.code == ErrorCode::LoaderFailed;
+                (failure, has_failed)
+            }
             Err(_) => {
-                let why = format!("the loader did not answer within {:?}", self.policy.load_timeout);
-                Failure::new(ErrorCode::LoadTimedOut, why)
+                let (had, limit) = (deadline.saturating_duration_since(begun), self.policy.load_timeout);
+                let why =
+                    format!("the loader did not answer within {had:.1?} of the {limit:?} that a load has");
+                // One that got its turn late is not the origin's fault.
+                (Failure::new(ErrorCode::LoadTimedOut, why), had * 2 >= limit)
             }
         };
-        vec![Err(failure); many]
+        Origin { found: vec![Err(failure); many], has_failed }
     }
 
     fn entry(&self, found: Loaded, loaded: Instant, get: &Get) -> Landed {
@@ -227,9 +248,11 @@ impl Cache {
     }
 }
 
-/// Whether the origin is to blame, and not the server's own end.
-fn is_the_origins(failure: &Failure) -> bool {
-    matches!(failure.code, ErrorCode::LoaderFailed | ErrorCode::LoadTimedOut)
+/// What the origin has said.
+struct Origin {
+    found: Vec<Result<Loaded, Failure>>,
+    /// Whether it is the origin that something is the matter with, rather than keys.
+    has_failed: bool,
 }
 
 fn ended_badly(ended: JoinError) -> Failure {

@@ -17,6 +17,8 @@ fn get(key: &str) -> Get {
         origin: Origin::Owner,
         token: 0,
         traceparent: Bytes::new(),
+        may_fill: Ok(()),
+        deadline: None,
     }
 }
 

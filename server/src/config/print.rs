@@ -1,9 +1,12 @@
 //! `--print-config`: what each setting comes to and where that is from, as TOML that can be used again. Secrets are hidden.
 
+use std::any::TypeId;
+use std::borrow::Cow;
 use std::fmt::Write as _;
+use std::num::NonZeroUsize;
 
-use clap::ArgMatches;
 use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches};
 use toml::{Table, Value};
 
 use super::{Flags, Settings, Source};
@@ -37,17 +40,17 @@ pub(super) fn print(matches: &ArgMatches, file: Option<&(Settings, Source)>) -> 
         let id = argument.get_id().as_str();
         let said =
             || matches.get_raw(id).into_iter().flatten().map(|raw| raw.to_string_lossy()).collect::<Vec<_>>();
-        let value =
-            |texts: Vec<_>| texts.iter().map(|text| format!("{text:?}")).collect::<Vec<_>>().join(", ");
         let in_file = from_file.as_ref().and_then(|(name, table)| {
             let table = of_section.map_or(Some(table), |section| table.get(section)?.as_table())?;
             Some((*name, table.get(&key)?))
         });
         let _ = match (matches.value_source(id), in_file) {
-            (Some(ValueSource::CommandLine), _) => writeln!(into, "{key} = {} # --{flag}", value(said())),
+            (Some(ValueSource::CommandLine), _) => {
+                writeln!(into, "{key} = {} # --{flag}", typed(argument, &said()))
+            }
             (Some(ValueSource::EnvVariable), _) => {
                 let variable = argument.get_env().unwrap_or_default().to_string_lossy();
-                writeln!(into, "{key} = {} # {variable}", value(said()))
+                writeln!(into, "{key} = {} # {variable}", typed(argument, &said()))
             }
             (_, Some((name, value))) => writeln!(into, "{key} = {} # {name}", hide(value.clone())),
             (_, None) if key == "log" && std::env::var("RUST_LOG").is_ok_and(|filter| !filter.is_empty()) => {
@@ -67,25 +70,47 @@ pub(super) fn print(matches: &ArgMatches, file: Option<&(Settings, Source)>) -> 
     let mut text = plain + &tables;
     let groups = matches.get_raw("group").into_iter().flatten().map(|raw| raw.to_string_lossy());
     let flags: Vec<_> = groups.collect();
-    match (&flags[..], &from_file) {
-        ([_, ..], _) => {
-            for group in flags {
-                let _ = writeln!(text, "\n# --group\n# {}", hide_urls(&group));
-            }
+    for group in &flags {
+        let _ = writeln!(text, "\n# --group");
+        // It was read before, so it is good.
+        let list = group.trim();
+        let whole = if list.starts_with('[') { list.to_owned() } else { format!("[{list}]") };
+        let table = format!("group={whole}").parse::<Table>().unwrap_or_default();
+        for entry in table.get("group").and_then(Value::as_array).into_iter().flatten() {
+            let _ = writeln!(text, "# {}", hide(entry.clone()));
         }
-        ([], Some((name, table))) => {
-            for key in ["token", "group"] {
-                for entry in table.get(key).and_then(Value::as_array).into_iter().flatten() {
-                    let _ = writeln!(text, "\n[[{key}]] # {name}");
-                    for (key, value) in entry.as_table().into_iter().flatten() {
-                        let _ = writeln!(text, "{key} = {}", hide(value.clone()));
-                    }
+    }
+    if let Some((name, table)) = &from_file {
+        let keys = if flags.is_empty() { &["token", "group"][..] } else { &["token"] };
+        for key in keys {
+            for entry in table.get(*key).and_then(Value::as_array).into_iter().flatten() {
+                let _ = writeln!(text, "\n[[{key}]] # {name}");
+                for (key, value) in entry.as_table().into_iter().flatten() {
+                    let _ = writeln!(text, "{key} = {}", hide(value.clone()));
                 }
             }
         }
-        ([], None) => {}
     }
     text
+}
+
+/// What was said on the command line or in a variable, as TOML of the setting's type.
+fn typed(argument: &Arg, texts: &[Cow<'_, str>]) -> String {
+    let kind = argument.get_value_parser().type_id();
+    let is_bare =
+        [TypeId::of::<bool>(), TypeId::of::<u32>(), TypeId::of::<usize>(), TypeId::of::<NonZeroUsize>()]
+            .iter()
+            .any(|bare| kind == *bare);
+    let quoted = |text: &str| Value::String(hide_urls(text)).to_string();
+    match argument.get_value_delimiter() {
+        Some(delimiter) => {
+            let items = texts.iter().flat_map(|text| text.split(delimiter)).map(quoted);
+            format!("[{}]", items.collect::<Vec<_>>().join(", "))
+        }
+        None if texts.is_empty() => "true".to_owned(),
+        None if is_bare => texts.join(""),
+        None => quoted(&texts.join("")),
+    }
 }
 
 /// A value in which passwords of URLs are hidden.
@@ -100,14 +125,15 @@ fn hide(value: Value) -> Value {
     }
 }
 
-/// Puts something else in the place of `password` in every `scheme://user:password@host`.
+/// Puts something else in the place of `password` in every `scheme://user:password@host` and `…?password=…`.
 fn hide_urls(text: &str) -> String {
     let mut hidden = String::new();
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("://") {
-        let end = after.find(['/', '?', '"', '\'', ' ']).unwrap_or(after.len());
+        let end = after.find(['/', '?', '#']).unwrap_or(after.len());
+        // In the midst of other text the last `@` before its quote ends what is secret.
         let (authority, later) = after.split_at(end);
-        hidden.push_str(before);
+        hidden.push_str(&hide_parameters(before));
         hidden.push_str("://");
         match authority.rsplit_once('@') {
             Some((who, host)) => {
@@ -119,7 +145,27 @@ fn hide_urls(text: &str) -> String {
         }
         rest = later;
     }
-    hidden + rest
+    hidden + &hide_parameters(rest)
+}
+
+/// Hides the values of parameters whose names say that they are secret.
+fn hide_parameters(text: &str) -> String {
+    let mut parts = text.split_inclusive(['?', '&']);
+    let hide = |part: &str| {
+        let secret = part.split_once('=').filter(|(name, _)| {
+            let name = name.to_lowercase();
+            ["password", "passwd", "secret", "token", "key"].iter().any(|word| name.contains(word))
+        });
+        match secret {
+            Some((name, value)) if !value.starts_with('{') => {
+                let end = value.find(['&', '"', ' ', '#']).unwrap_or(value.len());
+                format!("{name}={HIDDEN}{}", &value[end..])
+            }
+            _ => part.to_owned(),
+        }
+    };
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |done, part| done + &hide(part))
 }
 
 #[cfg(test)]
@@ -135,9 +181,12 @@ mod tests {
             ("postgres://me@host/db", "postgres://me@host/db"),
             ("http://host:80/{group}/{key}", "http://host:80/{group}/{key}"),
             (
-                "{ url = \"redis://a:b@c\", x = \"d://e:f@g\" }",
-                "{ url = \"redis://a:<hidden>@c\", x = \"d://e:<hidden>@g\" }",
+                "postgres://host/db?user=me&password=secret&x=y",
+                "postgres://host/db?user=me&password=<hidden>&x=y",
             ),
+            ("http://h/{key}?token=secret", "http://h/{key}?token=<hidden>"),
+            ("http://h/?id={key}&key={key}", "http://h/?id={key}&key={key}"),
+            ("postgres://me:it's \"secret\"@host/db", "postgres://me:<hidden>@host/db"),
             ("no url", "no url"),
         ] {
             assert_eq!(hide_urls(url), shown);

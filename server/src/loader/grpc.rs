@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use peanut_proto::limits::MAX_MESSAGE_BYTES;
 use peanut_proto::loader_v1::load_result::Result as Answer;
 use peanut_proto::loader_v1::loader_client::LoaderClient;
 use peanut_proto::loader_v1::{Found, LoadRequest};
-use tonic::Request;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{Loaded, Loader, LoaderError, trace_context};
@@ -37,53 +38,61 @@ impl GrpcLoader {
         if timeout.is_zero() {
             return Err("the timeout must be more than zero".into());
         }
-        let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|e| format!("url `{url}`: {e}"))?;
+        let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|e| format!("the url: {e}"))?;
         let endpoint = match endpoint.uri().scheme_str() {
             Some("http") => endpoint,
             Some("https") => {
                 let tls = tonic::transport::ClientTlsConfig::new().with_native_roots();
-                endpoint.tls_config(tls).map_err(|e| format!("url `{url}`: {e}"))?
+                endpoint.tls_config(tls).map_err(|e| format!("the url: {e}"))?
             }
-            _ => return Err(format!("url `{url}` is neither http nor https").into()),
+            _ => return Err("the url is neither http nor https".into()),
         };
         let channel = endpoint.connect_timeout(timeout.min(Duration::from_secs(2))).connect_lazy();
         Ok(GrpcLoader { channel, timeout, fingerprint: xxh3_64(url.as_bytes()) })
     }
 
-    async fn ask(
-        &self,
-        group: &str,
-        keys: &[Bytes],
-    ) -> Result<Vec<Result<Loaded, LoaderError>>, LoaderError> {
-        let mut request = Request::new(LoadRequest { group: group.to_owned(), keys: keys.to_vec() });
-        request.set_timeout(self.timeout);
-        if let Some(traceparent) = trace_context().and_then(|trace| trace.parse().ok()) {
-            request.metadata_mut().insert("traceparent", traceparent);
-        }
-        // As many values as there are keys, each as long as it may be, would be too much; what does not fit is an error.
-        let client = LoaderClient::new(self.channel.clone()).max_decoding_message_size(4 * MAX_MESSAGE_BYTES);
-        let asked = tokio::time::timeout(self.timeout, client.clone().load(request)).await;
-        let response = match asked {
-            Ok(Ok(response)) => response.into_inner(),
-            Ok(Err(status)) => {
-                let said = status.message();
-                return Err(format!("the loader service answered {:?}: {said}", status.code()).into());
+    fn ask<'a>(
+        &'a self,
+        group: &'a str,
+        keys: &'a [Bytes],
+    ) -> BoxFuture<'a, Result<Vec<Result<Loaded, LoaderError>>, LoaderError>> {
+        Box::pin(async move {
+            let mut request = Request::new(LoadRequest { group: group.to_owned(), keys: keys.to_vec() });
+            request.set_timeout(self.timeout);
+            if let Some(traceparent) = trace_context().and_then(|trace| trace.parse().ok()) {
+                request.metadata_mut().insert("traceparent", traceparent);
             }
-            Err(_) => {
-                return Err(format!("the loader service did not answer within {:?}", self.timeout).into());
-            }
-        };
-        let results = response.results.into_iter().map(|result| match result.result {
-            Some(Answer::Found(Found { value, ttl_ms })) => {
-                // A copy, so that a small value does not keep the whole message.
-                let value = Bytes::copy_from_slice(&value);
-                Ok(Loaded::Found { value, ttl: ttl_ms.map(Duration::from_millis) })
-            }
-            Some(Answer::NotFound(_)) => Ok(Loaded::NotFound),
-            Some(Answer::Error(why)) => Err(why.into()),
-            None => Err("the loader service left a result empty".into()),
-        });
-        Ok(results.collect())
+            // As many values as there are keys, each as long as it may be, would be too much; what does not fit is an error.
+            let client =
+                LoaderClient::new(self.channel.clone()).max_decoding_message_size(4 * MAX_MESSAGE_BYTES);
+            let asked = tokio::time::timeout(self.timeout, client.clone().load(request)).await;
+            let response = match asked {
+                Ok(Ok(response)) => response.into_inner(),
+                // Together they are too long.
+                Ok(Err(status)) if status.code() == Code::OutOfRange && keys.len() > 1 => {
+                    let (first, second) = keys.split_at(keys.len() / 2);
+                    return Ok([self.ask(group, first).await?, self.ask(group, second).await?].concat());
+                }
+                Ok(Err(status)) => {
+                    let said = status.message();
+                    return Err(format!("the loader service answered {:?}: {said}", status.code()).into());
+                }
+                Err(_) => {
+                    return Err(format!("the loader service did not answer within {:?}", self.timeout).into());
+                }
+            };
+            let results = response.results.into_iter().map(|result| match result.result {
+                Some(Answer::Found(Found { value, ttl_ms })) => {
+                    // A copy, so that a small value does not keep the whole message.
+                    let value = Bytes::copy_from_slice(&value);
+                    Ok(Loaded::Found { value, ttl: ttl_ms.map(Duration::from_millis) })
+                }
+                Some(Answer::NotFound(_)) => Ok(Loaded::NotFound),
+                Some(Answer::Error(why)) => Err(LoaderError::of_key(why)),
+                None => Err("the loader service left a result empty".into()),
+            });
+            Ok(results.collect())
+        })
     }
 }
 

@@ -38,11 +38,11 @@ impl HttpLoader {
     /// read.
     pub fn new(url: &str, timeout: Duration) -> Result<Self, LoaderError> {
         if !url.contains("{key}") {
-            return Err(format!("url `{url}` has no {{key}} in it").into());
+            return Err("the url has no {key} in it".into());
         }
-        let sample = Url::parse(&fill_in(url, "g", b"k")).map_err(|e| format!("url `{url}`: {e}"))?;
+        let sample = Url::parse(&fill_in(url, "g", b"k")).map_err(|e| format!("the url: {e}"))?;
         if !matches!(sample.scheme(), "http" | "https") {
-            return Err(format!("url `{url}` is neither http nor https").into());
+            return Err("the url is neither http nor https".into());
         }
         // Where a program has chosen its provider already, that one is used.
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -66,11 +66,17 @@ impl Loader for HttpLoader {
         if let Some(traceparent) = trace_context() {
             request = request.header("traceparent", traceparent);
         }
-        let response = request.send().await?;
+        // Without the URL, in which there may be secrets.
+        let response = request.send().await.map_err(reqwest::Error::without_url)?;
         match response.status() {
             StatusCode::OK => {}
             StatusCode::NOT_FOUND | StatusCode::GONE => return Ok(Loaded::NotFound),
-            status => return Err(format!("the origin answered {status}").into()),
+            status => {
+                let why = format!("the origin answered {status}");
+                // Of these the origin does not say that it is in trouble.
+                let of_key = status.is_client_error() && !matches!(status.as_u16(), 408 | 425 | 429);
+                return Err(if of_key { LoaderError::of_key(why) } else { why.into() });
+            }
         }
         let ttl = response.headers().typed_get::<CacheControl>().and_then(|control| {
             let fresh = control.s_max_age().or(control.max_age());
@@ -84,7 +90,7 @@ impl Loader for HttpLoader {
 /// Reads a body, but no more of it than a value may have.
 async fn read_body(mut response: reqwest::Response) -> Result<Bytes, LoaderError> {
     let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await? {
+    while let Some(chunk) = response.chunk().await.map_err(reqwest::Error::without_url)? {
         if body.len() + chunk.len() > MAX_VALUE_BYTES {
             return Err(
                 format!("the origin's answer is over the value limit of {MAX_VALUE_BYTES} bytes").into()

@@ -1,6 +1,6 @@
 //! Loaders: where a missing value comes from.
 //!
-//! A loader says what it found for one key. It knows nothing of caching: that each key is loaded once for
+//! A loader says what it found for one key, or for several at once. It knows nothing of caching: that each key is loaded once for
 //! all who wait, that a load may take only so long and that a panic is an error like any other is the
 //! flight's business.
 
@@ -128,25 +128,40 @@ pub(crate) fn in_trace<F: Future>(traceparent: Option<String>, load: F) -> impl 
 
 /// Why a loader could not say what it found. Any error converts into it; its message is what callers see.
 #[derive(Clone)]
-pub struct LoaderError(Arc<dyn std::error::Error + Send + Sync>);
+pub struct LoaderError {
+    error: Arc<dyn std::error::Error + Send + Sync>,
+    of_key: bool,
+}
+
+impl LoaderError {
+    /// An error that is this key's alone, and says nothing of how the origin is: it does not count for the group's
+    /// [`breaker`](crate::Group::breaker).
+    pub fn of_key(error: impl Into<LoaderError>) -> Self {
+        LoaderError { of_key: true, ..error.into() }
+    }
+
+    pub(crate) fn is_of_key(&self) -> bool {
+        self.of_key
+    }
+}
 
 impl<E: Into<Box<dyn std::error::Error + Send + Sync>>> From<E> for LoaderError {
     fn from(error: E) -> Self {
-        LoaderError(error.into().into())
+        LoaderError { error: error.into().into(), of_key: false }
     }
 }
 
 impl fmt::Debug for LoaderError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&self.0, f)
+        fmt::Debug::fmt(&self.error, f)
     }
 }
 
 /// The message, and those of its causes where they say more.
 impl fmt::Display for LoaderError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut said = self.0.to_string();
-        let mut cause = self.0.source();
+        let mut said = self.error.to_string();
+        let mut cause = self.error.source();
         while let Some(error) = cause {
             let message = error.to_string();
             if !said.contains(&message) {

@@ -14,7 +14,8 @@ use super::{Loaded, Loader, LoaderError};
 /// Keys in one MGET at most.
 const MOST_KEYS: usize = 500;
 
-/// Loads strings from Redis. A key that is not there is not found; one that is no string is an error.
+/// Loads strings from Redis. A key that is not there is not found. One that is no string is an error where it is asked for alone,
+/// and not found among others, as MGET has it.
 #[derive(Clone)]
 pub struct RedisLoader {
     client: Client,
@@ -88,8 +89,12 @@ impl Loader for RedisLoader {
     }
 
     async fn load(&self, _group: &str, key: &[u8]) -> Result<Loaded, LoaderError> {
-        let value: Option<Bytes> = self.connection().await?.get(self.place(key)).await?;
-        Ok(value.into())
+        let value: Result<Option<Bytes>, _> = self.connection().await?.get(self.place(key)).await;
+        match value {
+            Ok(value) => Ok(value.into()),
+            Err(error) if error.code() == Some("WRONGTYPE") => Err(LoaderError::of_key(error)),
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn load_many(&self, _group: &str, keys: &[Bytes]) -> Vec<Result<Loaded, LoaderError>> {

@@ -16,6 +16,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
 use futures_util::stream::iter;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -41,12 +42,13 @@ pub struct SqlLoader {
 pub struct SqlOptions {
     /// A query for many keys at once, whose rows are a key and its value; none by default. PostgreSQL has the keys in an array:
     /// `SELECT name, score FROM scores WHERE name = ANY($1)`. The others have a list in place of the `?`:
-    /// `… WHERE name IN (?)`. A key that has no row is not found.
+    /// `… WHERE name IN (?)`. A key that has no row is not found; keys are compared byte by byte with those that come back, so
+    /// where the database takes different ones for the same (a collation, `1` and `01`) do without this query.
     pub batch_query: Option<String>,
     /// Most connections to the database at once; 8 by default.
     pub max_connections: u32,
-    /// How long a statement may take, and how long a connection is waited for; 2 seconds by default. Told to the
-    /// database as well where it can be.
+    /// How long a statement may take, and how long a connection is waited for; 2 seconds by default. SQLite has no such bound on
+    /// statements, only on waiting for its lock.
     pub timeout: Duration,
 }
 
@@ -117,7 +119,45 @@ impl SqlLoader {
     }
 
     async fn one(&self, key: &[u8]) -> Result<Loaded, LoaderError> {
-        Ok(self.database.one(&self.query, key).await.map_err(told)?.into())
+        let found = self.database.one(&self.query, key).await;
+        Ok(found
+            .map_err(|error| if is_of_a_key(&error) { LoaderError::of_key(error) } else { told(error) })?
+            .into())
+    }
+
+    /// Those keys in one query, or in several where some of them are bad.
+    fn batch<'a>(&'a self, keys: &'a [Bytes]) -> BoxFuture<'a, Vec<Result<Loaded, LoaderError>>> {
+        Box::pin(async move {
+            let Some(query) = self.batch_query.as_ref().filter(|_| keys.len() > 1) else {
+                return self.each(keys).await;
+            };
+            let texts: Option<Vec<&str>> = keys.iter().map(|key| std::str::from_utf8(key).ok()).collect();
+            let Some(texts) = texts else { return self.each(keys).await };
+            let rows = match self.database.many(query, &texts).await {
+                Ok(rows) => rows,
+                // Halves, until the bad ones are alone.
+                Err(error) if is_of_a_key(&error) => {
+                    let (first, second) = keys.split_at(keys.len() / 2);
+                    let mut loaded = self.batch(first).await;
+                    loaded.extend(self.batch(second).await);
+                    return loaded;
+                }
+                Err(error) => return vec![Err(told(error)); keys.len()],
+            };
+            let mut found = HashMap::with_capacity(rows.len());
+            for (key, value) in rows {
+                // The first row, as for one key.
+                found.entry(key).or_insert(value);
+            }
+            // The database may compare keys in a way of its own, so that rows come for others than were asked for.
+            let resembles = |key: &Bytes| found.keys().any(|row| row != key && row.eq_ignore_ascii_case(key));
+            if found.keys().any(|row| !keys.contains(row))
+                || keys.iter().any(|key| !found.contains_key(key) && resembles(key))
+            {
+                return self.each(keys).await;
+            }
+            keys.iter().map(|key| Ok(found.get(key).cloned().flatten().into())).collect()
+        })
     }
 
     /// Those keys one by one, a few at a time.
@@ -141,25 +181,19 @@ impl Loader for SqlLoader {
     }
 
     async fn load_many(&self, _group: &str, keys: &[Bytes]) -> Vec<Result<Loaded, LoaderError>> {
-        let Some(query) = &self.batch_query else { return self.each(keys).await };
-        let texts: Option<Vec<&str>> = keys.iter().map(|key| std::str::from_utf8(key).ok()).collect();
-        let Some(texts) = texts else { return self.each(keys).await };
-        let rows = match self.database.many(query, &texts).await {
-            Ok(rows) => rows,
-            Err(error) if is_of_a_key(&error) => return self.each(keys).await,
-            Err(error) => return vec![Err(told(error)); keys.len()],
-        };
-        let mut found = HashMap::with_capacity(rows.len());
-        for (key, value) in rows {
-            // The first row, as for one key.
-            found.entry(key).or_insert(value);
-        }
-        // The database may compare keys in a way of its own, so that rows come for keys that nobody asked for.
-        if found.keys().any(|key| !keys.contains(key)) {
-            return self.each(keys).await;
-        }
-        keys.iter().map(|key| Ok(found.get(key).cloned().flatten().into())).collect()
+        self.batch(keys).await
     }
+}
+
+/// The database ends a statement that takes too long; one that does not even answer is left.
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+async fn in_time<T>(
+    timeout: Duration,
+    asked: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, sqlx::Error> {
+    let silent = || std::io::Error::new(std::io::ErrorKind::TimedOut, "the database did not answer in time");
+    // Waiting for a connection has its own bound.
+    tokio::time::timeout(timeout.mul_f64(2.5), asked).await.unwrap_or_else(|_| Err(silent().into()))
 }
 
 /// Whether one key among many may be to blame: a data exception (class 22 of the SQL standard), like a cast that

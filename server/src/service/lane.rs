@@ -20,8 +20,9 @@ use peanut_proto::frame::{
     AnswerFields, FRAME_BYTES, FrameError, Operation, RequestField, RequestFrame, ResponseFrame,
     ResponseWriter,
 };
-use peanut_proto::v1::ErrorCode;
+use peanut_proto::limits::is_traceparent;
 use peanut_proto::v1::operation::Kind;
+use peanut_proto::v1::{ErrorCode, OnMiss};
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
@@ -124,12 +125,17 @@ impl Answers {
         }
         for field in request.fields() {
             match field? {
-                RequestField::RingVersion(version) => self.ring_version = version,
+                RequestField::RingVersion(version) => {
+                    self.ring_version = self.node.believed(version, &self.rights);
+                }
                 RequestField::Group(number, name) => self.name_group(number, name)?,
                 RequestField::Operation(operation) => self.begin(operation, waited_ms, now),
                 RequestField::Open { client_id: client, slot, epoch } => {
                     let opening = Opening { client, slot, epoch };
-                    self.node.fences().raise(opening, now);
+                    // Who cannot write shuts nobody out.
+                    if self.rights.writes() {
+                        self.node.fences().raise(opening, now);
+                    }
                     self.opening = Some(opening);
                 }
                 RequestField::WaitedMs(_) => {}
@@ -184,11 +190,13 @@ impl Answers {
         if operation.deadline_ms != 0 && operation.deadline_ms <= waited_ms {
             return Err(Failure::new(ErrorCode::DeadlinePassed, "the deadline had passed when it was read"));
         }
-        let mut on_miss = operation.on_miss;
+        let mut may_fill = Ok(());
         let cache = match self.groups.get(operation.group as usize) {
             Some(Some(Ok(named))) => {
                 if operation.kind == Kind::Get { &named.read } else { &named.write }.clone()?;
-                on_miss = named.cache.without_lease(on_miss, &named.write)?;
+                if operation.on_miss == OnMiss::Lease {
+                    may_fill = named.write.clone();
+                }
                 named.cache.clone()
             }
             Some(Some(Err(unknown))) => return Err(unknown.clone()),
@@ -212,12 +220,16 @@ impl Answers {
             Kind::Get => {
                 let get = Get {
                     key: operation.key,
-                    on_miss,
+                    on_miss: operation.on_miss,
                     ring_version: self.ring_version,
                     owned_since: operation.owned_since,
                     origin,
                     token: operation.token,
-                    traceparent: operation.traceparent,
+                    traceparent: Some(operation.traceparent)
+                        .filter(|it| is_traceparent(it))
+                        .unwrap_or_default(),
+                    may_fill,
+                    deadline: deadline(operation.deadline_ms, waited_ms, now),
                 };
                 cache.begin(&get, now)?
             }
@@ -346,6 +358,12 @@ impl Drop for Answers {
         // Whoever was to fill these has gone.
         self.leases.drain().for_each(|(token, cache)| cache.void(token));
     }
+}
+
+/// When an answer is of no use any more to whoever gave it so long.
+fn deadline(deadline_ms: u32, waited_ms: u32, now: Instant) -> Option<Instant> {
+    let left = deadline_ms.checked_sub(waited_ms).filter(|_| deadline_ms != 0)?;
+    Some(now + Duration::from_millis(left.into()))
 }
 
 /// A count of bytes with a limit.

@@ -7,7 +7,7 @@ mod original;
 mod unary;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tonic::Request;
+use tonic::{Request, Status};
 
 use crate::cache::Cache;
 use crate::connections::{ConnectionLimits, Door, Peer};
@@ -47,6 +47,7 @@ struct Shared {
     metrics: NodeMetrics,
     door: Arc<Door>,
     began: Instant,
+    is_leaving: AtomicBool,
     /// What is told of it once it runs.
     running: OnceLock<Running>,
 }
@@ -79,6 +80,7 @@ impl Node {
             metrics: NodeMetrics::default(),
             door: Door::new(connections),
             began: Instant::now(),
+            is_leaving: AtomicBool::new(false),
             running: OnceLock::new(),
         };
         Node { shared: Arc::new(shared) }
@@ -118,8 +120,13 @@ impl Node {
 
     /// Whether clients should be sent here: it serves, and is in the ring of its fleet.
     pub(crate) fn is_ready(&self) -> bool {
-        !self.stopping().is_cancelled()
+        !self.shared.is_leaving.load(Ordering::Relaxed)
             && self.running().is_some_and(|running| running.discovered.is_none() || *running.joined.borrow())
+    }
+
+    /// From now on nobody new is to be sent here.
+    pub(crate) fn leave(&self) {
+        self.shared.is_leaving.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn metrics(&self) -> &NodeMetrics {
@@ -140,9 +147,18 @@ impl Node {
         self.shared.began.elapsed()
     }
 
-    /// What a call may do.
+    /// Lets a call in before anything of it is read but its headers, and says what it may do.
+    pub(crate) fn admit(&self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        let peer = request.extensions().get::<Peer>().copied();
+        let rights = self.shared.tokens.rights(request.metadata(), peer)?;
+        request.extensions_mut().insert(rights);
+        Ok(request)
+    }
+
+    /// What a call that was let in may do.
     fn rights<T>(&self, request: &Request<T>) -> Result<Arc<Rights>, Failure> {
-        self.shared.tokens.rights(request.metadata(), request.extensions().get::<Peer>().copied())
+        let bug = || Failure::new(ErrorCode::InternalError, "a call that nobody let in");
+        request.extensions().get::<Arc<Rights>>().cloned().ok_or_else(bug)
     }
 
     /// What shuts out late writes.
@@ -161,6 +177,11 @@ impl Node {
 
     pub(crate) fn caches(&self) -> impl Iterator<Item = &Arc<Cache>> {
         self.shared.caches.values()
+    }
+
+    /// A ring version of a caller's, no newer than what the node knows where the caller is not one to tell it news.
+    pub(crate) fn believed(&self, version: u64, rights: &Rights) -> u64 {
+        if rights.writes() { version } else { version.min(self.hear_of_ring(0)) }
     }
 
     /// Hears of a ring version and tells the newest one heard of. The node knows no more of the ring.

@@ -27,6 +27,8 @@ impl PeanutCache for Node {
             origin: Origin::Owner,
             token: 0,
             traceparent: Bytes::new(),
+            may_fill: Ok(()),
+            deadline: None,
         };
         let answer = self.cache(&group)?.begin(&get, Instant::now())?.answer().await?;
         if answer.outcome == Outcome::NotFound {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use peanut_proto::frame::{RequestFrame, ResponseFrame};
+use peanut_proto::limits::is_traceparent;
 use peanut_proto::v1::peanut_server::Peanut;
 use peanut_proto::v1::{
     DeleteRequest, DeleteResponse, ErrorCode, GetRequest, GetResponse, OnMiss, SetRequest, SetResponse,
@@ -22,14 +23,20 @@ use crate::store::Origin;
 impl Peanut for Node {
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
         let rights = self.rights(&request)?;
-        let traceparent = request.metadata().get("traceparent").map(|value| value.as_bytes().to_vec());
+        let traceparent = request.metadata().get("traceparent").map(|value| value.as_bytes());
+        let traceparent = traceparent.filter(|it| is_traceparent(it)).map(Bytes::copy_from_slice);
         let request = request.into_inner();
         rights.check_read(&request.group)?;
         self.wake().awake().await;
-        let ring_version = self.hear_of_ring(request.ring_version);
+        let heard = self.believed(request.ring_version, &rights);
+        let ring_version = self.hear_of_ring(heard);
         let cache = self.cache(&request.group)?;
-        let mut get = Get { traceparent: traceparent.unwrap_or_default().into(), ..read(request)? };
-        get.on_miss = cache.without_lease(get.on_miss, &rights.check_write(cache.name()))?;
+        let get = Get {
+            ring_version: heard,
+            traceparent: traceparent.unwrap_or_default(),
+            may_fill: rights.check_write(cache.name()),
+            ..read(request)?
+        };
         let begun = cache.begin(&get, Instant::now())?;
         let answer = begun.answer().await?;
         Ok(Response::new(GetResponse {
@@ -109,6 +116,8 @@ fn read(request: GetRequest) -> Result<Get, Failure> {
         origin: origin(request.failover),
         token: request.token,
         traceparent: Bytes::new(),
+        may_fill: Ok(()),
+        deadline: None,
     })
 }
 

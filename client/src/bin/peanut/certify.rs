@@ -19,6 +19,10 @@ pub(crate) fn run(name: &str, hosts: &[String], dir: &Path, days: u32) -> Result
     if name == "ca" || name.contains(['/', '\\']) || name.is_empty() {
         return Err(format!("`{name}` is no name for a certificate"));
     }
+    let cert = dir.join(format!("{name}.pem"));
+    if cert.exists() {
+        return Err(format!("{} is there already; remove it for a new one", cert.display()));
+    }
     fs::create_dir_all(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
     let issuer = authority(dir)?;
     let mut sans = hosts.to_vec();
@@ -34,7 +38,7 @@ pub(crate) fn run(name: &str, hosts: &[String], dir: &Path, days: u32) -> Result
     let key = KeyPair::generate().map_err(|error| error.to_string())?;
     let certificate = params.signed_by(&key, &issuer).map_err(|error| error.to_string())?;
     write(&dir.join(format!("{name}.key")), &key.serialize_pem(), true)?;
-    write(&dir.join(format!("{name}.pem")), &certificate.pem(), false)
+    write(&cert, &certificate.pem(), false)
 }
 
 /// The authority in this folder, a new one where there is none.

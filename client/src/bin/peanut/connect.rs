@@ -1,14 +1,20 @@
 //! From the arguments to a client of the fleet.
 
 use std::path::Path;
+use std::time::Duration;
 
 use peanut_client::registry::{EtcdRegistry, RegistryError};
 use peanut_client::{Client, ClientBuilder, Error, Tls, TlsFiles};
 
 use crate::args::{Args, Command, Security};
 
+const LIVE_DEADLINE: Duration = Duration::from_secs(1);
+
 pub(crate) async fn connect(args: &Args) -> Result<Client, Error> {
-    let mut builder = Client::builder().fleet(&args.fleet).deadline(args.deadline);
+    // What comes every second does not wait for longer for a node that is silent.
+    let is_live = matches!(args.command, Command::Stat { .. } | Command::Top);
+    let deadline = if is_live { args.deadline.min(LIVE_DEADLINE) } else { args.deadline };
+    let mut builder = Client::builder().fleet(&args.fleet).deadline(deadline);
     if let Command::Bench(bench) = &args.command {
         if let Some(lanes) = bench.lanes {
             builder = builder.lanes_per_node(lanes);

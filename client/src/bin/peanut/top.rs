@@ -12,7 +12,7 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Borders, Cell, Paragraph, Row, Table};
 use tokio::sync::mpsc;
-use tokio::time::{interval, sleep};
+use tokio::time::sleep;
 
 use crate::fleet::{Look, Rates, health, percent, short, short_bytes, short_time, sum};
 use crate::stat::uptime;
@@ -43,26 +43,34 @@ pub(crate) async fn run(client: &Client, fleet: &str) -> Result<ExitCode, Error>
     let mut before = Look::take(client, 0).await;
     sleep(Duration::from_millis(200)).await;
     let mut look = Look::take(client, HOT_KEYS).await;
-    let mut tick = interval(EVERY);
     let code = loop {
         let screen = Screen { fleet, look: &look, before: &before, has_color };
         if terminal.draw(|frame| screen.draw(frame)).is_err() {
             break ExitCode::from(FAILED);
         }
+        // A node that is silent holds up the next picture, but no key.
+        let next = async {
+            sleep(EVERY).await;
+            Look::take(client, HOT_KEYS).await
+        };
         tokio::select! {
-            event = pressed.recv() => match event {
-                Some(Event::Key(key)) if ends(key.code, key.modifiers) => break ExitCode::SUCCESS,
-                Some(_) => {}
-                None => break ExitCode::from(FAILED),
-            },
-            _ = tick.tick() => {
-                let next = Look::take(client, HOT_KEYS).await;
-                before = std::mem::replace(&mut look, next);
-            }
+            () = until_end(&mut pressed) => break ExitCode::SUCCESS,
+            next = next => before = std::mem::replace(&mut look, next),
         }
     };
     ratatui::restore();
     Ok(code)
+}
+
+/// Waits until a key is pressed that ends it, or the terminal has gone.
+async fn until_end(pressed: &mut mpsc::Receiver<Event>) {
+    while let Some(event) = pressed.recv().await {
+        if let Event::Key(key) = event
+            && ends(key.code, key.modifiers)
+        {
+            return;
+        }
+    }
 }
 
 fn ends(code: KeyCode, modifiers: KeyModifiers) -> bool {

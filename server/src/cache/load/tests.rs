@@ -34,7 +34,7 @@ impl Loader for Calls {
         // An origin that is down says so sooner.
         sleep(Duration::from_millis(if broken { 100 } else { 1000 })).await;
         let load = |key: &Bytes| match &key[..] {
-            b"bad" => Err("no number".into()),
+            b"bad" => Err(LoaderError::of_key("no number")),
             b"gone" if call > 1 => Ok(Loaded::NotFound),
             _ if broken => Err("the origin is down".into()),
             _ => Ok(Loaded::found(format!("call {call}"))),
@@ -72,6 +72,8 @@ fn get(key: impl AsRef<str>) -> Get {
         origin: Origin::Owner,
         token: 0,
         traceparent: Bytes::new(),
+        may_fill: Ok(()),
+        deadline: None,
     }
 }
 
@@ -138,19 +140,85 @@ async fn whoever_begins_a_flight_and_leaves_does_not_keep_the_next_from_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_finds_no_turn_in_time_fails_and_what_came_later_has_its_own_time() {
-    let (cache, _) = fixture(|g| g.max_loads(1).load_timeout(Duration::from_millis(1500)));
-    let first = tokio::spawn({
-        let cache = cache.clone();
-        async move { ask(&cache, "a").await }
-    });
+async fn a_load_that_had_its_turn_late_says_so_and_nothing_of_the_origin() {
+    let (cache, _) = fixture(|g| g.max_loads(1).load_timeout(Duration::from_millis(1300)));
+    for round in 0..30 {
+        let first = tokio::spawn({
+            let cache = cache.clone();
+            async move { ask(&cache, &format!("a{round}")).await }
+        });
+        tokio::task::yield_now().await;
+        // It has its turn when the first is done, after a second, and three tenths are left of its time.
+        let second = ask(&cache, &format!("b{round}")).await.unwrap_err();
+        assert_eq!(second.code, ErrorCode::LoadTimedOut);
+        assert!(second.message.contains("within 300.0ms of the 1.3s"), "{}", second.message);
+        assert!(first.await.unwrap().is_ok());
+    }
+    assert_eq!(cache.breaker(), Position::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_load_in_a_batch_does_not_take_the_time_of_the_others() {
+    let (cache, calls) = fixture(|g| g.max_loads(1).load_timeout(Duration::from_millis(1800)));
+    let first = cache.begin(&get("first"), Instant::now()).unwrap();
+    cache.launch();
     tokio::task::yield_now().await;
-    advance(Duration::from_millis(100)).await;
-    // Ends 1.5 s after its start, by its time-out: the loader takes a second, and its turn comes after 0.9 s.
-    let second = ask(&cache, "b").await;
-    assert_eq!(second.unwrap_err().code, ErrorCode::LoadTimedOut);
-    assert_eq!(first.await.unwrap().unwrap().value, "call 1");
-    assert_eq!(outcome(&cache, "c").await, Outcome::Loaded);
+    let old = cache.begin(&get("old"), Instant::now()).unwrap();
+    cache.launch();
+    advance(Duration::from_millis(900)).await;
+    let young = cache.begin(&get("young"), Instant::now()).unwrap();
+    let (first, old, young) = tokio::join!(first.answer(), old.answer(), young.answer());
+    assert!(first.is_ok() && young.is_ok() && old.is_ok());
+    assert_eq!(calls.sizes(), [1, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_that_are_bad_by_themselves_say_nothing_of_the_origin() {
+    let (cache, _) = fixture(|g| g);
+    for _ in 0..100 {
+        assert!(ask(&cache, "bad").await.is_err());
+    }
+    assert_eq!(cache.breaker(), Position::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_little_time_gets_what_is_stale_while_the_load_goes_on() {
+    let (cache, _) = fixture(|g| g.stale_if_error(Duration::from_secs(300)));
+    ask(&cache, "k").await.unwrap();
+    advance(Duration::from_secs(61)).await;
+    // The load takes a second, and the caller has half of one.
+    let now = Instant::now();
+    let hasty = Get { deadline: Some(now + Duration::from_millis(500)), ..get("k") };
+    let answer = cache.begin(&hasty, now).unwrap().answer().await.unwrap();
+    assert_eq!((answer.outcome, &*answer.value), (Outcome::Stale, &b"call 1"[..]));
+    assert_eq!(now.elapsed(), Duration::from_millis(400));
+    sleep(Duration::from_secs(1)).await;
+    let answer = ask(&cache, "k").await.unwrap();
+    assert_eq!((answer.outcome, &*answer.value), (Outcome::Hit, &b"call 2"[..]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_that_fails_is_not_tried_again_at_once_nor_for_whoever_peeks() {
+    let (cache, calls) = fixture(|g| g.refresh_after(Some(Duration::from_secs(20))).breaker(false));
+    ask(&cache, "k").await.unwrap();
+    calls.break_down(true);
+    advance(Duration::from_secs(30)).await;
+    let peek = Get { on_miss: OnMiss::Peek, ..get("k") };
+    assert_eq!(cache.begin(&peek, Instant::now()).unwrap().answer().await.unwrap().outcome, Outcome::Hit);
+    tokio::task::yield_now().await;
+    assert_eq!(calls.sizes().len(), 1);
+    for _ in 0..100 {
+        assert_eq!(outcome(&cache, "k").await, Outcome::Hit);
+        sleep(Duration::from_millis(20)).await;
+    }
+    // Two seconds: a call, its tenth of a second, and a pause of one.
+    assert!((2..=3).contains(&(calls.sizes().len() - 1)), "{:?}", calls.sizes());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_clients_bring_is_not_refreshed_away() {
+    let group = Group::without_loader("g").refresh_after(Some(Duration::from_secs(1)));
+    assert!(group.check().unwrap_err().to_string().contains("refresh_after needs a loader"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use sqlx::mysql::{MySqlConnectOptions, MySqlPool, MySqlPoolOptions, MySqlRow};
 use sqlx::{AssertSqlSafe, Column as _, Executor as _, Row as _, TypeInfo as _, ValueRef as _};
 
-use super::{Database, LoaderError, Row, SqlOptions, with_parameters};
+use super::{Database, LoaderError, Row, SqlOptions, in_time, with_parameters};
 
 #[derive(Debug)]
 pub(super) struct MySql {
@@ -37,15 +37,6 @@ impl MySql {
             .connect_lazy_with(connect);
         Ok(MySql { pool, timeout })
     }
-
-    /// The database ends a statement that takes too long; one that does not even answer is left.
-    async fn in_time<T>(
-        &self,
-        asked: impl Future<Output = Result<T, sqlx::Error>>,
-    ) -> Result<T, sqlx::Error> {
-        let limit = self.timeout.mul_f64(2.5);
-        tokio::time::timeout(limit, asked).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
-    }
 }
 
 #[async_trait]
@@ -56,7 +47,7 @@ impl Database for MySql {
             Ok(text) => query.bind(text.to_owned()),
             Err(_) => query.bind(key.to_vec()),
         };
-        let row = self.in_time(query.fetch_optional(&self.pool)).await?;
+        let row = in_time(self.timeout, query.fetch_optional(&self.pool)).await?;
         row.map_or(Ok(None), |row| column(&row, 0))
     }
 
@@ -66,7 +57,7 @@ impl Database for MySql {
         // The last one stands for those that are too many.
         let keys = (0..parameters).map(|at| keys[at.min(keys.len() - 1)].to_owned());
         let query = keys.fold(query, |query, key| query.bind(key));
-        let rows = self.in_time(query.fetch_all(&self.pool)).await?;
+        let rows = in_time(self.timeout, query.fetch_all(&self.pool)).await?;
         rows.iter().map(|row| Ok((column(row, 0)?.unwrap_or_default(), column(row, 1)?))).collect()
     }
 

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
 use sqlx::{AssertSqlSafe, Column as _, Row as _, TypeInfo as _, ValueRef as _};
 
-use super::{Database, LoaderError, Row, SqlOptions};
+use super::{Database, LoaderError, Row, SqlOptions, in_time};
 
 #[derive(Debug)]
 pub(super) struct Postgres {
@@ -29,15 +29,6 @@ impl Postgres {
             .connect_lazy_with(connect);
         Ok(Postgres { pool, timeout: options.timeout })
     }
-
-    /// The database ends a statement that takes too long; one that does not even answer is left.
-    async fn in_time<T>(
-        &self,
-        asked: impl Future<Output = Result<T, sqlx::Error>>,
-    ) -> Result<T, sqlx::Error> {
-        let limit = self.timeout.mul_f64(2.5);
-        tokio::time::timeout(limit, asked).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
-    }
 }
 
 #[async_trait]
@@ -48,14 +39,14 @@ impl Database for Postgres {
             Ok(text) => query.bind(text.to_owned()),
             Err(_) => query.bind(key.to_vec()),
         };
-        let row = self.in_time(query.fetch_optional(&self.pool)).await?;
+        let row = in_time(self.timeout, query.fetch_optional(&self.pool)).await?;
         row.map_or(Ok(None), |row| column(&row, 0))
     }
 
     async fn many(&self, query: &str, keys: &[&str]) -> Result<Vec<Row>, sqlx::Error> {
         let keys: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();
         let query = sqlx::query(AssertSqlSafe(query.to_owned())).bind(keys);
-        let rows = self.in_time(query.fetch_all(&self.pool)).await?;
+        let rows = in_time(self.timeout, query.fetch_all(&self.pool)).await?;
         rows.iter().map(|row| Ok((column(row, 0)?.unwrap_or_default(), column(row, 1)?))).collect()
     }
 
