@@ -10,6 +10,7 @@ use peanut_proto::frame::{Filled, Write};
 use peanut_proto::limits::{MAX_VALUE_BYTES, check_key};
 use peanut_proto::v1::{OnMiss, Outcome};
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use crate::client::Shared;
 use crate::error::{Error, ErrorKind};
@@ -27,7 +28,7 @@ pub struct Detailed {
     pub value: Option<Bytes>,
     /// How it was come by.
     pub source: Source,
-    /// How long ago its load began, whole milliseconds.
+    /// How long ago its load began, whole milliseconds; of a value that was set or handed over, since then.
     pub age: Duration,
     /// How long it stays fresh, whole milliseconds; zero where it is stale, or not kept.
     pub ttl: Duration,
@@ -95,7 +96,7 @@ impl Group {
         check(key)?;
         let trace = self.client.config.traceparent();
         let wanted = Wanted { traceparent: &trace, ..self.wanted(key, now) };
-        let answer = failover::get(&self.client, wanted, now).await;
+        let answer = failover::get(&self.client, wanted, now).instrument(self.span()).await;
         let about = answer.as_ref().ok().map(|answered| {
             let source = match answered.reply.outcome {
                 Outcome::Loaded => Source::Loaded,
@@ -127,7 +128,7 @@ impl Group {
         let trace = self.client.config.traceparent();
         let asked = asked.map(|(key, _)| Wanted { traceparent: &trace, ..self.wanted(key.as_ref(), now) });
         let wanted: Vec<_> = asked.collect();
-        let answers = failover::get_many(&self.client, &wanted, now).await;
+        let answers = failover::get_many(&self.client, &wanted, now).instrument(self.span()).await;
         let mut answers = answers.into_iter().map(|answer| self.settle(answer));
         let next =
             |checked: Result<(), Error>| checked.and_then(|()| answers.next().expect("one for each key"));
@@ -165,8 +166,10 @@ impl Group {
         let key = key.as_ref();
         check(key)?;
         let (client, now) = (&*self.client, Instant::now());
-        let wanted = Wanted { want: Want::Get { on_miss: OnMiss::Lease, token: 0 }, ..self.wanted(key, now) };
-        let answered = match failover::get(client, wanted, now).await {
+        let trace = client.config.traceparent();
+        let want = Want::Get { on_miss: OnMiss::Lease, token: 0 };
+        let wanted = Wanted { want, traceparent: &trace, ..self.wanted(key, now) };
+        let answered = match failover::get(client, wanted, now).instrument(self.span()).await {
             Ok(answered) if answered.reply.outcome == Outcome::Fill => answered,
             other => return self.settle(other),
         };
@@ -277,7 +280,11 @@ impl Group {
         check(key)?;
         let trace = self.client.config.traceparent();
         let wanted = Wanted { traceparent: &trace, ..self.wanted(key, now) };
-        self.settle(failover::get(&self.client, wanted, now).await)
+        self.settle(failover::get(&self.client, wanted, now).instrument(self.span()).await)
+    }
+
+    fn span(&self) -> tracing::Span {
+        tracing::debug_span!("get", group = &*self.name)
     }
 
     fn wanted<'a>(&'a self, key: &'a [u8], now: Instant) -> Wanted<'a> {

@@ -53,7 +53,7 @@ const UNARY_CALL: Duration = Duration::from_secs(30);
 const MAX_HEADER_BYTES: u32 = 16 << 10;
 /// Streams of one connection that were reset before they were looked at, or because of what the client did. One that has more
 /// is closed (CVE-2023-44487, CVE-2025-8671).
-const MAX_RESETS: usize = 64;
+const MAX_RESETS: usize = 20;
 /// Bounds on the connections to the admin port.
 #[cfg(feature = "admin")]
 const ADMIN_CONNECTIONS: ConnectionLimits =

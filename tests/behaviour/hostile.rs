@@ -129,9 +129,16 @@ async fn what_is_no_http2_or_too_much_of_it_ends_its_own_connection() {
             [frame(1, 5, stream, REQUEST), frame(3, 0, stream, &8u32.to_be_bytes())].concat()
         })
         .collect();
+    // Streams that the server itself has to reset: a window that is raised by nothing.
+    let mistakes: Vec<u8> = (0..2000)
+        .flat_map(|n| {
+            let stream = 2 * n + 1;
+            [frame(1, 4, stream, REQUEST), frame(8, 0, stream, &0u32.to_be_bytes())].concat()
+        })
+        .collect();
     // Headers that never end.
     let endless = [frame(1, 1, 1, REQUEST), frame(9, 0, 1, &[0x40; 16_000]).repeat(200)].concat();
-    let cases: [(&str, Vec<u8>); 8] = [
+    let cases: [(&str, Vec<u8>); 9] = [
         ("HTTP/1.1", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_vec()),
         ("noise", vec![0xff; 4096]),
         ("a frame longer than any may be", [&hello[..], &[0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 1]].concat()),
@@ -139,6 +146,7 @@ async fn what_is_no_http2_or_too_much_of_it_ends_its_own_connection() {
         ("data on a stream that is not open", [&hello[..], &frame(0, 0, 5, b"data")].concat()),
         ("headers that cannot be read", [&hello[..], &frame(1, 5, 1, &[0xff; 20])].concat()),
         ("headers without an end", [&hello[..], &endless].concat()),
+        ("requests that have to be reset", [&hello[..], &mistakes].concat()),
         ("requests that are taken back at once", [&hello[..], &resets].concat()),
     ];
     for (what, bytes) in cases {

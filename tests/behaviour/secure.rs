@@ -146,7 +146,7 @@ async fn certificates_are_replaced_under_load_without_a_failed_call() {
     let line = server.process().wait_for_line("the last good ones stay").await;
     assert!(line.contains("node.pem"), "{line}");
     assert_eq!(shown(&addr, files(&authority, &app)).await, third);
-    // A client whose own certificate was replaced shows the new one when it connects again.
+    // A client whose own certificate is replaced goes on.
     authority.issue("app", &["127.0.0.1"]);
     let so_far = gets.load(Ordering::Relaxed);
     eventually("more gets", async || (gets.load(Ordering::Relaxed) > so_far + 100).then_some(())).await;
@@ -299,12 +299,13 @@ fn an_address_that_others_reach_wants_tls_or_the_word_insecure() {
     tokio::runtime::Runtime::new().unwrap().block_on(process.wait_for_line("listening on 0.0.0.0"));
 }
 
-/// Users of etcd with no more rights than nodes and clients need. The README has the same as commands.
+/// Users of etcd with no more rights than nodes, clients and readers need, as the README's commands have them.
 async fn make_users(etcd: &mut etcd_client::Client) {
     let prefix = "/peanut/default/";
     etcd.user_add("root", "root-password", None).await.unwrap();
     etcd.user_grant_role("root", "root").await.unwrap();
-    let rights: [(&str, &[(PermissionType, String)]); 2] = [
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).unwrap();
+    let rights: [(&str, &[(PermissionType, String)]); 3] = [
         (
             "node",
             &[
@@ -323,10 +324,15 @@ async fn make_users(etcd: &mut etcd_client::Client) {
                 (PermissionType::Readwrite, format!("{prefix}groups/")),
             ],
         ),
+        ("reader", &[(PermissionType::Read, prefix.to_owned())]),
     ];
     for (name, rights) in rights {
         etcd.role_add(name).await.unwrap();
         for (kind, key) in rights {
+            let how = if *kind == PermissionType::Read { "read" } else { "readwrite" };
+            let whole = if key.ends_with('/') { "--prefix " } else { "" };
+            let command = format!("etcdctl role grant-permission {name} {how} {whole}{key}");
+            assert!(readme.lines().any(|line| line == command), "the README does not have `{command}`");
             let permission = etcd_client::Permission::new(*kind, key.as_str());
             let permission = if key.ends_with('/') { permission.with_prefix() } else { permission };
             etcd.role_grant_permission(name, permission).await.unwrap();
@@ -400,6 +406,11 @@ async fn an_etcd_with_users_is_used_with_the_least_rights_while_logins_expire_an
     servers[2].start_again().await;
     servers[2].registered().await;
     whole(&client, 3).await;
+
+    let reader = EtcdRegistry::new([etcd.endpoint()], LONG).unwrap().user("reader", "reader-password");
+    let reader = Client::builder().registry(reader).deadline(LONG).build().await.unwrap();
+    assert_eq!(reader.group("scores").get("Tom").await.unwrap().unwrap(), "630");
+    assert!(reader.group("scores").clear().await.unwrap_err().to_string().contains("permission denied"));
 
     let refused = EtcdRegistry::new([etcd.endpoint()], LONG).unwrap().user("client", "wrong");
     let refused = Client::builder().registry(refused).ready_timeout(Duration::from_secs(1)).build().await;

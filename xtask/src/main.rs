@@ -26,6 +26,8 @@ cargo xtask <command>
              for warm restarts costs; only one of these with `large`, `fleets`, `idle` or `warm`
   bench faults
              measure gets at a fixed rate while a node is killed, sleeps, and all are restarted in turn
+  bench overload
+             measure a node that is asked five times what it can do, and gets beside connections that misbehave
   bench store
              measure gets and inserts of the store beside moka, quick_cache and a mutexed lru
   bench hits --trace FILE --capacity N...
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
             Some((&"instructions", [])) => bench_instructions(),
             Some((&"fleet", rest)) => bench_fleet(rest),
             Some((&"faults", [])) => bench_faults(),
+            Some((&"overload", [])) => bench_overload(),
             Some((&"peers", rest)) => bench_peers(rest),
             Some((&"hits", rest)) => bench_hits(rest),
             Some((&"store", [])) => bench_store(),
@@ -145,6 +148,11 @@ fn bench_faults() -> Result<(), Failed> {
     install::etcd()?;
     Cargo::new(&["build", "--release", "-p", "peanut-tests", "--bins"]).run("building")?;
     run::run("faults", &mut run::built("release/faults")?)
+}
+
+fn bench_overload() -> Result<(), Failed> {
+    Cargo::new(&["build", "--release", "-p", "peanut-tests", "--bins"]).run("building")?;
+    run::run("overload", &mut run::built("release/overload")?)
 }
 
 fn history(args: &[&str]) -> Result<(), Failed> {
