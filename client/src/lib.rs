@@ -12,7 +12,6 @@
 
 mod builder;
 mod client;
-mod clock;
 mod config;
 mod connect;
 mod connection;

@@ -3,8 +3,8 @@
 use peanut_proto::membership::RingDocument;
 
 use crate::client::Shared;
-use crate::clock::wall_clock_ms;
 use crate::error::{Error, ErrorKind};
+use peanut_proto::clock::wall_clock_ms;
 
 /// A swap that loses so often has met something other than nodes that join.
 const SWAP_ATTEMPTS: usize = 100;

@@ -11,10 +11,10 @@ use peanut_proto::membership::{Member, RingDocument};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::clock::wall_clock_ms;
 use crate::config::Config;
 use crate::node::Node;
 use crate::ring::Ring;
+use peanut_proto::clock::wall_clock_ms;
 
 /// One ring and its nodes.
 #[derive(Debug)]

@@ -17,7 +17,6 @@ use peanut_proto::v1::Outcome;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::client::Shared;
-use crate::clock::wall_clock_ms;
 use crate::config::Failover;
 use crate::error::{Error, ErrorKind};
 use crate::failover::Wanted;
@@ -25,6 +24,7 @@ use crate::lane::Want;
 use crate::node::{Node, Refusal};
 use crate::routing::Routing;
 use crate::unary;
+use peanut_proto::clock::wall_clock_ms;
 
 /// Rings that one write may be done under.
 const MAX_RINGS: usize = 8;

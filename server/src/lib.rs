@@ -12,7 +12,6 @@ mod admin;
 mod breaker;
 mod builder;
 mod cache;
-mod clock;
 #[cfg(feature = "cli")]
 pub mod command;
 #[cfg(feature = "cli")]

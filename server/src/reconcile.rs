@@ -13,7 +13,7 @@ use peanut_proto::registry::{Registry, RegistryError};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-use crate::clock::wall_clock_ms;
+use peanut_proto::clock::wall_clock_ms;
 
 /// Forgets members that are gone.
 #[derive(Debug)]

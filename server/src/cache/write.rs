@@ -43,6 +43,19 @@ pub(crate) enum Fetched {
     Failed(String),
 }
 
+impl Fetched {
+    /// As a message says it: an error where there is one, else that there is no such key, else the value.
+    pub(crate) fn new(value: Bytes, not_found: bool, load_error: String) -> Self {
+        if !load_error.is_empty() {
+            Fetched::Failed(load_error)
+        } else if not_found {
+            Fetched::NotFound
+        } else {
+            Fetched::Value(value)
+        }
+    }
+}
+
 impl Cache {
     /// Stores what a client says of a key.
     pub(crate) fn set(self: &Arc<Self>, set: Set, now: Instant) -> Result<Begun, Failure> {

@@ -14,9 +14,9 @@ use tokio::time::Instant;
 use super::directory::{Directory, Kind, Segment};
 use super::journal::Journal;
 use crate::cache::Cache;
-use crate::clock::wall_clock_ms;
 use crate::segment::{Bad, Content, HEADER_BYTES, Header, RECORD_OVERHEAD_BYTES, Record, key_hash};
 use crate::store::{Entry, Origin, Restored};
+use peanut_proto::clock::wall_clock_ms;
 
 /// Clocks are set right by this much without any harm.
 const TOLERANCE_MS: u64 = 1_000;

@@ -17,11 +17,11 @@ use super::restore::{Check, Pace, Report, Restore};
 use super::take;
 use super::writer::{Limits, Writer};
 use crate::cache::Cache;
-use crate::clock::wall_clock_ms;
 use crate::group::Group;
 use crate::loader::StaticLoader;
 use crate::segment::{Content, Header, Record};
 use crate::store::{Entry, Origin};
+use peanut_proto::clock::wall_clock_ms;
 
 /// Makes the disk fail: every call after so many.
 #[derive(Debug, Default)]

@@ -18,9 +18,9 @@ use tokio::time::Instant;
 use super::directory::{Directory, Kind, Segment};
 use super::journal::{Change, Journal};
 use crate::cache::Cache;
-use crate::clock::wall_clock_ms;
 use crate::segment::{Content, HEADER_BYTES, Hashes, Header, Record, key_hash};
 use crate::store::Entry;
+use peanut_proto::clock::wall_clock_ms;
 
 /// A segment that has so many bytes is sealed, unless an eighth of what the group may have is less.
 const SEGMENT_BYTES: u64 = 16 << 20;

@@ -209,7 +209,7 @@ impl Answers {
             let why = format!("{MAX_WAITING} operations of this lane are waiting");
             return Err(Failure::new(ErrorCode::Overloaded, why));
         }
-        let origin = if operation.failover { Origin::Failover } else { Origin::Owner };
+        let origin = Origin::of(operation.failover);
         if operation.token != 0 {
             self.leases.remove(&operation.token);
         }
@@ -234,16 +234,9 @@ impl Answers {
                 cache.begin(&get, now)?
             }
             Kind::Set => {
-                let fetched = if !operation.load_error.is_empty() {
-                    Fetched::Failed(operation.load_error)
-                } else if operation.not_found {
-                    Fetched::NotFound
-                } else {
-                    Fetched::Value(operation.value)
-                };
                 let set = Set {
                     key: operation.key,
-                    fetched,
+                    fetched: Fetched::new(operation.value, operation.not_found, operation.load_error),
                     ttl: (operation.ttl_ms > 0).then(|| Duration::from_millis(operation.ttl_ms)),
                     ring_version: self.ring_version,
                     origin,

@@ -59,16 +59,10 @@ impl Peanut for Node {
         let cache = self.cache(&request.group)?;
         let set = Set {
             key: request.key,
-            fetched: if !request.load_error.is_empty() {
-                Fetched::Failed(request.load_error)
-            } else if request.not_found {
-                Fetched::NotFound
-            } else {
-                Fetched::Value(request.value)
-            },
+            fetched: Fetched::new(request.value, request.not_found, request.load_error),
             ttl: (request.ttl_ms > 0).then(|| Duration::from_millis(request.ttl_ms)),
             ring_version: request.ring_version,
-            origin: origin(request.failover),
+            origin: Origin::of(request.failover),
             token: request.token,
         };
         let answer = cache.set(set, Instant::now())?.answer().await?;
@@ -113,14 +107,10 @@ fn read(request: GetRequest) -> Result<Get, Failure> {
         on_miss,
         ring_version: request.ring_version,
         owned_since: request.owned_since,
-        origin: origin(request.failover),
+        origin: Origin::of(request.failover),
         token: request.token,
         traceparent: Bytes::new(),
         may_fill: Ok(()),
         deadline: None,
     })
-}
-
-fn origin(failover: bool) -> Origin {
-    if failover { Origin::Failover } else { Origin::Owner }
 }

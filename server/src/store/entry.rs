@@ -17,6 +17,13 @@ pub enum Origin {
     Failover,
 }
 
+impl Origin {
+    /// As whom a node is asked.
+    pub fn of(failover: bool) -> Self {
+        if failover { Origin::Failover } else { Origin::Owner }
+    }
+}
+
 /// What is remembered of a key.
 #[derive(Clone, Debug)]
 pub struct Entry {
