@@ -272,7 +272,7 @@ impl Shared {
         self.hear_of_ring(reply.ring_version, *ring_version);
         let until = self.newer_ring.lock().wait_until(reply.ring_version, Instant::now());
         let _ = timeout_at(until.min(wanted.deadline), self.wait_for_ring(reply.ring_version)).await;
-        self.routing.get().route(wanted.hash).is_some_and(|route| route.owned_since > *ring_version)
+        self.routing.get().has_moved_since(wanted.hash, *ring_version)
     }
 
     #[cfg(feature = "metrics")]

@@ -65,8 +65,7 @@ impl RecentWrites {
         let routing = client.routing.get();
         let mut misplaced = Vec::new();
         self.list.lock().retain(|recent| {
-            let has_moved = |owned_since: u64| owned_since > recent.ring_version;
-            let is_there = !routing.route(recent.hash).is_some_and(|route| has_moved(route.owned_since));
+            let is_there = !routing.has_moved_since(recent.hash, recent.ring_version);
             if !is_there && now <= recent.ended + RECENT {
                 misplaced.push(recent.clone());
             }

@@ -131,6 +131,11 @@ impl Routing {
         nodes
     }
 
+    /// Whether a key has had another owner since that version of the ring.
+    pub(crate) fn has_moved_since(&self, hash: u64, version: u64) -> bool {
+        self.route(hash).is_some_and(|route| route.owned_since > version)
+    }
+
     /// Whom to ask for a key of that hash; `None` where the fleet has no nodes.
     pub(crate) fn route(&self, hash: u64) -> Option<Route<'_>> {
         let place = self.ring.place_hash(hash)?;

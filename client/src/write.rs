@@ -87,8 +87,7 @@ async fn has_moved(client: &Shared, under: &Routing, heard: u64, wanted: &Wanted
         }
     }
     // It may be back where it was: whoever owned it in between can have filled itself with what was before.
-    let now = client.routing.get();
-    Ok(now.route(wanted.hash).is_some_and(|route| route.owned_since > under.ring.version()))
+    Ok(client.routing.get().has_moved_since(wanted.hash, under.ring.version()))
 }
 
 /// The writing at one node.

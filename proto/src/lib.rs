@@ -11,6 +11,7 @@
 //! Which node owns which key is not here: only clients need to know.
 
 pub mod backoff;
+pub mod change;
 pub mod clock;
 pub mod codec;
 pub mod discovery;

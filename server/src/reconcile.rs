@@ -13,6 +13,7 @@ use peanut_proto::registry::{Registry, RegistryError};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
+use peanut_proto::change::change_ring;
 use peanut_proto::clock::wall_clock_ms;
 
 /// Forgets members that are gone.
@@ -83,14 +84,7 @@ impl Reconcile {
         if !self.registry.load(&self.keys.live(id)).await?.entries.is_empty() {
             return Ok(false);
         }
-        let key = self.keys.ring();
-        let stored = self.registry.load(&key).await?.entries.into_iter().find(|entry| entry.key == key);
-        let Some(stored) = stored else { return Ok(false) };
-        let ring = RingDocument::decode(&stored.value).map_err(|e| RegistryError::new(e.to_string()))?;
-        match ring.without(id, wall_clock_ms()) {
-            Some(next) => self.registry.swap(&key, stored.revision, next.encode()).await,
-            None => Ok(false),
-        }
+        change_ring(&*self.registry, &self.keys, |ring| ring.without(id, wall_clock_ms())).await
     }
 
     /// Removes what was left for nodes that the ring has forgotten altogether: nothing they have can be shown.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use peanut_proto::backoff::Backoff;
+use peanut_proto::change::change_ring;
 use peanut_proto::discovery::{Discovered, Discovery};
 use peanut_proto::membership::{
     DEFAULT_POINTS, FORMAT, Keys, Liveness, NamingRecord, NodeInfo, RingDocument,
@@ -225,17 +226,8 @@ impl Registration {
 
     /// Takes the node out of the ring.
     async fn leave(&self) -> Result<(), RegistryError> {
-        let key = self.keys.ring();
-        for _ in 0..SWAP_ATTEMPTS {
-            let stored = self.registry.load(&key).await?.entries.into_iter().find(|entry| entry.key == key);
-            let Some(stored) = stored else { return Ok(()) };
-            let ring = RingDocument::decode(&stored.value).map_err(|e| RegistryError::new(e.to_string()))?;
-            let Some(next) = ring.without(&self.node.id, wall_clock_ms()) else { return Ok(()) };
-            if self.registry.swap(&key, stored.revision, next.encode()).await? {
-                return Ok(());
-            }
-        }
-        Err(RegistryError::new(format!("{key} changed {SWAP_ATTEMPTS} times while this node tried to leave")))
+        let without = |ring: &RingDocument| ring.without(&self.node.id, wall_clock_ms());
+        change_ring(&*self.registry, &self.keys, without).await.map(drop)
     }
 
     /// Renews the lease until something has to be registered again, or until `until`, and says why.
