@@ -231,7 +231,7 @@ impl ServerBuilder {
     }
 
     /// Speaks TLS with these certificates; where there is a `ca`, clients need a certificate from there too. The files are read
-    /// again when they change, and by [`ServerHandle::reload_certificates`].
+    /// again when they change, and by [`reload_certificates`](crate::ServerHandle::reload_certificates).
     #[cfg(feature = "tls")]
     #[must_use]
     pub fn tls(mut self, files: TlsFiles) -> Self {
