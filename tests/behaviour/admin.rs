@@ -71,11 +71,10 @@ async fn the_page_shows_a_person_the_ring_and_a_dead_node_red_within_two_seconds
     let load = tokio::spawn({
         let stop = stop.clone();
         async move {
+            // So many that every node owns some.
+            let keys: Vec<String> = (0..60).map(|n| format!("<b>{n}</b>")).collect();
             while !stop.load(Ordering::Relaxed) {
-                client
-                    .group("scores")
-                    .get_many(["Tom", "Jack", "Sam", "<b>bold</b>", "a", "b", "c", "d"])
-                    .await;
+                client.group("scores").get_many(&keys).await;
             }
         }
     });

@@ -103,12 +103,14 @@ impl Cache {
     /// Has all that is queued loaded, each in its turn.
     pub(crate) fn launch(self: &Arc<Self>) {
         let mut queue = self.loads.queue.lock();
+        let (launched, most) = (queue.launched, self.loader.most_keys());
+        let turns = queue.loads.len().div_ceil(most);
+        if launched == queue.loads.len() && queue.turns >= turns {
+            return;
+        }
         let deadline = Instant::now() + self.policy.load_timeout;
-        let launched = queue.launched;
-        queue.loads.iter_mut().skip(launched).for_each(|load| load.deadline = Some(deadline));
+        queue.loads.range_mut(launched..).for_each(|load| load.deadline = Some(deadline));
         queue.launched = queue.loads.len();
-        let most = self.loader.most_keys();
-        let turns = queue.launched.div_ceil(most);
         for turn in queue.turns..turns {
             let deadline = queue.loads[turn * most].deadline.unwrap_or(deadline);
             let cache = self.clone();
