@@ -224,8 +224,9 @@ impl Cache {
             }
             Err(_) => {
                 let (had, limit) = (deadline.saturating_duration_since(begun), self.policy.load_timeout);
-                let why =
-                    format!("the loader did not answer within {had:.1?} of the {limit:?} that a load has");
+                let late = format!("within {had:.1?} of the {limit:?} that a load has");
+                let time = if had.mul_f64(1.1) >= limit { format!("within {limit:?}") } else { late };
+                let why = format!("the loader did not answer {time}");
                 // One that got its turn late is not the origin's fault.
                 (Failure::new(ErrorCode::LoadTimedOut, why), had * 2 >= limit)
             }
