@@ -198,11 +198,12 @@ impl Cache {
             self.metrics.failover_gets.fetch_add(1, Ordering::Relaxed);
         }
         match &begun {
-            Ok(Begun::Answered(answer)) if get.on_miss == OnMiss::Peek && answer.outcome == Outcome::Hit => {
-                self.metrics.hand_overs.fetch_add(1, Ordering::Relaxed);
+            Ok(Begun::Answered(answer)) => {
+                if get.on_miss == OnMiss::Peek && answer.outcome == Outcome::Hit {
+                    self.metrics.hand_overs.fetch_add(1, Ordering::Relaxed);
+                }
                 self.metrics.answered(answer.outcome);
             }
-            Ok(Begun::Answered(answer)) => self.metrics.answered(answer.outcome),
             Ok(Begun::Waiting(_)) => {}
             Err(_) => self.metrics.failed(),
         }
@@ -213,12 +214,10 @@ impl Cache {
         check_key(&get.key).map_err(|why| Failure::new(ErrorCode::InvalidRequest, why))?;
         self.hot.count(&get.key, now);
         if let Some(entry) = self.fresh(get, now) {
-            if self.policy.refresh_after.is_some_and(|after| now >= entry.loaded + after)
-                && get.on_miss != OnMiss::Peek
-                && !self.loader.is_none()
-                && self.loads.may_refresh(now)
+            if let Some(after) = self.policy.refresh_after
+                && now >= entry.loaded + after
             {
-                self.refresh(get, now);
+                self.refresh(get, after, now);
             }
             return Ok(Begun::Answered(self.answer(Outcome::Hit, &entry, now)));
         }
@@ -266,9 +265,12 @@ impl Cache {
         self.policy.max_loads.saturating_mul(1 + WAITING_PER_LOAD)
     }
 
-    /// Loads an entry that is fresh still, in the background, unless that is being done.
-    fn refresh(self: &Arc<Self>, get: &Get, now: Instant) {
-        let after = self.policy.refresh_after.unwrap_or_default();
+    /// Loads an entry of that age, which is fresh still, in the background: unless that is being done, or the origin has just
+    /// failed. (Groups without a loader have no such age.)
+    fn refresh(self: &Arc<Self>, get: &Get, after: Duration, now: Instant) {
+        if get.on_miss == OnMiss::Peek || !self.loads.may_refresh(now) {
+            return;
+        }
         let refreshed = || self.fresh(get, now).filter(|entry| now < entry.loaded + after);
         if let Boarding::Leader(pilot, _) = self.board(get, Leader::Server, refreshed) {
             self.metrics.refreshes.fetch_add(1, Ordering::Relaxed);

@@ -184,7 +184,7 @@ impl Server {
     pub async fn run(self, listener: TcpListener, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
         let local = listener.local_addr().map_err(|e| Error::transport("the listener has no address", e))?;
         let registration = self.registration(local)?;
-        self.check_private(local)?;
+        self.check_listener(local)?;
         #[cfg(feature = "admin")]
         let _admin = self.serve_admin().await?;
         let mut persistence = self.persistence(registration.as_ref());
@@ -295,9 +295,9 @@ impl Server {
     /// Whether it may listen on these addresses.
     #[cfg(feature = "cli")]
     pub(crate) fn check_ports(&self, listen: SocketAddr) -> Result<(), Error> {
-        self.check_private(listen)?;
+        self.check_listener(listen)?;
         #[cfg(feature = "admin")]
-        self.check_admin_private()?;
+        self.options.admin.map_or(Ok(()), |admin| self.check_admin(admin))?;
         Ok(())
     }
 
@@ -305,7 +305,7 @@ impl Server {
     #[cfg(feature = "admin")]
     async fn serve_admin(&self) -> Result<Option<AbortOnDropHandle<()>>, Error> {
         let Some(addr) = self.options.admin else { return Ok(None) };
-        self.check_admin_private()?;
+        self.check_admin(addr)?;
         let listener = admin::listen(addr).await?;
         if let Ok(addr) = listener.local_addr() {
             tracing::info!("admin on {addr}");
@@ -319,28 +319,23 @@ impl Server {
         Ok(Some(AbortOnDropHandle::new(tokio::spawn(serving))))
     }
 
-    #[cfg(feature = "admin")]
-    fn check_admin_private(&self) -> Result<(), Error> {
-        match self.options.admin {
-            Some(addr)
-                if !(addr.ip().is_loopback() || self.admin_handshake.is_tls() || self.options.insecure) =>
-            {
-                Err(Error::configuration(format!(
-                    "admin on {addr} without TLS lets everybody there read; set `tls`, or `insecure = true`"
-                )))
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// What others on the network could read and write is to be asked for by name.
-    fn check_private(&self, local: SocketAddr) -> Result<(), Error> {
-        if local.ip().is_loopback() || self.handshake.is_tls() || self.options.insecure {
+    fn check_private(&self, addr: SocketAddr, port: &Handshake, what: &str, may: &str) -> Result<(), Error> {
+        if addr.ip().is_loopback() || port.is_tls() || self.options.insecure {
             return Ok(());
         }
         Err(Error::configuration(format!(
-            "listening on {local} without TLS lets everybody there read and write; set `tls`, or `insecure = true`"
+            "{what} {addr} without TLS lets everybody there {may}; set `tls`, or `insecure = true`"
         )))
+    }
+
+    fn check_listener(&self, local: SocketAddr) -> Result<(), Error> {
+        self.check_private(local, &self.handshake, "listening on", "read and write")
+    }
+
+    #[cfg(feature = "admin")]
+    fn check_admin(&self, addr: SocketAddr) -> Result<(), Error> {
+        self.check_private(addr, &self.admin_handshake, "admin on", "read")
     }
 
     fn router(

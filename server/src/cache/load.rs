@@ -113,8 +113,7 @@ impl Cache {
         queue.launched = queue.loads.len();
         for turn in queue.turns..turns {
             let deadline = queue.loads[turn * most].deadline.unwrap_or(deadline);
-            let cache = self.clone();
-            self.spawn(async move { cache.take_turn(deadline).await });
+            self.spawn(self.clone().take_turn(deadline));
         }
         queue.turns = queue.turns.max(turns);
     }
@@ -181,9 +180,7 @@ impl Cache {
 
     /// Lands a flight whose entry has come back from the disk meanwhile.
     fn land_restored(&self, load: Load) -> Option<Load> {
-        let now = Instant::now();
-        let Get { key, origin, owned_since, .. } = &load.get;
-        match self.store.get(key, *origin, *owned_since, now).filter(|entry| self.is_fresh(entry, now)) {
+        match self.fresh(&load.get, Instant::now()) {
             Some(entry) => {
                 load.pilot.land(Ok(entry), |_| {});
                 None
