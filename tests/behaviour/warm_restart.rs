@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use peanut_client::{Client, Group};
+use peanut_server::segment::RECORD_OVERHEAD_BYTES;
 use peanut_tests::{Origin, ServerProcess, eventually, group_from, now};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
@@ -142,6 +143,13 @@ async fn after_a_kill_what_was_sealed_is_back() {
     assert!(again * 20 <= entries as u64, "{again} of {entries} were loaded again");
 }
 
+/// Where the first value of the second half begins.
+fn value_in_the_middle(bytes: &[u8]) -> usize {
+    let middle = bytes.len() / 2;
+    let words = b"value of key-";
+    middle + bytes[middle..].windows(words.len()).position(|window| window == words).unwrap()
+}
+
 /// Whatever is done to the files, the node comes up, no value is wrong, and what is missing is loaded.
 #[tokio::test(flavor = "multi_thread")]
 async fn damaged_files_cost_what_is_damaged_and_nothing_else() {
@@ -152,9 +160,16 @@ async fn damaged_files_cost_what_is_damaged_and_nothing_else() {
             "truncated",
             (|path, bytes| std::fs::write(path, &bytes[..bytes.len() * 9 / 10]).unwrap()) as Damage,
         ),
-        ("flipped", |path, mut bytes| {
-            let middle = bytes.len() / 2;
-            bytes[middle] ^= 0x10;
+        ("flipped in a value", |path, mut bytes| {
+            let value = value_in_the_middle(&bytes);
+            bytes[value] ^= 0x10;
+            std::fs::write(path, bytes).unwrap();
+        }),
+        // Where the next record begins nobody can tell then: those after it are lost.
+        ("flipped in a length", |path, mut bytes| {
+            let value = value_in_the_middle(&bytes);
+            let key = bytes[..value].windows(4).rposition(|window| window == b"key-").unwrap();
+            bytes[key - RECORD_OVERHEAD_BYTES] ^= 0x10;
             std::fs::write(path, bytes).unwrap();
         }),
         ("foreign", |path, bytes| {
@@ -184,9 +199,9 @@ async fn damaged_files_cost_what_is_damaged_and_nothing_else() {
         let again = node.asked() as usize - ENTRIES;
         let expected = match name {
             "truncated" => ENTRIES / 20..ENTRIES / 5,
-            "flipped" => 1..2,
+            "flipped in a value" => 1..2,
             "foreign" => 0..1,
-            "half written" => ENTRIES / 3..ENTRIES * 2 / 3,
+            "flipped in a length" | "half written" => ENTRIES / 3..ENTRIES * 2 / 3,
             _ => ENTRIES..ENTRIES + 1,
         };
         assert!(expected.contains(&again), "{name}: {again} of {ENTRIES} were loaded again");
