@@ -17,59 +17,14 @@ pub mod codec;
 pub mod discovery;
 pub mod failure;
 pub mod frame;
+mod generated;
 pub mod limits;
 pub mod membership;
 pub mod registry;
 #[cfg(feature = "tls")]
 pub mod tls;
 
-/// Messages and services of package `peanut.v1`.
-#[allow(
-    missing_docs,
-    unreachable_pub,
-    unused_qualifications,
-    clippy::all,
-    clippy::allow_attributes_without_reason,
-    clippy::missing_errors_doc,
-    clippy::wildcard_imports,
-    rustdoc::all,
-    reason = "generated"
-)]
-pub mod v1 {
-    include!("generated/peanut.v1.rs");
-}
-
-/// Messages and service of package `peanut.loader.v1`: loaders outside the node.
-#[allow(
-    missing_docs,
-    unreachable_pub,
-    unused_qualifications,
-    clippy::all,
-    clippy::allow_attributes_without_reason,
-    clippy::missing_errors_doc,
-    clippy::wildcard_imports,
-    rustdoc::all,
-    reason = "generated"
-)]
-pub mod loader_v1 {
-    include!("generated/peanut.loader.v1.rs");
-}
-
-/// Messages and service of the original PeanutCache.
-#[allow(
-    missing_docs,
-    unreachable_pub,
-    unused_qualifications,
-    clippy::all,
-    clippy::allow_attributes_without_reason,
-    clippy::missing_errors_doc,
-    clippy::wildcard_imports,
-    rustdoc::all,
-    reason = "generated"
-)]
-pub mod peanutcachepb {
-    include!("generated/peanutcachepb.rs");
-}
+pub use generated::{loader_v1, peanutcachepb, v1};
 
 /// The encoded `FileDescriptorSet` of all packages, for the reflection service.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!("generated/descriptor_set.bin");
