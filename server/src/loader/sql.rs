@@ -47,8 +47,8 @@ pub struct SqlOptions {
     pub batch_query: Option<String>,
     /// Most connections to the database at once; 8 by default.
     pub max_connections: u32,
-    /// How long a statement may take, and how long a connection is waited for; 2 seconds by default. SQLite has no such bound on
-    /// statements, only on waiting for its lock.
+    /// How long a statement may take, and how long a connection is waited for; 2 seconds by default. For SQLite also how long
+    /// its lock is waited for.
     pub timeout: Duration,
 }
 

@@ -52,6 +52,30 @@ async fn what_fails_names_what_failed() {
 }
 
 #[tokio::test]
+async fn a_statement_that_takes_too_long_is_ended_and_gives_its_connection_back() {
+    let (_dir, url) = database().await;
+    let endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE ?1 = 'endless' OR i < 9) \
+                   SELECT max(i) FROM n";
+    let options = SqlOptions {
+        batch_query: Some(
+            "SELECT 'a', max(i) FROM (WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n) \
+             WHERE i IN (?)"
+                .to_owned(),
+        ),
+        max_connections: 1,
+        timeout: Duration::from_millis(100),
+    };
+    let loader = SqlLoader::with_options(&url, endless, options).unwrap();
+    for _ in 0..2 {
+        let error = loader.load("g", b"endless").await.unwrap_err();
+        assert!(error.to_string().contains("took longer than 100ms"), "{error}");
+        assert_eq!(loader.load("g", b"short").await.unwrap(), Loaded::found("9"));
+    }
+    let many = loader.load_many("g", &["endless".into(), "other".into()]).await;
+    assert!(many[0].as_ref().unwrap_err().to_string().contains("took longer than"), "{many:?}");
+}
+
+#[tokio::test]
 async fn many_keys_are_one_query_and_the_same_as_one_by_one() {
     let (_dir, url) = database().await;
     let batch_query = Some("SELECT key, value FROM scores WHERE key IN (?)".to_owned());
