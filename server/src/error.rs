@@ -27,12 +27,6 @@ impl Failure {
     }
 }
 
-impl From<Failure> for tonic::Status {
-    fn from(failure: Failure) -> Self {
-        peanut_proto::failure::to_status(failure.code, &*failure.message)
-    }
-}
-
 /// Why a server could not be built, or stopped running.
 #[derive(Debug)]
 pub struct Error {

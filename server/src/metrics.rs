@@ -3,14 +3,24 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use peanut_proto::v1::Outcome;
+use peanut_proto::v1::{ErrorCode, Gets, Outcome};
 
 /// Threads that count at the same time do so in different lines of the processor's cache.
 const STRIPES: usize = 8;
 
+type Shown = (&'static str, fn(&Gets) -> u64);
+
 /// How gets end, by the names under which they are shown.
-pub(crate) const OUTCOMES: [&str; 8] =
-    ["hit", "stale", "loaded", "coalesced", "negative", "miss", "fill", "error"];
+pub(crate) const OUTCOMES: [Shown; 8] = [
+    ("hit", |gets| gets.hit),
+    ("stale", |gets| gets.stale),
+    ("loaded", |gets| gets.loaded),
+    ("coalesced", |gets| gets.coalesced),
+    ("negative", |gets| gets.negative),
+    ("miss", |gets| gets.miss),
+    ("fill", |gets| gets.fill),
+    ("error", |gets| gets.error),
+];
 const ERROR: usize = 7;
 
 fn place(outcome: Outcome) -> usize {
@@ -54,6 +64,24 @@ pub(crate) struct NodeMetrics {
     pub(crate) lanes: AtomicU64,
     pub(crate) in_flight: AtomicU64,
     pub(crate) invalidations: AtomicU64,
+    failures: [AtomicU64; CODES],
+}
+
+/// The last of the error codes is the largest.
+const CODES: usize = ErrorCode::PermissionDenied as usize + 1;
+
+impl NodeMetrics {
+    pub(crate) fn failed(&self, code: ErrorCode) {
+        if let Some(count) = self.failures.get(code as usize) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// What operations and calls were answered that were refused or failed, and how often.
+    pub(crate) fn failures(&self) -> impl Iterator<Item = (ErrorCode, u64)> {
+        let codes = (1..).map_while(|number| ErrorCode::try_from(number).ok());
+        codes.zip(self.failures.iter().skip(1).map(|count| count.load(Ordering::Relaxed)))
+    }
 }
 
 #[derive(Debug, Default)]
@@ -91,10 +119,10 @@ impl GroupMetrics {
         self.keys_loaded.fetch_add(keys as u64, Ordering::Relaxed);
     }
 
-    /// Gets by outcome, in the order of [`OUTCOMES`].
-    pub(crate) fn gets(&self) -> [u64; OUTCOMES.len()] {
+    pub(crate) fn gets(&self) -> Gets {
         let sum = |at: usize| self.gets.iter().map(|stripe| stripe.0[at].load(Ordering::Relaxed)).sum();
-        std::array::from_fn(sum)
+        let [hit, stale, loaded, coalesced, negative, miss, fill, error] = std::array::from_fn(sum);
+        Gets { hit, stale, loaded, coalesced, negative, miss, fill, error }
     }
 
     pub(crate) fn keys_loaded(&self) -> u64 {
@@ -123,18 +151,45 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_of_all_threads_are_added_and_each_outcome_has_its_place() {
+    fn counts_of_all_threads_are_added_and_each_outcome_has_its_name() {
         let metrics = GroupMetrics::default();
         std::thread::scope(|scope| {
             for _ in 0..20 {
                 scope.spawn(|| metrics.answered(Outcome::Hit));
             }
         });
-        for outcome in [Outcome::Stale, Outcome::Loaded, Outcome::Coalesced, Outcome::NotFound] {
-            metrics.answered(outcome);
+        let others = [
+            (Outcome::Stale, "stale"),
+            (Outcome::Loaded, "loaded"),
+            (Outcome::Coalesced, "coalesced"),
+            (Outcome::NotFound, "negative"),
+            (Outcome::Miss, "miss"),
+            (Outcome::Fill, "fill"),
+        ];
+        for (times, (outcome, _)) in (1..).zip(others) {
+            (0..times).for_each(|_| metrics.answered(outcome));
         }
-        metrics.failed();
-        assert_eq!(metrics.gets(), [20, 1, 1, 1, 1, 0, 0, 1]);
+        (0..7).for_each(|_| metrics.failed());
+        let shown = OUTCOMES.map(|(name, read)| (name, read(&metrics.gets())));
+        let expected = (1..).zip(others).map(|(times, (_, name))| (name, times));
+        assert!(
+            shown.into_iter().eq([("hit", 20)].into_iter().chain(expected).chain([("error", 7)])),
+            "{shown:?}"
+        );
+    }
+
+    #[test]
+    fn every_error_code_has_its_count() {
+        let metrics = NodeMetrics::default();
+        assert!(ErrorCode::try_from(i32::try_from(CODES).unwrap()).is_err(), "the last one is counted");
+        metrics.failed(ErrorCode::Overloaded);
+        metrics.failed(ErrorCode::PermissionDenied);
+        metrics.failed(ErrorCode::PermissionDenied);
+        let failures: Vec<_> = metrics.failures().collect();
+        assert_eq!(failures.len(), CODES - 1);
+        assert!(failures.contains(&(ErrorCode::Overloaded, 1)));
+        assert!(failures.contains(&(ErrorCode::PermissionDenied, 2)));
+        assert_eq!(failures.iter().map(|(_, count)| count).sum::<u64>(), 3);
     }
 
     #[test]

@@ -168,6 +168,8 @@ async fn counts_are_what_was_done_and_health_says_whether_to_send_anybody() {
         "peanut_gets_total{group=\"scores\",outcome=\"hit\"} 9",
         "peanut_gets_total{group=\"scores\",outcome=\"negative\"} 2",
         "peanut_gets_total{group=\"broken\",outcome=\"error\"} 1",
+        "peanut_failures_total{code=\"loader_failed\"} 1",
+        "peanut_failures_total{code=\"overloaded\"} 0",
         "peanut_sets_total{group=\"scores\"} 1",
         "peanut_deletes_total{group=\"scores\"} 1",
         "peanut_load_seconds_count{group=\"scores\"} 2",
@@ -178,6 +180,42 @@ async fn counts_are_what_was_done_and_health_says_whether_to_send_anybody() {
         let whole = |found: &str| found == line || found == format!("{line}.0");
         assert!(metrics.lines().any(whole), "no `{line}` in\n{metrics}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_refused_is_counted_by_what_was_answered() {
+    let secrets = tempfile::tempdir().unwrap();
+    let token = |name: &str, rights: &str| {
+        let path = secrets.path().join(name);
+        std::fs::write(&path, format!("secret-of-the-{name}")).unwrap();
+        format!("[[token]]\nname = \"{name}\"\nsecret_files = [\"{}\"]\n{rights}\n", path.display())
+    };
+    let (addr, admin) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
+    let own = format!("listen = \"{addr}\"\nnodes = [\"{addr}\"]\nadmin = \"{admin}\"\n");
+    let tokens = token("operator", "admin = true") + &token("reader", "read = [\"*\"]");
+    let server = ServerProcess::start_with(SERVER, &format!("{own}{tokens}{SCORES}")).await;
+    for unary in [false, true] {
+        let client = async |token: &str| {
+            let builder = Client::builder().nodes([server.addr()]).token(token);
+            if unary { builder.unary() } else { builder }.build().await.unwrap()
+        };
+        let reader = client("secret-of-the-reader").await;
+        reader.group("scores").get("Tom").await.unwrap();
+        reader.group("scores").set("Tom", "1", None).await.unwrap_err();
+        reader.group("nowhere").get("Tom").await.unwrap_err();
+        client("secret-of-a-thief").await.group("scores").get("Tom").await.unwrap_err();
+    }
+    assert_eq!(get(&admin, "/status").await.0, 401);
+    let asked = http_client().get(format!("http://{admin}/status")).bearer_auth("secret-of-the-operator");
+    let status = asked.send().await.unwrap().text().await.unwrap();
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    let mut failures = status["failures"].as_object().unwrap().clone();
+    // A client may try to open its lane more than once.
+    assert!(failures.remove("unauthenticated").unwrap().as_u64() >= Some(3), "{status}");
+    assert_eq!(
+        serde_json::Value::from(failures),
+        serde_json::json!({ "permission_denied": 2, "unknown_group": 2 })
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

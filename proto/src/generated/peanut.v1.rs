@@ -988,6 +988,16 @@ pub struct StatusResponse {
     /// Whether the node serves, and has joined its fleet.
     #[prost(bool, tag = "16")]
     pub is_ready: bool,
+    /// Operations and calls that were refused or failed, by what was answered.
+    #[prost(message, repeated, tag = "17")]
+    pub failures: ::prost::alloc::vec::Vec<Failures>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Failures {
+    #[prost(enumeration = "ErrorCode", tag = "1")]
+    pub code: i32,
+    #[prost(uint64, tag = "2")]
+    pub count: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GroupStatus {

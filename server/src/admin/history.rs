@@ -27,6 +27,7 @@ pub(super) struct Sample {
     gets: u64,
     /// Answered from memory: hits, stale values and known absences.
     from_memory: u64,
+    /// Operations and calls that were refused or failed.
     errors: u64,
     loads: u64,
     load_seconds: f64,
@@ -34,13 +35,13 @@ pub(super) struct Sample {
 
 impl Sample {
     fn of(status: &StatusResponse) -> Self {
-        let mut sample = Sample { at_ms: status.uptime_ms, ..Sample::default() };
+        let errors = status.failures.iter().map(|failures| failures.count).sum();
+        let mut sample = Sample { at_ms: status.uptime_ms, errors, ..Sample::default() };
         for group in &status.groups {
             let Gets { hit, stale, loaded, coalesced, negative, miss, fill, error } =
                 group.gets.unwrap_or_default();
             sample.gets += hit + stale + loaded + coalesced + negative + miss + fill + error;
             sample.from_memory += hit + stale + negative;
-            sample.errors += error;
             sample.loads += group.loads;
             sample.load_seconds += group.load_seconds;
         }

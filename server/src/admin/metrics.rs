@@ -121,23 +121,19 @@ impl Collector for Metrics {
         let mut info = encoder.encode_descriptor("peanut_build", "The build", None, MetricType::Info)?;
         info.encode_info(&[("version", node.build.as_str())])?;
 
+        let help = "Operations and calls that were refused or failed, by what was answered";
+        let mut family = encoder.encode_descriptor("peanut_failures", help, None, MetricType::Counter)?;
+        for failures in &node.failures {
+            let code = failures.code().as_str_name().to_lowercase();
+            ConstCounter::new(failures.count).encode(family.encode_family(&[("code", code)])?)?;
+        }
         let help = "Gets by how they ended";
         let mut family = encoder.encode_descriptor("peanut_gets", help, None, MetricType::Counter)?;
         for group in &node.groups {
             let gets = group.gets.unwrap_or_default();
-            let counts = [
-                gets.hit,
-                gets.stale,
-                gets.loaded,
-                gets.coalesced,
-                gets.negative,
-                gets.miss,
-                gets.fill,
-                gets.error,
-            ];
-            for (outcome, count) in OUTCOMES.into_iter().zip(counts) {
+            for (outcome, count) in OUTCOMES {
                 let labels = [("group", group.name.as_str()), ("outcome", outcome)];
-                ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+                ConstCounter::new(count(&gets)).encode(family.encode_family(&labels)?)?;
             }
         }
         for (name, help, read) in GROUP_COUNTERS {

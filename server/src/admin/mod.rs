@@ -97,6 +97,7 @@ async fn authorize(State(admin): State<Admin>, request: Request, next: Next) -> 
         Ok(()) => return next.run(request).await,
         Err(failure) => failure,
     };
+    admin.node.metrics().failed(failure.code);
     if failure.code == ErrorCode::PermissionDenied {
         return (StatusCode::FORBIDDEN, format!("{}\n", failure.message)).into_response();
     }

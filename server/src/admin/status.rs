@@ -1,5 +1,7 @@
 //! `/status`: everything that the page shows, as JSON.
 
+use std::collections::BTreeMap;
+
 use peanut_proto::v1::{Gets, GroupStatus, StatusResponse};
 use serde::Serialize;
 
@@ -22,6 +24,8 @@ pub(super) struct Status {
     in_flight: u64,
     wakes: u64,
     invalidations: u64,
+    /// Operations and calls that were refused or failed, by what was answered; only what has been.
+    failures: BTreeMap<String, u64>,
     ring: Ring,
     groups: Vec<Group>,
     history: Vec<Sample>,
@@ -98,6 +102,7 @@ pub(super) fn status(node: &Node, history: &History, neighbours: &Neighbours) ->
         ring_fingerprint,
         registry_age_ms,
         is_ready,
+        failures,
         ..
     } = node.status_now(HOT_KEYS);
     Status {
@@ -112,6 +117,11 @@ pub(super) fn status(node: &Node, history: &History, neighbours: &Neighbours) ->
         in_flight,
         wakes,
         invalidations,
+        failures: failures
+            .into_iter()
+            .filter(|failures| failures.count > 0)
+            .map(|failures| (failures.code().as_str_name().to_lowercase(), failures.count))
+            .collect(),
         ring: Ring {
             version: ring_version,
             fingerprint: format!("{ring_fingerprint:08x}"),

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use peanut_proto::v1::admin_server::Admin;
-use peanut_proto::v1::{Gets, GroupStatus, HotKey, StatusRequest, StatusResponse};
+use peanut_proto::v1::{Failures, GroupStatus, HotKey, StatusRequest, StatusResponse};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
@@ -17,7 +17,7 @@ const MOST_HOT_KEYS: u32 = 128;
 #[tonic::async_trait]
 impl Admin for Node {
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
-        self.rights(&request)?.check_admin()?;
+        self.rights(&request).and_then(|rights| rights.check_admin()).map_err(|why| self.refuse(why))?;
         Ok(Response::new(self.status_now(request.into_inner().hot_keys)))
     }
 }
@@ -34,6 +34,7 @@ impl Node {
         let age = fleet.as_ref().map(|fleet| fleet.age(Instant::now())).unwrap_or_default();
         let ring = fleet.as_ref().map(|fleet| &fleet.view.ring);
         let (metrics, door) = (self.metrics(), self.door());
+        let failures = metrics.failures().map(|(code, count)| Failures { code: code.into(), count });
         StatusResponse {
             node_id: running.map(|running| running.id.clone()).unwrap_or_default(),
             fleet: running.map(|running| running.fleet.clone()).unwrap_or_default(),
@@ -51,6 +52,7 @@ impl Node {
             ring_members: ring.map_or(0, |ring| ring.members.len() as u64),
             registry_age_ms: whole_ms(age),
             is_ready: self.is_ready(),
+            failures: failures.collect(),
         }
     }
 }
@@ -58,7 +60,6 @@ impl Node {
 fn group(cache: &Cache, hot_keys: usize) -> GroupStatus {
     let (metrics, store) = (&cache.metrics, cache.entries());
     let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
-    let [hit, stale, loaded, coalesced, negative, miss, fill, error] = metrics.gets();
     let times = metrics.load_times();
     let disk = cache.journal().map(|journal| journal.stats());
     let hot = cache.hottest(hot_keys).into_iter();
@@ -68,7 +69,7 @@ fn group(cache: &Cache, hot_keys: usize) -> GroupStatus {
         entries: store.len() as u64,
         used_bytes: store.used_bytes() as u64,
         capacity_bytes: cache.policy().capacity_bytes as u64,
-        gets: Some(Gets { hit, stale, loaded, coalesced, negative, miss, fill, error }),
+        gets: Some(metrics.gets()),
         loads: times.loads(),
         keys_loaded: metrics.keys_loaded(),
         load_failures: read(&metrics.load_failures),

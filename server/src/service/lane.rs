@@ -174,8 +174,13 @@ impl Answers {
                 self.node.metrics().in_flight.fetch_add(1, Relaxed);
                 self.waiting.push(async move { (id, cache, waiting.answer().await) }.boxed());
             }
-            Err(failure) => self.frame.failure(id, failure.code, &failure.message),
+            Err(failure) => self.refuse(id, &failure),
         }
+    }
+
+    fn refuse(&mut self, id: u32, failure: &Failure) {
+        self.node.metrics().failed(failure.code);
+        self.frame.failure(id, failure.code, &failure.message);
     }
 
     fn try_begin(
@@ -270,7 +275,7 @@ impl Answers {
         let sent = self.node.long_bytes();
         if self.long_bytes + length > MAX_LANE_BYTES || !sent.add(length, MAX_NODE_BYTES) {
             let why = "too many bytes of values are waiting to be sent";
-            self.frame.failure(id, ErrorCode::Overloaded, why);
+            self.refuse(id, &Failure::new(ErrorCode::Overloaded, why));
             return;
         }
         self.long_bytes += length;
@@ -320,7 +325,7 @@ impl Answers {
             self.node.metrics().in_flight.fetch_sub(1, Relaxed);
             match landed {
                 Ok(answer) => self.answer(id, &cache, answer),
-                Err(failure) => self.frame.failure(id, failure.code, &failure.message),
+                Err(failure) => self.refuse(id, &failure),
             }
         }
         self.write_piece();

@@ -150,9 +150,15 @@ impl Node {
     /// Lets a call in before anything of it is read but its headers, and says what it may do.
     pub(crate) fn admit(&self, mut request: Request<()>) -> Result<Request<()>, Status> {
         let peer = request.extensions().get::<Peer>().copied();
-        let rights = self.shared.tokens.rights(request.metadata(), peer)?;
+        let rights = self.shared.tokens.rights(request.metadata(), peer).map_err(|why| self.refuse(why))?;
         request.extensions_mut().insert(rights);
         Ok(request)
+    }
+
+    /// Counts what a call is answered, in the words of gRPC.
+    fn refuse(&self, failure: Failure) -> Status {
+        self.metrics().failed(failure.code);
+        peanut_proto::failure::to_status(failure.code, &*failure.message)
     }
 
     /// What a call that was let in may do.

@@ -9,12 +9,24 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use super::Node;
-use crate::cache::Get;
+use crate::cache::{Answer, Get};
+use crate::error::Failure;
 use crate::store::Origin;
 
 #[tonic::async_trait]
 impl PeanutCache for Node {
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
+        let answer = self.get_of_the_original(request).await.map_err(|why| self.refuse(why))?;
+        if answer.outcome == Outcome::NotFound {
+            // This service has no other way to say so.
+            return Err(Status::not_found("the group has no such key"));
+        }
+        Ok(Response::new(GetResponse { value: answer.value.into_bytes() }))
+    }
+}
+
+impl Node {
+    async fn get_of_the_original(&self, request: Request<GetRequest>) -> Result<Answer, Failure> {
         let rights = self.rights(&request)?;
         let GetRequest { group, key } = request.into_inner();
         rights.check_read(&group)?;
@@ -30,11 +42,6 @@ impl PeanutCache for Node {
             may_fill: Ok(()),
             deadline: None,
         };
-        let answer = self.cache(&group)?.begin(&get, Instant::now())?.answer().await?;
-        if answer.outcome == Outcome::NotFound {
-            // This service has no other way to say so.
-            return Err(Status::not_found(format!("group `{group}` has no such key")));
-        }
-        Ok(Response::new(GetResponse { value: answer.value.into_bytes() }))
+        self.cache(&group)?.begin(&get, Instant::now())?.answer().await
     }
 }

@@ -22,6 +22,29 @@ use crate::store::Origin;
 #[tonic::async_trait]
 impl Peanut for Node {
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
+        self.get_one(request).await.map(Response::new).map_err(|why| self.refuse(why))
+    }
+
+    async fn set(&self, request: Request<SetRequest>) -> Result<Response<SetResponse>, Status> {
+        self.set_one(request).await.map(Response::new).map_err(|why| self.refuse(why))
+    }
+
+    async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteResponse>, Status> {
+        self.delete_some(request).await.map(Response::new).map_err(|why| self.refuse(why))
+    }
+
+    async fn lane(
+        &self,
+        request: Request<Streaming<RequestFrame>>,
+    ) -> Result<Response<BoxStream<ResponseFrame>>, Status> {
+        let rights = self.rights(&request).map_err(|why| self.refuse(why))?;
+        let wakes = self.wake().awake().await;
+        Ok(Response::new(Box::pin(Answers::new(self.clone(), rights, wakes, request.into_inner()))))
+    }
+}
+
+impl Node {
+    async fn get_one(&self, request: Request<GetRequest>) -> Result<GetResponse, Failure> {
         let rights = self.rights(&request)?;
         let traceparent = request.metadata().get("traceparent").map(|value| value.as_bytes());
         let traceparent = traceparent.filter(|it| is_traceparent(it)).map(Bytes::copy_from_slice);
@@ -39,7 +62,7 @@ impl Peanut for Node {
         };
         let begun = cache.begin(&get, Instant::now())?;
         let answer = begun.answer().await?;
-        Ok(Response::new(GetResponse {
+        Ok(GetResponse {
             outcome: answer.outcome.into(),
             value: answer.value.into_bytes(),
             ring_version,
@@ -47,10 +70,10 @@ impl Peanut for Node {
             ttl_ms: whole_ms(answer.ttl),
             near_ms: 0,
             token: answer.token,
-        }))
+        })
     }
 
-    async fn set(&self, request: Request<SetRequest>) -> Result<Response<SetResponse>, Status> {
+    async fn set_one(&self, request: Request<SetRequest>) -> Result<SetResponse, Failure> {
         let rights = self.rights(&request)?;
         let request = request.into_inner();
         rights.check_write(&request.group)?;
@@ -66,10 +89,10 @@ impl Peanut for Node {
             token: request.token,
         };
         let answer = cache.set(set, Instant::now())?.answer().await?;
-        Ok(Response::new(SetResponse { outcome: answer.outcome.into(), ring_version }))
+        Ok(SetResponse { outcome: answer.outcome.into(), ring_version })
     }
 
-    async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteResponse>, Status> {
+    async fn delete_some(&self, request: Request<DeleteRequest>) -> Result<DeleteResponse, Failure> {
         let rights = self.rights(&request)?;
         let request = request.into_inner();
         rights.check_write(&request.group)?;
@@ -85,16 +108,7 @@ impl Peanut for Node {
         for begun in begun {
             begun.answer().await?;
         }
-        Ok(Response::new(DeleteResponse { ring_version }))
-    }
-
-    async fn lane(
-        &self,
-        request: Request<Streaming<RequestFrame>>,
-    ) -> Result<Response<BoxStream<ResponseFrame>>, Status> {
-        let rights = self.rights(&request)?;
-        let wakes = self.wake().awake().await;
-        Ok(Response::new(Box::pin(Answers::new(self.clone(), rights, wakes, request.into_inner()))))
+        Ok(DeleteResponse { ring_version })
     }
 }
 
