@@ -271,7 +271,9 @@ impl Shared {
         }
         self.hear_of_ring(reply.ring_version, *ring_version);
         let until = self.newer_ring.lock().wait_until(reply.ring_version, Instant::now());
-        let _ = timeout_at(until.min(wanted.deadline), self.wait_for_ring(reply.ring_version)).await;
+        // In a box, as all that gets seldom need, so that those that wait for an answer are small.
+        let waiting = timeout_at(until.min(wanted.deadline), self.wait_for_ring(reply.ring_version));
+        let _ = Box::pin(waiting).await;
         self.routing.get().has_moved_since(wanted.hash, *ring_version)
     }
 

@@ -109,18 +109,27 @@ pub(crate) struct Answered {
 /// Asks for a key until there is an answer that stands. The routing table is looked at for each attempt,
 /// since the ring may have changed.
 pub(crate) async fn get(client: &Shared, wanted: Wanted<'_>, now: Instant) -> Result<Answered, Error> {
-    let budget = &client.budget;
-    budget.deposit();
+    client.budget.deposit();
     let mut last = None;
-    let mut last_error = match attempt(client, &wanted, &mut last, now).await {
+    let last_error = match attempt(client, &wanted, &mut last, now).await {
         Ok(answered) if !client.has_moved(&wanted, &answered).await => return Ok(answered),
         Ok(answered) => moved(&answered),
         Err(Refusal::Final(error)) => return Err(error),
         Err(Refusal::Elsewhere(error)) => error,
     };
+    Box::pin(get_again(client, wanted, last, last_error)).await
+}
+
+/// Further attempts, after one that has failed.
+async fn get_again(
+    client: &Shared,
+    wanted: Wanted<'_>,
+    mut last: Option<Target>,
+    mut last_error: Error,
+) -> Result<Answered, Error> {
     for number in 1..MAX_ATTEMPTS {
         tracing::debug!(error = %last_error, number, "attempt failed");
-        if Instant::now() >= wanted.deadline || !budget.withdraw() {
+        if Instant::now() >= wanted.deadline || !client.budget.withdraw() {
             break;
         }
         // The other node is asked at once; when both have failed there is no hurry.
@@ -219,7 +228,7 @@ async fn attempt(
         && let Some(former) = routing.former(wanted.hash, route.owned_since, client.config.hand_over, now)
     {
         let versions = (ring_version, route.owned_since);
-        let reply = fill::hand_over(client, wanted, node, former, versions, now).await?;
+        let reply = Box::pin(fill::hand_over(client, wanted, node, former, versions, now)).await?;
         return Ok(Answered { reply, node: node.clone(), failover, ring_version });
     }
     let owned_since = if failover { 0 } else { route.owned_since };

@@ -329,3 +329,19 @@ impl Group {
 fn check(key: &[u8]) -> Result<(), Error> {
     check_key(key).map_err(|why| Error::new(ErrorKind::InvalidArgument, why))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Thousands of them wait at a time, each in memory of its own; what they seldom need is in boxes.
+    #[tokio::test]
+    async fn what_waits_for_an_answer_is_small() {
+        let client = crate::Client::builder().nodes(["127.0.0.1:1"]).build().await.unwrap();
+        let group = client.group("g");
+        let sizes = [size_of_val(&group.get("k")), size_of_val(&group.get_many(["k"]))];
+        assert!(sizes.iter().all(|size| *size <= 1024), "{sizes:?} bytes");
+        let set = size_of_val(&group.set("k", "v", None));
+        assert!(set <= 1536, "{set} bytes");
+    }
+}

@@ -151,7 +151,7 @@ impl Node {
                 answer => return answer.map_err(|failure| self.failed(failure, ask)),
             }
         }
-        unary::get(self, ask, &self.config).await
+        Box::pin(unary::get(self, ask, &self.config)).await
     }
 
     /// Has the node write. Writes of one key take one lane, in order.
@@ -170,7 +170,7 @@ impl Node {
                 answer => return answer.map_err(|failure| self.failed(failure, ask)),
             }
         }
-        unary::write(self, ask).await
+        Box::pin(unary::write(self, ask)).await
     }
 
     fn write_lane(&self, hash: u64) -> Option<&Lane> {

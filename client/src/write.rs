@@ -80,7 +80,7 @@ pub(crate) async fn write(
 async fn has_moved(client: &Shared, under: &Routing, heard: u64, wanted: &Wanted<'_>) -> Result<bool, Error> {
     if heard > client.routing.get().ring.version() {
         client.hear_of_ring(heard, under.ring.version());
-        let waited = timeout_at(wanted.deadline, client.wait_for_ring(heard)).await;
+        let waited = Box::pin(timeout_at(wanted.deadline, client.wait_for_ring(heard))).await;
         if !waited.is_ok_and(|waited| waited.is_ok()) {
             let why = format!("the nodes know ring {heard}, and it could not be read in time");
             return Err(Error::new(ErrorKind::Unavailable, why));
@@ -128,7 +128,7 @@ impl OneNode<'_> {
             }
         }
         tracing::debug!(node = node.id(), error = %last, "word is left for the node");
-        self.leave_word(node, successor, last).await.map(|()| 0)
+        Box::pin(self.leave_word(node, successor, last)).await.map(|()| 0)
     }
 
     /// Tells the node in the registry what it could not be told, and the successor what it is to know meanwhile.
