@@ -332,8 +332,6 @@ fn check(key: &[u8]) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
     /// Thousands of them wait at a time, each in memory of its own; what they seldom need is in boxes.
     #[tokio::test]
     async fn what_waits_for_an_answer_is_small() {

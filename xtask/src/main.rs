@@ -52,7 +52,7 @@ fn main() -> ExitCode {
             Some((&"instructions", [])) => bench_instructions(),
             Some((&"fleet", rest)) => bench_fleet(rest),
             Some((&"faults", [])) => bench_faults(),
-            Some((&"overload", [])) => bench_overload(),
+            Some((&"overload", rest)) => bench_overload(rest),
             Some((&"peers", rest)) => bench_peers(rest),
             Some((&"hits", rest)) => bench_hits(rest),
             Some((&"store", [])) => bench_store(),
@@ -150,9 +150,9 @@ fn bench_faults() -> Result<(), Failed> {
     run::run("faults", &mut run::built("release/faults")?)
 }
 
-fn bench_overload() -> Result<(), Failed> {
+fn bench_overload(args: &[&str]) -> Result<(), Failed> {
     Cargo::new(&["build", "--release", "-p", "peanut-tests", "--bins"]).run("building")?;
-    run::run("overload", &mut run::built("release/overload")?)
+    run::run("overload", run::built("release/overload")?.args(args))
 }
 
 fn history(args: &[&str]) -> Result<(), Failed> {

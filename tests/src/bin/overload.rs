@@ -1,5 +1,5 @@
 //! `cargo xtask bench overload`: what is left of a node's goodput when five times as much is asked of it as it can do, and of the
-//! latency of well-behaved gets beside connections that are not.
+//! latency of well-behaved gets beside connections that are not. `loads`, `hits` or `hostile` is for one of the three parts.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 use peanut_client::{Client, ErrorKind, Group};
-use peanut_tests::{Origin, ServerProcess, free_port, group_from, now};
+use peanut_tests::{Origin, ServerProcess, cpu_time, free_port, group_from, now};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -27,16 +27,15 @@ struct Seen {
     other: AtomicU64,
     /// Microseconds until a refusal.
     refusals: Mutex<Option<Histogram<u64>>>,
-    /// Microseconds until a value, from the time at which the get was due.
+    /// Microseconds until a value.
     values: Mutex<Option<Histogram<u64>>>,
 }
 
 impl Seen {
-    async fn get(&self, group: &Group, key: String, due: Instant) {
-        let begun = Instant::now();
+    async fn get(&self, group: &Group, key: String, begun: Instant) {
         let got = group.get(key).await;
-        let record = |into: &Mutex<Option<Histogram<u64>>>, since: Instant| {
-            let micros = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let record = |into: &Mutex<Option<Histogram<u64>>>| {
+            let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
             let mut into = into.lock();
             let into = into.get_or_insert_with(|| Histogram::new(2).expect("two digits"));
             into.record(micros).unwrap_or_default();
@@ -44,7 +43,7 @@ impl Seen {
         match got {
             Ok(_) => {
                 self.good.fetch_add(1, Ordering::Relaxed);
-                record(&self.values, due);
+                record(&self.values);
             }
             Err(error) => {
                 match error.kind() {
@@ -53,7 +52,7 @@ impl Seen {
                     _ => &self.other,
                 }
                 .fetch_add(1, Ordering::Relaxed);
-                record(&self.refusals, begun);
+                record(&self.refusals);
             }
         }
     }
@@ -84,19 +83,21 @@ async fn closed(group: &Group, callers: usize, key: fn() -> String, length: Dura
     seen
 }
 
-/// So many gets a second, whatever becomes of earlier ones.
+/// So many gets a second, whatever becomes of earlier ones: a few each millisecond, timers being no finer. A get's time counts from
+/// when it was given to the runtime.
 async fn open(group: &Group, rate: u64, key: fn() -> String, length: Duration) -> Arc<Seen> {
     let seen = Arc::new(Seen::default());
     let begun = Instant::now();
     let mut tasks = JoinSet::new();
-    for number in 0..rate * length.as_secs() {
-        let due = begun + Duration::from_nanos(number * 1_000_000_000 / rate);
-        if number % 16 == 0 {
-            sleep_until(due).await;
-            while tasks.try_join_next().is_some() {}
+    let mut sent = 0;
+    for ms in 1..=u64::try_from(length.as_millis()).unwrap_or(u64::MAX) {
+        sleep_until(begun + Duration::from_millis(ms)).await;
+        while tasks.try_join_next().is_some() {}
+        for _ in sent..ms * rate / 1000 {
+            let (seen, group, given) = (seen.clone(), group.clone(), Instant::now());
+            tasks.spawn(async move { seen.get(&group, key(), given).await });
         }
-        let (seen, group) = (seen.clone(), group.clone());
-        tasks.spawn(async move { seen.get(&group, key(), due).await });
+        sent = ms * rate / 1000;
     }
     tasks.join_all().await;
     seen
@@ -124,9 +125,17 @@ async fn client(server: &ServerProcess) -> Client {
 async fn main() {
     let server: PathBuf = std::env::current_exe().expect("the path of this program");
     let server = server.with_file_name("peanut-server-under-test");
-    loads(&server).await;
-    hits(&server).await;
-    hostile(&server).await;
+    let part = std::env::args().nth(1);
+    let is_wanted = |name| part.as_ref().is_none_or(|part| part == name);
+    if is_wanted("loads") {
+        loads(&server).await;
+    }
+    if is_wanted("hits") {
+        hits(&server).await;
+    }
+    if is_wanted("hostile") {
+        hostile(&server).await;
+    }
 }
 
 /// An origin that takes ten milliseconds, sixteen loads at once: 1,600 keys a second at most.
@@ -167,76 +176,111 @@ async fn loads(binary: &Path) {
 /// All hits: what callers beyond what the node can serve cost those within.
 async fn hits(binary: &Path) {
     let origin = Origin::start(Duration::ZERO).await;
-    let server = node(binary, "", &group_from("g", origin.url(), "ttl = \"1h\"")).await;
+    let mut server = node(binary, "", &group_from("g", origin.url(), "ttl = \"1h\"")).await;
     let group = client(&server).await.group("g");
     closed(&group, 256, warm, Duration::from_secs(2)).await;
+    let node = server.process().id().to_string();
     let mut peak = 0;
-    println!("hits: callers, good a second, p99 in ms, refused, late, else");
+    println!(
+        "hits: callers, good a second, p99 in ms, refused, late, else; CPU time a get in us: node, callers"
+    );
     for callers in [256, 1024, 5 * 1024, 100_000] {
+        let before = (cpu_time(&node), cpu_time("self"));
         let seen = closed(&group, callers, warm, Duration::from_secs(SECONDS)).await;
         let [good, refused, late, other] = seen.count();
+        let a_get = |spent: Duration| spent.as_secs_f64() * 1e6 / good as f64;
         peak = peak.max(good / SECONDS);
         println!(
-            "{callers:>7} {:>8} ({:>3.0} % of the most so far) {:>8.1} {refused:>8} {late:>6} {other:>4}",
+            "{callers:>7} {:>8} ({:>3.0} % of the most so far) {:>8.1} {refused:>8} {late:>6} {other:>4} {:>6.2} {:>6.2}",
             good / SECONDS,
             good as f64 * 100.0 / (peak * SECONDS) as f64,
             quantile(&seen.values, 0.99),
+            a_get(cpu_time(&node) - before.0),
+            a_get(cpu_time("self") - before.1),
         );
     }
 }
 
-/// 5,000 gets a second beside those who do not speak as they should.
+/// 5,000 gets a second beside those who do not speak as they should, to that node or to another on this machine: what both
+/// have in common is the price of the peers' own work on the same cores, and what is left is what they do to the node.
 async fn hostile(binary: &Path) {
     let origin = Origin::start(Duration::ZERO).await;
-    let server =
-        node(binary, "handshake_timeout = \"1s\"", &group_from("g", origin.url(), "ttl = \"1h\"")).await;
+    let config = group_from("g", origin.url(), "ttl = \"1h\"");
+    let server = node(binary, "handshake_timeout = \"1s\"", &config).await;
+    let neighbour = node(binary, "handshake_timeout = \"1s\"", &config).await;
     let group = client(&server).await.group("g");
     open(&group, 5000, warm, Duration::from_secs(2)).await;
     println!(
-        "5,000 gets a second beside others: p50 and p99 in ms, medians of five rounds, and to p99 alone"
+        "5,000 gets a second beside 50 peers: p50 and p99 in ms, medians of five rounds, with the peers"
     );
-    let names =
-        ["alone", "half of a handshake", "noise", "requests taken back", "silent after the handshake"];
-    let mut seen: Vec<Vec<(f64, f64)>> = vec![Vec::new(); names.len()];
+    println!("{:>28}  at another node    at this one        p99: this/another, this/alone", "");
+    let names = ["half of a handshake", "noise", "requests taken back", "silent after the handshake"];
+    let mut alone = Vec::new();
+    let mut beside = vec![[const { Vec::new() }; 2]; names.len()];
     for _ in 0..5 {
-        for (kind, of_kind) in seen.iter_mut().enumerate() {
-            let stop = Arc::new(AtomicBool::new(false));
-            let mut peers = JoinSet::new();
-            for _ in 0..(if kind == 0 { 0 } else { 50 }) {
-                peers.spawn(peer(kind, server.addr().to_owned(), stop.clone()));
+        alone.push(gets_beside(&group, None).await);
+        for (kind, of_kind) in beside.iter_mut().enumerate() {
+            for (addr, of_addr) in [neighbour.addr(), server.addr()].into_iter().zip(of_kind) {
+                of_addr.push(gets_beside(&group, Some((kind, addr))).await);
             }
-            sleep(Duration::from_millis(300)).await;
-            let gets = open(&group, 5000, warm, Duration::from_secs(3)).await;
-            assert_eq!(gets.count()[1..], [0, 0, 0], "nobody else's gets fail");
-            of_kind.push((quantile(&gets.values, 0.5), quantile(&gets.values, 0.99)));
-            stop.store(true, Ordering::Relaxed);
-            peers.shutdown().await;
         }
     }
-    let median = |mut values: Vec<f64>| {
+    let median = |of: &[(f64, f64)], which: fn(&(f64, f64)) -> f64| {
+        let mut values: Vec<f64> = of.iter().map(which).collect();
         values.sort_by(f64::total_cmp);
         values[values.len() / 2]
     };
-    let mut alone = 0.0;
-    for (name, of_kind) in names.iter().zip(seen) {
-        let p50 = median(of_kind.iter().map(|(p50, _)| *p50).collect());
-        let p99 = median(of_kind.iter().map(|(_, p99)| *p99).collect());
-        if alone == 0.0 {
-            alone = p99;
-        }
-        println!("{name:>28} {p50:>7.2} {p99:>7.2} {:>6.2}", p99 / alone);
+    let both = |of: &[(f64, f64)]| (median(of, |of| of.0), median(of, |of| of.1));
+    let (p50, alone) = both(&alone);
+    println!("{:>28} {p50:>7.2} {alone:>7.2}", "alone");
+    for (name, [another, this]) in names.iter().zip(&beside) {
+        let (another, this) = (both(another), both(this));
+        println!(
+            "{name:>28} {:>7.2} {:>7.2}    {:>7.2} {:>7.2}    {:>6.2} {:>6.2}",
+            another.0,
+            another.1,
+            this.0,
+            this.1,
+            this.1 / another.1,
+            this.1 / alone,
+        );
     }
+}
+
+/// Three seconds of gets, and 50 peers of a kind that speak to an address meanwhile; p50 and p99 in milliseconds.
+async fn gets_beside(group: &Group, kind: Option<(usize, &str)>) -> (f64, f64) {
+    let stop = Arc::new(AtomicBool::new(false));
+    let peers = kind.map(|(kind, addr)| {
+        let (addr, stop) = (addr.to_owned(), stop.clone());
+        // In a thread of their own: they are not the gets' work.
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.expect("a runtime").block_on(async {
+                let peers: JoinSet<()> = (0..50).map(|_| peer(kind, addr.clone(), stop.clone())).collect();
+                peers.join_all().await;
+            });
+        })
+    });
+    sleep(Duration::from_millis(300)).await;
+    let gets = open(group, 5000, warm, Duration::from_secs(3)).await;
+    assert_eq!(gets.count()[1..], [0, 0, 0], "nobody else's gets fail");
+    stop.store(true, Ordering::Relaxed);
+    if let Some(peers) = peers {
+        peers.join().expect("peers end when they are to");
+    }
+    (quantile(&gets.values, 0.5), quantile(&gets.values, 0.99))
 }
 
 /// One who connects ten times a second, as long as it is to.
 async fn peer(kind: usize, addr: String, stop: Arc<AtomicBool>) {
+    sleep(Duration::from_millis(fastrand::u64(..100))).await;
     let mut held = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         if let Ok(mut stream) = TcpStream::connect(&addr).await {
             let said: Vec<u8> = match kind {
-                1 => PREFACE[..10].to_vec(),
-                2 => vec![0xff; 1024],
-                3 => {
+                0 => PREFACE[..10].to_vec(),
+                1 => vec![0xff; 1024],
+                2 => {
                     let request = [0x83, 0x86, 0x84, 0x41, 1, b'x'];
                     let resets = (0..200_u32).flat_map(|n| {
                         let stream = (2 * n + 1).to_be_bytes();
@@ -255,9 +299,9 @@ async fn peer(kind: usize, addr: String, stop: Arc<AtomicBool>) {
                 _ => PREFACE.to_vec(),
             };
             let _ = stream.write_all(&said).await;
-            if kind == 3 {
+            if kind == 2 {
                 let _ = timeout(Duration::from_millis(50), stream.read(&mut [0; 1024])).await;
-            } else if kind != 2 && held.len() < 8 {
+            } else if kind != 1 && held.len() < 8 {
                 held.push(stream);
             }
         }
