@@ -26,8 +26,9 @@ cargo xtask <command>
              for warm restarts costs; only one of these with `large`, `fleets`, `idle` or `warm`
   bench faults
              measure gets at a fixed rate while a node is killed, sleeps, and all are restarted in turn
-  bench overload
-             measure a node that is asked five times what it can do, and gets beside connections that misbehave
+  bench overload [PART]
+             measure a node that is asked five times what it can do, and gets beside connections that misbehave; only
+             one of these with `loads`, `hits` or `hostile`
   bench store
              measure gets and inserts of the store beside moka, quick_cache and a mutexed lru
   bench hits --trace FILE --capacity N...
