@@ -13,7 +13,7 @@ mod response;
 mod wire;
 
 pub use request::{
-    Filled, GetOperation, Operation, RequestField, RequestFrame, RequestWriter, Write, WriteOperation,
+    Filled, GetOperation, Operation, Rare, RequestField, RequestFrame, RequestWriter, Write, WriteOperation,
 };
 pub use response::{AnswerFields, ResponseField, ResponseFrame, ResponseWriter};
 pub use wire::FrameError;

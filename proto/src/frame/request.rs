@@ -253,12 +253,19 @@ pub struct Operation {
     pub owned_since: u64,
     /// The node is asked in the owner's place.
     pub failover: bool,
+    /// A fill token; 0: none.
+    pub token: u64,
+    /// What else it says, if it does.
+    pub rare: Option<Box<Rare>>,
+}
+
+/// What few operations say: those that write, and those that are traced.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rare {
     /// The value, a slice of the frame.
     pub value: Bytes,
     /// Time to live in milliseconds; 0: the group's.
     pub ttl_ms: u64,
-    /// A fill token; 0: none.
-    pub token: u64,
     /// The origin has no such key.
     pub not_found: bool,
     /// Why the load under the token has failed; empty: it has not.
@@ -329,13 +336,8 @@ fn read_operation(frame: &Bytes, mut from: &[u8]) -> Result<Operation, FrameErro
         on_miss: OnMiss::Load,
         owned_since: 0,
         failover: false,
-        value: Bytes::new(),
-        ttl_ms: 0,
         token: 0,
-        not_found: false,
-        load_error: String::new(),
-        generation: 0,
-        traceparent: Bytes::new(),
+        rare: None,
     };
     while !from.is_empty() {
         match take_field(&mut from)? {
@@ -347,17 +349,21 @@ fn read_operation(frame: &Bytes, mut from: &[u8]) -> Result<Operation, FrameErro
             (6, value) => read.on_miss = enumeration(value)?,
             (7, value) => read.owned_since = value.number()?,
             (8, value) => read.failover = value.number()? != 0,
-            (9, value) => read.value = slice_of(frame, value.bytes()?),
-            (10, value) => read.ttl_ms = value.number()?,
+            (9, value) => rare(&mut read).value = slice_of(frame, value.bytes()?),
+            (10, value) => rare(&mut read).ttl_ms = value.number()?,
             (11, value) => read.token = value.number()?,
-            (12, value) => read.not_found = value.number()? != 0,
-            (13, value) => read.load_error = value.text()?.to_owned(),
-            (14, value) => read.generation = value.number()?,
-            (15, value) => read.traceparent = slice_of(frame, value.bytes()?),
+            (12, value) => rare(&mut read).not_found = value.number()? != 0,
+            (13, value) => rare(&mut read).load_error = value.text()?.to_owned(),
+            (14, value) => rare(&mut read).generation = value.number()?,
+            (15, value) => rare(&mut read).traceparent = slice_of(frame, value.bytes()?),
             _ => {}
         }
     }
     Ok(read)
+}
+
+fn rare(operation: &mut Operation) -> &mut Rare {
+    operation.rare.get_or_insert_default()
 }
 
 #[inline]

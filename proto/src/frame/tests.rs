@@ -163,11 +163,15 @@ proptest! {
         }
         prop_assert_eq!(fields.next(), Some(RequestField::Group(7, &name)));
         for o in operations {
+            let (id, kind, group, on_miss) = (o.id, o.kind(), o.group, o.on_miss());
+            let (deadline_ms, owned_since, failover, token) = (o.deadline_ms, o.owned_since, o.failover, o.token);
+            let rare = Rare {
+                value: o.value, ttl_ms: o.ttl_ms, not_found: o.not_found, load_error: o.load_error,
+                generation: o.generation, traceparent: o.traceparent.into(),
+            };
+            let rare = (rare != Rare::default()).then(|| Box::new(rare));
             prop_assert_eq!(fields.next(), Some(RequestField::Operation(Operation {
-                id: o.id, kind: o.kind(), group: o.group, deadline_ms: o.deadline_ms, on_miss: o.on_miss(),
-                owned_since: o.owned_since, failover: o.failover, ttl_ms: o.ttl_ms, token: o.token,
-                not_found: o.not_found, generation: o.generation, key: o.key, value: o.value,
-                load_error: o.load_error, traceparent: o.traceparent.into(),
+                id, kind, group, key: o.key, deadline_ms, on_miss, owned_since, failover, token, rare,
             })));
         }
     }

@@ -36,6 +36,8 @@ use crate::store::Origin;
 
 /// Operations of one lane that may wait for flights, or for the rest of their values to be sent.
 const MAX_WAITING: usize = 16_384;
+/// Operations whose keys are looked for in memory together: few enough that all that was found is in the cache still.
+const AT_A_TIME: usize = 64;
 /// Groups that one lane may name.
 const MAX_GROUPS: usize = 4_096;
 /// Bytes of values that may wait to be sent on one lane, and on all lanes of the node.
@@ -67,6 +69,8 @@ pub(super) struct Answers {
     waiting: FuturesUnordered<BoxFuture<'static, Landed>>,
     long: VecDeque<LongValue>,
     long_bytes: usize,
+    /// Operations of the frame that is being read.
+    read: Vec<Operation>,
     frame: ResponseWriter,
 }
 
@@ -109,6 +113,7 @@ impl Answers {
             waiting: FuturesUnordered::new(),
             long: VecDeque::new(),
             long_bytes: 0,
+            read: Vec::new(),
             frame: ResponseWriter::default(),
         }
     }
@@ -124,12 +129,23 @@ impl Answers {
             }
         }
         for field in request.fields() {
-            match field? {
+            let field = match field? {
+                RequestField::Operation(operation) => {
+                    self.read.push(operation);
+                    if self.read.len() == AT_A_TIME {
+                        self.begin_read(waited_ms, now);
+                    }
+                    continue;
+                }
+                other => other,
+            };
+            // What stands before it does not go by it.
+            self.begin_read(waited_ms, now);
+            match field {
                 RequestField::RingVersion(version) => {
                     self.ring_version = self.node.believed(version, &self.rights);
                 }
                 RequestField::Group(number, name) => self.name_group(number, name)?,
-                RequestField::Operation(operation) => self.begin(operation, waited_ms, now),
                 RequestField::Open { client_id: client, slot, epoch } => {
                     let opening = Opening { client, slot, epoch };
                     // Who cannot write shuts nobody out.
@@ -138,9 +154,10 @@ impl Answers {
                     }
                     self.opening = Some(opening);
                 }
-                RequestField::WaitedMs(_) => {}
+                RequestField::WaitedMs(_) | RequestField::Operation(_) => {}
             }
         }
+        self.begin_read(waited_ms, now);
         let newest = self.node.hear_of_ring(self.ring_version);
         if newest > self.told_version {
             self.told_version = newest;
@@ -164,6 +181,18 @@ impl Answers {
         };
         self.groups[at] = Some(self.node.cache(name).map(named));
         Ok(())
+    }
+
+    /// Begins the operations that were read, in their order.
+    fn begin_read(&mut self, waited_ms: u32, now: Instant) {
+        let mut read = std::mem::take(&mut self.read);
+        for of_one in read.chunk_by(|a, b| a.group == b.group).filter(|of_one| of_one.len() > 1) {
+            if let Some(Some(Ok(named))) = self.groups.get(of_one[0].group as usize) {
+                named.cache.entries().prefetch(of_one.iter().map(|operation| &*operation.key));
+            }
+        }
+        read.drain(..).for_each(|operation| self.begin(operation, waited_ms, now));
+        self.read = read;
     }
 
     fn begin(&mut self, operation: Operation, waited_ms: u32, now: Instant) {
@@ -221,6 +250,7 @@ impl Answers {
         if operation.kind != Kind::Get && self.opening.is_some_and(|it| self.node.fences().shut_out(it)) {
             return Err(Failure::new(ErrorCode::Fenced, "a later lane of this client has taken over"));
         }
+        let rare = operation.rare.map(|rare| *rare).unwrap_or_default();
         let begun = match operation.kind {
             Kind::Get => {
                 let get = Get {
@@ -230,9 +260,7 @@ impl Answers {
                     owned_since: operation.owned_since,
                     origin,
                     token: operation.token,
-                    traceparent: Some(operation.traceparent)
-                        .filter(|it| is_traceparent(it))
-                        .unwrap_or_default(),
+                    traceparent: Some(rare.traceparent).filter(|it| is_traceparent(it)).unwrap_or_default(),
                     may_fill,
                     deadline: deadline(operation.deadline_ms, waited_ms, now),
                 };
@@ -241,8 +269,8 @@ impl Answers {
             Kind::Set => {
                 let set = Set {
                     key: operation.key,
-                    fetched: Fetched::new(operation.value, operation.not_found, operation.load_error),
-                    ttl: (operation.ttl_ms > 0).then(|| Duration::from_millis(operation.ttl_ms)),
+                    fetched: Fetched::new(rare.value, rare.not_found, rare.load_error),
+                    ttl: (rare.ttl_ms > 0).then(|| Duration::from_millis(rare.ttl_ms)),
                     ring_version: self.ring_version,
                     origin,
                     token: operation.token,
@@ -250,7 +278,7 @@ impl Answers {
                 cache.set(set, now)?
             }
             Kind::Delete => cache.delete(&operation.key)?,
-            Kind::Clear => cache.clear(operation.generation),
+            Kind::Clear => cache.clear(rare.generation),
         };
         Ok((cache, begun))
     }

@@ -46,6 +46,7 @@ use std::time::Duration;
 
 use hashbrown::DefaultHashBuilder;
 use parking_lot::RwLock;
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
 pub use entry::{Entry, Origin};
@@ -129,6 +130,18 @@ impl Store {
             Found::Entry(entry) => {
                 (entry.stamp >= owned_since && entry.origin == origin).then(|| entry.since(self.began))
             }
+        }
+    }
+
+    /// Brings what [`get`](Self::get) reads of these keys into the processor's cache. For many keys that are about to be got one
+    /// by one: the processor waits for the memory of all of them at the same time, where it would for one after the other.
+    pub fn prefetch<'k>(&self, keys: impl Iterator<Item = &'k [u8]>) {
+        let mut hashes: SmallVec<[u64; 64]> = keys.map(|key| self.hasher.hash_one(key)).collect();
+        // The upper half picks the shard.
+        hashes.sort_unstable();
+        let shard = |hash: u64| self.shard_of(hash);
+        for of_one in hashes.chunk_by(|a, b| shard(*a) == shard(*b)) {
+            self.shards[shard(of_one[0])].read().prefetch(of_one.iter().map(|hash| *hash as u32));
         }
     }
 
@@ -232,8 +245,11 @@ impl Store {
     fn shard(&self, key: &[u8]) -> (&RwLock<Shard>, u32) {
         let hash = self.hasher.hash_one(key);
         // One half picks the shard, the other is the shard's.
-        let upper = (hash >> 32) as usize;
-        (&self.shards[(upper * self.shards.len()) >> 32], hash as u32)
+        (&self.shards[self.shard_of(hash)], hash as u32)
+    }
+
+    fn shard_of(&self, hash: u64) -> usize {
+        ((hash >> 32) as usize * self.shards.len()) >> 32
     }
 
     fn ms(&self, time: Instant) -> u64 {

@@ -1,6 +1,7 @@
 //! One shard: slots, a table that finds them by key, and a policy.
 
 use hashbrown::HashTable;
+use smallvec::SmallVec;
 
 use super::Entry;
 use super::entry::StoredEntry;
@@ -103,6 +104,17 @@ impl Shard {
             slot.hash == hash && slot.key() == key
         };
         self.by_key.find(spread(hash), same).copied()
+    }
+
+    /// Reads what [`get`](Self::get) reads of keys with these hashes, step by step for all of them: no step of one waits for
+    /// memory that another's could be waiting for at the same time.
+    pub(super) fn prefetch(&self, hashes: impl Iterator<Item = u32>) {
+        let mut places = SmallVec::<[u32; 64]>::new();
+        // The first that looks like it, which seldom is another.
+        places.extend(hashes.filter_map(|hash| self.by_key.find(spread(hash), |_| true).copied()));
+        let slots = places.iter().fold(0, |sum, at| sum ^ self.slots.get(*at).hash);
+        let keys = places.iter().fold(0, |sum, at| sum ^ self.slots.get(*at).key().first().unwrap_or(&0));
+        std::hint::black_box((slots, keys));
     }
 
     pub(super) fn get(&self, key: &[u8], hash: u32, now_ms: u64) -> Found {

@@ -40,6 +40,29 @@ async fn an_entry_lives_until_it_expires() {
     }
 }
 
+/// In a store of several shards, with keys that are there, that are not, and twice the same.
+#[tokio::test(start_paused = true)]
+async fn what_is_prefetched_stays_as_it_was() {
+    for (store, now) in both(128 << 20) {
+        let key = |n: u32| n.to_be_bytes();
+        (0..1000).for_each(|n| store.insert(&key(n), &entry(b"v", now, 100, 0)));
+        let keys: Vec<_> = (0..2000).chain(0..10).map(key).collect();
+        let hottest = |store: &Store| {
+            let mut keys = Vec::new();
+            store.visit_hottest_first(|key, _| {
+                keys.push(key.to_vec());
+                ControlFlow::Continue(())
+            });
+            keys
+        };
+        let before = (store.used_bytes(), hottest(&store));
+        store.prefetch(keys.iter().map(|key| &key[..]));
+        store.prefetch(std::iter::empty());
+        assert_eq!((store.used_bytes(), hottest(&store)), before);
+        assert!((0..2000).all(|n| value(&store, &key(n), 0, now).is_some() == (n < 1000)));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_has_expired_leaves_without_being_asked_for() {
     for (store, now) in both(64 << 20) {
