@@ -88,10 +88,10 @@ fn demo() -> Result<(), Failed> {
 
 fn test() -> Result<(), Failed> {
     Cargo::new(&["fmt", "--all", "--check"]).run("format")?;
-    let clippy = ["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"];
+    let clippy = ["clippy", "--locked", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"];
     Cargo::new(&clippy).run("lints")?;
     Cargo::new(&["fmt", "--manifest-path", PEERS, "--check"]).run("format of the comparisons")?;
-    let clippy = ["clippy", "--manifest-path", PEERS, "--all-targets", "--target-dir"];
+    let clippy = ["clippy", "--locked", "--manifest-path", PEERS, "--all-targets", "--target-dir"];
     Cargo::new(&clippy).arg(run::target_folder()?).arg("--").arg("-D").arg("warnings").run("their lints")?;
     for package in ["peanut-proto", "peanut-client", "peanut-server"] {
         let check = ["clippy", "-p", package, "--no-default-features", "--", "-D", "warnings"];
