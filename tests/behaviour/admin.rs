@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use peanut_client::Client;
-use peanut_tests::{Authority, Etcd, ServerProcess, eventually, free_port, http_client};
+use peanut_tests::{Authority, Etcd, ServerProcess, eventually, free_port, http_client, token_in};
 
 use crate::{SCORES, SERVER, client};
 
@@ -185,11 +185,7 @@ async fn counts_are_what_was_done_and_health_says_whether_to_send_anybody() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_refused_is_counted_by_what_was_answered() {
     let secrets = tempfile::tempdir().unwrap();
-    let token = |name: &str, rights: &str| {
-        let path = secrets.path().join(name);
-        std::fs::write(&path, format!("secret-of-the-{name}")).unwrap();
-        format!("[[token]]\nname = \"{name}\"\nsecret_files = [\"{}\"]\n{rights}\n", path.display())
-    };
+    let token = |name, rights| token_in(secrets.path(), name, rights);
     let (addr, admin) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
     let own = format!("listen = \"{addr}\"\nnodes = [\"{addr}\"]\nadmin = \"{admin}\"\n");
     let tokens = token("operator", "admin = true") + &token("reader", "read = [\"*\"]");

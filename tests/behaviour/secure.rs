@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use peanut_client::registry::EtcdRegistry;
 use peanut_client::{Client, ClientBuilder, ErrorKind, Tls};
 use peanut_proto::tls::TlsFiles;
-use peanut_tests::{Authority, Certificate, Etcd, ServerProcess, eventually, free_port};
+use peanut_tests::{Authority, Certificate, Etcd, ServerProcess, eventually, free_port, token_in};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
@@ -211,11 +211,7 @@ async fn tokens_give_rights_to_groups_and_two_secrets_are_good_at_a_time() {
 /// A node in a fleet with etcd, a writer's and a reader's token.
 async fn fleet_with_tokens() -> (Etcd, ServerProcess, tempfile::TempDir) {
     let (etcd, secrets) = (Etcd::start().await, tempfile::tempdir().unwrap());
-    let token = |name: &str, rights: &str| {
-        let path = secrets.path().join(name);
-        std::fs::write(&path, format!("secret-of-the-{name}")).unwrap();
-        format!("[[token]]\nname = \"{name}\"\nsecret_files = [\"{}\"]\n{rights}\n", path.display())
-    };
+    let token = |name, rights| token_in(secrets.path(), name, rights);
     let config = format!(
         "listen = \"127.0.0.1:{}\"\n[etcd]\nendpoints = [\"{}\"]\n{}{}{SCORES}",
         free_port(),

@@ -1,6 +1,6 @@
 //! A `peanut-server` process.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tempfile::TempDir;
@@ -20,6 +20,16 @@ pub struct ServerProcess {
 /// The configuration of a group `name` that loads from an origin's URL, with further lines.
 pub fn group_from(name: &str, url: &str, more: &str) -> String {
     format!("[[group]]\nname = \"{name}\"\n{more}\n[group.loader]\nkind = \"http\"\nurl = \"{url}\"\n")
+}
+
+/// The configuration of a token with these rights; its secret, `secret-of-the-…`, is written to a file in `folder`.
+///
+/// # Panics
+/// Where the file cannot be written.
+pub fn token_in(folder: &Path, name: &str, rights: &str) -> String {
+    let path = folder.join(name);
+    std::fs::write(&path, format!("secret-of-the-{name}\n")).expect("a folder of the test's own");
+    format!("[[token]]\nname = \"{name}\"\nsecret_files = [\"{}\"]\n{rights}\n", path.display())
 }
 
 impl ServerProcess {

@@ -88,7 +88,8 @@ fn demo() -> Result<(), Failed> {
 
 fn test() -> Result<(), Failed> {
     Cargo::new(&["fmt", "--all", "--check"]).run("format")?;
-    let clippy = ["clippy", "--locked", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"];
+    let clippy =
+        ["clippy", "--locked", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"];
     Cargo::new(&clippy).run("lints")?;
     Cargo::new(&["fmt", "--manifest-path", PEERS, "--check"]).run("format of the comparisons")?;
     let clippy = ["clippy", "--locked", "--manifest-path", PEERS, "--all-targets", "--target-dir"];
