@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use peanut_proto::v1::{GroupStatus, StatusResponse};
+use peanut_proto::v1::{Failures, GroupStatus, StatusResponse};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -22,6 +22,11 @@ pub(super) fn text(node: &Node) -> String {
     // Strings take whatever is written to them.
     let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
     text
+}
+
+/// By what name failures are shown.
+pub(super) fn code(failures: &Failures) -> String {
+    failures.code().as_str_name().to_lowercase()
 }
 
 #[derive(Debug)]
@@ -124,8 +129,7 @@ impl Collector for Metrics {
         let help = "Operations and calls that were refused or failed, by what was answered";
         let mut family = encoder.encode_descriptor("peanut_failures", help, None, MetricType::Counter)?;
         for failures in &node.failures {
-            let code = failures.code().as_str_name().to_lowercase();
-            ConstCounter::new(failures.count).encode(family.encode_family(&[("code", code)])?)?;
+            ConstCounter::new(failures.count).encode(family.encode_family(&[("code", code(failures))])?)?;
         }
         let help = "Gets by how they ended";
         let mut family = encoder.encode_descriptor("peanut_gets", help, None, MetricType::Counter)?;

@@ -6,6 +6,7 @@ use peanut_proto::v1::{Gets, GroupStatus, StatusResponse};
 use serde::Serialize;
 
 use super::history::{History, Sample};
+use super::metrics::code;
 use super::neighbours::Neighbours;
 use crate::service::Node;
 
@@ -120,7 +121,7 @@ pub(super) fn status(node: &Node, history: &History, neighbours: &Neighbours) ->
         failures: failures
             .into_iter()
             .filter(|failures| failures.count > 0)
-            .map(|failures| (failures.code().as_str_name().to_lowercase(), failures.count))
+            .map(|failures| (code(&failures), failures.count))
             .collect(),
         ring: Ring {
             version: ring_version,

@@ -129,19 +129,13 @@ impl Answers {
             }
         }
         for field in request.fields() {
-            let field = match field? {
-                RequestField::Operation(operation) => {
-                    self.read.push(operation);
-                    if self.read.len() == AT_A_TIME {
-                        self.begin_read(waited_ms, now);
-                    }
-                    continue;
-                }
-                other => other,
-            };
-            // What stands before it does not go by it.
-            self.begin_read(waited_ms, now);
+            let field = field?;
+            // Operations do not go by what stands after them.
+            if self.read.len() == AT_A_TIME || !matches!(field, RequestField::Operation(_)) {
+                self.begin_read(waited_ms, now);
+            }
             match field {
+                RequestField::Operation(operation) => self.read.push(operation),
                 RequestField::RingVersion(version) => {
                     self.ring_version = self.node.believed(version, &self.rights);
                 }
@@ -154,7 +148,7 @@ impl Answers {
                     }
                     self.opening = Some(opening);
                 }
-                RequestField::WaitedMs(_) | RequestField::Operation(_) => {}
+                RequestField::WaitedMs(_) => {}
             }
         }
         self.begin_read(waited_ms, now);

@@ -93,11 +93,12 @@ async fn open(group: &Group, rate: u64, key: fn() -> String, length: Duration) -
     for ms in 1..=u64::try_from(length.as_millis()).unwrap_or(u64::MAX) {
         sleep_until(begun + Duration::from_millis(ms)).await;
         while tasks.try_join_next().is_some() {}
-        for _ in sent..ms * rate / 1000 {
+        let due = ms * rate / 1000;
+        for _ in sent..due {
             let (seen, group, given) = (seen.clone(), group.clone(), Instant::now());
             tasks.spawn(async move { seen.get(&group, key(), given).await });
         }
-        sent = ms * rate / 1000;
+        sent = due;
     }
     tasks.join_all().await;
     seen
