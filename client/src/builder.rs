@@ -8,18 +8,18 @@ use peanut_proto::membership::{Keys, check_name};
 use peanut_proto::registry::{LocalRegistry, Registry};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
-use tokio_util::task::AbortOnDropHandle;
 
 use crate::client::{Client, Shared};
 use crate::config::{Config, Failover, TraceHook};
 use crate::connect::Token;
-use crate::discovery;
 use crate::error::{Error, ErrorKind};
 use crate::lane::Choice;
 use crate::routing::{CurrentRouting, Routing};
 #[cfg(feature = "tls")]
 use crate::tls::Tls;
 
+/// As many as can be told apart.
+const MOST_UNCACHED_LOADS: usize = 1 << 20;
 const LONGEST_DEADLINE: Duration = Duration::from_secs(24 * 3600);
 
 /// Describes a [`Client`]. One of [`etcd`](Self::etcd), [`nodes`](Self::nodes) and
@@ -136,6 +136,14 @@ impl ClientBuilder {
         self
     }
 
+    /// How many loads of [`get_or_load`](crate::Group::get_or_load) may run at a time where no node can be asked; 64 by default.
+    /// Their values are not kept. Zero: such calls fail.
+    #[must_use]
+    pub fn uncached_loads(mut self, loads: usize) -> Self {
+        self.config.uncached_loads = loads.min(MOST_UNCACHED_LOADS);
+        self
+    }
+
     /// Speaks TLS to nodes.
     #[cfg(feature = "tls")]
     #[must_use]
@@ -187,8 +195,31 @@ impl ClientBuilder {
     /// # Errors
     /// [`ErrorKind::Configuration`] where nothing says how to find the fleet, or it cannot be;
     /// [`ErrorKind::Unavailable`] where the registry did not answer in time, or the fleet has no nodes.
-    pub async fn build(mut self) -> Result<Client, Error> {
-        let fleet = self.fleet.clone().unwrap_or_else(|| "default".to_owned());
+    pub async fn build(self) -> Result<Client, Error> {
+        let ready_timeout = self.ready_timeout.unwrap_or(Duration::from_secs(5));
+        let fleet = self.fleet.clone().unwrap_or_else(|| DEFAULT_FLEET.to_owned());
+        let found = self.discover()?;
+        let mut discovered = found.discovery.subscribe();
+        let ready = timeout(ready_timeout, discovered.wait_for(|d| !d.view.ring.members.is_empty())).await;
+        if !matches!(ready, Ok(Ok(_))) {
+            return Err(not_ready(&fleet, ready_timeout, &found.discovery.subscribe()));
+        }
+        Ok(found.client(&fleet))
+    }
+
+    /// Makes the client without waiting for the fleet: an application can start before its cache. Until the fleet is found, calls
+    /// wait for it up to their deadlines, and then fail with [`ErrorKind::Unavailable`] and what the registry says.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Configuration`] as [`build`](Self::build). Must be called within a runtime.
+    pub fn build_lazy(self) -> Result<Client, Error> {
+        let fleet = self.fleet.clone().unwrap_or_else(|| DEFAULT_FLEET.to_owned());
+        Ok(self.discover()?.client(&fleet))
+    }
+
+    /// Checks the description and begins to look for the fleet.
+    fn discover(mut self) -> Result<Found, Error> {
+        let fleet = self.fleet.clone().unwrap_or_else(|| DEFAULT_FLEET.to_owned());
         let fleet = fleet.as_str();
         check_name(fleet).map_err(|why| Error::new(ErrorKind::Configuration, format!("fleet name {why}")))?;
         if self.config.deadline.is_zero() || self.config.deadline > LONGEST_DEADLINE {
@@ -204,6 +235,8 @@ impl ClientBuilder {
             self.config.tls = self.tls.take().map(Tls::build).transpose()?;
         }
         let is_shared = !matches!(self.source, Source::Nodes(_));
+        // The names in a fixed list are the clients' alone.
+        self.config.fleet = is_shared.then(|| fleet.into());
         let registry: Arc<dyn Registry> = match self.source {
             Source::Missing => {
                 let why = "nothing says how to find the fleet; call etcd, nodes or registry";
@@ -224,22 +257,30 @@ impl ClientBuilder {
             Source::Nodes(addrs) => Arc::new(LocalRegistry::fixed(fleet, addrs)),
             Source::Registry(registry) => registry,
         };
+        let keys = Keys::new(fleet);
         // What is written into a fixed list reaches nobody.
         let left_in = is_shared.then(|| registry.clone());
-        let keys = Keys::new(fleet);
-        let found = Discovery::start(registry, keys.clone());
-        let mut discovered = found.subscribe();
-        let ready_timeout = self.ready_timeout.unwrap_or(Duration::from_secs(5));
-        let view =
-            match timeout(ready_timeout, discovered.wait_for(|d| !d.view.ring.members.is_empty())).await {
-                Ok(Ok(discovered)) => discovered.view.clone(),
-                Ok(Err(_)) | Err(_) => return Err(not_ready(fleet, ready_timeout, &found.subscribe())),
-            };
-        let routing =
-            Arc::new(CurrentRouting::new(Routing::new(&view.ring, None, &self.config, Instant::now())));
-        let follower = tokio::spawn(discovery::follow(discovered, routing.clone(), self.config.clone()));
-        let follower = AbortOnDropHandle::new(follower);
-        Ok(Client::from_shared(Shared::new(self.config, routing, fleet, (left_in, keys), found, follower)))
+        let discovery = Discovery::start(registry, keys.clone());
+        Ok(Found { config: self.config, discovery, left_in, keys })
+    }
+}
+
+const DEFAULT_FLEET: &str = "default";
+
+/// A client that is about to be.
+struct Found {
+    config: Config,
+    discovery: Discovery,
+    left_in: Option<Arc<dyn Registry>>,
+    keys: Keys,
+}
+
+impl Found {
+    fn client(self, fleet: &str) -> Client {
+        let Found { config, discovery, left_in, keys } = self;
+        let view = discovery.subscribe().borrow().view.clone();
+        let routing = Arc::new(CurrentRouting::new(Routing::new(&view.ring, None, &config, Instant::now())));
+        Client::from_shared(Shared::new(config, routing, fleet, (left_in, keys), discovery))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -10,12 +10,13 @@ use peanut_proto::discovery::{Discovered, Discovery};
 use peanut_proto::membership::Keys;
 use peanut_proto::registry::Registry;
 use peanut_proto::v1::Outcome;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::builder::ClientBuilder;
 use crate::config::Config;
+use crate::discovery;
 use crate::error::{Error, ErrorKind};
 use crate::failover::{Answered, RetryBudget, Wanted};
 use crate::group::Group;
@@ -51,6 +52,8 @@ pub(crate) struct Shared {
     pub(crate) budget: RetryBudget,
     pub(crate) counters: Counters,
     pub(crate) recent: RecentWrites,
+    /// Loads of the application's where no node can be asked.
+    pub(crate) uncached: Semaphore,
     newer_ring: Mutex<NewerRing>,
     /// Where word can be left for nodes; `None` where the fleet is a fixed list.
     pub(crate) registry: Option<Arc<dyn Registry>>,
@@ -62,7 +65,19 @@ pub(crate) struct Shared {
     discovered: watch::Receiver<Discovered>,
     /// Newest ring version that the registry was asked again for.
     reloaded_for: AtomicU64,
-    _follower: AbortOnDropHandle<()>,
+    /// Makes each ring a routing table.
+    follower: Mutex<Option<AbortOnDropHandle<()>>>,
+    /// The runtime that the client's tasks were on has ended.
+    is_stranded: Arc<AtomicBool>,
+}
+
+/// Says so when it is dropped.
+struct Stranded(Arc<AtomicBool>);
+
+impl Drop for Stranded {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
 }
 
 /// What a client knows of a node.
@@ -92,12 +107,8 @@ impl Client {
     }
 
     pub(crate) fn from_shared(shared: Shared) -> Self {
-        let ring = shared.routing.subscribe();
         let shared = Arc::new(shared);
-        // It ends with the routing table, which is the client's.
-        tokio::spawn(recent::follow(Arc::downgrade(&shared), ring));
-        #[cfg(feature = "metrics")]
-        tokio::spawn(crate::metrics::publish(Arc::downgrade(&shared), shared.fleet.clone()));
+        shared.begin_background();
         Client { shared }
     }
 
@@ -142,7 +153,7 @@ impl Client {
     /// [`nodes`](Self::nodes) tells what was seen.
     pub async fn probe(&self) {
         let routing = self.shared.routing.get();
-        futures_util::future::join_all(routing.nodes().iter().map(|node| node.probe())).await;
+        futures_util::future::join_all(routing.nodes().iter().map(|node| node.check())).await;
     }
 
     /// Waits until the ring has at least this version.
@@ -214,18 +225,18 @@ impl Shared {
         fleet: &str,
         (registry, keys): (Option<Arc<dyn Registry>>, Keys),
         discovery: Discovery,
-        follower: AbortOnDropHandle<()>,
     ) -> Self {
         #[cfg(not(feature = "metrics"))]
         let _ = fleet;
         Shared {
             #[cfg(feature = "metrics")]
             fleet: fleet.to_owned(),
-            config,
             routing,
             budget: RetryBudget::new(),
             counters: Counters::default(),
             recent: RecentWrites::default(),
+            uncached: Semaphore::new(config.uncached_loads),
+            config,
             newer_ring: Mutex::default(),
             registry,
             keys,
@@ -233,7 +244,31 @@ impl Shared {
             discovered: discovery.subscribe(),
             discovery,
             reloaded_for: AtomicU64::new(0),
-            _follower: follower,
+            follower: Mutex::new(None),
+            is_stranded: Arc::default(),
+        }
+    }
+
+    /// Begins what goes on beside the calls, on the caller's runtime: the ring is followed, and recent writes are repeated. It ends
+    /// with the client.
+    fn begin_background(self: &Arc<Self>) {
+        let stranded = Stranded(self.is_stranded.clone());
+        let follow = discovery::follow(self.discovered.clone(), self.routing.clone(), self.config.clone());
+        let follower = tokio::spawn(async move {
+            let _stranded = stranded;
+            follow.await;
+        });
+        *self.follower.lock() = Some(AbortOnDropHandle::new(follower));
+        tokio::spawn(recent::follow(Arc::downgrade(self), self.routing.subscribe()));
+        #[cfg(feature = "metrics")]
+        tokio::spawn(crate::metrics::publish(Arc::downgrade(self), self.fleet.clone()));
+    }
+
+    /// Begins it anew where the runtime that it was on has ended: a client may outlive runtimes.
+    pub(crate) fn keep_background(self: &Arc<Self>) {
+        if self.is_stranded.load(Ordering::Relaxed) && self.is_stranded.swap(false, Ordering::AcqRel) {
+            self.discovery.go_on();
+            self.begin_background();
         }
     }
 
@@ -242,6 +277,27 @@ impl Shared {
         let mut groups = self.groups.lock();
         let next = u32::try_from(groups.len()).unwrap_or(u32::MAX);
         *groups.entry(name.to_owned()).or_insert(next)
+    }
+
+    /// The routing table, when the fleet has been found.
+    pub(crate) async fn wait_for_nodes(&self, deadline: Instant) -> Result<Arc<Routing>, Error> {
+        let mut ring = self.routing.subscribe();
+        loop {
+            let routing = self.routing.get();
+            if !routing.nodes().is_empty() {
+                return Ok(routing);
+            }
+            if !matches!(timeout_at(deadline, ring.changed()).await, Ok(Ok(()))) {
+                let discovered = self.discovered.borrow();
+                return Err(match &discovered.trouble {
+                    Some(trouble) => {
+                        let why = format!("the fleet has not been found yet: {trouble}");
+                        Error::caused_by(ErrorKind::Unavailable, None, why, trouble.clone())
+                    }
+                    None => Error::new(ErrorKind::Unavailable, "the fleet has no nodes yet"),
+                });
+            }
+        }
     }
 
     /// Waits until the ring has at least this version.

@@ -31,6 +31,10 @@ pub(crate) struct Config {
     pub(crate) failover: Failover,
     /// For how long after a change of the ring former owners are asked for what they had.
     pub(crate) hand_over: Duration,
+    /// The fleet's name, where nodes have names of their own: they are told for whom a call is meant.
+    pub(crate) fleet: Option<Arc<str>>,
+    /// Loads of the application's that may run at a time where no node can be asked.
+    pub(crate) uncached_loads: usize,
     /// Who this client is, to the nodes.
     pub(crate) identity: Arc<Identity>,
     /// Says which trace the caller is in.
@@ -95,6 +99,8 @@ impl Default for Config {
             keys_in_flight: 1024,
             failover: Failover::default(),
             hand_over: Duration::from_secs(60),
+            fleet: None,
+            uncached_loads: 64,
             identity: Arc::new(Identity::random()),
             trace: None,
             token: None,
@@ -120,15 +126,6 @@ impl Config {
             .and_then(|hook| hook.0())
             .filter(|it| is_traceparent(it.as_bytes()))
             .unwrap_or_default()
-    }
-
-    /// A request with the token.
-    pub(crate) fn request<T>(&self, message: T) -> tonic::Request<T> {
-        let mut request = tonic::Request::new(message);
-        if let Some(token) = &self.token {
-            token.show(request.metadata_mut());
-        }
-        request
     }
 
     /// How long a node may be silent on a call before it is asked whether it is there at all. A slow load

@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
+use peanut_proto::limits::CALL_TO_KEY;
+use tonic::metadata::{Ascii, Binary, MetadataMap, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 
 use crate::config::Config;
@@ -43,6 +44,9 @@ impl std::fmt::Debug for Token {
 #[derive(Debug)]
 pub(crate) struct Connector {
     endpoint: Endpoint,
+    token: Option<Token>,
+    /// For whom calls are meant.
+    to: Option<MetadataValue<Binary>>,
     #[cfg(feature = "tls")]
     tls: Option<crate::tls::NodeConnector>,
 }
@@ -51,19 +55,33 @@ impl Connector {
     /// # Errors
     /// Why the node cannot be connected to, ever.
     pub(crate) fn new(id: &str, addr: &str, config: &Config) -> Result<Self, String> {
-        #[cfg(not(feature = "tls"))]
-        let _ = id;
         let endpoint = Endpoint::from_shared(format!("http://{addr}"));
         let endpoint = endpoint.map_err(|_| format!("`{addr}` is not an address"))?;
         let host = endpoint.uri().host().unwrap_or_default().to_owned();
         if config.token.is_some() && !config.is_tls() && !is_loopback(&host) {
             return Err(format!("the token would go to {addr} for everybody to read; use TLS"));
         }
+        let to =
+            config.fleet.as_ref().map(|fleet| MetadataValue::from_bytes(format!("{fleet}/{id}").as_bytes()));
         Ok(Connector {
             endpoint: tuned(endpoint, config),
+            token: config.token.clone(),
+            to,
             #[cfg(feature = "tls")]
             tls: config.tls.as_ref().map(|tls| tls.to_node(id, addr, &host)).transpose()?,
         })
+    }
+
+    /// A call to the node, which answers it only if it is the one that is meant, and lets it in by the token.
+    pub(crate) fn request<T>(&self, message: T) -> tonic::Request<T> {
+        let mut request = tonic::Request::new(message);
+        if let Some(token) = &self.token {
+            token.show(request.metadata_mut());
+        }
+        if let Some(to) = &self.to {
+            request.metadata_mut().insert_bin(CALL_TO_KEY, to.clone());
+        }
+        request
     }
 
     /// A connection that is made when it is first used, and again when it is lost.

@@ -94,7 +94,7 @@ async fn most_have_vanished_but_answer(routing: &Routing, offered: &RingDocument
     if vanished.len() * 2 <= routing.nodes().len() {
         return false;
     }
-    let answers = join_all(vanished.iter().map(|node| node.probe())).await;
+    let answers = join_all(vanished.iter().map(|node| node.check())).await;
     answers.iter().filter(|answer| **answer == Probed::Serving).count() * 2 > vanished.len()
 }
 
@@ -105,7 +105,7 @@ fn probe_what_changed(before: &FleetView, now: &FleetView, current: &CurrentRout
         let incarnation = |view: &FleetView| view.live.get(node.id()).map(|live| live.incarnation.clone());
         if before.revision > 0 && incarnation(before) != incarnation(now) {
             let node = node.clone();
-            tokio::spawn(async move { node.probe().await });
+            tokio::spawn(async move { node.check().await });
         }
     }
 }

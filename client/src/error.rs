@@ -96,7 +96,11 @@ impl From<ErrorCode> for ErrorKind {
             ErrorCode::ValueTooLarge => ErrorKind::TooLarge,
             ErrorCode::Overloaded => ErrorKind::Overloaded,
             ErrorCode::DeadlinePassed => ErrorKind::DeadlineExceeded,
-            ErrorCode::ShuttingDown | ErrorCode::Fenced => ErrorKind::Unavailable,
+            ErrorCode::ShuttingDown
+            | ErrorCode::Fenced
+            | ErrorCode::WrongNode
+            | ErrorCode::NoLoader
+            | ErrorCode::RingUnknown => ErrorKind::Unavailable,
             ErrorCode::Unauthenticated => ErrorKind::Unauthenticated,
             ErrorCode::PermissionDenied => ErrorKind::PermissionDenied,
             ErrorCode::InternalError | ErrorCode::Unspecified => ErrorKind::Protocol,

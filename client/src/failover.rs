@@ -114,8 +114,7 @@ pub(crate) async fn get(client: &Shared, wanted: Wanted<'_>, now: Instant) -> Re
     let last_error = match attempt(client, &wanted, &mut last, now).await {
         Ok(answered) if !client.has_moved(&wanted, &answered).await => return Ok(answered),
         Ok(answered) => moved(&answered),
-        Err(Refusal::Final(error)) => return Err(error),
-        Err(Refusal::Elsewhere(error)) => error,
+        Err(refusal) => go_on(client, &wanted, refusal, &mut last, None)?,
     };
     Box::pin(get_again(client, wanted, last, last_error)).await
 }
@@ -140,11 +139,51 @@ async fn get_again(
         match attempt(client, &wanted, &mut last, Instant::now()).await {
             Ok(answered) if !client.has_moved(&wanted, &answered).await => return Ok(answered),
             Ok(answered) => last_error = moved(&answered),
-            Err(Refusal::Final(error)) => return Err(error),
-            Err(Refusal::Elsewhere(error)) => last_error = error,
+            Err(refusal) => last_error = go_on(client, &wanted, refusal, &mut last, Some(last_error))?,
         }
     }
     Err(last_error)
+}
+
+/// Whether a get that was refused is tried again, and where: the error so far where it is, and the final one where not.
+fn go_on(
+    client: &Shared,
+    wanted: &Wanted<'_>,
+    refusal: Refusal,
+    last: &mut Option<Target>,
+    before: Option<Error>,
+) -> Result<Error, Error> {
+    match refusal {
+        Refusal::Final(error) => Err(error),
+        Refusal::Elsewhere(error) => Ok(error),
+        // The same node, on another lane.
+        Refusal::Again(error) => {
+            *last = None;
+            Ok(error)
+        }
+        Refusal::OwnerOnly(error) => {
+            let routing = client.routing.get();
+            let error = match before {
+                Some(before) => {
+                    let why = format!("{before}; its successor: {error}");
+                    Error::caused_by(ErrorKind::Unavailable, before.node(), why, error)
+                }
+                None => error,
+            };
+            match routing.route(wanted.hash) {
+                Some(route) if !route.owner.is_down() => Ok(error),
+                _ => Err(error),
+            }
+        }
+        // During a rolling change of the configuration.
+        Refusal::NoGroup(error) => {
+            let routing = client.routing.get();
+            let successor = routing.route(wanted.hash).and_then(|route| route.successor);
+            let may_ask = client.config.failover != Failover::Off && successor.is_some();
+            let is_first = *last == Some(Target::Owner) && before.is_none();
+            if is_first && may_ask { Ok(error) } else { Err(error) }
+        }
+    }
 }
 
 /// The answer of a node that was not the owner any more.
@@ -194,7 +233,7 @@ pub(crate) async fn get_many(
                 (!is_moved).then_some(Ok(answered))
             }
             Err(Refusal::Final(error)) => Some(Err(error)),
-            Err(Refusal::Elsewhere(error)) => (!budget.withdraw()).then_some(Err(error)),
+            Err(refusal) => (!budget.withdraw()).then(|| Err(refusal.into_error())),
         };
     }
     let left = (0..wanted.len()).filter(|at| answered[*at].is_none()).collect::<Vec<_>>();
@@ -210,7 +249,11 @@ async fn attempt(
     last: &mut Option<Target>,
     now: Instant,
 ) -> Result<Answered, Refusal> {
-    let routing = client.routing.get();
+    let mut routing = client.routing.get();
+    if routing.nodes().is_empty() {
+        // In a box, as all that is rare.
+        routing = Box::pin(client.wait_for_nodes(wanted.deadline)).await.map_err(Refusal::Final)?;
+    }
     let Some(route) = routing.route(wanted.hash) else {
         return Err(Refusal::Elsewhere(Error::new(ErrorKind::Unavailable, "the fleet has no nodes")));
     };

@@ -43,10 +43,11 @@ pub(crate) async fn hand_over(
     let found = if is_current { peek(client, wanted, former, ring_version).await } else { None };
     let Some(found) = found else {
         let back = Wanted { want: Want::Get { on_miss: OnMiss::Load, token }, ..*wanted };
-        return owner.get(&back.ask(ring_version, owned_since, false), Instant::now()).await;
+        let loaded = owner.get(&back.ask(ring_version, owned_since, false), Instant::now()).await;
+        return loaded.inspect(|_| reply.end_lease());
     };
     client.counters.handed_over();
-    fill_with(&found, wanted, owner, ring_version, token).await;
+    fill_with(&found, wanted, owner, ring_version, &reply).await;
     Ok(Reply { ring_version: reply.ring_version, ..found })
 }
 
@@ -56,22 +57,23 @@ pub(crate) async fn former_value(
     wanted: &Wanted<'_>,
     owner: &Arc<Node>,
     ring_version: u64,
-    token: u64,
+    lease: &Reply,
 ) -> Option<Reply> {
     let routing = client.routing.get();
     let owned_since = routing.route(wanted.hash)?.owned_since;
     let former = routing.former(wanted.hash, owned_since, client.config.hand_over, Instant::now())?;
     let found = peek(client, wanted, former, ring_version).await?;
     client.counters.handed_over();
-    fill_with(&found, wanted, owner, ring_version, token).await;
+    fill_with(&found, wanted, owner, ring_version, lease).await;
     Some(found)
 }
 
-async fn fill_with(found: &Reply, wanted: &Wanted<'_>, owner: &Arc<Node>, ring_version: u64, token: u64) {
+async fn fill_with(found: &Reply, wanted: &Wanted<'_>, owner: &Arc<Node>, ring_version: u64, lease: &Reply) {
     let outcome =
         if found.outcome == Outcome::NotFound { Filled::NotFound } else { Filled::Value(&found.value) };
     let ttl_ms = u64::try_from(found.ttl.as_millis()).unwrap_or(u64::MAX).max(1);
-    fill(wanted, owner, ring_version, Write::Set { key: wanted.key, outcome, ttl_ms, token }).await;
+    let write = Write::Set { key: wanted.key, outcome, ttl_ms, token: lease.token };
+    fill(wanted, owner, ring_version, write, lease).await;
 }
 
 /// What the former owner has.
@@ -87,12 +89,22 @@ async fn peek(client: &Shared, wanted: &Wanted<'_>, former: Former<'_>, ring_ver
     matches!(found.outcome, Outcome::Hit | Outcome::NotFound).then_some(found)
 }
 
-/// Brings a value. Where that fails the token runs out, and another is given one.
-pub(crate) async fn fill(wanted: &Wanted<'_>, node: &Arc<Node>, ring_version: u64, write: Write<'_>) {
+/// Brings a value. Where that fails the token is given back, or runs out, and another is given one.
+pub(crate) async fn fill(
+    wanted: &Wanted<'_>,
+    node: &Arc<Node>,
+    ring_version: u64,
+    write: Write<'_>,
+    lease: &Reply,
+) {
     let fill = Wanted { want: Want::Write(write), ..*wanted };
     match node.write(&fill.ask(ring_version, 0, false), Instant::now()).await {
-        Ok(reply) => tracing::trace!(node = node.id(), outcome = reply.outcome.as_str_name(), "filled"),
-        Err(Refusal::Final(error) | Refusal::Elsewhere(error)) => {
+        Ok(reply) => {
+            lease.end_lease();
+            tracing::trace!(node = node.id(), outcome = reply.outcome.as_str_name(), "filled");
+        }
+        Err(refusal) => {
+            let error = refusal.into_error();
             tracing::debug!(node = node.id(), %error, "a value that was loaded could not be stored");
         }
     }

@@ -8,6 +8,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::iter;
 use peanut_proto::frame::{Filled, Write};
 use peanut_proto::limits::{MAX_VALUE_BYTES, check_key};
+use peanut_proto::membership::check_name;
 use peanut_proto::v1::{OnMiss, Outcome};
 use tokio::time::Instant;
 use tracing::Instrument as _;
@@ -61,12 +62,23 @@ pub struct Group {
     name: Arc<str>,
     /// By which lanes name it, once they have said its name.
     number: u32,
+    /// Why no group can have that name.
+    bad_name: Option<&'static str>,
 }
 
 impl Group {
     pub(crate) fn new(client: Arc<Shared>, name: &str) -> Self {
-        let number = client.group_number(name);
-        Group { client, name: name.into(), number }
+        let bad_name = check_name(name).err();
+        let number = if bad_name.is_none() { client.group_number(name) } else { u32::MAX };
+        Group { client, name: name.into(), number, bad_name }
+    }
+
+    fn check(&self, key: &[u8]) -> Result<(), Error> {
+        let invalid = |why: String| Err(Error::new(ErrorKind::InvalidArgument, why));
+        match self.bad_name {
+            Some(why) => invalid(format!("the group's name {why}")),
+            None => check_key(key).or_else(invalid),
+        }
     }
 
     /// The group's name.
@@ -93,7 +105,7 @@ impl Group {
     /// As [`get`](Self::get).
     pub async fn get_detailed(&self, key: impl AsRef<[u8]>) -> Result<Detailed, Error> {
         let (key, now) = (key.as_ref(), Instant::now());
-        check(key)?;
+        self.check(key)?;
         let trace = self.client.config.traceparent();
         let wanted = Wanted { traceparent: &trace, ..self.wanted(key, now) };
         let answer = failover::get(&self.client, wanted, now).instrument(self.span()).await;
@@ -123,7 +135,7 @@ impl Group {
     ) -> Vec<Result<Option<Bytes>, Error>> {
         let now = Instant::now();
         let keys: Vec<K> = keys.into_iter().collect();
-        let checked: Vec<Result<(), Error>> = keys.iter().map(|key| check(key.as_ref())).collect();
+        let checked: Vec<Result<(), Error>> = keys.iter().map(|key| self.check(key.as_ref())).collect();
         let asked = keys.iter().zip(&checked).filter(|(_, checked)| checked.is_ok());
         let trace = self.client.config.traceparent();
         let asked = asked.map(|(key, _)| Wanted { traceparent: &trace, ..self.wanted(key.as_ref(), now) });
@@ -141,7 +153,11 @@ impl Group {
     /// For values that only the application can load. The others wait for the one whose `load` runs, up to their deadline. Where
     /// that one dies, or takes longer than the group's `load_timeout`, the next one's `load` is run. `Ok(None)` says that there
     /// is no such key, which is remembered for the group's `negative_ttl`. The group's own loader is not asked; the kind
-    /// `none` is for groups that need none.
+    /// `none` is for groups that need none. A caller that is cancelled or panics while its `load` runs gives way to the next at once;
+    /// what a late `load` brings is stored all the same where nobody has written the key meanwhile.
+    ///
+    /// Where no node can be asked, `load` is run too, for this caller alone, and its value is not kept: at most
+    /// [`uncached_loads`](crate::ClientBuilder::uncached_loads) at a time in this client, beyond which the call fails.
     ///
     /// ```no_run
     /// # async fn f(client: peanut_client::Client) -> Result<(), peanut_client::Error> {
@@ -164,37 +180,47 @@ impl Group {
         L: Future<Output = Result<Option<V>, E>>,
     {
         let key = key.as_ref();
-        check(key)?;
+        self.check(key)?;
         let (client, now) = (&*self.client, Instant::now());
         let trace = client.config.traceparent();
         let want = Want::Get { on_miss: OnMiss::Lease, token: 0 };
         let wanted = Wanted { want, traceparent: &trace, ..self.wanted(key, now) };
         let answered = match failover::get(client, wanted, now).instrument(self.span()).await {
             Ok(answered) if answered.reply.outcome == Outcome::Fill => answered,
+            // The application's own origin may well be there.
+            Err(error) if error.kind() == ErrorKind::Unavailable => {
+                let Ok(_turn) = client.uncached.try_acquire() else { return self.settle(Err(error)) };
+                tracing::debug!(%error, "no node can be asked; the value is loaded and not kept");
+                let loaded = load().await.map_err(|error| failed(error.to_string()))?;
+                client.counters.loaded_uncached();
+                return Ok(loaded.map(Into::into));
+            }
             other => return self.settle(other),
         };
         let Answered { reply, node, ring_version, failover } = answered;
         let is_current = reply.ring_version <= ring_version;
         if !failover
             && is_current
-            && let Some(found) = fill::former_value(client, &wanted, &node, ring_version, reply.token).await
+            && let Some(found) = fill::former_value(client, &wanted, &node, ring_version, &reply).await
         {
             return self.settle(Ok(Answered { reply: found, node, ring_version, failover }));
         }
-        let loaded = load().await.map(|value| value.map(Into::into)).map_err(|error| error.to_string());
-        let outcome = match &loaded {
-            Ok(Some(value)) if value.len() > MAX_VALUE_BYTES => {
+        // Where this is cancelled or panics, the lease is given back with `reply`.
+        let loaded =
+            load().await.map(|value| value.map(Into::into)).map_err(|error| failed(error.to_string()));
+        let message = loaded.as_ref().err().map(ToString::to_string);
+        let outcome = match (&loaded, &message) {
+            (Ok(Some(value)), _) if value.len() > MAX_VALUE_BYTES => {
                 Filled::Failed("the value is too long to be kept")
             }
-            Ok(Some(value)) => Filled::Value(value),
-            Ok(None) => Filled::NotFound,
-            Err(error) if error.is_empty() => Filled::Failed("the application's loader failed"),
-            Err(error) => Filled::Failed(error),
+            (Ok(Some(value)), _) => Filled::Value(value),
+            (Ok(None), _) => Filled::NotFound,
+            (Err(_), message) => Filled::Failed(message.as_deref().unwrap_or_default()),
         };
         // The load may have taken all the time that the get had.
         let wanted = Wanted { deadline: Instant::now() + client.config.deadline, ..wanted };
         let write = Write::Set { key, outcome, ttl_ms: 0, token: reply.token };
-        fill::fill(&wanted, &node, ring_version, write).await;
+        fill::fill(&wanted, &node, ring_version, write, &reply).await;
         match loaded {
             Ok(value) => {
                 let outcome = if value.is_some() { Outcome::Loaded } else { Outcome::NotFound };
@@ -203,7 +229,7 @@ impl Group {
             }
             Err(error) => {
                 client.counters.failed();
-                Err(Error::new(ErrorKind::Loader, error))
+                Err(error)
             }
         }
     }
@@ -225,7 +251,7 @@ impl Group {
         ttl: Option<Duration>,
     ) -> Result<(), Error> {
         let (key, value) = (key.as_ref(), value.as_ref());
-        check(key)?;
+        self.check(key)?;
         if value.len() > MAX_VALUE_BYTES {
             let why = format!("the value has {} bytes; the limit is {MAX_VALUE_BYTES}", value.len());
             return Err(Error::new(ErrorKind::TooLarge, why));
@@ -244,7 +270,7 @@ impl Group {
     /// As [`set`](Self::set).
     pub async fn delete(&self, key: impl AsRef<[u8]>) -> Result<(), Error> {
         let key = key.as_ref();
-        check(key)?;
+        self.check(key)?;
         self.write(key, Write::Delete { key }).await
     }
 
@@ -264,6 +290,7 @@ impl Group {
     /// [`ErrorKind::Unavailable`] or [`ErrorKind::DeadlineExceeded`] where the registry did not take it, or, in a fleet that is
     /// a fixed list, one of the nodes. Some nodes may have forgotten all then.
     pub async fn clear(&self) -> Result<(), Error> {
+        self.check(b"any key")?;
         let wanted = self.wanted(b"", Instant::now());
         write::clear(&self.client, wanted).await.inspect_err(|_| self.client.counters.failed())
     }
@@ -277,7 +304,7 @@ impl Group {
     }
 
     async fn get_from(&self, key: &[u8], now: Instant) -> Result<Option<Bytes>, Error> {
-        check(key)?;
+        self.check(key)?;
         let trace = self.client.config.traceparent();
         let wanted = Wanted { traceparent: &trace, ..self.wanted(key, now) };
         self.settle(failover::get(&self.client, wanted, now).instrument(self.span()).await)
@@ -288,6 +315,7 @@ impl Group {
     }
 
     fn wanted<'a>(&'a self, key: &'a [u8], now: Instant) -> Wanted<'a> {
+        self.client.keep_background();
         let hash = key_hash(&self.name, key);
         Wanted {
             hash,
@@ -326,8 +354,19 @@ impl Group {
     }
 }
 
-fn check(key: &[u8]) -> Result<(), Error> {
-    check_key(key).map_err(|why| Error::new(ErrorKind::InvalidArgument, why))
+/// The longest message of the application's loader that is told to others, in bytes.
+const MAX_MESSAGE_BYTES: usize = 1024;
+
+/// That the application's loader has failed.
+fn failed(mut message: String) -> Error {
+    if message.is_empty() {
+        "the application's loader failed".clone_into(&mut message);
+    }
+    if message.len() > MAX_MESSAGE_BYTES {
+        message.truncate(message.floor_char_boundary(MAX_MESSAGE_BYTES));
+        message.push('…');
+    }
+    Error::new(ErrorKind::Loader, message)
 }
 
 #[cfg(test)]

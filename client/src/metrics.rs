@@ -17,7 +17,7 @@ const EVERY: Duration = Duration::from_secs(1);
 type Count = (&'static str, Option<&'static str>, fn(&Stats) -> u64);
 
 const GETS: &str = "peanut_client_gets_total";
-const COUNTS: [Count; 10] = [
+const COUNTS: [Count; 11] = [
     (GETS, Some("hit"), |stats| stats.hits),
     (GETS, Some("stale"), |stats| stats.stale),
     (GETS, Some("loaded"), |stats| stats.loaded),
@@ -28,6 +28,7 @@ const COUNTS: [Count; 10] = [
     ("peanut_client_failovers_total", None, |stats| stats.failovers),
     ("peanut_client_undelivered_total", None, |stats| stats.undelivered),
     ("peanut_client_hand_overs_total", None, |stats| stats.hand_overs),
+    ("peanut_client_uncached_loads_total", None, |stats| stats.uncached),
 ];
 
 fn describe() {
@@ -37,6 +38,7 @@ fn describe() {
     describe_counter!("peanut_client_failovers_total", "Gets answered by the successor");
     describe_counter!("peanut_client_undelivered_total", "Writes for which word was left in the registry");
     describe_counter!("peanut_client_hand_overs_total", "Values that former owners had");
+    describe_counter!("peanut_client_uncached_loads_total", "Values loaded where no node could be asked");
     describe_gauge!("peanut_client_ring_version", "Version of the ring");
     describe_gauge!("peanut_client_ring_fingerprint", "Equal for equal rings");
     describe_gauge!("peanut_client_nodes", "Nodes of the ring, by whether they can be used");

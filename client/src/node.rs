@@ -3,17 +3,17 @@
 //! Handles outlive ring swaps: the same node keeps its handle, with its connections, from ring to ring.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
-use futures_util::future::{BoxFuture, Shared};
 use parking_lot::Mutex;
 use peanut_proto::backoff::Backoff;
 use peanut_proto::membership::Fence;
 use peanut_proto::v1::ErrorCode;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::runtime::{Handle, Id};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tonic::Status;
 use tonic::transport::Channel;
 use tonic_health::pb::HealthCheckRequest;
@@ -42,9 +42,11 @@ pub(crate) struct Node {
     /// How many of them are used.
     lanes_in_use: AtomicUsize,
     choice: Choice,
-    /// For probes, and for nodes that know no lanes. A connection of its own: what fills a lane must not
-    /// make its node look dead.
-    channel: Option<Channel>,
+    /// `Err`: why no connection can be made.
+    connector: Result<Arc<Connector>, Arc<str>>,
+    /// For probes, and for nodes that know no lanes: of each runtime that has used it lately, the latest last. A connection
+    /// of its own: what fills a lane must not make its node look dead.
+    channels: Mutex<Vec<(Id, Channel)>>,
     unary_only: AtomicBool,
     config: Config,
     health: Mutex<Health>,
@@ -53,10 +55,14 @@ pub(crate) struct Node {
     down_since: Mutex<Option<Instant>>,
     /// Words left for it in the registry since it was last reached.
     words: AtomicU32,
-    probe: Mutex<Option<Shared<BoxFuture<'static, Probed>>>>,
-    /// Why no connection can be made, where none can.
-    out_of_reach: Option<Arc<str>>,
+    /// The probe that is under way.
+    probe: Mutex<Option<watch::Receiver<Option<Probed>>>>,
+    /// Somebody probes it until it is back.
+    probing: AtomicBool,
 }
+
+/// Runtimes whose channels are kept.
+const MOST_CHANNELS: usize = 4;
 
 /// What a probe found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +80,25 @@ pub(crate) enum Refusal {
     Final(Error),
     /// The call died on the way, or the node is on its way out: another node may be asked.
     Elsewhere(Error),
+    /// The lane died, and not for want of the node: it may be asked again.
+    Again(Error),
+    /// The node was asked in the owner's place, has no entry, and cannot load: nobody but the owner knows.
+    OwnerOnly(Error),
+    /// The node has no such group; another may have it.
+    NoGroup(Error),
+}
+
+impl Refusal {
+    /// What the caller is told where nothing more is tried.
+    pub(crate) fn into_error(self) -> Error {
+        match self {
+            Refusal::Final(error)
+            | Refusal::Elsewhere(error)
+            | Refusal::Again(error)
+            | Refusal::OwnerOnly(error)
+            | Refusal::NoGroup(error) => error,
+        }
+    }
 }
 
 impl Node {
@@ -82,20 +107,19 @@ impl Node {
     pub(crate) fn new(id: &str, addr: &str, config: &Config) -> Self {
         let connector = Connector::new(id, addr, config);
         let connector = connector.inspect_err(|why| tracing::warn!(id, addr, why, "a node out of reach"));
-        let connect = || {
-            let task = ConnectionTask::default();
-            Some((connector.as_ref().ok()?.channel(task.clone()), task))
-        };
+        let connector = connector.map(Arc::new).map_err(Arc::from);
         let most = config.lanes_per_node.unwrap_or(LANES_OF_ONE_NODE);
         let limits = limits(config, most);
-        let lanes = (0..).zip(std::iter::from_fn(connect)).take(most);
+        let lanes =
+            connector.iter().flat_map(|connector| (0..).take(most).map(move |slot| (connector, slot)));
         Node {
             id: id.to_owned(),
             addr: addr.to_owned(),
-            lanes: lanes.map(|(slot, (channel, task))| Lane::new(channel, task, slot, limits)).collect(),
+            lanes: lanes.map(|(connector, slot)| Lane::new(connector.clone(), slot, limits)).collect(),
             lanes_in_use: AtomicUsize::new(most),
             choice: Choice::new(),
-            channel: connect().map(|(channel, _)| channel),
+            connector,
+            channels: Mutex::default(),
             unary_only: AtomicBool::new(config.unary),
             config: config.clone(),
             health: Mutex::default(),
@@ -103,13 +127,14 @@ impl Node {
             down_since: Mutex::new(None),
             words: AtomicU32::new(0),
             probe: Mutex::new(None),
-            out_of_reach: connector.err().map(Into::into),
+            probing: AtomicBool::new(false),
         }
     }
 
     /// Why it cannot be asked anything, where that is so.
     pub(crate) fn out_of_reach(&self) -> Arc<str> {
-        self.out_of_reach.clone().unwrap_or_else(|| format!("`{}` cannot be reached", self.addr).into())
+        let unreachable = || format!("`{}` cannot be reached", self.addr).into();
+        self.connector.as_ref().err().cloned().unwrap_or_else(unreachable)
     }
 
     /// Hears how many nodes the fleet has, which decides how many lanes are worth it.
@@ -138,9 +163,22 @@ impl Node {
         &self.addr
     }
 
-    /// Whether the node is believed to be down.
-    pub(crate) fn is_down(&self) -> bool {
-        self.down.load(Ordering::Relaxed)
+    /// Whether the node is believed to be down. While it is, somebody probes it: where the runtime that did so has ended, the
+    /// caller's.
+    pub(crate) fn is_down(self: &Arc<Self>) -> bool {
+        let is_down = self.down.load(Ordering::Relaxed);
+        if is_down && !self.probing.load(Ordering::Relaxed) {
+            self.keep_probing();
+        }
+        is_down
+    }
+
+    fn keep_probing(self: &Arc<Self>) {
+        let Ok(runtime) = Handle::try_current() else { return };
+        if !self.probing.swap(true, Ordering::AcqRel) {
+            let probing = Probing(Arc::downgrade(self));
+            runtime.spawn(async move { probing.until_back().await });
+        }
     }
 
     /// Asks the node for one key.
@@ -164,8 +202,7 @@ impl Node {
             )));
         };
         if !self.unary_only.load(Ordering::Relaxed) {
-            let answer = lane.ask(self, ask, now, &self.config).await;
-            match answer.unwrap_or_else(|_| Err(Failure::Lost("the lane was dropped".into()))) {
+            match lane.ask(self, ask, now, &self.config).answer().await {
                 Err(Failure::Unimplemented) => self.unary_only.store(true, Ordering::Relaxed),
                 answer => return answer.map_err(|failure| self.failed(failure, ask)),
             }
@@ -200,8 +237,7 @@ impl Node {
             return Err(Failure::Lost(self.out_of_reach()));
         }
         let chosen = self.choice.choose(ask.hash, self.lanes(), |lanes| fastrand::usize(..lanes));
-        let answer = self.lanes[chosen.lane].ask(self, ask, now, &self.config);
-        answer.await.unwrap_or_else(|_| Err(Failure::Lost("the lane was dropped".into())))
+        self.lanes[chosen.lane].ask(self, ask, now, &self.config).answer().await
     }
 
     /// Asks the node for many keys at once. `None` where it has no lanes: then each has to be asked for alone.
@@ -227,24 +263,62 @@ impl Node {
     async fn ask_lanes(self: &Arc<Self>, asks: &[Ask<'_>], now: Instant) -> Vec<Answer> {
         let lane = Choice::less_busy(self.lanes(), |lanes| fastrand::usize(..lanes));
         let chosen: Vec<_> = asks.iter().map(|ask| self.choice.join(ask.hash, lane)).collect();
-        let (batch, parts) = Batch::new(asks.len());
+        let (mut batch, parts) = Batch::new(asks.len());
+        let mut is_foreign = false;
         let mut by_lane: Vec<Vec<_>> = self.lanes.iter().map(|_| Vec::new()).collect();
         for ((chosen, ask), part) in chosen.iter().zip(asks).zip(parts) {
             by_lane[chosen.lane].push((ask, part));
         }
         for (lane, asks) in self.lanes.iter().zip(by_lane).filter(|(_, asks)| !asks.is_empty()) {
-            lane.ask_many(self, asks.into_iter(), now, &self.config);
+            is_foreign |= lane.ask_many(self, asks.into_iter(), now, &self.config);
         }
-        batch.await
+        if !is_foreign {
+            return batch.await;
+        }
+        let deadline = asks.iter().map(|ask| ask.deadline).max().unwrap_or(now);
+        while Instant::now() < deadline {
+            let until = deadline.min(Instant::now() + Duration::from_millis(100));
+            if let Ok(answers) = timeout_at(until, &mut batch).await {
+                return answers;
+            }
+            self.lanes.iter().for_each(Lane::leave_if_still);
+        }
+        batch.so_far()
     }
 
     pub(crate) fn config(&self) -> &Config {
         &self.config
     }
 
-    /// The channel for unary calls and probes.
-    pub(crate) fn channel(&self) -> Option<&Channel> {
-        self.channel.as_ref()
+    /// The channel for unary calls and probes: one for each runtime, since a connection ends with the runtime it is on. `None` where
+    /// the node is out of reach, or outside a runtime.
+    pub(crate) fn channel(&self) -> Option<Channel> {
+        let (connector, runtime) = (self.connector.as_ref().ok()?, Handle::try_current().ok()?.id());
+        let mut channels = self.channels.lock();
+        if let Some((_, channel)) = channels.iter().find(|(id, _)| *id == runtime) {
+            return Some(channel.clone());
+        }
+        if channels.len() >= MOST_CHANNELS {
+            channels.remove(0);
+        }
+        let channel = connector.channel(ConnectionTask::default());
+        channels.push((runtime, channel.clone()));
+        Some(channel)
+    }
+
+    /// Uses this runtime's channel no more: what is on it was not answered.
+    fn leave_channel(&self) {
+        if let Ok(runtime) = Handle::try_current() {
+            self.channels.lock().retain(|(id, _)| *id != runtime.id());
+        }
+    }
+
+    /// A call to this node.
+    pub(crate) fn request<T>(&self, message: T) -> tonic::Request<T> {
+        match &self.connector {
+            Ok(connector) => connector.request(message),
+            Err(_) => tonic::Request::new(message),
+        }
     }
 
     fn failed(&self, failure: Failure, ask: &Ask<'_>) -> Refusal {
@@ -253,6 +327,7 @@ impl Node {
             Failure::Late => Refusal::Final(self.too_late()),
             Failure::Full(why) => Refusal::Final(Error::at(ErrorKind::Overloaded, &self.id, why)),
             Failure::Lost(why) => Refusal::Elsewhere(Error::at(ErrorKind::Unavailable, &self.id, &*why)),
+            Failure::Broken(why) => Refusal::Again(Error::at(ErrorKind::Unavailable, &self.id, &*why)),
             Failure::Unimplemented => {
                 Refusal::Final(Error::at(ErrorKind::Protocol, &self.id, "the node knows no lanes"))
             }
@@ -263,6 +338,8 @@ impl Node {
     pub(crate) fn said(&self, code: ErrorCode, message: &str, deadline: Instant) -> Refusal {
         let error = Error::at(code.into(), &self.id, message);
         match error.kind() {
+            _ if code == ErrorCode::NoLoader => Refusal::OwnerOnly(error),
+            ErrorKind::UnknownGroup => Refusal::NoGroup(error),
             ErrorKind::Unavailable => Refusal::Elsewhere(error),
             // Somebody else's deadline, with whom this get shared an operation.
             ErrorKind::DeadlineExceeded if Instant::now() < deadline => Refusal::Elsewhere(error),
@@ -294,47 +371,71 @@ impl Node {
             }
             Some(Change::WentDown) => {
                 tracing::warn!(node = self.id, "node is down; its successor is asked meanwhile");
-                tokio::spawn(probe_until_back(Arc::downgrade(self)));
+                self.keep_probing();
             }
         }
     }
 
-    /// Asks the node whether it serves, and takes in the answer. Those who ask at the same time share one
-    /// probe.
+    /// Asks the node whether it serves, and takes in the answer.
+    pub(crate) async fn check(self: &Arc<Self>) -> Probed {
+        let probed = self.probe().await;
+        self.saw(if probed == Probed::Serving { Signal::ProbePassed } else { Signal::ProbeFailed });
+        probed
+    }
+
+    /// Asks the node whether it serves. Those who ask at the same time share one probe.
     pub(crate) async fn probe(self: &Arc<Self>) -> Probed {
-        let probe = {
-            let mut slot = self.probe.lock();
-            match &*slot {
-                Some(running) => running.clone(),
-                None => {
-                    let node = self.clone();
-                    let probe = async move {
-                        let probed = node.probe_once().await;
-                        node.probe.lock().take();
-                        let passed = probed == Probed::Serving;
-                        node.saw(if passed { Signal::ProbePassed } else { Signal::ProbeFailed });
-                        probed
-                    };
-                    let probe = probe.boxed().shared();
-                    *slot = Some(probe.clone());
-                    // It goes on even if all who wait for it leave, so that the slot is freed.
-                    tokio::spawn(probe.clone());
-                    probe
+        loop {
+            let (mut probed, begun) = {
+                let mut slot = self.probe.lock();
+                match &*slot {
+                    Some(running) => (running.clone(), None),
+                    None => {
+                        let (sender, probed) = watch::channel(None);
+                        *slot = Some(probed.clone());
+                        (probed, Some(sender))
+                    }
                 }
+            };
+            if let Some(sender) = begun {
+                // It goes on even if all who wait for it leave; the place is freed also where its runtime ends.
+                let (node, free) = (self.clone(), FreeProbe(self.clone()));
+                tokio::spawn(async move {
+                    let found = node.probe_once().await;
+                    drop(free);
+                    sender.send_replace(Some(found));
+                });
             }
-        };
-        probe.await
+            match probed.wait_for(Option::is_some).await.map(|probed| *probed) {
+                Ok(probed) => return probed.unwrap_or(Probed::Silent),
+                // The runtime that it was on has ended.
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
     }
 
     async fn probe_once(&self) -> Probed {
         let Some(channel) = self.channel() else { return Probed::Silent };
-        let mut health = HealthClient::new(channel.clone());
-        let check = health.check(HealthCheckRequest { service: String::new() });
+        let mut health = HealthClient::new(channel);
+        let check = health.check(self.request(HealthCheckRequest { service: String::new() }));
         match timeout(self.config.probe_timeout(), check).await {
             Ok(Ok(answer)) if answer.get_ref().status() == ServingStatus::Serving => Probed::Serving,
             Ok(Ok(_)) => Probed::NotServing,
-            Ok(Err(_)) | Err(_) => Probed::Silent,
+            Ok(Err(_)) => Probed::Silent,
+            Err(_) => {
+                self.leave_channel();
+                Probed::Silent
+            }
         }
+    }
+}
+
+/// Frees the place of a probe when it is dropped.
+struct FreeProbe(Arc<Node>);
+
+impl Drop for FreeProbe {
+    fn drop(&mut self) {
+        self.0.probe.lock().take();
     }
 }
 
@@ -352,14 +453,27 @@ fn limits(config: &Config, lanes: usize) -> Limits {
     }
 }
 
-/// Ends when the node is back, or nobody holds its handle any more.
-async fn probe_until_back(node: std::sync::Weak<Node>) {
-    let mut backoff = Backoff::new(PROBE_FIRST, PROBE_LONGEST);
-    loop {
-        sleep(backoff.next_delay(fastrand::f64())).await;
-        let Some(node) = node.upgrade() else { return };
-        if !node.is_down() || node.probe().await == Probed::Serving {
-            return;
+/// Probes a node until it is back, or nobody holds its handle any more. Where the runtime ends first, the next who looks at the node
+/// begins anew.
+struct Probing(Weak<Node>);
+
+impl Probing {
+    async fn until_back(&self) {
+        let mut backoff = Backoff::new(PROBE_FIRST, PROBE_LONGEST);
+        loop {
+            sleep(backoff.next_delay(fastrand::f64())).await;
+            let Some(node) = self.0.upgrade() else { return };
+            if !node.down.load(Ordering::Relaxed) || node.check().await == Probed::Serving {
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Probing {
+    fn drop(&mut self) {
+        if let Some(node) = self.0.upgrade() {
+            node.probing.store(false, Ordering::Release);
         }
     }
 }

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::client::{Client, NodeStatus};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind};
-use crate::node::{Node, Refusal};
+use crate::node::Node;
 use crate::unary::refused;
 
 /// What a node tells of itself; counts are since its start.
@@ -95,6 +95,9 @@ impl GroupReport {
     }
 }
 
+/// A node with hundreds of groups tells of 128 hot keys of each, of up to a kilobyte.
+const MOST_REPORT_BYTES: usize = 64 << 20;
+
 impl Client {
     /// Asks every node of the ring what it tells of itself, with at most so many hot keys of each group; in order of id. Where the
     /// nodes have tokens this client's needs the right `admin`.
@@ -115,13 +118,11 @@ async fn report(node: &Arc<Node>, config: &Config, hot_keys: u32) -> Result<Node
     let Some(channel) = node.channel() else {
         return Err(Error::at(ErrorKind::Unavailable, node.id(), &*node.out_of_reach()));
     };
-    let request = config.request(StatusRequest { hot_keys });
-    let mut admin = AdminClient::new(channel.clone());
+    let request = node.request(StatusRequest { hot_keys });
+    let mut admin = AdminClient::new(channel).max_decoding_message_size(MOST_REPORT_BYTES);
     match timeout_at(deadline, admin.status(request)).await {
         Ok(Ok(response)) => Ok(read(response.into_inner())),
-        Ok(Err(status)) => Err(match refused(node, status, deadline) {
-            Refusal::Final(error) | Refusal::Elsewhere(error) => error,
-        }),
+        Ok(Err(status)) => Err(refused(node, status, deadline).into_error()),
         Err(_) => Err(node.too_late()),
     }
 }

@@ -29,6 +29,8 @@ pub struct Stats {
     pub undelivered: u64,
     /// Values that a key's former owner still had, and that its new owner was filled with.
     pub hand_overs: u64,
+    /// Values that `get_or_load` loaded without a node, since none could be asked, and did not keep.
+    pub uncached: u64,
 }
 
 #[derive(Debug, Default)]
@@ -43,6 +45,7 @@ pub(crate) struct Counters {
     writes: AtomicU64,
     undelivered: AtomicU64,
     hand_overs: AtomicU64,
+    uncached: AtomicU64,
 }
 
 impl Counters {
@@ -74,6 +77,10 @@ impl Counters {
         self.hand_overs.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(crate) fn loaded_uncached(&self) {
+        self.uncached.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn failed(&self) {
         self.errors.fetch_add(1, Ordering::Relaxed);
     }
@@ -91,6 +98,7 @@ impl Counters {
             failovers: read(&self.failovers),
             undelivered: read(&self.undelivered),
             hand_overs: read(&self.hand_overs),
+            uncached: read(&self.uncached),
         }
     }
 }

@@ -8,14 +8,15 @@ use peanut_proto::failure;
 use peanut_proto::frame::{Filled, Write};
 use peanut_proto::limits::MAX_MESSAGE_BYTES;
 use peanut_proto::v1::peanut_client::PeanutClient;
-use peanut_proto::v1::{DeleteRequest, GetRequest, Outcome, SetRequest};
+use peanut_proto::v1::{DeleteRequest, ErrorCode, GetRequest, Outcome, SetRequest};
+use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tonic::{Code, Status};
 
 use crate::config::Config;
 use crate::error::{Error, ErrorKind};
 use crate::health::Signal;
-use crate::lane::{Ask, Reply, Want};
+use crate::lane::{Ask, Lease, Reply, Want};
 use crate::node::{Node, Probed, Refusal, never_connected, reason};
 
 /// By how much the deadline that a server is told lies after the caller's own.
@@ -36,6 +37,7 @@ pub(crate) async fn get(node: &Arc<Node>, ask: &Ask<'_>, config: &Config) -> Res
         tokio::select! {
             answer = &mut call => return answer.unwrap_or_else(|_| Err(Refusal::Final(node.too_late()))),
             probed = node.probe() => if probed == Probed::Silent {
+                node.saw(Signal::ProbeFailed);
                 let why = format!("no answer for {:.1?}, nor to a probe", begun.elapsed());
                 return Err(Refusal::Elsewhere(Error::at(ErrorKind::Unavailable, node.id(), why)));
             }
@@ -51,7 +53,7 @@ async fn call(node: &Arc<Node>, ask: &Ask<'_>) -> Result<Reply, Refusal> {
     let Want::Get { on_miss, token } = ask.want else {
         return Err(Refusal::Final(Error::at(ErrorKind::Protocol, node.id(), "a write is no get")));
     };
-    let mut request = node.config().request(GetRequest {
+    let mut request = node.request(GetRequest {
         group: ask.group_name.to_owned(),
         key: Bytes::copy_from_slice(ask.key),
         on_miss: on_miss.into(),
@@ -67,12 +69,14 @@ async fn call(node: &Arc<Node>, ask: &Ask<'_>) -> Result<Reply, Refusal> {
     }
     // The server need not go on for long after this side has stopped waiting.
     request.set_timeout(ask.deadline.saturating_duration_since(Instant::now()) + DEADLINE_SLACK);
-    let mut client = PeanutClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let mut client = PeanutClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
     match client.get(request).await {
         Ok(response) => {
             node.saw(Signal::Answered);
             let response = response.into_inner();
+            let lease = (response.token != 0).then(|| Arc::new(lease(node, ask.group_name, response.token)));
             Ok(Reply {
+                lease,
                 outcome: response.outcome(),
                 age: Duration::from_millis(response.age_ms),
                 ttl: Duration::from_millis(response.ttl_ms),
@@ -83,6 +87,22 @@ async fn call(node: &Arc<Node>, ask: &Ask<'_>) -> Result<Reply, Refusal> {
         }
         Err(status) => Err(refused(node, status, ask.deadline)),
     }
+}
+
+/// A lease that is given back by a call of its own.
+fn lease(node: &Arc<Node>, group: &str, token: u64) -> Lease {
+    let (node, group) = (Arc::downgrade(node), group.to_owned());
+    Lease::new(move || {
+        let (Some(node), Ok(runtime)) = (node.upgrade(), Handle::try_current()) else { return };
+        let release = SetRequest { group: group.clone(), token, release: true, ..SetRequest::default() };
+        runtime.spawn(async move {
+            let Some(channel) = node.channel() else { return };
+            let mut request = node.request(release);
+            request.set_timeout(node.config().deadline);
+            // Else it runs out.
+            let _ = PeanutClient::new(channel).set(request).await;
+        });
+    })
 }
 
 /// Has a node write.
@@ -99,12 +119,12 @@ async fn call_write(node: &Arc<Node>, ask: &Ask<'_>) -> Result<Reply, Refusal> {
             "it cannot be written to",
         )));
     };
-    let client = PeanutClient::new(channel.clone()).max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let client = PeanutClient::new(channel).max_encoding_message_size(MAX_MESSAGE_BYTES);
     let (group, ring_version) = (ask.group_name.to_owned(), ask.ring_version);
     let timeout = ask.deadline.saturating_duration_since(Instant::now()) + DEADLINE_SLACK;
     let forget = async |keys, generation, all| {
         let (group, mut client) = (group.clone(), client.clone());
-        let mut request = node.config().request(DeleteRequest { group, keys, generation, ring_version, all });
+        let mut request = node.request(DeleteRequest { group, keys, generation, ring_version, all });
         request.set_timeout(timeout);
         client.delete(request).await.map(|answer| (Outcome::Done, answer.into_inner().ring_version))
     };
@@ -115,7 +135,7 @@ async fn call_write(node: &Arc<Node>, ask: &Ask<'_>) -> Result<Reply, Refusal> {
                 Filled::NotFound => (Bytes::new(), true, String::new()),
                 Filled::Failed(message) => (Bytes::new(), false, message.to_owned()),
             };
-            let mut request = node.config().request(SetRequest {
+            let mut request = node.request(SetRequest {
                 group: group.clone(),
                 key: Bytes::copy_from_slice(key),
                 value,
@@ -126,6 +146,7 @@ async fn call_write(node: &Arc<Node>, ask: &Ask<'_>) -> Result<Reply, Refusal> {
                 not_found,
                 load_error,
                 failover: ask.failover,
+                release: false,
             });
             request.set_timeout(timeout);
             let answer = client.clone().set(request).await.map(tonic::Response::into_inner);
@@ -133,12 +154,19 @@ async fn call_write(node: &Arc<Node>, ask: &Ask<'_>) -> Result<Reply, Refusal> {
         }
         Write::Delete { key } => forget(vec![Bytes::copy_from_slice(key)], 0, false).await,
         Write::Clear { generation } => forget(Vec::new(), generation, generation == 0).await,
+        Write::Release { token } => {
+            let mut request =
+                node.request(SetRequest { group, token, release: true, ..SetRequest::default() });
+            request.set_timeout(timeout);
+            let answer = client.clone().set(request).await.map(tonic::Response::into_inner);
+            answer.map(|answer| (answer.outcome(), answer.ring_version))
+        }
     };
     match written {
         Ok((outcome, ring_version)) => {
             node.saw(Signal::Answered);
             let (age, ttl) = (Duration::ZERO, Duration::ZERO);
-            Ok(Reply { outcome, value: Bytes::new(), age, ttl, token: 0, ring_version })
+            Ok(Reply { outcome, value: Bytes::new(), age, ttl, token: 0, lease: None, ring_version })
         }
         Err(status) => Err(refused(node, status, ask.deadline)),
     }
@@ -150,8 +178,8 @@ pub(crate) async fn may_write(node: &Arc<Node>, group: &str, deadline: Instant) 
         return Err(Refusal::Elsewhere(Error::at(ErrorKind::Unavailable, node.id(), &*node.out_of_reach())));
     };
     let nothing = DeleteRequest { group: group.to_owned(), ..DeleteRequest::default() };
-    let mut client = PeanutClient::new(channel.clone());
-    match timeout_at(deadline, client.delete(node.config().request(nothing))).await {
+    let mut client = PeanutClient::new(channel);
+    match timeout_at(deadline, client.delete(node.request(nothing))).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(status)) => Err(refused(node, status, deadline)),
         Err(_) => Err(Refusal::Final(node.too_late())),
@@ -161,7 +189,8 @@ pub(crate) async fn may_write(node: &Arc<Node>, group: &str, deadline: Instant) 
 /// Tells the node's own refusals from the transport's failures.
 pub(crate) fn refused(node: &Arc<Node>, status: Status, deadline: Instant) -> Refusal {
     if let Some(code) = failure::from_status(&status) {
-        node.saw(Signal::Answered);
+        // Whoever is there is not the node.
+        node.saw(if code == ErrorCode::WrongNode { Signal::NotConnected } else { Signal::Answered });
         return node.said(code, status.message(), deadline);
     }
     let message = reason(&status);

@@ -49,7 +49,10 @@ pub(crate) async fn write(
     begun: Instant,
 ) -> Result<(), Error> {
     for _ in 0..MAX_RINGS {
-        let routing = client.routing.get();
+        let mut routing = client.routing.get();
+        if routing.nodes().is_empty() {
+            routing = Box::pin(client.wait_for_nodes(wanted.deadline)).await?;
+        }
         let Some(route) = routing.route(wanted.hash) else {
             return Err(Error::new(ErrorKind::Unavailable, "the fleet has no nodes"));
         };
@@ -123,8 +126,8 @@ impl OneNode<'_> {
                     let why = format!("the node answered a write with {}", reply.outcome.as_str_name());
                     return Err(Error::at(ErrorKind::Protocol, node.id(), why));
                 }
-                Err(Refusal::Final(error)) => return Err(error),
-                Err(Refusal::Elsewhere(error)) => last = error,
+                Err(Refusal::Elsewhere(error) | Refusal::Again(error)) => last = error,
+                Err(refusal) => return Err(refusal.into_error()),
             }
         }
         tracing::debug!(node = node.id(), error = %last, "word is left for the node");
@@ -164,9 +167,8 @@ impl OneNode<'_> {
             if let Some(successor) = successor.filter(|successor| answers && !successor.is_down()) {
                 let ask = self.wanted.ask(self.routing.ring.version(), 0, true);
                 // What it has by then goes by itself, after `failover_ttl`.
-                if let Err(Refusal::Final(error) | Refusal::Elsewhere(error)) =
-                    successor.write(&ask, Instant::now()).await
-                {
+                if let Err(refusal) = successor.write(&ask, Instant::now()).await {
+                    let error = refusal.into_error();
                     tracing::debug!(node = successor.id(), %error, "the successor did not write");
                     return Some(error);
                 }
@@ -257,12 +259,18 @@ pub(crate) async fn clear(client: &Shared, wanted: Wanted<'_>) -> Result<(), Err
     let window = client.config.hand_over * 2;
     let nodes = routing.all_nodes(window, Instant::now());
     let told = join_all(nodes.iter().map(|node| node.write(&ask, Instant::now()))).await;
+    let has_group = |told: &Result<_, Refusal>| !matches!(told, Err(Refusal::NoGroup(_)));
+    let somebody_has = told.is_empty() || told.iter().any(has_group);
     for told in told {
         match told {
             Ok(_) => {}
             Err(Refusal::Final(error)) if error.kind() != ErrorKind::DeadlineExceeded => return Err(error),
-            Err(Refusal::Final(error) | Refusal::Elsewhere(error)) if generation == 0 => return Err(error),
-            Err(Refusal::Final(error) | Refusal::Elsewhere(error)) => {
+            // A node that has no such group has nothing of it.
+            Err(Refusal::NoGroup(_)) if somebody_has => {}
+            Err(Refusal::NoGroup(error)) => return Err(error),
+            Err(refusal) if generation == 0 => return Err(refusal.into_error()),
+            Err(refusal) => {
+                let error = refusal.into_error();
                 tracing::debug!(%error, "a node reads later that the group was cleared");
             }
         }
@@ -277,8 +285,8 @@ async fn check_right(client: &Shared, wanted: &Wanted<'_>) -> Result<(), Error> 
     for node in routing.nodes().iter().filter(|node| !node.is_down()) {
         match unary::may_write(node, wanted.group_name, wanted.deadline).await {
             Ok(()) => return Ok(()),
-            Err(Refusal::Final(error)) => return Err(error),
-            Err(Refusal::Elsewhere(error)) => last = Some(error),
+            Err(Refusal::Elsewhere(error) | Refusal::Again(error)) => last = Some(error),
+            Err(refusal) => return Err(refusal.into_error()),
         }
     }
     Err(last.unwrap_or_else(|| Error::new(ErrorKind::Unavailable, "no node says whether this may be done")))

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
@@ -39,42 +40,78 @@ impl Discovered {
     }
 }
 
+/// Asks for a full re-read of the registry.
+#[derive(Clone, Debug, Default)]
+pub struct Reloader(Arc<Notify>);
+
+impl Reloader {
+    /// Asks for a full re-read soon; many calls in a row make one.
+    pub fn reload(&self) {
+        self.0.notify_one();
+    }
+
+    /// Waits until somebody asks.
+    async fn asked(&self) {
+        self.0.notified().await;
+    }
+
+    /// Whether somebody has asked since this was called last: for tests.
+    pub async fn is_asked(&self) -> bool {
+        tokio::time::timeout(Duration::ZERO, self.asked()).await.is_ok()
+    }
+}
+
 /// A task that watches the registry. It ends when this is dropped.
 #[derive(Debug)]
 pub struct Discovery {
-    discovered: watch::Receiver<Discovered>,
-    reload: Arc<Notify>,
-    task: JoinHandle<()>,
+    registry: Arc<dyn Registry>,
+    discovered: Arc<watch::Sender<Discovered>>,
+    reload: Reloader,
+    task: Mutex<JoinHandle<()>>,
 }
 
 impl Discovery {
     /// Starts to watch a fleet.
     pub fn start(registry: Arc<dyn Registry>, keys: Keys) -> Self {
         let view = Arc::new(FleetView::new(keys));
-        let (sender, discovered) = watch::channel(Discovered { view, trouble: None, trouble_since: None });
-        let reload = Arc::new(Notify::new());
-        let task = tokio::spawn(keep_current(registry, sender, reload.clone()));
-        Discovery { discovered, reload, task }
+        let discovered = watch::Sender::new(Discovered { view, trouble: None, trouble_since: None });
+        let (discovered, reload) = (Arc::new(discovered), Reloader::default());
+        let task = tokio::spawn(keep_current(registry.clone(), discovered.clone(), reload.clone()));
+        Discovery { registry, discovered, reload, task: Mutex::new(task) }
+    }
+
+    /// Goes on watching on the caller's runtime, where the one that it was started on has ended.
+    pub fn go_on(&self) {
+        let mut task = self.task.lock();
+        if task.is_finished() {
+            let (registry, discovered) = (self.registry.clone(), self.discovered.clone());
+            *task = tokio::spawn(keep_current(registry, discovered, self.reload.clone()));
+        }
     }
 
     /// The latest view and every later one. The first that was read has a revision above 0.
     pub fn subscribe(&self) -> watch::Receiver<Discovered> {
-        self.discovered.clone()
+        self.discovered.subscribe()
     }
 
     /// Asks for a full re-read soon; many calls in a row make one.
     pub fn reload(&self) {
-        self.reload.notify_one();
+        self.reload.reload();
+    }
+
+    /// What asks for a full re-read.
+    pub fn reloader(&self) -> Reloader {
+        self.reload.clone()
     }
 }
 
 impl Drop for Discovery {
     fn drop(&mut self) {
-        self.task.abort();
+        self.task.get_mut().abort();
     }
 }
 
-async fn keep_current(registry: Arc<dyn Registry>, sender: watch::Sender<Discovered>, reload: Arc<Notify>) {
+async fn keep_current(registry: Arc<dyn Registry>, sender: Arc<watch::Sender<Discovered>>, reload: Reloader) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     let mut older_since = None;
     loop {
@@ -105,7 +142,7 @@ async fn keep_current(registry: Arc<dyn Registry>, sender: watch::Sender<Discove
 async fn load_and_watch(
     registry: &dyn Registry,
     sender: &watch::Sender<Discovered>,
-    reload: &Notify,
+    reload: &Reloader,
     older_since: &mut Option<Instant>,
 ) -> Result<(), RegistryError> {
     let mut view = (*sender.borrow().view).clone();
@@ -130,7 +167,7 @@ async fn load_and_watch(
                 view.accept_stored();
             }
             () = &mut next_load => return Ok(()),
-            () = reload.notified() => return Ok(()),
+            () = reload.asked() => return Ok(()),
         }
     }
 }

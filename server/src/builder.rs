@@ -17,7 +17,6 @@ use rustls::ServerConfig;
 use tokio::time::Instant;
 
 use crate::Server;
-use crate::cache::Cache;
 use crate::connections::{ConnectionLimits, Handshake};
 use crate::error::Error;
 use crate::group::Group;
@@ -343,18 +342,15 @@ impl ServerBuilder {
         if self.connections.handshake.is_zero() || self.keepalive.is_zero() {
             return Err(Error::configuration("handshake_timeout and keepalive must be longer than zero"));
         }
+        let node = Node::new(self.groups.iter().cloned(), Tokens::new(&self.tokens)?, self.connections);
         let handshake = Handshake {
             #[cfg(feature = "tls")]
             tls: self.tls.as_ref().map(|files| reloading(files, b"h2")).transpose()?,
             http2_only: true,
+            budgets: node.budgets().clone(),
         };
-        let node = Node::new(
-            self.groups.iter().cloned().map(Cache::new),
-            Tokens::new(&self.tokens)?,
-            self.connections,
-        );
         #[cfg(feature = "admin")]
-        let admin_handshake = self.admin_handshake()?;
+        let admin_handshake = self.admin_handshake(&node)?;
         Ok(Server::new(
             self,
             node,
@@ -366,7 +362,7 @@ impl ServerBuilder {
 
     /// How connections to the admin port begin.
     #[cfg(feature = "admin")]
-    fn admin_handshake(&self) -> Result<Handshake, Error> {
+    fn admin_handshake(&self, node: &Node) -> Result<Handshake, Error> {
         #[cfg(feature = "tls")]
         let tls = match (&self.tls, self.admin_tls) {
             (None, Some(AdminTls::Mutual | AdminTls::Server)) => {
@@ -387,6 +383,7 @@ impl ServerBuilder {
             #[cfg(feature = "tls")]
             tls: tls.as_ref().map(|files| reloading(files, b"http/1.1")).transpose()?,
             http2_only: false,
+            budgets: node.budgets().clone(),
         })
     }
 }

@@ -4,7 +4,7 @@
 //! start it. [`Cache::begin`] does all of that without waiting, so that a caller with many gets in hand
 //! can answer the hits at once.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -15,10 +15,11 @@ use peanut_proto::limits::check_key;
 use peanut_proto::v1::{ErrorCode, OnMiss, Outcome};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::breaker::Position;
+use crate::budget::{Account, Budget, Held, OPERATION_BYTES};
 use crate::error::Failure;
 use crate::flight::{Boarding, Flights, Leader, Ticket, Token};
 use crate::group::{Group, Policy};
@@ -28,9 +29,6 @@ use crate::metrics::GroupMetrics;
 use crate::persistence::{Journal, WriteNumber};
 use crate::sabotage::{Mechanism, without};
 use crate::store::{Entry, Origin, Store, Value};
-
-/// Flights that may wait for their turn, for each load that may run.
-const WAITING_PER_LOAD: usize = 16;
 
 /// A group at work.
 #[derive(Debug)]
@@ -49,8 +47,10 @@ pub(crate) struct Cache {
     runtime: OnceLock<Handle>,
     /// Where entries are kept for a warm restart, if anywhere.
     journal: OnceLock<Arc<Journal>>,
-    /// How many times the group has been cleared, as far as is known; its lowest 32 bits.
-    generation: AtomicU32,
+    /// How many times the group has been cleared, as the registry says.
+    generation: AtomicU64,
+    /// It has been said that a value was too large to be kept.
+    is_told_of_large: AtomicBool,
 }
 
 /// A get, as any service hands it in.
@@ -58,9 +58,9 @@ pub(crate) struct Cache {
 pub(crate) struct Get {
     pub(crate) key: Bytes,
     pub(crate) on_miss: OnMiss,
-    /// Version of the ring that chose this node; 0 where there was none.
-    pub(crate) ring_version: u64,
-    /// Ring version since which this node owns the key.
+    /// The ring version that the node knows: what is loaded from now on is written under it.
+    pub(crate) stamp: u64,
+    /// Ring version since which this node owns the key; at most `stamp`.
     pub(crate) owned_since: u64,
     /// Whether this node is asked as the owner or in its place.
     pub(crate) origin: Origin,
@@ -85,7 +85,16 @@ pub(crate) enum Begun {
 #[derive(Debug)]
 pub(crate) enum Waiting {
     /// A get, for a flight.
-    Flight { ticket: Ticket, outcome: Outcome, cache: Arc<Cache>, get: Box<Get> },
+    Flight {
+        ticket: Ticket,
+        outcome: Outcome,
+        cache: Arc<Cache>,
+        get: Box<Get>,
+        account: Arc<Account>,
+        held: [Held; 2],
+    },
+    /// A get, until there is room for the value that it asks for.
+    Room { cache: Arc<Cache>, get: Box<Get>, account: Arc<Account>, operation: Held },
     /// A write, until it would outlive the process.
     Disk { cache: Arc<Cache>, number: WriteNumber, answer: Answer },
 }
@@ -101,6 +110,14 @@ pub(crate) struct Answer {
     pub(crate) token: Token,
 }
 
+impl Get {
+    /// The same get, for what waits: it keeps nothing of the frame that it came in. A token was good once.
+    fn kept(&self) -> Self {
+        let copy = |bytes: &Bytes| Bytes::copy_from_slice(bytes);
+        Get { key: copy(&self.key), traceparent: copy(&self.traceparent), token: 0, ..self.clone() }
+    }
+}
+
 impl Begun {
     pub(crate) async fn answer(self) -> Result<Answer, Failure> {
         match self {
@@ -112,22 +129,28 @@ impl Begun {
 
 impl Waiting {
     pub(crate) async fn answer(self) -> Result<Answer, Failure> {
-        match self {
+        let (cache, answer) = match self {
             Waiting::Disk { cache, number, answer } => {
                 if let Some(journal) = cache.journal() {
                     journal.settled(number).await;
                 }
-                Ok(answer)
+                return Ok(answer);
             }
-            Waiting::Flight { ticket, outcome, cache, get } => {
-                let answer = cache.landed(ticket, outcome, &get).await;
-                match &answer {
-                    Ok(answer) => cache.metrics.answered(answer.outcome),
-                    Err(_) => cache.metrics.failed(),
-                }
-                answer
+            Waiting::Room { cache, get, account, operation } => {
+                let answer = cache.when_there_is_room(&get, &account, operation).await;
+                (cache, answer)
             }
+            Waiting::Flight { ticket, outcome, cache, get, account, held } => {
+                let answer = cache.landed(ticket, outcome, &get, &account).await;
+                drop(held);
+                (cache, answer)
+            }
+        };
+        match &answer {
+            Ok(answer) => cache.metrics.answered(answer.outcome),
+            Err(_) => cache.metrics.failed(),
         }
+        answer
     }
 }
 
@@ -139,21 +162,35 @@ impl Answer {
 }
 
 impl Cache {
-    pub(crate) fn new(group: Group) -> Self {
+    /// A group whose loads hold no more than `loading` has room for.
+    pub(crate) fn new(group: Group, loading: &Arc<Budget>) -> Self {
         Cache {
             group: group.name.into(),
             loader: group.loader,
             store: Store::new(group.policy.capacity_bytes, group.policy.eviction, Instant::now()),
             hot: HotKeys::new(Instant::now()),
             flights: Arc::default(),
-            loads: Loads::new(&group.policy),
+            loads: Loads::new(&group.policy, loading.child(usize::MAX)),
             metrics: GroupMetrics::default(),
             tasks: Mutex::default(),
             runtime: OnceLock::new(),
             journal: OnceLock::new(),
-            generation: AtomicU32::new(0),
+            generation: AtomicU64::new(0),
+            is_told_of_large: AtomicBool::new(false),
             policy: group.policy,
         }
+    }
+
+    /// A group by itself.
+    #[cfg(test)]
+    pub(crate) fn alone(group: Group) -> Self {
+        Cache::new(group, &crate::budget::Budgets::new().loading)
+    }
+
+    /// Begins a get for a connection that has nothing else.
+    #[cfg(test)]
+    pub(crate) fn begin_alone(self: &Arc<Self>, get: &Get, now: Instant) -> Result<Begun, Failure> {
+        self.begin(get, &crate::budget::Budgets::new().account(), now)
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -190,9 +227,14 @@ impl Cache {
         self.journal.get().map(|journal| &**journal)
     }
 
-    /// Answers a get from the store, or finds or starts the flight that will.
-    pub(crate) fn begin(self: &Arc<Self>, get: &Get, now: Instant) -> Result<Begun, Failure> {
-        let begun = self.look_or_board(get, now);
+    /// Answers a get from the store, or finds or starts the flight that will. What waits counts for `account`.
+    pub(crate) fn begin(
+        self: &Arc<Self>,
+        get: &Get,
+        account: &Arc<Account>,
+        now: Instant,
+    ) -> Result<Begun, Failure> {
+        let begun = self.look_or_wait(get, account, now);
         // Rare, both of them.
         if get.origin == Origin::Failover {
             self.metrics.failover_gets.fetch_add(1, Ordering::Relaxed);
@@ -210,71 +252,149 @@ impl Cache {
         begun
     }
 
-    fn look_or_board(self: &Arc<Self>, get: &Get, now: Instant) -> Result<Begun, Failure> {
+    fn look_or_wait(
+        self: &Arc<Self>,
+        get: &Get,
+        account: &Arc<Account>,
+        now: Instant,
+    ) -> Result<Begun, Failure> {
         check_key(&get.key).map_err(|why| Failure::new(ErrorCode::InvalidRequest, why))?;
         self.hot.count(&get.key, now);
-        if let Some(entry) = self.fresh(get, now) {
-            if let Some(after) = self.policy.refresh_after
-                && now >= entry.loaded + after
-            {
-                self.refresh(get, after, now);
+        if let Some(hit) = self.look(get, account, now) {
+            return Ok(Begun::Answered(hit));
+        }
+        if get.on_miss == OnMiss::Peek {
+            return Ok(Begun::Answered(Answer::only(Outcome::Miss)));
+        }
+        let Some(operation) = account.operations.try_take(OPERATION_BYTES + get.key.len()) else {
+            let why = "too many operations of this connection, or of the node, are waiting";
+            return self
+                .stale(get)
+                .map(Begun::Answered)
+                .ok_or_else(|| Failure::new(ErrorCode::Overloaded, why));
+        };
+        match account.values.try_take(self.loads.largest()) {
+            Some(value) => self.board(get, account, [operation, value], now),
+            None => {
+                let (get, account) = (Box::new(get.kept()), account.clone());
+                Ok(Begun::Waiting(Waiting::Room { cache: self.clone(), get, account, operation }))
             }
-            return Ok(Begun::Answered(self.answer(Outcome::Hit, &entry, now)));
         }
-        if let Some((pilot, ticket)) = self.flights.take_over(&get.key, get.token) {
-            self.queue(pilot, get.clone());
-            return Ok(self.wait(ticket, Outcome::Loaded, get));
+    }
+
+    /// The hit, where there is one; it is loaded again in the background where it has the age for it.
+    fn look(self: &Arc<Self>, get: &Get, account: &Arc<Account>, now: Instant) -> Option<Answer> {
+        let entry = self.fresh(get, now)?;
+        if let Some(after) = self.policy.refresh_after
+            && now >= entry.loaded + after
+        {
+            self.refresh(get, account, after, now);
         }
+        Some(self.answer(Outcome::Hit, &entry, now))
+    }
+
+    /// Waits for room, and for the flight then.
+    async fn when_there_is_room(
+        self: &Arc<Self>,
+        get: &Get,
+        account: &Arc<Account>,
+        operation: Held,
+    ) -> Result<Answer, Failure> {
+        let until = get.deadline.unwrap_or_else(|| Instant::now() + self.policy.load_timeout);
+        let Ok(value) = timeout_at(until, account.values.take(self.loads.largest())).await else {
+            let why = "there was no room in time for the values that this connection waits for";
+            return self.stale(get).ok_or_else(|| Failure::new(ErrorCode::Overloaded, why));
+        };
+        let now = Instant::now();
+        if let Some(hit) = self.look(get, account, now) {
+            return Ok(hit);
+        }
+        match self.board(get, account, [operation, value], now)? {
+            Begun::Answered(answer) => Ok(answer),
+            Begun::Waiting(Waiting::Flight { ticket, outcome, get, held: _held, .. }) => {
+                self.landed(ticket, outcome, &get, account).await
+            }
+            Begun::Waiting(other) => Box::pin(other.answer()).await,
+        }
+    }
+
+    /// Boards the flight of a key that was missed, or starts it.
+    fn board(
+        self: &Arc<Self>,
+        get: &Get,
+        account: &Arc<Account>,
+        [operation, value]: [Held; 2],
+        now: Instant,
+    ) -> Result<Begun, Failure> {
+        // Only who may fill can have been given a token.
+        if get.token != 0
+            && get.may_fill.is_ok()
+            && let Some((pilot, ticket)) = self.flights.take_over(&get.key, get.token)
+        {
+            self.queue(pilot, get.kept(), account.id());
+            return Ok(self.wait(ticket, Outcome::Loaded, get, account, [operation, value]));
+        }
+        let by_server = if self.loader.is_none() { Leader::Nobody } else { Leader::Server };
+        let mut operation = Some(operation);
         let leader = match get.on_miss {
-            OnMiss::Load => Leader::Server,
-            OnMiss::Peek => return Ok(Begun::Answered(Answer::only(Outcome::Miss))),
+            OnMiss::Load | OnMiss::Peek => by_server,
             OnMiss::Lease => match &get.may_fill {
-                Ok(()) => Leader::Caller,
+                Ok(()) => Leader::Caller { until: now + self.policy.load_timeout, held: operation.take() },
                 Err(denied) if self.loader.is_none() => return Err(denied.clone()),
-                Err(_) => Leader::Server,
+                Err(_) => by_server,
             },
         };
-        match self.board(get, leader, || self.fresh(get, now)) {
+        match self.find_flight(get, leader, || self.fresh(get, now)) {
             Boarding::Stored(entry) => Ok(Begun::Answered(self.answer(Outcome::Hit, &entry, now))),
-            Boarding::Waiter(ticket) => Ok(self.wait(ticket, Outcome::Coalesced, get)),
+            Boarding::Waiter(ticket) => {
+                // A lease that was not needed has let go of what counts for it.
+                let held = operation.or_else(|| account.operations.try_take(OPERATION_BYTES + get.key.len()));
+                let Some(operation) = held else {
+                    return Err(self.overloaded("too many operations are waiting"));
+                };
+                Ok(self.wait(ticket, Outcome::Coalesced, get, account, [operation, value]))
+            }
             Boarding::Leader(pilot, ticket) => {
-                self.queue(pilot, get.clone());
-                Ok(self.wait(ticket, Outcome::Loaded, get))
-            }
-            Boarding::Lease(token) => {
-                self.void_in_time(token);
-                Ok(Begun::Answered(Answer { token, ..Answer::only(Outcome::Fill) }))
-            }
-            Boarding::Full => match self.stale(get) {
-                Some(answer) => Ok(Begun::Answered(answer)),
-                None => {
-                    let limit = self.most_flights();
-                    let why = format!("group `{}` has {limit} loads in progress or waiting", self.group);
-                    Err(Failure::new(ErrorCode::Overloaded, why))
+                if let Some(failure) = self.would_be_late(get, account.id(), now) {
+                    self.land(pilot, get, Err(failure.clone()));
+                    return self.stale(get).map(Begun::Answered).ok_or(failure);
                 }
-            },
+                self.queue(pilot, get.kept(), account.id());
+                let Some(operation) = operation else {
+                    return Err(self.overloaded("too many operations are waiting"));
+                };
+                Ok(self.wait(ticket, Outcome::Loaded, get, account, [operation, value]))
+            }
+            Boarding::Lease(token) => Ok(Begun::Answered(Answer { token, ..Answer::only(Outcome::Fill) })),
+            Boarding::Nothing if get.origin == Origin::Failover => {
+                let why = format!(
+                    "group `{}` has no loader, and only the key's owner knows whether it has it",
+                    self.group
+                );
+                Err(Failure::new(ErrorCode::NoLoader, why))
+            }
+            Boarding::Nothing => Ok(Begun::Answered(Answer::only(Outcome::NotFound))),
         }
     }
 
-    fn board(&self, get: &Get, leader: Leader, stored: impl FnOnce() -> Option<Entry>) -> Boarding {
-        let versions = (get.ring_version, owned_since(get));
-        self.flights.board(&get.key, get.origin, versions, leader, self.most_flights(), stored)
+    fn overloaded(&self, why: &str) -> Failure {
+        Failure::new(ErrorCode::Overloaded, format!("group `{}`: {why}", self.group))
     }
 
-    fn most_flights(&self) -> usize {
-        self.policy.max_loads.saturating_mul(1 + WAITING_PER_LOAD)
+    fn find_flight(&self, get: &Get, leader: Leader, stored: impl FnOnce() -> Option<Entry>) -> Boarding {
+        self.flights.board(&get.key, get.origin, (get.stamp, owned_since(get)), leader, stored)
     }
 
     /// Loads an entry of that age, which is fresh still, in the background: unless that is being done, or the origin has just
     /// failed. (Groups without a loader have no such age.)
-    fn refresh(self: &Arc<Self>, get: &Get, after: Duration, now: Instant) {
+    fn refresh(self: &Arc<Self>, get: &Get, account: &Arc<Account>, after: Duration, now: Instant) {
         if get.on_miss == OnMiss::Peek || !self.loads.may_refresh(now) {
             return;
         }
         let refreshed = || self.fresh(get, now).filter(|entry| now < entry.loaded + after);
-        if let Boarding::Leader(pilot, _) = self.board(get, Leader::Server, refreshed) {
+        if let Boarding::Leader(pilot, _) = self.find_flight(get, Leader::Server, refreshed) {
             self.metrics.refreshes.fetch_add(1, Ordering::Relaxed);
-            self.queue(pilot, Get { token: 0, ..get.clone() });
+            self.queue(pilot, get.kept(), account.id());
             self.launch();
         }
     }
@@ -333,10 +453,16 @@ impl Cache {
         }
     }
 
-    fn wait(self: &Arc<Self>, ticket: Ticket, outcome: Outcome, get: &Get) -> Begun {
-        // The token was good once.
-        let get = Box::new(Get { token: 0, ..get.clone() });
-        Begun::Waiting(Waiting::Flight { ticket, outcome, cache: self.clone(), get })
+    fn wait(
+        self: &Arc<Self>,
+        ticket: Ticket,
+        outcome: Outcome,
+        get: &Get,
+        account: &Arc<Account>,
+        held: [Held; 2],
+    ) -> Begun {
+        let (cache, get, account) = (self.clone(), Box::new(get.kept()), account.clone());
+        Begun::Waiting(Waiting::Flight { ticket, outcome, cache, get, account, held })
     }
 
     /// Waits for a flight, and for those after it where its leader is gone.
@@ -345,6 +471,7 @@ impl Cache {
         mut ticket: Ticket,
         mut outcome: Outcome,
         get: &Get,
+        account: &Arc<Account>,
     ) -> Result<Answer, Failure> {
         loop {
             self.launch();
@@ -372,7 +499,12 @@ impl Cache {
                     );
                     return self.stale(get).filter(|_| may_be_stale).ok_or(failure);
                 }
-                None => match self.look_or_board(get, Instant::now())? {
+                // Whoever has stopped waiting is to lead nothing.
+                None if get.deadline.is_some_and(|deadline| deadline <= Instant::now()) => {
+                    let why = "the deadline passed while another's load was waited for";
+                    return Err(Failure::new(ErrorCode::DeadlinePassed, why));
+                }
+                None => match self.look_or_wait(get, account, Instant::now())? {
                     Begun::Waiting(Waiting::Flight { ticket: next, outcome: now, .. }) => {
                         (ticket, outcome) = (next, now);
                     }
@@ -398,24 +530,17 @@ impl Cache {
         self.hot.hottest(most, Instant::now())
     }
 
-    /// Drops what has expired among the next `part` of all entries.
+    /// Drops what has expired among the next `part` of all entries, and looks for leases that have run out.
     pub(crate) fn sweep(&self, part: f64) {
-        self.store.sweep(part, Instant::now());
+        let now = Instant::now();
+        self.store.sweep(part, now);
+        self.flights.look_for_late(now);
     }
 
     /// Ends every load. Those who wait have an error.
     pub(crate) fn abort_loads(&self) {
         self.tasks.lock().abort_all();
         self.empty_queue();
-    }
-
-    /// A lease whose client does not bring the value in time is another's.
-    fn void_in_time(self: &Arc<Self>, token: Token) {
-        let (flights, limit) = (self.flights.clone(), self.policy.load_timeout);
-        self.spawn(async move {
-            sleep(limit).await;
-            flights.void(token);
-        });
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
@@ -443,6 +568,7 @@ fn owned_since(get: &Get) -> u64 {
 }
 
 mod load;
+mod queue;
 mod write;
 
 pub(crate) use write::{Fetched, Set};

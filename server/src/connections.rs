@@ -24,6 +24,8 @@ use peanut_proto::tls::Reloading;
 #[cfg(feature = "tls")]
 use rustls::ServerConfig;
 
+use crate::budget::{Account, Budgets};
+
 /// What an HTTP/2 client says first (RFC 9113, 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -96,12 +98,14 @@ impl Drop for Pass {
 }
 
 /// How a connection's first bytes are taken.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Handshake {
     #[cfg(feature = "tls")]
     pub(crate) tls: Option<Arc<Reloading<ServerConfig>>>,
     /// Whether HTTP/2 is all that is spoken.
     pub(crate) http2_only: bool,
+    /// Where what connections may hold comes from.
+    pub(crate) budgets: Budgets,
 }
 
 impl Handshake {
@@ -130,7 +134,8 @@ impl Handshake {
 
     async fn shake(self, stream: TcpStream, pass: Pass) -> io::Result<Connection> {
         let _ = stream.set_nodelay(true);
-        let peer = Peer { addr: stream.peer_addr()?, is_private: self.is_tls() };
+        let account = self.budgets.account();
+        let peer = Peer { addr: stream.peer_addr()?, is_private: self.is_tls(), account };
         let io = match () {
             #[cfg(feature = "tls")]
             () if let Some(tls) = &self.tls => {
@@ -153,11 +158,13 @@ impl Handshake {
 }
 
 /// Who is at the other end.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Peer {
     pub(crate) addr: SocketAddr,
     /// Whether nobody else can read what is said.
     pub(crate) is_private: bool,
+    /// What the connection may hold.
+    pub(crate) account: Arc<Account>,
 }
 
 /// A connection on which HTTP begins.
@@ -181,7 +188,7 @@ impl Connection {
     /// Who is at the other end.
     #[cfg(feature = "admin")]
     pub(crate) fn peer(&self) -> Peer {
-        self.peer
+        self.peer.clone()
     }
 }
 
@@ -189,7 +196,7 @@ impl Connected for Connection {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Peer {
-        self.peer
+        self.peer.clone()
     }
 }
 

@@ -9,21 +9,31 @@
 //! get its result, but it is not stored, and whoever comes later starts anew.
 //!
 //! The leader of a flight is this server, with a [`Pilot`], or a client, which holds a *lease* with a fill token and
-//! brings the value by itself. A lease that is late, or whose client has gone, is void: the others board anew, and the
-//! first of them leads.
+//! brings the value by itself. A lease that its client gives back, or whose client has gone, is void: the others board anew, and the
+//! first of them leads. One whose client takes too long is *late*: the others board anew as well, but what it brings
+//! is stored all the same where the key has not been written since, and lands whoever waits for the key by then.
+//!
+//! Whether a key has been written since is told by counters, one for many keys ([`Writes`]).
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry as Slot;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use peanut_proto::v1::ErrorCode;
 use tokio::sync::watch;
+use tokio::time::{Duration, Instant};
+use xxhash_rust::xxh3::xxh3_64;
 
+use crate::budget::Held;
 use crate::error::Failure;
 use crate::sabotage::{Mechanism, without};
-use crate::store::{Entry, Origin};
+use crate::store::{Entry, Origin, Value};
+
+/// How long what a late lease brings is waited for.
+const LONGEST_LATE: Duration = Duration::from_secs(600);
+/// Late leases that are remembered; beyond that the oldest are void.
+const MOST_LATE: usize = 4096;
 
 /// What a flight brought: an entry, or the failure that all who waited share.
 pub(crate) type Landed = Result<Entry, Failure>;
@@ -40,15 +50,48 @@ pub(crate) struct Flights {
 #[derive(Debug)]
 struct State {
     table: HashMap<(Origin, Bytes), Flight>,
-    /// Flights that a client leads, by token, poisoned ones included.
+    /// Flights that a client leads, by token, poisoned and late ones included.
     leases: HashMap<Token, Lease>,
-    last_id: u64,
+    /// Leases that are not late yet, in the order in which they will be.
+    due: VecDeque<(Instant, Token)>,
+    /// Late leases, the oldest first, and until when they are remembered.
+    late: VecDeque<(Instant, Token)>,
+    writes: Writes,
+}
+
+/// Counts the writes of keys, of many by one counter.
+#[derive(Debug)]
+struct Writes {
+    counters: Box<[u64]>,
+    /// Writes of all keys.
+    clears: u64,
+}
+
+impl Writes {
+    const COUNTERS: usize = 1024;
+
+    fn new() -> Self {
+        Writes { counters: vec![0; Writes::COUNTERS].into(), clears: 0 }
+    }
+
+    fn place(key: &[u8]) -> usize {
+        xxh3_64(key) as usize % Writes::COUNTERS
+    }
+
+    /// A number that has changed where the key has been written since.
+    fn so_far(&self, key: &[u8]) -> (u64, u64) {
+        (self.counters[Writes::place(key)], self.clears)
+    }
+
+    fn add(&mut self, key: &[u8]) {
+        self.counters[Writes::place(key)] += 1;
+    }
 }
 
 #[derive(Debug)]
 struct Flight {
     id: u64,
-    /// Ring version of the request that started it.
+    /// The ring version that the node knew when it started.
     stamp: u64,
     progress: watch::Receiver<Progress>,
 }
@@ -57,7 +100,11 @@ struct Flight {
 struct Lease {
     key: (Origin, Bytes),
     stamp: u64,
+    /// The key's writes up to the time when it was given.
+    writes: (u64, u64),
     progress: watch::Sender<Progress>,
+    /// It counts for whoever holds it.
+    _held: Option<Held>,
 }
 
 #[derive(Clone, Debug)]
@@ -69,12 +116,14 @@ enum Progress {
 }
 
 /// Who leads a flight that nobody leads yet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Leader {
     /// This server, with its loader.
     Server,
-    /// The caller, under a lease.
-    Caller,
+    /// The caller, under a lease that is late after this time.
+    Caller { until: Instant, held: Option<Held> },
+    /// Nobody: there is nothing to load from.
+    Nobody,
 }
 
 /// What a caller who missed is to do.
@@ -88,8 +137,8 @@ pub(crate) enum Boarding {
     Leader(Pilot, Ticket),
     /// Load by itself, and bring the value under this token.
     Lease(Token),
-    /// Too many flights are in progress.
-    Full,
+    /// There is neither an entry nor a flight, and nobody to lead one.
+    Nothing,
 }
 
 /// The right to a flight's result.
@@ -130,14 +179,19 @@ pub(crate) enum Fill {
 
 impl Default for Flights {
     fn default() -> Self {
-        // Tokens of an earlier life of the process are none of this one's.
-        let last_id = fastrand::u64(..) >> 1;
-        Flights { state: Mutex::new(State { table: HashMap::new(), leases: HashMap::new(), last_id }) }
+        let state = State {
+            table: HashMap::new(),
+            leases: HashMap::new(),
+            due: VecDeque::new(),
+            late: VecDeque::new(),
+            writes: Writes::new(),
+        };
+        Flights { state: Mutex::new(state) }
     }
 }
 
 impl Flights {
-    /// Finds the flight of a key or makes the caller lead a new one, unless `limit` are in progress.
+    /// Finds the flight of a key, or makes the caller lead a new one.
     /// `stored` looks into the store; a flight from before `owned_since` is as outdated as such an entry.
     pub(crate) fn board(
         self: &Arc<Self>,
@@ -145,49 +199,45 @@ impl Flights {
         origin: Origin,
         (stamp, owned_since): (u64, u64),
         leader: Leader,
-        limit: usize,
         stored: impl FnOnce() -> Option<Entry>,
     ) -> Boarding {
         let mut state = self.state.lock();
         if let Some(entry) = stored() {
             return Boarding::Stored(entry);
         }
-        let State { table, leases, last_id } = &mut *state;
-        let in_progress = table.len();
-        let key = (origin, key.clone());
-        let slot = table.entry(key.clone());
-        if let Slot::Occupied(flight) = &slot
-            && flight.get().stamp >= owned_since
+        let State { table, leases, due, writes, .. } = &mut *state;
+        if let Some(flight) = table.get(&(origin, key.clone()))
+            && flight.stamp >= owned_since
         {
-            return Boarding::Waiter(Ticket { progress: flight.get().progress.clone() });
+            return Boarding::Waiter(Ticket { progress: flight.progress.clone() });
         }
-        if in_progress >= limit {
-            return Boarding::Full;
+        if matches!(leader, Leader::Nobody) {
+            return Boarding::Nothing;
         }
-        *last_id += 1;
-        let id = *last_id;
+        // A copy: what waits must not keep the whole frame that the key came in.
+        let key = (origin, Bytes::copy_from_slice(key));
+        // Tokens cannot be guessed from others, nor are those of an earlier life of the process any of this one's.
+        let id = fastrand::u64(1..);
         let (sender, progress) = watch::channel(Progress::UnderWay);
         let ticket = Ticket { progress: progress.clone() };
-        slot.insert_entry(Flight { id, stamp, progress });
-        match leader {
-            Leader::Server => {
-                Boarding::Leader(Pilot { flights: self.clone(), key, id, progress: sender }, ticket)
-            }
-            Leader::Caller => {
-                leases.insert(id, Lease { key, stamp, progress: sender });
-                Boarding::Lease(id)
-            }
+        table.insert(key.clone(), Flight { id, stamp, progress });
+        if let Leader::Caller { until, held } = leader {
+            let writes = writes.so_far(&key.1);
+            leases.insert(id, Lease { key, stamp, writes, progress: sender, _held: held });
+            due.push_back((until, id));
+            return Boarding::Lease(id);
         }
+        Boarding::Leader(Pilot { flights: self.clone(), key, id, progress: sender }, ticket)
     }
 
-    /// Lands a leased flight. `entry` makes the entry from the flight's stamp; `store` is called with the lock held,
-    /// unless the flight was poisoned.
+    /// Takes in what the holder of a token brings. `entry` makes the entry from the flight's stamp; `store` is called with the lock
+    /// held, unless the key was written meanwhile, and gives the value where it is stored.
     pub(crate) fn fill(
         &self,
         key: &Bytes,
         token: Token,
         landed: impl FnOnce(u64, Origin) -> Landed,
-        store: impl FnOnce(&Entry),
+        store: impl FnOnce(&Entry) -> Option<Value>,
     ) -> Fill {
         let mut state = self.state.lock();
         // A token is good for its own key only.
@@ -195,12 +245,16 @@ impl Flights {
             return Fill::Refused;
         }
         let Some(lease) = state.leases.remove(&token) else { return Fill::Refused };
-        let landed = landed(lease.stamp, lease.key.0);
-        let is_good = state.leave(&lease.key, token);
-        if is_good && let Ok(entry) = &landed {
-            store(entry);
+        let mut landed = landed(lease.stamp, lease.key.0);
+        let was_there = state.leave(&lease.key, token);
+        let is_good = without(Mechanism::Poison) || state.writes.so_far(key) == lease.writes;
+        if is_good && let Ok(entry) = &mut landed {
+            entry.value = store(entry).or_else(|| entry.value.take());
         }
+        // Late: another leads the flight by now. Those who wait need not wait for it any longer.
+        let next = if is_good && !was_there && landed.is_ok() { state.take_leased(&lease.key) } else { None };
         drop(state);
+        next.inspect(|next| drop(next.send_replace(Progress::Landed(landed.clone()))));
         lease.progress.send_replace(Progress::Landed(landed));
         if is_good { Fill::Stored } else { Fill::Refused }
     }
@@ -214,13 +268,51 @@ impl Flights {
         lease.progress.send_replace(Progress::Void);
     }
 
-    /// Takes over the flight of a lease that its client gives back. `None` where it is void or poisoned.
+    /// Whether a lease stands, be it late.
+    pub(crate) fn is_leased(&self, token: Token) -> bool {
+        self.state.lock().leases.contains_key(&token)
+    }
+
+    /// Makes leases late whose time is over by now, and forgets those that have been late for long.
+    pub(crate) fn look_for_late(&self, now: Instant) {
+        let mut told = Vec::new();
+        let mut state = self.state.lock();
+        while let Some((_, token)) = state.due.pop_front_if(|(until, _)| *until <= now) {
+            let Some(lease) = state.leases.get(&token) else { continue };
+            let (key, progress, writes) = (lease.key.clone(), lease.progress.clone(), lease.writes);
+            told.push(progress);
+            state.leave(&key, token);
+            if state.writes.so_far(&key.1) == writes {
+                state.late.push_back((now + LONGEST_LATE, token));
+            } else {
+                // What it brings would not be stored.
+                state.leases.remove(&token);
+            }
+        }
+        let most = state.late.len().saturating_sub(MOST_LATE);
+        for (_, token) in state.late.drain(..most).collect::<Vec<_>>() {
+            state.leases.remove(&token);
+        }
+        while let Some((_, token)) = state.late.pop_front_if(|(until, _)| *until <= now) {
+            state.leases.remove(&token);
+        }
+        drop(state);
+        told.into_iter().for_each(|progress| drop(progress.send_replace(Progress::Void)));
+    }
+
+    /// Takes over the flight of a lease that its client gives back. `None` where it is void, late or poisoned; whoever waits for it
+    /// boards anew then.
     pub(crate) fn take_over(self: &Arc<Self>, key: &Bytes, token: Token) -> Option<(Pilot, Ticket)> {
         let mut state = self.state.lock();
         state.leases.get(&token).filter(|lease| lease.key.1 == key)?;
-        let lease = state.leases.remove(&token)?;
-        let ticket = Ticket { progress: lease.progress.subscribe() };
-        Some((Pilot { flights: self.clone(), key: lease.key, id: token, progress: lease.progress }, ticket))
+        let Lease { key, progress, .. } = state.leases.remove(&token)?;
+        if state.table.get(&key).is_none_or(|flight| flight.id != token) {
+            drop(state);
+            progress.send_replace(Progress::Void);
+            return None;
+        }
+        let ticket = Ticket { progress: progress.subscribe() };
+        Some((Pilot { flights: self.clone(), key, id: token, progress }, ticket))
     }
 
     /// Poisons the flights of a key, and writes in the same step.
@@ -229,6 +321,7 @@ impl Flights {
         for origin in [Origin::Owner, Origin::Failover].into_iter().filter(|_| !without(Mechanism::Poison)) {
             state.table.remove(&(origin, key.clone()));
         }
+        state.writes.add(key);
         write()
     }
 
@@ -236,6 +329,7 @@ impl Flights {
     pub(crate) fn write_all<R>(&self, write: impl FnOnce() -> R) -> R {
         let mut state = self.state.lock();
         state.table.clear();
+        state.writes.clears += 1;
         write()
     }
 
@@ -246,6 +340,14 @@ impl Flights {
 }
 
 impl State {
+    /// Takes the flight of a key out of the table where a client leads it, and gives what tells those who wait for it.
+    fn take_leased(&mut self, key: &(Origin, Bytes)) -> Option<watch::Sender<Progress>> {
+        let id = self.table.get(key)?.id;
+        let progress = self.leases.get(&id)?.progress.clone();
+        self.table.remove(key);
+        Some(progress)
+    }
+
     /// Takes a flight out of the table. Whether it was there, and not poisoned.
     fn leave(&mut self, key: &(Origin, Bytes), id: u64) -> bool {
         let is_there = self.table.get(key).is_some_and(|flight| flight.id == id);
@@ -258,12 +360,13 @@ impl State {
 
 impl Pilot {
     /// Ends the flight: `store` is called unless it was poisoned, then everyone who waits is told.
-    pub(crate) fn land(self, landed: Landed, store: impl FnOnce(&Entry)) {
+    /// `store` gives the value where it is stored: those who wait share that copy.
+    pub(crate) fn land(self, mut landed: Landed, store: impl FnOnce(&Entry) -> Option<Value>) {
         let mut state = self.flights.state.lock();
         if state.leave(&self.key, self.id)
-            && let Ok(entry) = &landed
+            && let Ok(entry) = &mut landed
         {
-            store(entry);
+            entry.value = store(entry).or_else(|| entry.value.take());
         }
         drop(state);
         self.progress.send_replace(Progress::Landed(landed));

@@ -90,7 +90,7 @@ impl Invalidations {
             Some(Key::Group(group)) => match membership::Group::decode(value) {
                 Ok(record) => {
                     if let Ok(cache) = self.node.cache(group) {
-                        done([cache.clear(record.generation)]).await;
+                        done([cache.clear_to(record.generation)]).await;
                     }
                 }
                 Err(error) => {
@@ -123,7 +123,8 @@ impl Invalidations {
         if let Some(Fence { client, slot, epoch }) = record.fence {
             self.node.fences().raise(Opening { client, slot, epoch }, Instant::now());
         }
-        self.node.hear_of_ring(record.ring_version);
+        // A hint to look, like any caller's word.
+        self.node.ring().knows(record.ring_version);
         self.node.metrics().invalidations.fetch_add(1, Ordering::Relaxed);
         let Ok(cache) = self.node.cache(&record.group) else { return };
         tracing::debug!(

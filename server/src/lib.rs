@@ -10,6 +10,7 @@
 #[cfg(feature = "admin")]
 mod admin;
 mod breaker;
+mod budget;
 mod builder;
 mod cache;
 #[cfg(feature = "cli")]

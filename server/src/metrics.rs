@@ -56,6 +56,8 @@ pub(crate) struct GroupMetrics {
     pub(crate) fills: AtomicU64,
     pub(crate) fills_refused: AtomicU64,
     pub(crate) hand_overs: AtomicU64,
+    /// Values that were too large to be kept.
+    pub(crate) too_large: AtomicU64,
 }
 
 /// The counts of the node itself.
@@ -68,7 +70,7 @@ pub(crate) struct NodeMetrics {
 }
 
 /// The last of the error codes is the largest.
-const CODES: usize = ErrorCode::PermissionDenied as usize + 1;
+const CODES: usize = ErrorCode::RingUnknown as usize + 1;
 
 impl NodeMetrics {
     pub(crate) fn failed(&self, code: ErrorCode) {

@@ -127,7 +127,7 @@ impl Registration {
             let has_joined = *joined.borrow();
             match self.register(live, lease, discovered, has_joined).await {
                 Ok(version) => {
-                    node.hear_of_ring(version);
+                    node.learn_of_ring(version);
                     joined.send_replace(true);
                     let why = self.hold(lease, discovered, node, None).await;
                     tracing::warn!(why, "registering again");
@@ -276,7 +276,7 @@ impl Registration {
                         return "discovery ended";
                     }
                     let view = discovered.borrow_and_update().view.clone();
-                    node.hear_of_ring(view.ring.version);
+                    node.learn_of_ring(view.ring.version);
                     let alive = view.live.contains_key(&self.node.id);
                     if until.is_some() {
                         // Trouble is known; the time for the next attempt is set.

@@ -231,7 +231,10 @@ mod tests {
     fn whoever_has_none_or_shows_it_to_everybody_is_refused() {
         let tokens = tokens();
         let code = |shown, peer| tokens.rights_of(shown, peer).unwrap_err().code;
-        let peer = |addr: &str, is_private| Some(Peer { addr: addr.parse().unwrap(), is_private });
+        let account = crate::budget::Budgets::new().account();
+        let peer = |addr: &str, is_private| {
+            Some(Peer { addr: addr.parse().unwrap(), is_private, account: account.clone() })
+        };
         assert_eq!(code(None, None), ErrorCode::Unauthenticated);
         assert_eq!(code(Some("0123456789abcdeF"), None), ErrorCode::Unauthenticated);
         assert_eq!(code(Some(""), None), ErrorCode::Unauthenticated);

@@ -40,6 +40,7 @@ use crate::hot::HotKey;
 use crate::invalidations::Invalidations;
 use crate::persistence::{Persistence, PersistenceOptions, PersistenceStats};
 use crate::registration::Registration;
+use crate::service::sending::UntilSent;
 use crate::service::{Node, Running};
 use crate::threads;
 
@@ -225,6 +226,7 @@ impl Server {
             id: registration.as_ref().map_or_else(|| local.to_string(), |it| it.node.id.clone()),
             fleet: self.options.fleet.clone(),
             discovered: discovery.as_ref().map(Discovery::subscribe),
+            reloader: discovery.as_ref().map(Discovery::reloader),
             joined: has_joined.clone(),
         });
         let registration = registration.zip(discovery).map(|(it, discovery)| {
@@ -371,12 +373,15 @@ impl Server {
             .http2_keepalive_timeout(Some(self.options.keepalive))
             // A unary call, from its headers to its answer; a lane is open with its headers.
             .timeout(UNARY_CALL + longest_load.unwrap_or_default())
-            .add_service(health.max_decoding_message_size(SMALL_MESSAGE_BYTES))
+            .add_service(InterceptedService::new(health.max_decoding_message_size(SMALL_MESSAGE_BYTES), {
+                let node = self.node.clone();
+                move |request| node.check_address(request)
+            }))
             .add_service(reflection_v1)
             .add_service(reflection_v1alpha)
-            .add_service(InterceptedService::new(peanut, admit()))
+            .add_service(InterceptedService::new(UntilSent(peanut), admit()))
             .add_service(InterceptedService::new(admin, admit()))
-            .add_service(InterceptedService::new(original, admit())))
+            .add_service(InterceptedService::new(UntilSent(original), admit())))
     }
 
     /// Begins to keep what the groups have, where there is a folder for it.
@@ -407,7 +412,7 @@ impl Server {
             // Both end where there is no registry.
             let _ = known.wait_for(|known| *known).await;
             let has_joined = joined.wait_for(|joined| *joined).await.is_ok();
-            persistence.restore(has_joined.then(|| self.node.hear_of_ring(0)));
+            persistence.restore(has_joined.then(|| self.node.ring().version()));
         }
         std::future::pending().await
     }

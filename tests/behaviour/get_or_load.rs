@@ -122,6 +122,134 @@ async fn a_leader_that_is_late_or_dies_is_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_is_cancelled_or_panics_gives_way_to_the_next_at_once() {
+    // Long enough that nobody is replaced by time alone.
+    let group = GROUP.replace("2s", "10m");
+    let (etcd, _servers) = fleet(1, &group).await;
+    for unary in [false, true] {
+        let client = async |deadline| {
+            let builder = client_of(&etcd).deadline(Duration::from_secs(deadline));
+            if unary { builder.unary() } else { builder }.build().await.unwrap()
+        };
+        let (doomed, patient) = (client(30).await, client(30).await);
+        for (key, panics) in [("cancelled", false), ("panicked", true)] {
+            let key = format!("{key}-{unary}");
+            let begun = Arc::new(Notify::new());
+            let first = tokio::spawn({
+                let (group, key, begun) = (doomed.group("g"), key.clone(), begun.clone());
+                async move {
+                    let load = || async {
+                        begun.notify_one();
+                        if panics {
+                            tokio::time::sleep(Duration::from_millis(100)).await;
+                            panic!("a panic that the test makes");
+                        }
+                        std::future::pending::<Result<Option<String>, String>>().await
+                    };
+                    group.get_or_load(key, load).await
+                }
+            });
+            begun.notified().await;
+            let waiting = tokio::spawn({
+                let (group, key) = (patient.group("g"), key.clone());
+                async move { group.get_or_load(key, || async { Ok::<_, String>(Some("of the next")) }).await }
+            });
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            first.abort();
+            assert_eq!(waiting.await.unwrap().unwrap().unwrap(), "of the next");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_that_have_left_are_given_nothing_to_do() {
+    let group = GROUP.replace("2s", "10m");
+    let (etcd, _servers) = fleet(1, &group).await;
+    let client = client_of(&etcd).deadline(Duration::from_millis(300)).build().await.unwrap();
+    let begun = Arc::new(Notify::new());
+    let holder = tokio::spawn({
+        let (group, begun) = (client.group("g"), begun.clone());
+        async move {
+            let load = || async {
+                begun.notify_one();
+                std::future::pending::<Result<Option<String>, String>>().await
+            };
+            group.get_or_load("k", load).await
+        }
+    });
+    begun.notified().await;
+    // They wait for the first, and leave when their time is over.
+    let load = || async { Ok::<_, String>(Some("of a waiter")) };
+    for _ in 0..5 {
+        let error = client.group("g").get_or_load("k", load).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::DeadlineExceeded, "{error}");
+    }
+    holder.abort();
+    let got = peanut_tests::eventually("somebody's closure to run", async || {
+        client.group("g").get_or_load("k", load).await.ok()
+    });
+    assert_eq!(got.await.unwrap(), "of a waiter");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_closures_value_is_stored_and_answers_all_who_wait() {
+    let group = GROUP.replace("2s", "1s");
+    let (etcd, _servers) = fleet(1, &group).await;
+    let client = client_of(&etcd).deadline(Duration::from_secs(30)).build().await.unwrap();
+    let loads = Arc::new(AtomicUsize::new(0));
+    let mut callers = JoinSet::new();
+    for _ in 0..50 {
+        let (group, loads) = (client.group("g"), loads.clone());
+        callers.spawn(async move {
+            let load = || async {
+                let number = loads.fetch_add(1, Ordering::SeqCst);
+                // Much longer than a load may take.
+                tokio::time::sleep(Duration::from_millis(2500)).await;
+                Ok::<_, String>(Some(format!("{number}")))
+            };
+            group.get_or_load("slow", load).await
+        });
+    }
+    let got = callers.join_all().await;
+    assert!(got.iter().all(|value| value.as_ref().is_ok_and(Option::is_some)), "{got:?}");
+    assert!(loads.load(Ordering::SeqCst) <= 5, "{loads:?} closures");
+    assert!(client.group("g").get("slow").await.unwrap().is_some(), "it is stored");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_no_node_can_be_asked_the_closure_runs_all_the_same() {
+    let (etcd, mut servers) = fleet(1, GROUP).await;
+    let builder = || client_of(&etcd).deadline(Duration::from_secs(2));
+    let (client, strict) = (builder().build().await.unwrap(), builder().uncached_loads(0).build().await.unwrap());
+    let few = builder().uncached_loads(3).build().await.unwrap();
+    servers[0].process().kill();
+    let loaded = client.group("g").get_or_load("k", || async { Ok::<_, String>(Some("from the origin")) });
+    assert_eq!(loaded.await.unwrap().unwrap(), "from the origin");
+    assert_eq!(client.stats().uncached, 1);
+    let failed = client.group("g").get_or_load("k", || async { Err::<Option<Vec<u8>>, _>("no such table") });
+    assert_eq!(failed.await.unwrap_err().kind(), ErrorKind::Loader);
+    let refused = strict.group("g").get_or_load("k", || async { Ok::<_, String>(Some("unused")) });
+    assert_eq!(refused.await.unwrap_err().kind(), ErrorKind::Unavailable);
+    // A dead fleet does not become a stampede.
+    let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let mut callers = JoinSet::new();
+    for n in 0..100 {
+        let (group, running, most) = (few.group("g"), running.clone(), most.clone());
+        callers.spawn(async move {
+            let load = || async {
+                most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                running.fetch_sub(1, Ordering::SeqCst);
+                Ok::<_, String>(Some("v"))
+            };
+            let _ = group.get_or_load(format!("{n}"), load).await;
+        });
+    }
+    callers.join_all().await;
+    assert!((1..=3).contains(&most.load(Ordering::SeqCst)), "{most:?} at a time");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_was_written_meanwhile_stays() {
     let (_etcd, _servers, clients) = two_clients(1).await;
     let group = clients[0].group("g");

@@ -5,7 +5,7 @@ use peanut_proto::limits::MAX_VALUE_BYTES;
 use peanut_proto::peanutcachepb::peanut_cache_client::PeanutCacheClient;
 use peanut_proto::registry::Registry as _;
 use peanut_proto::v1::peanut_client::PeanutClient;
-use peanut_proto::v1::{GetRequest, Outcome};
+use peanut_proto::v1::{ErrorCode, GetRequest, Outcome};
 use peanut_proto::{failure, peanutcachepb, v1};
 use peanut_server::{Group, Loaded, Server, loader_fn};
 use tokio::net::TcpListener;
@@ -110,12 +110,23 @@ async fn answers_tell_how_they_came_about() {
     let peek = GetRequest { on_miss: v1::OnMiss::Peek.into(), ..get("g", "k") };
     assert_eq!(client.get(peek.clone()).await.unwrap().into_inner().outcome(), Outcome::Miss);
     let loaded = client.get(GetRequest { ring_version: 7, ..get("g", "k") }).await.unwrap().into_inner();
-    assert_eq!((loaded.outcome(), loaded.ring_version), (Outcome::Loaded, 7));
+    assert_eq!((loaded.outcome(), loaded.ring_version), (Outcome::Loaded, 1), "it has heard of no ring 7");
     assert!(loaded.ttl_ms > 500_000 && loaded.ttl_ms <= 600_000);
     let hit = client.get(peek).await.unwrap().into_inner();
-    assert_eq!((hit.outcome(), hit.ring_version), (Outcome::Hit, 7), "it has heard of ring 7");
-    let newer_owner = GetRequest { ring_version: 8, owned_since: 8, ..get("g", "k") };
-    assert_eq!(client.get(newer_owner).await.unwrap().into_inner().outcome(), Outcome::Loaded);
+    assert_eq!(hit.outcome(), Outcome::Hit);
+    for owned_since in [2, u64::from(u32::MAX), u64::MAX] {
+        let newer = GetRequest { ring_version: u64::MAX, owned_since, ..get("g", "k") };
+        let status = client.get(newer).await.unwrap_err();
+        assert_eq!(failure::from_status(&status), Some(ErrorCode::RingUnknown), "{status:?}");
+    }
+    let contradiction = GetRequest { ring_version: 0, owned_since: 1, ..get("g", "k") };
+    let status = client.get(contradiction).await.unwrap_err();
+    assert_eq!(failure::from_status(&status), Some(ErrorCode::InvalidRequest), "{status:?}");
+    assert_eq!(
+        client.get(get("g", "k")).await.unwrap().into_inner().outcome(),
+        Outcome::Hit,
+        "it is all there"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

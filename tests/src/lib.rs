@@ -11,6 +11,7 @@ mod origin;
 mod process;
 mod proxy;
 mod server;
+pub mod soak;
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;

@@ -19,6 +19,8 @@ cargo xtask <command>
   bench      measure the parts on the way of a get: ring, frames
   history [--seed N] [--scenarios N]
              fleets of real processes through random faults, and what their clients saw checked
+  soak [--minutes N]
+             mixed work and faults on real processes for an hour, and whether anything has grown
   bench instructions
              count the instructions of those parts under valgrind (installs it, and gungraun-runner)
   bench fleet [PART]
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         Some("generate") => generate(),
         Some("deny") => deny(),
         Some("history") => history(rest),
+        Some("soak") => soak(rest),
         Some("bench") => match rest.split_first() {
             None => bench(),
             Some((&"instructions", [])) => bench_instructions(),
@@ -161,6 +164,12 @@ fn history(args: &[&str]) -> Result<(), Failed> {
     install::etcd()?;
     Cargo::new(&["build", "--release", "-p", "peanut-tests", "--bins"]).run("building")?;
     run::run("history", run::built("release/history")?.args(args))
+}
+
+fn soak(args: &[&str]) -> Result<(), Failed> {
+    install::etcd()?;
+    Cargo::new(&["build", "--release", "-p", "peanut-tests", "--bins"]).run("building")?;
+    run::run("soak", run::built("release/soak")?.args(args))
 }
 
 fn bench_fleet(args: &[&str]) -> Result<(), Failed> {

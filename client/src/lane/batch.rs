@@ -40,6 +40,14 @@ impl Batch {
     }
 }
 
+impl Batch {
+    /// The answers that there are; those that are missing are late.
+    pub(crate) fn so_far(&self) -> Vec<Answer> {
+        let mut answers = self.shared.answers.lock();
+        answers.iter_mut().map(|answer| answer.take().unwrap_or(Err(Failure::Late))).collect()
+    }
+}
+
 impl Future for Batch {
     type Output = Vec<Answer>;
 
@@ -60,7 +68,10 @@ impl Part {
 
     fn put(&mut self, answer: Answer) {
         let Some(shared) = self.shared.take() else { return };
-        shared.answers.lock()[self.at] = Some(answer);
+        // Nobody waits any more where the answers have been taken.
+        if let Some(place) = shared.answers.lock().get_mut(self.at) {
+            *place = Some(answer);
+        }
         if shared.left.fetch_sub(1, Ordering::AcqRel) == 1 {
             shared.waker.wake();
         }
@@ -70,7 +81,7 @@ impl Part {
 impl Drop for Part {
     fn drop(&mut self) {
         if self.shared.is_some() {
-            self.put(Err(Failure::Lost("the lane was dropped".into())));
+            self.put(Err(Failure::Broken("the lane was dropped".into())));
         }
     }
 }
@@ -90,7 +101,7 @@ mod tests {
         let waiting = tokio::spawn(batch);
         tokio::task::yield_now().await;
         parts.remove(0).give(Err(Failure::Unimplemented));
-        let lost = Failure::Lost("the lane was dropped".into());
+        let lost = Failure::Broken("the lane was dropped".into());
         assert_eq!(waiting.await.unwrap(), [Err(Failure::Late), Err(Failure::Unimplemented), Err(lost)]);
     }
 }

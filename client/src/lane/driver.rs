@@ -3,6 +3,7 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
+use std::task::Waker;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -12,14 +13,15 @@ use peanut_proto::frame::ResponseFrame;
 use peanut_proto::limits::MAX_MESSAGE_BYTES;
 use peanut_proto::v1::ErrorCode;
 use peanut_proto::v1::peanut_client::PeanutClient;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
-use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use super::requests::Requests;
 use super::state::{Delivery, LaneState};
-use super::{Failure, Shared};
+use super::{Failure, Lease, Shared};
 use crate::config::Config;
+use crate::connect::Connector;
 use crate::connection::ConnectionTask;
 use crate::health::Signal;
 use crate::node::{Node, Probed, never_connected, reason};
@@ -33,42 +35,90 @@ const PARK_AFTER: Duration = Duration::from_secs(1);
 pub(super) struct Driver {
     pub(super) shared: Arc<Shared>,
     pub(super) node: Weak<Node>,
-    pub(super) channel: Channel,
+    pub(super) connector: Arc<Connector>,
     pub(super) task: ConnectionTask,
+    pub(super) work: Arc<Notify>,
     pub(super) slot: u32,
     pub(super) config: Config,
+}
+
+/// What is known of a lane's silence.
+struct Watch {
+    heard: Instant,
+    next_tick: Instant,
+    probe: Option<BoxFuture<'static, Probed>>,
+    /// When the node was asked for a pong, of which nothing has been heard yet.
+    pinged: Option<Instant>,
+    is_open: bool,
+    parked: bool,
+}
+
+impl Watch {
+    fn new(now: Instant) -> Self {
+        Watch { heard: now, next_tick: now + TICK, probe: None, pinged: None, is_open: false, parked: false }
+    }
+
+    /// Something has come.
+    fn heard(&mut self, now: Instant) {
+        // The node has said that it is there; what a probe finds is no news.
+        (self.heard, self.pinged, self.probe) = (now, None, None);
+    }
 }
 
 impl Driver {
     /// Opens the lane whenever there is work and it is not open, for as long as the handle lives.
     pub(super) async fn run(self) {
         loop {
-            self.shared.work.notified().await;
+            self.work.notified().await;
             if self.shared.state.lock().in_flight() == 0 {
                 continue;
             }
             let epoch = self.config.identity.next_epoch();
-            let failure = match self.open(epoch).await {
-                Ok(answers) => self.read(answers).await,
-                Err(failure) => failure,
-            };
+            let failure = self.open_and_read(epoch).await;
             tracing::debug!(slot = self.slot, ?failure, "lane closed");
             self.with_state(|state, deliveries| state.fail_all(&failure, deliveries));
+        }
+    }
+
+    /// Opens the lane, on a connection of its own, and reads answers until it ends; tells why it did.
+    async fn open_and_read(&self, epoch: u64) -> Failure {
+        let mut watch = Watch::new(Instant::now());
+        let opening = self.open(epoch);
+        tokio::pin!(opening);
+        let answers = tokio::select! {
+            opened = &mut opening => opened,
+            failure = self.watch(&mut watch) => return failure,
+        };
+        match answers {
+            Ok(answers) => {
+                watch.heard(Instant::now());
+                watch.is_open = true;
+                self.read(answers, watch).await
+            }
+            Err(failure) => failure,
         }
     }
 
     async fn open(&self, epoch: u64) -> Result<Streaming<ResponseFrame>, Failure> {
         self.shared.state.lock().opened(self.config.identity.client_id, self.slot, epoch);
         let requests = Requests { shared: self.shared.clone(), epoch };
-        let mut client = PeanutClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let channel = self.connector.channel(self.task.clone());
+        let mut client = PeanutClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let limit = self.config.connect_timeout * 2;
-        match timeout(limit, client.lane(self.config.request(requests))).await {
+        match timeout(limit, client.lane(self.connector.request(requests))).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) if status.code() == Code::Unimplemented => Err(Failure::Unimplemented),
             Ok(Err(status)) => match failure::from_status(&status) {
-                Some(code @ (ErrorCode::Unauthenticated | ErrorCode::PermissionDenied)) => {
+                Some(
+                    code @ (ErrorCode::Unauthenticated | ErrorCode::PermissionDenied | ErrorCode::Overloaded),
+                ) => {
                     self.saw(Signal::Answered);
                     Err(Failure::Said(code, status.message().into()))
+                }
+                // Whoever is there is not the node.
+                Some(ErrorCode::WrongNode) => {
+                    self.saw(Signal::NotConnected);
+                    Err(Failure::Lost(status.message().into()))
                 }
                 _ => Err(self.lost(&status)),
             },
@@ -80,66 +130,103 @@ impl Driver {
     }
 
     /// Reads answers until the stream ends, and tells why it did.
-    async fn read(&self, mut answers: Streaming<ResponseFrame>) -> Failure {
-        let mut heard = Instant::now();
-        let mut next_tick = heard + TICK;
-        let mut probe: Option<BoxFuture<'static, Probed>> = None;
-        let mut parked = false;
+    async fn read(&self, mut answers: Streaming<ResponseFrame>, mut watch: Watch) -> Failure {
+        loop {
+            let message = tokio::select! {
+                biased;
+                message = answers.message() => message,
+                failure = self.watch(&mut watch) => return failure,
+            };
+            let frame = match message {
+                Ok(Some(frame)) => frame,
+                Ok(None) if self.shared.state.lock().is_draining() => return LaneState::closing(),
+                Ok(None) => return Failure::Lost("the node closed the lane".into()),
+                // Answers that break the lane say nothing of the node.
+                Err(status) if matches!(status.code(), Code::OutOfRange | Code::InvalidArgument) => {
+                    return Failure::Broken(reason(&status).into());
+                }
+                Err(status) => return self.lost(&status),
+            };
+            watch.heard(Instant::now());
+            match self.with_state(|state, deliveries| {
+                let taken = state.take_answers(&frame, deliveries);
+                taken.map(|()| (state.is_draining(), state.is_fenced()))
+            }) {
+                Ok((_, true)) => {
+                    return Failure::Broken("the lane was shut out and is opened again".into());
+                }
+                Ok((false, _)) => self.saw(Signal::Answered),
+                Ok((true, _)) => self.saw(Signal::ProbeFailed),
+                Err(error) => return Failure::Broken(error.to_string().into()),
+            }
+        }
+    }
+
+    /// Looks at deadlines and at silence until the lane is to be left, and tells why.
+    async fn watch(&self, watch: &mut Watch) -> Failure {
         loop {
             tokio::select! {
                 biased;
-                message = answers.message() => {
-                    let frame = match message {
-                        Ok(Some(frame)) => frame,
-                        Ok(None) if self.shared.state.lock().is_draining() => return LaneState::closing(),
-                        Ok(None) => return Failure::Lost("the node closed the lane".into()),
-                        Err(status) => return self.lost(&status),
-                    };
-                    heard = Instant::now();
-                    match self.with_state(|state, deliveries| {
-                        let taken = state.take_answers(&frame, deliveries);
-                        taken.map(|()| (state.is_draining(), state.is_fenced()))
-                    }) {
-                        Ok((_, true)) => {
-                            return Failure::Lost("the lane was shut out and is opened again".into());
+                () = sleep_until(watch.next_tick), if !watch.parked => {
+                    if let Some(failure) = self.tick(watch, Instant::now()) {
+                        return failure;
+                    }
+                }
+                () = self.work.notified(), if watch.parked => {
+                    watch.parked = false;
+                    watch.next_tick = Instant::now() + TICK;
+                }
+                probed = poll_probe(&mut watch.probe), if watch.probe.is_some() => {
+                    watch.probe = None;
+                    match probed {
+                        Probed::Silent => {
+                            self.saw(Signal::ProbeFailed);
+                            let silent = watch.heard.elapsed();
+                            return Failure::Lost(format!("no answer for {silent:.1?}, nor to a probe").into());
                         }
-                        Ok((false, _)) => self.saw(Signal::Answered),
-                        Ok((true, _)) => self.saw(Signal::ProbeFailed),
-                        Err(error) => return Failure::Lost(error.to_string().into()),
+                        Probed::Serving => self.saw(Signal::ProbePassed),
+                        Probed::NotServing => self.saw(Signal::ProbeFailed),
                     }
-                }
-                () = sleep_until(next_tick), if !parked => {
-                    let now = Instant::now();
-                    next_tick = now + TICK;
-                    let busy_since = self.with_state(|state, deliveries| {
-                        state.expire(now, deliveries);
-                        state.parked = state.busy_since().is_none() && now.duration_since(heard) > PARK_AFTER;
-                        parked = state.parked;
-                        state.busy_since()
-                    });
-                    let silent_since = busy_since.map(|since| since.max(heard));
-                    if silent_since.is_some_and(|since| now.duration_since(since) > self.config.suspect_after())
-                        && probe.is_none()
-                        && let Some(node) = self.node.upgrade()
-                    {
-                        probe = Some(async move { node.probe().await }.boxed());
+                    // Not open yet, or the pong is on its way: then it is busy with loads, be they its last.
+                    if !watch.is_open {
+                        watch.heard = Instant::now();
                     }
-                }
-                () = self.shared.work.notified(), if parked => {
-                    parked = false;
-                    next_tick = Instant::now() + TICK;
-                }
-                probed = poll_probe(&mut probe), if probe.is_some() => {
-                    probe = None;
-                    if probed == Probed::Silent {
-                        let silent = heard.elapsed();
-                        return Failure::Lost(format!("no answer for {silent:.1?}, nor to a probe").into());
-                    }
-                    // It is busy with loads, be they its last; ask again when it has been silent for as long again.
-                    heard = Instant::now();
                 }
             }
         }
+    }
+
+    /// One look. `Some`: the connection swallows what is sent, though the node is there.
+    fn tick(&self, watch: &mut Watch, now: Instant) -> Option<Failure> {
+        watch.next_tick = now + TICK;
+        let (heard, is_open) = (watch.heard, watch.is_open);
+        let (busy_since, parked) = self.with_state(|state, deliveries| {
+            state.expire(now, deliveries);
+            let is_idle = state.busy_since().is_none() && now.duration_since(heard) > PARK_AFTER;
+            state.parked = is_open && is_idle;
+            (state.busy_since(), state.parked)
+        });
+        watch.parked = parked;
+        if let Some(pinged) = watch.pinged
+            && watch.probe.is_none()
+            && now.duration_since(pinged) > self.config.probe_timeout()
+        {
+            let silent = now.duration_since(heard);
+            return Some(Failure::Broken(format!("the connection has been silent for {silent:.1?}").into()));
+        }
+        let silent_since = busy_since.map(|since| since.max(heard))?;
+        if now.duration_since(silent_since) > self.config.suspect_after()
+            && watch.probe.is_none()
+            && watch.pinged.is_none()
+            && let Some(node) = self.node.upgrade()
+        {
+            watch.probe = Some(async move { node.probe().await }.boxed());
+            if watch.is_open {
+                watch.pinged = Some(now);
+                self.shared.state.lock().ping().into_iter().for_each(Waker::wake);
+            }
+        }
+        None
     }
 
     /// Does something with the lane's state and delivers what came of it, with the lock released.
@@ -152,8 +239,26 @@ impl Driver {
         if !deliveries.is_empty() {
             self.task.expect_company(deliveries.len() > 1);
         }
-        deliveries.into_iter().for_each(|(caller, answer)| caller.tell(answer));
+        for mut delivery in deliveries {
+            if let Ok(reply) = &mut delivery.answer
+                && reply.token != 0
+            {
+                reply.lease = Some(Arc::new(self.lease(delivery.group, reply.token)));
+            }
+            delivery.tell();
+        }
         result
+    }
+
+    /// A lease that is given back on this lane.
+    fn lease(&self, group: u32, token: u64) -> Lease {
+        let shared = Arc::downgrade(&self.shared);
+        Lease::new(move || {
+            if let Some(shared) = shared.upgrade() {
+                let writer = shared.state.lock().release(group, token, Instant::now());
+                writer.into_iter().for_each(Waker::wake);
+            }
+        })
     }
 
     fn saw(&self, signal: Signal) {

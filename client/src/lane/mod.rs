@@ -5,37 +5,42 @@
 //! one operation in it or with hundreds. There is no timer and no task in between. One task, the driver,
 //! opens the stream, matches answers to callers, and fails whoever waits when the lane dies.
 //!
+//! The driver runs where the first caller does. A caller on another runtime finds the driver gone, or standing still, where that runtime
+//! is: it makes a new one, with a connection of its own.
+//!
 //! [`state`] is all of that as data, without socket or clock.
 
 mod batch;
 mod choice;
 mod driver;
+mod lease;
 mod requests;
 mod state;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::Waker;
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use futures_util::future::{AbortHandle, abortable};
 use parking_lot::{Mutex, MutexGuard};
 use peanut_proto::frame::Write;
 use peanut_proto::v1::{ErrorCode, OnMiss, Outcome};
+use tokio::runtime::{Handle, Id};
 use tokio::sync::{Notify, oneshot};
-use tokio::time::Instant;
-use tonic::transport::Channel;
+use tokio::time::{Instant, timeout_at};
 use tower::load::Load;
 
 use crate::config::Config;
+use crate::connect::Connector;
 use crate::connection::ConnectionTask;
 use crate::node::Node;
 pub(crate) use batch::Batch;
 use batch::Part;
 pub(crate) use choice::Choice;
+pub(crate) use lease::Lease;
 pub(crate) use state::Limits;
-use state::{Caller, LaneState, Waiter};
+use state::{Caller, Delivery, LaneState, Waiter};
 
 /// An operation, as it is handed to a node.
 #[derive(Clone, Copy, Debug)]
@@ -77,8 +82,11 @@ impl Want<'_> {
     }
 }
 
+/// How long a driver on another runtime may stand still.
+const STANDSTILL: Duration = Duration::from_millis(100);
+
 /// An answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) struct Reply {
     pub(crate) outcome: Outcome,
     pub(crate) value: bytes::Bytes,
@@ -88,11 +96,27 @@ pub(crate) struct Reply {
     pub(crate) ttl: Duration,
     /// The fill token, with the outcome that says so.
     pub(crate) token: u64,
+    /// Gives it back.
+    pub(crate) lease: Option<Arc<Lease>>,
     /// Newest ring version that the node has heard of.
     pub(crate) ring_version: u64,
 }
 
+impl PartialEq for Reply {
+    fn eq(&self, other: &Self) -> bool {
+        let fields = |reply: &Self| (reply.outcome, reply.age, reply.ttl, reply.token, reply.ring_version);
+        fields(self) == fields(other) && self.value == other.value
+    }
+}
+
+impl Eq for Reply {}
+
 impl Reply {
+    /// The token has been used.
+    pub(crate) fn end_lease(&self) {
+        self.lease.as_ref().inspect(|lease| lease.end());
+    }
+
     /// The answer for one who joined the operation of another.
     fn shared(self) -> Self {
         let outcome = if self.outcome == Outcome::Loaded { Outcome::Coalesced } else { self.outcome };
@@ -111,6 +135,8 @@ pub(crate) enum Failure {
     Full(&'static str),
     /// The lane could not be opened, or died.
     Lost(Arc<str>),
+    /// The lane is of no use any more, which says nothing of the node: the same node is to be asked again.
+    Broken(Arc<str>),
     /// The node knows no lanes.
     Unimplemented,
 }
@@ -120,29 +146,101 @@ pub(crate) type Answer = Result<Reply, Failure>;
 /// One lane to one node.
 pub(crate) struct Lane {
     shared: Arc<Shared>,
-    channel: Channel,
-    /// Where the channel's connection runs, and the driver with it.
-    task: ConnectionTask,
+    connector: Arc<Connector>,
     slot: u32,
-    driver: Mutex<Option<AbortHandle>>,
+    driving: Mutex<Option<Driving>>,
+}
+
+/// A driver at work.
+struct Driving {
+    abort: AbortHandle,
+    /// Where the connection runs, and the driver with it.
+    task: ConnectionTask,
+    runtime: Id,
+    /// Whether there is something to send, and no stream to send it on or nobody who looks at it.
+    work: Arc<Notify>,
+    /// Whether the driver is there still: it goes with its runtime.
+    alive: Weak<()>,
 }
 
 struct Shared {
     state: Mutex<LaneState>,
     /// Operations in flight, for those who choose a lane.
     in_flight: AtomicUsize,
-    /// There is something to send, and no stream to send it on or nobody who looks at it.
-    work: Notify,
+    /// Counts the drivers: an earlier one has nothing to say.
+    driver: AtomicU64,
+}
+
+/// What stands for a driver while it is there: when it goes, whoever waits is told.
+struct Alive {
+    shared: Arc<Shared>,
+    number: u64,
+    _alive: Arc<()>,
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        if self.shared.driver.load(Ordering::SeqCst) == self.number {
+            self.shared.fail(&Failure::Broken("the runtime that the lane was on has ended".into()));
+        }
+    }
+}
+
+impl Shared {
+    /// Tells everyone who waits, and begins anew.
+    fn fail(&self, failure: &Failure) {
+        let mut deliveries = Vec::new();
+        let mut state = self.state.lock();
+        state.fail_all(failure, &mut deliveries);
+        self.in_flight.store(0, Ordering::Relaxed);
+        drop(state);
+        deliveries.into_iter().for_each(Delivery::tell);
+    }
+}
+
+/// An operation that was handed to a lane.
+pub(crate) struct Asked<'a> {
+    lane: &'a Lane,
+    answer: oneshot::Receiver<Answer>,
+    deadline: Instant,
+    /// The driver is on another runtime than the caller, which may stand still.
+    is_foreign: bool,
+}
+
+impl Asked<'_> {
+    /// Waits for the answer: no longer than until the deadline, wherever the driver is.
+    pub(crate) async fn answer(self) -> Answer {
+        if self.is_foreign {
+            return Box::pin(self.answer_from_afar()).await;
+        }
+        self.answer.await.unwrap_or_else(|_| Err(dropped()))
+    }
+
+    async fn answer_from_afar(mut self) -> Answer {
+        while Instant::now() < self.deadline {
+            let until = self.deadline.min(Instant::now() + STANDSTILL);
+            match timeout_at(until, &mut self.answer).await {
+                Ok(answer) => return answer.unwrap_or_else(|_| Err(dropped())),
+                Err(_) => self.lane.leave_if_still(),
+            }
+        }
+        // What the driver has said in the last moment counts.
+        self.answer.try_recv().unwrap_or(Err(Failure::Late))
+    }
+}
+
+fn dropped() -> Failure {
+    Failure::Broken("the lane was dropped".into())
 }
 
 impl Lane {
-    pub(crate) fn new(channel: Channel, task: ConnectionTask, slot: u32, limits: Limits) -> Self {
+    pub(crate) fn new(connector: Arc<Connector>, slot: u32, limits: Limits) -> Self {
         let shared = Shared {
             state: Mutex::new(LaneState::new(limits)),
             in_flight: AtomicUsize::new(0),
-            work: Notify::new(),
+            driver: AtomicU64::new(0),
         };
-        Lane { shared: Arc::new(shared), channel, task, slot, driver: Mutex::new(None) }
+        Lane { shared: Arc::new(shared), connector, slot, driving: Mutex::new(None) }
     }
 
     /// Sets how much it may have in flight from now on.
@@ -156,75 +254,99 @@ impl Lane {
     }
 
     /// Writes an operation into the next frame, or joins an identical get that is in flight.
-    pub(crate) fn ask(
-        &self,
-        node: &Arc<Node>,
-        ask: &Ask<'_>,
-        now: Instant,
-        config: &Config,
-    ) -> oneshot::Receiver<Answer> {
-        let (sender, receiver) = oneshot::channel();
+    pub(crate) fn ask(&self, node: &Arc<Node>, ask: &Ask<'_>, now: Instant, config: &Config) -> Asked<'_> {
+        let (sender, answer) = oneshot::channel();
         let caller = Caller { waiter: Waiter::Alone(sender), deadline: ask.deadline };
         let mut state = self.shared.state.lock();
         let writer = state.push(ask, caller, now);
-        self.pushed(state, writer, node, config);
-        receiver
+        let is_foreign = self.pushed(state, writer, node, config);
+        Asked { lane: self, answer, deadline: ask.deadline, is_foreign }
     }
 
-    /// As [`ask`](Self::ask), for many gets at once.
+    /// As [`ask`](Self::ask), for many gets at once. Whether the driver is on another runtime.
     pub(crate) fn ask_many<'a>(
         &self,
         node: &Arc<Node>,
         asks: impl Iterator<Item = (&'a Ask<'a>, Part)>,
         now: Instant,
         config: &Config,
-    ) {
+    ) -> bool {
         let mut state = self.shared.state.lock();
         let mut writer = None;
         for (ask, part) in asks {
             let caller = Caller { waiter: Waiter::InBatch(part), deadline: ask.deadline };
             writer = state.push(ask, caller, now).or(writer);
         }
-        self.pushed(state, writer, node, config);
+        self.pushed(state, writer, node, config)
     }
 
-    /// Sees to it that what was pushed is sent.
+    /// Sees to it that what was pushed is sent. Whether the driver is on another runtime than the caller.
     fn pushed(
         &self,
         mut state: MutexGuard<'_, LaneState>,
         writer: Option<Waker>,
         node: &Arc<Node>,
         config: &Config,
-    ) {
+    ) -> bool {
         self.shared.in_flight.store(state.in_flight(), Ordering::Relaxed);
         let (is_open, was_parked) = (state.is_open(), std::mem::take(&mut state.parked));
+        let home = state.home;
         drop(state);
-        if let Some(writer) = writer {
-            self.task.knock(writer);
+        if writer.is_some() || was_parked || !is_open {
+            let mut driving = self.driving.lock();
+            if driving.as_ref().is_none_or(|driving| driving.alive.strong_count() == 0) {
+                *driving = self.drive(node, config);
+            }
+            if let Some(Driving { task, work, .. }) = &*driving {
+                if let Some(writer) = writer {
+                    task.knock(writer);
+                }
+                if was_parked || !is_open {
+                    work.notify_one();
+                }
+            }
         }
-        if was_parked {
-            self.shared.work.notify_one();
-        } else if !is_open {
-            self.start(node, config);
-        }
+        home != Handle::try_current().ok().map(|runtime| runtime.id())
     }
 
-    /// Starts the driver if it is not there yet, and tells it that there is work.
-    fn start(&self, node: &Arc<Node>, config: &Config) {
-        self.driver.lock().get_or_insert_with(|| {
-            let driver = driver::Driver {
-                shared: self.shared.clone(),
-                node: Arc::downgrade(node),
-                channel: self.channel.clone(),
-                task: self.task.clone(),
-                slot: self.slot,
-                config: config.clone(),
-            };
-            let (driving, handle) = abortable(driver.run());
-            self.task.spawn(driving.map(drop));
-            handle
+    /// Makes a driver on the caller's runtime.
+    fn drive(&self, node: &Arc<Node>, config: &Config) -> Option<Driving> {
+        let runtime = Handle::try_current().ok()?.id();
+        let number = self.shared.driver.fetch_add(1, Ordering::SeqCst) + 1;
+        self.shared.state.lock().home = Some(runtime);
+        let (task, work, alive) = (ConnectionTask::default(), Arc::new(Notify::new()), Arc::new(()));
+        let driver = driver::Driver {
+            shared: self.shared.clone(),
+            node: Arc::downgrade(node),
+            connector: self.connector.clone(),
+            task: task.clone(),
+            work: work.clone(),
+            slot: self.slot,
+            config: config.clone(),
+        };
+        let weak = Arc::downgrade(&alive);
+        let alive = Alive { shared: self.shared.clone(), number, _alive: alive };
+        let (driving, abort) = abortable(driver.run());
+        task.spawn(async move {
+            let _alive = alive;
+            let _ = driving.await;
         });
-        self.shared.work.notify_one();
+        Some(Driving { abort, task, runtime, work, alive: weak })
+    }
+
+    /// Leaves a driver that stands still although operations are in flight: its runtime is not run.
+    pub(crate) fn leave_if_still(&self) {
+        let mut driving = self.driving.lock();
+        let is_still = self.shared.state.lock().looked.elapsed() > STANDSTILL;
+        let is_elsewhere = |driving: &mut Driving| {
+            Handle::try_current().is_ok_and(|runtime| runtime.id() != driving.runtime)
+        };
+        let Some(left) = driving.take_if(|driving| is_still && is_elsewhere(driving)) else { return };
+        left.abort.abort();
+        // What is left of it has nothing to say any more.
+        self.shared.driver.fetch_add(1, Ordering::SeqCst);
+        drop(driving);
+        self.shared.fail(&Failure::Broken("the runtime that the lane was on stands still".into()));
     }
 }
 
@@ -239,8 +361,8 @@ impl Load for Lane {
 
 impl Drop for Lane {
     fn drop(&mut self) {
-        if let Some(driver) = self.driver.get_mut() {
-            driver.abort();
+        if let Some(driving) = self.driving.get_mut() {
+            driving.abort.abort();
         }
     }
 }

@@ -15,11 +15,15 @@ use peanut_proto::limits::MAX_VALUE_BYTES;
 use peanut_proto::v1::ErrorCode;
 use slab::Slab;
 use smallvec::SmallVec;
+use tokio::runtime::Id;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::batch::Part;
 use super::{Answer, Ask, Failure, Reply, Want};
+
+/// By when a token that is given back should have arrived.
+const RELEASE_WITHIN: Duration = Duration::from_secs(5);
 
 /// How much one lane may have in flight.
 #[derive(Clone, Copy, Debug)]
@@ -55,7 +59,22 @@ impl Caller {
 }
 
 /// An answer with the one who waits for it; sent after the lane's lock is released.
-pub(super) type Delivery = (Caller, Answer);
+#[derive(Debug)]
+pub(super) struct Delivery {
+    /// `None` where nobody waits any more: what the answer gives has to be given back.
+    pub(super) caller: Option<Caller>,
+    pub(super) answer: Answer,
+    /// Number of the group.
+    pub(super) group: u32,
+}
+
+impl Delivery {
+    pub(super) fn tell(self) {
+        if let Some(caller) = self.caller {
+            caller.tell(self.answer);
+        }
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct LaneState {
@@ -92,6 +111,10 @@ pub(super) struct LaneState {
     busy_since: Option<Instant>,
     /// The driver sleeps until it is told that something is in flight.
     pub(super) parked: bool,
+    /// The runtime that the driver is on.
+    pub(super) home: Option<Id>,
+    /// When the driver, or whoever pushed the first operation, has looked last.
+    pub(super) looked: Instant,
 }
 
 #[derive(Debug)]
@@ -145,6 +168,8 @@ impl LaneState {
             writer: None,
             busy_since: None,
             parked: false,
+            home: None,
+            looked: Instant::now(),
         }
     }
 
@@ -184,6 +209,7 @@ impl LaneState {
         let operations = &mut self.operations;
         if operations.is_empty() {
             self.busy_since = Some(now);
+            self.looked = now;
         }
         let id = u32::try_from(operations.insert(Operation {
             hash: ask.hash,
@@ -302,9 +328,39 @@ impl LaneState {
         if let Some(opening) = self.opening.take() {
             longer.append(&opening);
         }
-        longer.append(&frame);
         longer.waited_ms(waited_ms);
+        longer.append(&frame);
         NextFrame::Send(longer.take())
+    }
+
+    /// Gives a fill token back, if the lane that brought it is open still. Gives the writer as [`push`](Self::push) does.
+    pub(super) fn release(&mut self, group: u32, token: u64, now: Instant) -> Option<Waker> {
+        if self.open.is_none() || self.draining {
+            return None;
+        }
+        let write = Want::Write(Write::Release { token });
+        let (ring_version, deadline) = (self.told_version, now + RELEASE_WITHIN);
+        let ask = Ask {
+            group,
+            group_name: "",
+            key: &[],
+            hash: 0,
+            ring_version,
+            owned_since: 0,
+            failover: false,
+            deadline,
+            want: write,
+            traceparent: "",
+        };
+        // Nobody waits for its answer.
+        let (sender, _) = oneshot::channel();
+        self.push(&ask, Caller { waiter: Waiter::Alone(sender), deadline }, now)
+    }
+
+    /// Asks the node whether it still reads the lane.
+    pub(super) fn ping(&mut self) -> Option<Waker> {
+        self.frame.ping();
+        self.writer.take()
     }
 
     /// Begins anew on a stream that has just been asked for; what was written before the stream was there
@@ -331,6 +387,7 @@ impl LaneState {
                     self.fenced |= code == ErrorCode::Fenced;
                     self.finish(id, Err(Failure::Said(code, message.into())), deliveries)?;
                 }
+                ResponseField::Pong => {}
                 ResponseField::Closing => {
                     // This side has said all, too, once what is written is sent.
                     self.draining = true;
@@ -381,7 +438,8 @@ impl LaneState {
         };
         let AnswerFields { outcome, token, age_ms, ttl_ms, .. } = answer;
         let (age, ttl) = (Duration::from_millis(age_ms), Duration::from_millis(ttl_ms));
-        let reply = Reply { outcome, value, age, ttl, token, ring_version: self.heard_version };
+        let ring_version = self.heard_version;
+        let reply = Reply { outcome, value, age, ttl, token, lease: None, ring_version };
         self.finish(answer.id, Ok(reply), deliveries)
     }
 
@@ -390,21 +448,27 @@ impl LaneState {
         if let Ok(entry) = self.by_key.find_entry(operation.hash, |other| *other == id) {
             entry.remove();
         }
-        let mut callers = operation.callers.into_iter();
-        let Some(first) = callers.next() else { return Ok(()) };
+        let (mut callers, group) = (operation.callers.into_iter(), operation.group);
+        let first = callers.next();
         // The load was the first one's; the others shared it.
-        deliveries.extend(callers.map(|caller| (caller, answer.clone().map(Reply::shared))));
-        deliveries.push((first, answer));
+        deliveries.extend(callers.map(|caller| Delivery {
+            caller: Some(caller),
+            answer: answer.clone().map(Reply::shared),
+            group,
+        }));
+        deliveries.push(Delivery { caller: first, answer, group });
         Ok(())
     }
 
     /// Gives up on callers whose deadline has passed.
     pub(super) fn expire(&mut self, now: Instant, deliveries: &mut Vec<Delivery>) {
+        self.looked = now;
         for (_, operation) in &mut self.operations {
             let mut at = 0;
             while at < operation.callers.len() {
                 if operation.callers[at].deadline <= now {
-                    deliveries.push((operation.callers.swap_remove(at), Err(Failure::Late)));
+                    let caller = Some(operation.callers.swap_remove(at));
+                    deliveries.push(Delivery { caller, answer: Err(Failure::Late), group: operation.group });
                 } else {
                     at += 1;
                 }
@@ -419,7 +483,12 @@ impl LaneState {
     /// The stream is gone: everyone who waits is told, and the next operation begins anew.
     pub(super) fn fail_all(&mut self, failure: &Failure, deliveries: &mut Vec<Delivery>) {
         for operation in self.operations.drain() {
-            deliveries.extend(operation.callers.into_iter().map(|caller| (caller, Err(failure.clone()))));
+            let group = operation.group;
+            deliveries.extend(operation.callers.into_iter().map(|caller| Delivery {
+                caller: Some(caller),
+                answer: Err(failure.clone()),
+                group,
+            }));
         }
         self.by_key.clear();
         self.frame = RequestWriter::default();

@@ -70,6 +70,11 @@ pub enum Write<'a> {
         /// How many times it has been cleared; 0: not known.
         generation: u64,
     },
+    /// Gives a fill token back.
+    Release {
+        /// The token.
+        token: u64,
+    },
 }
 
 /// What a load has brought.
@@ -122,7 +127,7 @@ impl RequestWriter {
             + number_length(get.token)
             + bytes_length(get.traceparent.as_bytes());
         self.buffer.reserve(length + 4);
-        let before = Fields::new().header(4, length).number(1, get.id.into()).number(3, get.group.into());
+        let before = Fields::new().header(5, length).number(1, get.id.into()).number(3, get.group.into());
         before.header_of(4, get.key).put(&mut self.buffer);
         self.buffer.extend_from_slice(get.key);
         let after = Fields::new().number(5, get.deadline_ms.into()).number(6, get.on_miss as u64);
@@ -141,6 +146,7 @@ impl RequestWriter {
             Write::Set { key, .. } => (Kind::Set, key),
             Write::Delete { key } => (Kind::Delete, key),
             Write::Clear { .. } => (Kind::Clear, &[][..]),
+            Write::Release { .. } => (Kind::Release, &[][..]),
         };
         let (mut value, mut ttl, mut fill, mut not_found, mut error) = (&[][..], 0, 0, false, "");
         let mut raised = 0;
@@ -155,6 +161,7 @@ impl RequestWriter {
             }
             Write::Delete { .. } => {}
             Write::Clear { generation } => raised = generation,
+            Write::Release { token } => fill = token,
         }
         let length = number_length(operation.id.into())
             + number_length(kind as u64)
@@ -169,7 +176,7 @@ impl RequestWriter {
             + bytes_length(error.as_bytes())
             + number_length(raised);
         self.buffer.reserve(length + 10);
-        let fields = Fields::new().header(4, length).number(1, operation.id.into()).number(2, kind as u64);
+        let fields = Fields::new().header(5, length).number(1, operation.id.into()).number(2, kind as u64);
         fields.number(3, operation.group.into()).header_of(4, key).put(&mut self.buffer);
         self.buffer.extend_from_slice(key);
         let fields =
@@ -182,9 +189,14 @@ impl RequestWriter {
         Fields::new().number(14, raised).put(&mut self.buffer);
     }
 
-    /// Says how long the frame has waited since its deadlines were written.
+    /// Says how long the operations after this have waited since their deadlines were written.
     pub fn waited_ms(&mut self, waited_ms: u32) {
-        Fields::new().number(5, waited_ms.into()).put(&mut self.buffer);
+        Fields::new().number(4, waited_ms.into()).put(&mut self.buffer);
+    }
+
+    /// Asks for a pong.
+    pub fn ping(&mut self) {
+        Fields::new().number(6, 1).put(&mut self.buffer);
     }
 
     /// Bytes written so far.
@@ -230,8 +242,10 @@ pub enum RequestField<'a> {
     Group(u32, &'a str),
     /// An operation.
     Operation(Operation),
-    /// Milliseconds that the frame has waited.
+    /// Milliseconds that the operations after this have waited.
     WaitedMs(u32),
+    /// The client asks for a pong.
+    Ping,
 }
 
 /// An operation as it was read.
@@ -279,20 +293,62 @@ pub struct Rare {
 impl RequestFrame {
     /// The fields, in the order in which they stand. Unknown ones are passed over.
     pub fn fields(&self) -> impl Iterator<Item = Result<RequestField<'_>, FrameError>> {
-        read_fields(&self.0, |number, value| self.field(number, value))
+        read_fields(&self.0, |number, value| field(&self.0, number, value))
     }
 
-    #[inline]
-    fn field<'a>(&'a self, number: u32, value: Value<'a>) -> Result<Option<RequestField<'a>>, FrameError> {
-        Ok(Some(match number {
-            1 => read_open(value.bytes()?)?,
-            2 => RequestField::RingVersion(value.number()?),
-            3 => read_group(value.bytes()?)?,
-            4 => RequestField::Operation(read_operation(&self.0, value.bytes()?)?),
-            5 => RequestField::WaitedMs(small(value)?),
-            _ => return Ok(None),
-        }))
+    /// Reads the frame field by field, with pauses.
+    pub fn into_reader(self) -> RequestReader {
+        RequestReader { frame: self.0, at: 0 }
     }
+}
+
+/// A request frame that is being read: a server that has an answer to send reads on later.
+#[derive(Debug)]
+pub struct RequestReader {
+    frame: Bytes,
+    at: usize,
+}
+
+impl RequestReader {
+    /// What an operation begins with: its field number and wire type.
+    const OPERATION: u8 = 5 << 3 | 2;
+
+    /// The next field; `None` at the end. Unknown ones are passed over. Ends after the first error.
+    pub fn next_field(&mut self) -> Option<Result<RequestField<'_>, FrameError>> {
+        while self.at < self.frame.len() {
+            let mut rest = &self.frame[self.at..];
+            let read = take_field(&mut rest).and_then(|(number, value)| field(&self.frame, number, value));
+            self.at = if read.is_ok() { self.frame.len() - rest.len() } else { self.frame.len() };
+            match read {
+                Ok(Some(field)) => return Some(Ok(field)),
+                Ok(None) => {}
+                Err(error) => return Some(Err(error)),
+            }
+        }
+        None
+    }
+
+    /// Whether the next field is an operation, as far as its first byte tells.
+    pub fn is_at_operation(&self) -> bool {
+        self.frame.get(self.at) == Some(&RequestReader::OPERATION)
+    }
+}
+
+#[inline]
+fn field<'a>(
+    frame: &'a Bytes,
+    number: u32,
+    value: Value<'a>,
+) -> Result<Option<RequestField<'a>>, FrameError> {
+    Ok(Some(match number {
+        1 => read_open(value.bytes()?)?,
+        2 => RequestField::RingVersion(value.number()?),
+        3 => read_group(value.bytes()?)?,
+        4 => RequestField::WaitedMs(small(value)?),
+        5 => RequestField::Operation(read_operation(frame, value.bytes()?)?),
+        6 if value.number()? != 0 => RequestField::Ping,
+        _ => return Ok(None),
+    }))
 }
 
 #[inline]

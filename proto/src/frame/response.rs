@@ -71,6 +71,11 @@ impl ResponseWriter {
         Fields::new().number(4, 1).put(&mut self.buffer);
     }
 
+    /// Answers a ping.
+    pub fn pong(&mut self) {
+        Fields::new().number(5, 1).put(&mut self.buffer);
+    }
+
     /// Bytes written so far.
     pub fn len(&self) -> usize {
         self.buffer.len()
@@ -109,6 +114,8 @@ pub enum ResponseField<'a> {
     },
     /// The server is about to close the lane.
     Closing,
+    /// The server answers a ping.
+    Pong,
 }
 
 impl ResponseFrame {
@@ -123,6 +130,7 @@ impl ResponseFrame {
             1 => Some(ResponseField::RingVersion(value.number()?)),
             2 => Some(read_answer(&self.0, value.bytes()?)?),
             4 => (value.number()? != 0).then_some(ResponseField::Closing),
+            5 => (value.number()? != 0).then_some(ResponseField::Pong),
             _ => None,
         })
     }

@@ -18,10 +18,12 @@ struct LaneRequest {
     ring_version: u64,
     #[prost(message, repeated, tag = "3")]
     groups: Vec<v1::GroupName>,
-    #[prost(message, repeated, tag = "4")]
-    operations: Vec<v1::Operation>,
-    #[prost(uint32, tag = "5")]
+    #[prost(uint32, tag = "4")]
     waited_ms: u32,
+    #[prost(message, repeated, tag = "5")]
+    operations: Vec<v1::Operation>,
+    #[prost(bool, tag = "6")]
+    ping: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -34,6 +36,8 @@ struct LaneResponse {
     invalidations: Vec<v1::Invalidation>,
     #[prost(bool, tag = "4")]
     closing: bool,
+    #[prost(bool, tag = "5")]
+    pong: bool,
 }
 
 fn operations() -> impl Strategy<Value = Vec<v1::Operation>> {
@@ -66,12 +70,13 @@ fn operations() -> impl Strategy<Value = Vec<v1::Operation>> {
         });
     let value = prop::collection::vec(any::<u8>(), 0..300);
     let write =
-        (any::<u32>(), 1..4i32, key, any::<bool>(), value, any::<u64>(), any::<u64>(), 0..3u8, "\\PC{1,40}");
+        (any::<u32>(), 1..5i32, key, any::<bool>(), value, any::<u64>(), any::<u64>(), 0..3u8, "\\PC{1,40}");
     let write = write.prop_map(|(id, kind, key, failover, value, number, token, filled, message)| {
         let base = v1::Operation { id, kind, group: 3, deadline_ms: 7, failover, ..v1::Operation::default() };
         match (base.kind(), filled) {
             (Kind::Clear, _) => v1::Operation { generation: number, ..base },
             (Kind::Delete, _) => v1::Operation { key: key.into(), ..base },
+            (Kind::Release, _) => v1::Operation { token, ..base },
             (_, 0) => v1::Operation { key: key.into(), value: value.into(), ttl_ms: number, token, ..base },
             (_, 1) => v1::Operation { key: key.into(), not_found: true, ttl_ms: number, token, ..base },
             (_, _) => v1::Operation { key: key.into(), load_error: message, ttl_ms: number, token, ..base },
@@ -122,6 +127,7 @@ proptest! {
         writer.open(client_id, slot, epoch);
         writer.ring_version(version);
         writer.group(7, &name);
+        writer.waited_ms(waited_ms);
         for o in &operations {
             let outcome = match (&*o.load_error, o.not_found) {
                 ("", false) => Filled::Value(&o.value),
@@ -140,11 +146,12 @@ proptest! {
                 Kind::Set => Write::Set { key: &o.key, outcome, ttl_ms: o.ttl_ms, token: o.token },
                 Kind::Delete => Write::Delete { key: &o.key },
                 Kind::Clear => Write::Clear { generation: o.generation },
+                Kind::Release => Write::Release { token: o.token },
             };
             let (id, group, deadline_ms, failover) = (o.id, o.group, o.deadline_ms, o.failover);
             writer.write(&WriteOperation { id, group, deadline_ms, failover, write });
         }
-        writer.waited_ms(waited_ms);
+        writer.ping();
         let read = LaneRequest::decode(writer.take().0).unwrap();
         prop_assert_eq!(&read, &LaneRequest {
             open: Some(v1::LaneOpen { client_id, slot, epoch }),
@@ -152,6 +159,7 @@ proptest! {
             groups: vec![v1::GroupName { number: 7, name: name.clone() }],
             operations: operations.clone(),
             waited_ms,
+            ping: true,
         });
 
         let whole = LaneRequest { operations: operations.clone(), ..read };
@@ -162,6 +170,9 @@ proptest! {
             prop_assert_eq!(fields.next(), Some(RequestField::RingVersion(version)));
         }
         prop_assert_eq!(fields.next(), Some(RequestField::Group(7, &name)));
+        if waited_ms != 0 {
+            prop_assert_eq!(fields.next(), Some(RequestField::WaitedMs(waited_ms)));
+        }
         for o in operations {
             let (id, kind, group, on_miss) = (o.id, o.kind(), o.group, o.on_miss());
             let (deadline_ms, owned_since, failover, token) = (o.deadline_ms, o.owned_since, o.failover, o.token);
@@ -174,6 +185,17 @@ proptest! {
                 id, kind, group, key: o.key, deadline_ms, on_miss, owned_since, failover, token, rare,
             })));
         }
+        prop_assert_eq!(fields.next(), Some(RequestField::Ping));
+        prop_assert_eq!(fields.next(), None);
+        drop(fields);
+        // With pauses the same.
+        let mut reader = frame.clone().into_reader();
+        for field in frame.fields() {
+            let is_operation = reader.is_at_operation();
+            prop_assert_eq!(is_operation, matches!(field, Ok(RequestField::Operation(_))));
+            prop_assert_eq!(reader.next_field(), Some(field));
+        }
+        prop_assert_eq!(reader.next_field(), None);
     }
 
     #[test]
@@ -193,8 +215,9 @@ proptest! {
             }
         }
         writer.closing();
+        writer.pong();
         let expected = LaneResponse {
-            ring_version: version, answers: answers.clone(), invalidations: vec![], closing: true,
+            ring_version: version, answers: answers.clone(), invalidations: vec![], closing: true, pong: true,
         };
         prop_assert_eq!(LaneResponse::decode(writer.take().0).unwrap(), expected.clone());
 
@@ -217,15 +240,19 @@ proptest! {
             prop_assert_eq!(fields.next(), Some(expected));
         }
         prop_assert_eq!(fields.next(), Some(ResponseField::Closing));
+        prop_assert_eq!(fields.next(), Some(ResponseField::Pong));
         prop_assert_eq!(fields.next(), None);
     }
 
     #[test]
     fn nonsense_is_refused_and_ends(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let bytes = Bytes::from(bytes);
-        for field in RequestFrame(bytes.clone()).fields() {
-            let _ = field;
+        let frame = RequestFrame(bytes.clone());
+        let mut reader = frame.clone().into_reader();
+        for field in frame.fields() {
+            assert_eq!(reader.next_field(), Some(field));
         }
+        assert_eq!(reader.next_field(), None);
         for field in ResponseFrame(bytes).fields() {
             let _ = field;
         }

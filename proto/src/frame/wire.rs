@@ -17,8 +17,10 @@ impl FrameError {
     pub const UNKNOWN_ID: Self = FrameError("it answers an operation that is not in flight");
     /// A value longer than values are, or than it was said to be.
     pub const TOO_LONG: Self = FrameError("a value is too long");
-    /// A lane names more groups than a server keeps.
-    pub const TOO_MANY_GROUPS: Self = FrameError("it names too many groups");
+    /// A group's name is longer than any may be.
+    pub const BAD_GROUP: Self = FrameError("it names a group by what is no name");
+    /// A lane is opened a second time.
+    pub const OPENED_TWICE: Self = FrameError("it opens a lane that is open");
 }
 
 impl fmt::Display for FrameError {

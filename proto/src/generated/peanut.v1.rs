@@ -15,11 +15,12 @@ pub struct GetRequest {
     /// What to do on a miss.
     #[prost(enumeration = "OnMiss", tag = "3")]
     pub on_miss: i32,
-    /// Version of the ring that chose this node; 0 where the caller has no ring.
+    /// Version of the ring that chose this node; 0 where the caller has no ring. A node believes no version that its
+    /// registry does not have: such a claim makes it look there.
     #[prost(uint64, tag = "4")]
     pub ring_version: u64,
-    /// Ring version at which this node came to own the key. An entry written under an older version
-    /// is a miss; 0 accepts every entry.
+    /// Ring version at which this node came to own the key, at most `ring_version`. An entry written under an older
+    /// version is a miss; 0 accepts every entry.
     #[prost(uint64, tag = "5")]
     pub owned_since: u64,
     /// The caller believes the owner to be down and asks its successor: the answer is kept for a short
@@ -79,6 +80,9 @@ pub struct SetRequest {
     /// The caller believes the owner to be down and stores the value at its successor, for a short time.
     #[prost(bool, tag = "10")]
     pub failover: bool,
+    /// The caller gives the fill token back and brings nothing: whoever waits may be given another.
+    #[prost(bool, tag = "11")]
+    pub release: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SetResponse {
@@ -95,7 +99,8 @@ pub struct DeleteRequest {
     /// Keys to forget.
     #[prost(bytes = "bytes", repeated, tag = "2")]
     pub keys: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
-    /// Forget the whole group, which has been cleared for this many times; 0: only `keys`.
+    /// Forget the whole group, unless the node knows from the registry that it has been cleared this many times; 0: only
+    /// `keys`.
     #[prost(uint64, tag = "3")]
     pub generation: u64,
     #[prost(uint64, tag = "4")]
@@ -163,7 +168,8 @@ pub struct Operation {
     pub not_found: bool,
     #[prost(string, tag = "13")]
     pub load_error: ::prost::alloc::string::String,
-    /// CLEAR: the generation to raise the group to; 0: whatever it is.
+    /// CLEAR: the generation that the registry has now; nothing is done where the node knows it already. 0: clear
+    /// whatever the generation is.
     #[prost(uint64, tag = "14")]
     pub generation: u64,
     /// GET: W3C trace context of the caller (`traceparent`); empty: none. Unary calls have it as metadata.
@@ -189,6 +195,8 @@ pub mod operation {
         Set = 1,
         Delete = 2,
         Clear = 3,
+        /// Gives `token` back: the caller brings no value for the key.
+        Release = 4,
     }
     impl Kind {
         /// String value of the enum field names used in the ProtoBuf definition.
@@ -201,6 +209,7 @@ pub mod operation {
                 Self::Set => "SET",
                 Self::Delete => "DELETE",
                 Self::Clear => "CLEAR",
+                Self::Release => "RELEASE",
             }
         }
         /// Creates an enum from field names used in the ProtoBuf definition.
@@ -210,6 +219,7 @@ pub mod operation {
                 "SET" => Some(Self::Set),
                 "DELETE" => Some(Self::Delete),
                 "CLEAR" => Some(Self::Clear),
+                "RELEASE" => Some(Self::Release),
                 _ => None,
             }
         }
@@ -374,6 +384,13 @@ pub enum ErrorCode {
     Unauthenticated = 11,
     /// The token has no right to do this to this group.
     PermissionDenied = 12,
+    /// The call names another node or fleet (metadata `peanut-to-bin`) than this one. Nothing was done.
+    WrongNode = 13,
+    /// A failover get of a group without a loader: the successor has no entry, and cannot tell whether the
+    /// key's owner has one.
+    NoLoader = 14,
+    /// The request goes by a ring version that this node's registry does not have. Nothing was done.
+    RingUnknown = 15,
 }
 impl ErrorCode {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -395,6 +412,9 @@ impl ErrorCode {
             Self::InternalError => "INTERNAL_ERROR",
             Self::Unauthenticated => "UNAUTHENTICATED",
             Self::PermissionDenied => "PERMISSION_DENIED",
+            Self::WrongNode => "WRONG_NODE",
+            Self::NoLoader => "NO_LOADER",
+            Self::RingUnknown => "RING_UNKNOWN",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -413,6 +433,9 @@ impl ErrorCode {
             "INTERNAL_ERROR" => Some(Self::InternalError),
             "UNAUTHENTICATED" => Some(Self::Unauthenticated),
             "PERMISSION_DENIED" => Some(Self::PermissionDenied),
+            "WRONG_NODE" => Some(Self::WrongNode),
+            "NO_LOADER" => Some(Self::NoLoader),
+            "RING_UNKNOWN" => Some(Self::RingUnknown),
             _ => None,
         }
     }
@@ -1057,6 +1080,9 @@ pub struct GroupStatus {
     pub fills: u64,
     #[prost(uint64, tag = "24")]
     pub fills_refused: u64,
+    /// Values that were larger than the group keeps.
+    #[prost(uint64, tag = "27")]
+    pub too_large: u64,
     /// Peeks that found something: values that new owners were filled with.
     #[prost(uint64, tag = "25")]
     pub hand_overs: u64,

@@ -66,7 +66,7 @@ const NODE_SECONDS: [Reading<StatusResponse>; 2] = [
     }),
 ];
 
-const GROUP_COUNTERS: [Reading<GroupStatus>; 13] = [
+const GROUP_COUNTERS: [Reading<GroupStatus>; 14] = [
     ("peanut_keys_loaded", "Keys that the loader was asked for", |group| group.keys_loaded as f64),
     ("peanut_load_failures", "Keys that could not be loaded", |group| group.load_failures as f64),
     ("peanut_refreshes", "Loads in the background of values that were fresh still", |group| {
@@ -80,6 +80,9 @@ const GROUP_COUNTERS: [Reading<GroupStatus>; 13] = [
     ("peanut_hand_overs", "Values that new owners of keys were filled with", |group| group.hand_overs as f64),
     ("peanut_fills", "Values that clients brought under a fill token", |group| group.fills as f64),
     ("peanut_fills_refused", "Those of them that were not kept", |group| group.fills_refused as f64),
+    ("peanut_too_large_values", "Values that were larger than the group keeps", |group| {
+        group.too_large as f64
+    }),
     ("peanut_restored", "Entries that came back from the disk when the process started", |group| {
         group.restored as f64
     }),

@@ -90,7 +90,7 @@ pub(crate) async fn listen(addr: SocketAddr) -> Result<TcpListener, crate::Error
 
 /// Lets in who shows a token that may: as `Bearer`, or as the password of whichever user, which is how browsers ask.
 async fn authorize(State(admin): State<Admin>, request: Request, next: Next) -> Response {
-    let peer = request.extensions().get::<Peer>().copied();
+    let peer = request.extensions().get::<Peer>().cloned();
     let shown = shown(request.headers());
     let rights = admin.node.tokens().rights_of(shown.as_deref(), peer);
     let failure = match rights.and_then(|rights| rights.check_admin()) {

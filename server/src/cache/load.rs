@@ -5,9 +5,8 @@
 //! many at once, and nothing waits for company. Loads that run are bounded; what has queued up behind them goes
 //! together when a turn comes.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,8 +19,10 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
 
+use super::queue::FairQueue;
 use super::{Cache, Get};
 use crate::breaker::{Breaker, Epoch, Position};
+use crate::budget::Budget;
 use crate::error::Failure;
 use crate::flight::{Landed, Pilot};
 use crate::group::Policy;
@@ -37,19 +38,54 @@ pub(super) struct Loads {
     queue: Mutex<Queue>,
     turns: Semaphore,
     breaker: Option<Mutex<Breaker>>,
+    /// For the values that are being loaded.
+    budget: Arc<Budget>,
+    largest: Largest,
+    /// How long a load takes, its turn not included: an average in microseconds; zero before the first.
+    took_us: AtomicU64,
     /// Until when nothing is refreshed, since the origin has failed.
     refresh_after: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug, Default)]
 struct Queue {
-    loads: VecDeque<Load>,
+    /// Those that nobody has launched yet, with who has caused them.
+    begun: Vec<(usize, Load)>,
+    launched: FairQueue<Load>,
     /// Turns that are waited for. Each takes as many loads as the loader takes keys; all together take all that
-    /// were there at the last launch.
+    /// have been launched.
     turns: usize,
-    /// How many loads at the front have been launched.
-    launched: usize,
 }
+
+/// The largest of the last values that were loaded, in two windows of so many loads.
+#[derive(Debug, Default)]
+struct Largest {
+    loads: AtomicUsize,
+    windows: [AtomicUsize; 2],
+}
+
+impl Largest {
+    const WINDOW: usize = 64;
+
+    fn add(&self, bytes: usize) {
+        let at = self.loads.fetch_add(1, Ordering::Relaxed) / Largest::WINDOW;
+        if self.loads.load(Ordering::Relaxed) % Largest::WINDOW == 1 {
+            self.windows[at % 2].store(0, Ordering::Relaxed);
+        }
+        self.windows[at % 2].fetch_max(bytes, Ordering::Relaxed);
+    }
+
+    /// `None` before the first load.
+    fn get(&self) -> Option<usize> {
+        let [a, b] = &self.windows;
+        let largest = a.load(Ordering::Relaxed).max(b.load(Ordering::Relaxed));
+        (self.loads.load(Ordering::Relaxed) > 0).then_some(largest)
+    }
+}
+
+/// What a value is taken for before one has been loaded: by itself, and among many keys.
+const UNKNOWN_BYTES: usize = MAX_VALUE_BYTES;
+const UNKNOWN_AMONG_MANY_BYTES: usize = 64 << 10;
 
 /// One flight before its landing.
 #[derive(Debug)]
@@ -61,17 +97,33 @@ struct Load {
 }
 
 impl Loads {
-    pub(super) fn new(policy: &Policy) -> Self {
+    pub(super) fn new(policy: &Policy, budget: Arc<Budget>) -> Self {
         Loads {
             queue: Mutex::default(),
             turns: Semaphore::new(policy.max_loads),
             breaker: policy.breaker.then(|| Mutex::new(Breaker::new(policy.max_loads, Instant::now()))),
+            budget,
+            largest: Largest::default(),
+            took_us: AtomicU64::new(0),
             refresh_after: Mutex::new(None),
         }
     }
 
     pub(super) fn position(&self) -> Position {
         self.breaker.as_ref().map_or(Position::Closed, |breaker| breaker.lock().position())
+    }
+
+    /// The largest value that was loaded lately; zero before the first.
+    pub(super) fn largest(&self) -> usize {
+        self.largest.get().unwrap_or(0)
+    }
+
+    /// Takes down how long a load took.
+    fn took(&self, took: Duration) {
+        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1);
+        let average = self.took_us.load(Ordering::Relaxed);
+        let next = if average == 0 { took } else { average - average / 8 + took / 8 };
+        self.took_us.store(next, Ordering::Relaxed);
     }
 
     /// Whether an entry that is fresh still may be loaded again: not just after a failure.
@@ -95,24 +147,41 @@ impl Loads {
 }
 
 impl Cache {
-    /// Puts a flight into the queue.
-    pub(super) fn queue(&self, pilot: Pilot, get: Get) {
-        self.loads.queue.lock().loads.push_back(Load { pilot, get, deadline: None });
+    /// Puts a flight into the queue, for whoever has caused it.
+    pub(super) fn queue(&self, pilot: Pilot, get: Get, caller: usize) {
+        self.loads.queue.lock().begun.push((caller, Load { pilot, get, deadline: None }));
+    }
+
+    /// Why a load of this caller's that begins now would not be done in time, where that is so: by what is ahead of it, and how long
+    /// loads have been taking.
+    pub(super) fn would_be_late(&self, get: &Get, caller: usize, now: Instant) -> Option<Failure> {
+        let ahead = {
+            let queue = self.loads.queue.lock();
+            queue.launched.ahead_of(caller) + queue.begun.len()
+        };
+        let at_once = self.policy.max_loads.saturating_mul(self.loader.most_keys());
+        if ahead < at_once {
+            return None;
+        }
+        let took = Duration::from_micros(self.loads.took_us.load(Ordering::Relaxed));
+        let wait = took.saturating_mul(u32::try_from(ahead / at_once).unwrap_or(u32::MAX));
+        let most = get.deadline.map_or(self.policy.load_timeout, |deadline| {
+            self.policy.load_timeout.min(deadline.saturating_duration_since(now))
+        });
+        (wait > most).then(|| self.overloaded(&format!("{ahead} loads are ahead, about {wait:.0?} of them")))
     }
 
     /// Has all that is queued loaded, each in its turn.
     pub(crate) fn launch(self: &Arc<Self>) {
         let mut queue = self.loads.queue.lock();
-        let (launched, most) = (queue.launched, self.loader.most_keys());
-        let turns = queue.loads.len().div_ceil(most);
-        if launched == queue.loads.len() && queue.turns >= turns {
-            return;
-        }
+        let most = self.loader.most_keys();
         let deadline = Instant::now() + self.policy.load_timeout;
-        queue.loads.range_mut(launched..).for_each(|load| load.deadline = Some(deadline));
-        queue.launched = queue.loads.len();
-        for turn in queue.turns..turns {
-            let deadline = queue.loads[turn * most].deadline.unwrap_or(deadline);
+        for (caller, mut load) in std::mem::take(&mut queue.begun) {
+            load.deadline = Some(deadline);
+            queue.launched.push(caller, load);
+        }
+        let turns = queue.launched.len().div_ceil(most);
+        for _ in queue.turns..turns {
             self.spawn(self.clone().take_turn(deadline));
         }
         queue.turns = queue.turns.max(turns);
@@ -126,19 +195,24 @@ impl Cache {
 
     /// Waits for a turn and uses it.
     async fn take_turn(self: Arc<Self>, deadline: Instant) {
-        let turn = timeout_at(deadline, self.loads.turns.acquire()).await;
+        let turn = async {
+            let turn = self.loads.turns.acquire().await;
+            // So that what is loaded at the same time has room: as far as is known how large it is.
+            let queued = self.loads.queue.lock().launched.len().max(1);
+            let most = self.keys_at_once().min(queued);
+            let held = self.loads.budget.take(most.saturating_mul(self.expected_bytes())).await;
+            (turn, most, held)
+        };
+        let turn = timeout_at(deadline, turn).await;
         let now = Instant::now();
         let loads: Vec<Load> = {
             let mut queue = self.loads.queue.lock();
             queue.turns = queue.turns.saturating_sub(1);
-            let most = queue.launched.min(self.loader.most_keys());
             let is_due = |load: &Load| load.deadline.is_some_and(|deadline| deadline <= now);
-            let taken = match turn {
-                Ok(_) => most,
-                Err(_) => queue.loads.iter().take(queue.launched).take_while(|load| is_due(load)).count(),
-            };
-            queue.launched -= taken;
-            queue.loads.drain(..taken).collect()
+            match &turn {
+                Ok((_, most, _)) => std::iter::from_fn(|| queue.launched.pop()).take(*most).collect(),
+                Err(_) => queue.launched.take_due(is_due),
+            }
         };
         if turn.is_err() {
             let (most, limit) = (self.policy.max_loads, self.policy.load_timeout);
@@ -147,7 +221,25 @@ impl Cache {
             loads.into_iter().for_each(|load| self.land(load.pilot, &load.get, Err(failure.clone())));
             return self.launch();
         }
+        // Some may have been left for want of room.
+        self.launch();
         self.load_all(loads).await;
+    }
+
+    /// How many keys one turn loads.
+    fn keys_at_once(&self) -> usize {
+        let most = self.loader.most_keys();
+        if most == 1 {
+            return 1;
+        }
+        // A quarter of what there is room for.
+        (self.loads.budget.most() / 4 / self.expected_bytes().max(1)).clamp(1, most)
+    }
+
+    /// How large the next value is taken for.
+    fn expected_bytes(&self) -> usize {
+        let unknown = if self.loader.most_keys() == 1 { UNKNOWN_BYTES } else { UNKNOWN_AMONG_MANY_BYTES };
+        self.loads.largest.get().unwrap_or(unknown)
     }
 
     async fn load_all(&self, mut loads: Vec<Load>) {
@@ -168,7 +260,15 @@ impl Cache {
         let traceparent = traced.and_then(|trace| std::str::from_utf8(trace).ok()).map(str::to_owned);
         let keys: Vec<Bytes> = loads.iter().map(|load| load.get.key.clone()).collect();
         let Origin { found, has_failed } = self.load(keys, traceparent, deadline).await;
-        self.metrics.loaded(found.len(), begun.elapsed());
+        let took = begun.elapsed();
+        self.metrics.loaded(found.len(), took);
+        self.loads.took(took);
+        found.iter().for_each(|found| {
+            self.loads.largest.add(match found {
+                Ok(Loaded::Found { value, .. }) => value.len(),
+                _ => 0,
+            })
+        });
         let failures = found.iter().filter(|found| found.is_err()).count();
         self.metrics.load_failures.fetch_add(failures as u64, Ordering::Relaxed);
         self.loads.record(epoch, !has_failed);
@@ -182,14 +282,14 @@ impl Cache {
     fn land_restored(&self, load: Load) -> Option<Load> {
         match self.fresh(&load.get, Instant::now()) {
             Some(entry) => {
-                load.pilot.land(Ok(entry), |_| {});
+                load.pilot.land(Ok(entry), |_| None);
                 None
             }
             None => Some(load),
         }
     }
 
-    fn land(&self, pilot: Pilot, get: &Get, landed: Landed) {
+    pub(super) fn land(&self, pilot: Pilot, get: &Get, landed: Landed) {
         pilot.land(landed, |entry| self.keep(&get.key, entry));
     }
 
@@ -244,7 +344,7 @@ impl Cache {
         };
         let ttl = self.jittered(self.bounded(ttl, get.origin));
         let expires = loaded + self.kept_for(ttl, get.origin, value.is_some());
-        Ok(Entry { value, loaded, expires, stamp: get.ring_version, origin: get.origin })
+        Ok(Entry { value, loaded, expires, stamp: get.stamp, origin: get.origin })
     }
 }
 

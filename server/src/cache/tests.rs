@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use peanut_proto::limits::MAX_VALUE_BYTES;
 use tokio::sync::Notify;
+use tokio::time::sleep;
 
 use super::*;
 use crate::loader::{Loaded, LoaderError, loader_fn};
@@ -12,7 +13,7 @@ fn get(key: &str) -> Get {
     Get {
         key: Bytes::copy_from_slice(key.as_bytes()),
         on_miss: OnMiss::Load,
-        ring_version: 1,
+        stamp: 1,
         owned_since: 1,
         origin: Origin::Owner,
         token: 0,
@@ -24,13 +25,13 @@ fn get(key: &str) -> Get {
 
 /// Begins a get, and whatever load it needs, without waiting for it.
 fn begin(cache: &Arc<Cache>, get: &Get) -> Begun {
-    let begun = cache.begin(get, Instant::now()).unwrap();
+    let begun = cache.begin_alone(get, Instant::now()).unwrap();
     cache.launch();
     begun
 }
 
 async fn ask(cache: &Arc<Cache>, get: Get) -> Result<Answer, Failure> {
-    cache.begin(&get, Instant::now())?.answer().await
+    cache.begin_alone(&get, Instant::now())?.answer().await
 }
 
 /// A group whose loader counts its calls and behaves as the key's first letter says: `m`issing, `e`rror,
@@ -58,7 +59,7 @@ fn fixture(adjust: impl FnOnce(Group) -> Group) -> (Arc<Cache>, Arc<AtomicUsize>
         }
     });
     let group = adjust(Group::new("g", loader).ttl_jitter(0.0));
-    (Arc::new(Cache::new(group)), loads, gate)
+    (Arc::new(Cache::alone(group)), loads, gate)
 }
 
 #[tokio::test(start_paused = true)]
@@ -141,21 +142,90 @@ async fn a_load_that_outlives_its_time_frees_the_key() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn loads_are_bounded_and_so_is_the_queue_for_them() {
+async fn loads_are_bounded_and_what_would_come_too_late_is_refused_at_once() {
     let (cache, loads, _) = fixture(|g| g.max_loads(2).load_timeout(Duration::from_secs(100)));
-    let limit = 2 * (1 + WAITING_PER_LOAD);
-    let mut waiting = Vec::new();
-    for n in 0..limit {
-        waiting.push(begin(&cache, &get(&format!("b{n}"))));
-    }
-    let refused = cache.begin(&get("one more"), Instant::now()).unwrap_err();
-    assert_eq!(refused.code, ErrorCode::Overloaded);
+    let mut waiting: Vec<_> = (0..100).map(|n| begin(&cache, &get(&format!("b{n}")))).collect();
     sleep(Duration::from_secs(1)).await;
     assert_eq!(loads.load(Ordering::SeqCst), 2);
     sleep(Duration::from_secs(60)).await;
     assert_eq!(loads.load(Ordering::SeqCst), 4);
+    // By now it is known how long loads take.
+    let refused = cache.begin_alone(&get("one more"), Instant::now()).unwrap_err();
+    assert_eq!(refused.code, ErrorCode::Overloaded);
+    assert_eq!(cache.flights.in_progress(), 98, "it has left nothing behind");
     let last = waiting.pop().unwrap().answer().await.unwrap_err();
     assert_eq!(last.code, ErrorCode::Overloaded, "its loader was never asked");
+    assert_eq!(ask(&cache, get("at last")).await.unwrap().outcome, Outcome::Loaded, "the queue is empty");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_with_many_loads_does_not_keep_another_waiting() {
+    let (cache, loads, _) = fixture(|g| g.max_loads(1).load_timeout(Duration::from_secs(1000)));
+    let budgets = crate::budget::Budgets::new();
+    let (greedy, other) = (budgets.account(), budgets.account());
+    let _many: Vec<_> =
+        (0..1000).map(|n| cache.begin(&get(&format!("b{n}")), &greedy, Instant::now()).unwrap()).collect();
+    cache.launch();
+    sleep(Duration::from_secs(1)).await;
+    let one = cache.begin(&get("one"), &other, Instant::now()).unwrap();
+    assert_eq!(one.answer().await.unwrap().value, "3", "after the one that was running, and one more");
+    assert!(loads.load(Ordering::SeqCst) <= 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_is_bounded_by_bytes_for_each_connection() {
+    let (cache, _, gate) = fixture(|g| g.max_loads(100_000));
+    let budgets = crate::budget::Budgets::new();
+    let (greedy, other) = (budgets.account(), budgets.account());
+    let key = |n: usize| format!("g{n:0>1000}");
+    let mut waiting = Vec::new();
+    let refused = loop {
+        match cache.begin(&get(&key(waiting.len())), &greedy, Instant::now()) {
+            Ok(begun) => waiting.push(begun),
+            Err(failure) => break failure,
+        }
+    };
+    assert_eq!(refused.code, ErrorCode::Overloaded);
+    let most = crate::budget::Budgets::CONNECTION_OPERATIONS / (1001 + OPERATION_BYTES);
+    assert_eq!(waiting.len(), most);
+    assert!(cache.begin(&get(&key(most + 1)), &other, Instant::now()).is_ok(), "nobody else suffers");
+    drop(waiting);
+    assert_eq!(greedy.operations.used(), 0);
+    gate.notify_waiters();
+}
+
+#[tokio::test(start_paused = true)]
+async fn large_values_are_loaded_and_waited_for_a_few_at_a_time() {
+    let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let loader = loader_fn({
+        let (running, most) = (running.clone(), most.clone());
+        move |_| {
+            let (running, most) = (running.clone(), most.clone());
+            async move {
+                most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                sleep(Duration::from_millis(10)).await;
+                running.fetch_sub(1, Ordering::SeqCst);
+                Ok(Loaded::found(vec![0; MAX_VALUE_BYTES]))
+            }
+        }
+    });
+    let group = Group::new("g", loader).max_loads(1000).load_timeout(Duration::from_secs(60));
+    let cache = Arc::new(Cache::alone(group));
+    let account = crate::budget::Budgets::new().account();
+    let mut callers = JoinSet::new();
+    for n in 0..100 {
+        let (cache, account) = (cache.clone(), account.clone());
+        callers.spawn(async move {
+            let begun = cache.begin(&get(&format!("{n}")), &account, Instant::now())?;
+            begun.answer().await
+        });
+    }
+    while let Some(answer) = callers.join_next().await {
+        assert_eq!(answer.unwrap().unwrap().value.len(), MAX_VALUE_BYTES);
+    }
+    let bound = crate::budget::Budgets::LOADING / 2 / MAX_VALUE_BYTES;
+    assert!(most.load(Ordering::SeqCst) <= bound, "{most:?} at once, where {bound} have room");
+    assert_eq!((account.values.used(), account.operations.used()), (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -177,14 +247,14 @@ async fn a_poisoned_flight_answers_those_who_wait_and_stores_nothing() {
 async fn a_flight_from_before_the_node_owned_the_key_is_not_joined() {
     let (cache, _, gate) = fixture(|g| g);
     let old = begin(&cache, &get("gated"));
-    let new = begin(&cache, &Get { ring_version: 5, owned_since: 5, ..get("gated") });
+    let new = begin(&cache, &Get { stamp: 5, owned_since: 5, ..get("gated") });
     tokio::task::yield_now().await;
     gate.notify_waiters();
     assert_eq!(
         (old.answer().await.unwrap().value, new.answer().await.unwrap().value),
         ("1".into(), "2".into())
     );
-    let seen = ask(&cache, Get { ring_version: 5, owned_since: 5, ..get("gated") }).await.unwrap();
+    let seen = ask(&cache, Get { stamp: 5, owned_since: 5, ..get("gated") }).await.unwrap();
     assert_eq!((seen.outcome, &*seen.value), (Outcome::Hit, &b"2"[..]));
 }
 
@@ -195,6 +265,159 @@ async fn what_is_loaded_in_anothers_place_lives_for_the_failover_ttl() {
     assert_eq!(ask(&cache, failover.clone()).await.unwrap().ttl.as_secs(), 7);
     assert_eq!(ask(&cache, failover).await.unwrap().outcome, Outcome::Hit);
     assert_eq!(ask(&cache, get("k")).await.unwrap().outcome, Outcome::Loaded, "as an owner it loads anew");
+    let failover = Get { origin: Origin::Failover, ..get("k") };
+    assert_eq!(ask(&cache, failover).await.unwrap().outcome, Outcome::Hit, "and neither replaces the other");
+    assert_eq!(ask(&cache, get("k")).await.unwrap().outcome, Outcome::Hit);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_reader_says_removes_nothing_where_there_is_no_loader() {
+    let cache = Arc::new(Cache::alone(Group::without_loader("g")));
+    let set = Set {
+        key: get("k").key,
+        fetched: Fetched::Value("v".into()),
+        ttl: None,
+        stamp: 5,
+        origin: Origin::Owner,
+        token: 0,
+    };
+    let _ = cache.set(set, Instant::now()).unwrap();
+    let denied = || Err(Failure::new(ErrorCode::PermissionDenied, "no"));
+    let read = |owned_since, origin| Get { stamp: 9, owned_since, origin, may_fill: denied(), ..get("k") };
+    assert_eq!(ask(&cache, read(9, Origin::Owner)).await.unwrap().outcome, Outcome::NotFound);
+    let failure = ask(&cache, read(0, Origin::Failover)).await.unwrap_err();
+    assert_eq!(failure.code, ErrorCode::NoLoader, "it cannot tell whether there is such a key");
+    assert_eq!(ask(&cache, read(5, Origin::Owner)).await.unwrap().outcome, Outcome::Hit);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_has_one_load_whatever_is_said_of_rings() {
+    let (cache, loads, gate) = fixture(|g| g);
+    let callers: Vec<_> =
+        (0..100).map(|n| begin(&cache, &Get { stamp: 100, owned_since: n, ..get("gated") })).collect();
+    tokio::task::yield_now().await;
+    gate.notify_waiters();
+    for caller in callers {
+        assert_eq!(caller.answer().await.unwrap().value, "1");
+    }
+    assert_eq!(loads.load(Ordering::SeqCst), 1);
+}
+
+/// The token of a lease.
+async fn leased(cache: &Arc<Cache>) -> Token {
+    let lease = ask(cache, Get { on_miss: OnMiss::Lease, ..get("k") }).await.unwrap();
+    assert_eq!(lease.outcome, Outcome::Fill);
+    lease.token
+}
+
+fn fill(cache: &Arc<Cache>, token: Token, value: &'static str) -> Outcome {
+    let set = Set {
+        key: get("k").key,
+        fetched: Fetched::Value(value.into()),
+        ttl: None,
+        stamp: 1,
+        origin: Origin::Owner,
+        token,
+    };
+    match cache.set(set, Instant::now()).unwrap() {
+        Begun::Answered(answer) => answer.outcome,
+        Begun::Waiting(_) => panic!("nothing is waited for"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_value_is_stored_and_answers_whoever_waits_unless_the_key_was_written() {
+    let limit = Duration::from_secs(5);
+    let cache = Arc::new(Cache::alone(Group::without_loader("g").load_timeout(limit)));
+    let first = leased(&cache).await;
+    tokio::time::advance(limit).await;
+    cache.sweep(0.0);
+    let second = leased(&cache).await;
+    assert_ne!(first, second);
+    let waiting = begin(&cache, &get("k"));
+    assert_eq!(fill(&cache, first, "of the first"), Outcome::Done);
+    assert_eq!(waiting.answer().await.unwrap().value, "of the first");
+    assert_eq!(ask(&cache, get("k")).await.unwrap().value, "of the first");
+    assert_eq!(fill(&cache, second, "of the second"), Outcome::Done, "it is no older");
+    assert_eq!(fill(&cache, first, "again"), Outcome::Refused, "a token is good once");
+
+    let _ = cache.delete(&get("k").key).unwrap();
+    let late = leased(&cache).await;
+    tokio::time::advance(limit).await;
+    cache.sweep(0.0);
+    let _ = cache.delete(&get("k").key).unwrap();
+    assert_eq!(fill(&cache, late, "old"), Outcome::Refused);
+    assert_eq!(ask(&cache, get("k")).await.unwrap().outcome, Outcome::NotFound);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_stopped_waiting_is_given_no_lease() {
+    let cache = Arc::new(Cache::alone(Group::without_loader("g")));
+    let token = leased(&cache).await;
+    let lease = |seconds| {
+        let deadline = Some(Instant::now() + Duration::from_secs(seconds));
+        begin(&cache, &Get { on_miss: OnMiss::Lease, deadline, ..get("k") })
+    };
+    let (gone, patient) = (lease(1), lease(100));
+    tokio::time::advance(Duration::from_secs(2)).await;
+    let _ = cache.release(token);
+    assert_eq!(gone.answer().await.unwrap_err().code, ErrorCode::DeadlinePassed);
+    assert_eq!(patient.answer().await.unwrap().outcome, Outcome::Fill);
+}
+
+#[tokio::test(start_paused = true)]
+async fn leases_that_are_written_away_are_bounded_and_do_not_stay() {
+    let cache = Arc::new(Cache::alone(Group::without_loader("g").load_timeout(Duration::from_secs(5))));
+    let account = crate::budget::Budgets::new().account();
+    let lease = Get { on_miss: OnMiss::Lease, ..get("k") };
+    let mut leases = 0;
+    while cache.begin(&lease, &account, Instant::now()).is_ok() {
+        leases += 1;
+        let _ = cache.delete(&lease.key).unwrap();
+    }
+    assert_eq!(leases, crate::budget::Budgets::CONNECTION_OPERATIONS / (1 + OPERATION_BYTES));
+    tokio::time::advance(Duration::from_secs(5)).await;
+    cache.sweep(0.0);
+    assert_eq!(account.operations.used(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_generation_that_a_caller_says_outdates_no_later_clear() {
+    let (cache, _, _) = fixture(|g| g);
+    for generation in [u64::from(u32::MAX), u64::MAX, 7, 0] {
+        ask(&cache, get("k")).await.unwrap();
+        let _ = cache.clear(generation);
+        assert_eq!(cache.entries().len(), 0);
+    }
+    ask(&cache, get("k")).await.unwrap();
+    let _ = cache.clear_to(2);
+    assert_eq!((cache.entries().len(), cache.generation()), (0, 2));
+    ask(&cache, get("k")).await.unwrap();
+    let _ = (cache.clear_to(2), cache.clear(2), cache.clear(1));
+    assert_eq!(cache.entries().len(), 1, "it has been done");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_value_that_is_too_large_to_be_kept_is_counted_and_set_says_so() {
+    let loader = loader_fn(|_| async { Ok(Loaded::found(vec![0; 20_000])) });
+    let cache = Arc::new(Cache::alone(Group::new("g", loader).capacity_bytes(10_000)));
+    for _ in 0..2 {
+        assert_eq!(ask(&cache, get("k")).await.unwrap().outcome, Outcome::Loaded);
+    }
+    let set = |length| Set {
+        key: get("k").key,
+        fetched: Fetched::Value(vec![0; length].into()),
+        ttl: None,
+        stamp: 1,
+        origin: Origin::Owner,
+        token: 0,
+    };
+    let _ = cache.set(set(100), Instant::now()).unwrap();
+    assert_eq!(ask(&cache, get("k")).await.unwrap().outcome, Outcome::Hit);
+    let failure = cache.set(set(20_000), Instant::now()).unwrap_err();
+    assert_eq!(failure.code, ErrorCode::ValueTooLarge);
+    assert_eq!(ask(&cache, get("k")).await.unwrap().outcome, Outcome::Loaded, "what was there is gone");
+    assert_eq!(cache.metrics.too_large.load(Ordering::SeqCst), 4);
 }
 
 #[tokio::test(start_paused = true)]
@@ -211,7 +434,7 @@ async fn peeking_never_loads_and_zero_ttl_is_never_kept() {
 #[tokio::test]
 async fn keys_and_values_over_their_limits_are_refused_by_name() {
     let group = Group::new("g", loader_fn(|_| async { Ok(Loaded::found(vec![0; MAX_VALUE_BYTES + 1])) }));
-    let cache = Arc::new(Cache::new(group));
+    let cache = Arc::new(Cache::alone(group));
     let failure = ask(&cache, get("big")).await.unwrap_err();
     assert_eq!(failure.code, ErrorCode::ValueTooLarge);
     assert!(failure.message.contains("8388608"), "{}", failure.message);

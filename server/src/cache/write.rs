@@ -20,7 +20,7 @@ use crate::error::Failure;
 use crate::flight::{Fill, Token};
 use crate::persistence::WriteNumber;
 use crate::segment::key_hash;
-use crate::store::{Entry, Origin};
+use crate::store::{Entry, Origin, Value};
 
 /// A set, as any service hands it in.
 #[derive(Clone, Debug)]
@@ -29,7 +29,8 @@ pub(crate) struct Set {
     pub(crate) fetched: Fetched,
     /// `None`: the group's.
     pub(crate) ttl: Option<Duration>,
-    pub(crate) ring_version: u64,
+    /// Version of the ring that chose this node, as far as the node knows it.
+    pub(crate) stamp: u64,
     pub(crate) origin: Origin,
     /// The token under which it was fetched; 0: none.
     pub(crate) token: Token,
@@ -63,19 +64,24 @@ impl Cache {
         if let Err(why) = check_key(&set.key) {
             return refuse(why);
         }
+        // Copies: what is kept keeps nothing of the frame that it came in.
+        let key = Bytes::copy_from_slice(&set.key);
         let (value, ttl) = match set.fetched {
             Fetched::Value(value) if value.len() > MAX_VALUE_BYTES => {
                 let why = format!("the value has {} bytes; the limit is {MAX_VALUE_BYTES}", value.len());
                 return Err(Failure::new(ErrorCode::ValueTooLarge, why));
             }
-            Fetched::Value(value) => (Some(value.into()), self.policy.ttl),
+            Fetched::Value(value) if !self.store.fits(&key, value.len()) && set.token == 0 => {
+                return Err(self.forget_instead(&key, value.len()));
+            }
+            Fetched::Value(value) => (Some(Bytes::copy_from_slice(&value).into()), self.policy.ttl),
             Fetched::NotFound => (None, self.policy.negative_ttl),
             Fetched::Failed(_) if set.token == 0 => {
                 return refuse("only the holder of a fill token can say that a load has failed".to_owned());
             }
             Fetched::Failed(message) => {
                 let failed = Err(Failure::new(ErrorCode::LoaderFailed, message));
-                let fill = self.flights.fill(&set.key, set.token, |_, _| failed, |_| {});
+                let fill = self.flights.fill(&key, set.token, |_, _| failed, |_| None);
                 return Ok(Begun::Answered(self.filled(fill)));
             }
         };
@@ -86,37 +92,70 @@ impl Cache {
         };
         if set.token != 0 {
             let landed = |stamp, origin| Ok(entry(stamp, origin));
-            let fill = self.flights.fill(&set.key, set.token, landed, |entry| self.keep(&set.key, entry));
+            let fill = self.flights.fill(&key, set.token, landed, |entry| self.keep(&key, entry));
             return Ok(Begun::Answered(self.filled(fill)));
         }
-        let entry = entry(set.ring_version, set.origin);
+        let entry = entry(set.stamp, set.origin);
         self.metrics.sets.fetch_add(1, Ordering::Relaxed);
-        let number = self.flights.write(&set.key, || {
-            self.outdate(Some(&set.key));
-            self.store_set(&set.key, &entry)
+        let number = self.flights.write(&key, || {
+            self.outdate(Some(&key));
+            self.store_set(&key, &entry)
         });
         Ok(self.done(number))
+    }
+
+    /// Forgets a key whose new value is too large to be kept, and says so.
+    fn forget_instead(&self, key: &Bytes, length: usize) -> Failure {
+        self.flights.write(key, || self.remove(key));
+        self.is_too_large(key, length);
+        let why = format!(
+            "the value has {length} bytes, more than group `{}` keeps; the key is forgotten",
+            self.group
+        );
+        Failure::new(ErrorCode::ValueTooLarge, why)
+    }
+
+    /// Counts a value that is too large to be kept; the first time it is said.
+    fn is_too_large(&self, key: &[u8], length: usize) {
+        self.metrics.too_large.fetch_add(1, Ordering::Relaxed);
+        if !self.is_told_of_large.swap(true, Ordering::Relaxed) {
+            let (group, key) = (&*self.group, String::from_utf8_lossy(key));
+            tracing::warn!(group, %key, length, "a value is larger than the group keeps, so that every get loads it; raise `capacity`");
+        }
+    }
+
+    fn remove(&self, key: &Bytes) -> Option<WriteNumber> {
+        self.outdate(Some(key));
+        self.store.remove(key);
+        self.journal().map(|journal| journal.removed(key))
     }
 
     /// Forgets a key.
     pub(crate) fn delete(self: &Arc<Self>, key: &Bytes) -> Result<Begun, Failure> {
         check_key(key).map_err(|why| Failure::new(ErrorCode::InvalidRequest, why))?;
         self.metrics.deletes.fetch_add(1, Ordering::Relaxed);
-        let number = self.flights.write(key, || {
-            self.outdate(Some(key));
-            self.store.remove(key);
-            self.journal().map(|journal| journal.removed(key))
-        });
+        let key = Bytes::copy_from_slice(key);
+        let number = self.flights.write(&key, || self.remove(&key));
         Ok(self.done(number))
     }
 
-    /// Forgets all keys. With a `generation` only if it has not been cleared that often yet; 0 clears whatever it is.
+    /// Forgets all keys, as a client asks for it. What it says of the `generation` that the registry has now is believed only where
+    /// the node knows as much already: then there is nothing to do.
     pub(crate) fn clear(self: &Arc<Self>, generation: u64) -> Begun {
+        if generation != 0 && generation <= self.generation() {
+            return self.done(None);
+        }
+        self.clear_where(|_| true)
+    }
+
+    /// Forgets all keys where the registry says that the group has been cleared more often than is known here.
+    pub(crate) fn clear_to(self: &Arc<Self>, generation: u64) -> Begun {
+        self.clear_where(|cache| cache.generation.fetch_max(generation, Ordering::Relaxed) < generation)
+    }
+
+    fn clear_where(self: &Arc<Self>, is_due: impl FnOnce(&Cache) -> bool) -> Begun {
         let cleared = self.flights.write_all(|| {
-            // Far fewer clears than that come to pass.
-            let generation = generation as u32;
-            let known = self.generation.fetch_max(generation, Ordering::Relaxed);
-            if generation != 0 && generation <= known {
+            if !is_due(self) {
                 return None;
             }
             self.outdate(None);
@@ -141,53 +180,69 @@ impl Cache {
     }
 
     /// How many times the group has been cleared, as far as is known.
-    pub(crate) fn generation(&self) -> u32 {
+    pub(crate) fn generation(&self) -> u64 {
         self.generation.load(Ordering::Relaxed)
     }
 
-    /// Gives a lease up whose client has gone.
+    /// Gives up a lease whose client has gone, or brings nothing.
     pub(crate) fn void(&self, token: Token) {
         self.flights.void(token);
     }
 
-    /// Stores what was loaded, with the lock of the flights held.
-    pub(super) fn keep(&self, key: &Bytes, entry: &Entry) {
+    /// Whether a lease stands.
+    pub(crate) fn is_leased(&self, token: Token) -> bool {
+        self.flights.is_leased(token)
+    }
+
+    /// What a client that gives up its lease is answered.
+    pub(crate) fn release(self: &Arc<Self>, token: Token) -> Begun {
+        self.void(token);
+        self.done(None)
+    }
+
+    /// Stores what was loaded, with the lock of the flights held, and gives the value as it is stored.
+    pub(super) fn keep(&self, key: &Bytes, entry: &Entry) -> Option<Value> {
+        let length = entry.value.as_ref().map_or(0, |value| value.len());
+        if !self.store.fits(key, length) {
+            self.is_too_large(key, length);
+        }
         if entry.expires > entry.loaded {
             return self.store_loaded(key, entry);
         }
         // It was refreshed, and is to be kept no longer.
-        if self.store.remove(key)
-            && let Some(journal) = self.journal()
+        if self.store.remove_of(key, entry.origin)
+            && let Some(journal) = self.journal().filter(|_| entry.origin == Origin::Owner)
         {
             journal.removed(key);
         }
+        None
     }
 
-    pub(crate) fn store_loaded(&self, key: &Bytes, entry: &Entry) {
-        match self.journal() {
-            None => self.store.insert(key, entry),
-            Some(journal) => {
-                let evicted = self.insert(key, entry);
-                journal.loaded(key, entry, &evicted);
-            }
+    pub(crate) fn store_loaded(&self, key: &Bytes, entry: &Entry) -> Option<Value> {
+        let (stored, evicted) = self.insert(key, entry);
+        if let Some(journal) = self.journal() {
+            journal.loaded(key, entry, &evicted);
         }
+        stored
     }
 
     fn store_set(&self, key: &Bytes, entry: &Entry) -> Option<WriteNumber> {
-        let evicted = if entry.expires > entry.loaded {
-            self.insert(key, entry)
-        } else {
-            self.store.remove(key);
-            SmallVec::new()
-        };
+        // Whatever the node holds the key for, it is outdated.
+        self.store.remove(key);
+        let evicted = if entry.expires > entry.loaded { self.insert(key, entry).1 } else { SmallVec::new() };
         self.journal().map(|journal| journal.set(key, entry, &evicted))
     }
 
-    /// Inserts, and gives the hashes of the keys that have left.
-    fn insert(&self, key: &Bytes, entry: &Entry) -> SmallVec<[u64; 4]> {
+    /// Inserts, and gives the value as it is stored, and the hashes of the keys that have left.
+    fn insert(&self, key: &Bytes, entry: &Entry) -> (Option<Value>, SmallVec<[u64; 4]>) {
         let mut evicted = SmallVec::new();
-        self.store.insert_telling(key, entry, |key| evicted.push(key_hash(key)));
-        evicted
+        let has_journal = self.journal().is_some();
+        let stored = self.store.insert_telling(key, entry, |key| {
+            if has_journal {
+                evicted.push(key_hash(key));
+            }
+        });
+        (stored, evicted)
     }
 
     fn outdate(&self, key: Option<&[u8]>) {

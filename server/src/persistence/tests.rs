@@ -67,7 +67,7 @@ impl Life {
 
     fn with(folder: &TempDir, check: Check, capacity_bytes: usize, disk_bytes: u64) -> Self {
         let group = Group::new("g", StaticLoader::default()).capacity_bytes(capacity_bytes).max_ttl(HOUR);
-        let cache = Arc::new(Cache::new(group));
+        let cache = Arc::new(Cache::alone(group));
         let (directory, found) = take(folder.path(), BOOT).unwrap();
         let directory = Arc::new(directory);
         let journal = Arc::new(Journal::new(Duration::from_secs(1), Instant::now()));
@@ -120,7 +120,7 @@ impl Life {
     }
 
     fn value(&self, key: &str) -> Option<String> {
-        let entry = self.cache.entries().peek(key.as_bytes(), Instant::now())?;
+        let entry = self.cache.entries().peek(key.as_bytes(), Origin::Owner, Instant::now())?;
         Some(String::from_utf8(entry.value?.to_vec()).unwrap())
     }
 }
@@ -210,7 +210,7 @@ fn entries_come_back_as_they_were_after_a_stop_and_after_a_kill() {
         assert!((598..601).contains(&(tom.expires - now).as_secs()));
         assert_eq!(tom.stamp, 8);
         assert!(life.cache.entries().get(b"Jack", Origin::Owner, 0, now).unwrap().value.is_none());
-        assert!(life.cache.entries().peek(b"elsewhere", now).is_none());
+        assert!(life.cache.entries().peek(b"elsewhere", Origin::Owner, now).is_none());
     }
 }
 
@@ -310,7 +310,7 @@ fn foreign_empty_and_future_files_cost_nothing_but_themselves() {
     let future = {
         let mut bytes = Vec::new();
         header().write(&mut bytes);
-        bytes[8] = 2;
+        bytes[8] = 3;
         bytes
     };
     for content in [&b""[..], b"not one of ours, though its name is", &future] {

@@ -19,7 +19,7 @@ use super::directory::{Directory, Kind, Segment};
 use super::journal::{Change, Journal};
 use crate::cache::Cache;
 use crate::segment::{Content, HEADER_BYTES, Hashes, Header, Record, key_hash};
-use crate::store::Entry;
+use crate::store::{Entry, Origin};
 use peanut_proto::clock::wall_clock_ms;
 
 /// A segment that has so many bytes is sealed, unless an eighth of what the group may have is less.
@@ -316,7 +316,9 @@ impl Writer {
         let Ok((_, records)) = Header::read(&bytes) else { return Ok(()) };
         let now = Now::read();
         for record in records.flatten() {
-            let Some(entry) = self.cache.entries().peek(record.key, now.monotonic) else { continue };
+            let Some(entry) = self.cache.entries().peek(record.key, Origin::Owner, now.monotonic) else {
+                continue;
+            };
             let is_of_this_record = now.wall_ms(entry.loaded) <= record.loaded_ms + SAME_LOAD_MS;
             if is_of_this_record && self.journal.is_worth_writing(&entry, now.monotonic) {
                 self.append_entry(Kind::Loads, record.key, &entry, now)?;

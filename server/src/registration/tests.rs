@@ -64,7 +64,7 @@ async fn nodes_join_stay_alive_and_say_goodbye_without_leaving() {
     let seen = view(&registry).await;
     assert_eq!((seen.ring.version, seen.ring.members.len(), seen.live.len()), (2, 2, 2));
     assert_eq!(naming(&registry).await, ["peanutcache/a:1", "peanutcache/b:1"]);
-    assert_eq!(a.node.hear_of_ring(0), 2, "a node hears of new rings");
+    assert_eq!(a.node.ring().version(), 2, "a node hears of new rings");
 
     a.stop.cancel();
     a.task.await.unwrap();

@@ -40,7 +40,7 @@ impl Node {
             fleet: running.map(|running| running.fleet.clone()).unwrap_or_default(),
             build: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_ms: whole_ms(self.uptime()),
-            ring_version: self.hear_of_ring(0),
+            ring_version: self.ring().version(),
             lanes: read(&metrics.lanes),
             connections: door.connections() as u64,
             in_flight: read(&metrics.in_flight),
@@ -93,6 +93,7 @@ fn group(cache: &Cache, hot_keys: usize) -> GroupStatus {
         failover_gets: read(&metrics.failover_gets),
         fills: read(&metrics.fills),
         fills_refused: read(&metrics.fills_refused),
+        too_large: read(&metrics.too_large),
         hand_overs: read(&metrics.hand_overs),
         load_buckets: times.buckets.to_vec(),
     }

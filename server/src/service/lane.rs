@@ -2,8 +2,11 @@
 //!
 //! There is no task per operation and none between the frames: polling the stream of answers reads
 //! requests. Hits are written into the outgoing frame where they are found; misses board their flights and
-//! are written into a later frame. Values longer than a frame go in pieces between other answers. A client
-//! that does not read is not read from: flow control stops the polling.
+//! are written into a later frame. A frame of answers is closed at its size, wherever in a frame of requests that comes: the rest of
+//! the requests waits its turn. Values longer than a frame go in pieces between other answers. A client
+//! that does not read is not read from: flow control stops the polling, and so does what waits to be sent.
+//!
+//! What one poll does is bounded, and so is what a lane holds ([`crate::budget`]).
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
@@ -17,32 +20,39 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use peanut_proto::frame::{
-    AnswerFields, FRAME_BYTES, FrameError, Operation, RequestField, RequestFrame, ResponseFrame,
-    ResponseWriter,
+    AnswerFields, FRAME_BYTES, FrameError, Operation, RequestField, RequestFrame, RequestReader,
+    ResponseFrame, ResponseWriter,
 };
 use peanut_proto::limits::is_traceparent;
+use peanut_proto::membership::check_name;
 use peanut_proto::v1::operation::Kind;
 use peanut_proto::v1::{ErrorCode, OnMiss};
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
 use super::fence::Opening;
-use super::{Node, whole_ms};
+use super::{Node, ring_unknown, whole_ms};
+use crate::budget::{Account, Held, OPERATION_BYTES};
 use crate::cache::{Answer, Begun, Cache, Fetched, Get, Set};
 use crate::error::Failure;
 use crate::flight::Token;
 use crate::rights::Rights;
 use crate::store::Origin;
 
-/// Operations of one lane that may wait for flights, or for the rest of their values to be sent.
-const MAX_WAITING: usize = 16_384;
+/// Operations of one lane that may wait for flights: as many as a client has in flight to a node by default.
+const MAX_WAITING: usize = 65_536;
 /// Operations whose keys are looked for in memory together: few enough that all that was found is in the cache still.
 const AT_A_TIME: usize = 64;
-/// Groups that one lane may name.
-const MAX_GROUPS: usize = 4_096;
-/// Bytes of values that may wait to be sent on one lane, and on all lanes of the node.
-const MAX_LANE_BYTES: usize = 64 << 20;
-const MAX_NODE_BYTES: usize = 1 << 30;
+/// Fields that one poll reads; after them others have their turn.
+const FIELDS_PER_POLL: usize = 4_096;
+/// Groups that a lane may name beside those that the node has.
+const UNKNOWN_GROUPS: usize = 64;
+/// Bytes of values that wait to be sent on one lane from which on nothing more is begun on it.
+const MAX_LONG_BYTES: usize = 64 << 20;
+/// Lanes that one connection may have open.
+pub(super) const MAX_LANES: usize = 16;
+/// Leases from which on a lane looks for those that have ended.
+const MANY_LEASES: usize = 1_024;
 
 type Landed = (u32, Arc<Cache>, Result<Answer, Failure>);
 
@@ -56,21 +66,33 @@ pub(super) struct Answers {
     closing: bool,
     stopping: BoxFuture<'static, ()>,
     rights: Arc<Rights>,
+    account: Arc<Account>,
     /// By the client's number.
-    groups: Vec<Option<Result<Named, Failure>>>,
+    groups: HashMap<u32, Result<Named, Failure>>,
+    unknown_groups: usize,
     /// Which opening of which slot this is, where the client has said.
     opening: Option<Opening>,
     /// How often the node had woken when the lane was opened.
     wakes: u64,
     /// Fill tokens that this lane was given, with their groups, until their values come.
     leases: HashMap<Token, Arc<Cache>>,
+    many_leases: usize,
+    /// The ring that the client goes by.
     ring_version: u64,
     told_version: u64,
     waiting: FuturesUnordered<BoxFuture<'static, Landed>>,
     long: VecDeque<LongValue>,
     long_bytes: usize,
-    /// Operations of the frame that is being read.
-    read: Vec<Operation>,
+    /// An answer for whose value there is no room yet: nothing more is begun before it.
+    stalled: Option<(u32, Arc<Cache>, Answer)>,
+    /// What is left of the frame that is being read.
+    reading: Option<RequestReader>,
+    /// For how long its operations had waited when it was sent.
+    waited_ms: u32,
+    /// When it came.
+    came: Instant,
+    /// Operations that were read and have not begun.
+    read: VecDeque<Operation>,
     frame: ResponseWriter,
 }
 
@@ -86,17 +108,20 @@ struct Named {
 struct LongValue {
     id: u32,
     rest: Bytes,
+    _held: Option<Held>,
 }
 
 impl Answers {
     pub(super) fn new(
         node: Node,
         rights: Arc<Rights>,
+        account: Arc<Account>,
         wakes: u64,
         requests: Streaming<RequestFrame>,
     ) -> Self {
         let stopping = node.stopping().clone().cancelled_owned().boxed();
         node.metrics().lanes.fetch_add(1, Relaxed);
+        account.lanes.fetch_add(1, Relaxed);
         Answers {
             node,
             requests,
@@ -104,101 +129,162 @@ impl Answers {
             closing: false,
             stopping,
             rights,
-            groups: Vec::new(),
+            account,
+            groups: HashMap::new(),
+            unknown_groups: 0,
             opening: None,
             wakes,
             leases: HashMap::new(),
+            many_leases: MANY_LEASES,
             ring_version: 0,
             told_version: 0,
             waiting: FuturesUnordered::new(),
             long: VecDeque::new(),
             long_bytes: 0,
-            read: Vec::new(),
+            stalled: None,
+            reading: None,
+            waited_ms: 0,
+            came: Instant::now(),
+            read: VecDeque::new(),
             frame: ResponseWriter::default(),
         }
     }
 
-    /// Begins every operation of a frame; hits are answered at once.
-    fn take(&mut self, request: &RequestFrame) -> Result<(), FrameError> {
-        let now = Instant::now();
-        let mut waited_ms = 0;
-        // Deadlines shrink by the time that the frame has waited, wherever it says so.
-        for field in request.fields() {
-            if let RequestField::WaitedMs(ms) = field? {
-                waited_ms = ms;
+    /// Whether an answer more may be made now.
+    fn has_room(&self) -> bool {
+        self.frame.len() < FRAME_BYTES && self.long_bytes < MAX_LONG_BYTES && self.stalled.is_none()
+    }
+
+    /// Begins operations while there is room for their answers; hits are answered at once.
+    fn poll_requests(&mut self, context: &mut Context<'_>) -> Result<(), Status> {
+        let malformed = |error: FrameError| Status::invalid_argument(error.to_string());
+        let (mut fields, now) = (FIELDS_PER_POLL, Instant::now());
+        while self.has_room() {
+            if let Some(operation) = self.read.pop_front() {
+                self.begin(operation, now);
+            } else if fields == 0 {
+                context.waker().wake_by_ref();
+                return Ok(());
+            } else if self.reading.is_some() {
+                self.read_fields(&mut fields).map_err(malformed)?;
+            } else if self.ended || !self.poll_frame_of_requests(context, now)? {
+                return Ok(());
             }
         }
-        for field in request.fields() {
-            let field = field?;
-            // Operations do not go by what stands after them.
-            if self.read.len() == AT_A_TIME || !matches!(field, RequestField::Operation(_)) {
-                self.begin_read(waited_ms, now);
-            }
-            match field {
-                RequestField::Operation(operation) => self.read.push(operation),
-                RequestField::RingVersion(version) => {
-                    self.ring_version = self.node.believed(version, &self.rights);
+        Ok(())
+    }
+
+    /// Takes the next frame of requests, where there is one.
+    fn poll_frame_of_requests(&mut self, context: &mut Context<'_>, now: Instant) -> Result<bool, Status> {
+        match self.requests.poll_next_unpin(context) {
+            Poll::Ready(Some(Ok(request))) => {
+                // After it was read: what had been read before the node slept was asked before.
+                if self.node.wake().wakes() != self.wakes {
+                    return Err(Status::unavailable("the node has slept; open the lane again"));
                 }
+                (self.reading, self.waited_ms, self.came) = (Some(request.into_reader()), 0, now);
+            }
+            Poll::Ready(Some(Err(status))) => return Err(status),
+            Poll::Ready(None) => self.ended = true,
+            Poll::Pending => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Reads some operations, or what stands before the next ones.
+    fn read_fields(&mut self, left: &mut usize) -> Result<(), FrameError> {
+        let Some(mut reading) = self.reading.take() else { return Ok(()) };
+        while *left > 0 && self.read.len() < AT_A_TIME {
+            // What stands between operations is for those after it.
+            if !self.read.is_empty() && !reading.is_at_operation() {
+                break;
+            }
+            let Some(field) = reading.next_field() else {
+                self.prefetch();
+                self.tell_ring();
+                return Ok(());
+            };
+            *left -= 1;
+            match field? {
+                RequestField::Operation(operation) => self.read.push_back(operation),
+                RequestField::RingVersion(version) => self.ring_version = version,
                 RequestField::Group(number, name) => self.name_group(number, name)?,
-                RequestField::Open { client_id: client, slot, epoch } => {
-                    let opening = Opening { client, slot, epoch };
-                    // Who cannot write shuts nobody out.
-                    if self.rights.writes() {
-                        self.node.fences().raise(opening, now);
-                    }
-                    self.opening = Some(opening);
-                }
-                RequestField::WaitedMs(_) => {}
+                RequestField::Open { client_id, slot, epoch } => self.open(client_id, slot, epoch)?,
+                RequestField::WaitedMs(ms) => self.waited_ms = ms,
+                RequestField::Ping => self.frame.pong(),
             }
         }
-        self.begin_read(waited_ms, now);
-        let newest = self.node.hear_of_ring(self.ring_version);
-        if newest > self.told_version {
-            self.told_version = newest;
-            self.frame.ring_version(newest);
+        self.prefetch();
+        self.reading = Some(reading);
+        Ok(())
+    }
+
+    fn open(&mut self, client: u64, slot: u32, epoch: u64) -> Result<(), FrameError> {
+        let opening = Opening { client, slot, epoch };
+        if self.opening.replace(opening).is_some() {
+            return Err(FrameError::OPENED_TWICE);
+        }
+        // Who cannot write shuts nobody out.
+        if self.rights.writes() {
+            self.node.fences().raise(opening, self.came);
         }
         Ok(())
     }
 
     fn name_group(&mut self, number: u32, name: &str) -> Result<(), FrameError> {
-        let at = number as usize;
-        if at >= MAX_GROUPS {
-            return Err(FrameError::TOO_MANY_GROUPS);
-        }
-        if at >= self.groups.len() {
-            self.groups.resize(at + 1, None);
-        }
-        let named = |cache: &Arc<Cache>| Named {
+        check_name(name).map_err(|_| FrameError::BAD_GROUP)?;
+        let named = self.node.cache(name).map(|cache| Named {
             cache: cache.clone(),
             read: self.rights.check_read(name),
             write: self.rights.check_write(name),
-        };
-        self.groups[at] = Some(self.node.cache(name).map(named));
+        });
+        // As many numbers as the node has groups, and some beside: names that a lane gives again and again take nothing.
+        let most = self.node.caches().count() + UNKNOWN_GROUPS;
+        if self.groups.len() >= most && !self.groups.contains_key(&number) {
+            self.unknown_groups += 1;
+            return Ok(());
+        }
+        self.groups.insert(number, named);
         Ok(())
     }
 
-    /// Begins the operations that were read, in their order.
-    fn begin_read(&mut self, waited_ms: u32, now: Instant) {
-        let mut read = std::mem::take(&mut self.read);
+    fn prefetch(&mut self) {
+        let read = self.read.make_contiguous();
         for of_one in read.chunk_by(|a, b| a.group == b.group).filter(|of_one| of_one.len() > 1) {
-            if let Some(Some(Ok(named))) = self.groups.get(of_one[0].group as usize) {
+            if let Some(Ok(named)) = self.groups.get(&of_one[0].group) {
                 named.cache.entries().prefetch(of_one.iter().map(|operation| &*operation.key));
             }
         }
-        read.drain(..).for_each(|operation| self.begin(operation, waited_ms, now));
-        self.read = read;
     }
 
-    fn begin(&mut self, operation: Operation, waited_ms: u32, now: Instant) {
+    /// Tells the client of a newer ring.
+    fn tell_ring(&mut self) {
+        self.node.ring().knows(self.ring_version);
+        let newest = self.node.ring().version();
+        if newest > self.told_version {
+            self.told_version = newest;
+            self.frame.ring_version(newest);
+        }
+    }
+
+    fn begin(&mut self, operation: Operation, now: Instant) {
         let id = operation.id;
-        match self.try_begin(operation, waited_ms, now) {
-            Ok((cache, Begun::Answered(answer))) => self.answer(id, &cache, answer),
-            Ok((cache, Begun::Waiting(waiting))) => {
-                self.node.metrics().in_flight.fetch_add(1, Relaxed);
-                self.waiting.push(async move { (id, cache, waiting.answer().await) }.boxed());
-            }
+        match self.try_begin(operation, now) {
+            Ok(Some((cache, Begun::Answered(answer)))) => self.answer(id, cache, answer),
+            Ok(Some((cache, Begun::Waiting(waiting)))) => self.wait(id, cache, waiting.answer()),
+            Ok(None) => {}
             Err(failure) => self.refuse(id, &failure),
         }
+    }
+
+    fn wait(
+        &mut self,
+        id: u32,
+        cache: Arc<Cache>,
+        answer: impl Future<Output = Result<Answer, Failure>> + Send + 'static,
+    ) {
+        self.node.metrics().in_flight.fetch_add(1, Relaxed);
+        self.waiting.push(async move { (id, cache, answer.await) }.boxed());
     }
 
     fn refuse(&mut self, id: u32, failure: &Failure) {
@@ -206,81 +292,86 @@ impl Answers {
         self.frame.failure(id, failure.code, &failure.message);
     }
 
+    fn group(&self, number: u32) -> Result<&Named, Failure> {
+        match self.groups.get(&number) {
+            Some(named) => named.as_ref().map_err(Clone::clone),
+            None if self.unknown_groups > 0 => Err(Failure::new(
+                ErrorCode::UnknownGroup,
+                "this node has no such group, nor many others of this lane",
+            )),
+            None => {
+                let why = format!("group number {number} has not been named");
+                Err(Failure::new(ErrorCode::InvalidRequest, why))
+            }
+        }
+    }
+
+    /// Begins an operation; `None` where it waits for the registry first.
     fn try_begin(
         &mut self,
         operation: Operation,
-        waited_ms: u32,
         now: Instant,
-    ) -> Result<(Arc<Cache>, Begun), Failure> {
+    ) -> Result<Option<(Arc<Cache>, Begun)>, Failure> {
         if self.closing {
             return Err(Failure::new(ErrorCode::ShuttingDown, "the node is shutting down"));
         }
-        if operation.deadline_ms != 0 && operation.deadline_ms <= waited_ms {
+        let deadline = deadline(operation.deadline_ms, self.waited_ms, self.came);
+        if deadline.is_some_and(|deadline| deadline <= now) {
             return Err(Failure::new(ErrorCode::DeadlinePassed, "the deadline had passed when it was read"));
         }
-        let mut may_fill = Ok(());
-        let cache = match self.groups.get(operation.group as usize) {
-            Some(Some(Ok(named))) => {
-                if operation.kind == Kind::Get { &named.read } else { &named.write }.clone()?;
-                if operation.on_miss == OnMiss::Lease {
-                    may_fill = named.write.clone();
-                }
-                named.cache.clone()
-            }
-            Some(Some(Err(unknown))) => return Err(unknown.clone()),
-            _ => {
-                let why = format!("group number {} has not been named", operation.group);
-                return Err(Failure::new(ErrorCode::InvalidRequest, why));
-            }
+        let named = self.group(operation.group)?;
+        let may = if operation.kind == Kind::Get { &named.read } else { &named.write };
+        may.clone()?;
+        let may_fill = if operation.on_miss == OnMiss::Lease || operation.token != 0 {
+            named.write.clone()
+        } else {
+            Ok(())
         };
+        let cache = named.cache.clone();
         if self.waiting.len() + self.long.len() >= MAX_WAITING {
             let why = format!("{MAX_WAITING} operations of this lane are waiting");
             return Err(Failure::new(ErrorCode::Overloaded, why));
         }
-        let origin = Origin::of(operation.failover);
         if operation.token != 0 {
             self.leases.remove(&operation.token);
         }
         if operation.kind != Kind::Get && self.opening.is_some_and(|it| self.node.fences().shut_out(it)) {
             return Err(Failure::new(ErrorCode::Fenced, "a later lane of this client has taken over"));
         }
-        let rare = operation.rare.map(|rare| *rare).unwrap_or_default();
-        let begun = match operation.kind {
-            Kind::Get => {
-                let get = Get {
-                    key: operation.key,
-                    on_miss: operation.on_miss,
-                    ring_version: self.ring_version,
-                    owned_since: operation.owned_since,
-                    origin,
-                    token: operation.token,
-                    traceparent: Some(rare.traceparent).filter(|it| is_traceparent(it)).unwrap_or_default(),
-                    may_fill,
-                    deadline: deadline(operation.deadline_ms, waited_ms, now),
-                };
-                cache.begin(&get, now)?
-            }
-            Kind::Set => {
-                let set = Set {
-                    key: operation.key,
-                    fetched: Fetched::new(rare.value, rare.not_found, rare.load_error),
-                    ttl: (rare.ttl_ms > 0).then(|| Duration::from_millis(rare.ttl_ms)),
-                    ring_version: self.ring_version,
-                    origin,
-                    token: operation.token,
-                };
-                cache.set(set, now)?
-            }
-            Kind::Delete => cache.delete(&operation.key)?,
-            Kind::Clear => cache.clear(rare.generation),
+        let claimed = match operation.kind {
+            Kind::Get => operation.owned_since,
+            Kind::Set => self.ring_version,
+            Kind::Delete | Kind::Clear | Kind::Release => 0,
         };
-        Ok((cache, begun))
+        if operation.owned_since > self.ring_version {
+            let why = "a key cannot have been owned since a later ring than the caller's";
+            return Err(Failure::new(ErrorCode::InvalidRequest, why));
+        }
+        let request = LaneRequest { operation, ring_version: self.ring_version, may_fill, deadline };
+        if self.node.ring().knows(claimed) {
+            let begun = request.begin(&self.node, &cache, &self.account, now)?;
+            return Ok(Some((cache, begun)));
+        }
+        let (id, request) = (request.operation.id, request.kept());
+        let Some(held) = self.account.operations.try_take(OPERATION_BYTES + request.bytes()) else {
+            return Err(Failure::new(
+                ErrorCode::Overloaded,
+                "too many operations of this connection are waiting",
+            ));
+        };
+        let (node, account, waits) = (self.node.clone(), self.account.clone(), cache.clone());
+        self.wait(id, cache, async move {
+            if !node.ring().look_for(claimed).await {
+                return Err(ring_unknown(claimed));
+            }
+            let begun = request.begin(&node, &waits, &account, Instant::now())?;
+            drop(held);
+            begun.answer().await
+        });
+        Ok(None)
     }
 
-    fn answer(&mut self, id: u32, cache: &Arc<Cache>, answer: Answer) {
-        if answer.token != 0 {
-            self.leases.insert(answer.token, cache.clone());
-        }
+    fn answer(&mut self, id: u32, cache: Arc<Cache>, answer: Answer) {
         let mut fields = AnswerFields {
             id,
             outcome: answer.outcome,
@@ -292,19 +383,31 @@ impl Answers {
         let length = answer.value.len();
         if length <= FRAME_BYTES {
             self.frame.answer(&fields, &answer.value);
+            if answer.token != 0 {
+                self.remember_lease(answer.token, cache);
+            }
             return;
         }
-        let sent = self.node.long_bytes();
-        if self.long_bytes + length > MAX_LANE_BYTES || !sent.add(length, MAX_NODE_BYTES) {
-            let why = "too many bytes of values are waiting to be sent";
-            self.refuse(id, &Failure::new(ErrorCode::Overloaded, why));
+        let held = self.account.values.try_take(length);
+        // For one at a time there always is.
+        if held.is_none() && !self.long.is_empty() {
+            self.stalled = Some((id, cache, answer));
             return;
         }
         self.long_bytes += length;
         fields.value_bytes = length as u64;
         // An empty first piece: values go out in turn, not as they come in.
         self.frame.answer(&fields, &[]);
-        self.long.push_back(LongValue { id, rest: answer.value.into_bytes() });
+        self.long.push_back(LongValue { id, rest: answer.value.into_bytes(), _held: held });
+    }
+
+    /// Keeps a lease, to give it up with the lane. Those that have been written away, or are over, are dropped now and then.
+    fn remember_lease(&mut self, token: Token, cache: Arc<Cache>) {
+        self.leases.insert(token, cache);
+        if self.leases.len() > self.many_leases {
+            self.leases.retain(|token, cache| cache.is_leased(*token));
+            self.many_leases = MANY_LEASES.max(self.leases.len() * 2);
+        }
     }
 
     /// Writes the next piece of the value whose turn it is.
@@ -313,7 +416,6 @@ impl Answers {
         let piece = long.rest.split_to(long.rest.len().min(FRAME_BYTES));
         self.frame.answer(&AnswerFields { id: long.id, ..AnswerFields::default() }, &piece);
         self.long_bytes -= piece.len();
-        self.node.long_bytes().subtract(piece.len());
         if !long.rest.is_empty() {
             self.long.push_back(long);
         }
@@ -324,37 +426,101 @@ impl Answers {
             self.closing = true;
             self.frame.closing();
         }
-        while self.frame.len() < FRAME_BYTES && !self.ended {
-            match self.requests.poll_next_unpin(context) {
-                Poll::Ready(Some(Ok(request))) => {
-                    // After it was read: what had been read before the node slept was asked before.
-                    if self.node.wake().wakes() != self.wakes {
-                        return Poll::Ready(Err(Status::unavailable(
-                            "the node has slept; open the lane again",
-                        )));
-                    }
-                    self.take(&request).map_err(|error| Status::invalid_argument(error.to_string()))?;
-                }
-                Poll::Ready(Some(Err(status))) => return Poll::Ready(Err(status)),
-                Poll::Ready(None) => self.ended = true,
-                Poll::Pending => break,
-            }
+        if let Some((id, cache, answer)) = self.stalled.take() {
+            self.answer(id, cache, answer);
         }
+        self.poll_requests(context)?;
         // After the requests: a flight that was boarded just now has to be polled to be heard of.
-        while self.frame.len() < FRAME_BYTES
+        while self.has_room()
             && let Poll::Ready(Some((id, cache, landed))) = self.waiting.poll_next_unpin(context)
         {
             self.node.metrics().in_flight.fetch_sub(1, Relaxed);
             match landed {
-                Ok(answer) => self.answer(id, &cache, answer),
+                Ok(answer) => self.answer(id, cache, answer),
                 Err(failure) => self.refuse(id, &failure),
             }
         }
-        self.write_piece();
-        if !self.frame.is_empty() || (self.ended && self.waiting.is_empty()) {
+        if self.frame.len() < FRAME_BYTES {
+            self.write_piece();
+        }
+        if !self.frame.is_empty() || self.is_over() {
             return Poll::Ready(Ok(()));
         }
         Poll::Pending
+    }
+
+    /// Whether all is said.
+    fn is_over(&self) -> bool {
+        self.ended && self.reading.is_none() && self.read.is_empty() && self.waiting.is_empty()
+    }
+}
+
+/// An operation, with what it goes by.
+struct LaneRequest {
+    operation: Operation,
+    /// The ring that the client goes by.
+    ring_version: u64,
+    may_fill: Result<(), Failure>,
+    deadline: Option<Instant>,
+}
+
+impl LaneRequest {
+    /// Bytes that it holds while it waits.
+    fn bytes(&self) -> usize {
+        self.operation.key.len() + self.operation.rare.as_ref().map_or(0, |rare| rare.value.len())
+    }
+
+    /// The same, without the frame that it came in.
+    fn kept(mut self) -> Self {
+        let copy = |bytes: &mut Bytes| *bytes = Bytes::copy_from_slice(bytes);
+        copy(&mut self.operation.key);
+        if let Some(rare) = &mut self.operation.rare {
+            copy(&mut rare.value);
+            copy(&mut rare.traceparent);
+        }
+        self
+    }
+
+    fn begin(
+        self,
+        node: &Node,
+        cache: &Arc<Cache>,
+        account: &Arc<Account>,
+        now: Instant,
+    ) -> Result<Begun, Failure> {
+        let LaneRequest { operation, ring_version, may_fill, deadline } = self;
+        let (origin, rare) =
+            (Origin::of(operation.failover), operation.rare.map(|rare| *rare).unwrap_or_default());
+        match operation.kind {
+            Kind::Get => {
+                let get = Get {
+                    key: operation.key,
+                    on_miss: operation.on_miss,
+                    stamp: node.ring().stamp(ring_version),
+                    owned_since: operation.owned_since,
+                    origin,
+                    token: operation.token,
+                    traceparent: Some(rare.traceparent).filter(|it| is_traceparent(it)).unwrap_or_default(),
+                    may_fill,
+                    deadline,
+                };
+                cache.begin(&get, account, now)
+            }
+            Kind::Set => {
+                let set = Set {
+                    key: operation.key,
+                    fetched: Fetched::new(rare.value, rare.not_found, rare.load_error),
+                    ttl: (rare.ttl_ms > 0).then(|| Duration::from_millis(rare.ttl_ms)),
+                    stamp: ring_version.min(node.ring().stamp(ring_version)),
+                    origin,
+                    token: operation.token,
+                };
+                cache.set(set, now)
+            }
+            Kind::Delete => cache.delete(&operation.key),
+            Kind::Clear => Ok(cache.clear(rare.generation)),
+            Kind::Release => Ok(cache.release(operation.token)),
+        }
     }
 }
 
@@ -372,7 +538,7 @@ impl Stream for Answers {
 
 impl Drop for Answers {
     fn drop(&mut self) {
-        self.node.long_bytes().subtract(self.long_bytes);
+        self.account.lanes.fetch_sub(1, Relaxed);
         self.node.metrics().lanes.fetch_sub(1, Relaxed);
         self.node.metrics().in_flight.fetch_sub(self.waiting.len() as u64, Relaxed);
         // Whoever was to fill these has gone.
@@ -381,23 +547,6 @@ impl Drop for Answers {
 }
 
 /// When an answer is of no use any more to whoever gave it so long.
-fn deadline(deadline_ms: u32, waited_ms: u32, now: Instant) -> Option<Instant> {
-    let left = deadline_ms.checked_sub(waited_ms).filter(|_| deadline_ms != 0)?;
-    Some(now + Duration::from_millis(left.into()))
-}
-
-/// A count of bytes with a limit.
-#[derive(Debug, Default)]
-pub(super) struct ByteCount(std::sync::atomic::AtomicUsize);
-
-impl ByteCount {
-    /// Adds, unless that would go over the limit.
-    fn add(&self, bytes: usize, limit: usize) -> bool {
-        let within = |count: usize| Some(count + bytes).filter(|sum| *sum <= limit);
-        self.0.fetch_update(Relaxed, Relaxed, within).is_ok()
-    }
-
-    fn subtract(&self, bytes: usize) {
-        self.0.fetch_sub(bytes, Relaxed);
-    }
+fn deadline(deadline_ms: u32, waited_ms: u32, came: Instant) -> Option<Instant> {
+    (deadline_ms != 0).then(|| came + Duration::from_millis(deadline_ms.saturating_sub(waited_ms).into()))
 }

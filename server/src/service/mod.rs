@@ -4,16 +4,18 @@ mod admin;
 pub(crate) mod fence;
 mod lane;
 mod original;
+mod ring;
+pub(crate) mod sending;
 mod unary;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use fence::Fences;
-use lane::ByteCount;
-use peanut_proto::discovery::Discovered;
+use peanut_proto::discovery::{Discovered, Reloader};
+use peanut_proto::limits::CALL_TO_KEY;
 use peanut_proto::v1::ErrorCode;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -21,14 +23,17 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status};
 
+use crate::budget::{Account, Budgets};
 use crate::cache::Cache;
 use crate::connections::{ConnectionLimits, Door, Peer};
 use crate::error::Failure;
+use crate::group::Group;
 use crate::metrics::NodeMetrics;
 use crate::rights::{Rights, Tokens};
 use crate::wake::Wake;
+use ring::KnownRing;
 
-/// What all services share: the groups of the node, and the newest ring version it has heard of.
+/// What all services share: the groups of the node, and the ring version that it knows.
 #[derive(Clone, Debug)]
 pub(crate) struct Node {
     shared: Arc<Shared>,
@@ -37,9 +42,8 @@ pub(crate) struct Node {
 #[derive(Debug)]
 struct Shared {
     caches: HashMap<String, Arc<Cache>>,
-    ring_version: AtomicU64,
-    /// Bytes of values that wait to be sent, over all lanes.
-    long_bytes: ByteCount,
+    ring: KnownRing,
+    budgets: Budgets,
     fences: Fences,
     wake: Wake,
     stopping: CancellationToken,
@@ -59,20 +63,25 @@ pub(crate) struct Running {
     pub(crate) id: String,
     pub(crate) fleet: String,
     pub(crate) discovered: Option<watch::Receiver<Discovered>>,
+    pub(crate) reloader: Option<Reloader>,
     pub(crate) joined: watch::Receiver<bool>,
 }
 
 impl Node {
     pub(crate) fn new(
-        caches: impl IntoIterator<Item = Cache>,
+        groups: impl IntoIterator<Item = Group>,
         tokens: Tokens,
         connections: ConnectionLimits,
     ) -> Self {
-        let caches = caches.into_iter().map(|cache| (cache.name().to_owned(), Arc::new(cache))).collect();
+        let budgets = Budgets::new();
+        let caches = groups.into_iter().map(|group| {
+            let cache = Cache::new(group, &budgets.loading);
+            (cache.name().to_owned(), Arc::new(cache))
+        });
         let shared = Shared {
-            caches,
-            ring_version: AtomicU64::new(0),
-            long_bytes: ByteCount::default(),
+            caches: caches.collect(),
+            ring: KnownRing::new(),
+            budgets,
             fences: Fences::default(),
             wake: Wake::new(),
             stopping: CancellationToken::new(),
@@ -111,6 +120,9 @@ impl Node {
 
     /// Says what is to be told of it from now on.
     pub(crate) fn begin_to_run(&self, running: Running) {
+        if let Some(reloader) = &running.reloader {
+            self.shared.ring.learn_from(reloader.clone());
+        }
         let _ = self.shared.running.set(running);
     }
 
@@ -149,10 +161,33 @@ impl Node {
 
     /// Lets a call in before anything of it is read but its headers, and says what it may do.
     pub(crate) fn admit(&self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        let peer = request.extensions().get::<Peer>().copied();
+        let peer = request.extensions().get::<Peer>().cloned();
         let rights = self.shared.tokens.rights(request.metadata(), peer).map_err(|why| self.refuse(why))?;
         request.extensions_mut().insert(rights);
-        Ok(request)
+        self.check_address(request)
+    }
+
+    /// Refuses a call that was meant for another node: addresses are used again.
+    pub(crate) fn check_address(&self, request: Request<()>) -> Result<Request<()>, Status> {
+        let Some(to) = request.metadata().get_bin(CALL_TO_KEY) else { return Ok(request) };
+        let to = to.to_bytes().unwrap_or_default();
+        let Some(Running { id, fleet, .. }) = self.running() else { return Ok(request) };
+        if *to == *format!("{fleet}/{id}").as_bytes() {
+            return Ok(request);
+        }
+        let why = format!("this is node `{id}` of fleet `{fleet}`, not `{}`", String::from_utf8_lossy(&to));
+        Err(self.refuse(Failure::new(ErrorCode::WrongNode, why)))
+    }
+
+    /// What a call counts for: its connection.
+    fn account<T>(&self, request: &Request<T>) -> Arc<Account> {
+        let peer = request.extensions().get::<Peer>();
+        peer.map_or_else(|| self.shared.budgets.account(), |peer| peer.account.clone())
+    }
+
+    /// Where what connections may hold comes from.
+    pub(crate) fn budgets(&self) -> &Budgets {
+        &self.shared.budgets
     }
 
     /// Counts what a call is answered, in the words of gRPC.
@@ -177,23 +212,27 @@ impl Node {
         &self.shared.wake
     }
 
-    fn long_bytes(&self) -> &ByteCount {
-        &self.shared.long_bytes
-    }
-
     pub(crate) fn caches(&self) -> impl Iterator<Item = &Arc<Cache>> {
         self.shared.caches.values()
     }
 
-    /// A ring version of a caller's, no newer than what the node knows where the caller is not one to tell it news.
-    pub(crate) fn believed(&self, version: u64, rights: &Rights) -> u64 {
-        if rights.writes() { version } else { version.min(self.hear_of_ring(0)) }
+    /// The ring version that the node knows.
+    pub(crate) fn ring(&self) -> &KnownRing {
+        &self.shared.ring
     }
 
-    /// Hears of a ring version and tells the newest one heard of. The node knows no more of the ring.
-    pub(crate) fn hear_of_ring(&self, version: u64) -> u64 {
-        self.shared.ring_version.fetch_max(version, Ordering::Relaxed).max(version)
+    /// Takes in the ring version that the registry has.
+    pub(crate) fn learn_of_ring(&self, version: u64) {
+        if self.shared.ring.learn(version) {
+            self.caches().for_each(|cache| drop(cache.clear(0)));
+        }
     }
+}
+
+/// Why an operation by a ring that the registry does not have is not done.
+fn ring_unknown(claimed: u64) -> Failure {
+    let why = format!("the registry of this node has no ring {claimed}");
+    Failure::new(ErrorCode::RingUnknown, why)
 }
 
 fn whole_ms(duration: Duration) -> u64 {

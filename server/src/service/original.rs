@@ -1,6 +1,8 @@
 //! `peanutcachepb.PeanutCache`, the service of the original PeanutCache. Its clients have a ring of their
 //! own or none, so their gets carry no versions.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use peanut_proto::peanutcachepb::peanut_cache_server::PeanutCache;
 use peanut_proto::peanutcachepb::{GetRequest, GetResponse};
@@ -9,6 +11,7 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use super::Node;
+use super::sending::Sending;
 use crate::cache::{Answer, Get};
 use crate::error::Failure;
 use crate::store::Origin;
@@ -16,25 +19,29 @@ use crate::store::Origin;
 #[tonic::async_trait]
 impl PeanutCache for Node {
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
+        let account = self.account(&request);
         let answer = self.get_of_the_original(request).await.map_err(|why| self.refuse(why))?;
         if answer.outcome == Outcome::NotFound {
             // This service has no other way to say so.
             return Err(Status::not_found("the group has no such key"));
         }
-        Ok(Response::new(GetResponse { value: answer.value.into_bytes() }))
+        let held = account.values.take(answer.value.len()).await;
+        let mut response = Response::new(GetResponse { value: answer.value.into_bytes() });
+        response.extensions_mut().insert(Sending { held: Arc::new(held) });
+        Ok(response)
     }
 }
 
 impl Node {
     async fn get_of_the_original(&self, request: Request<GetRequest>) -> Result<Answer, Failure> {
-        let rights = self.rights(&request)?;
+        let (rights, account) = (self.rights(&request)?, self.account(&request));
         let GetRequest { group, key } = request.into_inner();
         rights.check_read(&group)?;
         self.wake().awake().await;
         let get = Get {
             key: Bytes::from(key.into_bytes()),
             on_miss: OnMiss::Load,
-            ring_version: self.hear_of_ring(0),
+            stamp: self.ring().stamp(0),
             owned_since: 0,
             origin: Origin::Owner,
             token: 0,
@@ -42,6 +49,6 @@ impl Node {
             may_fill: Ok(()),
             deadline: None,
         };
-        self.cache(&group)?.begin(&get, Instant::now())?.answer().await
+        self.cache(&group)?.begin(&get, &account, Instant::now())?.answer().await
     }
 }

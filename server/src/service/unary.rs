@@ -1,5 +1,7 @@
 //! `peanut.v1.Peanut`: one call, one key; and the way in for lanes.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,8 +15,9 @@ use tokio::time::Instant;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::lane::Answers;
-use super::{Node, whole_ms};
+use super::lane::{Answers, MAX_LANES};
+use super::sending::Sending;
+use super::{Node, ring_unknown, whole_ms};
 use crate::cache::{Fetched, Get, Set};
 use crate::error::Failure;
 use crate::store::Origin;
@@ -22,7 +25,7 @@ use crate::store::Origin;
 #[tonic::async_trait]
 impl Peanut for Node {
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
-        self.get_one(request).await.map(Response::new).map_err(|why| self.refuse(why))
+        self.get_one(request).await.map_err(|why| self.refuse(why))
     }
 
     async fn set(&self, request: Request<SetRequest>) -> Result<Response<SetResponse>, Status> {
@@ -38,39 +41,55 @@ impl Peanut for Node {
         request: Request<Streaming<RequestFrame>>,
     ) -> Result<Response<BoxStream<ResponseFrame>>, Status> {
         let rights = self.rights(&request).map_err(|why| self.refuse(why))?;
+        let account = self.account(&request);
         let wakes = self.wake().awake().await;
-        Ok(Response::new(Box::pin(Answers::new(self.clone(), rights, wakes, request.into_inner()))))
+        if account.lanes.load(Ordering::Relaxed) >= MAX_LANES {
+            let why = format!("this connection has {MAX_LANES} lanes");
+            return Err(self.refuse(Failure::new(ErrorCode::Overloaded, why)));
+        }
+        let answers = Answers::new(self.clone(), rights, account, wakes, request.into_inner());
+        Ok(Response::new(Box::pin(answers)))
     }
 }
 
 impl Node {
-    async fn get_one(&self, request: Request<GetRequest>) -> Result<GetResponse, Failure> {
-        let rights = self.rights(&request)?;
+    async fn get_one(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Failure> {
+        let (rights, account) = (self.rights(&request)?, self.account(&request));
         let traceparent = request.metadata().get("traceparent").map(|value| value.as_bytes());
         let traceparent = traceparent.filter(|it| is_traceparent(it)).map(Bytes::copy_from_slice);
         let request = request.into_inner();
         rights.check_read(&request.group)?;
         self.wake().awake().await;
-        let heard = self.believed(request.ring_version, &rights);
-        let ring_version = self.hear_of_ring(heard);
         let cache = self.cache(&request.group)?;
+        if request.owned_since > request.ring_version {
+            let why = "a key cannot have been owned since a later ring than the caller's";
+            return Err(Failure::new(ErrorCode::InvalidRequest, why));
+        }
+        if !self.ring().look_for(request.owned_since).await {
+            return Err(ring_unknown(request.owned_since));
+        }
+        self.ring().knows(request.ring_version);
         let get = Get {
-            ring_version: heard,
+            stamp: self.ring().stamp(request.ring_version),
             traceparent: traceparent.unwrap_or_default(),
             may_fill: rights.check_write(cache.name()),
             ..read(request)?
         };
-        let begun = cache.begin(&get, Instant::now())?;
+        let begun = cache.begin(&get, &account, Instant::now())?;
         let answer = begun.answer().await?;
-        Ok(GetResponse {
+        // What is encoded is a copy, which lives until it has been sent.
+        let held = account.values.take(answer.value.len()).await;
+        let mut response = Response::new(GetResponse {
             outcome: answer.outcome.into(),
             value: answer.value.into_bytes(),
-            ring_version,
+            ring_version: self.ring().version(),
             age_ms: whole_ms(answer.age),
             ttl_ms: whole_ms(answer.ttl),
             near_ms: 0,
             token: answer.token,
-        })
+        });
+        response.extensions_mut().insert(Sending { held: Arc::new(held) });
+        Ok(response)
     }
 
     async fn set_one(&self, request: Request<SetRequest>) -> Result<SetResponse, Failure> {
@@ -78,13 +97,20 @@ impl Node {
         let request = request.into_inner();
         rights.check_write(&request.group)?;
         self.wake().awake().await;
-        let ring_version = self.hear_of_ring(request.ring_version);
         let cache = self.cache(&request.group)?;
+        if !self.ring().look_for(request.ring_version).await {
+            return Err(ring_unknown(request.ring_version));
+        }
+        let ring_version = self.ring().version();
+        if request.release {
+            let answer = cache.release(request.token).answer().await?;
+            return Ok(SetResponse { outcome: answer.outcome.into(), ring_version });
+        }
         let set = Set {
             key: request.key,
             fetched: Fetched::new(request.value, request.not_found, request.load_error),
             ttl: (request.ttl_ms > 0).then(|| Duration::from_millis(request.ttl_ms)),
-            ring_version: request.ring_version,
+            stamp: request.ring_version.min(self.ring().stamp(request.ring_version)),
             origin: Origin::of(request.failover),
             token: request.token,
         };
@@ -97,7 +123,8 @@ impl Node {
         let request = request.into_inner();
         rights.check_write(&request.group)?;
         self.wake().awake().await;
-        let ring_version = self.hear_of_ring(request.ring_version);
+        self.ring().knows(request.ring_version);
+        let ring_version = self.ring().version();
         let cache = self.cache(&request.group)?;
         // All are forgotten before the first is waited for.
         let keys = request.keys.iter().map(|key| cache.delete(key));
@@ -119,7 +146,7 @@ fn read(request: GetRequest) -> Result<Get, Failure> {
     Ok(Get {
         key: request.key,
         on_miss,
-        ring_version: request.ring_version,
+        stamp: request.ring_version,
         owned_since: request.owned_since,
         origin: Origin::of(request.failover),
         token: request.token,

@@ -116,20 +116,18 @@ impl Store {
         let (shard, hash) = self.shard(key);
         let now_ms = self.ms(now);
         let found = if self.promotes {
-            shard.write().get_promoting(key, hash, now_ms)
+            shard.write().get_promoting(key, hash, origin, now_ms)
         } else {
-            shard.read().get(key, hash, now_ms)
+            shard.read().get(key, hash, origin, now_ms)
         };
         match found {
             Found::Nothing => None,
             Found::Expired => {
-                shard.write().remove_expired(key, hash, now_ms);
+                shard.write().remove_expired(key, hash, origin, now_ms);
                 None
             }
             // An entry from before the node came to own the key may have missed a write at another owner.
-            Found::Entry(entry) => {
-                (entry.stamp >= owned_since && entry.origin == origin).then(|| entry.since(self.began))
-            }
+            Found::Entry(entry) => (entry.stamp >= owned_since).then(|| entry.since(self.began)),
         }
     }
 
@@ -151,8 +149,14 @@ impl Store {
         self.insert_telling(key, entry, |_| {});
     }
 
-    /// As [`insert`](Self::insert), and tells the keys that had to leave for it.
-    pub fn insert_telling(&self, key: &[u8], entry: &Entry, evicted: impl FnMut(&[u8])) {
+    /// Whether an entry of that key, with a value of so many bytes, is ever kept.
+    pub fn fits(&self, key: &[u8], value_bytes: usize) -> bool {
+        self.shard(key).0.read().fits(key.len().saturating_add(value_bytes))
+    }
+
+    /// As [`insert`](Self::insert), and tells the keys that this node kept as their owner and that had to leave for it.
+    /// Gives the value as it is stored; `None` where there is none, or it is not kept.
+    pub fn insert_telling(&self, key: &[u8], entry: &Entry, evicted: impl FnMut(&[u8])) -> Option<Value> {
         let (shard, hash) = self.shard(key);
         let times = (self.ms(entry.loaded), self.ms(entry.expires));
         // What has left is freed with the lock released.
@@ -161,7 +165,9 @@ impl Store {
         if live > 0 {
             self.evicted.fetch_add(live as u64, Ordering::Relaxed);
         }
-        left.evicted.iter().map(Evicted::key).for_each(evicted);
+        let owned = left.evicted.iter().filter(|evicted| evicted.origin() == Origin::Owner);
+        owned.map(Evicted::key).for_each(evicted);
+        left.stored
     }
 
     /// Stores a copy of an entry from the process's life before, unless the key has one or another would have to
@@ -171,10 +177,10 @@ impl Store {
         shard.write().restore(key, hash, entry, (self.ms(entry.loaded), self.ms(entry.expires)))
     }
 
-    /// The entry of a key if it is fresh, whoever wrote it; it does not count as a hit.
-    pub fn peek(&self, key: &[u8], now: Instant) -> Option<Entry> {
+    /// The entry of a key if it is fresh, under whatever ring it was written; it does not count as a hit.
+    pub fn peek(&self, key: &[u8], origin: Origin, now: Instant) -> Option<Entry> {
         let (shard, hash) = self.shard(key);
-        let found = shard.read().peek(key, hash, self.ms(now));
+        let found = shard.read().peek(key, hash, origin, self.ms(now));
         found.map(|entry| entry.since(self.began))
     }
 
@@ -196,10 +202,18 @@ impl Store {
         }
     }
 
-    /// Forgets a key. Whether there was an entry.
+    /// Forgets a key, whatever the node holds it for. Whether there was an entry.
     pub fn remove(&self, key: &[u8]) -> bool {
         let (shard, hash) = self.shard(key);
-        shard.write().remove(key, hash)
+        let mut shard = shard.write();
+        let was_owned = shard.remove(key, hash, Origin::Owner);
+        shard.remove(key, hash, Origin::Failover) | was_owned
+    }
+
+    /// Forgets what the node holds of a key as the owner, or in the owner's place. Whether there was an entry.
+    pub fn remove_of(&self, key: &[u8], origin: Origin) -> bool {
+        let (shard, hash) = self.shard(key);
+        shard.write().remove(key, hash, origin)
     }
 
     /// Forgets all keys at once, and gives what has to be freed: that takes a while.

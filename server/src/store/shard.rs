@@ -3,11 +3,12 @@
 use hashbrown::HashTable;
 use smallvec::SmallVec;
 
-use super::Entry;
+use super::Value;
 use super::entry::StoredEntry;
 use super::policy::{Eviction, Policy};
-use super::slots::{Slot, Slots};
+use super::slots::{MAX_KEY_BYTES, Slot, Slots};
 use super::value::{Record, record};
+use super::{Entry, Origin};
 
 /// What an entry counts, by the bytes of its key and value.
 pub(super) type Size = fn(usize) -> usize;
@@ -38,6 +39,8 @@ pub(super) enum Found {
 pub(super) struct Left {
     _replaced: Option<Record>,
     pub(super) evicted: Vec<Evicted>,
+    /// The value of the entry that has come.
+    pub(super) stored: Option<Value>,
 }
 
 /// An entry that has made room for another.
@@ -46,9 +49,15 @@ pub(super) struct Evicted {
     record: Record,
     key_bytes: usize,
     was_live: bool,
+    origin: Origin,
 }
 
 impl Evicted {
+    /// Why the node held it.
+    pub(super) fn origin(&self) -> Origin {
+        self.origin
+    }
+
     pub(super) fn key(&self) -> &[u8] {
         &self.record.slice[..self.key_bytes]
     }
@@ -74,8 +83,8 @@ fn entry(slot: &Slot) -> StoredEntry {
     StoredEntry {
         value: slot.value(),
         loaded_ms: slot.loaded_ms(),
-        expires_ms: slot.expires_ms,
-        stamp: slot.stamp.into(),
+        expires_ms: slot.expires_ms(),
+        stamp: slot.stamp(),
         origin: slot.origin(),
     }
 }
@@ -98,10 +107,12 @@ impl Shard {
         self.slots.len()
     }
 
-    fn find(&self, key: &[u8], hash: u32) -> Option<u32> {
+    /// What this node keeps as the owner and what it keeps in another's place are entries of their own: neither replaces the
+    /// other.
+    fn find(&self, key: &[u8], hash: u32, origin: Origin) -> Option<u32> {
         let same = |at: &u32| {
             let slot = self.slots.get(*at);
-            slot.hash == hash && slot.key() == key
+            slot.hash == hash && slot.origin() == origin && slot.key() == key
         };
         self.by_key.find(spread(hash), same).copied()
     }
@@ -117,13 +128,13 @@ impl Shard {
         std::hint::black_box((slots, keys));
     }
 
-    pub(super) fn get(&self, key: &[u8], hash: u32, now_ms: u64) -> Found {
-        self.find(key, hash).map_or(Found::Nothing, |at| self.read(at, now_ms))
+    pub(super) fn get(&self, key: &[u8], hash: u32, origin: Origin, now_ms: u64) -> Found {
+        self.find(key, hash, origin).map_or(Found::Nothing, |at| self.read(at, now_ms))
     }
 
     /// As [`get`](Self::get), where hits change the order.
-    pub(super) fn get_promoting(&mut self, key: &[u8], hash: u32, now_ms: u64) -> Found {
-        let Some(at) = self.find(key, hash) else { return Found::Nothing };
+    pub(super) fn get_promoting(&mut self, key: &[u8], hash: u32, origin: Origin, now_ms: u64) -> Found {
+        let Some(at) = self.find(key, hash, origin) else { return Found::Nothing };
         let found = self.read(at, now_ms);
         if matches!(found, Found::Entry(_)) {
             self.policy.promote(&mut self.slots, at);
@@ -133,7 +144,7 @@ impl Shard {
 
     fn read(&self, at: u32, now_ms: u64) -> Found {
         let slot = self.slots.get(at);
-        if slot.expires_ms <= now_ms {
+        if slot.expires_ms() <= now_ms {
             return Found::Expired;
         }
         slot.hits.add();
@@ -141,9 +152,9 @@ impl Shard {
     }
 
     /// As [`get`](Self::get), but nobody has asked: it is no hit.
-    pub(super) fn peek(&self, key: &[u8], hash: u32, now_ms: u64) -> Option<StoredEntry> {
-        let slot = self.slots.get(self.find(key, hash)?);
-        (slot.expires_ms > now_ms).then(|| entry(slot))
+    pub(super) fn peek(&self, key: &[u8], hash: u32, origin: Origin, now_ms: u64) -> Option<StoredEntry> {
+        let slot = self.slots.get(self.find(key, hash, origin)?);
+        (slot.expires_ms() > now_ms).then(|| entry(slot))
     }
 
     /// The places of all entries, first those that should stay the longest.
@@ -159,8 +170,8 @@ impl Shard {
 
     /// Gives what had to leave.
     pub(super) fn insert(&mut self, key: &[u8], hash: u32, entry: &Entry, times: (u64, u64)) -> Left {
-        let replaced = self.find(key, hash).and_then(|at| self.take_out(at));
-        let mut left = Left { _replaced: replaced, evicted: Vec::new() };
+        let replaced = self.find(key, hash, entry.origin).and_then(|at| self.take_out(at));
+        let mut left = Left { _replaced: replaced, evicted: Vec::new(), stored: None };
         let size = self.size_of(key, entry);
         if size > self.capacity {
             return left;
@@ -168,10 +179,17 @@ impl Shard {
         while self.used + size > self.capacity {
             let Some(at) = self.policy.evict(&mut self.slots, self.size) else { break };
             let slot = self.slots.get(at);
-            let (key_bytes, was_live) = (slot.key().len(), slot.expires_ms > times.0);
-            left.evicted.extend(self.forget(at).map(|record| Evicted { record, key_bytes, was_live }));
+            let (key_bytes, was_live) = (slot.key().len(), slot.expires_ms() > times.0);
+            let origin = slot.origin();
+            left.evicted.extend(self.forget(at).map(|record| Evicted {
+                record,
+                key_bytes,
+                was_live,
+                origin,
+            }));
         }
         if let Some(at) = self.put(key, hash, entry, times) {
+            left.stored = self.slots.get(at).value();
             self.policy.insert(&mut self.slots, at, self.size);
         }
         left
@@ -179,7 +197,7 @@ impl Shard {
 
     /// Takes in an entry from the process's life before, where there is room and none of this life.
     pub(super) fn restore(&mut self, key: &[u8], hash: u32, entry: &Entry, times: (u64, u64)) -> Restored {
-        if self.find(key, hash).is_some() {
+        if self.find(key, hash, entry.origin).is_some() {
             return Restored::Known;
         }
         if self.used + self.size_of(key, entry) > self.capacity {
@@ -194,17 +212,24 @@ impl Shard {
         }
     }
 
+    /// Whether an entry of so many bytes, key included, is ever kept.
+    pub(super) fn fits(&self, bytes: usize) -> bool {
+        (self.size)(bytes) <= self.capacity
+    }
+
     fn size_of(&self, key: &[u8], entry: &Entry) -> usize {
         (self.size)(key.len() + entry.value.as_ref().map_or(0, |value| value.len()))
     }
 
-    /// Makes a slot that the policy does not know yet. `None` where key or stamp are longer than a slot has room for.
+    /// Makes a slot that the policy does not know yet. `None` where the key is longer than a slot has room for.
     fn put(&mut self, key: &[u8], hash: u32, entry: &Entry, times: (u64, u64)) -> Option<u32> {
-        let (key_bytes, stamp) = (u16::try_from(key.len()).ok()?, u32::try_from(entry.stamp).ok()?);
+        if key.len() > MAX_KEY_BYTES {
+            return None;
+        }
         let record = record(key, entry.value.as_deref().unwrap_or_default());
-        let mut slot = Slot::new(record, key_bytes, hash, entry.value.is_none(), entry.origin);
-        slot.stamp = stamp;
-        slot.expires_ms = times.1;
+        let mut slot = Slot::new(record, key.len(), hash, entry.value.is_none(), entry.origin);
+        slot.set_stamp(entry.stamp);
+        slot.set_expires_ms(times.1);
         slot.set_loaded_ms(times.0);
         let at = self.slots.insert(slot);
         let slots = &self.slots;
@@ -219,13 +244,13 @@ impl Shard {
         std::mem::replace(self, fresh)
     }
 
-    pub(super) fn remove(&mut self, key: &[u8], hash: u32) -> bool {
-        self.find(key, hash).map(|at| self.take_out(at)).is_some()
+    pub(super) fn remove(&mut self, key: &[u8], hash: u32, origin: Origin) -> bool {
+        self.find(key, hash, origin).map(|at| self.take_out(at)).is_some()
     }
 
-    pub(super) fn remove_expired(&mut self, key: &[u8], hash: u32, now_ms: u64) {
-        if let Some(at) = self.find(key, hash)
-            && self.slots.get(at).expires_ms <= now_ms
+    pub(super) fn remove_expired(&mut self, key: &[u8], hash: u32, origin: Origin, now_ms: u64) {
+        if let Some(at) = self.find(key, hash, origin)
+            && self.slots.get(at).expires_ms() <= now_ms
         {
             self.take_out(at);
         }
@@ -238,7 +263,7 @@ impl Shard {
                 self.swept = 0;
             }
             let slot = self.slots.get(self.swept);
-            if !slot.is_free() && slot.expires_ms <= now_ms {
+            if !slot.is_free() && slot.expires_ms() <= now_ms {
                 self.take_out(self.swept);
             }
             self.swept += 1;

@@ -17,38 +17,74 @@ const AGE_STEP_MS: u64 = 64;
 pub(super) struct Slot {
     /// Key and value; `None` in a slot that is free.
     record: Option<Record>,
-    pub(super) expires_ms: u64,
+    /// From the highest bits on: milliseconds (48), flags (5), length of the key (11).
+    expires_flags_key: u64,
     loaded_steps: u32,
-    pub(super) stamp: u32,
     /// The key's hash.
     pub(super) hash: u32,
     older: u32,
     newer: u32,
-    key_bytes: u16,
+    /// The lowest 56 bits: no ring has been changed so often, and less than the truth is only a miss.
+    stamp: [u8; 7],
     pub(super) hits: Hits,
-    flags: u8,
 }
 
-const NEGATIVE: u8 = 1;
-const FAILOVER: u8 = 2;
+const KEY_BITS: u32 = 11;
+const KEY_MASK: u64 = (1 << KEY_BITS) - 1;
+const EXPIRES_SHIFT: u32 = 16;
+const FLAGS_MASK: u64 = (1 << EXPIRES_SHIFT) - 1;
+const NEGATIVE: u64 = 1 << KEY_BITS;
+const FAILOVER: u64 = 2 << KEY_BITS;
 /// For the policy: which of its lists the slot is in.
-const SECOND_LIST: u8 = 4;
+const SECOND_LIST: u64 = 4 << KEY_BITS;
+/// The longest key that a slot has room for.
+pub(super) const MAX_KEY_BYTES: usize = KEY_MASK as usize;
+const MAX_STAMP: u64 = (1 << 56) - 1;
 
 impl Slot {
-    pub(super) fn new(record: Record, key_bytes: u16, hash: u32, is_negative: bool, origin: Origin) -> Self {
+    pub(super) fn new(
+        record: Record,
+        key_bytes: usize,
+        hash: u32,
+        is_negative: bool,
+        origin: Origin,
+    ) -> Self {
+        let flags =
+            if is_negative { NEGATIVE } else { 0 } | if origin == Origin::Failover { FAILOVER } else { 0 };
         Slot {
             record: Some(record),
-            expires_ms: 0,
+            expires_flags_key: flags | (key_bytes as u64 & KEY_MASK),
             loaded_steps: 0,
-            stamp: 0,
             hash,
             older: NONE,
             newer: NONE,
-            key_bytes,
+            stamp: [0; 7],
             hits: Hits::none(),
-            flags: if is_negative { NEGATIVE } else { 0 }
-                | if origin == Origin::Failover { FAILOVER } else { 0 },
         }
+    }
+
+    fn has(&self, flag: u64) -> bool {
+        self.expires_flags_key & flag != 0
+    }
+
+    pub(super) fn expires_ms(&self) -> u64 {
+        self.expires_flags_key >> EXPIRES_SHIFT
+    }
+
+    pub(super) fn set_expires_ms(&mut self, ms: u64) {
+        let ms = ms.min(u64::MAX >> EXPIRES_SHIFT);
+        self.expires_flags_key = self.expires_flags_key & FLAGS_MASK | ms << EXPIRES_SHIFT;
+    }
+
+    /// The ring version under which it was written.
+    pub(super) fn stamp(&self) -> u64 {
+        let mut bytes = [0; 8];
+        bytes[..7].copy_from_slice(&self.stamp);
+        u64::from_le_bytes(bytes)
+    }
+
+    pub(super) fn set_stamp(&mut self, stamp: u64) {
+        self.stamp.copy_from_slice(&stamp.min(MAX_STAMP).to_le_bytes()[..7]);
     }
 
     fn bytes(&self) -> &[u8] {
@@ -60,7 +96,11 @@ impl Slot {
     }
 
     pub(super) fn key(&self) -> &[u8] {
-        &self.bytes()[..usize::from(self.key_bytes)]
+        &self.bytes()[..self.key_bytes()]
+    }
+
+    fn key_bytes(&self) -> usize {
+        (self.expires_flags_key & KEY_MASK) as usize
     }
 
     /// Bytes of key and value.
@@ -69,12 +109,12 @@ impl Slot {
     }
 
     pub(super) fn value(&self) -> Option<Value> {
-        let record = self.record.clone().filter(|_| self.flags & NEGATIVE == 0)?;
-        Some(Value::stored(record, self.key_bytes.into()))
+        let record = self.record.clone().filter(|_| !self.has(NEGATIVE))?;
+        Some(Value::stored(record, self.key_bytes()))
     }
 
     pub(super) fn origin(&self) -> Origin {
-        if self.flags & FAILOVER == 0 { Origin::Owner } else { Origin::Failover }
+        if self.has(FAILOVER) { Origin::Failover } else { Origin::Owner }
     }
 
     pub(super) fn loaded_ms(&self) -> u64 {
@@ -87,11 +127,11 @@ impl Slot {
     }
 
     pub(super) fn is_in_second_list(&self) -> bool {
-        self.flags & SECOND_LIST != 0
+        self.has(SECOND_LIST)
     }
 
     pub(super) fn set_second_list(&mut self, second: bool) {
-        self.flags = self.flags & !SECOND_LIST | if second { SECOND_LIST } else { 0 };
+        self.expires_flags_key = self.expires_flags_key & !SECOND_LIST | if second { SECOND_LIST } else { 0 };
     }
 }
 

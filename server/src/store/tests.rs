@@ -95,8 +95,24 @@ async fn failover_entries_and_owned_entries_do_not_answer_for_each_other() {
         store.insert(b"k", &entry(b"v", now, 100, 7));
         assert!(store.get(b"k", Origin::Failover, 0, now).is_none());
         store.insert(b"k", &Entry { origin: Origin::Failover, ..entry(b"w", now, 100, 7) });
-        assert!(store.get(b"k", Origin::Failover, 0, now).is_some());
-        assert!(store.get(b"k", Origin::Owner, 0, now).is_none());
+        let value = |origin| store.get(b"k", origin, 0, now).unwrap().value.unwrap();
+        assert_eq!((value(Origin::Failover), value(Origin::Owner)), ("w".into(), "v".into()));
+        assert!(store.remove_of(b"k", Origin::Failover) && !store.remove_of(b"k", Origin::Failover));
+        assert!(store.remove(b"k") && store.is_empty(), "all there is of it");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn stamps_of_every_size_are_kept_and_an_impossible_one_is_less_than_it_says() {
+    for (store, now) in both(1 << 20) {
+        for stamp in [0, 1, u64::from(u32::MAX), 1 << 32, (1 << 56) - 1] {
+            store.insert(b"k", &entry(b"v", now, 100, stamp));
+            assert!(store.get(b"k", Origin::Owner, stamp, now).is_some(), "{stamp}");
+            assert!(store.get(b"k", Origin::Owner, stamp + 1, now).is_none(), "{stamp}");
+        }
+        store.insert(b"k", &entry(b"v", now, 100, u64::MAX));
+        assert!(store.get(b"k", Origin::Owner, 1 << 40, now).is_some());
+        assert!(store.get(b"k", Origin::Owner, u64::MAX, now).is_none());
     }
 }
 

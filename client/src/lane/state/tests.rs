@@ -82,7 +82,7 @@ impl Fixture {
         let (mut writer, mut deliveries) = (ResponseWriter::default(), Vec::new());
         write(&mut writer);
         let taken = self.lane.take_answers(&writer.take(), &mut deliveries);
-        deliveries.into_iter().for_each(|(caller, answer)| caller.tell(answer));
+        deliveries.into_iter().for_each(Delivery::tell);
         taken
     }
 
@@ -195,7 +195,7 @@ async fn a_late_answer_finds_no_stranger_in_its_place() {
     f.now += Duration::from_secs(1);
     let mut deliveries = Vec::new();
     f.lane.expire(f.now, &mut deliveries);
-    deliveries.into_iter().for_each(|(caller, answer)| caller.tell(answer));
+    deliveries.into_iter().for_each(Delivery::tell);
     assert_eq!(late.try_recv().unwrap(), Err(Failure::Late));
 
     let mut after = f.get("a");
@@ -215,7 +215,7 @@ async fn each_caller_has_a_deadline_of_its_own() {
     let mut patient = f.get("a");
     let mut deliveries = Vec::new();
     f.lane.expire(now + Duration::from_millis(10), &mut deliveries);
-    deliveries.into_iter().for_each(|(caller, answer)| caller.tell(answer));
+    deliveries.into_iter().for_each(Delivery::tell);
     assert_eq!(hasty.try_recv().unwrap(), Err(Failure::Late));
     let id = f.sent()[0].id;
     f.hit(id, b"v").unwrap();
@@ -311,7 +311,7 @@ async fn when_the_stream_dies_everyone_is_told_and_the_next_stream_begins_anew()
     let mut queued = f.get("b");
     let mut deliveries = Vec::new();
     f.lane.fail_all(&Failure::Lost("cut".into()), &mut deliveries);
-    deliveries.into_iter().for_each(|(caller, answer)| caller.tell(answer));
+    deliveries.into_iter().for_each(Delivery::tell);
     for lost in [&mut sent, &mut queued] {
         assert_eq!(lost.try_recv().unwrap(), Err(Failure::Lost("cut".into())));
     }

@@ -60,14 +60,14 @@ impl Calls {
 fn fixture(adjust: impl FnOnce(Group) -> Group) -> (Arc<Cache>, Calls) {
     let calls = Calls::default();
     let group = Group::new("g", calls.clone()).ttl_jitter(0.0).ttl(Duration::from_secs(60));
-    (Arc::new(Cache::new(adjust(group))), calls)
+    (Arc::new(Cache::alone(adjust(group))), calls)
 }
 
 fn get(key: impl AsRef<str>) -> Get {
     Get {
         key: Bytes::copy_from_slice(key.as_ref().as_bytes()),
         on_miss: OnMiss::Load,
-        ring_version: 1,
+        stamp: 1,
         owned_since: 1,
         origin: Origin::Owner,
         token: 0,
@@ -78,7 +78,7 @@ fn get(key: impl AsRef<str>) -> Get {
 }
 
 async fn ask(cache: &Arc<Cache>, key: &str) -> Result<Answer, Failure> {
-    cache.begin(&get(key), Instant::now())?.answer().await
+    cache.begin_alone(&get(key), Instant::now())?.answer().await
 }
 
 async fn outcome(cache: &Arc<Cache>, key: &str) -> Outcome {
@@ -89,7 +89,7 @@ async fn outcome(cache: &Arc<Cache>, key: &str) -> Outcome {
 async fn what_is_missed_in_one_moment_is_loaded_together_up_to_what_the_loader_takes() {
     let (cache, calls) = fixture(|g| g);
     let begun: Vec<Begun> =
-        (0..12).map(|n| cache.begin(&get(format!("k{n}")), Instant::now()).unwrap()).collect();
+        (0..12).map(|n| cache.begin_alone(&get(format!("k{n}")), Instant::now()).unwrap()).collect();
     let start = Instant::now();
     for begun in begun {
         assert_eq!(begun.answer().await.unwrap().outcome, Outcome::Loaded);
@@ -104,7 +104,7 @@ async fn what_waits_for_a_turn_goes_together_when_it_comes_and_one_alone_goes_at
     let (cache, calls) = fixture(|g| g.max_loads(1));
     let answers: Vec<_> = (0..4)
         .map(|n| {
-            let begun = cache.begin(&get(format!("k{n}")), Instant::now()).unwrap();
+            let begun = cache.begin_alone(&get(format!("k{n}")), Instant::now()).unwrap();
             // Each as if in a frame of its own.
             cache.launch();
             begun
@@ -123,8 +123,8 @@ async fn what_waits_for_a_turn_goes_together_when_it_comes_and_one_alone_goes_at
 #[tokio::test(start_paused = true)]
 async fn an_error_of_one_key_is_not_the_others() {
     let (cache, calls) = fixture(|g| g);
-    let bad = cache.begin(&get("bad"), Instant::now()).unwrap();
-    let good = cache.begin(&get("good"), Instant::now()).unwrap();
+    let bad = cache.begin_alone(&get("bad"), Instant::now()).unwrap();
+    let good = cache.begin_alone(&get("good"), Instant::now()).unwrap();
     assert_eq!(&*bad.answer().await.unwrap_err().message, "no number");
     assert_eq!(good.answer().await.unwrap().value, "call 1");
     assert_eq!(calls.sizes(), [2]);
@@ -133,7 +133,7 @@ async fn an_error_of_one_key_is_not_the_others() {
 #[tokio::test(start_paused = true)]
 async fn whoever_begins_a_flight_and_leaves_does_not_keep_the_next_from_it() {
     let (cache, calls) = fixture(|g| g.load_timeout(Duration::from_secs(5)));
-    drop(cache.begin(&get("k"), Instant::now()).unwrap());
+    drop(cache.begin_alone(&get("k"), Instant::now()).unwrap());
     advance(Duration::from_secs(60)).await;
     assert_eq!(outcome(&cache, "k").await, Outcome::Coalesced, "with all of its time");
     assert_eq!(calls.sizes(), [1]);
@@ -160,13 +160,13 @@ async fn a_load_that_had_its_turn_late_says_so_and_nothing_of_the_origin() {
 #[tokio::test(start_paused = true)]
 async fn an_old_load_in_a_batch_does_not_take_the_time_of_the_others() {
     let (cache, calls) = fixture(|g| g.max_loads(1).load_timeout(Duration::from_millis(1800)));
-    let first = cache.begin(&get("first"), Instant::now()).unwrap();
+    let first = cache.begin_alone(&get("first"), Instant::now()).unwrap();
     cache.launch();
     tokio::task::yield_now().await;
-    let old = cache.begin(&get("old"), Instant::now()).unwrap();
+    let old = cache.begin_alone(&get("old"), Instant::now()).unwrap();
     cache.launch();
     advance(Duration::from_millis(900)).await;
-    let young = cache.begin(&get("young"), Instant::now()).unwrap();
+    let young = cache.begin_alone(&get("young"), Instant::now()).unwrap();
     let (first, old, young) = tokio::join!(first.answer(), old.answer(), young.answer());
     assert!(first.is_ok() && young.is_ok() && old.is_ok());
     assert_eq!(calls.sizes(), [1, 2]);
@@ -189,7 +189,7 @@ async fn who_has_little_time_gets_what_is_stale_while_the_load_goes_on() {
     // The load takes a second, and the caller has half of one.
     let now = Instant::now();
     let hasty = Get { deadline: Some(now + Duration::from_millis(500)), ..get("k") };
-    let answer = cache.begin(&hasty, now).unwrap().answer().await.unwrap();
+    let answer = cache.begin_alone(&hasty, now).unwrap().answer().await.unwrap();
     assert_eq!((answer.outcome, &*answer.value), (Outcome::Stale, &b"call 1"[..]));
     assert_eq!(now.elapsed(), Duration::from_millis(400));
     sleep(Duration::from_secs(1)).await;
@@ -204,7 +204,10 @@ async fn a_refresh_that_fails_is_not_tried_again_at_once_nor_for_whoever_peeks()
     calls.break_down(true);
     advance(Duration::from_secs(30)).await;
     let peek = Get { on_miss: OnMiss::Peek, ..get("k") };
-    assert_eq!(cache.begin(&peek, Instant::now()).unwrap().answer().await.unwrap().outcome, Outcome::Hit);
+    assert_eq!(
+        cache.begin_alone(&peek, Instant::now()).unwrap().answer().await.unwrap().outcome,
+        Outcome::Hit
+    );
     tokio::task::yield_now().await;
     assert_eq!(calls.sizes().len(), 1);
     for _ in 0..100 {
@@ -277,7 +280,7 @@ async fn a_value_outlives_its_time_while_the_origin_is_down_and_no_longer() {
     );
     assert!(answer.age >= Duration::from_secs(61));
     assert!(ask(&cache, "other").await.is_err(), "nothing is known of it");
-    let peek = cache.begin(&Get { on_miss: OnMiss::Peek, ..get("k") }, Instant::now()).unwrap();
+    let peek = cache.begin_alone(&Get { on_miss: OnMiss::Peek, ..get("k") }, Instant::now()).unwrap();
     assert_eq!(peek.answer().await.unwrap().outcome, Outcome::Miss, "nobody is filled with what is stale");
     calls.break_down(false);
     let answer = ask(&cache, "k").await.unwrap();
@@ -293,7 +296,7 @@ async fn what_was_deleted_is_not_served_stale() {
     ask(&cache, "k").await.unwrap();
     advance(Duration::from_secs(61)).await;
     calls.break_down(true);
-    let begun = cache.begin(&get("k"), Instant::now()).unwrap();
+    let begun = cache.begin_alone(&get("k"), Instant::now()).unwrap();
     cache.launch();
     let _ = cache.delete(&get("k").key).unwrap();
     assert!(begun.answer().await.is_err());

@@ -1,0 +1,242 @@
+//! Budgets in bytes: how much memory the operations of a connection, of a token and of the whole node may hold.
+//!
+//! Budgets form a tree. A child has a limit of its own and never holds more than its parent has free, so that one that takes
+//! all it can leaves as much for the next (Choudhury and Hahne, "Dynamic Queue Length Thresholds for Shared-Memory Packet
+//! Switches", IEEE/ACM Transactions on Networking 1998): alone it gets half of the parent's limit, beside `n` others that take all they can a
+//! part of `n + 2`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::{Mutex, Notify};
+
+/// Bytes that may be held at a time.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    limit: usize,
+    used: AtomicUsize,
+    parent: Option<Arc<Budget>>,
+    /// Whoever waits for room does so in turn.
+    turn: Mutex<()>,
+    /// At the root: how many wait, and what wakes them when anything is given back anywhere in the tree.
+    waiting: AtomicUsize,
+    freed: Notify,
+}
+
+/// Bytes taken from a budget and from all above it, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Held {
+    budget: Arc<Budget>,
+    bytes: usize,
+}
+
+impl Budget {
+    /// The budget that all others take part in.
+    pub(crate) fn root(limit: usize) -> Arc<Self> {
+        Budget::new(limit, None)
+    }
+
+    /// A part of this budget, with a limit of its own.
+    pub(crate) fn child(self: &Arc<Self>, limit: usize) -> Arc<Self> {
+        Budget::new(limit, Some(self.clone()))
+    }
+
+    fn new(limit: usize, parent: Option<Arc<Budget>>) -> Arc<Self> {
+        let (turn, freed) = (Mutex::new(()), Notify::new());
+        Arc::new(Budget {
+            limit,
+            used: AtomicUsize::new(0),
+            parent,
+            turn,
+            waiting: AtomicUsize::new(0),
+            freed,
+        })
+    }
+
+    /// Takes bytes where there is room for them now.
+    pub(crate) fn try_take(self: &Arc<Self>, bytes: usize) -> Option<Held> {
+        self.take_up(bytes).then(|| Held { budget: self.clone(), bytes })
+    }
+
+    /// Takes bytes, in turn, when there is room for them. More than can ever be held is taken for as much as can.
+    pub(crate) async fn take(self: &Arc<Self>, bytes: usize) -> Held {
+        let bytes = bytes.min(self.most());
+        let _turn = self.turn.lock().await;
+        let root = self.root_of();
+        root.waiting.fetch_add(1, Ordering::SeqCst);
+        let _leave = Leave(root);
+        loop {
+            // Before the look, so that what is freed after it is heard.
+            let freed = root.freed.notified();
+            if let Some(held) = self.try_take(bytes) {
+                return held;
+            }
+            freed.await;
+        }
+    }
+
+    /// The most that this one can ever hold alone.
+    pub(crate) fn most(&self) -> usize {
+        self.parent.as_ref().map_or(self.limit, |parent| self.limit.min(parent.most() / 2))
+    }
+
+    /// Bytes that are held.
+    pub(crate) fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Takes from the leaf to the root, so that what is undone again was never in anybody's way.
+    fn take_up(&self, bytes: usize) -> bool {
+        let free =
+            self.parent.as_ref().map_or(usize::MAX, |parent| parent.limit.saturating_sub(parent.used()));
+        let limit = self.limit.min(free);
+        let within = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= limit);
+        if self.used.fetch_update(Ordering::SeqCst, Ordering::SeqCst, within).is_err() {
+            return false;
+        }
+        let is_taken = self.parent.as_ref().is_none_or(|parent| parent.take_up(bytes));
+        if !is_taken {
+            self.used.fetch_sub(bytes, Ordering::SeqCst);
+        }
+        is_taken
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.used.fetch_sub(bytes, Ordering::SeqCst);
+        match &self.parent {
+            Some(parent) => parent.give_back(bytes),
+            None if self.waiting.load(Ordering::SeqCst) > 0 => self.freed.notify_waiters(),
+            None => {}
+        }
+    }
+
+    fn root_of(&self) -> &Budget {
+        self.parent.as_ref().map_or(self, |parent| parent.root_of())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.budget.give_back(self.bytes);
+    }
+}
+
+struct Leave<'a>(&'a Budget);
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// What one connection may hold, its lanes and unary calls together.
+#[derive(Debug)]
+pub(crate) struct Account {
+    /// For operations that wait: each counts its key and [`OPERATION_BYTES`].
+    pub(crate) operations: Arc<Budget>,
+    /// For the values that they wait for, and that are on their way out.
+    pub(crate) values: Arc<Budget>,
+    /// Lanes that are open.
+    pub(crate) lanes: AtomicUsize,
+}
+
+/// What an operation that waits takes beside its key.
+pub(crate) const OPERATION_BYTES: usize = 1 << 10;
+
+/// The budgets of a node, from which those of connections come.
+#[derive(Clone, Debug)]
+pub(crate) struct Budgets {
+    operations: Arc<Budget>,
+    values: Arc<Budget>,
+    /// For values that are being loaded.
+    pub(crate) loading: Arc<Budget>,
+}
+
+impl Budgets {
+    /// For all operations of the node that wait.
+    pub(crate) const NODE_OPERATIONS: usize = 512 << 20;
+    /// For those of one connection: as many as a client has in flight to a node by default.
+    pub(crate) const CONNECTION_OPERATIONS: usize = 64 << 20;
+    /// For all values of the node that are waited for or sent.
+    pub(crate) const NODE_VALUES: usize = 512 << 20;
+    /// For those of one connection.
+    pub(crate) const CONNECTION_VALUES: usize = 64 << 20;
+    /// For values that are being loaded.
+    pub(crate) const LOADING: usize = 256 << 20;
+
+    pub(crate) fn new() -> Self {
+        Budgets {
+            operations: Budget::root(Budgets::NODE_OPERATIONS),
+            values: Budget::root(Budgets::NODE_VALUES),
+            loading: Budget::root(Budgets::LOADING),
+        }
+    }
+
+    /// What one more connection may hold.
+    pub(crate) fn account(&self) -> Arc<Account> {
+        Arc::new(Account {
+            operations: self.operations.child(Budgets::CONNECTION_OPERATIONS),
+            values: self.values.child(Budgets::CONNECTION_VALUES),
+            lanes: AtomicUsize::new(0),
+        })
+    }
+}
+
+impl Account {
+    /// Tells accounts apart.
+    pub(crate) fn id(self: &Arc<Self>) -> usize {
+        Arc::as_ptr(self).addr()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_never_holds_more_than_its_parent_has_free() {
+        let node = Budget::root(1000);
+        let [greedy, other] = [0, 1].map(|_| node.child(1000));
+        let held: Vec<_> = std::iter::from_fn(|| greedy.try_take(10)).collect();
+        assert_eq!((greedy.used(), node.used()), (500, 500), "half of what there is");
+        let beside: Vec<_> = std::iter::from_fn(|| other.try_take(10)).collect();
+        assert_eq!(other.used(), 250, "half of what is left");
+        drop(held);
+        assert_eq!(node.used(), 250);
+        drop(beside);
+        assert_eq!((node.used(), greedy.used(), other.used()), (0, 0, 0));
+    }
+
+    #[test]
+    fn limits_hold_at_every_level_and_a_refusal_leaves_nothing_behind() {
+        let node = Budget::root(1000);
+        let token = node.child(100);
+        let connection = token.child(70);
+        let held = connection.try_take(50).unwrap();
+        assert!(connection.try_take(30).is_none(), "the connection's own limit");
+        let beside = token.child(70);
+        assert!(beside.try_take(60).is_none(), "the token's");
+        assert_eq!((node.used(), token.used(), connection.used(), beside.used()), (50, 50, 50, 0));
+        drop(held);
+        assert!(node.child(2000).try_take(usize::MAX).is_none());
+        assert_eq!(node.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn who_waits_has_room_in_turn_wherever_it_is_freed() {
+        let node = Budget::root(100);
+        let [a, b, c] = [0, 1, 2].map(|_| node.child(100));
+        let (first, beside) = (a.take(50).await, b.take(20).await);
+        let waiting = tokio::spawn({
+            let c = c.clone();
+            async move { c.take(40).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        drop(first);
+        let third = waiting.await.unwrap();
+        assert_eq!(node.used(), 60);
+        drop((beside, third));
+        assert_eq!(a.take(1000).await.bytes, 50, "all that it can have, for who asks for more");
+    }
+}

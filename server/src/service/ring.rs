@@ -1,0 +1,117 @@
+//! Which ring version the node knows. The registry tells it; what callers say is a hint to look there.
+//!
+//! An entry is stamped with the version that the node knows, and a get of a key that the node has come to own under a later one waits until
+//! the registry has told of that, or is refused. So nobody can make the node forget, or keep an entry for longer
+//! than it is good, by saying a version that is none.
+//!
+//! A node that has not been able to read its registry since it started goes by what callers say, since the fleet goes on without
+//! the registry; what it has stored by then is forgotten as soon as it knows.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use peanut_proto::discovery::Reloader;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+
+/// How long the registry may take to tell of a version that a caller has named.
+const LOOK: Duration = Duration::from_millis(250);
+/// The version where there is no registry.
+const FIXED: u64 = 1;
+
+/// What the node knows.
+#[derive(Debug)]
+pub(crate) struct KnownRing {
+    version: watch::Sender<u64>,
+    /// Asks the registry again; there is none where the node has no registry.
+    registry: OnceLock<Reloader>,
+    /// Something was stored by what a caller said.
+    was_blind: AtomicBool,
+}
+
+impl KnownRing {
+    pub(crate) fn new() -> Self {
+        let (version, registry) = (watch::Sender::new(0), OnceLock::new());
+        KnownRing { version, registry, was_blind: AtomicBool::new(false) }
+    }
+
+    /// Says where the version is learned from.
+    pub(crate) fn learn_from(&self, registry: Reloader) {
+        let _ = self.registry.set(registry);
+    }
+
+    /// The version, as the registry tells it; 0 where it has not told yet.
+    pub(crate) fn version(&self) -> u64 {
+        let version = *self.version.borrow();
+        if version == 0 && self.registry.get().is_none() { FIXED } else { version }
+    }
+
+    /// Takes in what the registry says. Whether what was stored before is to be forgotten.
+    pub(crate) fn learn(&self, version: u64) -> bool {
+        let was_unknown = *self.version.borrow() == 0;
+        self.version.send_if_modified(|known| {
+            let is_later = *known < version;
+            *known = version.max(*known);
+            is_later
+        });
+        was_unknown && version > 0 && self.was_blind.swap(false, Ordering::Relaxed)
+    }
+
+    /// The version that goes for a caller's claim: the node's own, or the claim where the node cannot know.
+    pub(crate) fn stamp(&self, claimed: u64) -> u64 {
+        match self.version() {
+            0 => {
+                self.was_blind.store(true, Ordering::Relaxed);
+                claimed
+            }
+            known => known,
+        }
+    }
+
+    /// Whether a version is known here; where it is not, the registry is asked.
+    pub(crate) fn knows(&self, claimed: u64) -> bool {
+        let known = self.version();
+        if claimed <= known || known == 0 {
+            return true;
+        }
+        if let Some(registry) = self.registry.get() {
+            registry.reload();
+        }
+        false
+    }
+
+    /// Waits until the registry has told of a version, for a short time. Whether it has.
+    pub(crate) async fn look_for(&self, claimed: u64) -> bool {
+        if self.knows(claimed) {
+            return true;
+        }
+        if self.registry.get().is_none() {
+            return false;
+        }
+        let mut version = self.version.subscribe();
+        timeout_at(Instant::now() + LOOK, version.wait_for(|known| *known >= claimed)).await.is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_version_that_the_registry_does_not_tell_is_not_known_and_changes_nothing() {
+        let ring = KnownRing::new();
+        assert!(ring.knows(1) && !ring.knows(2), "without a registry there is one ring");
+        let registry = Reloader::default();
+        ring.learn_from(registry.clone());
+        assert!(ring.knows(u64::MAX), "nothing has been read yet");
+        assert_eq!(ring.stamp(7), 7);
+        assert!(ring.learn(5), "what was stored by then is forgotten");
+        assert_eq!((ring.stamp(u64::MAX), ring.stamp(0), ring.version()), (5, 5, 5));
+        assert!(!ring.look_for(6).await && registry.is_asked().await);
+        assert!(!ring.learn(6));
+        assert!(ring.look_for(6).await);
+        ring.learn(4);
+        assert_eq!(ring.version(), 6);
+    }
+}

@@ -1,0 +1,309 @@
+//! What one caller asks for, honest or not, costs nobody else: answers longer than a message, frames that ask for more than memory
+//! holds, and what lanes, leases and connections may hold.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use peanut_client::{Client, ErrorKind, Group};
+use peanut_proto::frame::{
+    Filled, GetOperation, RequestFrame, RequestWriter, ResponseField, ResponseFrame, Write, WriteOperation,
+};
+use peanut_proto::v1::peanut_client::PeanutClient;
+use peanut_proto::v1::{ErrorCode, OnMiss, Outcome};
+use peanut_tests::{PATIENCE, ServerProcess, eventually, free_port, resident_bytes};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tonic::Streaming;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::SERVER;
+
+const MIB: u64 = 1 << 20;
+
+/// A node with a group that has no loader, and a client whose gets may take their time.
+async fn node(settings: &str) -> (ServerProcess, Client) {
+    let port = free_port();
+    let own = format!("listen = \"127.0.0.1:{port}\"\nnodes = [\"127.0.0.1:{port}\"]\n{settings}\n");
+    let group = "[[group]]\nname = \"g\"\ncapacity = \"512MiB\"\n[group.loader]\nkind = \"none\"\n";
+    let server = ServerProcess::start_with(SERVER, &(own + group)).await;
+    let client = Client::builder().nodes([server.addr()]).lanes_per_node(1).deadline(PATIENCE);
+    let client = client.build().await.unwrap();
+    (server, client)
+}
+
+fn resident(server: &mut ServerProcess) -> u64 {
+    resident_bytes(&server.process().id().to_string())
+}
+
+fn value(key: usize, length: usize) -> Vec<u8> {
+    (0..length).map(|at| (at % 251 + key) as u8).collect()
+}
+
+async fn set_all(group: &Group, keys: usize, length: usize) {
+    for some in (0..keys).collect::<Vec<_>>().chunks(64) {
+        let sets = some.iter().map(async |key| group.set(key.to_string(), value(*key, length), None).await);
+        assert!(join_all(sets).await.iter().all(Result::is_ok));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_longer_than_a_message_come_in_several_and_hold_up_nobody() {
+    let (_server, client) = node("").await;
+    let group = client.group("g");
+    for (keys, length) in [(600, 60 << 10), (2_000, 10 << 10), (100, 1 << 20), (12, 8 << 20)] {
+        set_all(&group, keys, length).await;
+        let bystander = tokio::spawn({
+            let group = group.clone();
+            async move {
+                for n in 0..50 {
+                    group.set("bystander", n.to_string(), None).await.unwrap();
+                    assert_eq!(group.get("bystander").await.unwrap().unwrap(), n.to_string());
+                }
+            }
+        });
+        for (key, answer) in group.get_many((0..keys).map(|key| key.to_string())).await.into_iter().enumerate() {
+            let found = answer.unwrap_or_else(|error| panic!("{keys} values of {length} bytes: {error}"));
+            assert!(found.is_some_and(|found| *found == value(key, length)), "key {key} of {length} bytes");
+        }
+        bystander.await.expect("none of its calls has failed");
+        group.clear().await.unwrap();
+    }
+}
+
+/// A lane that is spoken to by hand.
+struct RawLane {
+    requests: mpsc::UnboundedSender<RequestFrame>,
+    answers: Streaming<ResponseFrame>,
+}
+
+async fn channel(server: &ServerProcess) -> Channel {
+    Endpoint::from_shared(format!("http://{}", server.addr())).unwrap().connect().await.unwrap()
+}
+
+async fn raw_lane(channel: &Channel) -> RawLane {
+    let (requests, coming) = mpsc::unbounded_channel();
+    let requests_stream = futures_util::stream::unfold(coming, async |mut coming: mpsc::UnboundedReceiver<_>| {
+        Some((coming.recv().await?, coming))
+    });
+    let mut peanut = PeanutClient::new(channel.clone()).max_encoding_message_size(usize::MAX);
+    let answers = peanut.lane(requests_stream).await.unwrap().into_inner();
+    RawLane { requests, answers }
+}
+
+fn get(id: u32, key: &[u8], on_miss: OnMiss) -> GetOperation<'_> {
+    GetOperation {
+        id,
+        group: 0,
+        key,
+        deadline_ms: 0,
+        owned_since: 0,
+        failover: false,
+        on_miss,
+        token: 0,
+        traceparent: "",
+    }
+}
+
+/// Answers a bystander while something is going on.
+async fn others_are_answered(server: &ServerProcess) {
+    let client = Client::builder().nodes([server.addr()]).deadline(PATIENCE).build().await.unwrap();
+    for n in 0..20 {
+        client.group("g").set("other", n.to_string(), None).await.unwrap();
+        assert_eq!(client.group("g").get("other").await.unwrap().unwrap(), n.to_string());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frame_that_asks_for_gigabytes_takes_no_more_than_is_sent() {
+    let (mut server, client) = node("").await;
+    client.group("g").set("k", vec![7; 60 << 10], None).await.unwrap();
+    let before = resident(&mut server);
+    let channel = channel(&server).await;
+    let mut lane = raw_lane(&channel).await;
+    let mut frame = RequestWriter::default();
+    frame.group(0, "g");
+    (0..30_000).for_each(|id| frame.get(&get(id, b"k", OnMiss::Load)));
+    lane.requests.send(frame.take()).unwrap();
+    others_are_answered(&server).await;
+    let meanwhile = resident(&mut server);
+    assert!(meanwhile < before + 64 * MIB, "from {before} to {meanwhile} bytes while nobody reads");
+    // Whoever reads has all of it, in messages that are no longer than messages are.
+    let mut answered = 0;
+    while answered < 3_000 {
+        let frame = timeout(PATIENCE, lane.answers.message()).await.unwrap().unwrap().unwrap();
+        assert!(frame.0.len() < 256 << 10, "a frame of {} bytes", frame.0.len());
+        for field in frame.fields() {
+            match field.unwrap() {
+                ResponseField::Answer(answer, value) => {
+                    assert_eq!((answer.outcome, value.len()), (Outcome::Hit, 60 << 10));
+                    answered += 1;
+                }
+                ResponseField::Failure { message, .. } => panic!("{message}"),
+                _ => {}
+            }
+        }
+    }
+    let after = resident(&mut server);
+    assert!(after < before + 64 * MIB, "from {before} to {after} bytes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lane_is_opened_once_and_names_as_many_groups_as_there_are() {
+    let (mut server, _client) = node("").await;
+    let channel = channel(&server).await;
+    let mut lane = raw_lane(&channel).await;
+    let mut frame = RequestWriter::default();
+    (0..200_000).for_each(|epoch| frame.open(epoch, 0, epoch));
+    lane.requests.send(frame.take()).unwrap();
+    let status = timeout(PATIENCE, lane.answers.message()).await.unwrap().unwrap_err();
+    assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status:?}");
+
+    let before = resident(&mut server);
+    let mut lane = raw_lane(&channel).await;
+    let mut frame = RequestWriter::default();
+    (0..100_000).for_each(|number| frame.group(number, &format!("nowhere-{number}")));
+    frame.group(u32::MAX, "g");
+    frame.get(&get(1, b"k", OnMiss::Load));
+    let last = GetOperation { group: 99_999, ..get(2, b"k", OnMiss::Load) };
+    frame.get(&last);
+    lane.requests.send(frame.take()).unwrap();
+    let frame = timeout(PATIENCE, lane.answers.message()).await.unwrap().unwrap().unwrap();
+    let codes: Vec<_> = frame
+        .fields()
+        .filter_map(|field| match field.unwrap() {
+            ResponseField::Failure { code, .. } => Some(code),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(codes, [ErrorCode::UnknownGroup; 2]);
+    others_are_answered(&server).await;
+    assert!(resident(&mut server) < before + 16 * MIB);
+
+    // Names that are none end the lane; more lanes than a connection has are refused.
+    let mut lane = raw_lane(&channel).await;
+    let mut frame = RequestWriter::default();
+    frame.group(0, &"n".repeat(100_000));
+    lane.requests.send(frame.take()).unwrap();
+    timeout(PATIENCE, lane.answers.message()).await.unwrap().unwrap_err();
+    let mut lanes = Vec::new();
+    let refused = loop {
+        let mut peanut = PeanutClient::new(channel.clone());
+        match peanut.lane(futures_util::stream::pending()).await {
+            Ok(lane) => lanes.push(lane),
+            Err(status) => break status,
+        }
+        assert!(lanes.len() < 100, "{} lanes on one connection", lanes.len());
+    };
+    assert_eq!(refused.code(), tonic::Code::ResourceExhausted, "{refused:?}");
+    others_are_answered(&server).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_that_are_written_away_at_once_leave_nothing_behind() {
+    let (mut server, _client) = node("").await;
+    let channel = channel(&server).await;
+    let mut lane = raw_lane(&channel).await;
+    let before = resident(&mut server);
+    // Twice as many as the budget of a connection has room for.
+    let key = [b'k'; 1000];
+    let (mut id, mut answers, mut is_first) = (0, 0, true);
+    for _ in 0..40 {
+        let mut frame = RequestWriter::default();
+        if std::mem::take(&mut is_first) {
+            frame.group(0, "g");
+        }
+        for _ in 0..2_000 {
+            frame.get(&get(id, &key, OnMiss::Lease));
+            let write = Write::Delete { key: &key };
+            frame.write(&WriteOperation { id: id + 1, group: 0, deadline_ms: 0, failover: false, write });
+            id += 2;
+        }
+        lane.requests.send(frame.take()).unwrap();
+        while answers < id {
+            let frame = timeout(PATIENCE, lane.answers.message()).await.unwrap().unwrap().unwrap();
+            answers += frame.fields().filter(|field| !matches!(field, Ok(ResponseField::RingVersion(_)))).count() as u32;
+        }
+    }
+    let meanwhile = resident(&mut server);
+    assert!(meanwhile < before + 160 * MIB, "from {before} to {meanwhile} bytes");
+    others_are_answered(&server).await;
+    drop(lane);
+    let other = raw_lane(&channel).await;
+    let mut frame = RequestWriter::default();
+    frame.group(0, "g");
+    frame.get(&get(0, b"another", OnMiss::Lease));
+    other.requests.send(frame.take()).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_does_not_keep_the_frame_that_it_came_in() {
+    let (mut server, client) = node("").await;
+    let held = client.group("g");
+    // A lease that nobody fills: whoever wants the key waits.
+    let holder = tokio::spawn({
+        let group = held.clone();
+        async move { group.get_or_load("k", std::future::pending::<Result<Option<Vec<u8>>, String>>).await }
+    });
+    eventually("the lease to be given", async || {
+        let client = Client::builder().nodes([server.addr()]).deadline(Duration::from_millis(200));
+        let load = || async { Ok::<_, String>(Some("mine")) };
+        let waited = client.build().await.unwrap().group("g").get_or_load("k", load).await;
+        waited.is_err().then_some(())
+    })
+    .await;
+    let before = resident(&mut server);
+    let channel = channel(&server).await;
+    let lane = raw_lane(&channel).await;
+    for number in 0..40 {
+        let mut frame = RequestWriter::default();
+        if number == 0 {
+            frame.group(0, "g");
+        }
+        frame.get(&get(number * 2, b"k", OnMiss::Lease));
+        // Something long beside it, which is refused.
+        let long = vec![0; 7 << 20];
+        let outcome = Filled::Value(&long);
+        let write = Write::Set { key: b"", outcome, ttl_ms: 0, token: 0 };
+        frame.write(&WriteOperation { id: number * 2 + 1, group: 0, deadline_ms: 0, failover: false, write });
+        lane.requests.send(frame.take()).unwrap();
+    }
+    others_are_answered(&server).await;
+    eventually("what was sent to be read and let go", async || {
+        (resident(&mut server) < before + 100 * MIB).then_some(())
+    })
+    .await;
+    holder.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_cold_keys_of_several_callers_are_all_loaded() {
+    let origin = peanut_tests::Origin::start(Duration::from_millis(2)).await;
+    let port = free_port();
+    let own = format!("listen = \"127.0.0.1:{port}\"\nnodes = [\"127.0.0.1:{port}\"]\n");
+    let group = peanut_tests::group_from("g", origin.url(), "load_timeout = \"60s\"");
+    let server = ServerProcess::start_with(SERVER, &(own + &group)).await;
+    let client = Client::builder().nodes([server.addr()]).deadline(PATIENCE).build().await.unwrap();
+    let calls = (0..3).map(async |call| {
+        let keys = (0..1_024).map(|key| format!("{call}-{key}"));
+        client.group("g").get_many(keys).await
+    });
+    for answer in join_all(calls).await.into_iter().flatten() {
+        let value = answer.unwrap_or_else(|error| panic!("{error}"));
+        assert!(value.unwrap().starts_with(b"value of "));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_and_messages_of_every_length_break_no_lane() {
+    let (_server, client) = node("").await;
+    let group = client.group("g");
+    let long = "x".repeat(20 << 20);
+    let error = group.get_or_load("k", || async { Err::<Option<Bytes>, _>(&long) }).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Loader);
+    assert!(error.to_string().len() < 4096);
+    let error = client.group(&"g".repeat(10 << 20)).get("k").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+    group.set("k", "v", None).await.unwrap();
+    assert_eq!(group.get("k").await.unwrap().unwrap(), "v");
+}
