@@ -235,8 +235,12 @@ impl ClientBuilder {
                 Ok(Ok(discovered)) => discovered.view.clone(),
                 Ok(Err(_)) | Err(_) => return Err(not_ready(fleet, ready_timeout, &found.subscribe())),
             };
-        let routing =
-            Arc::new(CurrentRouting::new(Routing::new(&view.ring, None, &self.config, Instant::now())));
+        // A large ring takes up to a second to build, too long for a thread that carries calls.
+        let config = self.config.clone();
+        let build = move || Routing::new(&view.ring, None, &config, Instant::now());
+        let built = tokio::task::spawn_blocking(build).await;
+        let cannot = |e| Error::caused_by(ErrorKind::Unavailable, None, "the ring could not be built", e);
+        let routing = Arc::new(CurrentRouting::new(built.map_err(cannot)?));
         let follower = tokio::spawn(discovery::follow(discovered, routing.clone(), self.config.clone()));
         let follower = AbortOnDropHandle::new(follower);
         Ok(Client::from_shared(Shared::new(self.config, routing, fleet, (left_in, keys), found, follower)))

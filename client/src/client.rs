@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use peanut_proto::discovery::{Discovered, Discovery};
-use peanut_proto::membership::Keys;
+use peanut_proto::membership::{Keys, Notice};
 use peanut_proto::registry::Registry;
 use peanut_proto::v1::Outcome;
 use tokio::sync::watch;
@@ -128,6 +128,11 @@ impl Client {
                 up: !node.is_down(),
             })
             .collect()
+    }
+
+    /// What an operator should know of the fleet as it is now: groups that only some nodes have, members with one address.
+    pub fn notices(&self) -> Vec<Notice> {
+        self.shared.discovered.borrow().view.notices()
     }
 
     pub(crate) fn routing(&self) -> Arc<Routing> {

@@ -4,7 +4,7 @@
 //! start it. [`Cache::begin`] does all of that without waiting, so that a caller with many gets in hand
 //! can answer the hits at once.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -49,8 +49,8 @@ pub(crate) struct Cache {
     runtime: OnceLock<Handle>,
     /// Where entries are kept for a warm restart, if anywhere.
     journal: OnceLock<Arc<Journal>>,
-    /// How many times the group has been cleared, as far as is known; its lowest 32 bits.
-    generation: AtomicU32,
+    /// The latest generation of the group that is known.
+    generation: AtomicU64,
 }
 
 /// A get, as any service hands it in.
@@ -151,7 +151,7 @@ impl Cache {
             tasks: Mutex::default(),
             runtime: OnceLock::new(),
             journal: OnceLock::new(),
-            generation: AtomicU32::new(0),
+            generation: AtomicU64::new(0),
             policy: group.policy,
         }
     }

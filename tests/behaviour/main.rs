@@ -19,6 +19,7 @@ mod memory;
 mod observe;
 mod one_load;
 mod production;
+mod registry;
 mod secure;
 mod shutdown;
 mod warm_restart;

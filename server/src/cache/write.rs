@@ -10,7 +10,9 @@ use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
+use peanut_proto::clock::wall_clock_ms;
 use peanut_proto::limits::{MAX_VALUE_BYTES, check_key};
+use peanut_proto::membership::Group;
 use peanut_proto::v1::{ErrorCode, Outcome};
 use smallvec::SmallVec;
 use tokio::time::Instant;
@@ -110,13 +112,13 @@ impl Cache {
         Ok(self.done(number))
     }
 
-    /// Forgets all keys. With a `generation` only if it has not been cleared that often yet; 0 clears whatever it is.
+    /// Forgets all keys. `generation` is the one that the registry has since, so that a clear is done once, whoever tells of it
+    /// first; 0: it has none. One that has not come from a clear is not kept: every later one would be older.
     pub(crate) fn clear(self: &Arc<Self>, generation: u64) -> Begun {
         let cleared = self.flights.write_all(|| {
-            // Far fewer clears than that come to pass.
-            let generation = generation as u32;
-            let known = self.generation.fetch_max(generation, Ordering::Relaxed);
-            if generation != 0 && generation <= known {
+            let kept = if Group::is_believable(generation, wall_clock_ms()) { generation } else { 0 };
+            let known = self.generation.fetch_max(kept, Ordering::Relaxed);
+            if generation != 0 && generation == known {
                 return None;
             }
             self.outdate(None);
@@ -140,8 +142,8 @@ impl Cache {
         })
     }
 
-    /// How many times the group has been cleared, as far as is known.
-    pub(crate) fn generation(&self) -> u32 {
+    /// The latest generation of the group that is known.
+    pub(crate) fn generation(&self) -> u64 {
         self.generation.load(Ordering::Relaxed)
     }
 

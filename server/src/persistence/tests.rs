@@ -310,7 +310,7 @@ fn foreign_empty_and_future_files_cost_nothing_but_themselves() {
     let future = {
         let mut bytes = Vec::new();
         header().write(&mut bytes);
-        bytes[8] = 2;
+        bytes[8] = 3;
         bytes
     };
     for content in [&b""[..], b"not one of ours, though its name is", &future] {

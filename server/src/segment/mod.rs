@@ -5,8 +5,8 @@
 //! | header | | record | |
 //! |---|---|---|---|
 //! | `PEANUTSG` | 8 bytes | length of what follows the checksum | 4 |
-//! | format, now 1 | 4 | checksum, xxh3-64, of length and what follows | 8 |
-//! | generation of the group | 4 | expires, milliseconds since 1970 | 8 |
+//! | format, now 2 | 4 | checksum, xxh3-64, of length and what follows | 8 |
+//! | generation of the group | 8 | expires, milliseconds since 1970 | 8 |
 //! | fingerprint of what wrote it | 8 | loaded, milliseconds since 1970 | 8 |
 //! | run of the machine it was written in | 8 | stamp | 8 |
 //! | written, milliseconds since 1970 | 8 | length of the key | 2 |
@@ -24,10 +24,10 @@ use std::fmt;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 const MAGIC: &[u8; 8] = b"PEANUTSG";
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const CHECKSUM_BYTES: usize = 8;
 /// Length of the header.
-pub const HEADER_BYTES: usize = 8 + 4 + 4 + 8 + 8 + 8 + CHECKSUM_BYTES;
+pub const HEADER_BYTES: usize = 8 + 4 + 8 + 8 + 8 + 8 + CHECKSUM_BYTES;
 const LENGTH_BYTES: usize = 4;
 const FIXED_BYTES: usize = 8 + 8 + 8 + 2 + 1;
 /// What a record takes beside its key and value.
@@ -40,8 +40,8 @@ const HASH_BYTES: usize = 8;
 /// What a segment says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// How many times the group had been cleared: in a later generation nothing of this one holds.
-    pub generation: u32,
+    /// The group's generation: in a later one nothing of this one holds.
+    pub generation: u64,
     /// Of the configuration that its entries were kept under.
     pub fingerprint: u64,
     /// Of the run of the machine in which it was written: after a crash of the machine there may be less of it than was
@@ -154,7 +154,7 @@ impl Header {
         if format != FORMAT {
             return Err(NoSegment::Format(format));
         }
-        let read = (fields.u32(), fields.u64(), fields.u64(), fields.u64(), fields.u64());
+        let read = (fields.u64(), fields.u64(), fields.u64(), fields.u64(), fields.u64());
         let (Some(generation), Some(fingerprint), Some(boot), Some(written_ms), Some(checksum)) = read else {
             return Err(NoSegment::Foreign);
         };
