@@ -164,8 +164,8 @@ async fn five_mebibytes_of_invalidations_stop_no_client_and_their_node_reads_the
 async fn values_as_long_as_etcd_takes_them_are_read_in_pages_too() {
     let etcd = Etcd::start().await;
     let registry = etcd.registry();
-    put_many(&etcd, (0..12).map(|n| (format!("/p/{n:02}"), vec![n; 1_400_000]))).await;
-    put_many(&etcd, (12..3_000).map(|n| (format!("/p/{n:04}"), vec![7; 10]))).await;
+    put_many(&etcd, (0..12).map(|n| (format!("/p/a{n:02}"), vec![n; 1_400_000]))).await;
+    put_many(&etcd, (12..3_000).map(|n| (format!("/p/b{n:04}"), vec![7; 10]))).await;
     let from = registry.load("/q").await.unwrap().revision + 1;
     let read = registry.load("/p/").await.unwrap();
     assert_eq!(read.entries.len(), 3_000);
@@ -194,10 +194,10 @@ async fn values_as_long_as_etcd_takes_them_are_read_in_pages_too() {
     assert!(too_long.is_too_large(), "{too_long}");
     let read = registry.load("/p/").await.unwrap();
     let stale: Vec<_> = read.entries.into_iter().map(|entry| (entry.key, entry.revision)).collect();
-    put(&etcd, "/p/0100", "newer").await;
+    put(&etcd, "/p/b0100", "newer").await;
     registry.delete_all_if(&stale).await.unwrap();
     let left = registry.load("/p/").await.unwrap().entries;
-    assert_eq!(left.iter().map(|entry| entry.key.as_str()).collect::<Vec<_>>(), ["/p/0100"]);
+    assert_eq!(left.iter().map(|entry| entry.key.as_str()).collect::<Vec<_>>(), ["/p/b0100"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -430,7 +430,8 @@ async fn an_etcd_with_users_is_used_with_the_least_rights_while_logins_expire_an
     for server in &servers {
         let key = format!("/peanut/default/undelivered/{}/scores/", server.addr());
         let permission = etcd_client::Permission::new(PermissionType::Readwrite, key).with_prefix();
-        operator.role_grant_permission("scoreboard", permission).await.unwrap();
+        // The last login has expired.
+        root(&etcd).await.role_grant_permission("scoreboard", permission).await.unwrap();
     }
     let scoreboard = EtcdRegistry::new([etcd.endpoint()], LONG).unwrap();
     let scoreboard = scoreboard.user("scoreboard", "scoreboard-password");
