@@ -22,8 +22,17 @@ use crate::sabotage::{Mechanism, without};
 use crate::service::Node;
 use crate::service::fence::Opening;
 
-/// The generation of each of the node's groups that the registry had last.
-type Generations = HashMap<String, Option<u64>>;
+/// Records that cannot be read are told of so often.
+const SAY: Duration = Duration::from_secs(10);
+
+/// What was heard before.
+#[derive(Debug, Default)]
+struct Heard {
+    /// The generation of each of the node's groups that the registry had last; `None` where it could not be read.
+    generations: HashMap<String, Option<u64>>,
+    /// When it was last told of a bad record.
+    said: Option<Instant>,
+}
 
 /// Reads and follows what is left for one node.
 #[derive(Debug)]
@@ -40,10 +49,10 @@ impl Invalidations {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
         self.node.wake().will_ask();
         let mut is_told = false;
-        let mut generations = Generations::default();
+        let mut heard = Heard::default();
         loop {
             let begun = Instant::now();
-            match self.follow(&known, &mut generations).await {
+            match self.follow(&known, &mut heard).await {
                 Ok(()) => is_told = false,
                 Err(error) => {
                     if !std::mem::replace(&mut is_told, true) {
@@ -64,11 +73,7 @@ impl Invalidations {
     }
 
     /// Reads all and follows it. `Ok` asks for the next reading at once.
-    async fn follow(
-        &self,
-        known: &watch::Sender<bool>,
-        generations: &mut Generations,
-    ) -> Result<(), RegistryError> {
+    async fn follow(&self, known: &watch::Sender<bool>, heard: &mut Heard) -> Result<(), RegistryError> {
         let wakes = self.node.wake().wakes();
         let groups = KeyRange::prefix(&self.keys.group(""));
         let mine = KeyRange::prefix(&self.keys.undelivered(&self.node_id));
@@ -87,7 +92,7 @@ impl Invalidations {
                     value: Some(entry.value),
                     revision: entry.revision,
                 });
-                self.apply(changes, generations).await;
+                self.apply(changes, heard).await;
             }
         }
         self.node.wake().settle(wakes);
@@ -98,24 +103,27 @@ impl Invalidations {
                 changed = changes.next() => changed?,
                 _ = self.node.wake().woken() => return Ok(()),
             };
-            self.apply(changed, generations).await;
+            self.apply(changed, heard).await;
         }
     }
 
     /// Does what records say, and removes those that are this node's alone.
-    async fn apply(&self, changes: impl IntoIterator<Item = Change>, generations: &mut Generations) {
+    async fn apply(&self, changes: impl IntoIterator<Item = Change>, heard: &mut Heard) {
         let (mut begun, mut stale) = (Vec::new(), Vec::new());
         // One that is cleared after the records were read has forgotten all that they are of.
         let mut unread = HashSet::new();
         for change in changes {
             let Some(value) = &change.value else { continue };
             match self.keys.parse(&change.key) {
-                Some(Key::Group(group)) => begun.extend(self.hear_of_generation(group, value, generations)),
+                Some(Key::Group(group)) => begun.extend(self.hear_of_generation(group, value, heard)),
                 Some(Key::Undelivered { group, .. }) => {
                     match Undelivered::decode(value) {
                         Ok(record) => self.invalidate(group, record, &mut begun),
                         Err(error) if unread.insert(group.to_owned()) => {
-                            tracing::warn!(key = change.key, %error, "an invalidation that cannot be read; its group is cleared");
+                            if heard.said.is_none_or(|at| at.elapsed() > SAY) {
+                                heard.said = Some(Instant::now());
+                                tracing::warn!(key = change.key, %error, "an invalidation that cannot be read; its group is cleared");
+                            }
                             begun.extend(self.node.cache(group).ok().map(|cache| cache.clear(0)));
                         }
                         Err(_) => {}
@@ -134,16 +142,16 @@ impl Invalidations {
 
     /// A group is cleared with each new generation, also where it is no greater than the last: then the registry has lost that, or it
     /// was none.
-    fn hear_of_generation(&self, group: &str, value: &[u8], generations: &mut Generations) -> Option<Begun> {
+    fn hear_of_generation(&self, group: &str, value: &[u8], heard: &mut Heard) -> Option<Begun> {
         let cache = self.node.cache(group).ok()?;
         match membership::Group::decode(value) {
             Ok(record) => {
-                let last = generations.insert(group.to_owned(), Some(record.generation));
+                let last = heard.generations.insert(group.to_owned(), Some(record.generation));
                 (last.flatten() != Some(record.generation)).then(|| cache.clear(record.generation))
             }
             Err(error) => {
                 // Told once; the next clear writes it anew.
-                if !matches!(generations.insert(group.to_owned(), None), Some(None)) {
+                if !matches!(heard.generations.insert(group.to_owned(), None), Some(None)) {
                     tracing::warn!(group, %error, "skipped a generation that cannot be read");
                 }
                 None

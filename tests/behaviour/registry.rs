@@ -542,3 +542,78 @@ async fn groups_that_only_some_nodes_have_and_shared_addresses_are_told_to_opera
     }
     assert_eq!(status().await.as_array().unwrap().len(), 2);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn groups_of_any_name_are_cleared_and_invalidated() {
+    let origin = Origin::start(Duration::ZERO).await;
+    let names = ["sp\u{e4}te G\u{e4}ste", "..", "%2F", "a.b c", "'\"\\", "live", "\u{10ffff}"];
+    let groups: String = names
+        .map(|name| {
+            let quoted = name.replace('\\', "\\\\").replace('"', "\\\"");
+            group_from(&quoted, &origin.url().replace("{group}", "any"), "")
+        })
+        .concat();
+    let (etcd, mut servers) = fleet(1, &groups).await;
+    let client = client(&etcd, 1).await;
+    for name in names {
+        let group = client.group(name);
+        group.set("k", "old", None).await.unwrap();
+        group.clear().await.unwrap();
+        assert_eq!(text(&client, name, "k").await, "value of k", "{name}");
+        group.set("k", "old", None).await.unwrap();
+    }
+    servers[0].process().signal(nix::sys::signal::Signal::SIGSTOP);
+    for name in names {
+        client.group(name).delete("k").await.unwrap();
+    }
+    servers[0].process().signal(nix::sys::signal::Signal::SIGCONT);
+    for name in names {
+        assert_eq!(text(&client, name, "k").await, "value of k", "{name}");
+    }
+    eventually("all to be done", async || {
+        let left = KeyRange::prefix(&keys().all_undelivered());
+        (etcd.registry().count(&left).await.unwrap() == 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_joins_a_ring_whose_document_has_grown_long_and_one_that_is_full_says_what_to_do() {
+    let etcd = Etcd::start().await;
+    let member = |n: usize| Member {
+        id: format!("a-pod-with-a-rather-long-name-{n:05}"),
+        addr: format!("192.0.2.1:{n}"),
+        zone: String::new(),
+        weight: 1,
+        since: 1,
+        since_ms: 0,
+    };
+    let members: Vec<_> = (1..1_024).map(member).collect();
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis() as u64;
+    let earlier = (1..12).rev().map(|version| membership::Earlier {
+        version,
+        replaced_ms: now,
+        members: members.clone(),
+    });
+    let ring = RingDocument {
+        version: 12,
+        members: members.clone(),
+        earlier: earlier.collect(),
+        ..RingDocument::empty(64)
+    };
+    assert!((1 << 20..1_500_000).contains(&ring.encode().len()), "{}", ring.encode().len());
+    put(&etcd, &keys().ring(), ring.encode()).await;
+    let mut first = ServerProcess::start(SERVER, &etcd.endpoint(), SCORES).await;
+    first.registered().await;
+    let stored = stored_ring(&etcd).await.unwrap();
+    assert_eq!((stored.version, stored.members.len()), (13, 1_024));
+    assert!(!stored.earlier.is_empty() && stored.encode().len() <= membership::MAX_DOCUMENT_BYTES);
+
+    let mut second = ServerProcess::start(SERVER, &etcd.endpoint(), SCORES).await;
+    let said = second.process().wait_for_line("cannot join").await;
+    assert!(said.contains("1025 members are more than 1024") && said.contains("peanut remove"), "{said}");
+    // It joins once there is room.
+    let ring = stored.without(&members[0].id, now).unwrap();
+    put(&etcd, &keys().ring(), RingDocument { earlier: Vec::new(), ..ring }.encode()).await;
+    second.registered().await;
+}
