@@ -93,7 +93,14 @@ impl Reconcile {
         let knows = |id: &str| ring.member(id).is_some() || ring.departed.iter().any(|gone| gone.id == id);
         let first = PageOptions { limit: 1, keys_only: true, ..PageOptions::default() };
         let mut rest = KeyRange::prefix(&self.keys.all_undelivered());
-        while let Some(entry) = self.registry.page(&rest, first).await?.entries.pop() {
+        loop {
+            let mut page = self.registry.page(&rest, first).await?;
+            let Some(entry) = page.entries.pop() else {
+                // The key that is there is no text.
+                let Some(next) = page.next else { return Ok(()) };
+                rest = next;
+                continue;
+            };
             let Some(Key::Undelivered { node, .. }) = self.keys.parse(&entry.key) else {
                 // Not one of ours: neither is what begins like it.
                 rest = rest.behind(&entry.key);
@@ -105,7 +112,6 @@ impl Reconcile {
             }
             rest = rest.behind(&prefix);
         }
-        Ok(())
     }
 
     /// Removes every key that begins with `prefix`, but for those that are written meanwhile.

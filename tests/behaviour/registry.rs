@@ -397,6 +397,13 @@ async fn a_malformed_invalidation_costs_the_group_that_its_key_names() {
     put(&etcd, &format!("{}x-3", keys().undelivered_of(id, "gone")), "garbage").await;
     put_many(&etcd, unknown.map(|key| (format!("{}{key}", keys().prefix()), b"?".to_vec()))).await;
     put(&etcd, &format!("{}no-group", keys().undelivered(id)), "garbage").await;
+    // Nor are all keys text.
+    let mut raw = etcd_client::Client::connect([etcd.endpoint()], None).await.unwrap();
+    for key in
+        [keys().undelivered_of(id, "other"), keys().live(""), keys().group(""), keys().all_undelivered()]
+    {
+        raw.put([key.as_bytes(), b"\xff\xfe"].concat(), "?", None).await.unwrap();
+    }
     put(&etcd, &format!("{}x-4", keys().undelivered_of(id, "g")), hint(None)).await;
     eventually("the last to be done", async || {
         (etcd.registry().count(&KeyRange::prefix(&keys().undelivered_of(id, "g"))).await.unwrap() == 0)
