@@ -51,6 +51,8 @@ pub(crate) struct Cache {
     journal: OnceLock<Arc<Journal>>,
     /// The latest generation of the group that is known.
     generation: AtomicU64,
+    /// The generation for which a client had the group cleared last.
+    cleared_for: AtomicU64,
 }
 
 /// A get, as any service hands it in.
@@ -152,6 +154,7 @@ impl Cache {
             runtime: OnceLock::new(),
             journal: OnceLock::new(),
             generation: AtomicU64::new(0),
+            cleared_for: AtomicU64::new(0),
             policy: group.policy,
         }
     }

@@ -5,13 +5,15 @@
 //! follows it while it runs; page by page, since nobody says how much there is. A record goes when what it says would outlive
 //! the process. One that cannot be read costs the group that its key names, and no other.
 
+use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic;
 use std::time::Duration;
 
 use bytes::Bytes;
 use peanut_proto::backoff::Backoff;
+use peanut_proto::clock::wall_clock_ms;
 use peanut_proto::membership::{self, Fence, Key, Keys, Undelivered};
 use peanut_proto::registry::{Change, KeyRange, PageOptions, Registry, RegistryError};
 use tokio::sync::watch;
@@ -145,9 +147,16 @@ impl Invalidations {
     fn hear_of_generation(&self, group: &str, value: &[u8], heard: &mut Heard) -> Option<Begun> {
         let cache = self.node.cache(group).ok()?;
         match membership::Group::decode(value) {
-            Ok(record) => {
-                let last = heard.generations.insert(group.to_owned(), Some(record.generation));
-                (last.flatten() != Some(record.generation)).then(|| cache.clear(record.generation))
+            Ok(membership::Group { generation, .. }) => {
+                let last = heard.generations.insert(group.to_owned(), Some(generation)).flatten();
+                let is_believable = membership::Group::is_believable(generation, wall_clock_ms());
+                match generation.cmp(&cache.generation()) {
+                    _ if last == Some(generation) => None,
+                    Ordering::Greater if is_believable => Some(cache.clear_to(generation)),
+                    Ordering::Equal => None,
+                    // A number that is not kept: every later one would be less.
+                    Ordering::Greater | Ordering::Less => Some(cache.clear(0)),
+                }
             }
             Err(error) => {
                 // Told once; the next clear writes it anew.
@@ -167,7 +176,7 @@ impl Invalidations {
         if let Some(Fence { client, slot, epoch }) = record.fence {
             self.node.fences().raise(Opening { client, slot, epoch }, Instant::now());
         }
-        self.node.metrics().invalidations.fetch_add(1, Ordering::Relaxed);
+        self.node.metrics().invalidations.fetch_add(1, atomic::Ordering::Relaxed);
         let Ok(cache) = self.node.cache(group) else { return };
         tracing::debug!(group, keys = record.keys.as_ref().map(Vec::len), "invalidation left by a client");
         match record.keys {

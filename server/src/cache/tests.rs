@@ -220,3 +220,28 @@ async fn keys_and_values_over_their_limits_are_refused_by_name() {
     assert!(failure.message.contains("1024"), "{}", failure.message);
     assert_eq!(ask(&cache, get("")).await.unwrap_err().code, ErrorCode::InvalidRequest);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_clear_is_done_once_whoever_tells_of_it_first_and_none_is_skipped_for_what_a_client_says() {
+    let (cache, loads, _gate) = fixture(|group| group);
+    let loaded = async || {
+        ask(&cache, get("k")).await.unwrap();
+        loads.load(Ordering::SeqCst)
+    };
+    assert_eq!(loaded().await, 1);
+    let _ = cache.clear(7).answer().await;
+    assert_eq!(loaded().await, 2);
+    let _ = cache.clear_to(7).answer().await;
+    assert_eq!((loaded().await, cache.generation()), (2, 7), "what came since stays");
+    let _ = cache.clear_to(8).answer().await;
+    assert_eq!(loaded().await, 3);
+    let _ = cache.clear(8).answer().await;
+    assert_eq!(loaded().await, 3);
+    for foretold in [u64::MAX, u64::from(u32::MAX), 100] {
+        let _ = cache.clear(foretold).answer().await;
+        let before = loaded().await;
+        let _ = cache.clear_to(cache.generation() + 1).answer().await;
+        assert_eq!(loaded().await, before + 1, "{foretold}");
+    }
+    assert_eq!(cache.generation(), 11);
+}

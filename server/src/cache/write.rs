@@ -10,9 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
-use peanut_proto::clock::wall_clock_ms;
 use peanut_proto::limits::{MAX_VALUE_BYTES, check_key};
-use peanut_proto::membership::Group;
 use peanut_proto::v1::{ErrorCode, Outcome};
 use smallvec::SmallVec;
 use tokio::time::Instant;
@@ -112,13 +110,30 @@ impl Cache {
         Ok(self.done(number))
     }
 
-    /// Forgets all keys. `generation` is the one that the registry has since, so that a clear is done once, whoever tells of it
-    /// first; 0: it has none. One that has not come from a clear is not kept: every later one would be older.
+    /// Forgets all keys, as a client asks for it. What it says of the `generation` that the registry has now is believed only where
+    /// the node knows as much already: then there is nothing to do.
     pub(crate) fn clear(self: &Arc<Self>, generation: u64) -> Begun {
+        if generation != 0 && generation <= self.generation() {
+            return self.done(None);
+        }
+        self.clear_where(|cache| {
+            cache.cleared_for.store(generation, Ordering::Relaxed);
+            true
+        })
+    }
+
+    /// Forgets all keys where the registry has a later generation of the group than is known here. What a client has had done for
+    /// that very one is not done again: it would forget what was set since.
+    pub(crate) fn clear_to(self: &Arc<Self>, generation: u64) -> Begun {
+        self.clear_where(|cache| {
+            cache.generation.fetch_max(generation, Ordering::Relaxed) < generation
+                && cache.cleared_for.load(Ordering::Relaxed) != generation
+        })
+    }
+
+    fn clear_where(self: &Arc<Self>, is_due: impl FnOnce(&Cache) -> bool) -> Begun {
         let cleared = self.flights.write_all(|| {
-            let kept = if Group::is_believable(generation, wall_clock_ms()) { generation } else { 0 };
-            let known = self.generation.fetch_max(kept, Ordering::Relaxed);
-            if generation != 0 && generation == known {
+            if !is_due(self) {
                 return None;
             }
             self.outdate(None);
