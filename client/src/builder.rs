@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use peanut_proto::discovery::{Discovered, Discovery};
-use peanut_proto::membership::{Keys, check_name};
+use peanut_proto::membership::{FleetView, Keys, check_name};
 use peanut_proto::registry::{LocalRegistry, Registry};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
@@ -204,7 +204,12 @@ impl ClientBuilder {
         if !matches!(ready, Ok(Ok(_))) {
             return Err(not_ready(&fleet, ready_timeout, &found.discovery.subscribe()));
         }
-        Ok(found.client(&fleet))
+        // A large ring takes up to a second to build, too long for a thread that carries calls.
+        let (view, config) = (discovered.borrow().view.clone(), found.config.clone());
+        let build = move || Routing::new(&view.ring, None, &config, Instant::now());
+        let cannot = |e| Error::caused_by(ErrorKind::Unavailable, None, "the ring could not be built", e);
+        let routing = tokio::task::spawn_blocking(build).await.map_err(cannot)?;
+        Ok(found.client(&fleet, routing))
     }
 
     /// Makes the client without waiting for the fleet: an application can start before its cache. Until the fleet is found, calls
@@ -214,7 +219,10 @@ impl ClientBuilder {
     /// [`ErrorKind::Configuration`] as [`build`](Self::build). Must be called within a runtime.
     pub fn build_lazy(self) -> Result<Client, Error> {
         let fleet = self.fleet.clone().unwrap_or_else(|| DEFAULT_FLEET.to_owned());
-        Ok(self.discover()?.client(&fleet))
+        let found = self.discover()?;
+        let nobody = FleetView::new(found.keys.clone());
+        let routing = Routing::new(&nobody.ring, None, &found.config, Instant::now());
+        Ok(found.client(&fleet, routing))
     }
 
     /// Checks the description and begins to look for the fleet.
@@ -276,10 +284,9 @@ struct Found {
 }
 
 impl Found {
-    fn client(self, fleet: &str) -> Client {
+    fn client(self, fleet: &str, routing: Routing) -> Client {
         let Found { config, discovery, left_in, keys } = self;
-        let view = discovery.subscribe().borrow().view.clone();
-        let routing = Arc::new(CurrentRouting::new(Routing::new(&view.ring, None, &config, Instant::now())));
+        let routing = Arc::new(CurrentRouting::new(routing));
         Client::from_shared(Shared::new(config, routing, fleet, (left_in, keys), discovery))
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use peanut_proto::discovery::{Discovered, Discovery};
-use peanut_proto::membership::Keys;
+use peanut_proto::membership::{FleetView, Keys, Notice};
 use peanut_proto::registry::Registry;
 use peanut_proto::v1::Outcome;
 use tokio::sync::{Semaphore, watch};
@@ -139,6 +139,11 @@ impl Client {
                 up: !node.is_down(),
             })
             .collect()
+    }
+
+    /// What an operator should know of the fleet as it is now: groups that only some nodes have, members with one address.
+    pub fn notices(&self) -> Vec<Notice> {
+        self.shared.discovered.borrow().view.notices()
     }
 
     pub(crate) fn routing(&self) -> Arc<Routing> {
@@ -331,6 +336,11 @@ impl Shared {
         let waiting = timeout_at(until.min(wanted.deadline), self.wait_for_ring(reply.ring_version));
         let _ = Box::pin(waiting).await;
         self.routing.get().has_moved_since(wanted.hash, *ring_version)
+    }
+
+    /// The fleet as the registry tells it.
+    pub(crate) fn view(&self) -> Arc<FleetView> {
+        self.discovered.borrow().view.clone()
     }
 
     #[cfg(feature = "metrics")]

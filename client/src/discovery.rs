@@ -2,8 +2,10 @@
 //!
 //! A ring from which more than half of the nodes have vanished at once is not believed while those nodes
 //! still answer: it is more likely that a registry was restored or misled than that they all left without
-//! stopping. They write the ring again within a lease, so doubt ends after [`DOUBT`].
+//! stopping. They write the ring again within a lease, so doubt ends after [`DOUBT`]. Nor is one to which more nodes have come than
+//! there were, without any sign of life: nodes are alive before they join.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +22,8 @@ use crate::routing::{CurrentRouting, Routing};
 
 /// How long a ring without most of its nodes is doubted at most.
 const DOUBT: Duration = Duration::from_secs(60);
+/// So few newcomers are believed, alive or not.
+const FEW: usize = 8;
 /// How often nodes that have vanished are asked whether they are there while there is doubt.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -64,6 +68,13 @@ async fn adopt(
         return false;
     }
     let patient = doubted_since.is_none_or(|since| since.elapsed() < DOUBT);
+    if patient && most_are_lifeless_newcomers(&routing, view) {
+        if doubted_since.is_none() {
+            let (held, offered) = (routing.ring.version(), view.ring.version);
+            tracing::warn!(held, offered, "most nodes of a ring are new and not alive; keeping the old one");
+        }
+        return true;
+    }
     if patient && most_have_vanished_but_answer(&routing, &view.ring).await {
         if doubted_since.is_none() {
             let (held, offered) = (routing.ring.version(), view.ring.version);
@@ -86,6 +97,13 @@ async fn adopt(
         Err(error) => tracing::error!(%error, "a ring that could not be built; keeping the old one"),
     }
     false
+}
+
+fn most_are_lifeless_newcomers(routing: &Routing, view: &FleetView) -> bool {
+    let known: HashSet<&str> = routing.nodes().iter().map(|node| node.id()).collect();
+    let members = view.ring.members.iter().map(|member| member.id.as_str());
+    let lifeless = members.filter(|id| !known.contains(id) && !view.live.contains_key(*id)).count();
+    lifeless > known.len().max(FEW)
 }
 
 async fn most_have_vanished_but_answer(routing: &Routing, offered: &RingDocument) -> bool {

@@ -81,6 +81,10 @@ impl Error {
         self.0.node.as_deref()
     }
 
+    pub(crate) fn message(&self) -> &str {
+        &self.0.message
+    }
+
     /// Whether the same call may succeed later without anyone having mended anything.
     pub fn is_retryable(&self) -> bool {
         matches!(self.0.kind, ErrorKind::Overloaded | ErrorKind::DeadlineExceeded | ErrorKind::Unavailable)

@@ -22,6 +22,7 @@ use crate::error::{Error, ErrorKind};
 use crate::fill;
 use crate::lane::{Ask, Reply, Want};
 use crate::node::{Node, Refusal};
+use crate::ring::key_hash;
 
 /// Attempts that one get makes at most.
 const MAX_ATTEMPTS: usize = 6;
@@ -114,6 +115,7 @@ pub(crate) async fn get(client: &Shared, wanted: Wanted<'_>, now: Instant) -> Re
     let last_error = match attempt(client, &wanted, &mut last, now).await {
         Ok(answered) if !client.has_moved(&wanted, &answered).await => return Ok(answered),
         Ok(answered) => moved(&answered),
+        Err(Refusal::NoGroup(error)) => return Box::pin(get_where_it_is(client, wanted, error)).await,
         Err(refusal) => go_on(client, &wanted, refusal, &mut last, None)?,
     };
     Box::pin(get_again(client, wanted, last, last_error)).await
@@ -139,6 +141,7 @@ async fn get_again(
         match attempt(client, &wanted, &mut last, Instant::now()).await {
             Ok(answered) if !client.has_moved(&wanted, &answered).await => return Ok(answered),
             Ok(answered) => last_error = moved(&answered),
+            Err(Refusal::NoGroup(error)) => return get_where_it_is(client, wanted, error).await,
             Err(refusal) => last_error = go_on(client, &wanted, refusal, &mut last, Some(last_error))?,
         }
     }
@@ -175,15 +178,47 @@ fn go_on(
                 _ => Err(error),
             }
         }
-        // During a rolling change of the configuration.
-        Refusal::NoGroup(error) => {
-            let routing = client.routing.get();
-            let successor = routing.route(wanted.hash).and_then(|route| route.successor);
-            let may_ask = client.config.failover != Failover::Off && successor.is_some();
-            let is_first = *last == Some(Target::Owner) && before.is_none();
-            if is_first && may_ask { Ok(error) } else { Err(error) }
+        Refusal::NoGroup(error) => Err(error),
+    }
+}
+
+/// The nodes that say that they have a group, in the order in which a key is asked for there: while a configuration is rolled out,
+/// a key's owner may not have the group yet.
+pub(crate) fn nodes_with_group(client: &Shared, wanted: &Wanted<'_>) -> Vec<Arc<Node>> {
+    if client.config.failover == Failover::Off {
+        return Vec::new();
+    }
+    let view = client.view();
+    let with_group = view.nodes_with_group(wanted.group_name);
+    let routing = client.routing.get();
+    let nodes = routing.nodes().iter().filter(|node| with_group.contains(&node.id()) && !node.is_down());
+    let mut nodes: Vec<_> = nodes.cloned().collect();
+    // Everybody goes by the same order, which is another for each key.
+    nodes.sort_by_key(|node| key_hash(node.id(), wanted.key));
+    nodes
+}
+
+/// Where no node that was to answer has the group.
+pub(crate) fn has_no_group(client: &Shared, wanted: &Wanted<'_>, error: &Error) -> Error {
+    let view = client.view();
+    let with_group = view.nodes_with_group(wanted.group_name);
+    let tail = if with_group.is_empty() { "nor has any other".to_owned() } else { format!("{} have it", with_group.join(", ")) };
+    let why = format!("{}; {tail}", error.message());
+    Error::caused_by(ErrorKind::UnknownGroup, error.node(), why, error.clone())
+}
+
+/// Asks nodes that have the group, in the place of one that has not; they keep what they load for a short time.
+async fn get_where_it_is(client: &Shared, wanted: Wanted<'_>, error: Error) -> Result<Answered, Error> {
+    let ring_version = client.routing.get().ring.version();
+    for node in nodes_with_group(client, &wanted).into_iter().take(2) {
+        let reply = node.get(&wanted.ask(ring_version, 0, true), Instant::now()).await;
+        match reply {
+            Ok(reply) => return Ok(Answered { reply, node, failover: true, ring_version }),
+            Err(Refusal::Final(error) | Refusal::OwnerOnly(error)) => return Err(error),
+            Err(refusal) => tracing::debug!(error = %refusal.into_error(), "a node with the group did not answer"),
         }
     }
+    Err(has_no_group(client, &wanted, &error))
 }
 
 /// The answer of a node that was not the owner any more.

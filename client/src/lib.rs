@@ -45,6 +45,7 @@ pub use error::{Error, ErrorKind};
 pub use group::{Detailed, Group, Source};
 #[cfg(feature = "json")]
 pub use json::JsonGroup;
+pub use peanut_proto::membership::{Notice, PartialGroup, SharedAddress};
 pub use peanut_proto::registry;
 #[cfg(feature = "tls")]
 pub use peanut_proto::tls::TlsFiles;

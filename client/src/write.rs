@@ -11,15 +11,15 @@ use std::time::Duration;
 
 use futures_util::future::{join, join_all, try_join_all};
 use peanut_proto::frame::Write;
-use peanut_proto::membership::{self, FORMAT, Undelivered};
-use peanut_proto::registry::{Registry, RegistryError};
+use peanut_proto::membership::{self, FORMAT, Undelivered, check_name};
+use peanut_proto::registry::{KeyRange, Registry, RegistryError};
 use peanut_proto::v1::Outcome;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::client::Shared;
 use crate::config::Failover;
 use crate::error::{Error, ErrorKind};
-use crate::failover::Wanted;
+use crate::failover::{self, Wanted};
 use crate::lane::Want;
 use crate::node::{Node, Refusal};
 use crate::routing::Routing;
@@ -30,8 +30,12 @@ use peanut_proto::clock::wall_clock_ms;
 const MAX_RINGS: usize = 8;
 /// A node that is silent for less may only be asleep, and would not notice.
 const SLEEP: Duration = Duration::from_millis(500);
-/// Invalidations for one node, left one by one until it is back; then one for the whole group takes the place of more.
+/// Invalidations for one node, left one by one until it is back; then one for the whole group takes the place of more. Long keys
+/// count for several, so that a process leaves at most 16 KiB of keys.
 const WORDS: u32 = 64;
+const KEY_BYTES_PER_WORD: usize = 256;
+/// Where so many wait for a node in a group, whoever left them, the next is for the whole group.
+const MAX_WAITING: u64 = 1024;
 /// How long a writer waits for a node to read its word, or to be reached after all.
 const READ_WITHIN: Duration = Duration::from_millis(300);
 const ASK_AGAIN: Duration = Duration::from_millis(20);
@@ -127,11 +131,24 @@ impl OneNode<'_> {
                     return Err(Error::at(ErrorKind::Protocol, node.id(), why));
                 }
                 Err(Refusal::Elsewhere(error) | Refusal::Again(error)) => last = error,
+                Err(Refusal::NoGroup(error)) => return Box::pin(self.write_where_it_is(error)).await,
                 Err(refusal) => return Err(refusal.into_error()),
             }
         }
         tracing::debug!(node = node.id(), error = %last, "word is left for the node");
         Box::pin(self.leave_word(node, successor, last)).await.map(|()| 0)
+    }
+
+    /// Writes at the nodes that have the group, one of which is asked in the place of a node that has not.
+    async fn write_where_it_is(&self, error: Error) -> Result<u64, Error> {
+        let ask = self.wanted.ask(self.routing.ring.version(), 0, true);
+        let nodes = failover::nodes_with_group(self.client, &self.wanted);
+        let written = join_all(nodes.iter().map(|node| node.write(&ask, Instant::now()))).await;
+        match written.into_iter().map(|written| written.map_err(Refusal::into_error)).collect::<Result<Vec<_>, _>>() {
+            Ok(written) if !written.is_empty() => Ok(0),
+            Ok(_) => Err(failover::has_no_group(self.client, &self.wanted, &error)),
+            Err(error) => Err(error),
+        }
     }
 
     /// Tells the node in the registry what it could not be told, and the successor what it is to know meanwhile.
@@ -142,25 +159,37 @@ impl OneNode<'_> {
         because: Error,
     ) -> Result<(), Error> {
         let Some(registry) = &self.client.registry else { return Err(because) };
+        if check_name(self.wanted.group_name).is_err() {
+            return Err(because);
+        }
         let Wanted { group_name, key, hash, deadline, .. } = self.wanted;
         // A node that only sleeps a little would not look.
         let silent_since = node.down_since().unwrap_or(self.begun).min(self.begun);
         if timeout_at(deadline, sleep_until(silent_since + SLEEP)).await.is_err() {
             return Err(because);
         }
-        let is_many = node.words().fetch_add(1, Ordering::Relaxed) >= WORDS;
-        let prefix = self.client.keys.undelivered(node.id());
+        let prefix = self.client.keys.undelivered_of(node.id(), group_name);
+        let weight = u32::try_from(1 + key.len() / KEY_BYTES_PER_WORD).unwrap_or(WORDS);
+        let is_many = node.words().fetch_add(weight, Ordering::Relaxed) >= WORDS || {
+            let waiting = timeout_at(deadline, registry.count(&KeyRange::prefix(&prefix))).await;
+            matches!(waiting, Ok(Ok(waiting)) if waiting >= MAX_WAITING)
+        };
         let number = LAST_WORD.fetch_add(1, Ordering::Relaxed);
         let id = self.client.config.identity.client_id;
-        let at =
-            if is_many { format!("{prefix}all-{group_name}") } else { format!("{prefix}{id:016x}-{number}") };
+        let fence = node.fence(hash);
+        // Each writer's own, and for each lane that it shuts out: none takes the place of another that says more.
+        let slot = fence.map_or(0, |fence| fence.slot);
+        let at = if is_many {
+            format!("{prefix}{id:016x}-all-{slot}")
+        } else {
+            format!("{prefix}{id:016x}-{number}")
+        };
         let word = Undelivered {
             format: FORMAT,
-            group: group_name.to_owned(),
             keys: (!is_many).then(|| vec![key.to_vec()]),
             ring_version: self.routing.ring.version(),
             at_ms: wall_clock_ms(),
-            fence: node.fence(hash),
+            fence,
         };
         let answers = self.client.config.failover != Failover::Off;
         let successor = async {
@@ -208,8 +237,7 @@ impl OneNode<'_> {
     /// wakes, and is not waited for.
     async fn read(&self, registry: &dyn Registry, node: &Node, at: &str, until: Instant) {
         while self.client.is_alive(node.id()) {
-            let found = timeout_at(until, registry.load(at)).await;
-            if matches!(found, Ok(Ok(found)) if found.entries.iter().all(|entry| entry.key != at)) {
+            if matches!(timeout_at(until, registry.get(at)).await, Ok(Ok(None))) {
                 return;
             }
             sleep(ASK_AGAIN).await;
@@ -233,6 +261,10 @@ fn neither(because: &Error, node: &Node, registry: Option<RegistryError>) -> Err
 /// Has all nodes forget a group. With a registry it is done when that has the new generation: a node that cannot be reached
 /// reads it before it answers again.
 pub(crate) async fn clear(client: &Shared, wanted: Wanted<'_>) -> Result<(), Error> {
+    // The name becomes part of a key, which nobody would look for.
+    if let Err(why) = check_name(wanted.group_name) {
+        return Err(Error::new(ErrorKind::UnknownGroup, format!("no node has a group whose name {why}")));
+    }
     if client.registry.is_some() && client.config.token.is_some() {
         check_right(client, &wanted).await?;
     }
@@ -292,20 +324,15 @@ async fn check_right(client: &Shared, wanted: &Wanted<'_>) -> Result<(), Error> 
     Err(last.unwrap_or_else(|| Error::new(ErrorKind::Unavailable, "no node says whether this may be done")))
 }
 
-/// Raises a group's generation by one, and gives it.
+/// Raises a group's generation, and gives it. A record that cannot be read or believed is written anew: nodes clear the group
+/// whenever it changes.
 async fn raise(registry: &dyn Registry, key: &str) -> Result<u64, RegistryError> {
     for _ in 0..SWAP_ATTEMPTS {
-        let found = registry.load(key).await?.entries.into_iter().find(|entry| entry.key == key);
-        let (generation, revision) = match found {
-            None => (0, 0),
-            Some(entry) => match membership::Group::decode(&entry.value) {
-                Ok(group) => (group.generation, entry.revision),
-                Err(error) => return Err(RegistryError::new(format!("will not overwrite {key}: {error}"))),
-            },
-        };
-        let record = membership::Group { format: FORMAT, generation: generation + 1 };
-        if registry.swap(key, revision, record.encode()).await? {
-            return Ok(generation + 1);
+        let found = registry.get(key).await?;
+        let stored = found.as_ref().map(|entry| &entry.value[..]);
+        let next = membership::Group::next(stored, wall_clock_ms());
+        if registry.swap(key, found.map_or(0, |entry| entry.revision), next.encode()).await? {
+            return Ok(next.generation);
         }
     }
     Err(RegistryError::new(format!("{key} changed {SWAP_ATTEMPTS} times in a row")))

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::backoff::Backoff;
 use crate::membership::{FleetView, Keys};
-use crate::registry::{Registry, RegistryError};
+use crate::registry::{Entry, KeyRange, PageOptions, Registry, RegistryError};
 
 /// Mean time between full re-reads.
 const RELOAD_EVERY: Duration = Duration::from_secs(240);
@@ -146,10 +146,11 @@ async fn load_and_watch(
     older_since: &mut Option<Instant>,
 ) -> Result<(), RegistryError> {
     let mut view = (*sender.borrow().view).clone();
-    let prefix = view.keys().prefix().to_owned();
-    let snapshot = registry.load(&prefix).await?;
-    view.replace(snapshot);
-    let mut changes = registry.watch(&prefix, view.revision + 1).await?;
+    let ranges = view.keys().placement();
+    view.begin();
+    let revision = read_all(registry, &ranges, |entry| view.add(entry)).await?;
+    view.revision = revision;
+    let mut changes = registry.watch(&ranges, revision + 1).await?;
     let next_load = sleep(RELOAD_EVERY.mul_f64(0.75 + fastrand::f64() / 2.0));
     tokio::pin!(next_load);
     loop {
@@ -170,6 +171,27 @@ async fn load_and_watch(
             () = reload.asked() => return Ok(()),
         }
     }
+}
+
+/// Reads every key of some ranges as of one revision, which is given.
+async fn read_all(
+    registry: &dyn Registry,
+    ranges: &[KeyRange],
+    mut each: impl FnMut(Entry),
+) -> Result<i64, RegistryError> {
+    let mut revision = 0;
+    for range in ranges {
+        let mut rest = Some(range.clone());
+        while let Some(range) = rest {
+            let page = registry.page(&range, PageOptions::at(revision)).await?;
+            if revision == 0 {
+                revision = page.revision;
+            }
+            page.entries.into_iter().for_each(&mut each);
+            rest = page.next;
+        }
+    }
+    Ok(revision)
 }
 
 fn publish(sender: &watch::Sender<Discovered>, view: &mut FleetView, older_since: &mut Option<Instant>) {

@@ -4,7 +4,7 @@
 //! start it. [`Cache::begin`] does all of that without waiting, so that a caller with many gets in hand
 //! can answer the hits at once.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use peanut_proto::limits::check_key;
 use peanut_proto::v1::{ErrorCode, OnMiss, Outcome};
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use xxhash_rust::xxh3::xxh3_64;
@@ -48,7 +49,7 @@ pub(crate) struct Cache {
     /// Where entries are kept for a warm restart, if anywhere.
     journal: OnceLock<Arc<Journal>>,
     /// How many times the group has been cleared, as the registry says.
-    generation: AtomicU64,
+    generation: watch::Sender<u64>,
     /// It has been said that a value was too large to be kept.
     is_told_of_large: AtomicBool,
 }
@@ -95,6 +96,8 @@ pub(crate) enum Waiting {
     },
     /// A get, until there is room for the value that it asks for.
     Room { cache: Arc<Cache>, get: Box<Get>, account: Arc<Account>, operation: Held },
+    /// A clear, until the registry has told of it, or has not in time.
+    Registry { cache: Arc<Cache>, generation: u64 },
     /// A write, until it would outlive the process.
     Disk { cache: Arc<Cache>, number: WriteNumber, answer: Answer },
 }
@@ -136,6 +139,9 @@ impl Waiting {
                 }
                 return Ok(answer);
             }
+            Waiting::Registry { cache, generation } => {
+                return Box::pin(cache.clear_when_told(generation)).await;
+            }
             Waiting::Room { cache, get, account, operation } => {
                 let answer = cache.when_there_is_room(&get, &account, operation).await;
                 (cache, answer)
@@ -175,7 +181,7 @@ impl Cache {
             tasks: Mutex::default(),
             runtime: OnceLock::new(),
             journal: OnceLock::new(),
-            generation: AtomicU64::new(0),
+            generation: watch::Sender::new(0),
             is_told_of_large: AtomicBool::new(false),
             policy: group.policy,
         }

@@ -1,18 +1,21 @@
-//! What clients have left word of in the registry: invalidations for this node that they could not deliver, and how often each
-//! group has been cleared.
+//! What clients have left word of in the registry: invalidations for this node that they could not deliver, and the generation of
+//! each group, which rises when it is cleared.
 //!
 //! The node reads it before its entries come back from the disk, whenever it wakes from sleep before it answers, and
-//! follows it while it runs. A record goes when what it says would outlive the process.
+//! follows it while it runs; page by page, since nobody says how much there is. A record goes when what it says would outlive
+//! the process. One that cannot be read costs the group that its key names, and no other.
 
+use std::cmp::Ordering;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::try_join;
 use peanut_proto::backoff::Backoff;
+use peanut_proto::clock::wall_clock_ms;
 use peanut_proto::membership::{self, Fence, Key, Keys, Undelivered};
-use peanut_proto::registry::{Change, Registry, RegistryError};
+use peanut_proto::registry::{Change, KeyRange, PageOptions, Registry, RegistryError};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
@@ -20,6 +23,18 @@ use crate::cache::Begun;
 use crate::sabotage::{Mechanism, without};
 use crate::service::Node;
 use crate::service::fence::Opening;
+
+/// Records that cannot be read are told of so often.
+const SAY: Duration = Duration::from_secs(10);
+
+/// What was heard before.
+#[derive(Debug, Default)]
+struct Heard {
+    /// The generation of each of the node's groups that the registry had last; `None` where it could not be read.
+    generations: HashMap<String, Option<u64>>,
+    /// When it was last told of a bad record.
+    said: Option<Instant>,
+}
 
 /// Reads and follows what is left for one node.
 #[derive(Debug)]
@@ -36,9 +51,10 @@ impl Invalidations {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
         self.node.wake().will_ask();
         let mut is_told = false;
+        let mut heard = Heard::default();
         loop {
             let begun = Instant::now();
-            match self.follow(&known).await {
+            match self.follow(&known, &mut heard).await {
                 Ok(()) => is_told = false,
                 Err(error) => {
                     if !std::mem::replace(&mut is_told, true) {
@@ -59,63 +75,100 @@ impl Invalidations {
     }
 
     /// Reads all and follows it. `Ok` asks for the next reading at once.
-    async fn follow(&self, known: &watch::Sender<bool>) -> Result<(), RegistryError> {
+    async fn follow(&self, known: &watch::Sender<bool>, heard: &mut Heard) -> Result<(), RegistryError> {
         let wakes = self.node.wake().wakes();
-        let (mine, groups) = (self.keys.undelivered(&self.node_id), self.keys.group(""));
-        let (left, generations) = try_join(self.registry.load(&mine), self.registry.load(&groups)).await?;
-        let from = (left.revision + 1, generations.revision + 1);
-        for entry in generations.entries.into_iter().chain(left.entries) {
-            self.apply(Change { key: entry.key, value: Some(entry.value), revision: entry.revision }).await;
+        let groups = KeyRange::prefix(&self.keys.group(""));
+        let mine = KeyRange::prefix(&self.keys.undelivered(&self.node_id));
+        let ranges = [groups, mine];
+        let mut revision = 0;
+        for range in &ranges {
+            let mut rest = Some(range.clone());
+            while let Some(range) = rest {
+                let page = self.registry.page(&range, PageOptions::at(revision)).await?;
+                if revision == 0 {
+                    revision = page.revision;
+                }
+                rest = page.next;
+                let changes = page.entries.into_iter().map(|entry| Change {
+                    key: entry.key,
+                    value: Some(entry.value),
+                    revision: entry.revision,
+                });
+                self.apply(changes, heard).await;
+            }
         }
         self.node.wake().settle(wakes);
         known.send_replace(true);
-        let (mut left, mut generations) =
-            try_join(self.registry.watch(&mine, from.0), self.registry.watch(&groups, from.1)).await?;
+        let mut changes = self.registry.watch(&ranges, revision + 1).await?;
         loop {
-            let changes = tokio::select! {
-                changes = left.next() => changes?,
-                changes = generations.next() => changes?,
+            let changed = tokio::select! {
+                changed = changes.next() => changed?,
                 _ = self.node.wake().woken() => return Ok(()),
             };
-            for change in changes {
-                self.apply(change).await;
+            self.apply(changed, heard).await;
+        }
+    }
+
+    /// Does what records say, and removes those that are this node's alone.
+    async fn apply(&self, changes: impl IntoIterator<Item = Change>, heard: &mut Heard) {
+        let (mut begun, mut stale) = (Vec::new(), Vec::new());
+        // One that is cleared after the records were read has forgotten all that they are of.
+        let mut unread = HashSet::new();
+        for change in changes {
+            let Some(value) = &change.value else { continue };
+            match self.keys.parse(&change.key) {
+                Some(Key::Group(group)) => begun.extend(self.hear_of_generation(group, value, heard)),
+                Some(Key::Undelivered { group, .. }) => {
+                    match Undelivered::decode(value) {
+                        Ok(record) => self.invalidate(group, record, &mut begun),
+                        Err(error) if unread.insert(group.to_owned()) => {
+                            if heard.said.is_none_or(|at| at.elapsed() > SAY) {
+                                heard.said = Some(Instant::now());
+                                tracing::warn!(key = change.key, %error, "an invalidation that cannot be read; its group is cleared");
+                            }
+                            begun.extend(self.node.cache(group).ok().map(|cache| cache.clear(0)));
+                        }
+                        Err(_) => {}
+                    }
+                    stale.push((change.key, change.revision));
+                }
+                _ => {}
+            }
+        }
+        done(begun).await;
+        // If this fails it is done again with the next reading, which does no harm.
+        if let Err(error) = self.registry.delete_all_if(&stale).await {
+            tracing::debug!(%error, "invalidations that are done were not removed");
+        }
+    }
+
+    /// A group is cleared with each new generation, also where it is no greater than the last: then the registry has lost that, or it
+    /// was none.
+    fn hear_of_generation(&self, group: &str, value: &[u8], heard: &mut Heard) -> Option<Begun> {
+        let cache = self.node.cache(group).ok()?;
+        match membership::Group::decode(value) {
+            Ok(membership::Group { generation, .. }) => {
+                let last = heard.generations.insert(group.to_owned(), Some(generation)).flatten();
+                let is_believable = membership::Group::is_believable(generation, wall_clock_ms());
+                match generation.cmp(&cache.generation()) {
+                    _ if last == Some(generation) => None,
+                    Ordering::Greater if is_believable => Some(cache.clear_to(generation)),
+                    Ordering::Equal => None,
+                    // A number that is not kept: every later one would be less.
+                    Ordering::Greater | Ordering::Less => Some(cache.clear(0)),
+                }
+            }
+            Err(error) => {
+                // Told once; the next clear writes it anew.
+                if !matches!(heard.generations.insert(group.to_owned(), None), Some(None)) {
+                    tracing::warn!(group, %error, "skipped a generation that cannot be read");
+                }
+                None
             }
         }
     }
 
-    /// Does what a record says, and removes it where it is this node's alone.
-    async fn apply(&self, change: Change) {
-        let Some(value) = &change.value else { return };
-        match self.keys.parse(&change.key) {
-            Some(Key::Group(group)) => match membership::Group::decode(value) {
-                Ok(record) => {
-                    if let Ok(cache) = self.node.cache(group) {
-                        done([cache.clear_to(record.generation)]).await;
-                    }
-                }
-                Err(error) => {
-                    tracing::warn!(key = change.key, %error, "skipped a record that cannot be read")
-                }
-            },
-            Some(Key::Undelivered(..)) => {
-                match Undelivered::decode(value) {
-                    Ok(record) => self.invalidate(record).await,
-                    // Nobody knows what it meant: nothing that is here can be trusted.
-                    Err(error) => {
-                        tracing::warn!(key = change.key, %error, "an invalidation that cannot be read; all groups are cleared");
-                        done(self.node.caches().map(|cache| cache.clear(0))).await;
-                    }
-                }
-                // If this fails it is done again with the next reading, which does no harm.
-                if let Err(error) = self.registry.delete_if(&change.key, change.revision).await {
-                    tracing::debug!(%error, key = change.key, "an invalidation that is done was not removed");
-                }
-            }
-            _ => {}
-        }
-    }
-
-    async fn invalidate(&self, record: Undelivered) {
+    fn invalidate(&self, group: &str, record: Undelivered, begun: &mut Vec<Begun>) {
         if without(Mechanism::Undelivered) {
             return;
         }
@@ -125,16 +178,14 @@ impl Invalidations {
         }
         // A hint to look, like any caller's word.
         self.node.ring().knows(record.ring_version);
-        self.node.metrics().invalidations.fetch_add(1, Ordering::Relaxed);
-        let Ok(cache) = self.node.cache(&record.group) else { return };
-        tracing::debug!(
-            group = record.group,
-            keys = record.keys.as_ref().map(Vec::len),
-            "invalidation left by a client"
-        );
+        self.node.metrics().invalidations.fetch_add(1, atomic::Ordering::Relaxed);
+        let Ok(cache) = self.node.cache(group) else { return };
+        tracing::debug!(group, keys = record.keys.as_ref().map(Vec::len), "invalidation left by a client");
         match record.keys {
-            None => done([cache.clear(0)]).await,
-            Some(keys) => done(keys.into_iter().filter_map(|key| cache.delete(&Bytes::from(key)).ok())).await,
+            None => begun.push(cache.clear(0)),
+            Some(keys) => {
+                begun.extend(keys.into_iter().filter_map(|key| cache.delete(&Bytes::from(key)).ok()))
+            }
         }
     }
 }

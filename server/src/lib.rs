@@ -25,6 +25,7 @@ mod hot;
 mod invalidations;
 mod loader;
 mod metrics;
+mod notices;
 mod persistence;
 mod reconcile;
 mod registration;

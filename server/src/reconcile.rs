@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use peanut_proto::discovery::Discovered;
 use peanut_proto::membership::{FleetView, Key, Keys, RingDocument};
-use peanut_proto::registry::{Registry, RegistryError};
+use peanut_proto::registry::{KeyRange, PageOptions, Registry, RegistryError};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
@@ -81,22 +81,48 @@ impl Reconcile {
 
     /// Takes a member out of the ring, unless it is back or another node has done so.
     async fn forget(&self, id: &str) -> Result<bool, RegistryError> {
-        if !self.registry.load(&self.keys.live(id)).await?.entries.is_empty() {
+        if self.registry.get(&self.keys.live(id)).await?.is_some() {
             return Ok(false);
         }
         change_ring(&*self.registry, &self.keys, |ring| ring.without(id, wall_clock_ms())).await
     }
 
-    /// Removes what was left for nodes that the ring has forgotten altogether: nothing they have can be shown.
+    /// Removes what was left for nodes that the ring has forgotten altogether: nothing they have can be shown. What is
+    /// left for the others is passed over, however much it is.
     async fn sweep(&self, ring: &RingDocument) -> Result<(), RegistryError> {
-        let prefix = format!("{}undelivered/", self.keys.prefix());
-        for entry in self.registry.load(&prefix).await?.entries {
-            if let Some(Key::Undelivered(id, _)) = self.keys.parse(&entry.key)
-                && ring.member(id).is_none()
-                && ring.departed.iter().all(|gone| gone.id != id)
-            {
-                self.registry.delete_if(&entry.key, entry.revision).await?;
+        let knows = |id: &str| ring.member(id).is_some() || ring.departed.iter().any(|gone| gone.id == id);
+        let first = PageOptions { limit: 1, keys_only: true, ..PageOptions::default() };
+        let mut rest = KeyRange::prefix(&self.keys.all_undelivered());
+        loop {
+            let mut page = self.registry.page(&rest, first).await?;
+            let Some(entry) = page.entries.pop() else {
+                // The key that is there is no text.
+                let Some(next) = page.next else { return Ok(()) };
+                rest = next;
+                continue;
+            };
+            let Some(Key::Undelivered { node, .. }) = self.keys.parse(&entry.key) else {
+                // Not one of ours: neither is what begins like it.
+                rest = rest.behind(&entry.key);
+                continue;
+            };
+            let prefix = self.keys.undelivered(node);
+            if !knows(node) {
+                self.remove(&prefix).await?;
             }
+            rest = rest.behind(&prefix);
+        }
+    }
+
+    /// Removes every key that begins with `prefix`, but for those that are written meanwhile.
+    async fn remove(&self, prefix: &str) -> Result<(), RegistryError> {
+        let mut rest = Some(KeyRange::prefix(prefix));
+        while let Some(range) = rest {
+            let page =
+                self.registry.page(&range, PageOptions { keys_only: true, ..PageOptions::default() }).await?;
+            let stale: Vec<_> = page.entries.into_iter().map(|entry| (entry.key, entry.revision)).collect();
+            self.registry.delete_all_if(&stale).await?;
+            rest = page.next;
         }
         Ok(())
     }
@@ -120,8 +146,8 @@ mod tests {
         view.ring = Arc::new(ring);
         for id in live {
             let (addr, incarnation, build) = (String::new(), String::new(), String::new());
-            let live = Liveness { format: FORMAT, addr, incarnation, build, started_ms: 0 };
-            view.live.insert((*id).to_owned(), live);
+            let live = Liveness { format: FORMAT, addr, incarnation, build, started_ms: 0, groups: None };
+            view.live.insert((*id).to_owned(), Arc::new(live));
         }
         view
     }

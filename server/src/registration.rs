@@ -9,24 +9,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use peanut_proto::backoff::Backoff;
-use peanut_proto::change::change_ring;
+use peanut_proto::change::{change_ring, swap_ring};
 use peanut_proto::discovery::{Discovered, Discovery};
 use peanut_proto::membership::{
-    DEFAULT_POINTS, FORMAT, Keys, Liveness, NamingRecord, NodeInfo, RingDocument,
+    DEFAULT_POINTS, FORMAT, Keys, LiveGroup, Liveness, NamingRecord, NodeInfo, RingDocument,
 };
 use peanut_proto::registry::{LeaseId, Registry, RegistryError};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::notices;
 use crate::reconcile::Reconcile;
 use crate::service::Node;
 use peanut_proto::clock::wall_clock_ms;
 
 /// A compare-and-swap of the ring that loses so often in a row has met something other than neighbours.
 const SWAP_ATTEMPTS: usize = 100;
-/// Trouble that lasts is told again so often.
-const SAY_AGAIN: Duration = Duration::from_secs(10);
+/// Trouble is told of at most so often, and again so often where it stays the same.
+const SAY: Duration = Duration::from_secs(10);
+const SAY_AGAIN: Duration = Duration::from_secs(600);
 /// How long a node that stops may take to say so.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -36,6 +38,8 @@ pub(crate) struct Registration {
     pub(crate) registry: Arc<dyn Registry>,
     pub(crate) keys: Keys,
     pub(crate) node: NodeInfo,
+    /// What it says of its groups.
+    pub(crate) groups: Option<Vec<LiveGroup>>,
     pub(crate) lease_ttl: Duration,
     pub(crate) naming_service: String,
     /// The longest that an entry can live; a departed record outlives it.
@@ -84,6 +88,7 @@ impl Registration {
             incarnation: format!("{:016x}", fastrand::u64(..)),
             build: env!("CARGO_PKG_VERSION").to_owned(),
             started_ms: wall_clock_ms(),
+            groups: self.groups.clone(),
         };
         let mut lease = None;
         let reconcile = Reconcile {
@@ -94,6 +99,7 @@ impl Registration {
         tokio::select! {
             () = self.keep(&live, &mut lease, &mut discovered, &node, &joined) => {}
             () = reconcile.run(discovery.subscribe()) => {}
+            () = notices::tell(discovery.subscribe()) => {}
             () = stop.cancelled() => {}
         }
         if self.on_shutdown == OnShutdown::Leave {
@@ -121,7 +127,7 @@ impl Registration {
         joined: &watch::Sender<bool>,
     ) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
-        let mut said = None;
+        let mut said: Option<(Instant, String)> = None;
         loop {
             let begun = Instant::now();
             let has_joined = *joined.borrow();
@@ -130,13 +136,16 @@ impl Registration {
                     node.learn_of_ring(version);
                     joined.send_replace(true);
                     let why = self.hold(lease, discovered, node, None).await;
-                    tracing::warn!(why, "registering again");
-                    said = None;
+                    if is_due(&said, why, Duration::ZERO) {
+                        tracing::warn!(why, "registering again");
+                        said = Some((Instant::now(), why.to_owned()));
+                    }
                 }
                 Err(error) => {
-                    if said.is_none_or(|at: Instant| at.elapsed() > SAY_AGAIN) {
+                    let why = error.to_string();
+                    if is_due(&said, &why, SAY_AGAIN) {
                         tracing::warn!(%error, "not registered; serving, and trying again until it is");
-                        said = Some(Instant::now());
+                        said = Some((Instant::now(), why));
                     }
                     // What has been granted is kept meanwhile.
                     if lease.is_some() {
@@ -186,8 +195,7 @@ impl Registration {
     /// Two nodes of one id would take turns in writing their addresses into the ring, for ever.
     async fn check_that_the_id_is_free(&self, live: &Liveness) -> Result<(), RegistryError> {
         let key = self.keys.live(&self.node.id);
-        let snapshot = self.registry.load(&key).await?;
-        let holder = snapshot.entries.iter().find(|entry| entry.key == key);
+        let holder = self.registry.get(&key).await?;
         match holder.and_then(|entry| Liveness::decode(&entry.value).ok()) {
             Some(other) if other.incarnation != live.incarnation && other.addr != live.addr => {
                 let (id, addr) = (&self.node.id, &other.addr);
@@ -203,11 +211,29 @@ impl Registration {
     async fn join(&self, known: &RingDocument, has_joined: bool) -> Result<u64, RegistryError> {
         let key = self.keys.ring();
         for _ in 0..SWAP_ATTEMPTS {
-            let snapshot = self.registry.load(&key).await?;
-            let stored = snapshot.entries.into_iter().find(|entry| entry.key == key);
-            let expected = stored.as_ref().map_or(0, |entry| entry.revision);
-            let stored = stored.map(|entry| RingDocument::decode(&entry.value)).transpose();
-            let stored = stored.map_err(|e| RegistryError::new(format!("will not overwrite {key}: {e}")))?;
+            let entry = self.registry.get(&key).await?;
+            let expected = entry.as_ref().map_or(0, |entry| entry.revision);
+            let stored = match entry.map(|entry| RingDocument::decode(&entry.value)) {
+                None => None,
+                Some(Ok(ring)) => Some(ring),
+                // A newer build keeps it.
+                Some(Err(error)) if error.is_newer_format() && has_joined => {
+                    tracing::debug!(%error, "the ring is a newer build's");
+                    return Ok(known.version);
+                }
+                Some(Err(error)) if error.is_newer_format() => {
+                    return Err(RegistryError::new(format!("will not overwrite {key}: {error}")));
+                }
+                Some(Err(error)) if known.version == 0 => {
+                    let mend = "a node that knows the ring writes it again; where none does, delete the key";
+                    return Err(RegistryError::new(format!("will not overwrite {key}: {error}; {mend}")));
+                }
+                Some(Err(error)) => {
+                    tracing::warn!(%error, "writing the last good ring in place of one that cannot be used");
+                    None
+                }
+            };
+            let stored = stored.filter(|ring| ring.follows(known));
             let now_ms = wall_clock_ms();
             if let Some(ring) = stored.as_ref().filter(|ring| has_joined && ring.is_drained(&self.node.id)) {
                 return Ok(ring.version);
@@ -216,9 +242,10 @@ impl Registration {
                 return Ok(stored.map_or(0, |ring| ring.version));
             };
             ring.forget_departed(now_ms, u64::try_from(self.max_ttl.as_millis()).unwrap_or(u64::MAX));
-            ring.check().map_err(|e| RegistryError::new(format!("cannot join: {e}")))?;
-            if self.registry.swap(&key, expected, ring.encode()).await? {
-                return Ok(ring.version);
+            let version = ring.version;
+            let swapped = swap_ring(&*self.registry, &self.keys, expected, ring).await;
+            if swapped.map_err(|e| RegistryError::new(format!("cannot join: {e}")).with_source(e))? {
+                return Ok(version);
             }
         }
         Err(RegistryError::new(format!("{key} changed {SWAP_ATTEMPTS} times while this node tried to join")))
@@ -282,6 +309,8 @@ impl Registration {
                         // Trouble is known; the time for the next attempt is set.
                     } else if view.ring_was_lost() {
                         return "the registry has lost the ring";
+                    } else if view.unreadable.contains(&self.node.id) {
+                        return "the liveness record cannot be read";
                     } else if seen_alive && !alive {
                         return "the liveness record vanished";
                     } else if view.revision > 0 && view.ring.version > 0 && !is_member(&view.ring, &self.node)
@@ -294,6 +323,11 @@ impl Registration {
             }
         }
     }
+}
+
+/// Whether trouble is to be told of: not too often, and where it is what was told last only after `again`.
+fn is_due(said: &Option<(Instant, String)>, why: &str, again: Duration) -> bool {
+    said.as_ref().is_none_or(|(at, last)| at.elapsed() > if last == why { SAY.max(again) } else { SAY })
 }
 
 fn is_member(ring: &RingDocument, node: &NodeInfo) -> bool {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use peanut_proto::discovery::Discovery;
 use peanut_proto::limits::MAX_MESSAGE_BYTES;
-use peanut_proto::membership::{Keys, NodeInfo};
+use peanut_proto::membership::{Keys, LiveGroup, NodeInfo};
 use peanut_proto::peanutcachepb::peanut_cache_server::PeanutCacheServer;
 use peanut_proto::registry::LocalRegistry;
 use peanut_proto::v1::admin_server::AdminServer;
@@ -437,6 +437,12 @@ impl Server {
             registry,
             keys: Keys::new(&options.fleet),
             node: NodeInfo { id, addr, zone: options.zone.clone(), weight: options.weight },
+            groups: LiveGroup::told(
+                options
+                    .groups
+                    .iter()
+                    .map(|group| LiveGroup { name: group.name.clone(), loads: !group.loader.is_none() }),
+            ),
             lease_ttl: options.lease_ttl,
             naming_service: options.naming_service.clone(),
             on_shutdown: options.on_shutdown,

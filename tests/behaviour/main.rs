@@ -21,6 +21,7 @@ mod memory;
 mod observe;
 mod one_load;
 mod production;
+mod registry;
 mod runtimes;
 mod secure;
 mod shutdown;

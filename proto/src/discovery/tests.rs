@@ -5,7 +5,7 @@ use parking_lot::Mutex;
 
 use super::*;
 use crate::membership::{Liveness, NodeInfo, RingDocument};
-use crate::registry::{Changes, LeaseId, LocalRegistry, Snapshot};
+use crate::registry::{Changes, KeyRange, LeaseId, LocalRegistry, Page, PageOptions};
 
 /// A local registry whose reads and watches can be made to fail.
 #[derive(Debug)]
@@ -32,15 +32,18 @@ impl Changes for Breakable {
 
 #[async_trait]
 impl Registry for Faulty {
-    async fn load(&self, prefix: &str) -> Result<Snapshot, RegistryError> {
-        *self.loads.lock() += 1;
+    async fn page(&self, range: &KeyRange, options: PageOptions) -> Result<Page, RegistryError> {
+        // A full read begins with the ring.
+        if range.contains("/peanut/f/ring") {
+            *self.loads.lock() += 1;
+        }
         if *self.down.borrow() {
             return Err(RegistryError::new("down"));
         }
-        self.inner.load(prefix).await
+        self.inner.page(range, options).await
     }
-    async fn watch(&self, prefix: &str, from: i64) -> Result<Box<dyn Changes>, RegistryError> {
-        let inner = self.inner.watch(prefix, from).await?;
+    async fn watch(&self, ranges: &[KeyRange], from: i64) -> Result<Box<dyn Changes>, RegistryError> {
+        let inner = self.inner.watch(ranges, from).await?;
         Ok(Box::new(Breakable { inner, down: self.down.subscribe() }))
     }
     async fn put(&self, key: &str, value: Vec<u8>, lease: Option<LeaseId>) -> Result<(), RegistryError> {
@@ -115,8 +118,14 @@ async fn a_change_is_seen_and_the_last_view_outlives_the_registry() {
 #[tokio::test(start_paused = true)]
 async fn what_a_broken_watch_missed_is_read_again_deletions_too() {
     let mut f = start();
-    let live =
-        Liveness { format: 1, addr: "a:1".into(), incarnation: "0".into(), build: "t".into(), started_ms: 0 };
+    let live = Liveness {
+        format: 1,
+        addr: "a:1".into(),
+        incarnation: "0".into(),
+        build: "t".into(),
+        started_ms: 0,
+        groups: None,
+    };
     f.registry.put(&f.keys.live("a"), live.encode(), None).await.unwrap();
     f.seen.wait_for(|d| d.view.live.contains_key("a")).await.unwrap();
     f.registry.down.send_replace(true);

@@ -1,5 +1,7 @@
 //! Where in etcd each record of a fleet lives.
 
+use crate::registry::KeyRange;
+
 /// Longest node id, group name or fleet name, in bytes.
 pub const MAX_NAME_BYTES: usize = 128;
 
@@ -34,8 +36,15 @@ pub enum Key<'a> {
     Live(&'a str),
     /// The group of that name.
     Group(&'a str),
-    /// An invalidation for a node, with its number.
-    Undelivered(&'a str, &'a str),
+    /// An invalidation that waits for a node.
+    Undelivered {
+        /// The node's id.
+        node: &'a str,
+        /// The group. The key says it, not the record: so the registry's rights can follow groups.
+        group: &'a str,
+        /// Its writer and number.
+        name: &'a str,
+    },
 }
 
 impl Keys {
@@ -64,9 +73,24 @@ impl Keys {
         format!("{}groups/{group}", self.prefix)
     }
 
+    /// What the keys of all invalidations begin with.
+    pub fn all_undelivered(&self) -> String {
+        format!("{}undelivered/", self.prefix)
+    }
+
     /// What the keys of all invalidations that wait for a node begin with.
     pub fn undelivered(&self, node_id: &str) -> String {
         format!("{}undelivered/{node_id}/", self.prefix)
+    }
+
+    /// What the keys of a group's invalidations that wait for a node begin with.
+    pub fn undelivered_of(&self, node_id: &str, group: &str) -> String {
+        format!("{}undelivered/{node_id}/{group}/", self.prefix)
+    }
+
+    /// What says where keys are: the ring document first, then the liveness of nodes. Clients read no more.
+    pub fn placement(&self) -> [KeyRange; 2] {
+        [KeyRange::key(&self.ring()), KeyRange::prefix(&self.live(""))]
     }
 
     /// What a key of this fleet stands for; `None` for a key that this build does not know.
@@ -77,7 +101,9 @@ impl Keys {
             Some(("live", id)) => Some(Key::Live(id)),
             Some(("groups", group)) => Some(Key::Group(group)),
             Some(("undelivered", rest)) => {
-                rest.split_once('/').map(|(id, number)| Key::Undelivered(id, number))
+                let (node, rest) = rest.split_once('/')?;
+                let (group, name) = rest.split_once('/')?;
+                Some(Key::Undelivered { node, group, name })
             }
             Some(_) => None,
         }

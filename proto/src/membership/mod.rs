@@ -6,12 +6,16 @@
 //!
 //! Membership is not health: a node that is down stays a member. See [`Liveness`] for the other half.
 
+mod bounds;
 mod keys;
+mod notices;
 mod records;
 mod view;
 
+pub use bounds::{MAX_DOCUMENT_BYTES, MAX_MEMBERS};
 pub use keys::{Key, Keys, MAX_NAME_BYTES, check_name};
-pub use records::{Fence, Group, Liveness, NamingRecord, RecordError, Undelivered};
+pub use notices::{Notice, PartialGroup, SharedAddress};
+pub use records::{Fence, Group, LiveGroup, Liveness, NamingRecord, RecordError, Undelivered};
 pub use view::FleetView;
 
 use serde::{Deserialize, Serialize};
@@ -27,9 +31,6 @@ pub const DEFAULT_POINTS: u32 = 4096;
 /// How long it is remembered who the members were, and in how many documents at most.
 const EARLIER_MS: u64 = 600_000;
 const MOST_EARLIER: usize = 16;
-const MAX_POINTS: u32 = 65_536;
-const MAX_WEIGHT: u32 = 1_024;
-const MAX_TOTAL_POINTS: u64 = 16 << 20;
 
 /// Who the members of a fleet are, and who they were.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -229,15 +230,20 @@ impl RingDocument {
     }
 
     /// The documents that were replaced after `since_ms`, the latest first: who the members were, but not who had left
-    /// before.
+    /// before. No more of them than have as many points together as one document may have.
     pub fn recent(&self, since_ms: u64) -> impl Iterator<Item = Self> {
         let recent = self.earlier.iter().filter(move |earlier| earlier.replaced_ms > since_ms);
-        recent.map(|earlier| RingDocument {
+        let documents = recent.map(|earlier| RingDocument {
             version: earlier.version,
             members: earlier.members.clone(),
             departed: Vec::new(),
             earlier: Vec::new(),
             ..self.clone()
+        });
+        let mut points = 0;
+        documents.take_while(move |document| {
+            points += document.total_points();
+            points <= bounds::MAX_TOTAL_POINTS
         })
     }
 
@@ -288,43 +294,9 @@ impl RingDocument {
         let mut ring: RingDocument = records::decode(bytes)?;
         ring.members.sort_by(|a, b| a.id.cmp(&b.id));
         ring.departed.sort_by(|a, b| a.id.cmp(&b.id));
+        ring.earlier.iter_mut().for_each(|earlier| earlier.members.sort_by(|a, b| a.id.cmp(&b.id)));
         ring.check()?;
         Ok(ring)
-    }
-
-    /// Checks that a ring can be built from the document. Whoever writes one does this first: what breaks
-    /// a rule here would be read by nobody.
-    ///
-    /// # Errors
-    /// The rule that is broken.
-    pub fn check(&self) -> Result<(), RecordError> {
-        let ring = self;
-        let refuse = |why: String| Err(RecordError::new(format!("ring document: {why}")));
-        if ring.hash != HASH {
-            return refuse(format!("hash `{}` is not known to this build, only `{HASH}`", ring.hash));
-        }
-        if ring.points == 0 || ring.points > MAX_POINTS {
-            return refuse(format!("{} points are not within 1 to {MAX_POINTS}", ring.points));
-        }
-        let mut total = 0;
-        let weights = ring.members.iter().map(|m| (&m.id, m.weight));
-        for (id, weight) in weights.chain(ring.departed.iter().map(|d| (&d.id, d.weight))) {
-            if weight == 0 || weight > MAX_WEIGHT {
-                return refuse(format!("weight {weight} of `{id}` is not within 1 to {MAX_WEIGHT}"));
-            }
-            if let Err(why) = check_name(id) {
-                return refuse(format!("node id {id:?} {why}"));
-            }
-            total += u64::from(weight) * u64::from(ring.points);
-        }
-        if total > MAX_TOTAL_POINTS {
-            let why = format!("{total} points (weights times points) are more than {MAX_TOTAL_POINTS}");
-            return refuse(format!("{why}; give nodes smaller weights"));
-        }
-        if let Some(twice) = ring.members.windows(2).find(|pair| pair[0].id == pair[1].id) {
-            return refuse(format!("member `{}` is listed twice", twice[0].id));
-        }
-        Ok(())
     }
 }
 

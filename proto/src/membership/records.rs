@@ -23,9 +23,38 @@ pub struct Liveness {
     pub build: String,
     /// When the process started, in milliseconds since 1970.
     pub started_ms: u64,
+    /// The node's groups, in order of name; absent where the node does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub groups: Option<Vec<LiveGroup>>,
+}
+
+/// A group that a node has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LiveGroup {
+    /// Its name.
+    pub name: String,
+    /// Whether the node can load what is missing: without a loader values come from clients only.
+    pub loads: bool,
+}
+
+impl LiveGroup {
+    /// Most bytes of names that a liveness record has.
+    const MAX_BYTES: usize = 64 << 10;
+
+    /// What a liveness record says of a node with these groups: `None` where they are too many to be named.
+    pub fn told(groups: impl IntoIterator<Item = LiveGroup>) -> Option<Vec<LiveGroup>> {
+        let mut groups: Vec<LiveGroup> = groups.into_iter().collect();
+        groups.sort_by(|a, b| a.name.cmp(&b.name));
+        let bytes: usize =
+            groups.iter().map(|group| group.name.len() + r#"{"name":"","loads":false},"#.len()).sum();
+        (bytes <= LiveGroup::MAX_BYTES).then_some(groups)
+    }
 }
 
 /// What `clear` leaves behind: entries of an older generation are dead.
+///
+/// A generation is one more than the last, and not less than the time in milliseconds since 1970: so the next one is newer also
+/// where the registry has lost the last, or it cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Group {
     /// Format of the record.
@@ -34,13 +63,29 @@ pub struct Group {
     pub generation: u64,
 }
 
-/// An invalidation that could not reach its node and waits for it.
+impl Group {
+    /// How far ahead of a clock a generation may be.
+    const MAX_AHEAD_MS: u64 = 24 * 3600 * 1000;
+
+    /// Whether somebody's clock can have come to this generation. Any other number has not come from a `clear`, and no
+    /// later one could be told from it.
+    pub fn is_believable(generation: u64, now_ms: u64) -> bool {
+        generation <= now_ms.saturating_add(Group::MAX_AHEAD_MS)
+    }
+
+    /// The record that clears a group, in place of the stored one. One that cannot be read or believed is not counted on.
+    pub fn next(stored: Option<&[u8]>, now_ms: u64) -> Self {
+        let last = stored.and_then(|stored| Group::decode(stored).ok()).map_or(0, |group| group.generation);
+        let last = if Group::is_believable(last, now_ms) { last } else { 0 };
+        Group { format: FORMAT, generation: (last + 1).max(now_ms) }
+    }
+}
+
+/// An invalidation that could not reach its node and waits for it. Its key names the node and the group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Undelivered {
     /// Format of the record.
     pub format: u32,
-    /// The group.
-    pub group: String,
     /// The keys to forget; absent: the whole group.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "base64_list")]
     pub keys: Option<Vec<Vec<u8>>>,
@@ -115,17 +160,28 @@ record!(Liveness, Group, Undelivered);
 
 /// A record in etcd cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RecordError(String);
+pub struct RecordError {
+    why: String,
+    is_newer: bool,
+}
 
 impl RecordError {
-    pub(super) fn new(why: String) -> Self {
-        RecordError(why)
+    /// Most characters of what is said: a record may be long, and goes into logs.
+    const MAX_CHARS: usize = 300;
+
+    pub(super) fn new(why: impl fmt::Display) -> Self {
+        RecordError { why: why.to_string().chars().take(RecordError::MAX_CHARS).collect(), is_newer: false }
+    }
+
+    /// Whether the record is of a format that a newer build writes: it is good, and not for this one to replace.
+    pub fn is_newer_format(&self) -> bool {
+        self.is_newer
     }
 }
 
 impl fmt::Display for RecordError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.why)
     }
 }
 
@@ -141,12 +197,13 @@ pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, RecordError
         format: u32,
     }
     // The format first: a record of another format may have any other shape.
-    let Format { format } =
-        serde_json::from_slice(bytes).map_err(|e| RecordError(format!("not a Peanut record: {e}")))?;
+    let not_one = |e: serde_json::Error| RecordError::new(format!("not a Peanut record: {e}"));
+    let Format { format } = serde_json::from_slice(bytes).map_err(not_one)?;
     if format != FORMAT {
-        return Err(RecordError(format!("format {format} is not known to this build, only {FORMAT}")));
+        let why = format!("format {format} is not known to this build, only {FORMAT}");
+        return Err(RecordError { is_newer: format > FORMAT, ..RecordError::new(why) });
     }
-    serde_json::from_slice(bytes).map_err(|e| RecordError(format!("not a Peanut record: {e}")))
+    serde_json::from_slice(bytes).map_err(not_one)
 }
 
 mod base64_list {

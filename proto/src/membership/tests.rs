@@ -92,7 +92,7 @@ fn what_no_ring_can_be_built_from_is_refused_by_name() {
     refused(|r| r.members[0].weight = 0, "weight 0");
     refused(|r| r.members[1].id = "a".into(), "listed twice");
     refused(|r| r.members[1].id = "a/b".into(), "slash");
-    refused(|r| (r.points, r.members[0].weight) = (65_536, 1_024), "more than");
+    refused(|r| (r.points, r.members[0].weight) = (65_536, 1_024), "more than 8388608");
     assert!(RingDocument::decode(b"nonsense").is_err());
 }
 
@@ -100,7 +100,6 @@ fn what_no_ring_can_be_built_from_is_refused_by_name() {
 fn the_other_records_read_back() {
     let undelivered = Undelivered {
         format: FORMAT,
-        group: "scores".into(),
         keys: Some(vec![b"Tom".to_vec(), vec![0, 255]]),
         ring_version: 3,
         at_ms: 4,
@@ -122,7 +121,19 @@ fn keys_read_back() {
     assert_eq!(keys.parse(&keys.ring()), Some(Key::Ring));
     assert_eq!(keys.parse(&keys.live("h:1")), Some(Key::Live("h:1")));
     assert_eq!(keys.parse(&keys.group("scores")), Some(Key::Group("scores")));
-    assert_eq!(keys.parse("/peanut/default/undelivered/h:1/7"), Some(Key::Undelivered("h:1", "7")));
+    for group in ["scores", "späte Gäste", "a.b", "..", "%2F", "\"'", "\u{feff}"] {
+        let key = format!("{}7", keys.undelivered_of("h:1", group));
+        assert_eq!(keys.parse(&key), Some(Key::Undelivered { node: "h:1", group, name: "7" }));
+        assert_eq!(keys.parse(&keys.group(group)), Some(Key::Group(group)));
+    }
+    assert_eq!(keys.parse("/peanut/default/undelivered/h:1/7"), None, "no group");
+    let [ring, live] = keys.placement();
+    assert!(ring.contains(&keys.ring()) && live.contains(&keys.live("x")));
+    assert!(
+        [keys.group("g"), keys.undelivered_of("n", "g")]
+            .iter()
+            .all(|k| !ring.contains(k) && !live.contains(k))
+    );
     assert_eq!(keys.parse("/peanut/default/something"), None);
     assert_eq!(keys.parse("/peanut/other/ring"), None);
 }
@@ -153,6 +164,72 @@ fn the_last_good_ring_stays() {
     assert_eq!((view.ring.version, view.ring_was_lost()), (1, false));
 }
 
+#[test]
+fn a_ring_that_was_not_counted_or_cannot_be_read_is_lost_and_one_of_a_newer_build_is_not() {
+    let keys = Keys::new("f");
+    let mut view = FleetView::new(keys.clone());
+    let good = ring(&[("a", 1), ("b", 1)]);
+    view.apply(put(keys.ring(), good.encode(), 10));
+    let ahead = RingDocument { version: 1 << 50, ..good.clone() };
+    view.apply(put(keys.ring(), ahead.encode(), 11));
+    assert_eq!((view.ring.version, view.ring_was_lost()), (2, true));
+    view.apply(put(keys.ring(), br#"{"format":2,"version":3}"#.to_vec(), 12));
+    assert_eq!((view.ring.version, view.ring_revision, view.ring_was_lost()), (2, 12, false));
+    let bogus = (0..10_000).map(|n| Member { id: format!("bogus{n}"), ..good.members[0].clone() });
+    let bogus = RingDocument { version: 3, members: bogus.collect(), ..good.clone() };
+    view.apply(put(keys.ring(), bogus.encode(), 13));
+    assert_eq!((view.ring.version, view.ring_was_lost()), (2, true));
+    view.apply(put(keys.ring(), RingDocument { version: 3, ..good }.encode(), 14));
+    assert_eq!((view.ring.version, view.ring_was_lost()), (3, false));
+}
+
+#[test]
+fn liveness_that_cannot_be_read_changes_nothing_else_and_strangers_are_few() {
+    let keys = Keys::new("f");
+    let mut view = FleetView::new(keys.clone());
+    let good = ring(&[("a", 1), ("z", 1)]);
+    view.apply(put(keys.ring(), good.encode(), 1));
+    let live = |groups: Option<Vec<LiveGroup>>| Liveness {
+        format: FORMAT,
+        addr: "h:1".into(),
+        incarnation: "0".into(),
+        build: "t".into(),
+        started_ms: 0,
+        groups,
+    };
+    view.apply(put(keys.live("a"), live(None).encode(), 2));
+    view.apply(put(keys.live("a"), b"\xff".to_vec(), 3));
+    assert!(view.live.contains_key("a") && view.unreadable.contains("a"));
+    for n in 0..5_000 {
+        view.apply(put(keys.live(&format!("stranger{n}")), live(None).encode(), 4));
+        view.apply(put(keys.live(&format!("unreadable{n}")), vec![b'x'; 10], 4));
+    }
+    assert!(view.live.len() + view.unreadable.len() <= 1100, "{}", view.live.len());
+    let unsorted = ["b", "a", "b"].map(|name| LiveGroup { name: name.into(), loads: true });
+    view.apply(put(keys.live("z"), live(Some(unsorted.to_vec())).encode(), 5));
+    assert_eq!(view.nodes_with_group("a"), ["z"], "members are always known, and their groups found");
+    view.apply(put(keys.live("a"), live(None).encode(), 6));
+    assert!(!view.unreadable.contains("a"));
+}
+
+#[test]
+fn every_generation_leaves_room_for_the_next() {
+    let now = 1_764_000_000_000;
+    let stored = |generation: u64| Group { format: FORMAT, generation }.encode();
+    let next = |stored: &[u8]| Group::next(Some(stored), now).generation;
+    assert_eq!(Group::next(None, now).generation, now);
+    assert_eq!([next(&stored(5)), next(&stored(now)), next(&stored(now + 9))], [now, now + 1, now + 10]);
+    for bogus in [u64::MAX, u64::MAX - 1, 1 << 63, now + 100_000_000_000] {
+        assert!(!Group::is_believable(bogus, now));
+        assert_eq!(next(&stored(bogus)), now, "{bogus}");
+    }
+    assert_eq!(next(&stored(u64::from(u32::MAX))), now);
+    for garbage in [&b""[..], b"{", b"\xff\xfe", br#"{"format":2}"#, br#"{"format":1,"generation":-1}"#] {
+        assert_eq!(next(garbage), now);
+    }
+    assert_eq!(Group::next(Some(&stored(0)), 0).generation, 1, "without a clock it still counts");
+}
+
 proptest! {
     /// Folding changes one by one and reading the whole prefix at the end give the same view.
     #[test]
@@ -164,13 +241,13 @@ proptest! {
             let revision = at as i64 + 1;
             let live = Liveness {
                 format: FORMAT, addr: format!("h:{at}"), incarnation: "0".into(), build: "t".into(), started_ms: 0,
+                groups: None,
             };
             let (key, value) = match which {
-                3 => (keys.group("g"), Group { format: FORMAT, generation: revision as u64 }.encode()),
+                3 => (keys.live("n3"), b"garbage".to_vec()),
                 n => (keys.live(&format!("n{n}")), live.encode()),
             };
-            // A group's record never goes.
-            let value = (*present || *which == 3).then_some(value);
+            let value = present.then_some(value);
             match &value {
                 Some(value) => { stored.insert(key.clone(), Entry { key: key.clone(), value: value.clone(), revision }); }
                 None => { stored.remove(&key); }
@@ -180,7 +257,7 @@ proptest! {
         let mut read = FleetView::new(keys);
         read.replace(Snapshot { revision: steps.len() as i64, entries: stored.into_values().collect() });
         prop_assert_eq!(watched.live, read.live);
-        prop_assert_eq!(watched.generations, read.generations);
+        prop_assert_eq!(watched.unreadable, read.unreadable);
         prop_assert_eq!(read.revision, watched.revision);
     }
 }

@@ -7,6 +7,7 @@
 use std::error::Error as _;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -22,12 +23,22 @@ use crate::tls::{TlsError, TlsFiles};
 #[cfg(feature = "tls")]
 use etcd_client::{Certificate, Identity, TlsOptions};
 
-use super::{Change, Changes, Entry, LeaseId, Registry, RegistryError, Snapshot};
+use super::{Change, Changes, Entry, KeyRange, LeaseId, Page, PageOptions, Registry, RegistryError};
 
 /// A quiet watch asks for progress this often.
 const PROGRESS_EVERY: Duration = Duration::from_secs(10);
 /// A watch that has heard nothing for so long, progress included, is dead.
 const SILENCE: Duration = Duration::from_secs(15);
+
+/// Keys of the first page, and of the longest. Where values are long a page has fewer, since it is one message.
+const FIRST_PAGE: usize = 128;
+const MAX_PAGE: usize = 1024;
+/// Longest message with a page. etcd itself takes no value of more than 1.5 MiB by default.
+const MAX_PAGE_BYTES: usize = 4 << 20;
+/// Longest message of a watch: etcd puts up to 1000 changes into one. Where they are longer, all is read again in pages.
+const MAX_CHANGES_BYTES: usize = 32 << 20;
+/// Keys that are deleted in one transaction; etcd takes up to 128 operations.
+const DELETED_AT_ONCE: usize = 64;
 
 /// A registry in etcd. Clones share the connection.
 #[derive(Clone)]
@@ -38,6 +49,8 @@ pub struct EtcdRegistry {
 struct Shared {
     options: Options,
     current: Mutex<Current>,
+    /// Most keys of the next page; 0: one key, without its value.
+    page: AtomicUsize,
 }
 
 #[derive(Clone)]
@@ -109,7 +122,7 @@ impl EtcdRegistry {
         // Processes that start together should not all meet at the first endpoint.
         let endpoint = fastrand::usize(..options.endpoints.len());
         let current = Mutex::new(Current { endpoint, client: None });
-        EtcdRegistry { shared: Arc::new(Shared { options, current }) }
+        EtcdRegistry { shared: Arc::new(Shared { options, current, page: AtomicUsize::new(FIRST_PAGE) }) }
     }
 
     /// The endpoints, as they are called.
@@ -142,8 +155,14 @@ impl EtcdRegistry {
         let error = match timeout(*limit, attempt).await {
             Ok(Ok(result)) => return Ok(result),
             Ok(Err(Trouble::Etcd(error))) => {
-                RegistryError::new(format!("etcd at {endpoint}: {what}: {}", reason(&error)))
-                    .with_source(error)
+                let too_large = is_too_large(&error);
+                let told = RegistryError::new(format!("etcd at {endpoint}: {what}: {}", reason(&error)));
+                let told = told.with_source(error);
+                if too_large {
+                    // Nothing is wrong with the endpoint.
+                    return Err(told.too_large());
+                }
+                told
             }
             #[cfg(feature = "tls")]
             Ok(Err(Trouble::Tls(error))) => {
@@ -213,6 +232,27 @@ fn is_an_old_login(error: &etcd_client::Error) -> bool {
         || status.message().contains("invalid auth token")
 }
 
+/// Whether etcd refused a request because of its length: what it says itself, and what its gRPC server says.
+fn is_too_large(error: &etcd_client::Error) -> bool {
+    let etcd_client::Error::GRpcStatus(status) = error else { return false };
+    status.message().contains("request is too large") || status.message().contains("larger than max")
+}
+
+/// Whether an answer is longer than the message that this side takes.
+fn is_too_long_to_read(error: &etcd_client::Error) -> bool {
+    let etcd_client::Error::GRpcStatus(status) = error else { return false };
+    status.message().contains("message length too large")
+}
+
+/// The options that read a range.
+fn range_of(range: &KeyRange, limit: usize, revision: i64, keys_only: bool) -> GetOptions {
+    let options =
+        GetOptions::new().with_limit(i64::try_from(limit).unwrap_or(i64::MAX)).with_revision(revision);
+    let options =
+        if range.to().is_empty() { options.with_from_key() } else { options.with_range(range.to()) };
+    if keys_only { options.with_keys_only() } else { options }
+}
+
 fn check_endpoint(endpoint: &str) -> Result<(), RegistryError> {
     let rest = endpoint.split_once("://").filter(|(scheme, _)| matches!(*scheme, "http" | "https"));
     let host_and_port = rest.map(|(_, rest)| rest.trim_end_matches('/'));
@@ -251,23 +291,71 @@ impl fmt::Debug for EtcdRegistry {
 
 #[async_trait]
 impl Registry for EtcdRegistry {
-    async fn load(&self, prefix: &str) -> Result<Snapshot, RegistryError> {
-        let options = || Some(GetOptions::new().with_prefix());
-        let response =
-            self.call("read", |mut client| async move { client.get(prefix, options()).await }).await?;
-        let entries = response.kvs().iter().map(|kv| Entry {
-            key: String::from_utf8_lossy(kv.key()).into_owned(),
-            value: kv.value().to_vec(),
-            revision: kv.mod_revision(),
+    async fn page(&self, range: &KeyRange, options: PageOptions) -> Result<Page, RegistryError> {
+        let wanted = if options.limit == 0 { MAX_PAGE } else { options.limit };
+        let (response, limit) = loop {
+            let next = self.shared.page.load(Ordering::Relaxed);
+            let limit = wanted.min(next);
+            // A single value that is too long is left out.
+            let keys_only = options.keys_only || next == 0;
+            let get = range_of(range, limit.max(1), options.revision, keys_only);
+            let read = self.call("read", |client| {
+                let get = get.clone();
+                async move {
+                    let mut kv = client.kv_client().max_decoding_message_size(MAX_PAGE_BYTES);
+                    match kv.get(range.from(), Some(get)).await {
+                        Err(error) if is_too_long_to_read(&error) => Ok(None),
+                        read => read.map(Some),
+                    }
+                }
+            });
+            match read.await? {
+                Some(response) => break (response, next),
+                None => self.shared.page.store(limit / 2, Ordering::Relaxed),
+            }
+        };
+        let bytes: usize = response.kvs().iter().map(|kv| kv.value().len()).sum();
+        if bytes < MAX_PAGE_BYTES / 8 {
+            self.shared.page.store((limit.max(1) * 2).min(MAX_PAGE), Ordering::Relaxed);
+        }
+        let last = response.kvs().last().filter(|_| response.more());
+        let next = last.map(|last| range.after(last.key()));
+        // Nobody who keeps to the layout writes a key that is not text.
+        let entries = response.kvs().iter().filter_map(|kv| {
+            let key = std::str::from_utf8(kv.key()).ok()?.to_owned();
+            Some(Entry { key, value: kv.value().to_vec(), revision: kv.mod_revision() })
         });
-        let revision = response.header().map_or(0, |header| header.revision());
-        Ok(Snapshot { revision, entries: entries.collect() })
+        let read_at = response.header().map_or(0, |header| header.revision());
+        let revision = if options.revision > 0 { options.revision } else { read_at };
+        Ok(Page { revision, entries: entries.collect(), next })
     }
 
-    async fn watch(&self, prefix: &str, from: i64) -> Result<Box<dyn Changes>, RegistryError> {
-        let options = || Some(WatchOptions::new().with_prefix().with_start_revision(from));
-        let stream =
-            self.call("watch", |mut client| async move { client.watch(prefix, options()).await }).await?;
+    async fn count(&self, range: &KeyRange) -> Result<u64, RegistryError> {
+        let get = range_of(range, 0, 0, true).with_count_only();
+        let counted = self.call("count", |mut client| {
+            let get = get.clone();
+            async move { client.get(range.from(), Some(get)).await }
+        });
+        counted.await.map(|response| u64::try_from(response.count()).unwrap_or(0))
+    }
+
+    async fn watch(&self, ranges: &[KeyRange], from: i64) -> Result<Box<dyn Changes>, RegistryError> {
+        let Some((first, others)) = ranges.split_first() else {
+            return Err(RegistryError::new("nothing is to be watched"));
+        };
+        let watch = |range: &KeyRange| {
+            let options = WatchOptions::new().with_start_revision(from);
+            if range.to().is_empty() { options.with_from_key() } else { options.with_range(range.to()) }
+        };
+        let stream = self.call("watch", |client| async move {
+            let mut client = client.watch_client().max_decoding_message_size(MAX_CHANGES_BYTES);
+            let mut stream = client.watch(first.from(), Some(watch(first))).await?;
+            for other in others {
+                stream.watch(other.from(), Some(watch(other))).await?;
+            }
+            Ok(stream)
+        });
+        let stream = stream.await?;
         let heard = Instant::now();
         Ok(Box::new(EtcdChanges { stream, heard, asked: heard }))
     }
@@ -300,6 +388,22 @@ impl Registry for EtcdRegistry {
         })
         .await
         .map(|response| response.succeeded())
+    }
+
+    async fn delete_all_if(&self, stale: &[(String, i64)]) -> Result<(), RegistryError> {
+        for some in stale.chunks(DELETED_AT_ONCE) {
+            let each = some.iter().map(|(key, expected)| {
+                let stands = Compare::mod_revision(key.as_str(), CompareOp::Equal, *expected);
+                TxnOp::txn(Txn::new().when([stands]).and_then([TxnOp::delete(key.as_str(), None)]))
+            });
+            let txn = Txn::new().and_then(each.collect::<Vec<_>>());
+            let deleted = self.call("compare and delete", |mut client| {
+                let txn = txn.clone();
+                async move { client.txn(txn).await }
+            });
+            deleted.await?;
+        }
+        Ok(())
     }
 
     async fn delete(&self, key: &str) -> Result<(), RegistryError> {
@@ -377,7 +481,7 @@ impl Changes for EtcdChanges {
             let changes = response.events().iter().filter_map(|event| {
                 let kv = event.kv()?;
                 Some(Change {
-                    key: String::from_utf8_lossy(kv.key()).into_owned(),
+                    key: std::str::from_utf8(kv.key()).ok()?.to_owned(),
                     value: (event.event_type() == EventType::Put).then(|| kv.value().to_vec()),
                     revision: kv.mod_revision(),
                 })

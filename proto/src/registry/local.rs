@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{Change, Changes, Entry, LeaseId, Registry, RegistryError, Snapshot};
+use super::{Change, Changes, Entry, KeyRange, LeaseId, Page, PageOptions, Registry, RegistryError};
 use crate::membership::{FORMAT, Keys, Liveness, RingDocument};
 
 /// A registry inside the process. Clones share it.
@@ -67,6 +67,7 @@ impl LocalRegistry {
                     incarnation: "0".to_owned(),
                     build: String::new(),
                     started_ms: 0,
+                    groups: None,
                 };
                 state.put(&keys.live(&member.id), live.encode(), None);
             }
@@ -125,21 +126,23 @@ impl State {
 
 #[async_trait]
 impl Registry for LocalRegistry {
-    async fn load(&self, prefix: &str) -> Result<Snapshot, RegistryError> {
-        Ok(self.change(|state| Snapshot {
-            revision: state.revision,
-            entries: state
-                .entries
-                .range(prefix.to_owned()..)
-                .take_while(|(key, _)| key.starts_with(prefix))
-                .map(|(_, (entry, _))| entry.clone())
-                .collect(),
+    /// Reads what is current, whatever revision is asked for: nothing but the changes is kept of former ones, and these come
+    /// with a watch.
+    async fn page(&self, range: &KeyRange, options: PageOptions) -> Result<Page, RegistryError> {
+        let most = if options.limit == 0 { usize::MAX } else { options.limit };
+        Ok(self.change(|state| {
+            let from = String::from_utf8_lossy(range.from()).into_owned();
+            let mut found = state.entries.range(from..).take_while(|(key, _)| range.contains(key));
+            let entries: Vec<_> = found.by_ref().take(most).map(|(_, (entry, _))| entry.clone()).collect();
+            let last = entries.last().filter(|_| found.next().is_some());
+            let next = last.map(|last| range.after(last.key.as_bytes()));
+            Page { revision: state.revision, entries, next }
         }))
     }
 
-    async fn watch(&self, prefix: &str, from: i64) -> Result<Box<dyn Changes>, RegistryError> {
+    async fn watch(&self, ranges: &[KeyRange], from: i64) -> Result<Box<dyn Changes>, RegistryError> {
         let revision = self.shared.revision.subscribe();
-        Ok(Box::new(LocalChanges { registry: self.clone(), prefix: prefix.to_owned(), from, revision }))
+        Ok(Box::new(LocalChanges { registry: self.clone(), ranges: ranges.to_vec(), from, revision }))
     }
 
     async fn put(&self, key: &str, value: Vec<u8>, lease: Option<LeaseId>) -> Result<(), RegistryError> {
@@ -204,7 +207,7 @@ impl Registry for LocalRegistry {
 
 struct LocalChanges {
     registry: LocalRegistry,
-    prefix: String,
+    ranges: Vec<KeyRange>,
     from: i64,
     revision: watch::Receiver<i64>,
 }
@@ -216,8 +219,9 @@ impl Changes for LocalChanges {
             self.revision.borrow_and_update();
             let (changes, revision, lease_ends) = self.registry.change(|state| {
                 let first = state.history.partition_point(|change| change.revision < self.from);
-                let changes =
-                    state.history[first..].iter().filter(|change| change.key.starts_with(&self.prefix));
+                let is_watched =
+                    |change: &&Change| self.ranges.iter().any(|range| range.contains(&change.key));
+                let changes = state.history[first..].iter().filter(is_watched);
                 let lease_ends = state.leases.values().map(|lease| lease.ends).min();
                 (changes.cloned().collect::<Vec<_>>(), state.revision, lease_ends)
             });
@@ -266,7 +270,7 @@ mod tests {
         registry.put("/p/leased", b"y".to_vec(), Some(lease)).await.unwrap();
         registry.put("/elsewhere", b"z".to_vec(), None).await.unwrap();
 
-        let mut changes = registry.watch("/p/", from).await.unwrap();
+        let mut changes = registry.watch(&[KeyRange::prefix("/p/")], from).await.unwrap();
         assert_eq!(changes.next().await.unwrap(), [change("/p/leased", Some("y"), 3)]);
         tokio::time::sleep(Duration::from_secs(4)).await;
         assert!(registry.renew(lease).await.unwrap());
@@ -275,6 +279,34 @@ mod tests {
         assert_eq!(begun.elapsed().as_secs(), 5);
         assert!(!registry.renew(lease).await.unwrap());
         assert!(registry.put("/p/leased", b"late".to_vec(), Some(lease)).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_range_is_read_in_pages_and_a_key_alone() {
+        let registry = LocalRegistry::new();
+        for key in ["/p/a", "/p/ab", "/p/b", "/p/c", "/q"] {
+            registry.put(key, b"x".to_vec(), None).await.unwrap();
+        }
+        let (mut rest, mut read) = (Some(KeyRange::prefix("/p/")), Vec::new());
+        while let Some(range) = rest {
+            let page =
+                registry.page(&range, PageOptions { limit: 3, ..PageOptions::default() }).await.unwrap();
+            read.push(page.entries.into_iter().map(|entry| entry.key).collect::<Vec<_>>());
+            rest = page.next;
+        }
+        assert_eq!(read, [vec!["/p/a", "/p/ab", "/p/b"], vec!["/p/c"]]);
+        assert_eq!(registry.get("/p/a").await.unwrap().unwrap().key, "/p/a");
+        assert_eq!(registry.get("/p").await.unwrap(), None);
+        assert_eq!(registry.count(&KeyRange::prefix("/p/a")).await.unwrap(), 2);
+        let stale: Vec<_> =
+            registry.load("/p/a").await.unwrap().entries.into_iter().map(|e| (e.key, e.revision)).collect();
+        registry.put("/p/ab", b"y".to_vec(), None).await.unwrap();
+        registry.delete_all_if(&stale).await.unwrap();
+        assert_eq!(
+            registry.count(&KeyRange::prefix("/p/a")).await.unwrap(),
+            1,
+            "what has changed since stays"
+        );
     }
 
     #[tokio::test]

@@ -9,6 +9,7 @@
 #[cfg(feature = "etcd")]
 mod etcd;
 mod local;
+mod range;
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use async_trait::async_trait;
 #[cfg(feature = "etcd")]
 pub use etcd::EtcdRegistry;
 pub use local::LocalRegistry;
+pub use range::{KeyRange, Page, PageOptions};
 
 /// A lease, as the registry numbers them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,7 +37,7 @@ pub struct Entry {
     pub revision: i64,
 }
 
-/// Every key under a prefix, as of one revision.
+/// Every key of a range, as of one revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
     /// The revision; changes after it are watched from `revision + 1`.
@@ -55,7 +57,7 @@ pub struct Change {
     pub revision: i64,
 }
 
-/// A stream of changes under a prefix.
+/// A stream of changes in some ranges of keys.
 #[async_trait]
 pub trait Changes: Send {
     /// The next changes, in order; never an empty list. Cancel-safe.
@@ -69,17 +71,57 @@ pub trait Changes: Send {
 /// What Peanut needs of a coordination store. Every call is bounded in time by the implementation.
 #[async_trait]
 pub trait Registry: fmt::Debug + Send + Sync + 'static {
-    /// Reads every key that begins with `prefix`.
+    /// Reads the first keys of a range: as many as fit into one answer, and [`Page::next`] for the rest.
     ///
     /// # Errors
-    /// Where the registry cannot be reached or refuses.
-    async fn load(&self, prefix: &str) -> Result<Snapshot, RegistryError>;
+    /// Where the registry cannot be reached or refuses, or no longer has the revision that is asked for.
+    async fn page(&self, range: &KeyRange, options: PageOptions) -> Result<Page, RegistryError>;
 
-    /// Watches every key that begins with `prefix`, from revision `from` on, inclusive.
+    /// Watches every key of these ranges, from revision `from` on, inclusive. Changes within one range come in order.
     ///
     /// # Errors
     /// Where the registry cannot be reached or refuses. A compacted `from` may also show in the stream.
-    async fn watch(&self, prefix: &str, from: i64) -> Result<Box<dyn Changes>, RegistryError>;
+    async fn watch(&self, ranges: &[KeyRange], from: i64) -> Result<Box<dyn Changes>, RegistryError>;
+
+    /// Reads every key that begins with `prefix`, page by page, all as of one revision. Whoever reads what others may have
+    /// written in any number takes the [`pages`](Self::page) one by one instead.
+    ///
+    /// # Errors
+    /// As [`page`](Self::page).
+    async fn load(&self, prefix: &str) -> Result<Snapshot, RegistryError> {
+        let mut snapshot = Snapshot { revision: 0, entries: Vec::new() };
+        let mut rest = Some(KeyRange::prefix(prefix));
+        while let Some(range) = rest {
+            let page = self.page(&range, PageOptions::at(snapshot.revision)).await?;
+            snapshot.revision = page.revision;
+            snapshot.entries.extend(page.entries);
+            rest = page.next;
+        }
+        Ok(snapshot)
+    }
+
+    /// Reads one key; `None` where it is absent.
+    ///
+    /// # Errors
+    /// Where the registry cannot be reached or refuses.
+    async fn get(&self, key: &str) -> Result<Option<Entry>, RegistryError> {
+        Ok(self.page(&KeyRange::key(key), PageOptions::default()).await?.entries.pop())
+    }
+
+    /// How many keys a range has.
+    ///
+    /// # Errors
+    /// Where the registry cannot be reached or refuses.
+    async fn count(&self, range: &KeyRange) -> Result<u64, RegistryError> {
+        let (mut count, mut revision, mut rest) = (0, 0, Some(range.clone()));
+        while let Some(range) = rest {
+            let options = PageOptions { keys_only: true, ..PageOptions::at(revision) };
+            let page = self.page(&range, options).await?;
+            count += page.entries.len() as u64;
+            (revision, rest) = (page.revision, page.next);
+        }
+        Ok(count)
+    }
 
     /// Writes a key, on a lease or for good.
     ///
@@ -99,6 +141,17 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// Where the registry cannot be reached or refuses. The deletion may then have happened or not.
     async fn delete_if(&self, key: &str, expected: i64) -> Result<bool, RegistryError>;
+
+    /// Deletes each key whose last change was at the revision beside it.
+    ///
+    /// # Errors
+    /// Where the registry cannot be reached or refuses. Some may then have been deleted.
+    async fn delete_all_if(&self, stale: &[(String, i64)]) -> Result<(), RegistryError> {
+        for (key, expected) in stale {
+            self.delete_if(key, *expected).await?;
+        }
+        Ok(())
+    }
 
     /// Deletes a key; one that is absent is no error.
     ///
@@ -130,12 +183,25 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
 pub struct RegistryError {
     message: Arc<str>,
     source: Option<Arc<dyn std::error::Error + Send + Sync>>,
+    is_too_large: bool,
 }
 
 impl RegistryError {
     /// An error of that message.
     pub fn new(message: impl Into<String>) -> Self {
-        RegistryError { message: message.into().into(), source: None }
+        RegistryError { message: message.into().into(), source: None, is_too_large: false }
+    }
+
+    /// The same error, of a value that is longer than the registry takes.
+    #[must_use]
+    pub fn too_large(mut self) -> Self {
+        self.is_too_large = true;
+        self
+    }
+
+    /// Whether the registry refused a value because of its length.
+    pub fn is_too_large(&self) -> bool {
+        self.is_too_large
     }
 
     /// The same error with what caused it.

@@ -39,6 +39,8 @@ struct Ring {
     fingerprint: String,
     registry_age_ms: u64,
     members: Vec<Member>,
+    /// Groups that only some nodes have, members with one address.
+    notices: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -128,10 +130,17 @@ pub(super) fn status(node: &Node, history: &History, neighbours: &Neighbours) ->
             fingerprint: format!("{ring_fingerprint:08x}"),
             registry_age_ms,
             members: members(node, neighbours),
+            notices: notices(node),
         },
         groups: groups.into_iter().map(group).collect(),
         history: history.samples(),
     }
+}
+
+fn notices(node: &Node) -> Vec<String> {
+    let discovered = node.running().and_then(|running| running.discovered.as_ref());
+    let view = discovered.map(|discovered| discovered.borrow().view.clone());
+    view.iter().flat_map(|view| view.notices()).map(|notice| notice.to_string()).collect()
 }
 
 fn members(node: &Node, neighbours: &Neighbours) -> Vec<Member> {

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use peanut_proto::limits::{MAX_VALUE_BYTES, check_key};
 use peanut_proto::v1::{ErrorCode, Outcome};
 use smallvec::SmallVec;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::{Answer, Begun, Cache, Waiting};
 use crate::error::Failure;
@@ -21,6 +21,9 @@ use crate::flight::{Fill, Token};
 use crate::persistence::WriteNumber;
 use crate::segment::key_hash;
 use crate::store::{Entry, Origin, Value};
+
+/// How long the registry may take to tell of a clear that a client has told of.
+const TELL_WITHIN: Duration = Duration::from_millis(250);
 
 /// A set, as any service hands it in.
 #[derive(Clone, Debug)]
@@ -139,18 +142,40 @@ impl Cache {
         Ok(self.done(number))
     }
 
-    /// Forgets all keys, as a client asks for it. What it says of the `generation` that the registry has now is believed only where
-    /// the node knows as much already: then there is nothing to do.
+    /// Forgets all keys, as a client asks for it. The client has raised the group's `generation` in the registry before: what it says
+    /// of that is a hint, and the registry's own word is waited for, so that the clear is done once. Zero: there is no registry.
     pub(crate) fn clear(self: &Arc<Self>, generation: u64) -> Begun {
-        if generation != 0 && generation <= self.generation() {
-            return self.done(None);
+        if generation == 0 {
+            self.clear_where(|_| true)
+        } else if generation <= self.generation() {
+            self.done(None)
+        } else {
+            Begun::Waiting(Waiting::Registry { cache: self.clone(), generation })
         }
-        self.clear_where(|_| true)
     }
 
-    /// Forgets all keys where the registry says that the group has been cleared more often than is known here.
+    /// Waits for the registry to tell of a generation, and clears without where it does not.
+    pub(super) async fn clear_when_told(self: &Arc<Self>, generation: u64) -> Result<Answer, Failure> {
+        let mut told = self.generation.subscribe();
+        if timeout(TELL_WITHIN, told.wait_for(|known| *known >= generation)).await.is_err() {
+            return Box::pin(self.clear_where(|_| true).answer()).await;
+        }
+        if let Some(journal) = self.journal() {
+            journal.settled(journal.latest()).await;
+        }
+        Ok(Answer::only(Outcome::Done))
+    }
+
+    /// Forgets all keys where the registry has a later generation of the group than is known here.
     pub(crate) fn clear_to(self: &Arc<Self>, generation: u64) -> Begun {
-        self.clear_where(|cache| cache.generation.fetch_max(generation, Ordering::Relaxed) < generation)
+        let begun = self.clear_where(|cache| cache.generation() < generation);
+        // Whoever waits for it is told when it is done.
+        self.generation.send_if_modified(|known| {
+            let is_later = *known < generation;
+            *known = generation.max(*known);
+            is_later
+        });
+        begun
     }
 
     fn clear_where(self: &Arc<Self>, is_due: impl FnOnce(&Cache) -> bool) -> Begun {
@@ -181,7 +206,7 @@ impl Cache {
 
     /// How many times the group has been cleared, as far as is known.
     pub(crate) fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Relaxed)
+        *self.generation.borrow()
     }
 
     /// Gives up a lease whose client has gone, or brings nothing.

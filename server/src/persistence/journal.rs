@@ -147,6 +147,11 @@ impl Journal {
         }
     }
 
+    /// The latest write so far.
+    pub(crate) fn latest(&self) -> WriteNumber {
+        WriteNumber(self.pending.lock().writes)
+    }
+
     /// Waits until what was written before a restart cannot come back after it.
     pub(crate) async fn settled(&self, WriteNumber(number): WriteNumber) {
         if *self.settled.borrow() < number {

@@ -27,6 +27,7 @@ fn start_as(registry: &LocalRegistry, info: NodeInfo) -> Running {
         registry: Arc::new(registry.clone()),
         keys: Keys::new("f"),
         node: info,
+        groups: None,
         lease_ttl: Duration::from_secs(5),
         naming_service: "peanutcache".into(),
         on_shutdown: OnShutdown::Keep,
@@ -122,7 +123,7 @@ async fn a_ring_of_an_unknown_format_is_left_alone() {
 async fn a_ring_that_nobody_could_read_is_not_written() {
     let registry = LocalRegistry::new();
     let nodes: Vec<_> =
-        (0..5).map(|n| start_as(&registry, NodeInfo { weight: 1000, ..info(&format!("n{n}")) })).collect();
+        (0..5).map(|n| start_as(&registry, NodeInfo { weight: 500, ..info(&format!("n{n}")) })).collect();
     sleep(Duration::from_secs(30)).await;
     let seen = view(&registry).await;
     assert_eq!((seen.ring.members.len(), seen.live.len()), (4, 5), "the fifth would be one too many");
@@ -157,4 +158,94 @@ fn an_older_stored_ring_is_merged_under_a_version_above_both() {
     assert_eq!(next_ring(Some(&known), &known, &info("a"), 0), None);
     assert_eq!(next_ring(None, &known, &info("a"), 0).unwrap().version, 3);
     assert_eq!(next_ring(None, &RingDocument::empty(8), &info("a"), 0).unwrap().version, 1);
+}
+
+async fn put(registry: &LocalRegistry, key: &str, value: &[u8]) {
+    registry.put(key, value.to_vec(), None).await.unwrap();
+}
+
+/// What bad hands, tools or disks may make of the ring's key, whatever it says.
+#[tokio::test(start_paused = true)]
+async fn a_ring_that_cannot_be_used_is_written_again_from_the_last_good_one() {
+    let registry = LocalRegistry::new();
+    let (a, b) = (start(&registry, "a"), start(&registry, "b"));
+    settle().await;
+    let good = view(&registry).await.ring;
+    let member = good.members[0].clone();
+    let with = |members: Vec<_>| RingDocument { version: 9, members, ..(*good).clone() }.encode();
+    let bogus =
+        (0..10_000).map(|n| peanut_proto::membership::Member { id: format!("bogus{n}"), ..member.clone() });
+    let garbage = [
+        Vec::new(),
+        b"garbage".to_vec(),
+        vec![0xff; 1 << 20],
+        with(vec![member.clone(), member.clone()]),
+        with(bogus.collect()),
+        with(vec![peanut_proto::membership::Member { weight: 0, ..member.clone() }]),
+        RingDocument { version: u64::MAX, ..(*good).clone() }.encode(),
+        RingDocument { version: 1 << 50, ..(*good).clone() }.encode(),
+    ];
+    for (at, garbage) in garbage.iter().enumerate() {
+        put(&registry, "/peanut/f/ring", garbage).await;
+        sleep(Duration::from_secs(5)).await;
+        let seen = view(&registry).await.ring;
+        let ids: Vec<_> = seen.members.iter().map(|member| member.id.as_str()).collect();
+        assert_eq!((ids, seen.version), (vec!["a", "b"], 3 + at as u64), "garbage {at}");
+        assert_eq!(seen.members[0].since, 1, "nobody's entries are outdated by it");
+    }
+    drop((a, b));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ring_of_a_newer_build_is_left_to_it_by_running_nodes_too() {
+    let registry = LocalRegistry::new();
+    let (a, b) = (start(&registry, "a"), start(&registry, "b"));
+    settle().await;
+    let newer = br#"{"format":2,"version":3,"shards":[]}"#.to_vec();
+    put(&registry, "/peanut/f/ring", &newer).await;
+    let before = registry.load("/").await.unwrap().revision;
+    sleep(Duration::from_secs(60)).await;
+    registry.revoke(LeaseId(1)).await.unwrap();
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(registry.get("/peanut/f/ring").await.unwrap().unwrap().value, newer);
+    let seen = view(&registry).await;
+    assert_eq!(seen.live.len(), 2, "they stay alive");
+    assert!(seen.revision < before + 10, "and write nothing in a loop");
+    drop((a, b));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_liveness_record_that_cannot_be_read_is_written_again() {
+    let registry = LocalRegistry::new();
+    let a = start(&registry, "a");
+    settle().await;
+    put(&registry, "/peanut/f/live/a", b"garbage").await;
+    sleep(Duration::from_secs(5)).await;
+    let seen = view(&registry).await;
+    assert!(seen.live.contains_key("a") && seen.unreadable.is_empty());
+    a.stop.cancel();
+    a.task.await.unwrap();
+    assert!(view(&registry).await.live.is_empty(), "and hangs on the lease again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_is_forgotten_although_the_name_of_another_begins_like_its_own() {
+    let registry = LocalRegistry::new();
+    let nodes = ["n1", "n10", "n2"].map(|id| start(&registry, id));
+    settle().await;
+    let [n1, _n10, _n2] = nodes;
+    n1.stop.cancel();
+    n1.task.await.unwrap();
+    put(&registry, "/peanut/f/undelivered/n1/g/x-1", b"{}").await;
+    put(&registry, "/peanut/f/undelivered/n10/g/x-1", b"{}").await;
+    put(&registry, "/peanut/f/undelivered/stranger/g/x-1", b"{}").await;
+    put(&registry, "/peanut/f/undelivered/old-layout", b"{}").await;
+    sleep(Duration::from_secs(200)).await;
+    let seen = view(&registry).await.ring;
+    assert_eq!(seen.members.iter().map(|m| m.id.as_str()).collect::<Vec<_>>(), ["n10", "n2"]);
+    // What was left for nodes that nobody remembers goes; n1's stays until it has been forgotten for good.
+    let left = registry.load("/peanut/f/undelivered/").await.unwrap().entries;
+    let left: Vec<_> = left.iter().map(|entry| entry.key.as_str()).collect();
+    assert!(!left.iter().any(|key| key.contains("stranger")), "{left:?}");
+    assert!(left.iter().any(|key| key.contains("/n10/")) && left.len() >= 2, "{left:?}");
 }

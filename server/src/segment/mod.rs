@@ -40,7 +40,7 @@ const HASH_BYTES: usize = 8;
 /// What a segment says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// How many times the group had been cleared: in a later generation nothing of this one holds.
+    /// The group's generation: in a later one nothing of this one holds.
     pub generation: u64,
     /// Of the configuration that its entries were kept under.
     pub fingerprint: u64,

@@ -43,7 +43,7 @@ fn small() -> Vec<Entry> {
     ]
 }
 
-/// The format is a promise to files that are there: these bytes do not change while it is 1.
+/// The format is a promise to files that are there: these bytes do not change while it is 2.
 #[test]
 fn the_format_is_what_it_was() {
     let bytes = segment(&small());

@@ -12,6 +12,8 @@ struct Output<'a> {
     fleet: &'a str,
     version: u64,
     members: Vec<MemberOutput<'a>>,
+    /// What an operator should know.
+    notices: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     key: Option<KeyOutput<'a>>,
 }
@@ -42,7 +44,9 @@ pub(crate) async fn run(client: &Client, fleet: &str, key: Option<(&str, &str)>,
         let place = ring.place(group, key.as_bytes())?;
         Some(KeyOutput { group, key, owner: name(place.owner), successor: place.successor.map(name) })
     });
-    let output = Output { fleet, version: ring.version(), members: nodes.iter().map(member).collect(), key };
+    let notices = client.notices().iter().map(ToString::to_string).collect();
+    let members = nodes.iter().map(member).collect();
+    let output = Output { fleet, version: ring.version(), members, notices, key };
     if json {
         print_json(&output);
     } else if let Some(key) = output.key {
@@ -81,4 +85,5 @@ fn print_ring(output: &Output<'_>) {
             .map(str::to_owned)
     });
     print_table(&[heading].into_iter().chain(rows).collect::<Vec<_>>());
+    output.notices.iter().for_each(|notice| print_line(notice));
 }

@@ -92,6 +92,9 @@ struct NodeOutput<'a> {
     weight: u32,
     share: f64,
     health: &'static str,
+    /// What an operator should know of it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notices: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     report: Option<&'a NodeReport>,
     /// Why there is no report.
@@ -102,6 +105,11 @@ struct NodeOutput<'a> {
 /// A table of the nodes; fails where none answers.
 pub(crate) async fn nodes(client: &Client, json: bool) -> ExitCode {
     let look = Look::take(client, 0).await;
+    let notices = client.notices();
+    let about = |id: &str| {
+        let about = notices.iter().filter(|notice| notice.is_about(id));
+        about.map(ToString::to_string).collect::<Vec<_>>()
+    };
     if json {
         let nodes: Vec<_> = look
             .nodes
@@ -113,6 +121,7 @@ pub(crate) async fn nodes(client: &Client, json: bool) -> ExitCode {
                 weight: node.weight,
                 share: node.share,
                 health: health(node, report),
+                notices: about(&node.id),
                 report: report.as_ref().ok(),
                 error: report.as_ref().err().map(ToString::to_string),
             })
@@ -141,6 +150,7 @@ pub(crate) async fn nodes(client: &Client, json: bool) -> ExitCode {
                 print_line(&format!("{}: {error}", node.id));
             }
         }
+        notices.iter().for_each(|notice| print_line(&notice.to_string()));
     }
     if look.up() == 0 { ExitCode::from(FAILED) } else { ExitCode::SUCCESS }
 }

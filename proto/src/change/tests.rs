@@ -1,0 +1,83 @@
+//! Changing a ring in a registry that takes only short values.
+
+use async_trait::async_trait;
+
+use super::*;
+use crate::membership::NodeInfo;
+use crate::registry::{Changes, KeyRange, LeaseId, LocalRegistry, Page, PageOptions};
+use std::time::Duration;
+
+/// A registry that refuses values beyond a length.
+#[derive(Debug)]
+struct Short(LocalRegistry, usize);
+
+#[async_trait]
+impl Registry for Short {
+    async fn page(&self, range: &KeyRange, options: PageOptions) -> Result<Page, RegistryError> {
+        self.0.page(range, options).await
+    }
+    async fn watch(&self, ranges: &[KeyRange], from: i64) -> Result<Box<dyn Changes>, RegistryError> {
+        self.0.watch(ranges, from).await
+    }
+    async fn put(&self, key: &str, value: Vec<u8>, lease: Option<LeaseId>) -> Result<(), RegistryError> {
+        self.0.put(key, value, lease).await
+    }
+    async fn swap(&self, key: &str, expected: i64, value: Vec<u8>) -> Result<bool, RegistryError> {
+        if value.len() > self.1 {
+            return Err(RegistryError::new("request is too large").too_large());
+        }
+        self.0.swap(key, expected, value).await
+    }
+    async fn delete_if(&self, key: &str, expected: i64) -> Result<bool, RegistryError> {
+        self.0.delete_if(key, expected).await
+    }
+    async fn delete(&self, key: &str) -> Result<(), RegistryError> {
+        self.0.delete(key).await
+    }
+    async fn grant(&self, ttl: Duration) -> Result<LeaseId, RegistryError> {
+        self.0.grant(ttl).await
+    }
+    async fn renew(&self, lease: LeaseId) -> Result<bool, RegistryError> {
+        self.0.renew(lease).await
+    }
+    async fn revoke(&self, lease: LeaseId) -> Result<(), RegistryError> {
+        self.0.revoke(lease).await
+    }
+}
+
+fn node(n: usize) -> NodeInfo {
+    NodeInfo { id: format!("node-{n}"), addr: format!("host-{n}:1"), zone: String::new(), weight: 1 }
+}
+
+#[tokio::test]
+async fn a_ring_that_is_too_long_for_the_registry_forgets_before_it_fails_and_says_what_to_do() {
+    let keys = Keys::new("f");
+    let registry = Short(LocalRegistry::new(), 6_000);
+    assert!(swap_ring(&registry, &keys, 0, RingDocument::empty(8).with(&node(0), 0).unwrap()).await.unwrap());
+    let mut members = 1;
+    let error = loop {
+        assert!(members < 1000);
+        match change_ring(&registry, &keys, |ring| ring.with(&node(members), 0)).await {
+            Ok(changed) => assert!(changed),
+            Err(error) => break error,
+        }
+        members += 1;
+    };
+    assert!(members > 50, "{members} members, where nothing else is kept");
+    assert!(error.is_too_large() && error.to_string().contains("peanut remove"), "{error}");
+    let stored = registry.get(&keys.ring()).await.unwrap().unwrap();
+    let ring = RingDocument::decode(&stored.value).unwrap();
+    assert_eq!((ring.members.len(), ring.version), (members, members as u64));
+    // And shrinks all the same.
+    assert!(change_ring(&registry, &keys, |ring| ring.without("node-0", 0)).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_ring_that_breaks_a_rule_is_not_written() {
+    let (keys, registry) = (Keys::new("f"), LocalRegistry::new());
+    let ring = RingDocument::empty(8).with(&node(0), 0).unwrap();
+    assert!(swap_ring(&registry, &keys, 0, ring).await.unwrap());
+    let heavy = NodeInfo { weight: 5_000, ..node(1) };
+    let error = change_ring(&registry, &keys, |ring| ring.with(&heavy, 0)).await.unwrap_err();
+    assert!(error.to_string().contains("weight 5000"), "{error}");
+}
