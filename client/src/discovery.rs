@@ -103,7 +103,8 @@ fn most_are_lifeless_newcomers(routing: &Routing, view: &FleetView) -> bool {
     let known: HashSet<&str> = routing.nodes().iter().map(|node| node.id()).collect();
     let members = view.ring.members.iter().map(|member| member.id.as_str());
     let lifeless = members.filter(|id| !known.contains(id) && !view.live.contains_key(*id)).count();
-    lifeless > known.len().max(FEW)
+    // Who knows nobody has nothing to keep.
+    !known.is_empty() && lifeless > known.len().max(FEW)
 }
 
 async fn most_have_vanished_but_answer(routing: &Routing, offered: &RingDocument) -> bool {
