@@ -201,11 +201,12 @@ impl ClientBuilder {
         let found = self.discover()?;
         let mut discovered = found.discovery.subscribe();
         let ready = timeout(ready_timeout, discovered.wait_for(|d| !d.view.ring.members.is_empty())).await;
-        if !matches!(ready, Ok(Ok(_))) {
+        let ready = ready.ok().and_then(Result::ok).map(|discovered| discovered.view.clone());
+        let Some(view) = ready else {
             return Err(not_ready(&fleet, ready_timeout, &found.discovery.subscribe()));
-        }
+        };
         // A large ring takes up to a second to build, too long for a thread that carries calls.
-        let (view, config) = (discovered.borrow().view.clone(), found.config.clone());
+        let config = found.config.clone();
         let build = move || Routing::new(&view.ring, None, &config, Instant::now());
         let cannot = |e| Error::caused_by(ErrorKind::Unavailable, None, "the ring could not be built", e);
         let routing = tokio::task::spawn_blocking(build).await.map_err(cannot)?;
@@ -298,5 +299,16 @@ fn not_ready(fleet: &str, waited: Duration, discovered: &watch::Receiver<Discove
             Error::caused_by(ErrorKind::Unavailable, None, why, trouble.clone())
         }
         None => Error::new(ErrorKind::Unavailable, format!("fleet `{fleet}` has no nodes after {waited:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_can_be_built_in_a_task() {
+        fn is_send(_: &impl Send) {}
+        is_send(&ClientBuilder::default().build());
     }
 }

@@ -376,6 +376,11 @@ impl Node {
         }
     }
 
+    /// The connection of a lane has died without a word: those that are idle may have died with it.
+    pub(crate) fn leave_idle_lanes(&self, died: u32) {
+        self.lanes.iter().filter(|lane| lane.slot() != died).for_each(Lane::leave_if_idle);
+    }
+
     /// Asks the node whether it serves, and takes in the answer.
     pub(crate) async fn check(self: &Arc<Self>) -> Probed {
         let probed = self.probe().await;

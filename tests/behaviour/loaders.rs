@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status};
 use crate::SERVER;
 
 /// One node with a group `g` of that loader, and a client of it.
-async fn node(loader: &str, more: &str) -> (ServerProcess, Client) {
+pub(crate) async fn node(loader: &str, more: &str) -> (ServerProcess, Client) {
     let port = peanut_tests::free_port();
     let group = format!("[[group]]\nname = \"g\"\n{more}\n[group.loader]\n{loader}\n");
     let config = format!("listen = \"127.0.0.1:{port}\"\nnodes = [\"127.0.0.1:{port}\"]\n{group}");

@@ -4,8 +4,10 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot unwrap has failed")]
 
 mod admin;
+mod batches;
 mod cli;
 mod configuration;
+mod databases;
 mod etcd_outage;
 mod failover;
 mod get_or_load;
@@ -20,6 +22,7 @@ mod membership;
 mod memory;
 mod observe;
 mod one_load;
+mod origins;
 mod production;
 mod registry;
 mod runtimes;

@@ -1,5 +1,5 @@
 //! Real origins: PostgreSQL, MariaDB and Redis from the distribution's packages, each started for one test with data of
-//! its own.
+//! its own; and PgBouncer in front of a PostgreSQL.
 
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -95,6 +95,16 @@ impl Database {
         &self.url
     }
 
+    /// Its port on loopback.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Where loaders find it behind something else on loopback.
+    pub fn url_by(&self, port: u16) -> String {
+        self.url.replace(&format!(":{}", self.port), &format!(":{port}"))
+    }
+
     /// Runs statements in it.
     ///
     /// # Panics
@@ -111,6 +121,47 @@ impl Database {
                 sqlx::Executor::execute(&mut connection, sqlx::raw_sql(sql)).await;
             done.unwrap_or_else(|error| panic!("{statement}: {error}"));
         }
+    }
+}
+
+/// A PgBouncer in front of a PostgreSQL.
+#[derive(Debug)]
+pub struct PgBouncer {
+    port: u16,
+    process: Process,
+    _folder: TempDir,
+}
+
+impl PgBouncer {
+    /// Starts one with the package's defaults, but for what is said in `settings`, like `pool_mode = transaction`.
+    ///
+    /// # Panics
+    /// Where it is not installed, or does not come up.
+    pub async fn start(database: &Database, settings: &str) -> Self {
+        let folder = folder_of("postgres");
+        let (port, path) = (free_port(), |name: &str| folder.path().join(name));
+        std::fs::write(path("users"), "\"peanut\" \"\"\n").expect("a folder of its own");
+        let config = format!(
+            "[databases]\n* = host=127.0.0.1 port={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
+             unix_socket_dir =\nauth_type = trust\nauth_file = {}\n{settings}\n",
+            database.port,
+            path("users").display(),
+        );
+        std::fs::write(path("pgbouncer.ini"), config).expect("a folder of its own");
+        let mut command = as_user("postgres", &debian("pgbouncer", "/usr/sbin"));
+        let mut process = Process::start("pgbouncer", command.arg(path("pgbouncer.ini")));
+        process.wait_for_line("process up").await;
+        PgBouncer { port, process, _folder: folder }
+    }
+
+    /// Its port on loopback.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> Vec<String> {
+        self.process.log()
     }
 }
 

@@ -18,7 +18,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 pub use certificates::{Authority, Certificate};
-pub use databases::Database;
+pub use databases::{Database, PgBouncer};
 pub use etcd::{Etcd, http_client};
 pub use origin::Origin;
 pub use process::Process;

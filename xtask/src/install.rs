@@ -28,6 +28,13 @@ pub(crate) fn postgres() -> Result<(), Failed> {
     installed_where("initdb", is_there, "postgresql", "postgresql", mend)
 }
 
+/// Installs PgBouncer, where it is missing.
+pub(crate) fn pgbouncer() -> Result<(), Failed> {
+    // Debian keeps it where only root looks.
+    let is_there = || is_installed("pgbouncer") || std::path::Path::new("/usr/sbin/pgbouncer").is_file();
+    installed_where("pgbouncer", is_there, "pgbouncer", "pgbouncer", "put `pgbouncer` on the path")
+}
+
 /// Installs MariaDB, where it is missing.
 pub(crate) fn mariadb() -> Result<(), Failed> {
     let mend = "put `mariadbd` and `mariadb-install-db` on the path";

@@ -106,6 +106,7 @@ fn test() -> Result<(), Failed> {
     install::etcd()?;
     install::redis()?;
     install::postgres()?;
+    install::pgbouncer()?;
     install::mariadb()?;
     install::chromium()?;
     Cargo::new(&["test", "--workspace", "--all-features"]).run("tests")?;

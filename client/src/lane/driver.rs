@@ -181,6 +181,7 @@ impl Driver {
                     match probed {
                         Probed::Silent => {
                             self.saw(Signal::ProbeFailed);
+                            self.leave_idle_lanes();
                             let silent = watch.heard.elapsed();
                             return Failure::Lost(format!("no answer for {silent:.1?}, nor to a probe").into());
                         }
@@ -211,6 +212,7 @@ impl Driver {
             && watch.probe.is_none()
             && now.duration_since(pinged) > self.config.probe_timeout()
         {
+            self.leave_idle_lanes();
             let silent = now.duration_since(heard);
             return Some(Failure::Broken(format!("the connection has been silent for {silent:.1?}").into()));
         }
@@ -259,6 +261,12 @@ impl Driver {
                 writer.into_iter().for_each(Waker::wake);
             }
         })
+    }
+
+    fn leave_idle_lanes(&self) {
+        if let Some(node) = self.node.upgrade() {
+            node.leave_idle_lanes(self.slot);
+        }
     }
 
     fn saw(&self, signal: Signal) {

@@ -336,17 +336,26 @@ impl Lane {
 
     /// Leaves a driver that stands still although operations are in flight: its runtime is not run.
     pub(crate) fn leave_if_still(&self) {
-        let mut driving = self.driving.lock();
         let is_still = self.shared.state.lock().looked.elapsed() > STANDSTILL;
-        let is_elsewhere = |driving: &mut Driving| {
-            Handle::try_current().is_ok_and(|runtime| runtime.id() != driving.runtime)
-        };
-        let Some(left) = driving.take_if(|driving| is_still && is_elsewhere(driving)) else { return };
+        self.leave("the runtime that the lane was on stands still", |driving| {
+            is_still && Handle::try_current().is_ok_and(|runtime| runtime.id() != driving.runtime)
+        });
+    }
+
+    /// Leaves an idle lane, whose connection may have died with another of the same node without a word: the next
+    /// operation opens it anew, where it would have waited to find out.
+    pub(crate) fn leave_if_idle(&self) {
+        self.leave("another connection to the node has died", |_| self.shared.state.lock().in_flight() == 0);
+    }
+
+    fn leave(&self, reason: &str, when: impl FnOnce(&Driving) -> bool) {
+        let mut driving = self.driving.lock();
+        let Some(left) = driving.take_if(|driving| when(driving)) else { return };
         left.abort.abort();
         // What is left of it has nothing to say any more.
         self.shared.driver.fetch_add(1, Ordering::SeqCst);
         drop(driving);
-        self.shared.fail(&Failure::Broken("the runtime that the lane was on stands still".into()));
+        self.shared.fail(&Failure::Broken(reason.into()));
     }
 }
 

@@ -1,5 +1,7 @@
 //! A loader over gRPC: a service `peanut.loader.v1.Loader` that its user writes in any language.
 
+use std::error::Error as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -7,20 +9,31 @@ use futures_util::future::BoxFuture;
 use peanut_proto::limits::MAX_MESSAGE_BYTES;
 use peanut_proto::loader_v1::load_result::Result as Answer;
 use peanut_proto::loader_v1::loader_client::LoaderClient;
-use peanut_proto::loader_v1::{Found, LoadRequest};
+use peanut_proto::loader_v1::{Found, LoadRequest, LoadResponse};
+use tokio::time::{Instant, timeout_at};
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Request};
+use tonic::{Code, Request, Status};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{Loaded, Loader, LoaderError, trace_context};
+use super::reconnect::Reconnect;
+use super::{Loaded, Loader, LoaderError, trace_context, with_causes};
 
 /// Keys in one call at most.
 const MOST_KEYS: usize = 100;
+/// Bytes of one answer at most.
+const MOST_MESSAGE_BYTES: usize = 4 * MAX_MESSAGE_BYTES;
 
 /// Loads keys by `peanut.loader.v1.Loader/Load`.
+///
+/// All loads share one connection. A silent one is noticed by pings while a call waits on it, and one on which a call has waited for all of
+/// its time is not used by later calls. A call whose connection breaks is made once more on a new one, if the service had answered on
+/// the old one.
+///
+/// A status other than OK is every key's error. Where several keys were asked for and it may be about one of them (`INVALID_ARGUMENT`,
+/// `NOT_FOUND`, `FAILED_PRECONDITION`, `OUT_OF_RANGE`, `DATA_LOSS`), or their values are too long together, halves of them are asked for again.
 #[derive(Clone, Debug)]
 pub struct GrpcLoader {
-    channel: Channel,
+    channel: Arc<Reconnect<Channel>>,
     timeout: Duration,
     fingerprint: u64,
 }
@@ -36,51 +49,45 @@ impl GrpcLoader {
     /// Where the URL is neither http nor https, or the time-out is zero. Must be called within a runtime.
     pub fn new(url: &str, timeout: Duration) -> Result<Self, LoaderError> {
         if timeout.is_zero() {
-            return Err("the timeout must be more than zero".into());
+            return Err("`timeout` must be more than zero".into());
         }
-        let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|e| format!("the url: {e}"))?;
+        let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|e| format!("`url`: {e}"))?;
         let endpoint = match endpoint.uri().scheme_str() {
             Some("http") => endpoint,
             Some("https") => {
                 let tls = tonic::transport::ClientTlsConfig::new().with_native_roots();
-                endpoint.tls_config(tls).map_err(|e| format!("the url: {e}"))?
+                endpoint.tls_config(tls).map_err(|e| format!("`url`: {e}"))?
             }
-            _ => return Err("the url is neither http nor https".into()),
+            _ => return Err("`url` is neither http nor https".into()),
         };
-        let channel = endpoint.connect_timeout(timeout.min(Duration::from_secs(2))).connect_lazy();
-        Ok(GrpcLoader { channel, timeout, fingerprint: xxh3_64(url.as_bytes()) })
+        let endpoint = endpoint
+            .connect_timeout(timeout.min(Duration::from_secs(2)))
+            // Two pings in the time of a call: servers take more for an attack.
+            .http2_keep_alive_interval(timeout / 3)
+            .keep_alive_timeout(timeout / 3);
+        let channel = Reconnect::new(endpoint.connect_lazy(), move || Some(endpoint.connect_lazy()));
+        Ok(GrpcLoader { channel: Arc::new(channel), timeout, fingerprint: xxh3_64(url.as_bytes()) })
     }
 
     fn ask<'a>(
         &'a self,
         group: &'a str,
         keys: &'a [Bytes],
-    ) -> BoxFuture<'a, Result<Vec<Result<Loaded, LoaderError>>, LoaderError>> {
+    ) -> BoxFuture<'a, Vec<Result<Loaded, LoaderError>>> {
         Box::pin(async move {
-            let mut request = Request::new(LoadRequest { group: group.to_owned(), keys: keys.to_vec() });
-            request.set_timeout(self.timeout);
-            if let Some(traceparent) = trace_context().and_then(|trace| trace.parse().ok()) {
-                request.metadata_mut().insert("traceparent", traceparent);
-            }
-            // As many values as there are keys, each as long as it may be, would be too much; what does not fit is an error.
-            let client =
-                LoaderClient::new(self.channel.clone()).max_decoding_message_size(4 * MAX_MESSAGE_BYTES);
-            let asked = tokio::time::timeout(self.timeout, client.clone().load(request)).await;
-            let response = match asked {
-                Ok(Ok(response)) => response.into_inner(),
-                // Together they are too long.
-                Ok(Err(status)) if status.code() == Code::OutOfRange && keys.len() > 1 => {
+            let response = match self.call(group, keys).await {
+                Ok(response) => response,
+                Err(Failed::Status(status)) if keys.len() > 1 && may_be_of_a_key(&status) => {
                     let (first, second) = keys.split_at(keys.len() / 2);
-                    return Ok([self.ask(group, first).await?, self.ask(group, second).await?].concat());
+                    return [self.ask(group, first).await, self.ask(group, second).await].concat();
                 }
-                Ok(Err(status)) => {
-                    let said = status.message();
-                    return Err(format!("the loader service answered {:?}: {said}", status.code()).into());
-                }
-                Err(_) => {
-                    return Err(format!("the loader service did not answer within {:?}", self.timeout).into());
-                }
+                Err(failed) => return vec![Err(self.told(&failed)); keys.len()],
             };
+            if response.results.len() != keys.len() {
+                let (asked, answered) = (keys.len(), response.results.len());
+                let why = format!("the loader service was asked for {asked} keys and answered {answered}");
+                return vec![Err(why.into()); keys.len()];
+            }
             let results = response.results.into_iter().map(|result| match result.result {
                 Some(Answer::Found(Found { value, ttl_ms })) => {
                     // A copy, so that a small value does not keep the whole message.
@@ -89,10 +96,90 @@ impl GrpcLoader {
                 }
                 Some(Answer::NotFound(_)) => Ok(Loaded::NotFound),
                 Some(Answer::Error(why)) => Err(LoaderError::of_key(why)),
-                None => Err("the loader service left a result empty".into()),
+                None => Err(LoaderError::of_key("the loader service left a result empty")),
             });
-            Ok(results.collect())
+            results.collect()
         })
+    }
+
+    /// Makes one call: once more, where the connection breaks on which the service had answered before.
+    async fn call(&self, group: &str, keys: &[Bytes]) -> Result<LoadResponse, Failed> {
+        let deadline = Instant::now() + self.timeout;
+        let mut is_second = false;
+        loop {
+            let mut request = Request::new(LoadRequest { group: group.to_owned(), keys: keys.to_vec() });
+            request.set_timeout(deadline.saturating_duration_since(Instant::now()));
+            if let Some(traceparent) = trace_context().and_then(|trace| trace.parse().ok()) {
+                request.metadata_mut().insert("traceparent", traceparent);
+            }
+            let used = self.channel.begin();
+            // As many values as there are keys, each as long as it may be, would be too much; what does not fit is asked for in halves.
+            let mut client =
+                LoaderClient::new(used.connection().clone()).max_decoding_message_size(MOST_MESSAGE_BYTES);
+            let answer = timeout_at(deadline, client.load(request)).await;
+            match answer {
+                Ok(Ok(response)) => {
+                    used.answered();
+                    return Ok(response.into_inner());
+                }
+                // The service itself said so.
+                Ok(Err(status)) if status.source().is_none() => {
+                    used.answered();
+                    return Err(Failed::Status(status));
+                }
+                Ok(Err(status)) => {
+                    let may_repeat = used.may_repeat() && !is_second;
+                    used.replace();
+                    if Instant::now() >= deadline {
+                        return Err(Failed::Late);
+                    }
+                    if !may_repeat {
+                        return Err(Failed::Connection(status));
+                    }
+                    is_second = true;
+                }
+                Err(_) => {
+                    used.replace();
+                    return Err(Failed::Late);
+                }
+            }
+        }
+    }
+
+    fn told(&self, failed: &Failed) -> LoaderError {
+        match failed {
+            Failed::Status(status) => {
+                let why = format!("the loader service answered {:?}: {}", status.code(), status.message());
+                if may_be_of_a_key(status) { LoaderError::of_key(why) } else { why.into() }
+            }
+            Failed::Connection(status) => {
+                let why = with_causes(status.message().to_owned(), status.source());
+                format!("the loader service could not be asked: {why}").into()
+            }
+            Failed::Late => format!("the loader service did not answer within {:?}", self.timeout).into(),
+        }
+    }
+}
+
+/// Why there is no response.
+enum Failed {
+    Status(Status),
+    Connection(Status),
+    Late,
+}
+
+/// Whether a status may be about one key of several, or about their values together: they are too long for the service's limit or for
+/// ours.
+fn may_be_of_a_key(status: &Status) -> bool {
+    match status.code() {
+        Code::InvalidArgument
+        | Code::NotFound
+        | Code::FailedPrecondition
+        | Code::OutOfRange
+        | Code::DataLoss => true,
+        // What gRPC says of messages that are too long, in most languages; and what services say that are asked too much.
+        Code::ResourceExhausted => status.message().contains("larger than"),
+        _ => false,
     }
 }
 
@@ -106,11 +193,11 @@ impl Loader for GrpcLoader {
     }
 
     async fn load(&self, group: &str, key: &[u8]) -> Result<Loaded, LoaderError> {
-        let mut results = self.load_many(group, &[Bytes::copy_from_slice(key)]).await;
+        let mut results = self.ask(group, &[Bytes::copy_from_slice(key)]).await;
         results.pop().unwrap_or_else(|| Err("the loader service answered nothing".into()))
     }
 
     async fn load_many(&self, group: &str, keys: &[Bytes]) -> Vec<Result<Loaded, LoaderError>> {
-        self.ask(group, keys).await.unwrap_or_else(|error| vec![Err(error); keys.len()])
+        self.ask(group, keys).await
     }
 }

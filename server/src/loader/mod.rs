@@ -9,6 +9,8 @@ mod closure;
 mod grpc;
 #[cfg(feature = "http")]
 mod http;
+#[cfg(any(feature = "http", feature = "redis", feature = "grpc"))]
+mod reconnect;
 #[cfg(feature = "redis")]
 mod redis;
 #[cfg(feature = "sql")]
@@ -32,6 +34,11 @@ pub use redis::RedisLoader;
 #[cfg(feature = "sql")]
 pub use sql::{SqlLoader, SqlOptions};
 pub use r#static::StaticLoader;
+
+/// The bytes of values that loaders take in one answer for many keys. What does not fit is asked for again, fewer keys at a time, so that
+/// an answer takes no more memory than four of the longest values.
+#[cfg(any(feature = "redis", feature = "sql"))]
+const MOST_BATCH_BYTES: usize = 4 * peanut_proto::limits::MAX_VALUE_BYTES;
 
 /// Where a group's missing values come from.
 ///
@@ -160,18 +167,21 @@ impl fmt::Debug for LoaderError {
 /// The message, and those of its causes where they say more.
 impl fmt::Display for LoaderError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut said = self.error.to_string();
-        let mut cause = self.error.source();
-        while let Some(error) = cause {
-            let message = error.to_string();
-            if !said.contains(&message) {
-                said.push_str(": ");
-                said.push_str(&message);
-            }
-            cause = error.source();
-        }
-        f.write_str(&said)
+        f.write_str(&with_causes(self.error.to_string(), self.error.source()))
     }
+}
+
+/// A message, and those of causes that say more.
+fn with_causes(mut said: String, mut cause: Option<&(dyn std::error::Error + 'static)>) -> String {
+    while let Some(error) = cause {
+        let message = error.to_string();
+        if !said.contains(&message) {
+            said.push_str(": ");
+            said.push_str(&message);
+        }
+        cause = error.source();
+    }
+    said
 }
 
 /// A loader of any type. Owns its arguments, so that a load can outlive the call that caused it.

@@ -2,14 +2,16 @@
 //!
 //! What the databases share is here; how each binds keys and gives values is in a file of its own.
 
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+mod connections;
 #[cfg(feature = "mysql")]
 mod mysql;
 #[cfg(feature = "postgres")]
 mod postgres;
+mod rows;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +22,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::iter;
 use xxhash_rust::xxh3::xxh3_64;
 
+use self::rows::Rows;
 use super::{Loaded, Loader, LoaderError};
 
 /// Keys in one query at most.
@@ -58,17 +61,14 @@ impl Default for SqlOptions {
     }
 }
 
-/// A row's key and value; `None` is NULL.
-type Row = (Bytes, Option<Bytes>);
-
 /// One kind of database behind a pool of connections.
 #[async_trait]
 trait Database: std::fmt::Debug + Send + Sync {
     /// The first row's value for a key.
     async fn one(&self, query: &str, key: &[u8]) -> Result<Option<Bytes>, sqlx::Error>;
 
-    /// The rows for keys, all of them UTF-8.
-    async fn many(&self, query: &str, keys: &[&str]) -> Result<Vec<Row>, sqlx::Error>;
+    /// The rows for keys, all of them UTF-8; `texts` are the same keys.
+    async fn many(&self, query: &str, keys: &[Bytes], texts: &[&str]) -> Result<Rows, sqlx::Error>;
 
     /// Names the database, without secrets.
     fn name(&self) -> String;
@@ -90,28 +90,31 @@ impl SqlLoader {
     /// # Errors
     /// As [`new`](Self::new), and where there are to be no connections or no time.
     pub fn with_options(url: &str, query: &str, options: SqlOptions) -> Result<Self, LoaderError> {
-        if options.max_connections == 0 || options.timeout.is_zero() {
-            return Err("max_connections and timeout must be more than zero".into());
+        if options.max_connections == 0 {
+            return Err("`max_connections` must be more than zero".into());
+        }
+        if options.timeout.is_zero() {
+            return Err("`timeout` must be more than zero".into());
         }
         let (scheme, _) = url.split_once(':').unwrap_or(("", ""));
         let (parameter, database): (_, Arc<dyn Database>) = match scheme {
             #[cfg(feature = "sqlite")]
             "sqlite" => ("?", Arc::new(sqlite::Sqlite::new(url, &options)?)),
             #[cfg(feature = "postgres")]
-            "postgres" | "postgresql" => ("$1", Arc::new(postgres::Postgres::new(url, &options)?)),
+            "postgres" | "postgresql" => ("$1", Arc::new(postgres::Postgres::connections(url, &options)?)),
             #[cfg(feature = "mysql")]
-            "mysql" | "mariadb" => ("?", Arc::new(mysql::MySql::new(url, &options)?)),
+            "mysql" | "mariadb" => ("?", Arc::new(mysql::MySql::connections(url, &options)?)),
             // Not the whole of it: there may be a password in it.
             _ => {
                 let why = format!(
-                    "a url that begins with `{scheme}:` is none of sqlite:, postgres:// and mysql://"
+                    "`url`: one that begins with `{scheme}:` is none of sqlite:, postgres:// and mysql://"
                 );
                 return Err(format!("{why} that this build knows").into());
             }
         };
-        for query in [Some(query), options.batch_query.as_deref()].into_iter().flatten() {
-            if !query.contains(parameter) {
-                return Err(format!("query `{query}` has no {parameter} in it for the key").into());
+        for (setting, query) in [("query", Some(query)), ("batch_query", options.batch_query.as_deref())] {
+            if let Some(query) = query.filter(|query| !query.contains(parameter)) {
+                return Err(format!("`{setting}`: `{query}` has no {parameter} in it for the key").into());
             }
         }
         let batch_query = options.batch_query.map(Into::into);
@@ -131,9 +134,11 @@ impl SqlLoader {
             let Some(query) = self.batch_query.as_ref().filter(|_| keys.len() > 1) else {
                 return self.each(keys).await;
             };
-            let texts: Option<Vec<&str>> = keys.iter().map(|key| std::str::from_utf8(key).ok()).collect();
-            let Some(texts) = texts else { return self.each(keys).await };
-            let rows = match self.database.many(query, &texts).await {
+            let texts: Vec<&str> = keys.iter().filter_map(|key| std::str::from_utf8(key).ok()).collect();
+            if texts.len() < keys.len() {
+                return self.texts_and_others(keys).await;
+            }
+            let rows = match self.database.many(query, keys, &texts).await {
                 Ok(rows) => rows,
                 // Halves, until the bad ones are alone.
                 Err(error) if is_of_a_key(&error) => {
@@ -144,20 +149,26 @@ impl SqlLoader {
                 }
                 Err(error) => return vec![Err(told(error)); keys.len()],
             };
-            let mut found = HashMap::with_capacity(rows.len());
-            for (key, value) in rows {
-                // The first row, as for one key.
-                found.entry(key).or_insert(value);
-            }
-            // The database may compare keys in a way of its own, so that rows come for others than were asked for.
-            let resembles = |key: &Bytes| found.keys().any(|row| row != key && row.eq_ignore_ascii_case(key));
-            if found.keys().any(|row| !keys.contains(row))
-                || keys.iter().any(|key| !found.contains_key(key) && resembles(key))
-            {
+            if rows.are_by_another_comparison() {
                 return self.each(keys).await;
             }
-            keys.iter().map(|key| Ok(found.get(key).cloned().flatten().into())).collect()
+            // Those for which there was no room; the first of them has room next time.
+            let again: Vec<Bytes> = keys.iter().filter(|key| rows.loaded(key).is_none()).cloned().collect();
+            let mut again = self.batch(&again).await.into_iter();
+            keys.iter()
+                .map(|key| rows.loaded(key).or_else(|| again.next()).unwrap_or(Ok(Loaded::NotFound)))
+                .collect()
         })
+    }
+
+    /// The texts among those keys in one query, and the others, which it cannot have, one by one.
+    async fn texts_and_others(&self, keys: &[Bytes]) -> Vec<Result<Loaded, LoaderError>> {
+        let is_text = |key: &Bytes| std::str::from_utf8(key).is_ok();
+        let (texts, others): (Vec<Bytes>, Vec<Bytes>) = keys.iter().cloned().partition(is_text);
+        let mut texts = self.batch(&texts).await.into_iter();
+        let mut others = self.each(&others).await.into_iter();
+        let next = |key| if is_text(key) { texts.next() } else { others.next() };
+        keys.iter().filter_map(next).collect()
     }
 
     /// Those keys one by one, a few at a time.
@@ -185,21 +196,18 @@ impl Loader for SqlLoader {
     }
 }
 
-/// The database ends a statement that takes too long; one that does not even answer is left.
-#[cfg(any(feature = "postgres", feature = "mysql"))]
-async fn in_time<T>(
-    timeout: Duration,
-    asked: impl Future<Output = Result<T, sqlx::Error>>,
-) -> Result<T, sqlx::Error> {
-    let silent = || std::io::Error::new(std::io::ErrorKind::TimedOut, "the database did not answer in time");
-    // Waiting for a connection has its own bound.
-    tokio::time::timeout(timeout.mul_f64(2.5), asked).await.unwrap_or_else(|_| Err(silent().into()))
-}
-
-/// Whether one key among many may be to blame: a data exception (class 22 of the SQL standard), like a cast that
-/// fails.
+/// Whether one key among many may be to blame: a data exception (class 22 of the SQL standard), like a cast that fails; a subquery with
+/// several rows (21); what functions raise (2F, 38, 39, PostgreSQL's P0, MySQL's 45).
 fn is_of_a_key(error: &sqlx::Error) -> bool {
-    error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code.starts_with("22"))
+    const CLASSES: [&str; 7] = ["21", "22", "2F", "38", "39", "45", "P0"];
+    const OF_SQLITE: [&str; 4] = ["malformed JSON", "integer overflow", "bad JSON path", "too big"];
+    let Some(error) = error.as_database_error() else { return false };
+    let code = error.code().unwrap_or_default();
+    match code.len() {
+        5 => CLASSES.iter().any(|class| code.starts_with(class)),
+        // SQLite's numbers do not tell these from errors of syntax.
+        _ => OF_SQLITE.iter().any(|message| error.message().contains(message)),
+    }
 }
 
 fn told(error: sqlx::Error) -> LoaderError {

@@ -46,9 +46,89 @@ async fn what_fails_names_what_failed() {
     assert!(error.unwrap_err().to_string().contains("no such table: nowhere"));
     let missing = format!("sqlite:{}", dir.path().join("missing.db").display());
     let error = SqlLoader::new(&missing, QUERY).unwrap().load("g", b"k").await;
-    assert!(error.unwrap_err().to_string().contains("unable to open database file"));
-    assert!(SqlLoader::new("oracle://x", QUERY).unwrap_err().to_string().contains("oracle:"));
-    assert!(SqlLoader::new(&url, "SELECT 1").unwrap_err().to_string().contains('?'));
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("unable to open database file") && error.contains("missing.db`"), "{error}");
+    let other = dir.path().join("other.db");
+    std::fs::write(&other, "This is a text, and a long one, of more bytes than a header has. ".repeat(9))
+        .unwrap();
+    let error = SqlLoader::new(&format!("sqlite:{}", other.display()), QUERY).unwrap().load("g", b"k").await;
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("not a database") && error.contains("other.db`"), "{error}");
+}
+
+#[tokio::test]
+async fn what_is_built_wrong_names_the_setting() {
+    let (_dir, url) = database().await;
+    let default = SqlOptions::default;
+    let no_time = SqlOptions { timeout: Duration::ZERO, ..default() };
+    let no_connections = SqlOptions { max_connections: 0, ..default() };
+    let no_parameter = SqlOptions { batch_query: Some("SELECT 1".to_owned()), ..default() };
+    for (url, query, options, names) in [
+        ("oracle://x", QUERY, default(), "`url`: one that begins with `oracle:`"),
+        ("postgres://h:port/x", "SELECT $1", default(), "`url`"),
+        ("mysql://h:port/x", "SELECT ?", default(), "`url`"),
+        ("sqlite:x?mode=odd", QUERY, default(), "`url`"),
+        (&*url, "SELECT 1", default(), "`query`"),
+        (&*url, QUERY, no_parameter, "`batch_query`"),
+        (&*url, QUERY, no_time, "`timeout`"),
+        (&*url, QUERY, no_connections, "`max_connections`"),
+    ] {
+        let error = SqlLoader::with_options(url, query, options).unwrap_err().to_string();
+        assert!(error.contains(names), "{names}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn tables_change_while_a_loader_runs() {
+    let (_dir, url) = database().await;
+    let pool = SqlitePoolOptions::new().max_connections(1).connect(&url).await.unwrap();
+    let batch_query = Some("SELECT key, * FROM scores WHERE key IN (?)".to_owned());
+    let query = "SELECT * FROM scores WHERE key = ?";
+    let loader =
+        SqlLoader::with_options(&url, query, SqlOptions { batch_query, ..SqlOptions::default() }).unwrap();
+    for (change, expected) in [
+        ("SELECT 1", Some("Tom")),
+        ("ALTER TABLE scores ADD extra INTEGER", Some("Tom")),
+        ("ALTER TABLE scores DROP value", Some("Tom")),
+        (
+            "DROP TABLE scores; CREATE TABLE scores (first REAL, key TEXT); INSERT INTO scores VALUES (2.5, 'Tom')",
+            Some("2.5"),
+        ),
+        ("DROP TABLE scores; CREATE TABLE scores (first BLOB, second, third, key TEXT)", None),
+        ("INSERT INTO scores VALUES (X'4142', 1, 2, 'Tom')", Some("AB")),
+        (
+            "ALTER TABLE scores RENAME TO old; CREATE VIEW scores AS SELECT second AS first, key FROM old",
+            Some("1"),
+        ),
+    ] {
+        sqlx::raw_sql(sqlx::AssertSqlSafe(change)).execute(&pool).await.unwrap();
+        for _ in 0..3 {
+            let expected = expected.map_or(Loaded::NotFound, Loaded::found);
+            assert_eq!(loader.load("g", b"Tom").await.unwrap(), expected, "{change}");
+            let many = loader.load_many("g", &["Tom".into(), "absent".into()]).await.swap_remove(0);
+            assert_eq!(many.unwrap(), expected, "{change}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn one_bad_key_of_many_costs_only_itself() {
+    let (_dir, url) = database().await;
+    let query = "SELECT json_extract(key, '$.a') FROM (SELECT ? AS key)";
+    let batch_query = "WITH keys(key) AS (\
+                       SELECT key FROM scores WHERE key IN (?)) SELECT key, json_extract(key, '$.a') FROM keys";
+    let options = SqlOptions { batch_query: Some(batch_query.to_owned()), ..SqlOptions::default() };
+    let pool = SqlitePoolOptions::new().connect(&url).await.unwrap();
+    let keys = ["{\"a\":1}", "Tom", "{\"a\":2}", "{\"a\":3}"];
+    for key in keys {
+        sqlx::query("INSERT OR IGNORE INTO scores VALUES (?, 1)").bind(key).execute(&pool).await.unwrap();
+    }
+    let loader = SqlLoader::with_options(&url, query, options).unwrap();
+    let many = loader.load_many("g", &keys.map(Bytes::from)).await;
+    assert!(many[1].as_ref().unwrap_err().to_string().contains("malformed JSON"), "{many:?}");
+    for (at, value) in [(0, "1"), (2, "2"), (3, "3")] {
+        assert_eq!(*many[at].as_ref().unwrap(), Loaded::found(value));
+    }
 }
 
 #[tokio::test]
