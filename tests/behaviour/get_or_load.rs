@@ -220,7 +220,8 @@ async fn a_slow_closures_value_is_stored_and_answers_all_who_wait() {
 async fn where_no_node_can_be_asked_the_closure_runs_all_the_same() {
     let (etcd, mut servers) = fleet(1, GROUP).await;
     let builder = || client_of(&etcd).deadline(Duration::from_secs(2));
-    let (client, strict) = (builder().build().await.unwrap(), builder().uncached_loads(0).build().await.unwrap());
+    let (client, strict) =
+        (builder().build().await.unwrap(), builder().uncached_loads(0).build().await.unwrap());
     let few = builder().uncached_loads(3).build().await.unwrap();
     servers[0].process().kill();
     let loaded = client.group("g").get_or_load("k", || async { Ok::<_, String>(Some("from the origin")) });

@@ -45,7 +45,11 @@ async fn a_node_of_another_fleet_at_a_dead_ones_address_is_not_believed() {
         client.probe().await;
         assert!(!client.nodes()[0].up, "a stranger does not pass for the node");
         let other = builder().fleet("theirs").build().await.unwrap();
-        assert_eq!(other.group("g").get("k").await.unwrap().unwrap(), "theirs", "it was written nowhere else");
+        assert_eq!(
+            other.group("g").get("k").await.unwrap().unwrap(),
+            "theirs",
+            "it was written nowhere else"
+        );
         theirs.process().kill();
         ours.start_again().await;
         ours.registered().await;
@@ -102,7 +106,8 @@ async fn a_connection_that_swallows_what_is_sent_is_left_and_its_node_asked_on_a
     let mut server = ServerProcess::start_with(SERVER, &config).await;
     server.registered().await;
     for unary in [false, true] {
-        let builder = Client::builder().etcd([etcd.endpoint()]).fleet("ours").deadline(Duration::from_secs(4));
+        let builder =
+            Client::builder().etcd([etcd.endpoint()]).fleet("ours").deadline(Duration::from_secs(4));
         let builder = if unary { builder.unary() } else { builder };
         let client = builder.build().await.unwrap();
         for round in 0..3 {

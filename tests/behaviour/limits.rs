@@ -62,7 +62,9 @@ async fn answers_longer_than_a_message_come_in_several_and_hold_up_nobody() {
                 }
             }
         });
-        for (key, answer) in group.get_many((0..keys).map(|key| key.to_string())).await.into_iter().enumerate() {
+        for (key, answer) in
+            group.get_many((0..keys).map(|key| key.to_string())).await.into_iter().enumerate()
+        {
             let found = answer.unwrap_or_else(|error| panic!("{keys} values of {length} bytes: {error}"));
             assert!(found.is_some_and(|found| *found == value(key, length)), "key {key} of {length} bytes");
         }
@@ -83,9 +85,10 @@ async fn channel(server: &ServerProcess) -> Channel {
 
 async fn raw_lane(channel: &Channel) -> RawLane {
     let (requests, coming) = mpsc::unbounded_channel();
-    let requests_stream = futures_util::stream::unfold(coming, async |mut coming: mpsc::UnboundedReceiver<_>| {
-        Some((coming.recv().await?, coming))
-    });
+    let requests_stream =
+        futures_util::stream::unfold(coming, async |mut coming: mpsc::UnboundedReceiver<_>| {
+            Some((coming.recv().await?, coming))
+        });
     let mut peanut = PeanutClient::new(channel.clone()).max_encoding_message_size(usize::MAX);
     let answers = peanut.lane(requests_stream).await.unwrap().into_inner();
     RawLane { requests, answers }
@@ -222,7 +225,9 @@ async fn leases_that_are_written_away_at_once_leave_nothing_behind() {
         lane.requests.send(frame.take()).unwrap();
         while answers < id {
             let frame = timeout(PATIENCE, lane.answers.message()).await.unwrap().unwrap().unwrap();
-            answers += frame.fields().filter(|field| !matches!(field, Ok(ResponseField::RingVersion(_)))).count() as u32;
+            answers +=
+                frame.fields().filter(|field| !matches!(field, Ok(ResponseField::RingVersion(_)))).count()
+                    as u32;
         }
     }
     let meanwhile = resident(&mut server);

@@ -6,6 +6,7 @@
 mod admin;
 mod cli;
 mod configuration;
+mod connect;
 mod etcd_outage;
 mod failover;
 mod get_or_load;
@@ -22,6 +23,7 @@ mod observe;
 mod one_load;
 mod production;
 mod registry;
+mod rights;
 mod runtimes;
 mod secure;
 mod shutdown;

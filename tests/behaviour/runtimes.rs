@@ -58,8 +58,10 @@ fn a_client_is_used_on_one_runtime_after_the_other() {
             server.registered().await;
         });
         last.block_on(async {
-            peanut_tests::eventually("the node to be back", async || client.group("scores").get("Tom").await.ok())
-                .await;
+            peanut_tests::eventually("the node to be back", async || {
+                client.group("scores").get("Tom").await.ok()
+            })
+            .await;
         });
     }
 }

@@ -227,7 +227,9 @@ async fn mixed(group: Group, shared: Arc<Shared>) {
                 let load = || async { Ok::<_, String>(Some(value())) };
                 // Some leave before they have an answer.
                 let loaded = group.get_or_load(&key, load);
-                let Ok(loaded) = timeout(Duration::from_millis(fastrand::u64(1..200)), loaded).await else { continue };
+                let Ok(loaded) = timeout(Duration::from_millis(fastrand::u64(1..200)), loaded).await else {
+                    continue;
+                };
                 if let Some(Some(value)) = shared.count(loaded) {
                     shared.check(&key, &value);
                 }

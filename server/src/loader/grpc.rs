@@ -12,7 +12,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{Loaded, Loader, LoaderError, trace_context};
+use super::{Loaded, Loader, LoaderError, check_timeout, trace_context};
 
 /// Keys in one call at most.
 const MOST_KEYS: usize = 100;
@@ -33,11 +33,9 @@ impl GrpcLoader {
     /// is checked against the system's. Connects with the first load, and again when the connection is lost.
     ///
     /// # Errors
-    /// Where the URL is neither http nor https, or the time-out is zero. Must be called within a runtime.
+    /// Where the URL is neither http nor https, or the time-out is not from 1 ms to an hour. Must be called within a runtime.
     pub fn new(url: &str, timeout: Duration) -> Result<Self, LoaderError> {
-        if timeout.is_zero() {
-            return Err("the timeout must be more than zero".into());
-        }
+        check_timeout(timeout)?;
         let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|e| format!("the url: {e}"))?;
         let endpoint = match endpoint.uri().scheme_str() {
             Some("http") => endpoint,
@@ -97,6 +95,11 @@ impl GrpcLoader {
 }
 
 impl Loader for GrpcLoader {
+    /// Asks for nothing: a service that is there knows the call.
+    async fn check(&self, group: &str) -> Result<(), LoaderError> {
+        self.ask(group, &[]).await.map(drop)
+    }
+
     fn fingerprint(&self) -> u64 {
         self.fingerprint
     }

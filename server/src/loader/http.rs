@@ -10,7 +10,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use reqwest::{Client, StatusCode, Url, redirect};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{Loaded, Loader, LoaderError, trace_context};
+use super::{Loaded, Loader, LoaderError, check_timeout, trace_context};
 
 /// What stays as it is in a path segment (RFC 3986, unreserved).
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -34,12 +34,13 @@ impl HttpLoader {
     /// from connecting to the last byte.
     ///
     /// # Errors
-    /// Where the URL has no `{key}`, is not an http or https URL, or the system's certificates cannot be
-    /// read.
+    /// Where the URL has no `{key}`, is not an http or https URL, the time-out is not from 1 ms to an hour, or the system's
+    /// certificates cannot be read.
     pub fn new(url: &str, timeout: Duration) -> Result<Self, LoaderError> {
         if !url.contains("{key}") {
             return Err("the url has no {key} in it".into());
         }
+        check_timeout(timeout)?;
         let sample = Url::parse(&fill_in(url, "g", b"k")).map_err(|e| format!("the url: {e}"))?;
         if !matches!(sample.scheme(), "http" | "https") {
             return Err("the url is neither http nor https".into());
@@ -57,6 +58,12 @@ impl HttpLoader {
 }
 
 impl Loader for HttpLoader {
+    /// Connects, and is content with any answer: a key that nobody has may well be refused.
+    async fn check(&self, group: &str) -> Result<(), LoaderError> {
+        let url = fill_in(&self.url, group, b"peanut-check");
+        self.client.head(url).send().await.map(drop).map_err(|error| error.without_url().into())
+    }
+
     fn fingerprint(&self) -> u64 {
         xxh3_64(self.url.as_bytes())
     }

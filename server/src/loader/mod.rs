@@ -21,6 +21,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, join_all};
+#[cfg(any(feature = "http", feature = "sql", feature = "redis", feature = "grpc"))]
+use peanut_proto::bounds::Bounds;
 
 pub use closure::{LoaderFn, loader_fn};
 #[cfg(feature = "grpc")]
@@ -32,6 +34,13 @@ pub use redis::RedisLoader;
 #[cfg(feature = "sql")]
 pub use sql::{SqlLoader, SqlOptions};
 pub use r#static::StaticLoader;
+
+/// How long one request to an origin may take.
+#[cfg(any(feature = "http", feature = "sql", feature = "redis", feature = "grpc"))]
+fn check_timeout(timeout: Duration) -> Result<(), LoaderError> {
+    let bounds = Bounds::new(Duration::from_millis(1), Duration::from_secs(3600));
+    bounds.check(timeout).map_err(|why| format!("timeout {why}").into())
+}
 
 /// Where a group's missing values come from.
 ///
@@ -70,6 +79,15 @@ pub trait Loader: Send + Sync + 'static {
     /// are loaded together, and so are those that wait for their turn.
     fn most_keys(&self) -> usize {
         1
+    }
+
+    /// Tries whether the origin is there and understands what it will be asked, and changes nothing there; for
+    /// `peanut-server --check-config --connect`. By default nothing is tried.
+    ///
+    /// # Errors
+    /// Why it could not load.
+    fn check(&self, _group: &str) -> impl Future<Output = Result<(), LoaderError>> + Send {
+        async { Ok(()) }
     }
 
     /// Names the origin: what a loader with another fingerprint has loaded is not restored after a restart. By default
@@ -192,6 +210,13 @@ impl AnyLoader {
         self.0.is_none()
     }
 
+    pub(crate) async fn check(&self, group: &str) -> Result<(), LoaderError> {
+        match &self.0 {
+            Some(loader) => loader.check(group).await,
+            None => Ok(()),
+        }
+    }
+
     pub(crate) fn fingerprint(&self) -> u64 {
         self.0.as_ref().map_or(0, |loader| loader.fingerprint())
     }
@@ -223,6 +248,7 @@ trait DynLoader: Send + Sync {
         group: &'a str,
         keys: &'a [Bytes],
     ) -> BoxFuture<'a, Vec<Result<Loaded, LoaderError>>>;
+    fn check<'a>(&'a self, group: &'a str) -> BoxFuture<'a, Result<(), LoaderError>>;
     fn most_keys(&self) -> usize;
     fn fingerprint(&self) -> u64;
 }
@@ -238,6 +264,10 @@ impl<L: Loader> DynLoader for L {
         keys: &'a [Bytes],
     ) -> BoxFuture<'a, Vec<Result<Loaded, LoaderError>>> {
         Box::pin(Loader::load_many(self, group, keys))
+    }
+
+    fn check<'a>(&'a self, group: &'a str) -> BoxFuture<'a, Result<(), LoaderError>> {
+        Box::pin(Loader::check(self, group))
     }
 
     fn most_keys(&self) -> usize {
