@@ -25,6 +25,9 @@ use crate::error::Error;
 /// After a connection could not be accepted, for want of file descriptors say.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// Without such trouble for so long it is over.
+const OVER: Duration = Duration::from_secs(10);
+
 /// All services, with the streams of each connection counted.
 pub(crate) type Services = Router<Stack<CountStreams, Identity>>;
 
@@ -79,7 +82,7 @@ pub(crate) async fn accept(
     stop: &CancellationToken,
     mut take: impl FnMut(Accepted) -> bool,
 ) {
-    let mut in_trouble = false;
+    let mut in_trouble: Option<Instant> = None;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -87,7 +90,6 @@ pub(crate) async fn accept(
         };
         match accepted.and_then(|(stream, peer)| Ok((stream.into_std()?, peer))) {
             Ok((stream, peer)) => {
-                in_trouble = false;
                 let Some(permit) = limiter.let_in(peer.ip(), Instant::now()) else {
                     tracing::debug!(%peer, "there are too many connections for one more");
                     continue;
@@ -97,8 +99,9 @@ pub(crate) async fn accept(
                 }
             }
             Err(error) => {
-                // Said once until it is over: there may be no descriptor for seconds.
-                if !std::mem::replace(&mut in_trouble, true) {
+                // Said once until it is over for a while: there may be no descriptor for seconds, and one now and then.
+                let last = in_trouble.replace(Instant::now());
+                if last.is_none_or(|last| last.elapsed() > OVER) {
                     tracing::warn!(%error, "connections cannot be accepted");
                 }
                 sleep(PAUSE).await;
