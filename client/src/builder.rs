@@ -240,8 +240,9 @@ impl ClientBuilder {
         let fleet = self.fleet.clone().unwrap_or_else(|| DEFAULT_FLEET.to_owned());
         let found = self.discover()?;
         let mut discovered = found.discovery.subscribe();
-        let ready = timeout(ready_timeout, discovered.wait_for(|d| !d.view.ring.members.is_empty())).await;
-        if !matches!(ready, Ok(Ok(_))) {
+        let ready = timeout(ready_timeout, discovered.wait_for(|d| !d.view.ring.members.is_empty()));
+        let is_ready = matches!(ready.await, Ok(Ok(_)));
+        if !is_ready {
             return Err(not_ready(&fleet, ready_timeout, &found.discovery.subscribe()));
         }
         // A large ring takes up to a second to build, too long for a thread that carries calls.

@@ -202,7 +202,11 @@ pub(crate) fn nodes_with_group(client: &Shared, wanted: &Wanted<'_>) -> Vec<Arc<
 pub(crate) fn has_no_group(client: &Shared, wanted: &Wanted<'_>, error: &Error) -> Error {
     let view = client.view();
     let with_group = view.nodes_with_group(wanted.group_name);
-    let tail = if with_group.is_empty() { "nor has any other".to_owned() } else { format!("{} have it", with_group.join(", ")) };
+    let tail = if with_group.is_empty() {
+        "nor has any other".to_owned()
+    } else {
+        format!("{} have it", with_group.join(", "))
+    };
     let why = format!("{}; {tail}", error.message());
     Error::caused_by(ErrorKind::UnknownGroup, error.node(), why, error.clone())
 }
@@ -215,7 +219,9 @@ async fn get_where_it_is(client: &Shared, wanted: Wanted<'_>, error: Error) -> R
         match reply {
             Ok(reply) => return Ok(Answered { reply, node, failover: true, ring_version }),
             Err(Refusal::Final(error) | Refusal::OwnerOnly(error)) => return Err(error),
-            Err(refusal) => tracing::debug!(error = %refusal.into_error(), "a node with the group did not answer"),
+            Err(refusal) => {
+                tracing::debug!(error = %refusal.into_error(), "a node with the group did not answer")
+            }
         }
     }
     Err(has_no_group(client, &wanted, &error))

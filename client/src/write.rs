@@ -144,7 +144,11 @@ impl OneNode<'_> {
         let ask = self.wanted.ask(self.routing.ring.version(), 0, true);
         let nodes = failover::nodes_with_group(self.client, &self.wanted);
         let written = join_all(nodes.iter().map(|node| node.write(&ask, Instant::now()))).await;
-        match written.into_iter().map(|written| written.map_err(Refusal::into_error)).collect::<Result<Vec<_>, _>>() {
+        match written
+            .into_iter()
+            .map(|written| written.map_err(Refusal::into_error))
+            .collect::<Result<Vec<_>, _>>()
+        {
             Ok(written) if !written.is_empty() => Ok(0),
             Ok(_) => Err(failover::has_no_group(self.client, &self.wanted, &error)),
             Err(error) => Err(error),

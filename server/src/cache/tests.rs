@@ -387,7 +387,11 @@ async fn a_clear_is_done_once_and_none_is_skipped_for_what_a_client_says() {
     for foretold in [2, u64::from(u32::MAX), u64::MAX, 0] {
         ask(&cache, get("k")).await.unwrap();
         cache.clear(foretold).answer().await.unwrap();
-        assert_eq!((cache.entries().len(), cache.generation()), (0, 0), "it is cleared, and nothing is believed");
+        assert_eq!(
+            (cache.entries().len(), cache.generation()),
+            (0, 0),
+            "it is cleared, and nothing is believed"
+        );
     }
     // The registry's word comes while the client's waits: what is set after that stays.
     ask(&cache, get("k")).await.unwrap();
