@@ -11,7 +11,7 @@ use peanut_client::{Client, Group};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use crate::{Etcd, PATIENCE, ServerProcess, eventually, free_port, now, resident_bytes};
+use crate::{Etcd, PATIENCE, ServerProcess, free_port, now, resident_bytes};
 
 const NODES: usize = 3;
 const KEYS: u32 = 5_000;
@@ -245,10 +245,8 @@ async fn mixed(group: Group, shared: Arc<Shared>) {
 
 /// Values of 8 MiB, more of them than there is room for.
 async fn long_values(endpoint: String, shared: Arc<Shared>) {
-    let client = eventually("a client for long values", async || {
-        Client::builder().etcd([&endpoint]).deadline(PATIENCE / 3).build().await.ok()
-    });
-    let group = client.await.group("long");
+    let builder = Client::builder().etcd([&endpoint]).deadline(PATIENCE / 3).ready_timeout(PATIENCE);
+    let group = builder.build().await.expect("a client for long values").group("long");
     while !shared.stopped() {
         let key = format!("long-{}.", fastrand::u32(..30));
         let mut value = key.clone().into_bytes();
