@@ -224,13 +224,15 @@ async fn where_no_node_can_be_asked_the_closure_runs_all_the_same() {
         (builder().build().await.unwrap(), builder().uncached_loads(0).build().await.unwrap());
     let few = builder().uncached_loads(3).build().await.unwrap();
     servers[0].process().kill();
-    let loaded = client.group("g").get_or_load("k", || async { Ok::<_, String>(Some("from the origin")) });
-    assert_eq!(loaded.await.unwrap().unwrap(), "from the origin");
+    let loaded =
+        client.group("g").get_or_load("k", || async { Ok::<_, String>(Some("from the origin")) }).await;
+    assert_eq!(loaded.unwrap().unwrap(), "from the origin");
     assert_eq!(client.stats().uncached, 1);
-    let failed = client.group("g").get_or_load("k", || async { Err::<Option<Vec<u8>>, _>("no such table") });
-    assert_eq!(failed.await.unwrap_err().kind(), ErrorKind::Loader);
-    let refused = strict.group("g").get_or_load("k", || async { Ok::<_, String>(Some("unused")) });
-    assert_eq!(refused.await.unwrap_err().kind(), ErrorKind::Unavailable);
+    let failed =
+        client.group("g").get_or_load("k", || async { Err::<Option<Vec<u8>>, _>("no such table") }).await;
+    assert_eq!(failed.unwrap_err().kind(), ErrorKind::Loader);
+    let refused = strict.group("g").get_or_load("k", || async { Ok::<_, String>(Some("unused")) }).await;
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Unavailable);
     // A dead fleet does not become a stampede.
     let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let mut callers = JoinSet::new();
