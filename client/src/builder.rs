@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use peanut_proto::address;
+use peanut_proto::bounds::Bounds;
 use peanut_proto::discovery::{Discovered, Discovery};
 use peanut_proto::membership::{FleetView, Keys, check_name};
 use peanut_proto::registry::{LocalRegistry, Registry};
@@ -20,7 +22,15 @@ use crate::tls::Tls;
 
 /// As many as can be told apart.
 const MOST_UNCACHED_LOADS: usize = 1 << 20;
-const LONGEST_DEADLINE: Duration = Duration::from_secs(24 * 3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const DEADLINE: Bounds = Bounds::new(Duration::from_millis(1), DAY);
+const CONNECT_TIMEOUT: Bounds = Bounds::new(Duration::from_millis(1), Duration::from_secs(3600));
+const READY_TIMEOUT: Bounds = Bounds::new(Duration::ZERO, DAY);
+const HAND_OVER: Bounds = Bounds::new(Duration::ZERO, DAY);
+/// As the node handles have it by default.
+const LANES_OF_ONE_NODE: usize = 2;
+/// More than a machine has memory for.
+const MOST_OPERATIONS: usize = 1 << 24;
 
 /// Describes a [`Client`]. One of [`etcd`](Self::etcd), [`nodes`](Self::nodes) and
 /// [`registry`](Self::registry) is needed; the last one called holds.
@@ -88,7 +98,7 @@ impl ClientBuilder {
         self
     }
 
-    /// How long an operation may take, failing over included; 1 s by default. A node that is silent for a
+    /// How long an operation may take, failing over included; 1 s by default, from 1 ms to a day. A node that is silent for a
     /// quarter of it is probed, and left if it is silent for another quarter.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
@@ -96,23 +106,23 @@ impl ClientBuilder {
         self
     }
 
-    /// How long connecting to a node may take; 500 ms by default.
+    /// How long connecting to a node may take; 500 ms by default, from 1 ms to an hour.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.config.connect_timeout = timeout;
         self
     }
 
-    /// Lanes to each node, each on a connection of its own, at most 256. By default two where the fleet has a
+    /// Lanes to each node, each on a connection of its own, from 1 to 256. By default two where the fleet has a
     /// single node, so that one is filled while the other's answers are on their way, and else one: there the
     /// other nodes' answers are, and fewer lanes have fuller frames.
     #[must_use]
     pub fn lanes_per_node(mut self, lanes: usize) -> Self {
-        self.config.lanes_per_node = Some(lanes.clamp(1, Choice::MOST_LANES));
+        self.config.lanes_per_node = Some(lanes);
         self
     }
 
-    /// Operations that may be in flight to one node; 65,536 by default. Beyond that, and beyond 64 MiB
+    /// Operations that may be in flight to one node; 65,536 by default, from one for each lane to 16 million. Beyond that, and beyond 64 MiB
     /// that wait to be sent, operations fail at once with [`ErrorKind::Overloaded`].
     #[must_use]
     pub fn operations_per_node(mut self, operations: usize) -> Self {
@@ -128,7 +138,7 @@ impl ClientBuilder {
     }
 
     /// For how long after a change of the ring a new owner is filled from the former one, in place of the origin;
-    /// 60 s by default, zero: not at all. For twice that time writes are done at former owners too. All clients of a fleet
+    /// 60 s by default, at most a day; zero: not at all. For twice that time writes are done at former owners too. All clients of a fleet
     /// should have the same.
     #[must_use]
     pub fn hand_over(mut self, window: Duration) -> Self {
@@ -183,11 +193,41 @@ impl ClientBuilder {
         self
     }
 
-    /// How long [`build`](Self::build) waits for a ring with nodes in it; 5 s by default.
+    /// How long [`build`](Self::build) waits for a ring with nodes in it; 5 s by default, at most a day.
     #[must_use]
     pub fn ready_timeout(mut self, timeout: Duration) -> Self {
         self.ready_timeout = Some(timeout);
         self
+    }
+
+    /// What cannot be, whatever the fleet is like.
+    fn check(&self) -> Result<(), String> {
+        let Config { deadline, connect_timeout, hand_over, .. } = self.config;
+        for (setting, value, bounds) in [
+            ("deadline", deadline, DEADLINE),
+            ("connect_timeout", connect_timeout, CONNECT_TIMEOUT),
+            ("hand_over", hand_over, HAND_OVER),
+            ("ready_timeout", self.ready_timeout.unwrap_or_default(), READY_TIMEOUT),
+        ] {
+            bounds.check(value).map_err(|why| format!("{setting}: {why}"))?;
+        }
+        let lanes = self.config.lanes_per_node.unwrap_or(LANES_OF_ONE_NODE);
+        if !(1..=Choice::MOST_LANES).contains(&lanes) {
+            return Err(format!("lanes_per_node: must be from 1 to {}", Choice::MOST_LANES));
+        }
+        if !(lanes..=MOST_OPERATIONS).contains(&self.config.operations_per_node) {
+            let why = format!("must be from {lanes}, one for each lane, to {MOST_OPERATIONS}");
+            return Err(format!("operations_per_node: {why}"));
+        }
+        if let Source::Nodes(addrs) = &self.source {
+            for (at, addr) in addrs.iter().enumerate() {
+                address::check(addr).map_err(|why| format!("nodes: {why}"))?;
+                if addrs[..at].contains(addr) {
+                    return Err(format!("nodes: `{addr}` is there twice; remove one"));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Makes the client and waits until it knows a ring with at least one node.
@@ -231,10 +271,7 @@ impl ClientBuilder {
         let fleet = self.fleet.clone().unwrap_or_else(|| DEFAULT_FLEET.to_owned());
         let fleet = fleet.as_str();
         check_name(fleet).map_err(|why| Error::new(ErrorKind::Configuration, format!("fleet name {why}")))?;
-        if self.config.deadline.is_zero() || self.config.deadline > LONGEST_DEADLINE {
-            let why = "the deadline must be longer than zero and at most a day";
-            return Err(Error::new(ErrorKind::Configuration, why));
-        }
+        self.check().map_err(|why| Error::new(ErrorKind::Configuration, why))?;
         if let Some(Secret(secret)) = &self.token {
             let bad = || Error::new(ErrorKind::Configuration, "the token has characters that none can have");
             self.config.token = Some(Token::new(secret).ok_or_else(bad)?);
@@ -310,5 +347,48 @@ mod tests {
     fn a_client_can_be_built_in_a_task() {
         fn is_send(_: &impl Send) {}
         is_send(&ClientBuilder::default().build());
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_is_refused_by_name() {
+        let builder = || Client::builder().nodes(["127.0.0.1:9"]);
+        let (zero, ever) = (Duration::ZERO, Duration::MAX);
+        for (builder, setting) in [
+            (builder().deadline(zero), "deadline: "),
+            (builder().deadline(Duration::from_nanos(1)), "deadline: "),
+            (builder().deadline(ever), "deadline: "),
+            (builder().connect_timeout(zero), "connect_timeout: "),
+            (builder().connect_timeout(ever), "connect_timeout: "),
+            (builder().ready_timeout(ever), "ready_timeout: "),
+            (builder().hand_over(ever), "hand_over: "),
+            (builder().lanes_per_node(0), "lanes_per_node: "),
+            (builder().lanes_per_node(257), "lanes_per_node: "),
+            (builder().operations_per_node(0), "operations_per_node: "),
+            (builder().operations_per_node(7).lanes_per_node(8), "operations_per_node: "),
+            (builder().operations_per_node(usize::MAX), "operations_per_node: "),
+            (builder().nodes(["127.0.0.1"]), "nodes: "),
+            (builder().nodes(["fd00::1:9999"]), "nodes: "),
+            (builder().nodes(["0.0.0.0:1"]), "nodes: "),
+            (builder().nodes(["[::]:1"]), "nodes: "),
+            (builder().nodes(["a:0"]), "nodes: "),
+            (builder().nodes(["a b:1"]), "nodes: "),
+            (builder().nodes(["http://a:1"]), "nodes: "),
+            (builder().nodes(["a:1", "a:1"]), "nodes: "),
+            (builder().nodes([""; 0]), "the list of nodes is empty"),
+            (builder().fleet("a/b"), "fleet name "),
+            (builder().token("with\nline"), "the token "),
+        ] {
+            let error = builder.build().await.expect_err("it is refused");
+            assert_eq!(error.kind(), ErrorKind::Configuration);
+            assert!(error.to_string().starts_with(setting), "{setting}: {error}");
+        }
+        let least = builder().deadline(Duration::from_millis(1)).operations_per_node(2).hand_over(zero);
+        assert!(least.build().await.is_ok());
+        let most = builder()
+            .deadline(DAY)
+            .connect_timeout(Duration::from_secs(3600))
+            .hand_over(DAY)
+            .ready_timeout(DAY);
+        assert!(most.operations_per_node(MOST_OPERATIONS).lanes_per_node(256).build().await.is_ok());
     }
 }

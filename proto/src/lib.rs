@@ -10,7 +10,11 @@
 //!
 //! Which node owns which key is not here: only clients need to know.
 
+pub mod address;
 pub mod backoff;
+pub mod bounds;
+#[cfg(feature = "tls")]
+pub mod certificate;
 pub mod change;
 pub mod clock;
 pub mod codec;

@@ -1,7 +1,8 @@
 //! Certificates in files, for both sides: read, and read again when the files change.
 //!
-//! Connections that stand keep what they were made with; new ones have what is in the files. Files that cannot be used leave
-//! the last good ones in force.
+//! New connections have what is in the files. Those that stand keep what they were made with; whoever holds one can have the
+//! certificate of its other side verified again with what is in force now ([`ServerTls::verify`]). Files that cannot be used leave the
+//! last good ones in force.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -9,11 +10,16 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
+use rustls::client::WebPkiServerVerifier;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio::time::Instant;
+
+use crate::certificate::Certificate;
+use crate::clock::wall_clock_ms;
 
 /// Files are looked at this often at most.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -27,11 +33,20 @@ pub struct TlsFiles {
     pub cert: Option<PathBuf>,
     /// The key of `cert`: PKCS#8, PKCS#1 or SEC1.
     pub key: Option<PathBuf>,
+    /// Lists of revoked certificates, one of each authority in `ca` and below: a certificate whose authority has no list there is not
+    /// trusted. A list that is past its next update is still used.
+    pub crl: Option<PathBuf>,
 }
 
 /// Why certificates cannot be used, with the file's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsError(String);
+
+impl TlsError {
+    pub(crate) fn new(message: String) -> Self {
+        TlsError(message)
+    }
+}
 
 impl fmt::Display for TlsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -46,7 +61,7 @@ impl TlsFiles {
     ///
     /// # Errors
     /// Where there is no certificate or key, or a file cannot be used.
-    pub fn server(&self, protocol: &[u8]) -> Result<ServerConfig, TlsError> {
+    pub fn server(&self, protocol: &[u8]) -> Result<ServerTls, TlsError> {
         let (Some(cert), Some(key)) = (&self.cert, &self.key) else {
             return Err(TlsError("a server needs both `cert` and `key`".to_owned()));
         };
@@ -54,21 +69,26 @@ impl TlsFiles {
         let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
             .map_err(|e| TlsError(e.to_string()))?;
-        let builder = match &self.ca {
-            None => builder.with_no_client_auth(),
-            Some(ca) => {
-                let roots = Arc::new(roots(ca)?);
-                let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider).build();
-                builder.with_client_cert_verifier(
-                    verifier.map_err(|e| TlsError(format!("{}: {e}", ca.display())))?,
-                )
+        let verifier = match (&self.ca, &self.crl) {
+            (None, None) => None,
+            (None, Some(_)) => return Err(TlsError("`crl` is of use with `ca` only".to_owned())),
+            (Some(ca), crl) => {
+                let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(ca)?), provider)
+                    .with_crls(crl.as_deref().map(revocations).transpose()?.unwrap_or_default());
+                Some(builder.build().map_err(|e| TlsError(format!("{}: {e}", ca.display())))?)
             }
         };
+        let builder = match &verifier {
+            None => builder.with_no_client_auth(),
+            Some(verifier) => builder.with_client_cert_verifier(verifier.clone()),
+        };
+        let chain = certificates(cert)?;
+        let own = Certificate::read(&chain[0]).map_err(|e| TlsError(format!("{}: {e}", cert.display())))?;
         let mut config = builder
-            .with_single_cert(certificates(cert)?, private_key(key)?)
-            .map_err(|e| TlsError(format!("{}: {e}", cert.display())))?;
+            .with_single_cert(chain, private_key(key)?)
+            .map_err(|e| TlsError(format!("{} and {}: {e}", cert.display(), key.display())))?;
         config.alpn_protocols = vec![protocol.to_vec()];
-        Ok(config)
+        Ok(ServerTls { config: Arc::new(config), own, verifier })
     }
 
     /// What a client uses. Without `ca` nobody is trusted, so it is needed; with `cert` the client shows one.
@@ -79,15 +99,20 @@ impl TlsFiles {
         let Some(ca) = &self.ca else {
             return Err(TlsError("`ca` is needed, to know the nodes by".to_owned()));
         };
-        let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
-            .map_err(|e| TlsError(e.to_string()))?
-            .with_root_certificates(roots(ca)?);
+            .map_err(|e| TlsError(e.to_string()))?;
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots(ca)?), provider)
+            .with_crls(self.crl.as_deref().map(revocations).transpose()?.unwrap_or_default())
+            .build()
+            .map_err(|e| TlsError(format!("{}: {e}", ca.display())))?;
+        let builder = builder.with_webpki_verifier(verifier);
         let mut config = match (&self.cert, &self.key) {
             (None, None) => builder.with_no_client_auth(),
             (Some(cert), Some(key)) => builder
                 .with_client_auth_cert(certificates(cert)?, private_key(key)?)
-                .map_err(|e| TlsError(format!("{}: {e}", cert.display())))?,
+                .map_err(|e| TlsError(format!("{} and {}: {e}", cert.display(), key.display())))?,
             _ => return Err(TlsError("of `cert` and `key` only one is given".to_owned())),
         };
         config.alpn_protocols = vec![protocol.to_vec()];
@@ -102,13 +127,74 @@ impl TlsFiles {
         std::fs::read(path).map_err(|e| TlsError(format!("{}: {e}", path.display())))
     }
 
+    /// The certificates in a file of them.
+    ///
+    /// # Errors
+    /// Where it cannot be read, or has none in it.
+    pub fn certificates(path: &Path) -> Result<Vec<Certificate>, TlsError> {
+        let read = |der: &CertificateDer<'_>| Certificate::read(der);
+        let read: Result<_, _> = certificates(path)?.iter().map(read).collect();
+        read.map_err(|error| TlsError(format!("{}: {error}", path.display())))
+    }
+
+    /// When the first of the lists of revoked certificates in this file is due to be replaced, in milliseconds since 1970, where they say.
+    ///
+    /// # Errors
+    /// Where it cannot be read, or has none in it.
+    pub fn next_update_ms(path: &Path) -> Result<Option<u64>, TlsError> {
+        let mut next = None;
+        for list in revocations(path)? {
+            let list = crate::certificate::next_update_ms(&list);
+            let list = list.map_err(|error| TlsError(format!("{}: {error}", path.display())))?;
+            next = next.into_iter().chain(list).min();
+        }
+        Ok(next)
+    }
+
     /// Changes when a file does.
     fn stamp(&self) -> Vec<Option<(SystemTime, u64)>> {
         let stamp = |path: &PathBuf| {
             let metadata = std::fs::metadata(path).ok()?;
             Some((metadata.modified().ok()?, metadata.len()))
         };
-        [&self.ca, &self.cert, &self.key].into_iter().flatten().map(stamp).collect()
+        [&self.ca, &self.cert, &self.key, &self.crl].into_iter().flatten().map(stamp).collect()
+    }
+}
+
+/// What a server uses.
+#[derive(Clone, Debug)]
+pub struct ServerTls {
+    /// For new connections.
+    pub config: Arc<ServerConfig>,
+    /// The server's own certificate.
+    pub own: Certificate,
+    verifier: Option<Arc<dyn ClientCertVerifier>>,
+}
+
+impl ServerTls {
+    /// Verifies a client's certificates, its own first, as they would be verified if it connected now.
+    ///
+    /// # Errors
+    /// Why it would not be let in: expired, revoked, of an authority that is not trusted any more.
+    pub fn verify(&self, chain: &[CertificateDer<'_>]) -> Result<(), TlsError> {
+        let (Some(verifier), Some((own, between))) = (&self.verifier, chain.split_first()) else {
+            return Ok(());
+        };
+        let now = UnixTime::since_unix_epoch(Duration::from_millis(wall_clock_ms()));
+        let verified = verifier.verify_client_cert(own, between, now);
+        verified.map(drop).map_err(|error| TlsError(error.to_string()))
+    }
+}
+
+fn revocations(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
+    let bytes = TlsFiles::read(path)?;
+    let read: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(&bytes).collect();
+    match read {
+        Ok(list) if list.is_empty() => {
+            Err(TlsError(format!("{}: there is no list of revoked certificates in it", path.display())))
+        }
+        Ok(list) => Ok(list),
+        Err(error) => Err(TlsError(format!("{}: {error}", path.display()))),
     }
 }
 

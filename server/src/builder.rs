@@ -1,4 +1,6 @@
-//! Describes a server: every setting with its meaning and default, and what cannot be.
+//! Describes a server: every setting with its meaning, default and bounds.
+
+mod check;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,12 +9,9 @@ use std::time::Duration;
 #[cfg(feature = "admin")]
 use std::net::SocketAddr;
 
-use peanut_proto::membership::check_name;
 use peanut_proto::registry::Registry;
 #[cfg(feature = "tls")]
-use peanut_proto::tls::{Reloading, TlsFiles};
-#[cfg(feature = "tls")]
-use rustls::ServerConfig;
+use peanut_proto::tls::{Reloading, ServerTls, TlsFiles};
 #[cfg(feature = "tls")]
 use tokio::time::Instant;
 
@@ -23,8 +22,6 @@ use crate::group::Group;
 use crate::registration::OnShutdown;
 use crate::rights::{Token, Tokens};
 use crate::service::Node;
-
-const MAX_THREADS: usize = 1024;
 
 /// Describes a [`Server`].
 #[derive(Clone, Debug)]
@@ -52,10 +49,13 @@ pub struct ServerBuilder {
     pub(crate) tokens: Vec<Token>,
     pub(crate) connections: ConnectionLimits,
     pub(crate) keepalive: Duration,
+    pub(crate) reflection: bool,
     #[cfg(feature = "admin")]
     pub(crate) admin: Option<SocketAddr>,
     #[cfg(feature = "admin")]
     pub(crate) admin_tls: Option<AdminTls>,
+    #[cfg(feature = "admin")]
+    pub(crate) admin_hosts: Vec<String>,
 }
 
 impl Default for ServerBuilder {
@@ -86,12 +86,18 @@ impl Default for ServerBuilder {
                 total: Server::DEFAULT_MAX_CONNECTIONS,
                 per_peer: Server::DEFAULT_MAX_CONNECTIONS_PER_PEER,
                 handshake: Server::DEFAULT_HANDSHAKE_TIMEOUT,
+                first_call: Server::DEFAULT_FIRST_CALL_TIMEOUT,
+                idle: Server::DEFAULT_IDLE_TIMEOUT,
+                ..ConnectionLimits::default()
             },
             keepalive: Server::DEFAULT_KEEPALIVE,
+            reflection: true,
             #[cfg(feature = "admin")]
             admin: None,
             #[cfg(feature = "admin")]
             admin_tls: None,
+            #[cfg(feature = "admin")]
+            admin_hosts: Vec::new(),
         }
     }
 }
@@ -150,14 +156,14 @@ impl ServerBuilder {
         self
     }
 
-    /// This node's share of the keys relative to the others'; 1 by default, at most 1024.
+    /// This node's share of the keys relative to the others'; 1 by default, from 1 to 1024.
     #[must_use]
     pub fn weight(mut self, weight: u32) -> Self {
         self.weight = weight;
         self
     }
 
-    /// How long the registry takes a silent node for alive; 5 s by default, whole seconds.
+    /// How long the registry takes a silent node for alive; 5 s by default, whole seconds, from 1 s to an hour.
     #[must_use]
     pub fn lease_ttl(mut self, ttl: Duration) -> Self {
         self.lease_ttl = ttl;
@@ -171,7 +177,7 @@ impl ServerBuilder {
         self
     }
 
-    /// How long calls in flight may take to finish once the server is told to stop; 10 s by default.
+    /// How long calls in flight may take to finish once the server is told to stop; 10 s by default, at most a day.
     #[must_use]
     pub fn shutdown_deadline(mut self, deadline: Duration) -> Self {
         self.shutdown_deadline = deadline;
@@ -185,14 +191,15 @@ impl ServerBuilder {
         self
     }
 
-    /// How long a member of the fleet may have no lease before this node takes it out of the ring; 2 minutes by default.
+    /// How long a member of the fleet may have no lease before this node takes it out of the ring; 2 minutes by default, from
+    /// [`lease_ttl`](Self::lease_ttl) to 30 days.
     #[must_use]
     pub fn forget_after(mut self, time: Duration) -> Self {
         self.forget_after = time;
         self
     }
 
-    /// Threads of their own for connections; 0, the default, serves them on the runtime that runs the server.
+    /// Threads of their own for connections, at most 1024; 0, the default, serves them on the runtime that runs the server.
     /// Loads always run on that one. A runtime with several threads answers small requests at nearly twice
     /// the CPU time of a thread that has its connections to itself.
     #[must_use]
@@ -213,7 +220,7 @@ impl ServerBuilder {
         self
     }
 
-    /// How often what was written is also made to outlive the machine; 10 s by default. Entries that live no longer than
+    /// How often what was written is also made to outlive the machine; 10 s by default, from 100 ms to a day. Entries that live no longer than
     /// this are not written.
     #[must_use]
     pub fn seal_interval(mut self, interval: Duration) -> Self {
@@ -222,7 +229,7 @@ impl ServerBuilder {
     }
 
     /// The most bytes a second that are read from [`data_dir`](Self::data_dir) after a start, while the node already
-    /// serves; 256 MiB by default.
+    /// serves; 256 MiB by default, from 1 KiB to 1 TiB.
     #[must_use]
     pub fn restore_bytes_per_second(mut self, bytes: u64) -> Self {
         self.restore_bytes_per_second = bytes;
@@ -245,36 +252,60 @@ impl ServerBuilder {
         self
     }
 
-    /// Adds a token. With the first one, whoever has none is refused; only health checks and reflection need none.
+    /// Adds a token. With the first one, whoever has none is refused; only health checks need none.
     #[must_use]
     pub fn token(mut self, token: Token) -> Self {
         self.tokens.push(token);
         self
     }
 
-    /// The most connections there may be; 10,000 by default. More are closed at once.
+    /// The most connections there may be; 10,000 by default, at most 10 million. For one more a connection without an admitted call is closed,
+    /// where there is one that is older than 5 s; else the new one is.
     #[must_use]
     pub fn max_connections(mut self, connections: usize) -> Self {
         self.connections.total = connections;
         self
     }
 
-    /// The most connections from one IP address; 1,000 by default.
+    /// The most connections from one IP address, likewise; 1,000 by default.
     #[must_use]
     pub fn max_connections_per_peer(mut self, connections: usize) -> Self {
         self.connections.per_peer = connections;
         self
     }
 
-    /// How long a new connection may take until it speaks HTTP/2, TLS included; 5 s by default.
+    /// How long a new connection may take until it speaks HTTP/2, TLS included; 5 s by default, from 10 ms to an hour.
     #[must_use]
     pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
         self.connections.handshake = timeout;
         self
     }
 
+    /// How long a new connection may take until its first call is let in, health checks not being such calls; 30 s by default, from 1 s to a
+    /// day. What still runs on it then has 10 s to end.
+    #[must_use]
+    pub fn first_call_timeout(mut self, timeout: Duration) -> Self {
+        self.connections.first_call = timeout;
+        self
+    }
+
+    /// How long a connection may have no stream open; 5 minutes by default, from 1 s to 30 days. An open lane is a stream. Clients are
+    /// told to connect again (GOAWAY), and lose no call.
+    #[must_use]
+    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
+        self.connections.idle = timeout;
+        self
+    }
+
+    /// Whether the gRPC services are described to whoever asks (reflection), where there are tokens with one; true by default.
+    #[must_use]
+    pub fn reflection(mut self, on: bool) -> Self {
+        self.reflection = on;
+        self
+    }
+
     /// A connection that has been silent for so long is asked whether anybody is there, and closed when it is silent for as
-    /// long again; 20 s by default.
+    /// long again; 20 s by default, from 100 ms to a day.
     #[must_use]
     pub fn keepalive(mut self, interval: Duration) -> Self {
         self.keepalive = interval;
@@ -287,6 +318,15 @@ impl ServerBuilder {
     #[must_use]
     pub fn admin(mut self, addr: SocketAddr) -> Self {
         self.admin = Some(addr);
+        self
+    }
+
+    /// Names by which browsers may call the admin port, beside `localhost`, IP addresses, and the names in its certificate. A page of
+    /// another site that has its own name lead here reads nothing (DNS rebinding). Health needs no name.
+    #[cfg(feature = "admin")]
+    #[must_use]
+    pub fn admin_hosts<S: Into<String>>(mut self, hosts: impl IntoIterator<Item = S>) -> Self {
+        self.admin_hosts = hosts.into_iter().map(Into::into).collect();
         self
     }
 
@@ -303,44 +343,14 @@ impl ServerBuilder {
     /// # Errors
     /// [`ErrorKind::Configuration`](crate::ErrorKind::Configuration), naming what cannot be.
     pub fn build(self) -> Result<Server, Error> {
-        let mut names: Vec<&str> = self.groups.iter().map(|group| group.name.as_str()).collect();
-        names.sort_unstable();
-        if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(Error::configuration(format!("group `{}` is there twice; remove one", twice[0])));
-        }
-        self.groups.iter().try_for_each(Group::check)?;
-        let named = [("fleet", Some(&self.fleet)), ("node_id", self.node_id.as_ref())];
-        for (what, name) in named.into_iter().chain([("naming_service", Some(&self.naming_service))]) {
-            if let Some(Err(why)) = name.map(|name| check_name(name)) {
-                return Err(Error::configuration(format!("{what} {why}")));
-            }
-        }
-        if !(1..=1024).contains(&self.weight) {
-            return Err(Error::configuration("weight must be from 1 to 1024"));
-        }
-        if self.threads > MAX_THREADS {
-            return Err(Error::configuration(format!("threads must be at most {MAX_THREADS}")));
-        }
-        if self.lease_ttl < Duration::from_secs(1) {
-            return Err(Error::configuration("lease_ttl must be at least 1s"));
-        }
-        if self.forget_after < self.lease_ttl {
-            return Err(Error::configuration("forget_after must be at least lease_ttl"));
-        }
-        if self.seal_interval < Duration::from_millis(100) {
-            return Err(Error::configuration("seal_interval must be at least 100ms"));
-        }
-        if self.restore_bytes_per_second == 0 {
-            return Err(Error::configuration("restore_rate must be more than zero"));
-        }
-        if self.registry.is_some() && !self.nodes.is_empty() {
-            return Err(Error::configuration("a registry and a fixed list of nodes exclude each other"));
-        }
-        if self.connections.total == 0 || self.connections.per_peer == 0 {
-            return Err(Error::configuration("max_connections must be more than zero"));
-        }
-        if self.connections.handshake.is_zero() || self.keepalive.is_zero() {
-            return Err(Error::configuration("handshake_timeout and keepalive must be longer than zero"));
+        self.check()?;
+        #[cfg(feature = "tls")]
+        let asks_for_certificates = self.tls.as_ref().is_some_and(|files| files.ca.is_some());
+        #[cfg(not(feature = "tls"))]
+        let asks_for_certificates = false;
+        if !asks_for_certificates && self.tokens.iter().any(Token::is_by_certificate) {
+            let why = "a token by certificate needs `tls.ca`, without which no client shows one";
+            return Err(Error::of_setting("token", why));
         }
         let node = Node::new(self.groups.iter().cloned(), Tokens::new(&self.tokens)?, self.connections);
         let handshake = Handshake {
@@ -369,7 +379,7 @@ impl ServerBuilder {
                 return Err(Error::configuration("admin_tls needs certificates; set `tls`"));
             }
             (None, _) | (_, Some(AdminTls::Off)) => None,
-            (Some(files), Some(AdminTls::Server)) => Some(TlsFiles { ca: None, ..files.clone() }),
+            (Some(files), Some(AdminTls::Server)) => Some(TlsFiles { ca: None, crl: None, ..files.clone() }),
             (Some(files), Some(AdminTls::Mutual)) if files.ca.is_none() => {
                 return Err(Error::configuration("admin_tls = \"mutual\" needs `tls.ca`"));
             }
@@ -389,7 +399,7 @@ impl ServerBuilder {
 }
 
 #[cfg(feature = "tls")]
-fn reloading(files: &TlsFiles, protocol: &'static [u8]) -> Result<Arc<Reloading<ServerConfig>>, Error> {
+fn reloading(files: &TlsFiles, protocol: &'static [u8]) -> Result<Arc<Reloading<ServerTls>>, Error> {
     let made = Reloading::new(files.clone(), |files| files.server(protocol), Instant::now());
     made.map(Arc::new).map_err(|error| Error::configuration(format!("tls: {error}")))
 }

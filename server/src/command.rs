@@ -3,12 +3,19 @@
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
+use futures_util::{Stream, StreamExt as _};
 use tokio::net::TcpListener;
+use tokio::time::{MissedTickBehavior, interval};
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{Config, LogFormat, Stop};
+use crate::ServerHandle;
+use crate::config::{Config, LogFormat, Stop, TokenFiles};
 use crate::error::{Error, ErrorKind};
+
+/// Tokens' files are looked at this often.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Exit code for a configuration that cannot be used (`EX_CONFIG` of sysexits.h).
 pub const EXIT_CONFIG: u8 = 78;
@@ -31,6 +38,11 @@ pub fn main() -> ExitCode {
         Err(Stop::Say(text)) => {
             print!("{text}");
             return ExitCode::SUCCESS;
+        }
+        Err(Stop::Connect(checks)) => {
+            let all_is_well = runtime.block_on(checks.run(|line| println!("{line}")));
+            runtime.shutdown_background();
+            return if all_is_well { ExitCode::SUCCESS } else { ExitCode::from(EXIT_CONFIG) };
         }
         Err(Stop::Refuse(error)) => return fail(EXIT_CONFIG, &error.to_string()),
     };
@@ -71,26 +83,43 @@ async fn run(config: Config) -> Result<(), Error> {
         .await
         .map_err(|e| Error::transport(&format!("cannot listen on {listen}, choose another `listen`"), e))?;
     let stop = stop_signal().map_err(|e| Error::transport("cannot wait for signals", e))?;
-    #[cfg(all(unix, feature = "tls"))]
-    let _reloading = {
-        let reload = reload_on_hangup(config.server.handle());
-        tokio_util::task::AbortOnDropHandle::new(tokio::spawn(
-            reload.map_err(|e| Error::transport("cannot wait for signals", e))?,
-        ))
-    };
+    let hangup = hangup().map_err(|e| Error::transport("cannot wait for signals", e))?;
+    let reload = reload(config.server.handle(), config.tokens, hangup);
+    let _reloading = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(reload));
     config.server.run(listener, stop).await
 }
 
-/// Reads the certificates again with each SIGHUP.
-#[cfg(all(unix, feature = "tls"))]
-fn reload_on_hangup(server: crate::ServerHandle) -> std::io::Result<impl Future<Output = ()>> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut hangup = signal(SignalKind::hangup())?;
-    Ok(async move {
-        while hangup.recv().await.is_some() {
+/// Reads tokens again when their files change, and them and the certificates with each SIGHUP.
+async fn reload(server: ServerHandle, mut tokens: Option<TokenFiles>, hangup: impl Stream<Item = ()>) {
+    let mut look = interval(LOOK_EVERY);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut hangup = std::pin::pin!(hangup);
+    loop {
+        let is_hangup = tokio::select! {
+            _ = look.tick() => false,
+            Some(()) = hangup.next() => true,
+        };
+        #[cfg(feature = "tls")]
+        if is_hangup {
             server.reload_certificates();
         }
-    })
+        if let Some(tokens) = &mut tokens {
+            tokens.look(&server, is_hangup);
+        }
+    }
+}
+
+/// Yields with each SIGHUP.
+#[cfg(unix)]
+fn hangup() -> std::io::Result<impl Stream<Item = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let hangup = signal(SignalKind::hangup())?;
+    Ok(futures_util::stream::unfold(hangup, async |mut hangup| Some((hangup.recv().await?, hangup))))
+}
+
+#[cfg(not(unix))]
+fn hangup() -> std::io::Result<impl Stream<Item = ()>> {
+    Ok(futures_util::stream::pending())
 }
 
 /// Completes with the first SIGTERM or ctrl-C.

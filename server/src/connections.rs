@@ -1,107 +1,51 @@
-//! Connections, from the socket to the first byte of HTTP: how many there may be, TLS, and how long all that may take.
+//! Connections, from the socket to the first byte of HTTP: TLS, and how long all that may take.
 //!
 //! What is bounded here is bounded before anybody has said who he is. Whoever speaks no HTTP/2, or does not speak at all, is gone
 //! before the services see him; nobody else waits for him.
 
-use std::collections::HashMap;
+mod activity;
+#[cfg(feature = "tls")]
+mod certificates;
+mod limiter;
+
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
-use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tonic::transport::server::Connected;
 
 #[cfg(feature = "tls")]
-use peanut_proto::tls::Reloading;
+use peanut_proto::tls::{Reloading, ServerTls};
+
+pub(crate) use activity::CountStreams;
 #[cfg(feature = "tls")]
-use rustls::ServerConfig;
+pub(crate) use certificates::PeerCertificate;
+pub(crate) use limiter::{ConnectionLimiter, ConnectionLimits, Permit, Presence};
 
 use crate::budget::{Account, Budgets};
 
 /// What an HTTP/2 client says first (RFC 9113, 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Bounds on connections.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ConnectionLimits {
-    pub(crate) total: usize,
-    pub(crate) per_peer: usize,
-    /// From the accepted socket to the first words of HTTP.
-    pub(crate) handshake: Duration,
-}
-
-/// Counts connections, and lets in no more than there may be.
-#[derive(Debug)]
-pub(crate) struct Door {
-    limits: ConnectionLimits,
-    total: AtomicUsize,
-    by_peer: Mutex<HashMap<IpAddr, usize>>,
-    refused: AtomicUsize,
-}
-
-/// Leave to have a connection, for as long as it is held.
-#[derive(Debug)]
-pub(crate) struct Pass {
-    door: Arc<Door>,
-    peer: IpAddr,
-}
-
-impl Door {
-    pub(crate) fn new(limits: ConnectionLimits) -> Arc<Self> {
-        let (total, refused) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Arc::new(Door { limits, total, by_peer: Mutex::default(), refused })
-    }
-
-    /// Lets a peer in, unless there are too many.
-    pub(crate) fn let_in(self: &Arc<Self>, peer: IpAddr) -> Option<Pass> {
-        let mut by_peer = self.by_peer.lock();
-        let of_peer = by_peer.get(&peer).copied().unwrap_or(0);
-        if of_peer >= self.limits.per_peer || self.total.load(Ordering::Relaxed) >= self.limits.total {
-            self.refused.fetch_add(1, Ordering::Relaxed);
-            return None;
-        }
-        by_peer.insert(peer, of_peer + 1);
-        self.total.fetch_add(1, Ordering::Relaxed);
-        Some(Pass { door: self.clone(), peer })
-    }
-
-    /// Connections that there are.
-    pub(crate) fn connections(&self) -> usize {
-        self.total.load(Ordering::Relaxed)
-    }
-
-    /// Connections that were too many, since the start.
-    pub(crate) fn refused(&self) -> usize {
-        self.refused.load(Ordering::Relaxed)
-    }
-}
-
-impl Drop for Pass {
-    fn drop(&mut self) {
-        let mut by_peer = self.door.by_peer.lock();
-        if let Some(count) = by_peer.get_mut(&self.peer) {
-            *count -= 1;
-            if *count == 0 {
-                by_peer.remove(&self.peer);
-            }
-        }
-        self.door.total.fetch_sub(1, Ordering::Relaxed);
-    }
+/// The certificate of a peer, of which there is none in a build without TLS.
+#[cfg(not(feature = "tls"))]
+#[derive(Clone, Debug)]
+pub(crate) struct PeerCertificate {
+    pub(crate) names: Vec<String>,
+    pub(crate) not_after_ms: u64,
 }
 
 /// How a connection's first bytes are taken.
 #[derive(Clone, Debug)]
 pub(crate) struct Handshake {
     #[cfg(feature = "tls")]
-    pub(crate) tls: Option<Arc<Reloading<ServerConfig>>>,
+    pub(crate) tls: Option<Arc<Reloading<ServerTls>>>,
     /// Whether HTTP/2 is all that is spoken.
     pub(crate) http2_only: bool,
     /// Where what connections may hold comes from.
@@ -109,6 +53,17 @@ pub(crate) struct Handshake {
 }
 
 impl Handshake {
+    /// One without TLS.
+    #[cfg(all(test, feature = "admin"))]
+    pub(crate) fn plain() -> Self {
+        Handshake {
+            #[cfg(feature = "tls")]
+            tls: None,
+            http2_only: false,
+            budgets: Budgets::new(),
+        }
+    }
+
     pub(crate) fn is_tls(&self) -> bool {
         #[cfg(feature = "tls")]
         return self.tls.is_some();
@@ -116,38 +71,53 @@ impl Handshake {
         false
     }
 
-    /// Takes a connection to where HTTP begins; `None` where it does not get there in time.
-    pub(crate) async fn run(self, stream: TcpStream, pass: Pass) -> Option<Connection> {
-        let limit = pass.door.limits.handshake;
-        match timeout(limit, self.shake(stream, pass)).await {
-            Ok(Ok(connection)) => Some(connection),
-            Ok(Err(error)) => {
+    /// Takes a connection to where HTTP begins; `None` where it does not get there in time, or is cut off.
+    pub(crate) async fn run(self, stream: TcpStream, permit: Permit) -> Option<Connection> {
+        let (limit, presence) = (permit.limits().handshake, permit.presence().clone());
+        let handshake = timeout(limit, self.shake(stream, permit));
+        match presence.cut().run_until_cancelled(handshake).await {
+            Some(Ok(Ok(connection))) => Some(connection),
+            Some(Ok(Err(error))) => {
                 tracing::debug!(%error, "a connection came to nothing");
                 None
             }
-            Err(_) => {
+            Some(Err(_)) => {
                 tracing::debug!("a connection came to nothing within {limit:?}");
                 None
             }
+            None => None,
         }
     }
 
-    async fn shake(self, stream: TcpStream, pass: Pass) -> io::Result<Connection> {
+    async fn shake(self, stream: TcpStream, permit: Permit) -> io::Result<Connection> {
         let _ = stream.set_nodelay(true);
+        let presence = permit.presence().clone();
         let account = self.budgets.account();
-        let peer = Peer { addr: stream.peer_addr()?, is_private: self.is_tls(), account };
+        let peer = Peer { addr: stream.peer_addr()?, is_private: self.is_tls(), account, presence };
         let io = match () {
             #[cfg(feature = "tls")]
             () if let Some(tls) = &self.tls => {
-                let acceptor = tokio_rustls::TlsAcceptor::from(tls.current(tokio::time::Instant::now()));
-                Io::Tls(Box::new(acceptor.accept(stream).await?))
+                let now = tokio::time::Instant::now();
+                let tls = tls.current(now);
+                let stream = tokio_rustls::TlsAcceptor::from(tls.config.clone()).accept(stream).await?;
+                let session = stream.get_ref().1;
+                let chain = session.peer_certificates().unwrap_or_default();
+                if session.handshake_kind() == Some(rustls::HandshakeKind::Resumed) {
+                    // Of such a session nothing was verified but that it is an earlier one's.
+                    tls.verify(chain)
+                        .map_err(|error| io::Error::new(io::ErrorKind::PermissionDenied, error))?;
+                }
+                if let Some(certificate) = PeerCertificate::read(chain) {
+                    let _ = peer.presence.certificate.set(certificate);
+                }
+                Io::Tls(Box::new(stream))
             }
             () => Io::Plain(stream),
         };
-        let mut connection = Connection { io, said: Bytes::new(), peer, _pass: pass };
+        let mut connection = Connection { io, said: Bytes::new(), peer, _permit: permit };
         if self.http2_only {
             let mut said = [0; PREFACE.len()];
-            connection.io.read_exact(&mut said).await?;
+            connection.read_exact(&mut said).await?;
             if said != *PREFACE {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "it does not speak HTTP/2"));
             }
@@ -165,6 +135,38 @@ pub(crate) struct Peer {
     pub(crate) is_private: bool,
     /// What the connection may hold.
     pub(crate) account: Arc<Account>,
+    presence: Arc<Presence>,
+}
+
+impl Peer {
+    /// Its connection, as the limiter knows it.
+    pub(crate) fn presence(&self) -> &Arc<Presence> {
+        &self.presence
+    }
+
+    /// The certificate that it has shown, which was good then.
+    pub(crate) fn certificate(&self) -> Option<&PeerCertificate> {
+        #[cfg(feature = "tls")]
+        return self.presence.certificate.get();
+        #[cfg(not(feature = "tls"))]
+        None
+    }
+
+    /// One that has no connection.
+    #[cfg(test)]
+    pub(crate) fn of(addr: &str, is_private: bool) -> Self {
+        let now = tokio::time::Instant::now();
+        let addr: SocketAddr = addr.parse().expect("an address");
+        let account = Budgets::new().account();
+        Peer { addr, is_private, account, presence: Presence::new(addr.ip(), now, now) }
+    }
+
+    #[cfg(all(test, feature = "tls"))]
+    pub(crate) fn show_certificate(&self, names: &[&str], not_after_ms: u64) {
+        let names = names.iter().map(|name| (*name).to_owned()).collect();
+        let certificate = PeerCertificate { names, not_after_ms, chain: Vec::new() };
+        self.presence.certificate.set(certificate).expect("it has none yet");
+    }
 }
 
 /// A connection on which HTTP begins.
@@ -174,7 +176,7 @@ pub(crate) struct Connection {
     /// What the peer has said already.
     said: Bytes,
     peer: Peer,
-    _pass: Pass,
+    _permit: Permit,
 }
 
 #[derive(Debug)]
@@ -186,9 +188,12 @@ enum Io {
 
 impl Connection {
     /// Who is at the other end.
-    #[cfg(feature = "admin")]
-    pub(crate) fn peer(&self) -> Peer {
-        self.peer.clone()
+    pub(crate) fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    fn is_cut(&self) -> io::Result<()> {
+        if self.peer.presence.is_cut() { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
     }
 }
 
@@ -242,12 +247,16 @@ impl AsyncRead for Connection {
             self.said.advance(length);
             return Poll::Ready(Ok(()));
         }
+        if self.peer.presence.poll_cut(context.waker()) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         each_io!(self, io => io.poll_read(context, buffer))
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.is_cut()?;
         each_io!(self, io => io.poll_write(context, bytes))
     }
 
@@ -256,6 +265,7 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.is_cut()?;
         each_io!(self, io => io.poll_write_vectored(context, slices))
     }
 
@@ -268,29 +278,11 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.is_cut()?;
         each_io!(self, io => io.poll_flush(context))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         each_io!(self, io => io.poll_shutdown(context))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_door_lets_in_as_many_as_it_may_of_each_and_of_all_and_counts_those_who_leave() {
-        let door = Door::new(ConnectionLimits { total: 3, per_peer: 2, handshake: Duration::from_secs(1) });
-        let [a, b, c] = [1, 2, 3].map(|n| IpAddr::from([127, 0, 0, n]));
-        let first = door.let_in(a).unwrap();
-        let _second = door.let_in(a).unwrap();
-        assert!(door.let_in(a).is_none(), "two of one peer");
-        let _third = door.let_in(b).unwrap();
-        assert!(door.let_in(c).is_none(), "three of all");
-        drop(first);
-        assert!(door.let_in(c).is_some());
-        assert_eq!((door.connections(), door.refused(), door.by_peer.lock().len()), (2, 2, 2));
     }
 }

@@ -31,6 +31,8 @@ impl Failure {
 #[derive(Debug)]
 pub struct Error {
     kind: ErrorKind,
+    /// What is to be changed, where it is one setting.
+    setting: Option<&'static str>,
     message: String,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
@@ -47,7 +49,18 @@ pub enum ErrorKind {
 
 impl Error {
     pub(crate) fn configuration(message: impl Into<String>) -> Self {
-        Error { kind: ErrorKind::Configuration, message: message.into(), source: None }
+        Error { kind: ErrorKind::Configuration, setting: None, message: message.into(), source: None }
+    }
+
+    /// One setting cannot be as it is.
+    pub(crate) fn of_setting(setting: &'static str, message: impl Into<String>) -> Self {
+        Error { setting: Some(setting), ..Error::configuration(message) }
+    }
+
+    /// The setting that it is about, and the rest of the message.
+    #[cfg(feature = "cli")]
+    pub(crate) fn by_setting(&self) -> (Option<&'static str>, &str) {
+        (self.setting, &self.message)
     }
 
     pub(crate) fn transport(
@@ -56,7 +69,7 @@ impl Error {
     ) -> Self {
         let source = source.into();
         let message = format!("{message}: {source}");
-        Error { kind: ErrorKind::Transport, message, source: Some(source) }
+        Error { kind: ErrorKind::Transport, setting: None, message, source: Some(source) }
     }
 
     /// What the error is about.
@@ -67,6 +80,9 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(setting) = self.setting {
+            write!(f, "{setting}: ")?;
+        }
         f.write_str(&self.message)
     }
 }

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use peanut_proto::bounds::Bounds;
 use peanut_proto::membership::check_name;
 
 use crate::error::Error;
-use crate::loader::{AnyLoader, Loader};
+use crate::loader::{AnyLoader, Loader, LoaderError};
 use crate::store::Eviction;
 
 /// A namespace of keys with its own capacity, policy and loader.
@@ -27,7 +28,14 @@ pub struct Group {
 
 /// Longer than any time that is meant.
 const LONGEST: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
+/// Of values: less is no time that a clock of milliseconds can tell.
+const LIFETIME: Bounds = Bounds::new(Duration::from_millis(1), LONGEST);
+const AT_MOST_LONGEST: Bounds = Bounds::new(Duration::ZERO, LONGEST);
+const LOAD_TIMEOUT: Bounds = Bounds::new(Duration::from_millis(1), Duration::from_secs(3600));
 const MOST_LOADS: usize = 1_000_000;
+/// Room for a segment.
+const LEAST_DISK_CAPACITY: u64 = 64 << 10;
+const MOST_DISK_CAPACITY: u64 = 1 << 60;
 /// What a small group may have on the disk by default, so that its segments are not too small to be worth their files.
 const LEAST_DISK_BYTES: u64 = 64 << 20;
 
@@ -129,7 +137,7 @@ impl Group {
         self
     }
 
-    /// Most bytes on the disk, where the server has a [`data_dir`](crate::ServerBuilder::data_dir): twice
+    /// Most bytes on the disk, from 64 KiB, where the server has a [`data_dir`](crate::ServerBuilder::data_dir): twice
     /// [`capacity_bytes`](Self::capacity_bytes) and at least 64 MiB by default. With less than four thirds of what is in memory, the oldest is not
     /// kept.
     #[must_use]
@@ -138,7 +146,8 @@ impl Group {
         self
     }
 
-    /// How long a value stays fresh where its loader does not say.
+    /// How long a value stays fresh where its loader does not say; from 1 ms to ten years, and at most
+    /// [`max_ttl`](Self::max_ttl).
     #[must_use]
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.policy.ttl = ttl;
@@ -146,7 +155,7 @@ impl Group {
     }
 
     /// The longest time that any value stays fresh, whatever its loader says. The fleet remembers former
-    /// owners for as long.
+    /// owners for as long. From 1 ms to ten years.
     #[must_use]
     pub fn max_ttl(mut self, max_ttl: Duration) -> Self {
         self.policy.max_ttl = max_ttl;
@@ -161,14 +170,14 @@ impl Group {
         self
     }
 
-    /// How long it is remembered that the origin has no such key; zero: not at all.
+    /// How long it is remembered that the origin has no such key; zero: not at all. At most ten years.
     #[must_use]
     pub fn negative_ttl(mut self, ttl: Duration) -> Self {
         self.policy.negative_ttl = ttl;
         self
     }
 
-    /// The longest time that this node keeps what it loads in the place of another that is down.
+    /// The longest time that this node keeps what it loads in the place of another that is down; at most ten years.
     #[must_use]
     pub fn failover_ttl(mut self, ttl: Duration) -> Self {
         self.policy.failover_ttl = ttl;
@@ -176,14 +185,14 @@ impl Group {
     }
 
     /// How long a load may take, waiting for its turn included. Past it, all who wait have an error and
-    /// the next get loads again.
+    /// the next get loads again. From 1 ms to an hour.
     #[must_use]
     pub fn load_timeout(mut self, timeout: Duration) -> Self {
         self.policy.load_timeout = timeout;
         self
     }
 
-    /// Most loads at once. Sixteen times as many may wait for their turn; beyond that, gets that would
+    /// Most loads at once, from 1 to a million. Sixteen times as many may wait for their turn; beyond that, gets that would
     /// load are refused at once.
     #[must_use]
     pub fn max_loads(mut self, loads: usize) -> Self {
@@ -201,7 +210,7 @@ impl Group {
 
     /// How long beyond its time to live a value may still answer where loading it fails, takes too long, or is not tried; zero, the
     /// default: not at all. Such an answer is marked as stale. "Not found" is never stale, nor is what was loaded in
-    /// another node's place.
+    /// another node's place. At most ten years.
     #[must_use]
     pub fn stale_if_error(mut self, time: Duration) -> Self {
         self.policy.stale_if_error = time;
@@ -217,6 +226,14 @@ impl Group {
         self
     }
 
+    /// Tries whether the group's origin is there, as its loader knows how to ([`Loader::check`]).
+    ///
+    /// # Errors
+    /// Why it could not load.
+    pub async fn check_loader(&self) -> Result<(), LoaderError> {
+        self.loader.check(&self.name).await
+    }
+
     pub(crate) fn check(&self) -> Result<(), Error> {
         let policy = &self.policy;
         let refuse = |why: &str| Err(Error::configuration(format!("group `{}`: {why}", self.name)));
@@ -224,35 +241,43 @@ impl Group {
             return Err(Error::configuration(format!("group name {:?} {why}", self.name)));
         }
         if policy.capacity_bytes == 0 {
-            refuse("capacity is zero; give it some bytes, like 64MiB")
-        } else if policy.disk_capacity_bytes == Some(0) {
-            refuse("disk_capacity is zero; give it some bytes, or the server no data_dir")
-        } else if policy.ttl.is_zero() || policy.max_ttl.is_zero() {
-            refuse("ttl and max_ttl must be longer than zero")
-        } else if !(0.0..=1.0).contains(&policy.ttl_jitter) {
-            refuse("ttl_jitter must be from 0 to 1")
-        } else if policy.refresh_after.is_some_and(|after| after.is_zero() || after >= policy.max_ttl) {
-            refuse("refresh_after must be longer than zero and shorter than max_ttl")
-        } else if policy.refresh_after.is_some() && self.loader.is_none() {
-            refuse("refresh_after needs a loader; remove it")
-        } else if policy.load_timeout.is_zero() {
-            refuse("load_timeout must be longer than zero")
-        } else if [
-            policy.ttl,
-            policy.max_ttl,
-            policy.negative_ttl,
-            policy.failover_ttl,
-            policy.load_timeout,
-            policy.stale_if_error,
-        ]
-        .iter()
-        .any(|time| *time > LONGEST)
-        {
-            refuse("no time may be longer than ten years")
-        } else if !(1..=MOST_LOADS).contains(&policy.max_loads) {
-            refuse("max_loads must be from 1 to 1000000")
-        } else {
-            Ok(())
+            return refuse("capacity is zero; give it some bytes, like 64MiB");
         }
+        let disk = policy.disk_capacity_bytes.unwrap_or(LEAST_DISK_CAPACITY);
+        if disk == 0 {
+            return refuse("disk_capacity is zero; give it some bytes, or the server no data_dir");
+        }
+        if !(LEAST_DISK_CAPACITY..=MOST_DISK_CAPACITY).contains(&disk) {
+            return refuse("disk_capacity must be from 64KiB to 1EiB");
+        }
+        if policy.ttl.is_zero() || policy.max_ttl.is_zero() {
+            return refuse("ttl and max_ttl must be longer than zero");
+        }
+        for (setting, value, bounds) in [
+            ("ttl", policy.ttl, LIFETIME),
+            ("max_ttl", policy.max_ttl, LIFETIME),
+            ("negative_ttl", policy.negative_ttl, AT_MOST_LONGEST),
+            ("failover_ttl", policy.failover_ttl, AT_MOST_LONGEST),
+            ("load_timeout", policy.load_timeout, LOAD_TIMEOUT),
+            ("stale_if_error", policy.stale_if_error, AT_MOST_LONGEST),
+        ] {
+            if let Err(why) = bounds.check(value) {
+                return refuse(&format!("{setting} {why}"));
+            }
+        }
+        if !(0.0..=1.0).contains(&policy.ttl_jitter) {
+            return refuse("ttl_jitter must be from 0 to 1");
+        }
+        if policy.refresh_after.is_some_and(|after| LIFETIME.check(after).is_err() || after >= policy.max_ttl)
+        {
+            return refuse("refresh_after must be at least 1ms and shorter than max_ttl");
+        }
+        if policy.refresh_after.is_some() && self.loader.is_none() {
+            return refuse("refresh_after needs a loader; remove it");
+        }
+        if !(1..=MOST_LOADS).contains(&policy.max_loads) {
+            return refuse("max_loads must be from 1 to 1000000");
+        }
+        Ok(())
     }
 }

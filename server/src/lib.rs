@@ -24,6 +24,7 @@ mod group;
 mod hot;
 mod invalidations;
 mod loader;
+mod memory;
 mod metrics;
 mod notices;
 mod persistence;

@@ -1,260 +1,241 @@
-//! Tokens: who may do what to which groups.
+//! Rights: who may do what to which groups and keys.
 //!
-//! A token is a secret that a caller shows. Each may have several secrets at a time, so that one can be replaced without a
-//! moment at which nobody's is good. Without any token in its configuration a node lets everyone do everything.
+//! A caller is known by a secret that it shows or by the names in its certificate. Both belong to a [`Token`], and tokens can
+//! change while the node runs: [`Tokens`] counts its changes, so that a lane can tell with one load whether what it knows of its
+//! caller still holds. A node without any token lets everyone do everything.
 
-use std::collections::BTreeSet;
+mod refusals;
+mod scope;
+mod tokens;
+
 use std::sync::Arc;
 
 use peanut_proto::v1::ErrorCode;
-use subtle::ConstantTimeEq as _;
-use tonic::metadata::MetadataMap;
 
 use crate::connections::Peer;
-use crate::error::{Error, Failure};
+use crate::error::Failure;
+use refusals::Refusals;
+pub(crate) use scope::Keys;
+use scope::Scope;
+pub use tokens::Token;
+pub(crate) use tokens::Tokens;
 
-/// Shorter secrets can be guessed.
-const SHORTEST_SECRET: usize = 16;
+/// What a caller wants to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Get a key.
+    Read,
+    /// Set a key, or fill it.
+    Set,
+    /// Delete a key.
+    Delete,
+    /// Clear a group.
+    Clear,
+    /// Look into the node.
+    Admin,
+}
 
-/// A secret that callers show as `authorization: Bearer …`, and what it gives them the right to.
-///
-/// ```
-/// use peanut_server::Token;
-///
-/// let scores = Token::new("application").secret("0c48bb1f7fd34cf6").read(["scores"]).write(["scores"]);
-/// let operators = Token::new("operators").secret("a6c1a9d2f6b84c3e").read(["*"]).admin();
-/// # drop((scores, operators));
-/// ```
-#[derive(Clone)]
-pub struct Token {
-    name: String,
-    secrets: Vec<String>,
-    rights: Rights,
+impl Action {
+    fn name(self) -> &'static str {
+        match self {
+            Action::Read => "read",
+            Action::Set => "set",
+            Action::Delete => "delete",
+            Action::Clear => "clear",
+            Action::Admin => "admin",
+        }
+    }
 }
 
 /// What a caller may do.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) struct Rights {
-    read: Groups,
-    write: Groups,
+    /// Of the token, for logs.
+    name: Arc<str>,
+    read: Scope,
+    set: Scope,
+    delete: Scope,
+    clear: Scope,
     admin: bool,
+    refusals: Arc<Refusals>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Groups {
-    all: bool,
-    named: BTreeSet<String>,
+/// What a caller may do in one group: looked up once, asked for each key.
+#[derive(Clone, Debug)]
+pub(crate) struct GroupRights {
+    rights: Arc<Rights>,
+    group: Arc<str>,
+    read: Keys,
+    set: Keys,
+    delete: Keys,
+    clear: Keys,
 }
 
-impl Groups {
-    fn add<S: Into<String>>(&mut self, names: impl IntoIterator<Item = S>) {
-        for name in names.into_iter().map(Into::into) {
-            if name == "*" {
-                self.all = true;
-            } else {
-                self.named.insert(name);
-            }
+impl Rights {
+    fn all() -> Self {
+        let everything = Scope::everything();
+        Rights {
+            name: "".into(),
+            read: everything.clone(),
+            set: everything.clone(),
+            delete: everything.clone(),
+            clear: everything,
+            admin: true,
+            refusals: Arc::default(),
         }
     }
 
-    fn have(&self, group: &str) -> bool {
-        self.all || self.named.contains(group)
+    /// Adds what others may do.
+    fn extend(&mut self, other: &Rights) {
+        self.name = format!("{}, {}", self.name, other.name).into();
+        self.read.extend(&other.read);
+        self.set.extend(&other.set);
+        self.delete.extend(&other.delete);
+        self.clear.extend(&other.clear);
+        self.admin |= other.admin;
+    }
+
+    /// Whether the caller may set, delete or clear anywhere: only such callers are believed what they say of the ring beyond what
+    /// the node knows.
+    pub(crate) fn writes(&self) -> bool {
+        !(self.set.is_empty() && self.delete.is_empty() && self.clear.is_empty())
+    }
+
+    fn scope(&self, action: Action) -> Option<&Scope> {
+        match action {
+            Action::Read => Some(&self.read),
+            Action::Set => Some(&self.set),
+            Action::Delete => Some(&self.delete),
+            Action::Clear => Some(&self.clear),
+            Action::Admin => None,
+        }
+    }
+
+    /// Checks one action, on a key of a group, or on all of the group where there is no key. A refusal is logged.
+    ///
+    /// # Errors
+    /// [`ErrorCode::PermissionDenied`] where the caller has no right to it.
+    pub(crate) fn check(&self, action: Action, group: &str, key: Option<&[u8]>) -> Result<(), Failure> {
+        let may = match self.scope(action) {
+            None => self.admin,
+            Some(scope) => key.map_or_else(|| scope.has_all(group), |key| scope.has(group, key)),
+        };
+        if may { Ok(()) } else { Err(self.refuse(action, group)) }
+    }
+
+    /// Checks the right to look into the node.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check).
+    pub(crate) fn check_admin(&self) -> Result<(), Failure> {
+        self.check(Action::Admin, "", None)
+    }
+
+    /// What the caller may do in this group.
+    pub(crate) fn of_group(self: &Arc<Self>, group: &str) -> GroupRights {
+        GroupRights {
+            rights: self.clone(),
+            group: group.into(),
+            read: self.read.keys(group),
+            set: self.set.keys(group),
+            delete: self.delete.keys(group),
+            clear: self.clear.keys(group),
+        }
+    }
+
+    fn refuse(&self, action: Action, group: &str) -> Failure {
+        self.refusals.note(&self.name, action.name(), group, None);
+        let why = if action == Action::Admin {
+            "the token has no right to look into the node".to_owned()
+        } else {
+            let what = action.name();
+            format!("the token has no right to {what} in group `{group}`")
+        };
+        Failure::new(ErrorCode::PermissionDenied, why)
     }
 }
 
-impl Token {
-    /// A token of that name, which is for logs; without secrets or rights yet.
-    pub fn new(name: impl Into<String>) -> Self {
-        Token { name: name.into(), secrets: Vec::new(), rights: Rights::default() }
+impl GroupRights {
+    /// Whether the caller may be given a lease to fill this key: why not, else. That is no refusal, since the node then loads by itself.
+    ///
+    /// # Errors
+    /// Where it may not set the key.
+    pub(crate) fn may_fill(&self, key: &[u8]) -> Result<(), Failure> {
+        let why = || Failure::new(ErrorCode::PermissionDenied, "the token has no right to set this key");
+        self.set.have(key).then_some(()).ok_or_else(why)
     }
 
-    /// Adds a secret of at least 16 bytes. While one is being replaced there are two.
-    #[must_use]
-    pub fn secret(mut self, secret: impl Into<String>) -> Self {
-        self.secrets.push(secret.into());
-        self
+    /// Checks whether the caller may give back a lease to fill some key of the group.
+    ///
+    /// # Errors
+    /// As [`Rights::check`].
+    pub(crate) fn check_release(&self) -> Result<(), Failure> {
+        if self.set == Keys::None { Err(self.rights.refuse(Action::Set, &self.group)) } else { Ok(()) }
     }
 
-    /// Gives the right to read these groups; `*` is all of them.
-    #[must_use]
-    pub fn read<S: Into<String>>(mut self, groups: impl IntoIterator<Item = S>) -> Self {
-        self.rights.read.add(groups);
-        self
-    }
-
-    /// Gives the right to set, delete and clear in these groups, and to fill them; `*` is all of them.
-    #[must_use]
-    pub fn write<S: Into<String>>(mut self, groups: impl IntoIterator<Item = S>) -> Self {
-        self.rights.write.add(groups);
-        self
-    }
-
-    /// Gives the right to look into the node: its state, metrics, and hot keys.
-    #[must_use]
-    pub fn admin(mut self) -> Self {
-        self.rights.admin = true;
-        self
+    /// Checks one action on one key; a clear is of the whole group.
+    ///
+    /// # Errors
+    /// As [`Rights::check`].
+    pub(crate) fn check(&self, action: Action, key: &[u8]) -> Result<(), Failure> {
+        let may = match action {
+            Action::Read => self.read.have(key),
+            Action::Set => self.set.have(key),
+            Action::Delete => self.delete.have(key),
+            Action::Clear => self.clear == Keys::All,
+            Action::Admin => false,
+        };
+        if may { Ok(()) } else { Err(self.rights.refuse(action, &self.group)) }
     }
 }
 
-/// Without the secrets.
-impl std::fmt::Debug for Token {
+/// A caller that was let in: what it showed, and what that gave it when it was last looked at.
+#[derive(Clone)]
+pub(crate) struct Caller {
+    shown: Option<Arc<str>>,
+    peer: Option<Peer>,
+    generation: u64,
+    rights: Arc<Rights>,
+}
+
+impl Caller {
+    /// Lets in whoever shows this secret, or has a certificate with a name that is known.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Unauthenticated`] where neither is good.
+    pub(crate) fn admit(tokens: &Tokens, shown: Option<&str>, peer: Option<Peer>) -> Result<Self, Failure> {
+        // Before the rights: a change meanwhile is seen the next time.
+        let generation = tokens.generation();
+        let rights = tokens.rights_of(shown, peer.as_ref())?;
+        Ok(Caller { shown: shown.map(Into::into), peer, generation, rights })
+    }
+
+    pub(crate) fn rights(&self) -> &Arc<Rights> {
+        &self.rights
+    }
+
+    /// Looks again where the tokens have changed since, and says whether they have.
+    ///
+    /// # Errors
+    /// As [`admit`](Self::admit): what let it in is not good any more.
+    pub(crate) fn look_again(&mut self, tokens: &Tokens) -> Result<bool, Failure> {
+        if self.generation == tokens.generation() {
+            return Ok(false);
+        }
+        *self = Caller::admit(tokens, self.shown.as_deref(), self.peer.take())?;
+        Ok(true)
+    }
+}
+
+/// Without the secret.
+impl std::fmt::Debug for Caller {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Token")
-            .field("name", &self.name)
+        f.debug_struct("Caller")
+            .field("peer", &self.peer)
             .field("rights", &self.rights)
             .finish_non_exhaustive()
     }
 }
 
-impl Rights {
-    fn all() -> Self {
-        let all = Groups { all: true, named: BTreeSet::new() };
-        Rights { read: all.clone(), write: all, admin: true }
-    }
-
-    /// Whether it may write anywhere: only such callers are believed what they say of the ring beyond what the node knows.
-    pub(crate) fn writes(&self) -> bool {
-        self.write.all || !self.write.named.is_empty()
-    }
-
-    pub(crate) fn check_read(&self, group: &str) -> Result<(), Failure> {
-        if self.read.have(group) { Ok(()) } else { Err(denied("read", group)) }
-    }
-
-    pub(crate) fn check_write(&self, group: &str) -> Result<(), Failure> {
-        if self.write.have(group) { Ok(()) } else { Err(denied("write to", group)) }
-    }
-
-    pub(crate) fn check_admin(&self) -> Result<(), Failure> {
-        let why = "the token has no right to look into the node";
-        if self.admin { Ok(()) } else { Err(Failure::new(ErrorCode::PermissionDenied, why)) }
-    }
-}
-
-fn denied(what: &str, group: &str) -> Failure {
-    let why = format!("the token has no right to {what} group `{group}`");
-    Failure::new(ErrorCode::PermissionDenied, why)
-}
-
-/// The tokens of a node.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Tokens(Vec<(Token, Arc<Rights>)>);
-
-impl Tokens {
-    pub(crate) fn new(tokens: &[Token]) -> Result<Self, Error> {
-        let mut secrets = BTreeSet::new();
-        for Token { name, secrets: own, .. } in tokens {
-            let refuse = |why: &str| Err(Error::configuration(format!("token `{name}`: {why}")));
-            if own.is_empty() {
-                return refuse("it has no secret");
-            }
-            if own.iter().any(|secret| secret.len() < SHORTEST_SECRET) {
-                return refuse("a secret has fewer than 16 bytes");
-            }
-            if own.iter().any(|secret| secret.contains(|c: char| !c.is_ascii_graphic())) {
-                return refuse("a secret has spaces or characters beyond ASCII");
-            }
-            if !own.iter().all(|secret| secrets.insert(secret)) {
-                return refuse("one of its secrets is there twice");
-            }
-        }
-        let rights = |token: &Token| (token.clone(), Arc::new(token.rights.clone()));
-        Ok(Tokens(tokens.iter().map(rights).collect()))
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// What a call may do, by its metadata.
-    pub(crate) fn rights(&self, metadata: &MetadataMap, peer: Option<Peer>) -> Result<Arc<Rights>, Failure> {
-        let header = metadata.get("authorization").map(|value| value.to_str().unwrap_or_default());
-        self.rights_of(header.and_then(|value| value.strip_prefix("Bearer ")), peer)
-    }
-
-    /// What whoever shows this secret may do.
-    pub(crate) fn rights_of(&self, shown: Option<&str>, peer: Option<Peer>) -> Result<Arc<Rights>, Failure> {
-        let refuse = |why| Err(Failure::new(ErrorCode::Unauthenticated, why));
-        if self.is_empty() {
-            return Ok(Arc::new(Rights::all()));
-        }
-        let Some(shown) = shown else {
-            return refuse("this node wants a token: metadata `authorization: Bearer …`");
-        };
-        if peer.is_some_and(|peer| !peer.is_private && !peer.addr.ip().is_loopback()) {
-            return refuse("a token came over a connection that others can read; replace it, and use TLS");
-        }
-        // All are compared, so that the time tells nothing.
-        let mut found = None;
-        for (token, rights) in &self.0 {
-            for secret in &token.secrets {
-                if bool::from(secret.as_bytes().ct_eq(shown.as_bytes())) {
-                    found = Some(rights);
-                }
-            }
-        }
-        match found {
-            Some(rights) => Ok(rights.clone()),
-            None => refuse("the token is not known here"),
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn tokens() -> Tokens {
-        let app = Token::new("app").secret("0123456789abcdef").secret("fedcba9876543210");
-        let reader = Token::new("reader").secret("rrrrrrrrrrrrrrrr").read(["*"]).admin();
-        Tokens::new(&[app.read(["a", "b"]).write(["a"]), reader]).unwrap()
-    }
-
-    #[test]
-    fn a_token_gives_its_rights_and_no_others() {
-        let tokens = tokens();
-        for secret in ["0123456789abcdef", "fedcba9876543210"] {
-            let app = tokens.rights_of(Some(secret), None).unwrap();
-            assert!(
-                app.check_read("a").is_ok() && app.check_read("b").is_ok() && app.check_read("c").is_err()
-            );
-            assert!(app.check_write("a").is_ok() && app.check_write("b").is_err());
-            assert!(app.check_admin().is_err());
-        }
-        let reader = tokens.rights_of(Some("rrrrrrrrrrrrrrrr"), None).unwrap();
-        assert!(reader.check_read("any").is_ok() && reader.check_write("any").is_err());
-        assert!(reader.check_admin().is_ok());
-    }
-
-    #[test]
-    fn whoever_has_none_or_shows_it_to_everybody_is_refused() {
-        let tokens = tokens();
-        let code = |shown, peer| tokens.rights_of(shown, peer).unwrap_err().code;
-        let account = crate::budget::Budgets::new().account();
-        let peer = |addr: &str, is_private| {
-            Some(Peer { addr: addr.parse().unwrap(), is_private, account: account.clone() })
-        };
-        assert_eq!(code(None, None), ErrorCode::Unauthenticated);
-        assert_eq!(code(Some("0123456789abcdeF"), None), ErrorCode::Unauthenticated);
-        assert_eq!(code(Some(""), None), ErrorCode::Unauthenticated);
-        assert_eq!(code(Some("0123456789abcdef"), peer("10.0.0.9:1", false)), ErrorCode::Unauthenticated);
-        assert!(tokens.rights_of(Some("0123456789abcdef"), peer("10.0.0.9:1", true)).is_ok());
-        assert!(tokens.rights_of(Some("0123456789abcdef"), peer("127.0.0.1:1", false)).is_ok());
-        assert!(Tokens::default().rights_of(None, None).unwrap().check_write("x").is_ok());
-    }
-
-    #[test]
-    fn secrets_that_are_none_are_refused_and_none_is_shown() {
-        for (bad, why) in [
-            (Token::new("t"), "no secret"),
-            (Token::new("t").secret("short"), "16 bytes"),
-            (Token::new("t").secret("with spaces in the midst"), "spaces"),
-            (Token::new("t").secret("0123456789abcdef").secret("0123456789abcdef"), "twice"),
-        ] {
-            let error = Tokens::new(&[bad]).unwrap_err().to_string();
-            assert!(error.contains(why) && !error.contains("0123456789abcdef"), "{error}");
-        }
-        assert!(!format!("{:?}", tokens()).contains("0123456789abcdef"));
-    }
-}
+mod tests;

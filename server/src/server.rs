@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use peanut_proto::address;
 use peanut_proto::discovery::Discovery;
 use peanut_proto::limits::MAX_MESSAGE_BYTES;
 use peanut_proto::membership::{Keys, LiveGroup, NodeInfo};
@@ -20,26 +21,22 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::server::Router;
 
 #[cfg(feature = "tls")]
-use peanut_proto::tls::Reloading;
-#[cfg(feature = "tls")]
-use rustls::ServerConfig;
+use peanut_proto::tls::{Reloading, ServerTls};
 
 #[cfg(feature = "admin")]
 use crate::admin;
 use crate::builder::ServerBuilder;
 #[cfg(feature = "admin")]
-use crate::connections::ConnectionLimits;
-#[cfg(feature = "admin")]
-use crate::connections::Door;
-use crate::connections::Handshake;
+use crate::connections::{ConnectionLimiter, ConnectionLimits};
+use crate::connections::{CountStreams, Handshake};
 use crate::error::Error;
 use crate::hot::HotKey;
 use crate::invalidations::Invalidations;
 use crate::persistence::{Persistence, PersistenceOptions, PersistenceStats};
 use crate::registration::Registration;
+use crate::rights::Token;
 use crate::service::sending::UntilSent;
 use crate::service::{Node, Running};
 use crate::threads;
@@ -57,8 +54,14 @@ const MAX_HEADER_BYTES: u32 = 16 << 10;
 const MAX_RESETS: usize = 20;
 /// Bounds on the connections to the admin port.
 #[cfg(feature = "admin")]
-const ADMIN_CONNECTIONS: ConnectionLimits =
-    ConnectionLimits { total: 100, per_peer: 50, handshake: Duration::from_secs(5) };
+const ADMIN_CONNECTIONS: ConnectionLimits = ConnectionLimits {
+    total: 100,
+    per_peer: 50,
+    handshake: Duration::from_secs(5),
+    first_call: Duration::from_secs(60),
+    idle: Duration::from_secs(60),
+    patience: Duration::ZERO,
+};
 /// What health checks may ask for.
 const SERVICES: [&str; 3] = ["", "peanut.v1.Peanut", "peanutcachepb.PeanutCache"];
 /// Every entry is looked at about every ten seconds, so that bytes of expired ones do not count for longer.
@@ -94,7 +97,7 @@ pub struct Server {
 pub struct ServerHandle {
     node: Node,
     #[cfg(feature = "tls")]
-    reloading: Vec<Arc<Reloading<ServerConfig>>>,
+    reloading: Vec<Arc<Reloading<ServerTls>>>,
 }
 
 impl ServerHandle {
@@ -103,6 +106,16 @@ impl ServerHandle {
     #[cfg(feature = "tls")]
     pub fn reload_certificates(&self) {
         self.reloading.iter().for_each(|tls| tls.reload());
+    }
+
+    /// Puts these tokens in the place of those that the server has. Open lanes have their callers' rights looked up again with their next
+    /// frame, and end with `UNAUTHENTICATED` where what let the caller in is gone. Says whether anything has changed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Configuration`](crate::ErrorKind::Configuration) where they cannot be used, or are none where there are some; those
+    /// that the server has stay in force.
+    pub fn set_tokens(&self, tokens: &[Token]) -> Result<bool, Error> {
+        self.node.tokens().replace(tokens)
     }
 
     /// The keys of a group that are asked for most, at most `most` and never more than 128, the hottest first; as
@@ -136,6 +149,10 @@ impl Server {
     pub const DEFAULT_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
     /// 20 seconds.
     pub const DEFAULT_KEEPALIVE: Duration = Duration::from_secs(20);
+    /// 30 seconds.
+    pub const DEFAULT_FIRST_CALL_TIMEOUT: Duration = Duration::from_secs(30);
+    /// 5 minutes.
+    pub const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
     /// 256 MiB.
     pub const DEFAULT_RESTORE_BYTES_PER_SECOND: u64 = 256 << 20;
 
@@ -185,16 +202,18 @@ impl Server {
     pub async fn run(self, listener: TcpListener, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
         let local = listener.local_addr().map_err(|e| Error::transport("the listener has no address", e))?;
         let registration = self.registration(local)?;
-        self.check_listener(local)?;
+        self.check_ports(local)?;
         #[cfg(feature = "admin")]
         let _admin = self.serve_admin().await?;
         let mut persistence = self.persistence(registration.as_ref());
         let _abort_loads = AbortLoads(self.node.clone());
+        let watch = self.node.door().clone().watch(self.handshake.clone());
+        let _watching = AbortOnDropHandle::new(tokio::spawn(watch));
         let _sweeping = AbortOnDropHandle::new(tokio::spawn(sweep(self.node.clone())));
         let (mut health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<PeanutServer<Node>>().await;
         health.set_serving::<PeanutCacheServer<Node>>().await;
-        let router = self.router(health_service)?;
+        let services = self.services(health_service)?;
 
         let stop_serving = self.node.stopping().clone();
         self.node.run_loads_on(&Handle::current());
@@ -202,7 +221,7 @@ impl Server {
             self.options.threads,
             listener,
             (self.node.door().clone(), self.handshake.clone()),
-            router,
+            services,
             stop_serving.clone(),
         );
         tokio::pin!(serving);
@@ -288,18 +307,26 @@ impl Server {
         self.options.groups.len()
     }
 
-    /// Whether an address is known to advertise when it listens on this one.
+    /// The id and the address that clients know it by when it listens on this one.
     #[cfg(feature = "cli")]
-    pub(crate) fn check_address(&self, listen: SocketAddr) -> Result<(), Error> {
-        self.registration(listen).map(drop)
+    pub(crate) fn known_as(&self, listen: SocketAddr) -> Result<(String, String), Error> {
+        let local = listen.to_string();
+        Ok(self.registration(listen)?.map_or((local.clone(), local), |it| (it.node.id, it.node.addr)))
     }
 
     /// Whether it may listen on these addresses.
-    #[cfg(feature = "cli")]
     pub(crate) fn check_ports(&self, listen: SocketAddr) -> Result<(), Error> {
         self.check_listener(listen)?;
         #[cfg(feature = "admin")]
-        self.options.admin.map_or(Ok(()), |admin| self.check_admin(admin))?;
+        if let Some(admin) = self.options.admin {
+            if admin == listen && admin.port() != 0 {
+                return Err(Error::of_setting(
+                    "admin",
+                    format!("{admin} is the address of gRPC; choose another"),
+                ));
+            }
+            self.check_admin(admin)?;
+        }
         Ok(())
     }
 
@@ -307,7 +334,6 @@ impl Server {
     #[cfg(feature = "admin")]
     async fn serve_admin(&self) -> Result<Option<AbortOnDropHandle<()>>, Error> {
         let Some(addr) = self.options.admin else { return Ok(None) };
-        self.check_admin(addr)?;
         let listener = admin::listen(addr).await?;
         if let Ok(addr) = listener.local_addr() {
             tracing::info!("admin on {addr}");
@@ -315,43 +341,53 @@ impl Server {
         let serving = admin::serve(
             self.node.clone(),
             listener,
-            Door::new(ADMIN_CONNECTIONS),
+            ConnectionLimiter::new(ADMIN_CONNECTIONS),
             self.admin_handshake.clone(),
+            self.options.admin_hosts.clone(),
         );
         Ok(Some(AbortOnDropHandle::new(tokio::spawn(serving))))
     }
 
     /// What others on the network could read and write is to be asked for by name.
-    fn check_private(&self, addr: SocketAddr, port: &Handshake, what: &str, may: &str) -> Result<(), Error> {
+    fn check_private(
+        &self,
+        addr: SocketAddr,
+        port: &Handshake,
+        (setting, what): (&'static str, &str),
+        may: &str,
+    ) -> Result<(), Error> {
         if addr.ip().is_loopback() || port.is_tls() || self.options.insecure {
             return Ok(());
         }
-        Err(Error::configuration(format!(
-            "{what} {addr} without TLS lets everybody there {may}; set `tls`, or `insecure = true`"
-        )))
+        let why =
+            format!("{what} {addr} without TLS lets everybody there {may}; set `tls`, or `insecure = true`");
+        Err(Error::of_setting(setting, why))
     }
 
     fn check_listener(&self, local: SocketAddr) -> Result<(), Error> {
-        self.check_private(local, &self.handshake, "listening on", "read and write")
+        self.check_private(local, &self.handshake, ("listen", "listening on"), "read and write")
     }
 
     #[cfg(feature = "admin")]
     fn check_admin(&self, addr: SocketAddr) -> Result<(), Error> {
-        self.check_private(addr, &self.admin_handshake, "admin on", "read")
+        self.check_private(addr, &self.admin_handshake, ("admin", "admin on"), "read")
     }
 
-    fn router(
+    fn services(
         &self,
         health: tonic_health::pb::health_server::HealthServer<impl tonic_health::pb::health_server::Health>,
-    ) -> Result<Router, Error> {
+    ) -> Result<threads::Services, Error> {
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(peanut_proto::FILE_DESCRIPTOR_SET)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
         let reflection_v1 = reflection().build_v1().map_err(|e| Error::transport("reflection", e))?;
+        let reflection_v1 = reflection_v1.max_decoding_message_size(SMALL_MESSAGE_BYTES);
         let reflection_v1alpha =
             reflection().build_v1alpha().map_err(|e| Error::transport("reflection", e))?;
+        let reflection_v1alpha = reflection_v1alpha.max_decoding_message_size(SMALL_MESSAGE_BYTES);
+        let reflected = self.options.reflection;
         let admit = || {
             let node = self.node.clone();
             move |request| node.admit(request)
@@ -373,12 +409,13 @@ impl Server {
             .http2_keepalive_timeout(Some(self.options.keepalive))
             // A unary call, from its headers to its answer; a lane is open with its headers.
             .timeout(UNARY_CALL + longest_load.unwrap_or_default())
+            .layer(CountStreams)
             .add_service(InterceptedService::new(health.max_decoding_message_size(SMALL_MESSAGE_BYTES), {
                 let node = self.node.clone();
                 move |request| node.check_address(request)
             }))
-            .add_service(reflection_v1)
-            .add_service(reflection_v1alpha)
+            .add_optional_service(reflected.then(|| InterceptedService::new(reflection_v1, admit())))
+            .add_optional_service(reflected.then(|| InterceptedService::new(reflection_v1alpha, admit())))
             .add_service(InterceptedService::new(UntilSent(peanut), admit()))
             .add_service(InterceptedService::new(admin, admit()))
             .add_service(InterceptedService::new(UntilSent(original), admit())))
@@ -428,9 +465,7 @@ impl Server {
         let addr = advertised(options.advertise.as_deref(), local)?;
         if !options.nodes.is_empty() && !options.nodes.contains(&addr) {
             let nodes = options.nodes.join(", ");
-            return Err(Error::configuration(format!(
-                "`nodes` ({nodes}) does not have this node's `{addr}`"
-            )));
+            return Err(Error::of_setting("nodes", format!("({nodes}) does not have this node's `{addr}`")));
         }
         let id = options.node_id.clone().unwrap_or_else(|| addr.clone());
         Ok(Some(Registration {
@@ -478,18 +513,13 @@ fn advertised(advertise: Option<&str>, local: SocketAddr) -> Result<String, Erro
             let why = format!(
                 "listening on {local} says nothing of where clients reach this node; set `advertise`"
             );
-            return Err(Error::configuration(why));
+            return Err(Error::of_setting("advertise", why));
         }
         return Ok(local.to_string());
     };
-    let host_and_port =
-        advertise.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
-    let is_host = |host: &str| {
-        !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || ".-_:[]".contains(c))
-    };
-    match host_and_port {
-        Some((host, 0)) if is_host(host) => Ok(format!("{host}:{}", local.port())),
-        Some((host, _)) if is_host(host) => Ok(advertise.to_owned()),
-        _ => Err(Error::configuration(format!("advertise `{advertise}` is not like 10.0.0.5:9999"))),
+    match address::host_and_port(advertise) {
+        Ok((host, 0)) => Ok(format!("{host}:{}", local.port())),
+        Ok(_) => Ok(advertise.to_owned()),
+        Err(why) => Err(Error::of_setting("advertise", why)),
     }
 }

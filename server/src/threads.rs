@@ -10,47 +10,55 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use futures_util::stream::unfold;
+use futures_util::stream::{once, pending};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::sleep;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::server::Router;
+use tower::layer::util::{Identity, Stack};
 
-use crate::connections::{Connection, Door, Handshake, Pass};
+use crate::connections::{ConnectionLimiter, CountStreams, Handshake, Permit, Presence};
 use crate::error::Error;
 
 /// After a connection could not be accepted, for want of file descriptors say.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// Without such trouble for so long it is over.
+const OVER: Duration = Duration::from_secs(10);
+
+/// All services, with the streams of each connection counted.
+pub(crate) type Services = Router<Stack<CountStreams, Identity>>;
 
 /// Serves what comes in on `listener` until `stop`, and until every connection has ended then. With no
 /// `threads` it serves on the caller's runtime. Dropping the future ends the threads.
 pub(crate) async fn serve(
     threads: usize,
     listener: TcpListener,
-    (door, handshake): (Arc<Door>, Handshake),
-    router: Router,
+    (limiter, handshake): (Arc<ConnectionLimiter>, Handshake),
+    services: Services,
     stop: CancellationToken,
 ) -> Result<(), Error> {
     if threads == 0 {
         let (connections, coming) = mpsc::unbounded_channel();
-        let incoming = shaken(coming, handshake);
-        let serving = router.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
+        let serving = serve_all(coming, services, handshake, stop.clone());
         tokio::pin!(serving);
-        return tokio::select! {
-            served = &mut serving => served.map_err(failed),
-            () = accept(&listener, &door, &stop, |it| connections.send(it).is_ok()) => {
+        tokio::select! {
+            () = &mut serving => {}
+            () = accept(&listener, &limiter, &stop, |it| connections.send(it).is_ok()) => {
                 drop((listener, connections));
-                serving.await.map_err(failed)
+                serving.await;
             }
         };
+        return Ok(());
     }
-    let threads = (0..threads).map(|at| Thread::start(at, router.clone(), handshake.clone(), stop.clone()));
+    let threads = (0..threads).map(|at| Thread::start(at, services.clone(), handshake.clone(), stop.clone()));
     let threads = threads
         .collect::<io::Result<Vec<_>>>()
         .map_err(|error| Error::transport("cannot start a thread", error))?;
     let mut turns = (0..threads.len()).cycle();
-    accept(&listener, &door, &stop, |it| {
+    accept(&listener, &limiter, &stop, |it| {
         let turn = turns.next().unwrap_or_default();
         threads[turn].connections.send(it).is_ok()
     })
@@ -58,28 +66,23 @@ pub(crate) async fn serve(
     drop(listener);
     for thread in threads {
         drop(thread.connections);
-        if let Ok(served) = thread.ended.await {
-            served.map_err(failed)?;
-        }
+        // It has ended where nobody says so.
+        let _ = thread.ended.await;
     }
     Ok(())
 }
 
-fn failed(error: tonic::transport::Error) -> Error {
-    Error::transport("serving failed", error)
-}
-
 /// A socket that was accepted, and leave to have it.
-type Accepted = (std::net::TcpStream, Pass);
+type Accepted = (std::net::TcpStream, Permit);
 
 /// Accepts connections and gives them away until `stop`, or until nobody takes them.
 pub(crate) async fn accept(
     listener: &TcpListener,
-    door: &Arc<Door>,
+    limiter: &Arc<ConnectionLimiter>,
     stop: &CancellationToken,
     mut take: impl FnMut(Accepted) -> bool,
 ) {
-    let mut in_trouble = false;
+    let mut in_trouble: Option<Instant> = None;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -87,18 +90,18 @@ pub(crate) async fn accept(
         };
         match accepted.and_then(|(stream, peer)| Ok((stream.into_std()?, peer))) {
             Ok((stream, peer)) => {
-                in_trouble = false;
-                let Some(pass) = door.let_in(peer.ip()) else {
+                let Some(permit) = limiter.let_in(peer.ip(), Instant::now()) else {
                     tracing::debug!(%peer, "there are too many connections for one more");
                     continue;
                 };
-                if !take((stream, pass)) {
+                if !take((stream, permit)) {
                     return;
                 }
             }
             Err(error) => {
-                // Said once until it is over: there may be no descriptor for seconds.
-                if !std::mem::replace(&mut in_trouble, true) {
+                // Said once until it is over for a while: there may be no descriptor for seconds, and one now and then.
+                let last = in_trouble.replace(Instant::now());
+                if last.is_none_or(|last| last.elapsed() > OVER) {
                     tracing::warn!(%error, "connections cannot be accepted");
                 }
                 sleep(PAUSE).await;
@@ -107,31 +110,72 @@ pub(crate) async fn accept(
     }
 }
 
-/// Connections on which HTTP/2 has begun.
-fn shaken(
-    coming: mpsc::UnboundedReceiver<Accepted>,
+/// Serves connections as they come, until nobody sends any more and all have ended.
+async fn serve_all(
+    mut coming: mpsc::UnboundedReceiver<Accepted>,
+    services: Services,
     handshake: Handshake,
-) -> impl futures_util::Stream<Item = io::Result<Connection>> {
-    let coming =
-        unfold(coming, async |mut coming: mpsc::UnboundedReceiver<_>| Some((coming.recv().await?, coming)));
-    let shaken = coming.map(move |(stream, pass)| {
-        let handshake = handshake.clone();
-        async move { handshake.run(TcpStream::from_std(stream).ok()?, pass).await }
-    });
-    // The door bounds how many there are.
-    shaken.buffer_unordered(usize::MAX).filter_map(async |connection| connection.map(Ok))
+    stop: CancellationToken,
+) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = coming.recv() => {
+                let Some(accepted) = accepted else { break };
+                connections.spawn(serve_one(accepted, services.clone(), handshake.clone(), stop.clone()));
+            }
+            Some(_) = connections.join_next() => {}
+        }
+    }
+    while connections.join_next().await.is_some() {}
+}
+
+/// Serves one connection to its end. When it is to retire, or all are to stop, its client is told so (GOAWAY), and what it asks
+/// until it has heard that is answered.
+async fn serve_one(
+    (stream, permit): Accepted,
+    services: Services,
+    handshake: Handshake,
+    stop: CancellationToken,
+) {
+    let Ok(stream) = TcpStream::from_std(stream) else { return };
+    let Some(Some(connection)) = stop.run_until_cancelled(handshake.run(stream, permit)).await else {
+        return;
+    };
+    let presence = connection.peer().presence().clone();
+    // tonic serves it in a task of its own, which ends with this one.
+    let _cut = CutOnDrop(presence.clone());
+    let ending = async {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = presence.retiring().cancelled() => {}
+        }
+    };
+    let alone = once(std::future::ready(Ok::<_, io::Error>(connection))).chain(pending());
+    if let Err(error) = services.serve_with_incoming_shutdown(alone, ending).await {
+        tracing::debug!(%error, "a connection could not be served");
+    }
+}
+
+/// Cuts a connection off with the task that serves it.
+struct CutOnDrop(Arc<Presence>);
+
+impl Drop for CutOnDrop {
+    fn drop(&mut self) {
+        self.0.cut_off();
+    }
 }
 
 struct Thread {
     connections: mpsc::UnboundedSender<Accepted>,
-    ended: oneshot::Receiver<Result<(), tonic::transport::Error>>,
+    ended: oneshot::Receiver<()>,
     _abort: DropGuard,
 }
 
 impl Thread {
     fn start(
         number: usize,
-        router: Router,
+        services: Services,
         handshake: Handshake,
         stop: CancellationToken,
     ) -> io::Result<Self> {
@@ -142,8 +186,8 @@ impl Thread {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let serving = async move {
             tokio::select! {
-                served = router.serve_with_incoming_shutdown(shaken(coming, handshake), stop.cancelled_owned()) => {
-                    let _ = ending.send(served);
+                () = serve_all(coming, services, handshake, stop) => {
+                    let _ = ending.send(());
                 }
                 () = aborted => {}
             }

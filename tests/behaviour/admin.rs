@@ -8,7 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use peanut_client::Client;
-use peanut_tests::{Authority, Etcd, ServerProcess, eventually, free_port, http_client, token_in};
+use peanut_tests::{Authority, Etcd, PATIENCE, ServerProcess, eventually, free_port, http_client, token_in};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::{SCORES, SERVER, client};
 
@@ -364,4 +367,113 @@ async fn the_admin_port_has_the_nodes_certificate_and_wants_its_tokens() {
     assert_eq!(with("secret-of-operators").await.unwrap().groups[0].name, "scores");
     let denied = with("secret-of-a-reader").await.unwrap_err();
     assert_eq!(denied.kind(), peanut_client::ErrorKind::PermissionDenied);
+}
+
+/// What a raw request is answered: its first line.
+async fn raw(admin: &str, request: &str) -> String {
+    let mut stream = TcpStream::connect(admin).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    let _ = timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("an answer");
+    String::from_utf8_lossy(&answer).lines().next().unwrap_or_default().to_owned()
+}
+
+async fn node_with_admin(more: &str) -> (ServerProcess, String) {
+    let (addr, admin) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
+    let own = format!("listen = \"{addr}\"\nnodes = [\"{addr}\"]\nadmin = \"{admin}\"\n");
+    (ServerProcess::start_with(SERVER, &format!("{own}{more}{SCORES}")).await, admin)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_another_site_that_leads_its_name_here_reads_nothing() {
+    let (_server, admin) = node_with_admin("admin_hosts = [\"ops.example\"]\n").await;
+    let port = admin.rsplit_once(':').unwrap().1;
+    let ask = async |target: &str, hosts: &str| {
+        raw(&admin, &format!("GET {target} HTTP/1.1\r\n{hosts}Connection: close\r\n\r\n")).await
+    };
+    for host in ["127.0.0.1", "localhost", "10.1.2.3", "[::1]", "ops.example", "OPS.example."] {
+        for path in ["/", "/status", "/metrics"] {
+            let said = ask(path, &format!("Host: {host}:{port}\r\n")).await;
+            assert!(said.contains(" 200 "), "{host}{path}: {said}");
+        }
+    }
+    for hosts in [
+        "Host: evil.example\r\n",
+        "Host: ops.example.evil.example\r\n",
+        "Host: 127.0.0.1.evil.example\r\n",
+        "Host: localhost@evil.example\r\n",
+        "Host: 127.0.0.1\r\nHost: evil.example\r\n",
+        "Host: evil.example\r\nHost: 127.0.0.1\r\n",
+        "Host: \r\n",
+        "",
+    ] {
+        for path in ["/", "/status", "/metrics"] {
+            let said = ask(path, hosts).await;
+            assert!(said.contains(" 421 ") || said.contains(" 400 "), "{hosts:?}{path}: {said}");
+        }
+    }
+    // The target's host counts too, where it has one.
+    let said = ask("http://evil.example/status", "Host: 127.0.0.1\r\n").await;
+    assert!(said.contains(" 421 "), "{said}");
+    // Health tells nothing, and is asked by whatever name there is.
+    assert!(ask("/healthz", "Host: evil.example\r\n").await.contains(" 200 "));
+    // Nothing writes, whoever's form or script it is.
+    for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "BREW"] {
+        for path in ["/", "/status", "/metrics", "/healthz", "/elsewhere"] {
+            let request = format!(
+                "{method} {path} HTTP/1.1\r\nHost: {admin}\r\nOrigin: http://evil.example\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            );
+            let said = raw(&admin, &request).await;
+            assert!(said.contains(" 405 "), "{method} {path}: {said}");
+        }
+    }
+    let request = format!("HEAD /status HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n");
+    assert!(raw(&admin, &request).await.contains(" 200 "));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_names_in_the_admin_ports_certificate_are_its_own() {
+    let authority = Authority::new();
+    let certificate = authority.issue("node", &["127.0.0.1", "node.example", "*.fleet.example"]);
+    let tls = format!(
+        "[tls]\ncert = \"{}\"\nkey = \"{}\"\n",
+        certificate.cert.display(),
+        certificate.key.display()
+    );
+    let (_server, admin) = node_with_admin(&tls).await;
+    let _ = http_client();
+    let ca = reqwest::Certificate::from_pem(&std::fs::read(authority.ca()).unwrap()).unwrap();
+    let http = reqwest::Client::builder().tls_certs_only([ca]).build().unwrap();
+    for (host, code) in
+        [("node.example", 200), ("a.fleet.example", 200), ("fleet.example", 421), ("evil.example", 421)]
+    {
+        let request = http.get(format!("https://{admin}/status")).header("host", host);
+        assert_eq!(request.send().await.unwrap().status().as_u16(), code, "{host}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_is_told_beside_more_idle_and_slow_connections_than_there_may_be() {
+    let (server, admin) = node_with_admin("").await;
+    let mut held = Vec::new();
+    for n in 0..150 {
+        let mut stream = TcpStream::connect(&admin).await.unwrap();
+        let said: &[u8] = match n % 4 {
+            0 => b"",
+            1 => b"GET /status HT",
+            // One that could ask again, and one that does not read what it has asked for.
+            2 => b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            _ => b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\nGET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        };
+        let _ = stream.write_all(said).await;
+        held.push(stream);
+        if n % 10 == 9 {
+            let begun = peanut_tests::now();
+            assert_eq!(get(&admin, "/healthz").await, (200, "ok\n".to_owned()));
+            assert_eq!(get(&admin, "/readyz").await.0, 200);
+            println!("told after {:?}", begun.elapsed());
+        }
+    }
+    assert_eq!(get(&admin, "/status").await.0, 200);
+    drop((held, server));
 }

@@ -227,3 +227,108 @@ async fn running_out_of_descriptors_is_survived_without_spinning() {
     let client = Client::builder().nodes([&addr]).deadline(PATIENCE).build().await.unwrap();
     eventually("it to accept again", async || client.group("scores").get("Tom").await.ok()).await;
 }
+
+/// Speaks HTTP/2 and answers pings, and makes no call. Ends when the other side does, and says whether it said goodbye (GOAWAY) first.
+async fn polite(addr: &str) -> bool {
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    stream.write_all(&[PREFACE, SETTINGS].concat()).await.unwrap();
+    let mut was_told = false;
+    loop {
+        let mut header = [0; 9];
+        if stream.read_exact(&mut header).await.is_err() {
+            return was_told;
+        }
+        let mut payload = vec![0; u32::from_be_bytes([0, header[0], header[1], header[2]]) as usize];
+        if stream.read_exact(&mut payload).await.is_err() {
+            return was_told;
+        }
+        let (kind, is_ack) = (header[3], header[4] & 1 == 1);
+        let answer = match kind {
+            4 if !is_ack => frame(4, 1, 0, &[]),
+            6 if !is_ack => frame(6, 1, 0, &payload),
+            _ => Vec::new(),
+        };
+        was_told |= kind == 7;
+        let _ = stream.write_all(&answer).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_only_answers_pings_has_no_place_for_ever() {
+    let secrets = tempfile::tempdir().unwrap();
+    let token = peanut_tests::token_in(secrets.path(), "app", "read = [\"*\"]");
+    let server = node(&format!("keepalive = \"500ms\"\nfirst_call_timeout = \"1s\"\n{token}")).await;
+    let bystander =
+        Bystander::start(Client::builder().nodes([server.addr()]).token("secret-of-the-app")).await;
+    let strangers: Vec<_> = (0..20)
+        .map(|_| {
+            let addr = server.addr().to_owned();
+            tokio::spawn(async move { polite(&addr).await })
+        })
+        .collect();
+    bystander.goes_on().await;
+    for stranger in strangers {
+        let was_told = timeout(PATIENCE, stranger).await.expect("a stranger is still there").unwrap();
+        assert!(was_told, "with a goodbye");
+    }
+    // A call without a token is none that was let in, and one that lasts is cut off.
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", server.addr())).unwrap();
+    let mut health = tonic_health::pb::health_client::HealthClient::new(endpoint.connect().await.unwrap());
+    let watch = tonic_health::pb::HealthCheckRequest::default();
+    let mut watching = health.watch(watch).await.unwrap().into_inner();
+    let ended = async { while let Ok(Some(_)) = watching.message().await {} };
+    timeout(PATIENCE, ended).await.expect("a stranger still watches");
+    bystander.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_give_way_where_there_are_too_many() {
+    let secrets = tempfile::tempdir().unwrap();
+    let token = peanut_tests::token_in(secrets.path(), "app", "read = [\"*\"]");
+    let server = node(&format!("max_connections_per_peer = 10\n{token}")).await;
+    let strangers: Vec<_> = (0..10)
+        .map(|_| {
+            let addr = server.addr().to_owned();
+            tokio::spawn(async move { polite(&addr).await })
+        })
+        .collect();
+    // All places are taken for the first seconds.
+    let client = Client::builder().nodes([server.addr()]).token("secret-of-the-app");
+    let client = client.deadline(Duration::from_secs(1)).build().await.unwrap();
+    eventually("a place", async || client.group("scores").get("Tom").await.ok()).await;
+    strangers.iter().for_each(JoinHandle::abort);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_is_only_idle_loses_no_call() {
+    let secrets = tempfile::tempdir().unwrap();
+    let tokens = peanut_tests::token_in(secrets.path(), "app", "read = [\"*\"]")
+        + &peanut_tests::token_in(secrets.path(), "operator", "admin = true");
+    let admin = format!("127.0.0.1:{}", free_port());
+    let server =
+        node(&format!("idle_timeout = \"1s\"\nfirst_call_timeout = \"1s\"\nadmin = \"{admin}\"\n{tokens}"))
+            .await;
+    let connections = async || {
+        let asked = peanut_tests::http_client().get(format!("http://{admin}/status"));
+        let status = asked.bearer_auth("secret-of-the-operator").send().await.unwrap().text().await.unwrap();
+        serde_json::from_str::<serde_json::Value>(&status).unwrap()["connections"].as_u64().unwrap()
+    };
+    let client = async |unary: bool| {
+        let builder = Client::builder().nodes([server.addr()]).token("secret-of-the-app").deadline(PATIENCE);
+        if unary { builder.unary() } else { builder }.build().await.unwrap()
+    };
+    let (unary, lanes) = (client(true).await, client(false).await);
+    for _ in 0..3 {
+        assert_eq!(unary.group("scores").get("Tom").await.unwrap().unwrap(), "630");
+        assert_eq!(lanes.group("scores").get("Tom").await.unwrap().unwrap(), "630");
+        lanes.probe().await;
+        // An open lane is no idle connection; the others go.
+        eventually("idle connections to go", async || (connections().await <= 2).then_some(())).await;
+        assert!(connections().await >= 1, "the lane stays");
+    }
+    // Calls that come just when a connection is to go.
+    for pause in (900..1100).step_by(10) {
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        assert_eq!(unary.group("scores").get("Tom").await.unwrap().unwrap(), "630");
+    }
+}

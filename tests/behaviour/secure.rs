@@ -31,7 +31,7 @@ fn tls_of(section: &str, ca: &Path, certificate: &Certificate) -> String {
 
 fn files(authority: &Authority, certificate: &Certificate) -> TlsFiles {
     let Certificate { cert, key } = certificate.clone();
-    TlsFiles { ca: Some(authority.ca()), cert: Some(cert), key: Some(key) }
+    TlsFiles { ca: Some(authority.ca()), cert: Some(cert), key: Some(key), crl: None }
 }
 
 fn tls(authority: &Authority, certificate: &Certificate) -> Tls {

@@ -276,11 +276,13 @@ async fn a_full_disk_costs_one_warning_and_no_call() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_folder_that_cannot_be_used_costs_a_warning() {
+async fn a_groups_folder_that_cannot_be_used_costs_a_warning() {
     let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("file");
-    std::fs::write(&file, "not a folder").unwrap();
-    let mut node = Node::start_in(folder, file.to_str().unwrap(), "", "").await;
+    let data = folder.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    // What cannot be the folder of all groups is told at the start; this is seen when the node runs.
+    std::fs::write(data.join("g"), "not a folder").unwrap();
+    let mut node = Node::start_in(folder, data.to_str().unwrap(), "", "").await;
     assert_eq!(node.get("k").await, "value of k");
     assert!(node.warnings()[0].contains("cannot be used"), "{:?}", node.warnings());
     node.stop().await;

@@ -116,6 +116,7 @@ impl Etcd {
                 ca: Some(ca.clone()),
                 cert: Some(cert.clone()),
                 key: Some(key.clone()),
+                crl: None,
             }),
         }
     }

@@ -64,6 +64,16 @@ impl ServerProcess {
         ServerProcess { binary: binary.into(), folder, addr, sabotage, process }
     }
 
+    /// Writes another configuration into its file; what a node reads while it runs it reads by itself.
+    ///
+    /// # Panics
+    /// Where it cannot be written.
+    pub fn configure(&self, config: &str) {
+        let (path, new) = (self.folder.path().join("peanut.toml"), self.folder.path().join("peanut.new"));
+        std::fs::write(&new, config).expect("the configuration is written");
+        std::fs::rename(new, path).expect("it is put in its place");
+    }
+
     /// Starts it again on the same address.
     pub async fn start_again(&mut self) {
         let (process, _) = spawn(self.binary.clone(), &self.folder, self.sabotage, Some(&self.addr)).await;

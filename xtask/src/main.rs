@@ -2,6 +2,7 @@
 //!
 //! This crate depends on nothing, so that it is there at once; what it runs are cargo's own commands.
 
+mod dependencies;
 mod install;
 mod run;
 
@@ -13,9 +14,10 @@ const HELP: &str = "\
 cargo xtask <command>
 
   demo       the main job, seen: a fleet, an application, a node that joins, a node that dies
-  test       everything: format, lints, docs, and all tests, with a real etcd
+  test       everything: format, lints, each feature alone, licences, docs, and all tests, with a real etcd
   generate   write the code for the .proto files anew
-  deny       check licences, sources and advisories of all dependencies (installs cargo-deny)
+  deny       check licences, sources and advisories of all dependencies (installs cargo-deny); where the
+             advisories cannot be fetched it says so
   bench      measure the parts on the way of a get: ring, frames
   history [--seed N] [--scenarios N]
              fleets of real processes through random faults, and what their clients saw checked
@@ -48,7 +50,7 @@ fn main() -> ExitCode {
         Some("demo") => demo(),
         Some("test") => test(),
         Some("generate") => generate(),
-        Some("deny") => deny(),
+        Some("deny") => dependencies::deny(),
         Some("history") => history(rest),
         Some("soak") => soak(rest),
         Some("bench") => match rest.split_first() {
@@ -101,6 +103,8 @@ fn test() -> Result<(), Failed> {
         let check = ["clippy", "-p", package, "--no-default-features", "--", "-D", "warnings"];
         Cargo::new(&check).run("lints without features")?;
     }
+    dependencies::features()?;
+    dependencies::deny_if_possible()?;
     let doc = ["doc", "--workspace", "--no-deps", "--all-features", "--lib"];
     Cargo::new(&doc).env("RUSTDOCFLAGS", "-D warnings").run("docs")?;
     install::etcd()?;
@@ -125,13 +129,6 @@ fn test() -> Result<(), Failed> {
 fn generate() -> Result<(), Failed> {
     let test = ["test", "--quiet", "-p", "xtask", "--test", "generated"];
     Cargo::new(&test).env("PEANUT_REGENERATE", "1").run("generating")
-}
-
-fn deny() -> Result<(), Failed> {
-    if !run::is_installed("cargo-deny") {
-        Cargo::new(&["install", "--locked", "cargo-deny"]).run("installing cargo-deny")?;
-    }
-    Cargo::new(&["deny", "--all-features", "check"]).run("licences, sources, advisories")
 }
 
 fn bench() -> Result<(), Failed> {

@@ -108,20 +108,7 @@ impl Driver {
         match timeout(limit, client.lane(self.connector.request(requests))).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) if status.code() == Code::Unimplemented => Err(Failure::Unimplemented),
-            Ok(Err(status)) => match failure::from_status(&status) {
-                Some(
-                    code @ (ErrorCode::Unauthenticated | ErrorCode::PermissionDenied | ErrorCode::Overloaded),
-                ) => {
-                    self.saw(Signal::Answered);
-                    Err(Failure::Said(code, status.message().into()))
-                }
-                // Whoever is there is not the node.
-                Some(ErrorCode::WrongNode) => {
-                    self.saw(Signal::NotConnected);
-                    Err(Failure::Lost(status.message().into()))
-                }
-                _ => Err(self.lost(&status)),
-            },
+            Ok(Err(status)) => Err(self.ended(&status)),
             Err(_) => {
                 self.saw(Signal::Failed);
                 Err(Failure::Lost(format!("the lane was not opened within {limit:?}").into()))
@@ -145,7 +132,7 @@ impl Driver {
                 Err(status) if matches!(status.code(), Code::OutOfRange | Code::InvalidArgument) => {
                     return Failure::Broken(reason(&status).into());
                 }
-                Err(status) => return self.lost(&status),
+                Err(status) => return self.ended(&status),
             };
             watch.heard(Instant::now());
             match self.with_state(|state, deliveries| {
@@ -272,6 +259,24 @@ impl Driver {
     fn saw(&self, signal: Signal) {
         if let Some(node) = self.node.upgrade() {
             node.saw(signal);
+        }
+    }
+
+    /// Why a lane was not opened, or has ended: the node has no more to do with this client, or it is lost.
+    fn ended(&self, status: &Status) -> Failure {
+        match failure::from_status(status) {
+            Some(
+                code @ (ErrorCode::Unauthenticated | ErrorCode::PermissionDenied | ErrorCode::Overloaded),
+            ) => {
+                self.saw(Signal::Answered);
+                Failure::Said(code, status.message().into())
+            }
+            // Whoever is there is not the node.
+            Some(ErrorCode::WrongNode) => {
+                self.saw(Signal::NotConnected);
+                Failure::Lost(status.message().into())
+            }
+            _ => self.lost(status),
         }
     }
 

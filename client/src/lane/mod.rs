@@ -200,32 +200,37 @@ impl Shared {
 
 /// An operation that was handed to a lane.
 pub(crate) struct Asked<'a> {
-    lane: &'a Lane,
     answer: oneshot::Receiver<Answer>,
+    /// Where the driver is on another runtime than the caller, which may stand still.
+    afar: Option<Box<Afar<'a>>>,
+}
+
+struct Afar<'a> {
+    lane: &'a Lane,
     deadline: Instant,
-    /// The driver is on another runtime than the caller, which may stand still.
-    is_foreign: bool,
 }
 
 impl Asked<'_> {
     /// Waits for the answer: no longer than until the deadline, wherever the driver is.
     pub(crate) async fn answer(self) -> Answer {
-        if self.is_foreign {
-            return Box::pin(self.answer_from_afar()).await;
+        if let Some(afar) = self.afar {
+            return Box::pin(afar.answer(self.answer)).await;
         }
         self.answer.await.unwrap_or_else(|_| Err(dropped()))
     }
+}
 
-    async fn answer_from_afar(mut self) -> Answer {
+impl Afar<'_> {
+    async fn answer(self: Box<Self>, mut answer: oneshot::Receiver<Answer>) -> Answer {
         while Instant::now() < self.deadline {
             let until = self.deadline.min(Instant::now() + STANDSTILL);
-            match timeout_at(until, &mut self.answer).await {
+            match timeout_at(until, &mut answer).await {
                 Ok(answer) => return answer.unwrap_or_else(|_| Err(dropped())),
                 Err(_) => self.lane.leave_if_still(),
             }
         }
         // What the driver has said in the last moment counts.
-        self.answer.try_recv().unwrap_or(Err(Failure::Late))
+        answer.try_recv().unwrap_or(Err(Failure::Late))
     }
 }
 
@@ -260,7 +265,8 @@ impl Lane {
         let mut state = self.shared.state.lock();
         let writer = state.push(ask, caller, now);
         let is_foreign = self.pushed(state, writer, node, config);
-        Asked { lane: self, answer, deadline: ask.deadline, is_foreign }
+        let afar = is_foreign.then(|| Box::new(Afar { lane: self, deadline: ask.deadline }));
+        Asked { answer, afar }
     }
 
     /// As [`ask`](Self::ask), for many gets at once. Whether the driver is on another runtime.

@@ -18,6 +18,8 @@ use etcd_client::{
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 
+use crate::address;
+use crate::bounds::Bounds;
 #[cfg(feature = "tls")]
 use crate::tls::{TlsError, TlsFiles};
 #[cfg(feature = "tls")]
@@ -58,6 +60,8 @@ struct Options {
     endpoints: Vec<String>,
     timeout: Duration,
     user: Option<(String, String)>,
+    /// Whether the password may be sent for everybody to read.
+    insecure: bool,
     #[cfg(feature = "tls")]
     tls: Option<TlsFiles>,
 }
@@ -69,6 +73,8 @@ struct Current {
 }
 
 impl EtcdRegistry {
+    /// How long one call may take.
+    pub const TIMEOUT_BOUNDS: Bounds = Bounds::new(Duration::from_millis(10), Duration::from_secs(300));
     /// How long one call may take by default.
     pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -76,7 +82,7 @@ impl EtcdRegistry {
     /// by `timeout`. Nothing is connected yet.
     ///
     /// # Errors
-    /// Where there is no endpoint, one is not an address, or the time-out is zero.
+    /// Where there is no endpoint, one is not an address, or the time-out is not from 10 ms to 5 minutes.
     pub fn new<S: Into<String>>(
         endpoints: impl IntoIterator<Item = S>,
         timeout: Duration,
@@ -85,9 +91,8 @@ impl EtcdRegistry {
         if endpoints.is_empty() {
             return Err(RegistryError::new("no etcd endpoint is given"));
         }
-        if timeout.is_zero() {
-            return Err(RegistryError::new("the time-out for etcd is zero; give it some time, like 2s"));
-        }
+        let refuse = |why| RegistryError::new(format!("the time-out for etcd {why}"));
+        Self::TIMEOUT_BOUNDS.check(timeout).map_err(refuse)?;
         for endpoint in &mut endpoints {
             if !endpoint.contains("://") {
                 endpoint.insert_str(0, "http://");
@@ -98,16 +103,29 @@ impl EtcdRegistry {
             endpoints,
             timeout,
             user: None,
+            insecure: false,
             #[cfg(feature = "tls")]
             tls: None,
         }))
     }
 
-    /// Logs in with name and password, and again when etcd no longer takes the token that it gave.
+    /// Logs in with name and password, and again when etcd no longer takes the token that it gave. The password is not sent to another
+    /// machine without TLS.
     #[must_use]
     pub fn user(self, name: impl Into<String>, password: impl Into<String>) -> Self {
         let user = Some((name.into(), password.into()));
         EtcdRegistry::with(Options { user, ..self.shared.options.clone() })
+    }
+
+    /// Sends the password without TLS to other machines too, so that everybody on the way can read it.
+    #[must_use]
+    pub fn insecure(self) -> Self {
+        EtcdRegistry::with(Options { insecure: true, ..self.shared.options.clone() })
+    }
+
+    /// The first endpoint on another machine without TLS, where everybody on the way can read what is said.
+    pub fn open_endpoint(&self) -> Option<&str> {
+        self.endpoints().iter().map(String::as_str).find(|endpoint| is_open(endpoint))
     }
 
     /// Speaks TLS, to endpoints that begin with `https://`: etcd's certificate must come from `ca`, and `cert` is shown where it is
@@ -164,6 +182,9 @@ impl EtcdRegistry {
                 }
                 told
             }
+            Ok(Err(Trouble::Open)) => RegistryError::new(format!(
+                "etcd at {endpoint}: the password would go there for everybody to read; use https://"
+            )),
             #[cfg(feature = "tls")]
             Ok(Err(Trouble::Tls(error))) => {
                 RegistryError::new(format!("etcd at {endpoint}: {error}")).with_source(error)
@@ -177,6 +198,9 @@ impl EtcdRegistry {
     /// Connects to endpoint `at`, and logs in.
     async fn connect(&self, at: usize) -> Result<Client, Trouble> {
         let options = &self.shared.options;
+        if options.user.is_some() && !options.insecure && is_open(&options.endpoints[at]) {
+            return Err(Trouble::Open);
+        }
         let mut connect = ConnectOptions::new()
             .with_connect_timeout(options.timeout)
             .with_keep_alive(PROGRESS_EVERY, options.timeout)
@@ -208,6 +232,8 @@ impl EtcdRegistry {
 /// Why a call could not be made.
 enum Trouble {
     Etcd(etcd_client::Error),
+    /// The password may not be sent there.
+    Open,
     #[cfg(feature = "tls")]
     Tls(TlsError),
 }
@@ -255,13 +281,26 @@ fn range_of(range: &KeyRange, limit: usize, revision: i64, keys_only: bool) -> G
 
 fn check_endpoint(endpoint: &str) -> Result<(), RegistryError> {
     let rest = endpoint.split_once("://").filter(|(scheme, _)| matches!(*scheme, "http" | "https"));
-    let host_and_port = rest.map(|(_, rest)| rest.trim_end_matches('/'));
-    let port =
-        host_and_port.and_then(|rest| rest.rsplit_once(':')).and_then(|(_, port)| port.parse::<u16>().ok());
-    match port {
-        Some(port) if port > 0 => Ok(()),
-        _ => Err(RegistryError::new(format!("etcd endpoint `{endpoint}` is not like http://127.0.0.1:2379"))),
+    match rest.map(|(_, rest)| address::check(host_and_port(rest))) {
+        Some(Ok(())) => Ok(()),
+        _ => {
+            // There may be a secret before it.
+            let shown = host_and_port(endpoint);
+            Err(RegistryError::new(format!("etcd endpoint `{shown}` is not like http://127.0.0.1:2379")))
+        }
     }
+}
+
+/// What is left of an address without a user before it and slashes after it.
+fn host_and_port(rest: &str) -> &str {
+    let rest = rest.trim_end_matches('/');
+    rest.rsplit_once('@').map_or(rest, |(_, rest)| rest)
+}
+
+/// Whether others can read what is said there: it is on another machine, and speaks no TLS.
+fn is_open(endpoint: &str) -> bool {
+    let taken = endpoint.strip_prefix("http://").map(|rest| address::host_and_port(host_and_port(rest)));
+    taken.is_some_and(|taken| !taken.is_ok_and(|(host, _)| address::is_loopback(host)))
 }
 
 /// The innermost message: tonic and hyper wrap "connection refused" in several others, and
@@ -496,4 +535,66 @@ impl Changes for EtcdChanges {
 
 fn watch_error(error: etcd_client::Error) -> RegistryError {
     RegistryError::new(format!("the etcd watch broke: {}", reason(&error))).with_source(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_and_times_are_such_that_etcd_can_be_asked() {
+        let made =
+            |endpoint: &str, timeout| EtcdRegistry::new([endpoint], timeout).map_err(|it| it.to_string());
+        let second = Duration::from_secs(1);
+        for good in [
+            "127.0.0.1:2379",
+            "http://etcd-1:2379/",
+            "https://[fd00::1]:2379",
+            "http://etcd.example.:1",
+            "http://me:secret@etcd:1",
+        ] {
+            assert!(made(good, second).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "etcd",
+            "http://etcd",
+            "http://etcd:0",
+            "ftp://etcd:1",
+            "http://fd00::1:2379",
+            "http://[::]:2379",
+            "http://a b:1",
+            "http://etcd:2379/path",
+        ] {
+            assert!(made(bad, second).unwrap_err().contains("is not like"), "{bad}");
+        }
+        for timeout in [Duration::ZERO, Duration::from_nanos(1), Duration::from_secs(u64::MAX), Duration::MAX]
+        {
+            assert!(
+                made("etcd:2379", timeout).unwrap_err().contains("must be from 10ms to 5m"),
+                "{timeout:?}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_password_is_not_sent_for_everybody_to_read() {
+        let registry = |endpoint: &str| EtcdRegistry::new([endpoint], Duration::from_millis(100)).unwrap();
+        // Addresses that nobody has (RFC 5737).
+        let open = registry("http://192.0.2.1:2379").user("me", "password");
+        assert_eq!(open.open_endpoint(), Some("http://192.0.2.1:2379"));
+        let why = open.delete("k").await.unwrap_err().to_string();
+        assert!(why.contains("for everybody to read") && !why.contains("password:"), "{why}");
+        for other in [
+            open.clone().insecure(),
+            registry("http://192.0.2.1:2379"),
+            registry("http://127.0.0.1:1").user("me", "password"),
+        ] {
+            let why = other.delete("k").await.unwrap_err().to_string();
+            assert!(!why.contains("for everybody to read"), "{why}");
+        }
+        for own in ["http://localhost:1", "http://[::1]:1", "https://192.0.2.1:1"] {
+            assert_eq!(registry(own).open_endpoint(), None, "{own}");
+        }
+    }
 }

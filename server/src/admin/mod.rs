@@ -1,10 +1,11 @@
 //! The admin port: what operators and their tools see of a node over HTTP.
 //!
 //! `/` is a page for people, `/status` what it is made of, `/metrics` for Prometheus, `/healthz` and `/readyz` for whoever starts and
-//! stops processes. The last two tell nothing and need no token; where there are tokens, the others want one with the right
-//! `admin`. This is the one place of a node that looks at other nodes, to draw them: what the node answers does not depend on it.
+//! stops processes. The last two tell nothing, and need neither a token nor a name; the others are for callers who know the node by one
+//! of its names, and where there are tokens by one with the right `admin`. Nothing writes. This is the one place of a node that looks at other nodes, to draw them: what the node answers does not depend on it.
 
 mod history;
+mod host;
 mod metrics;
 mod neighbours;
 mod status;
@@ -13,12 +14,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
+use axum::{Extension, Router};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -29,10 +30,12 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::connections::{Door, Handshake, Peer};
+use crate::connections::{Connection, ConnectionLimiter, Handshake, Peer};
+use crate::rights::Caller;
 use crate::service::Node;
 use crate::threads::accept;
 use history::History;
+use host::{Hosts, check_host, only_reads};
 use neighbours::Neighbours;
 
 /// How long a request's headers may take.
@@ -44,11 +47,20 @@ struct Admin {
     node: Node,
     history: Arc<History>,
     neighbours: Arc<Neighbours>,
+    hosts: Arc<Hosts>,
 }
 
-/// Serves the admin port until it is dropped.
-pub(crate) async fn serve(node: Node, listener: TcpListener, door: Arc<Door>, handshake: Handshake) {
-    let admin = Admin { node: node.clone(), history: Arc::default(), neighbours: Arc::default() };
+/// Serves the admin port until it is dropped, by these names and those that always are good.
+pub(crate) async fn serve(
+    node: Node,
+    listener: TcpListener,
+    limiter: Arc<ConnectionLimiter>,
+    handshake: Handshake,
+    hosts: Vec<String>,
+) {
+    let hosts = Arc::new(Hosts::new(&hosts, handshake.clone()));
+    let admin = Admin { node: node.clone(), history: Arc::default(), neighbours: Arc::default(), hosts };
+    let _watching = AbortOnDropHandle::new(tokio::spawn(limiter.clone().watch(handshake.clone())));
     let _sampling = AbortOnDropHandle::new(tokio::spawn(admin.history.clone().sample(node.clone())));
     let _looking = AbortOnDropHandle::new(tokio::spawn(admin.neighbours.clone().look(node)));
     let router = Router::new()
@@ -56,29 +68,51 @@ pub(crate) async fn serve(node: Node, listener: TcpListener, door: Arc<Door>, ha
         .route("/status", get(status))
         .route("/metrics", get(metrics))
         .layer(from_fn_with_state(admin.clone(), authorize))
+        .layer(from_fn_with_state(admin.clone(), check_host))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
+        .layer(from_fn(only_reads))
         .with_state(admin);
     let mut connections = JoinSet::new();
-    accept(&listener, &door, &CancellationToken::new(), |(stream, pass)| {
+    accept(&listener, &limiter, &CancellationToken::new(), |(stream, permit)| {
         while connections.try_join_next().is_some() {}
         let (router, handshake) = (router.clone(), handshake.clone());
         connections.spawn(async move {
             let Ok(stream) = TcpStream::from_std(stream) else { return };
-            if let Some(connection) = handshake.run(stream, pass).await {
-                let peer = connection.peer();
-                let router = router.layer(axum::Extension(peer));
-                let served = hyper::server::conn::http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(HEADERS_WITHIN)
-                    .serve_connection(TokioIo::new(connection), TowerToHyperService::new(router));
-                // Whatever is wrong is the caller's to see.
-                let _ = served.await;
+            if let Some(connection) = handshake.run(stream, permit).await {
+                serve_one(connection, router).await;
             }
         });
         true
     })
     .await;
+}
+
+/// Serves one connection, for as long as there is room for it.
+async fn serve_one(connection: Connection, router: Router) {
+    let peer = connection.peer().clone();
+    let presence = peer.presence().clone();
+    let router = router.layer(from_fn(count)).layer(Extension(peer));
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS_WITHIN)
+        .serve_connection(TokioIo::new(connection), TowerToHyperService::new(router));
+    tokio::pin!(served);
+    // Whatever is wrong is the caller's to see.
+    tokio::select! {
+        _ = &mut served => {}
+        () = presence.cut().cancelled() => {}
+        () = presence.retiring().cancelled() => {
+            served.as_mut().graceful_shutdown();
+            let _ = presence.cut().run_until_cancelled(served).await;
+        }
+    }
+}
+
+/// Tells the limiter of the connection's requests.
+async fn count(Extension(peer): Extension<Peer>, request: Request, next: Next) -> Response {
+    let _stream = peer.presence().enter();
+    next.run(request).await
 }
 
 /// Listens on the admin port.
@@ -92,8 +126,8 @@ pub(crate) async fn listen(addr: SocketAddr) -> Result<TcpListener, crate::Error
 async fn authorize(State(admin): State<Admin>, request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<Peer>().cloned();
     let shown = shown(request.headers());
-    let rights = admin.node.tokens().rights_of(shown.as_deref(), peer);
-    let failure = match rights.and_then(|rights| rights.check_admin()) {
+    let caller = Caller::admit(admin.node.tokens(), shown.as_deref(), peer);
+    let failure = match caller.and_then(|caller| caller.rights().check_admin()) {
         Ok(()) => return next.run(request).await,
         Err(failure) => failure,
     };

@@ -198,9 +198,17 @@ fn fill_in(text: &str, variable: impl Fn(&str) -> Option<String>) -> Result<Stri
         let Some((name, later)) = after.split_once('}') else {
             return Err("a `${` in the url has no end".into());
         };
-        let Some(value) = variable(name) else {
-            return Err(format!("the url names the variable {name}, which is not set").into());
+        if name.is_empty() || name.contains(|c: char| !(c.is_ascii_alphanumeric() || c == '_')) {
+            return Err(format!("`${{{name}}}` in the url is not the name of a variable").into());
+        }
+        let Some(value) = variable(name).filter(|value| !value.is_empty()) else {
+            return Err(format!("the url names the variable {name}, which is not set or empty").into());
         };
+        if value.contains(|c: char| c.is_control() || c.is_whitespace()) {
+            return Err(
+                format!("the variable {name}, which the url names, has spaces or line ends in it").into()
+            );
+        }
         filled.push_str(before);
         filled.push_str(&value);
         rest = later;
@@ -279,7 +287,12 @@ mod tests {
 
     #[test]
     fn variables_are_filled_in_and_missing_ones_are_named() {
-        let variable = |name: &str| (name == "PASSWORD").then(|| "s3cret".to_owned());
+        let variable = |name: &str| match name {
+            "PASSWORD" => Some("s3cret".to_owned()),
+            "EMPTY" => Some(String::new()),
+            "LINES" => Some("s3cret\n".to_owned()),
+            _ => None,
+        };
         let fill_in = |text| fill_in(text, variable).map_err(|error| error.to_string());
         assert_eq!(
             fill_in("postgres://me:${PASSWORD}@h/${PASSWORD}").unwrap(),
@@ -288,5 +301,10 @@ mod tests {
         assert_eq!(fill_in("http://h/{group}/{key}").unwrap(), "http://h/{group}/{key}");
         assert!(fill_in("${OTHER}").unwrap_err().contains("OTHER"));
         assert!(fill_in("${PASSWORD").unwrap_err().contains("no end"));
+        assert!(fill_in("${EMPTY}").unwrap_err().contains("or empty"));
+        assert!(fill_in("${LINES}").unwrap_err().contains("line ends"));
+        for bad in ["${}", "${A B}", "${A${B}}", "${PASSWORD:-x}"] {
+            assert!(fill_in(bad).unwrap_err().contains("not the name of a variable"), "{bad}");
+        }
     }
 }

@@ -3,8 +3,11 @@
 //! [`Settings`] is all of them, each said once: the same struct reads the file (serde) and the flags and
 //! variables (clap). What is wrong is told in one line that begins with the place.
 
+mod connect;
 mod group;
+mod log;
 mod print;
+mod tokens;
 mod units;
 
 use std::fmt;
@@ -18,10 +21,12 @@ use clap::Parser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use serde::Deserialize;
 
+pub(crate) use connect::Checks;
 pub(crate) use group::Groups;
+pub(crate) use tokens::{TokenFiles, TokenSettings};
 pub(crate) use units::{Capacity, ListenAddr, Span};
 
-use crate::{Server, ServerBuilder, Token};
+use crate::{Error, Server, ServerBuilder};
 #[cfg(feature = "tls")]
 use peanut_proto::tls::TlsFiles;
 
@@ -56,6 +61,9 @@ settings! {
         /// How the admin port is protected: mutual, server or off [default: as gRPC is]
         #[arg(long, env = "PEANUT_ADMIN_TLS", value_name = "MUTUAL|SERVER|OFF")]
         admin_tls: Option<String>,
+        /// Names by which the admin port may be called, beside localhost, IP addresses, and those in its certificate
+        #[arg(long, env = "PEANUT_ADMIN_HOSTS", value_name = "HOST", value_delimiter = ',')]
+        admin_hosts: Option<Vec<String>>,
         /// Where clients reach this node [default: listen]
         #[arg(long, env = "PEANUT_ADVERTISE", value_name = "HOST:PORT")]
         advertise: Option<String>,
@@ -116,6 +124,15 @@ settings! {
         /// Silence after which a connection is asked whether anybody is there [default: 20s]
         #[arg(long, env = "PEANUT_KEEPALIVE", value_name = "DURATION")]
         keepalive: Option<Span>,
+        /// Time until a new connection's first call is let in [default: 30s]
+        #[arg(long, env = "PEANUT_FIRST_CALL_TIMEOUT", value_name = "DURATION")]
+        first_call_timeout: Option<Span>,
+        /// Time that a connection may have no stream open [default: 5m]
+        #[arg(long, env = "PEANUT_IDLE_TIMEOUT", value_name = "DURATION")]
+        idle_timeout: Option<Span>,
+        /// Whether the gRPC services are described to callers [default: true]
+        #[arg(long, env = "PEANUT_REFLECTION", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+        reflection: Option<bool>,
         /// What to log, in RUST_LOG's syntax; RUST_LOG itself wins over the file only [default: info]
         #[arg(long, env = "PEANUT_LOG", value_name = "FILTER")]
         log: Option<String>,
@@ -182,36 +199,14 @@ settings! {
         /// Certificates of the authorities that clients' must come from; without it clients need none
         #[arg(id = "tls_ca", long = "tls-ca", env = "PEANUT_TLS_CA", value_name = "FILE")]
         ca: Option<PathBuf>,
-    }
-}
-
-/// One token.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct TokenSettings {
-    name: String,
-    /// Each with one secret in it.
-    secret_files: Vec<PathBuf>,
-    #[serde(default)]
-    read: Vec<String>,
-    #[serde(default)]
-    write: Vec<String>,
-    #[serde(default)]
-    admin: bool,
-}
-
-impl TokenSettings {
-    fn build(self) -> Result<Token, ConfigError> {
-        let token = Token::new(&self.name).read(self.read).write(self.write);
-        let mut token = if self.admin { token.admin() } else { token };
-        for file in &self.secret_files {
-            token = token.secret(read_secret(file)?);
-        }
-        Ok(token)
+        /// Lists of revoked certificates, one of each authority in `ca`
+        #[arg(id = "tls_crl", long = "tls-crl", env = "PEANUT_TLS_CRL", value_name = "FILE")]
+        crl: Option<PathBuf>,
     }
 }
 
 /// A secret from a file of its own, without the line's end.
+#[cfg(feature = "etcd")]
 fn read_secret(file: &Path) -> Result<String, ConfigError> {
     let text = std::fs::read_to_string(file);
     let text = text.map_err(|error| ConfigError::new(file.display().to_string(), error))?;
@@ -230,6 +225,9 @@ struct Flags {
     /// Check the configuration, files and certificates included, and end
     #[arg(long)]
     check_config: bool,
+    /// With --check-config: try etcd, the groups' origins and the certificates too, and tell each
+    #[arg(long, requires = "check_config")]
+    connect: bool,
     /// Print what every setting comes to, and where from, and end
     #[arg(long)]
     print_config: bool,
@@ -254,6 +252,8 @@ pub(crate) struct Config {
     pub(crate) log: String,
     pub(crate) log_format: LogFormat,
     pub(crate) server: Server,
+    /// Where tokens are read again from.
+    pub(crate) tokens: Option<TokenFiles>,
 }
 
 /// What to do in place of running.
@@ -261,6 +261,8 @@ pub(crate) struct Config {
 pub(crate) enum Stop {
     /// Print this and end well: help, or the version.
     Say(String),
+    /// Try these.
+    Connect(Checks),
     /// The configuration cannot be used.
     Refuse(ConfigError),
 }
@@ -331,22 +333,27 @@ impl Config {
             settings.log = std::env::var("RUST_LOG").ok().filter(|filter| !filter.is_empty());
         }
         let file = flags.config.as_deref().map(read_file).transpose()?;
+        let source = file.as_ref().map(|(_, source)| source.clone());
         let printed = flags.print_config.then(|| print::print(&matches, file.as_ref()));
         if let Some((file, _)) = file {
             settings = settings.or(file);
         }
-        let config = Config::new(settings)?;
+        let (mut config, checks) = Config::new(settings, source.as_ref())?;
+        config.tokens = flags.config.as_deref().map(TokenFiles::new);
         match printed {
             Some(text) => Err(Stop::Say(text)),
+            None if flags.connect => Err(Stop::Connect(checks)),
             None if flags.check_config => Err(Stop::Say("the configuration is good\n".to_owned())),
             None => Ok(config),
         }
     }
 
-    fn new(settings: Settings) -> Result<Self, ConfigError> {
+    fn new(settings: Settings, source: Option<&Source>) -> Result<(Self, Checks), ConfigError> {
         let listen = settings.listen.unwrap_or_default();
         let mut builder = Server::builder();
+        let mut checks = Checks::default();
         for group in settings.group.map(Groups::build).transpose()?.unwrap_or_default() {
+            checks.groups.push(group.clone());
             builder = builder.group(group);
         }
         if let Some(endpoints) = settings.etcd.endpoints.clone() {
@@ -356,60 +363,60 @@ impl Config {
                     "a fixed list and etcd exclude each other; remove one",
                 ));
             }
-            builder = join(builder, endpoints, settings.etcd.clone())?;
+            let insecure = settings.insecure.unwrap_or_default();
+            builder = join(builder, endpoints, settings.etcd.clone(), insecure, &mut checks)?;
         }
         macro_rules! set {
             ($($field:ident),*) => { $(if let Some(value) = settings.$field { builder = builder.$field(value); })* };
         }
         set!(advertise, node_id, fleet, zone, weight, nodes, naming_service, data_dir);
-        set!(insecure, max_connections, max_connections_per_peer);
-        if let Some(Span(timeout)) = settings.handshake_timeout {
-            builder = builder.handshake_timeout(timeout);
+        set!(insecure, max_connections, max_connections_per_peer, reflection);
+        macro_rules! set_times {
+            ($($field:ident),*) => { $(if let Some(Span(time)) = settings.$field { builder = builder.$field(time); })* };
         }
+        set_times!(handshake_timeout, first_call_timeout, idle_timeout, keepalive);
+        set_times!(lease_ttl, shutdown_deadline, forget_after, seal_interval);
         if let Some(ListenAddr(addr)) = settings.admin {
-            builder = admin(builder, addr, settings.admin_tls)?;
+            builder = admin(builder, addr, settings.admin_tls, settings.admin_hosts)?;
         }
-        if let Some(Span(interval)) = settings.keepalive {
-            builder = builder.keepalive(interval);
+        if let Some((list, source)) = settings.token.zip(source) {
+            for token in tokens::build(list, source)? {
+                builder = builder.token(token);
+            }
         }
-        for token in settings.token.unwrap_or_default() {
-            builder = builder.token(token.build()?);
-        }
-        builder = secure(builder, settings.tls)?;
-        if let Some(Span(ttl)) = settings.lease_ttl {
-            builder = builder.lease_ttl(ttl);
-        }
-        if let Some(Span(deadline)) = settings.shutdown_deadline {
-            builder = builder.shutdown_deadline(deadline);
-        }
+        builder = secure(builder, settings.tls, &mut checks)?;
         if let Some(on_shutdown) = settings.on_shutdown {
             let parsed = on_shutdown.parse().map_err(|why: String| ConfigError::new("on_shutdown", why))?;
             builder = builder.on_shutdown(parsed);
-        }
-        if let Some(Span(time)) = settings.forget_after {
-            builder = builder.forget_after(time);
-        }
-        if let Some(Span(interval)) = settings.seal_interval {
-            builder = builder.seal_interval(interval);
         }
         if let Some(Capacity(bytes)) = settings.restore_rate {
             builder = builder.restore_bytes_per_second(bytes as u64);
         }
         let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         builder = builder.threads(settings.threads.map_or_else(cores, NonZeroUsize::get));
-        let server = builder.build().map_err(|error| ConfigError::new("configuration", error))?;
+        let prefix = peanut_proto::membership::Keys::new(&builder.fleet).prefix().to_owned();
+        let server = builder.build().map_err(|error| of_server(&error, "configuration"))?;
         if server.groups() == 0 {
             let mend =
                 "there is no group to serve; add a [[group]] to the file given with --config, or --group";
             return Err(ConfigError::new("configuration", mend));
         }
-        server.check_address(listen.0).map_err(|error| ConfigError::new("advertise", error))?;
-        server.check_ports(listen.0).map_err(|error| ConfigError::new("listen", error))?;
+        let (id, addr) = server.known_as(listen.0).map_err(|error| of_server(&error, "advertise"))?;
+        server.check_ports(listen.0).map_err(|error| of_server(&error, "listen"))?;
+        let host = addr.rsplit_once(':').map_or(addr.as_str(), |(host, _)| host).to_owned();
+        (checks.prefix, checks.names) = (prefix, vec![host, id]);
+        checks.names.dedup();
         let log = settings.log.unwrap_or_else(|| DEFAULT_LOG.to_owned());
-        tracing_subscriber::EnvFilter::try_new(&log)
-            .map_err(|error| ConfigError::new("log", format!("`{log}`: {error}")))?;
-        Ok(Config { listen, log, log_format: settings.log_format.unwrap_or_default(), server })
+        log::check(&log).map_err(|why| ConfigError::new("log", why))?;
+        let log_format = settings.log_format.unwrap_or_default();
+        Ok((Config { listen, log, log_format, server, tokens: None }, checks))
     }
+}
+
+/// What is wrong with the server, with the setting for a place where it is one setting's.
+fn of_server(error: &Error, place: &'static str) -> ConfigError {
+    let (setting, message) = error.by_setting();
+    ConfigError::new(setting.unwrap_or(place), message)
 }
 
 #[cfg(feature = "etcd")]
@@ -417,19 +424,36 @@ fn join(
     builder: ServerBuilder,
     endpoints: Vec<String>,
     etcd: EtcdSettings,
+    insecure: bool,
+    checks: &mut Checks,
 ) -> Result<ServerBuilder, ConfigError> {
     use crate::registry::EtcdRegistry;
     let timeout = etcd.timeout.map_or(EtcdRegistry::DEFAULT_TIMEOUT, |Span(timeout)| timeout);
+    EtcdRegistry::TIMEOUT_BOUNDS.check(timeout).map_err(|why| ConfigError::new("etcd.timeout", why))?;
     let mut registry =
         EtcdRegistry::new(endpoints, timeout).map_err(|e| ConfigError::new("etcd.endpoints", e))?;
+    let mut login = None;
     match (etcd.user, etcd.password_file) {
         (None, None) => {}
-        (Some(user), Some(file)) => registry = registry.user(user, read_secret(&file)?),
+        (Some(user), Some(file)) => {
+            if let Some(open) = registry.open_endpoint().filter(|_| !insecure) {
+                let why = format!(
+                    "the password would go to {open} for everybody to read; use https://, or set `insecure = true`"
+                );
+                return Err(ConfigError::new("etcd.password_file", why));
+            }
+            let password = read_secret(&file)?;
+            registry = registry.user(&user, &password);
+            if insecure {
+                registry = registry.insecure();
+            }
+            login = Some((user, password));
+        }
         _ => return Err(ConfigError::new("etcd.user", "it needs `password_file`, and the other way round")),
     }
     #[cfg(feature = "tls")]
     {
-        let files = TlsFiles { ca: etcd.ca, cert: etcd.cert, key: etcd.key };
+        let files = TlsFiles { ca: etcd.ca, cert: etcd.cert, key: etcd.key, crl: None };
         let is_https = |endpoint: &String| endpoint.starts_with("https://");
         if registry.endpoints().iter().any(is_https) || files != TlsFiles::default() {
             if !registry.endpoints().iter().all(is_https) {
@@ -437,14 +461,36 @@ fn join(
                 return Err(ConfigError::new("etcd.endpoints", why));
             }
             files.client(b"h2").map_err(|error| ConfigError::new("etcd", error))?;
+            checks.certificates.push(("etcd", files.clone()));
             registry = registry.tls(files);
         }
+    }
+    for endpoint in registry.endpoints() {
+        let alone =
+            EtcdRegistry::new([endpoint], timeout).map_err(|e| ConfigError::new("etcd.endpoints", e))?;
+        let alone = match &login {
+            Some((user, password)) if insecure => alone.user(user, password).insecure(),
+            Some((user, password)) => alone.user(user, password),
+            None => alone,
+        };
+        #[cfg(feature = "tls")]
+        let alone = match checks.certificates.iter().find(|(section, _)| *section == "etcd") {
+            Some((_, files)) => alone.tls(files.clone()),
+            None => alone,
+        };
+        checks.etcd.push(alone);
     }
     Ok(builder.registry(registry))
 }
 
 #[cfg(not(feature = "etcd"))]
-fn join(_: ServerBuilder, _: Vec<String>, _: EtcdSettings) -> Result<ServerBuilder, ConfigError> {
+fn join(
+    _: ServerBuilder,
+    _: Vec<String>,
+    _: EtcdSettings,
+    _: bool,
+    _: &mut Checks,
+) -> Result<ServerBuilder, ConfigError> {
     Err(ConfigError::new("etcd.endpoints", "this build knows no etcd (feature `etcd`)"))
 }
 
@@ -453,26 +499,40 @@ fn admin(
     builder: ServerBuilder,
     addr: SocketAddr,
     tls: Option<String>,
+    hosts: Option<Vec<String>>,
 ) -> Result<ServerBuilder, ConfigError> {
-    let builder = builder.admin(addr);
+    let builder = builder.admin(addr).admin_hosts(hosts.unwrap_or_default());
     let Some(tls) = tls else { return Ok(builder) };
     Ok(builder.admin_tls(tls.parse().map_err(|why: String| ConfigError::new("admin_tls", why))?))
 }
 
 #[cfg(not(feature = "admin"))]
-fn admin(_: ServerBuilder, _: SocketAddr, _: Option<String>) -> Result<ServerBuilder, ConfigError> {
+fn admin(
+    _: ServerBuilder,
+    _: SocketAddr,
+    _: Option<String>,
+    _: Option<Vec<String>>,
+) -> Result<ServerBuilder, ConfigError> {
     Err(ConfigError::new("admin", "this build has no admin port (feature `admin`)"))
 }
 
 #[cfg(feature = "tls")]
-fn secure(builder: ServerBuilder, tls: TlsSettings) -> Result<ServerBuilder, ConfigError> {
-    let files = TlsFiles { ca: tls.ca, cert: tls.cert, key: tls.key };
-    Ok(if files == TlsFiles::default() { builder } else { builder.tls(files) })
+fn secure(
+    builder: ServerBuilder,
+    tls: TlsSettings,
+    checks: &mut Checks,
+) -> Result<ServerBuilder, ConfigError> {
+    let files = TlsFiles { ca: tls.ca, cert: tls.cert, key: tls.key, crl: tls.crl };
+    if files == TlsFiles::default() {
+        return Ok(builder);
+    }
+    checks.certificates.push(("tls", files.clone()));
+    Ok(builder.tls(files))
 }
 
 #[cfg(not(feature = "tls"))]
-fn secure(builder: ServerBuilder, tls: TlsSettings) -> Result<ServerBuilder, ConfigError> {
-    if tls.ca.is_some() || tls.cert.is_some() || tls.key.is_some() {
+fn secure(builder: ServerBuilder, tls: TlsSettings, _: &mut Checks) -> Result<ServerBuilder, ConfigError> {
+    if tls.crl.is_some() || tls.ca.is_some() || tls.cert.is_some() || tls.key.is_some() {
         return Err(ConfigError::new("tls", "this build knows no TLS (feature `tls`)"));
     }
     Ok(builder)

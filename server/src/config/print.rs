@@ -24,7 +24,7 @@ pub(super) fn print(matches: &ArgMatches, file: Option<&(Settings, Source)>) -> 
     let mut section = "";
     for argument in command.get_arguments() {
         let Some(flag) = argument.get_long() else { continue };
-        if ["config", "check-config", "print-config", "group", "help", "version"].contains(&flag) {
+        if ["config", "check-config", "connect", "print-config", "group", "help", "version"].contains(&flag) {
             continue;
         }
         let of_section = ["etcd", "tls"].into_iter().find(|section| flag.starts_with(&format!("{section}-")));

@@ -16,7 +16,7 @@ use tonic::{Code, Request, Status};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::reconnect::Reconnect;
-use super::{Loaded, Loader, LoaderError, trace_context, with_causes};
+use super::{Loaded, Loader, LoaderError, check_timeout, trace_context, with_causes};
 
 /// Keys in one call at most.
 const MOST_KEYS: usize = 100;
@@ -46,11 +46,9 @@ impl GrpcLoader {
     /// is checked against the system's. Connects with the first load, and again when the connection is lost.
     ///
     /// # Errors
-    /// Where the URL is neither http nor https, or the time-out is zero. Must be called within a runtime.
+    /// Where the URL is neither http nor https, or the time-out is not from 1 ms to an hour. Must be called within a runtime.
     pub fn new(url: &str, timeout: Duration) -> Result<Self, LoaderError> {
-        if timeout.is_zero() {
-            return Err("`timeout` must be more than zero".into());
-        }
+        check_timeout(timeout)?;
         let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|e| format!("`url`: {e}"))?;
         let endpoint = match endpoint.uri().scheme_str() {
             Some("http") => endpoint,
@@ -184,6 +182,11 @@ fn may_be_of_a_key(status: &Status) -> bool {
 }
 
 impl Loader for GrpcLoader {
+    /// Asks for nothing: a service that is there knows the call.
+    async fn check(&self, group: &str) -> Result<(), LoaderError> {
+        self.call(group, &[]).await.map(drop).map_err(|failed| self.told(&failed))
+    }
+
     fn fingerprint(&self) -> u64 {
         self.fingerprint
     }

@@ -15,7 +15,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use self::address::Address;
 use super::reconnect::{Reconnect, Use};
-use super::{Loaded, Loader, LoaderError, trace_context};
+use super::{Loaded, Loader, LoaderError, check_timeout, trace_context};
 
 /// Most redirects of one load.
 const MOST_REDIRECTS: usize = 5;
@@ -48,8 +48,8 @@ impl HttpLoader {
     /// from connecting to the last byte.
     ///
     /// # Errors
-    /// Where the URL has no `{key}` in its path or query, is not an http or https URL, the time-out is zero, or the system's certificates
-    /// cannot be read.
+    /// Where the URL has no `{key}` in its path or query, is not an http or https URL, the time-out is not from 1 ms to an
+    /// hour, or the system's certificates cannot be read.
     pub fn new(url: &str, timeout: Duration) -> Result<Self, LoaderError> {
         HttpLoader::with(url, timeout, Client::builder)
     }
@@ -59,9 +59,7 @@ impl HttpLoader {
         timeout: Duration,
         builder: impl Fn() -> ClientBuilder + Send + Sync + 'static,
     ) -> Result<Self, LoaderError> {
-        if timeout.is_zero() {
-            return Err("`timeout` must be more than zero".into());
-        }
+        check_timeout(timeout)?;
         let address = Address::new(url)?;
         // Where a program has chosen its provider already, that one is used.
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -92,6 +90,13 @@ impl HttpLoader {
 type Answer = Result<Response, reqwest::Error>;
 
 impl Loader for HttpLoader {
+    /// Connects, and is content with any answer: a key that nobody has may well be refused.
+    async fn check(&self, group: &str) -> Result<(), LoaderError> {
+        let url = self.address.of(group, b"peanut-check")?;
+        let answer = self.once.head(url).timeout(self.timeout).send().await;
+        answer.map(drop).map_err(|error| error.without_url().into())
+    }
+
     fn fingerprint(&self) -> u64 {
         self.fingerprint
     }

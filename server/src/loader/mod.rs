@@ -23,6 +23,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, join_all};
+#[cfg(any(feature = "http", feature = "sql", feature = "redis", feature = "grpc"))]
+use peanut_proto::bounds::Bounds;
 
 pub use closure::{LoaderFn, loader_fn};
 #[cfg(feature = "grpc")]
@@ -39,6 +41,13 @@ pub use r#static::StaticLoader;
 /// an answer takes no more memory than four of the longest values.
 #[cfg(any(feature = "redis", feature = "sql"))]
 const MOST_BATCH_BYTES: usize = 4 * peanut_proto::limits::MAX_VALUE_BYTES;
+
+/// How long one request to an origin may take.
+#[cfg(any(feature = "http", feature = "sql", feature = "redis", feature = "grpc"))]
+fn check_timeout(timeout: Duration) -> Result<(), LoaderError> {
+    let bounds = Bounds::new(Duration::from_millis(1), Duration::from_secs(3600));
+    bounds.check(timeout).map_err(|why| format!("`timeout` {why}").into())
+}
 
 /// Where a group's missing values come from.
 ///
@@ -77,6 +86,15 @@ pub trait Loader: Send + Sync + 'static {
     /// are loaded together, and so are those that wait for their turn.
     fn most_keys(&self) -> usize {
         1
+    }
+
+    /// Tries whether the origin is there and understands what it will be asked, and changes nothing there; for
+    /// `peanut-server --check-config --connect`. By default nothing is tried.
+    ///
+    /// # Errors
+    /// Why it could not load.
+    fn check(&self, _group: &str) -> impl Future<Output = Result<(), LoaderError>> + Send {
+        async { Ok(()) }
     }
 
     /// Names the origin: what a loader with another fingerprint has loaded is not restored after a restart. By default
@@ -202,6 +220,13 @@ impl AnyLoader {
         self.0.is_none()
     }
 
+    pub(crate) async fn check(&self, group: &str) -> Result<(), LoaderError> {
+        match &self.0 {
+            Some(loader) => loader.check(group).await,
+            None => Ok(()),
+        }
+    }
+
     pub(crate) fn fingerprint(&self) -> u64 {
         self.0.as_ref().map_or(0, |loader| loader.fingerprint())
     }
@@ -233,6 +258,7 @@ trait DynLoader: Send + Sync {
         group: &'a str,
         keys: &'a [Bytes],
     ) -> BoxFuture<'a, Vec<Result<Loaded, LoaderError>>>;
+    fn check<'a>(&'a self, group: &'a str) -> BoxFuture<'a, Result<(), LoaderError>>;
     fn most_keys(&self) -> usize;
     fn fingerprint(&self) -> u64;
 }
@@ -248,6 +274,10 @@ impl<L: Loader> DynLoader for L {
         keys: &'a [Bytes],
     ) -> BoxFuture<'a, Vec<Result<Loaded, LoaderError>>> {
         Box::pin(Loader::load_many(self, group, keys))
+    }
+
+    fn check<'a>(&'a self, group: &'a str) -> BoxFuture<'a, Result<(), LoaderError>> {
+        Box::pin(Loader::check(self, group))
     }
 
     fn most_keys(&self) -> usize {

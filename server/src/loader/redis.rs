@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout_at};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::reconnect::Reconnect;
-use super::{Loaded, Loader, LoaderError, MOST_BATCH_BYTES};
+use super::{Loaded, Loader, LoaderError, MOST_BATCH_BYTES, check_timeout};
 
 /// Keys in one pipeline at most.
 const MOST_KEYS: usize = 500;
@@ -45,14 +45,12 @@ impl RedisLoader {
     /// again when the connection is lost.
     ///
     /// # Errors
-    /// Where the URL is none of Redis's, `key` has no `{key}` in it, or the time-out is zero.
+    /// Where the URL is none of Redis's, `key` has no `{key}` in it, or the time-out is not from 1 ms to an hour.
     pub fn new(url: &str, key: &str, timeout: Duration) -> Result<Self, LoaderError> {
         let Some((before, after)) = key.split_once("{key}") else {
             return Err(format!("`key`: `{key}` has no {{key}} in it").into());
         };
-        if timeout.is_zero() {
-            return Err("`timeout` must be more than zero".into());
-        }
+        check_timeout(timeout)?;
         // Where a program has chosen its provider already, that one is used.
         let _ = rustls::crypto::ring::default_provider().install_default();
         // Its message does not have the password.
@@ -191,6 +189,12 @@ impl std::fmt::Debug for RedisLoader {
 }
 
 impl Loader for RedisLoader {
+    /// Logs in and asks for a key that nobody has.
+    async fn check(&self, group: &str) -> Result<(), LoaderError> {
+        let key = format!("peanut-check-{:016x}", fastrand::u64(..));
+        self.load(group, key.as_bytes()).await.map(drop)
+    }
+
     fn fingerprint(&self) -> u64 {
         self.fingerprint
     }

@@ -23,8 +23,10 @@ use futures_util::stream::iter;
 use xxhash_rust::xxh3::xxh3_64;
 
 use self::rows::Rows;
-use super::{Loaded, Loader, LoaderError};
+use super::{Loaded, Loader, LoaderError, check_timeout};
 
+/// More than a database has, and still far from harm.
+const MOST_CONNECTIONS: u32 = 10_000;
 /// Keys in one query at most.
 const MOST_KEYS: usize = 500;
 
@@ -48,9 +50,10 @@ pub struct SqlOptions {
     /// `… WHERE name IN (?)`. A key that has no row is not found; keys are compared byte by byte with those that come back, so
     /// where the database takes different ones for the same (a collation, `1` and `01`) do without this query.
     pub batch_query: Option<String>,
-    /// Most connections to the database at once; 8 by default.
+    /// Most connections to the database at once; 8 by default, from 1 to 10,000.
     pub max_connections: u32,
-    /// How long a statement may take, and how long a connection is waited for; 2 seconds by default. For SQLite also how long
+    /// How long a statement may take, and how long a connection is waited for; 2 seconds by default, from 1 ms to an
+    /// hour. For SQLite also how long
     /// its lock is waited for.
     pub timeout: Duration,
 }
@@ -88,16 +91,22 @@ impl SqlLoader {
     /// As [`new`](Self::new), with options.
     ///
     /// # Errors
-    /// As [`new`](Self::new), and where there are to be no connections or no time.
+    /// As [`new`](Self::new), and where options are out of bounds.
+    #[cfg_attr(
+        not(any(feature = "sqlite", feature = "postgres", feature = "mysql")),
+        expect(
+            unreachable_code,
+            unused_variables,
+            reason = "without any kind of database there is none to make"
+        )
+    )]
     pub fn with_options(url: &str, query: &str, options: SqlOptions) -> Result<Self, LoaderError> {
-        if options.max_connections == 0 {
-            return Err("`max_connections` must be more than zero".into());
-        }
-        if options.timeout.is_zero() {
-            return Err("`timeout` must be more than zero".into());
+        check_timeout(options.timeout)?;
+        if !(1..=MOST_CONNECTIONS).contains(&options.max_connections) {
+            return Err(format!("`max_connections` must be from 1 to {MOST_CONNECTIONS}").into());
         }
         let (scheme, _) = url.split_once(':').unwrap_or(("", ""));
-        let (parameter, database): (_, Arc<dyn Database>) = match scheme {
+        let (parameter, database): (&str, Arc<dyn Database>) = match scheme {
             #[cfg(feature = "sqlite")]
             "sqlite" => ("?", Arc::new(sqlite::Sqlite::new(url, &options)?)),
             #[cfg(feature = "postgres")]
@@ -179,6 +188,23 @@ impl SqlLoader {
 }
 
 impl Loader for SqlLoader {
+    /// Runs the queries for a key that nobody has.
+    async fn check(&self, _group: &str) -> Result<(), LoaderError> {
+        let name = self.database.name().replace('\0', " ");
+        let told = |error: sqlx::Error| match error {
+            // The database takes other keys than text.
+            error if is_of_a_key(&error) => Ok(()),
+            error => Err(LoaderError::from(format!("{}: {}", name.trim(), told(error)))),
+        };
+        let key = format!("peanut-check-{:016x}", fastrand::u64(..));
+        self.database.one(&self.query, key.as_bytes()).await.map(drop).or_else(told)?;
+        let keys = [Bytes::from(key.clone()), Bytes::from(key.clone())];
+        match &self.batch_query {
+            Some(query) => self.database.many(query, &keys, &[&key, &key]).await.map(drop).or_else(told),
+            None => Ok(()),
+        }
+    }
+
     fn fingerprint(&self) -> u64 {
         xxh3_64(format!("{}\0{}", self.database.name(), self.query).as_bytes())
     }

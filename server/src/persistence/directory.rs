@@ -1,6 +1,7 @@
 //! The segment files of one group: their names, and every call to the file system.
 //!
-//! `<number>.<kind>` is a sealed segment, `<number>.<kind>.open` the one that is being written. Numbers only rise.
+//! `<number>.<kind>` is a sealed segment, `<number>.<kind>.open` the one that is being written. Numbers only rise. Values are as secret here
+//! as they are in the origin: folders and files are for their owner only.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -76,12 +77,20 @@ pub(super) struct Directory {
 impl Directory {
     /// Makes the folder where there is none, and takes it.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
-        fs::create_dir_all(path)?;
-        let lock = OpenOptions::new().create(true).append(true).open(path.join(LOCK))?;
+        make_private(path)?;
+        let lock = private().create(true).append(true).open(path.join(LOCK))?;
         lock.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => io::Error::other("another process has it"),
             TryLockError::Error(error) => error,
         })?;
+        // What an earlier version has left may be open to others.
+        close_to_others(&path.join(LOCK), FILE_MODE)?;
+        for file in fs::read_dir(path)? {
+            let file = file?;
+            if Segment::of(&file.file_name()).is_some() {
+                close_to_others(&file.path(), FILE_MODE)?;
+            }
+        }
         Ok(Directory {
             path: path.to_owned(),
             _lock: lock,
@@ -116,7 +125,7 @@ impl Directory {
     pub(super) fn create(&self, number: u64, kind: Kind) -> io::Result<(Segment, File)> {
         self.may_fail()?;
         let segment = Segment { number, kind, is_open: true, bytes: 0, modified_ms: 0 };
-        let file = OpenOptions::new().create_new(true).append(true).open(self.path.join(segment.name()))?;
+        let file = private().create_new(true).append(true).open(self.path.join(segment.name()))?;
         self.sync()?;
         Ok((segment, file))
     }
@@ -176,5 +185,105 @@ impl Directory {
     )]
     fn may_fail(&self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+const FOLDER_MODE: u32 = 0o700;
+const FILE_MODE: u32 = 0o600;
+
+/// Makes a group's folder, and the one that it is in, for their owner only. One that holds other things than ours is left as it is: the
+/// group's is closed all the same.
+fn make_private(path: &Path) -> io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, FOLDER_MODE);
+    builder.create(path)?;
+    close_to_others(path, FOLDER_MODE)?;
+    if let Some(parent) = path.parent().filter(|parent| is_ours(parent))
+        && let Err(error) = close_to_others(parent, FOLDER_MODE)
+    {
+        tracing::warn!("{} stays open to others: {error}", parent.display());
+    }
+    Ok(())
+}
+
+/// Whether there is nothing in a folder but groups' folders.
+fn is_ours(folder: &Path) -> bool {
+    let is_group = |entry: io::Result<fs::DirEntry>| {
+        entry.is_ok_and(|entry| entry.path().join(LOCK).exists() || is_empty(&entry.path()))
+    };
+    fs::read_dir(folder).is_ok_and(|mut entries| entries.all(is_group))
+}
+
+fn is_empty(folder: &Path) -> bool {
+    fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+/// Opens files that are made for their owner only.
+fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, FILE_MODE);
+    options
+}
+
+#[cfg(unix)]
+fn close_to_others(path: &Path, mode: u32) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let metadata = fs::symlink_metadata(path)?;
+    if metadata.is_symlink() || metadata.permissions().mode() & 0o777 == mode {
+        return Ok(());
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+}
+
+#[cfg(not(unix))]
+fn close_to_others(_: &Path, _: u32) -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(test)]
+#[cfg(unix)]
+mod modes {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    fn set_mode(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn values_on_the_disk_are_for_their_owner_only_also_what_was_open_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let (data, group) = (dir.path().join("data"), dir.path().join("data/scores"));
+        let directory = Directory::open(&group).unwrap();
+        let (segment, file) = directory.create(1, Kind::Loads).unwrap();
+        let open = group.join(segment.name());
+        assert_eq!([&data, &group].map(|path| mode(path)), [0o700; 2]);
+        assert_eq!([&open, &group.join(LOCK)].map(|path| mode(path)), [0o600; 2]);
+        let sealed = group.join(directory.seal((segment, file)).unwrap().name());
+        assert_eq!(mode(&sealed), 0o600);
+        drop(directory);
+        for (path, mode) in [(&data, 0o755), (&group, 0o755), (&sealed, 0o644), (&group.join(LOCK), 0o666)] {
+            set_mode(path, mode);
+        }
+        drop(Directory::open(&group).unwrap());
+        assert_eq!([&data, &group].map(|path| mode(path)), [0o700; 2]);
+        assert_eq!([&sealed, &group.join(LOCK)].map(|path| mode(path)), [0o600; 2]);
+    }
+
+    #[test]
+    fn a_folder_of_others_keeps_its_mode() {
+        let dir = tempfile::tempdir().unwrap();
+        set_mode(dir.path(), 0o755);
+        fs::write(dir.path().join("theirs"), "").unwrap();
+        drop(Directory::open(&dir.path().join("scores")).unwrap());
+        assert_eq!((mode(dir.path()), mode(&dir.path().join("scores"))), (0o755, 0o700));
     }
 }

@@ -36,7 +36,7 @@ use crate::budget::{Account, Held, OPERATION_BYTES};
 use crate::cache::{Answer, Begun, Cache, Fetched, Get, Set};
 use crate::error::Failure;
 use crate::flight::Token;
-use crate::rights::Rights;
+use crate::rights::{Action, Caller, GroupRights};
 use crate::store::Origin;
 
 /// Operations of one lane that may wait for flights: as many as a client has in flight to a node by default.
@@ -65,7 +65,7 @@ pub(super) struct Answers {
     /// The node is shutting down, and has said so.
     closing: bool,
     stopping: BoxFuture<'static, ()>,
-    rights: Arc<Rights>,
+    caller: Caller,
     account: Arc<Account>,
     /// By the client's number.
     groups: HashMap<u32, Result<Named, Failure>>,
@@ -100,8 +100,7 @@ pub(super) struct Answers {
 #[derive(Clone)]
 struct Named {
     cache: Arc<Cache>,
-    read: Result<(), Failure>,
-    write: Result<(), Failure>,
+    rights: GroupRights,
 }
 
 /// What is left to send of a value that does not fit into a frame.
@@ -114,7 +113,7 @@ struct LongValue {
 impl Answers {
     pub(super) fn new(
         node: Node,
-        rights: Arc<Rights>,
+        caller: Caller,
         account: Arc<Account>,
         wakes: u64,
         requests: Streaming<RequestFrame>,
@@ -128,7 +127,7 @@ impl Answers {
             ended: false,
             closing: false,
             stopping,
-            rights,
+            caller,
             account,
             groups: HashMap::new(),
             unknown_groups: 0,
@@ -182,6 +181,7 @@ impl Answers {
                 if self.node.wake().wakes() != self.wakes {
                     return Err(Status::unavailable("the node has slept; open the lane again"));
                 }
+                self.look_again().map_err(|gone| self.node.refuse(gone))?;
                 (self.reading, self.waited_ms, self.came) = (Some(request.into_reader()), 0, now);
             }
             Poll::Ready(Some(Err(status))) => return Err(status),
@@ -189,6 +189,16 @@ impl Answers {
             Poll::Pending => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// Looks the caller's rights up again where tokens have changed since the last frame.
+    fn look_again(&mut self) -> Result<(), Failure> {
+        if self.caller.look_again(self.node.tokens())? {
+            for named in self.groups.values_mut().flatten() {
+                named.rights = self.caller.rights().of_group(named.cache.name());
+            }
+        }
+        Ok(())
     }
 
     /// Reads some operations, or what stands before the next ones.
@@ -225,7 +235,7 @@ impl Answers {
             return Err(FrameError::OPENED_TWICE);
         }
         // Who cannot write shuts nobody out.
-        if self.rights.writes() {
+        if self.caller.rights().writes() {
             self.node.fences().raise(opening, self.came);
         }
         Ok(())
@@ -233,11 +243,10 @@ impl Answers {
 
     fn name_group(&mut self, number: u32, name: &str) -> Result<(), FrameError> {
         check_name(name).map_err(|_| FrameError::BAD_GROUP)?;
-        let named = self.node.cache(name).map(|cache| Named {
-            cache: cache.clone(),
-            read: self.rights.check_read(name),
-            write: self.rights.check_write(name),
-        });
+        let named = self
+            .node
+            .cache(name)
+            .map(|cache| Named { cache: cache.clone(), rights: self.caller.rights().of_group(name) });
         // As many numbers as the node has groups, and some beside: names that a lane gives again and again take nothing.
         let most = self.node.caches().count() + UNKNOWN_GROUPS;
         if self.groups.len() >= most && !self.groups.contains_key(&number) {
@@ -320,10 +329,15 @@ impl Answers {
             return Err(Failure::new(ErrorCode::DeadlinePassed, "the deadline had passed when it was read"));
         }
         let named = self.group(operation.group)?;
-        let may = if operation.kind == Kind::Get { &named.read } else { &named.write };
-        may.clone()?;
+        match operation.kind {
+            Kind::Get => named.rights.check(Action::Read, &operation.key),
+            Kind::Set => named.rights.check(Action::Set, &operation.key),
+            Kind::Delete => named.rights.check(Action::Delete, &operation.key),
+            Kind::Clear => named.rights.check(Action::Clear, &operation.key),
+            Kind::Release => named.rights.check_release(),
+        }?;
         let may_fill = if operation.on_miss == OnMiss::Lease || operation.token != 0 {
-            named.write.clone()
+            named.rights.may_fill(&operation.key)
         } else {
             Ok(())
         };

@@ -25,11 +25,11 @@ use tonic::{Request, Status};
 
 use crate::budget::{Account, Budgets};
 use crate::cache::Cache;
-use crate::connections::{ConnectionLimits, Door, Peer};
+use crate::connections::{ConnectionLimiter, ConnectionLimits, Peer};
 use crate::error::Failure;
 use crate::group::Group;
 use crate::metrics::NodeMetrics;
-use crate::rights::{Rights, Tokens};
+use crate::rights::{Caller, Rights, Tokens};
 use crate::wake::Wake;
 use ring::KnownRing;
 
@@ -49,7 +49,7 @@ struct Shared {
     stopping: CancellationToken,
     tokens: Tokens,
     metrics: NodeMetrics,
-    door: Arc<Door>,
+    door: Arc<ConnectionLimiter>,
     began: Instant,
     is_leaving: AtomicBool,
     /// What is told of it once it runs.
@@ -87,7 +87,7 @@ impl Node {
             stopping: CancellationToken::new(),
             tokens,
             metrics: NodeMetrics::default(),
-            door: Door::new(connections),
+            door: ConnectionLimiter::new(connections),
             began: Instant::now(),
             is_leaving: AtomicBool::new(false),
             running: OnceLock::new(),
@@ -98,8 +98,7 @@ impl Node {
     /// One without groups.
     #[cfg(test)]
     pub(crate) fn empty() -> Self {
-        let limits = ConnectionLimits { total: 1, per_peer: 1, handshake: Duration::from_secs(1) };
-        Node::new([], Tokens::default(), limits)
+        Node::new([], Tokens::default(), ConnectionLimits::default())
     }
 
     /// The group of that name.
@@ -146,11 +145,10 @@ impl Node {
     }
 
     /// What bounds its connections.
-    pub(crate) fn door(&self) -> &Arc<Door> {
+    pub(crate) fn door(&self) -> &Arc<ConnectionLimiter> {
         &self.shared.door
     }
 
-    #[cfg(feature = "admin")]
     pub(crate) fn tokens(&self) -> &Tokens {
         &self.shared.tokens
     }
@@ -162,8 +160,9 @@ impl Node {
     /// Lets a call in before anything of it is read but its headers, and says what it may do.
     pub(crate) fn admit(&self, mut request: Request<()>) -> Result<Request<()>, Status> {
         let peer = request.extensions().get::<Peer>().cloned();
-        let rights = self.shared.tokens.rights(request.metadata(), peer).map_err(|why| self.refuse(why))?;
-        request.extensions_mut().insert(rights);
+        let caller = self.tokens().admit(request.metadata(), peer.clone()).map_err(|why| self.refuse(why))?;
+        peer.inspect(|peer| peer.presence().admitted());
+        request.extensions_mut().insert(caller);
         self.check_address(request)
     }
 
@@ -196,10 +195,15 @@ impl Node {
         peanut_proto::failure::to_status(failure.code, &*failure.message)
     }
 
+    /// Who makes a call that was let in.
+    fn caller<'a, T>(&self, request: &'a Request<T>) -> Result<&'a Caller, Failure> {
+        let bug = || Failure::new(ErrorCode::InternalError, "a call that nobody let in");
+        request.extensions().get::<Caller>().ok_or_else(bug)
+    }
+
     /// What a call that was let in may do.
     fn rights<T>(&self, request: &Request<T>) -> Result<Arc<Rights>, Failure> {
-        let bug = || Failure::new(ErrorCode::InternalError, "a call that nobody let in");
-        request.extensions().get::<Arc<Rights>>().cloned().ok_or_else(bug)
+        self.caller(request).map(|caller| caller.rights().clone())
     }
 
     /// What shuts out late writes.

@@ -14,6 +14,7 @@ use super::Node;
 use super::sending::Sending;
 use crate::cache::{Answer, Get};
 use crate::error::Failure;
+use crate::rights::Action;
 use crate::store::Origin;
 
 #[tonic::async_trait]
@@ -36,7 +37,7 @@ impl Node {
     async fn get_of_the_original(&self, request: Request<GetRequest>) -> Result<Answer, Failure> {
         let (rights, account) = (self.rights(&request)?, self.account(&request));
         let GetRequest { group, key } = request.into_inner();
-        rights.check_read(&group)?;
+        rights.check(Action::Read, &group, Some(key.as_bytes()))?;
         self.wake().awake().await;
         let get = Get {
             key: Bytes::from(key.into_bytes()),

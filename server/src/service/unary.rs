@@ -20,6 +20,7 @@ use super::sending::Sending;
 use super::{Node, ring_unknown, whole_ms};
 use crate::cache::{Fetched, Get, Set};
 use crate::error::Failure;
+use crate::rights::Action;
 use crate::store::Origin;
 
 #[tonic::async_trait]
@@ -40,14 +41,14 @@ impl Peanut for Node {
         &self,
         request: Request<Streaming<RequestFrame>>,
     ) -> Result<Response<BoxStream<ResponseFrame>>, Status> {
-        let rights = self.rights(&request).map_err(|why| self.refuse(why))?;
+        let caller = self.caller(&request).map_err(|why| self.refuse(why))?.clone();
         let account = self.account(&request);
         let wakes = self.wake().awake().await;
         if account.lanes.load(Ordering::Relaxed) >= MAX_LANES {
             let why = format!("this connection has {MAX_LANES} lanes");
             return Err(self.refuse(Failure::new(ErrorCode::Overloaded, why)));
         }
-        let answers = Answers::new(self.clone(), rights, account, wakes, request.into_inner());
+        let answers = Answers::new(self.clone(), caller, account, wakes, request.into_inner());
         Ok(Response::new(Box::pin(answers)))
     }
 }
@@ -58,7 +59,7 @@ impl Node {
         let traceparent = request.metadata().get("traceparent").map(|value| value.as_bytes());
         let traceparent = traceparent.filter(|it| is_traceparent(it)).map(Bytes::copy_from_slice);
         let request = request.into_inner();
-        rights.check_read(&request.group)?;
+        rights.check(Action::Read, &request.group, Some(&request.key))?;
         self.wake().awake().await;
         let cache = self.cache(&request.group)?;
         if request.owned_since > request.ring_version {
@@ -72,7 +73,7 @@ impl Node {
         let get = Get {
             stamp: self.ring().stamp(request.ring_version),
             traceparent: traceparent.unwrap_or_default(),
-            may_fill: rights.check_write(cache.name()),
+            may_fill: rights.of_group(cache.name()).may_fill(&request.key),
             ..read(request)?
         };
         let begun = cache.begin(&get, &account, Instant::now())?;
@@ -95,7 +96,11 @@ impl Node {
     async fn set_one(&self, request: Request<SetRequest>) -> Result<SetResponse, Failure> {
         let rights = self.rights(&request)?;
         let request = request.into_inner();
-        rights.check_write(&request.group)?;
+        if request.release {
+            rights.of_group(&request.group).check_release()?;
+        } else {
+            rights.check(Action::Set, &request.group, Some(&request.key))?;
+        }
         self.wake().awake().await;
         let cache = self.cache(&request.group)?;
         if !self.ring().look_for(request.ring_version).await {
@@ -121,7 +126,12 @@ impl Node {
     async fn delete_some(&self, request: Request<DeleteRequest>) -> Result<DeleteResponse, Failure> {
         let rights = self.rights(&request)?;
         let request = request.into_inner();
-        rights.check_write(&request.group)?;
+        let of_group = rights.of_group(&request.group);
+        request.keys.iter().try_for_each(|key| of_group.check(Action::Delete, key))?;
+        // Nothing at all is how a client asks whether it may clear.
+        if request.all || request.generation > 0 || request.keys.is_empty() {
+            of_group.check(Action::Clear, &[])?;
+        }
         self.wake().awake().await;
         self.ring().knows(request.ring_version);
         let ring_version = self.ring().version();

@@ -65,6 +65,9 @@ pub(crate) struct Security {
     /// File with the password to log in to etcd with
     #[arg(long, global = true, env = "PEANUT_ETCD_PASSWORD_FILE", value_name = "FILE")]
     pub(crate) etcd_password_file: Option<PathBuf>,
+    /// Send the password to an etcd on another machine without TLS too
+    #[arg(long, global = true, env = "PEANUT_ETCD_INSECURE")]
+    pub(crate) etcd_insecure: bool,
     /// Certificates of the authorities that etcd's must come from
     #[arg(long, global = true, env = "PEANUT_ETCD_CA", value_name = "FILE")]
     pub(crate) etcd_ca: Option<PathBuf>,

@@ -19,9 +19,12 @@ pub(crate) fn run(name: &str, hosts: &[String], dir: &Path, days: u32) -> Result
     if name == "ca" || name.contains(['/', '\\']) || name.is_empty() {
         return Err(format!("`{name}` is no name for a certificate"));
     }
-    let cert = dir.join(format!("{name}.pem"));
-    if cert.exists() {
-        return Err(format!("{} is there already; remove it for a new one", cert.display()));
+    let (cert, key_file) = (dir.join(format!("{name}.pem")), dir.join(format!("{name}.key")));
+    for path in [&cert, &key_file] {
+        // A link counts, wherever it leads: nothing is written through it.
+        if path.symlink_metadata().is_ok() {
+            return Err(format!("{} is there already; remove it for a new one", path.display()));
+        }
     }
     fs::create_dir_all(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
     let issuer = authority(dir)?;
@@ -37,8 +40,7 @@ pub(crate) fn run(name: &str, hosts: &[String], dir: &Path, days: u32) -> Result
     good_for(&mut params, days);
     let key = KeyPair::generate().map_err(|error| error.to_string())?;
     let certificate = params.signed_by(&key, &issuer).map_err(|error| error.to_string())?;
-    write(&dir.join(format!("{name}.key")), &key.serialize_pem(), true)?;
-    write(&cert, &certificate.pem(), false)
+    write_both((&key_file, &key.serialize_pem()), (&cert, &certificate.pem()))
 }
 
 /// The authority in this folder, a new one where there is none.
@@ -48,18 +50,19 @@ fn authority(dir: &Path) -> Result<Issuer<'static, KeyPair>, String> {
     params.distinguished_name.push(DnType::CommonName, "peanut fleet");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    if let Ok(pem) = fs::read_to_string(&key) {
+    if key.symlink_metadata().is_ok() {
+        let pem = fs::read_to_string(&key).map_err(|error| format!("{}: {error}", key.display()))?;
+        warn_if_open(&key);
         let key = KeyPair::from_pem(&pem).map_err(|error| format!("{}: {error}", key.display()))?;
         return Ok(Issuer::new(params, key));
     }
-    if cert.exists() {
+    if cert.symlink_metadata().is_ok() {
         return Err(format!("{} is there and its key is not: it cannot sign", cert.display()));
     }
     good_for(&mut params, AUTHORITY_DAYS);
     let pair = KeyPair::generate().map_err(|error| error.to_string())?;
     let certificate = params.self_signed(&pair).map_err(|error| error.to_string())?;
-    write(&key, &pair.serialize_pem(), true)?;
-    write(&cert, &certificate.pem(), false)?;
+    write_both((&key, &pair.serialize_pem()), (&cert, &certificate.pem()))?;
     Ok(Issuer::new(params, pair))
 }
 
@@ -71,10 +74,34 @@ fn good_for(params: &mut CertificateParams, days: u32) {
     params.not_after = (now + DAY * days).into();
 }
 
-/// Writes a file, one that only its owner may read where it is secret.
+/// Says so where others than its owner may read a key.
+fn warn_if_open(key: &Path) {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        let mode = fs::metadata(key).map_or(0, |metadata| metadata.permissions().mode() & 0o777);
+        if mode & 0o077 != 0 {
+            eprintln!("peanut: {} has the mode {mode:o}: others can read it; chmod 600 it", key.display());
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = key;
+}
+
+/// Writes a key and its certificate, or neither.
+fn write_both((key, secret): (&Path, &str), (cert, open): (&Path, &str)) -> Result<(), String> {
+    write(key, secret, true)?;
+    write(cert, open, false).inspect_err(|_| {
+        // It was made just now, and is of no use alone.
+        let _ = fs::remove_file(key);
+    })
+}
+
+/// Writes a file where there is none, one that only its owner may read where it is secret. What is there already, a link that leads
+/// nowhere included, is left alone (`O_EXCL`).
 fn write(path: &Path, text: &str, is_secret: bool) -> Result<(), String> {
     let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true);
+    options.write(true).create_new(true);
     #[cfg(unix)]
     {
         use std::os::unix::fs::OpenOptionsExt as _;
@@ -84,4 +111,71 @@ fn write(path: &Path, text: &str, is_secret: bool) -> Result<(), String> {
     let _ = is_secret;
     let written = options.open(path).and_then(|mut file| file.write_all(text.as_bytes()));
     written.map_err(|error| format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+#[cfg(unix)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::symlink_metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn keys_are_for_their_owner_only() {
+        let dir = tempfile::tempdir().unwrap();
+        run("node", &["127.0.0.1".to_owned()], dir.path(), 1).unwrap();
+        run("app", &[], dir.path(), 1).unwrap();
+        for name in ["ca", "node", "app"] {
+            assert_eq!(mode(&dir.path().join(format!("{name}.key"))), 0o600);
+        }
+    }
+
+    #[test]
+    fn nothing_is_written_over_or_through_a_link() {
+        for (name, there) in
+            [("node", "node.key"), ("node", "node.pem"), ("node", "ca.key"), ("node", "ca.pem")]
+        {
+            let dir = tempfile::tempdir().unwrap();
+            let elsewhere = tempfile::tempdir().unwrap();
+            let target = elsewhere.path().join("target");
+            // One that leads to a file, and one that leads nowhere.
+            for is_dangling in [false, true] {
+                let link = dir.path().join(there);
+                if !is_dangling {
+                    fs::write(&target, "before").unwrap();
+                }
+                symlink(&target, &link).unwrap();
+                run(name, &[], dir.path(), 1).unwrap_err();
+                assert_eq!(
+                    fs::read_to_string(&target).ok().as_deref(),
+                    (!is_dangling).then_some("before"),
+                    "{there}"
+                );
+                assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+                fs::remove_file(&link).unwrap();
+                let _ = fs::remove_file(&target);
+            }
+            // A file that others may read does not become a key.
+            let file = dir.path().join(there);
+            fs::write(&file, "before").unwrap();
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+            run(name, &[], dir.path(), 1).unwrap_err();
+            assert_eq!(
+                (fs::read_to_string(&file).unwrap(), mode(&file)),
+                ("before".to_owned(), 0o644),
+                "{there}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_certificate_that_cannot_be_written_leaves_no_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let (key, cert) = (dir.path().join("a.key"), dir.path().join("missing/a.pem"));
+        assert!(write_both((&key, "key"), (&cert, "certificate")).is_err() && !key.exists());
+    }
 }

@@ -51,9 +51,13 @@ fn etcd(args: &Args) -> Result<EtcdRegistry, RegistryError> {
     if let (Some(user), Some(file)) = (etcd_user, etcd_password_file) {
         let password = secret(file).map_err(|error| RegistryError::new(error.to_string()))?;
         registry = registry.user(user, password);
+        if args.security.etcd_insecure {
+            registry = registry.insecure();
+        }
     }
     if etcd_ca.is_some() || etcd_cert.is_some() {
-        let files = TlsFiles { ca: etcd_ca.clone(), cert: etcd_cert.clone(), key: etcd_key.clone() };
+        let files =
+            TlsFiles { ca: etcd_ca.clone(), cert: etcd_cert.clone(), key: etcd_key.clone(), crl: None };
         registry = registry.tls(files);
     }
     Ok(registry)

@@ -1,0 +1,128 @@
+//! What a certificate says of itself: its names, and when it is good.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+use x509_parser::revocation_list::CertificateRevocationList;
+
+use crate::tls::TlsError;
+
+/// What was read from a certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificate {
+    /// Subject alternative names: DNS names in lower case, IP addresses, URIs and e-mail addresses.
+    pub names: Vec<String>,
+    /// Good from then on, in milliseconds since 1970.
+    pub not_before_ms: u64,
+    /// Good until then, in milliseconds since 1970.
+    pub not_after_ms: u64,
+    /// Whether it may issue others.
+    pub is_authority: bool,
+}
+
+impl Certificate {
+    /// Reads a certificate in DER. That is not to say that it can be trusted.
+    ///
+    /// # Errors
+    /// Where it is none.
+    pub fn read(der: &[u8]) -> Result<Self, TlsError> {
+        let (_, certificate) = X509Certificate::from_der(der)
+            .map_err(|error| TlsError::new(format!("no certificate: {error}")))?;
+        let mut names = Vec::new();
+        if let Ok(Some(extension)) = certificate.subject_alternative_name() {
+            names.extend(extension.value.general_names.iter().filter_map(name));
+        }
+        let validity = certificate.validity();
+        Ok(Certificate {
+            names,
+            not_before_ms: ms(validity.not_before.timestamp()),
+            not_after_ms: ms(validity.not_after.timestamp()),
+            is_authority: certificate.is_ca(),
+        })
+    }
+
+    /// Whether it names this host, a name or an IP address. `*.example` names each host one label below.
+    pub fn names_host(&self, host: &str) -> bool {
+        let host =
+            host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.').to_ascii_lowercase();
+        let ip: Option<IpAddr> = host.parse().ok();
+        self.names.iter().any(|name| {
+            if let Some(ip) = ip {
+                return name.parse() == Ok(ip);
+            }
+            let below = name.strip_prefix("*.").zip(host.split_once('.'));
+            *name == host || below.is_some_and(|(domain, (_, rest))| domain == rest)
+        })
+    }
+}
+
+/// When a list of revoked certificates is due to be replaced, where it says.
+pub(crate) fn next_update_ms(der: &[u8]) -> Result<Option<u64>, TlsError> {
+    let (_, list) = CertificateRevocationList::from_der(der)
+        .map_err(|error| TlsError::new(format!("no list of revoked certificates: {error}")))?;
+    Ok(list.next_update().map(|time| ms(time.timestamp())))
+}
+
+fn ms(seconds: i64) -> u64 {
+    u64::try_from(seconds).unwrap_or(0).saturating_mul(1000)
+}
+
+fn name(name: &GeneralName<'_>) -> Option<String> {
+    match name {
+        GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
+        GeneralName::URI(uri) => Some((*uri).to_owned()),
+        GeneralName::RFC822Name(mail) => Some((*mail).to_owned()),
+        GeneralName::IPAddress(bytes) => {
+            if let Ok(four) = <[u8; 4]>::try_from(*bytes) {
+                return Some(IpAddr::from(four).to_string());
+            }
+            Some(IpAddr::from(<[u8; 16]>::try_from(*bytes).ok()?).to_string())
+        }
+        _ => None,
+    }
+}
+
+/// A length of time in words, for people who wait for a certificate to expire.
+pub fn in_words(ms: u64) -> String {
+    let mut text = String::new();
+    let _ = match ms / 1000 {
+        seconds if seconds < 2 * 3600 => write!(text, "{} minutes", seconds / 60),
+        seconds if seconds < 2 * 24 * 3600 => write!(text, "{} hours", seconds / 3600),
+        seconds => write!(text, "{} days", seconds / (24 * 3600)),
+    };
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_known_by_whole_names_one_label_below_a_star_and_addresses_in_every_spelling() {
+        let names = ["node.example", "*.fleet.example", "10.0.0.1", "fd00::1"].map(str::to_owned).to_vec();
+        let certificate = Certificate { names, not_before_ms: 0, not_after_ms: 1, is_authority: false };
+        for host in ["node.example", "NODE.example.", "a.fleet.example", "10.0.0.1", "[fd00::1]", "fd00:0::1"]
+        {
+            assert!(certificate.names_host(host), "{host}");
+        }
+        for host in [
+            "",
+            "example",
+            "a.node.example",
+            "fleet.example",
+            "a.b.fleet.example",
+            "10.0.0.2",
+            "fd00::2",
+            "*.fleet.example.org",
+        ] {
+            assert!(!certificate.names_host(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_certificate_is_told() {
+        assert!(Certificate::read(b"nonsense").unwrap_err().to_string().contains("no certificate"));
+    }
+}

@@ -1,0 +1,81 @@
+//! Counts the streams of each connection: a tower layer around all services.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use tonic::body::Body;
+use tonic::codegen::{Service, http};
+use tower::Layer;
+
+use super::Peer;
+use super::limiter::Stream;
+
+/// Has the streams of each connection counted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CountStreams;
+
+impl<S> Layer<S> for CountStreams {
+    type Service = Counted<S>;
+
+    fn layer(&self, inner: S) -> Counted<S> {
+        Counted(inner)
+    }
+}
+
+/// A service whose streams are counted.
+#[derive(Clone, Debug)]
+pub(crate) struct Counted<S>(S);
+
+impl<S> Service<http::Request<Body>> for Counted<S>
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>>,
+    S::Future: Send + 'static,
+{
+    type Response = http::Response<Body>;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, Result<Self::Response, S::Error>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.0.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let stream = request.extensions().get::<Peer>().map(|peer| peer.presence().enter());
+        let answer = self.0.call(request);
+        Box::pin(async move {
+            let answer = answer.await?;
+            Ok(match stream {
+                Some(stream) => answer.map(|body| Body::new(Streaming { body, _stream: stream })),
+                None => answer,
+            })
+        })
+    }
+}
+
+/// The body of an answer, and its stream, which lasts as long.
+struct Streaming {
+    body: Body,
+    _stream: Stream,
+}
+
+impl tonic::codegen::Body for Streaming {
+    type Data = Bytes;
+    type Error = tonic::Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, tonic::Status>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
+}

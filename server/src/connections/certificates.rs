@@ -1,0 +1,68 @@
+//! Certificates of connections that stand: verified again when the time comes, or the files of authorities and revocations change.
+
+use std::sync::Arc;
+
+use peanut_proto::clock::wall_clock_ms;
+use peanut_proto::tls::{Reloading, ServerTls};
+use rustls::pki_types::CertificateDer;
+use tokio::time::Instant;
+
+use super::limiter::Presence;
+
+/// The certificate that a peer has shown.
+#[derive(Clone, Debug)]
+pub(crate) struct PeerCertificate {
+    /// As [`Certificate::names`](peanut_proto::certificate::Certificate::names).
+    pub(crate) names: Vec<String>,
+    /// When it expires, in milliseconds since 1970.
+    pub(crate) not_after_ms: u64,
+    /// It, and those between it and its authority.
+    pub(super) chain: Vec<CertificateDer<'static>>,
+}
+
+impl PeerCertificate {
+    pub(super) fn read(chain: &[CertificateDer<'_>]) -> Option<Self> {
+        let own = peanut_proto::certificate::Certificate::read(chain.first()?).ok()?;
+        // Any of them may be the first to expire.
+        let expiries = chain.iter().filter_map(|der| {
+            peanut_proto::certificate::Certificate::read(der).ok().map(|certificate| certificate.not_after_ms)
+        });
+        Some(PeerCertificate {
+            names: own.names,
+            not_after_ms: expiries.min().unwrap_or(own.not_after_ms),
+            chain: chain.iter().map(|der| der.clone().into_owned()).collect(),
+        })
+    }
+}
+
+/// What connections were verified with last.
+#[derive(Debug, Default)]
+pub(super) struct Verified(Option<Arc<ServerTls>>);
+
+impl Verified {
+    /// Those of the connections that would not be let in now.
+    pub(super) fn look<'a>(
+        &mut self,
+        tls: Option<&Reloading<ServerTls>>,
+        all: &'a [Arc<Presence>],
+        now: Instant,
+    ) -> Vec<&'a Arc<Presence>> {
+        let Some(tls) = tls.map(|tls| tls.current(now)) else { return Vec::new() };
+        let is_new = self.0.as_ref().is_none_or(|last| !Arc::ptr_eq(last, &tls));
+        let clock = wall_clock_ms();
+        let is_refused = |presence: &&Arc<Presence>| {
+            let Some(certificate) = presence.certificate.get() else { return false };
+            if !is_new && clock <= certificate.not_after_ms {
+                return false;
+            }
+            let verified = tls.verify(&certificate.chain);
+            if let Err(why) = &verified {
+                tracing::warn!(names = ?certificate.names, %why, "a connection ends with its certificate");
+            }
+            verified.is_err()
+        };
+        let refused = all.iter().filter(is_refused).collect();
+        self.0 = Some(tls);
+        refused
+    }
+}

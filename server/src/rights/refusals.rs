@@ -1,0 +1,90 @@
+//! The log of refusals: a line for the first of each token, then one in ten seconds at most that says how many there were.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+/// Between two lines for the same token.
+const EVERY: Duration = Duration::from_secs(10);
+/// Tokens, and addresses of callers that are not known, which are kept apart. All others share one entry.
+const MOST: usize = 1000;
+
+/// Refusals since the last line, by token, or by address where no token is known.
+#[derive(Debug, Default)]
+pub(super) struct Refusals {
+    of: Mutex<HashMap<String, Window>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Window {
+    told: Instant,
+    untold: u64,
+}
+
+impl Refusals {
+    /// Logs that a caller was refused, unless that was logged of late. `token` is a name, never a secret; empty where none is known.
+    pub(super) fn note(&self, token: &str, action: &str, group: &str, peer: Option<IpAddr>) {
+        let who = if token.is_empty() {
+            peer.map(|ip| ip.to_string()).unwrap_or_default()
+        } else {
+            token.to_owned()
+        };
+        let Some(untold) = self.count(who, Instant::now()) else { return };
+        let peer = peer.map(tracing::field::display);
+        if token.is_empty() {
+            tracing::warn!(peer, untold, "refused: {action}");
+        } else {
+            tracing::warn!(token, action, group, untold, "refused: the token has no right to it");
+        }
+    }
+
+    /// How many were not told of since the last line, where it is time for one.
+    fn count(&self, who: String, now: Instant) -> Option<u64> {
+        let mut of = self.of.lock();
+        if of.len() >= MOST && !of.contains_key(&who) {
+            of.retain(|_, window| now.saturating_duration_since(window.told) < EVERY);
+        }
+        let who = if of.len() >= MOST && !of.contains_key(&who) { String::new() } else { who };
+        match of.get_mut(&who) {
+            Some(window) if now.saturating_duration_since(window.told) < EVERY => {
+                window.untold += 1;
+                None
+            }
+            Some(window) => {
+                let untold = std::mem::take(&mut window.untold);
+                window.told = now;
+                Some(untold)
+            }
+            None => {
+                of.insert(who, Window { told: now, untold: 0 });
+                Some(0)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_line_at_once_and_then_one_in_ten_seconds_with_the_number_of_others() {
+        let (refusals, now) = (Refusals::default(), Instant::now());
+        let count = |who: &str, after: u64| refusals.count(who.to_owned(), now + Duration::from_secs(after));
+        assert_eq!(count("app", 0), Some(0));
+        assert_eq!((count("app", 1), count("app", 9)), (None, None));
+        assert_eq!(count("other", 9), Some(0), "tokens do not hide each other");
+        assert_eq!((count("app", 10), count("app", 11)), (Some(2), None));
+        assert_eq!(count("app", 60), Some(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn strangers_without_number_take_no_memory_without_bound() {
+        let (refusals, now) = (Refusals::default(), Instant::now());
+        let lines = (0..5 * MOST).filter(|n| refusals.count(n.to_string(), now).is_some()).count();
+        assert!(lines <= MOST + 1 && refusals.of.lock().len() <= MOST + 1, "{lines}");
+    }
+}
