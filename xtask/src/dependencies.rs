@@ -1,7 +1,7 @@
 //! What the crates depend on: each feature by itself, and licences, sources and advisories.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::run::{Cargo, Failed, is_installed};
@@ -10,7 +10,8 @@ use crate::run::{Cargo, Failed, is_installed};
 const PACKAGES: [(&str, &str); 3] =
     [("peanut-proto", "proto"), ("peanut-client", "client"), ("peanut-server", "server")];
 /// The advisories' database is small; where it has not come by then, it will not.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(60);
+const ADVISORIES: &str = "https://github.com/rustsec/advisory-db";
 
 /// Checks every feature of every package with no other: what needs another one has to say so.
 pub(crate) fn features() -> Result<(), Failed> {
@@ -52,23 +53,35 @@ pub(crate) fn deny() -> Result<(), Failed> {
     let check = ["deny", "--all-features", "check", "licenses", "bans", "sources"];
     Cargo::new(&check).run("licences, bans and sources")?;
     if !fetched() {
-        eprintln!(
-            "advisories were NOT checked: their database (github.com/rustsec/advisory-db) cannot be fetched"
-        );
+        eprintln!("advisories were NOT checked: {ADVISORIES} cannot be fetched");
         return Ok(());
     }
     let check = ["deny", "--all-features", "check", "--disable-fetch", "advisories"];
     Cargo::new(&check).run("advisories")
 }
 
-/// As [`deny`], on a machine that may have no way to get cargo-deny; says so where it has none.
+/// As [`deny`], for the test command: where cargo-deny is not installed and the advisories cannot be had, installing it takes
+/// minutes for half of what it is for. Says so where nothing was checked.
 pub(crate) fn deny_if_possible() -> Result<(), Failed> {
-    let install = ["install", "--quiet", "--locked", "cargo-deny"];
-    if !is_installed("cargo-deny") && Cargo::new(&install).run("installing cargo-deny").is_err() {
-        eprintln!("licences, bans, sources and advisories were NOT checked: cargo-deny cannot be installed");
-        return Ok(());
+    if !is_installed("cargo-deny") {
+        let install = ["install", "--quiet", "--locked", "cargo-deny"];
+        if !is_reachable() || Cargo::new(&install).run("installing cargo-deny").is_err() {
+            eprintln!(
+                "licences, bans, sources and advisories were NOT checked: cargo-deny is not installed, and it or \
+                 {ADVISORIES} cannot be had from here"
+            );
+            return Ok(());
+        }
     }
     deny()
+}
+
+/// Whether the database of advisories answers.
+fn is_reachable() -> bool {
+    eprintln!("\n== the advisories: git ls-remote {ADVISORIES}");
+    let mut command = Command::new("git");
+    let ask = command.args(["ls-remote", "--quiet", ADVISORIES, "HEAD"]).env("GIT_TERMINAL_PROMPT", "0");
+    ask.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().is_ok_and(succeeds_in_time)
 }
 
 /// Whether the database of advisories could be fetched.
@@ -76,17 +89,21 @@ fn fetched() -> bool {
     eprintln!("\n== the advisories: cargo deny fetch db");
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     let fetch = command.args(["deny", "fetch", "db"]).stdin(Stdio::null()).stderr(Stdio::null()).spawn();
-    let Ok(mut fetch) = fetch else { return false };
+    fetch.is_ok_and(succeeds_in_time)
+}
+
+/// Whether a command ends well before anyone loses patience.
+fn succeeds_in_time(mut command: Child) -> bool {
     let begun = now();
     while begun.elapsed() < PATIENCE {
-        match fetch.try_wait() {
+        match command.try_wait() {
             Ok(Some(status)) => return status.success(),
             Ok(None) => std::thread::sleep(Duration::from_millis(200)),
             Err(_) => break,
         }
     }
-    let _ = fetch.kill();
-    let _ = fetch.wait();
+    let _ = command.kill();
+    let _ = command.wait();
     false
 }
 

@@ -22,7 +22,8 @@ use std::sync::{Arc, Weak};
 use std::task::Waker;
 use std::time::Duration;
 
-use futures_util::future::{AbortHandle, abortable};
+use futures_util::TryFutureExt as _;
+use futures_util::future::{AbortHandle, Either, abortable};
 use parking_lot::{Mutex, MutexGuard};
 use peanut_proto::frame::Write;
 use peanut_proto::v1::{ErrorCode, OnMiss, Outcome};
@@ -212,11 +213,11 @@ struct Afar<'a> {
 
 impl Asked<'_> {
     /// Waits for the answer: no longer than until the deadline, wherever the driver is.
-    pub(crate) async fn answer(self) -> Answer {
-        if let Some(afar) = self.afar {
-            return Box::pin(afar.answer(self.answer)).await;
+    pub(crate) fn answer(self) -> impl Future<Output = Answer> {
+        match self.afar {
+            Some(afar) => Either::Left(Box::pin(afar.answer(self.answer))),
+            None => Either::Right(self.answer.unwrap_or_else(|_| Err(dropped()))),
         }
-        self.answer.await.unwrap_or_else(|_| Err(dropped()))
     }
 }
 
