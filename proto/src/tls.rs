@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use rustls::client::WebPkiServerVerifier;
-use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
@@ -187,24 +187,19 @@ impl ServerTls {
 }
 
 fn revocations(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
-    let bytes = TlsFiles::read(path)?;
-    let read: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(&bytes).collect();
-    match read {
-        Ok(list) if list.is_empty() => {
-            Err(TlsError(format!("{}: there is no list of revoked certificates in it", path.display())))
-        }
-        Ok(list) => Ok(list),
-        Err(error) => Err(TlsError(format!("{}: {error}", path.display()))),
-    }
+    all_of(path, "list of revoked certificates")
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    all_of(path, "certificate")
+}
+
+/// All of one kind in a PEM file, of which there has to be one.
+fn all_of<T: PemObject>(path: &Path, what: &str) -> Result<Vec<T>, TlsError> {
     let bytes = TlsFiles::read(path)?;
-    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
+    let read: Result<Vec<_>, _> = T::pem_slice_iter(&bytes).collect();
     match read {
-        Ok(list) if list.is_empty() => {
-            Err(TlsError(format!("{}: there is no certificate in it", path.display())))
-        }
+        Ok(list) if list.is_empty() => Err(TlsError(format!("{}: there is no {what} in it", path.display()))),
         Ok(list) => Ok(list),
         Err(error) => Err(TlsError(format!("{}: {error}", path.display()))),
     }

@@ -9,6 +9,7 @@
 
 #[cfg(feature = "admin")]
 mod admin;
+mod body;
 mod breaker;
 mod budget;
 mod builder;

@@ -1,16 +1,14 @@
 //! Counts the streams of each connection: a tower layer around all services.
 
-use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tonic::body::Body;
 use tonic::codegen::{Service, http};
 use tower::Layer;
 
 use super::Peer;
-use super::limiter::Stream;
+use crate::body::holding;
 
 /// Has the streams of each connection counted.
 #[derive(Clone, Copy, Debug)]
@@ -47,35 +45,10 @@ where
         Box::pin(async move {
             let answer = answer.await?;
             Ok(match stream {
-                Some(stream) => answer.map(|body| Body::new(Streaming { body, _stream: stream })),
+                // A stream lasts as long as the body of its answer.
+                Some(stream) => answer.map(|body| holding(body, stream)),
                 None => answer,
             })
         })
-    }
-}
-
-/// The body of an answer, and its stream, which lasts as long.
-struct Streaming {
-    body: Body,
-    _stream: Stream,
-}
-
-impl tonic::codegen::Body for Streaming {
-    type Data = Bytes;
-    type Error = tonic::Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<Bytes>, tonic::Status>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> http_body::SizeHint {
-        self.body.size_hint()
     }
 }

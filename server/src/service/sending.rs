@@ -1,15 +1,14 @@
 //! Unary answers on their way out: what a value holds of its connection's budget is given back when its body has been sent, or
 //! dropped.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
-use http_body::{Frame, SizeHint};
 use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Service, http};
 use tonic::server::NamedService;
 
+use crate::body::holding;
 use crate::budget::Held;
 
 /// What an answer holds until it is sent.
@@ -44,32 +43,7 @@ where
         Box::pin(async move {
             let mut response = answered.await?;
             let Some(sending) = response.extensions_mut().remove::<Sending>() else { return Ok(response) };
-            Ok(response.map(|body| Body::new(Holding { body, _held: sending.held })))
+            Ok(response.map(|body| holding(body, sending.held)))
         })
-    }
-}
-
-struct Holding {
-    body: Body,
-    _held: Arc<Held>,
-}
-
-impl http_body::Body for Holding {
-    type Data = bytes::Bytes;
-    type Error = tonic::Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Poll::Ready(ready!(Pin::new(&mut self.body).poll_frame(context)))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
