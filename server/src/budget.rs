@@ -5,10 +5,12 @@
 //! Switches", IEEE/ACM Transactions on Networking 1998): alone it gets half of the parent's limit, beside `n` others that take all they can a
 //! part of `n + 2`.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 
-use tokio::sync::{Mutex, Notify};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 /// Bytes that may be held at a time.
 #[derive(Debug)]
@@ -17,7 +19,7 @@ pub(crate) struct Budget {
     used: AtomicUsize,
     parent: Option<Arc<Budget>>,
     /// Whoever waits for room does so in turn.
-    turn: Mutex<()>,
+    turn: tokio::sync::Mutex<()>,
     /// At the root: how many wait, and what wakes them when anything is given back anywhere in the tree.
     waiting: AtomicUsize,
     freed: Notify,
@@ -42,7 +44,7 @@ impl Budget {
     }
 
     fn new(limit: usize, parent: Option<Arc<Budget>>) -> Arc<Self> {
-        let (turn, freed) = (Mutex::new(()), Notify::new());
+        let (turn, freed) = (tokio::sync::Mutex::new(()), Notify::new());
         Arc::new(Budget {
             limit,
             used: AtomicUsize::new(0),
@@ -60,7 +62,11 @@ impl Budget {
 
     /// Takes bytes, in turn, when there is room for them. More than can ever be held is taken for as much as can.
     pub(crate) async fn take(self: &Arc<Self>, bytes: usize) -> Held {
-        let bytes = bytes.min(self.most());
+        self.take_estimated(|| bytes).await
+    }
+
+    /// As [`take`](Self::take), for an amount that is estimated anew whenever something is given back.
+    pub(crate) async fn take_estimated(self: &Arc<Self>, bytes: impl Fn() -> usize) -> Held {
         let _turn = self.turn.lock().await;
         let root = self.root_of();
         root.waiting.fetch_add(1, Ordering::SeqCst);
@@ -68,7 +74,7 @@ impl Budget {
         loop {
             // Before the look, so that what is freed after it is heard.
             let freed = root.freed.notified();
-            if let Some(held) = self.try_take(bytes) {
+            if let Some(held) = self.try_take(bytes().min(self.most())) {
                 return held;
             }
             freed.await;
@@ -115,6 +121,13 @@ impl Budget {
     }
 }
 
+impl Held {
+    /// How many.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
 impl Drop for Held {
     fn drop(&mut self) {
         self.budget.give_back(self.bytes);
@@ -129,25 +142,24 @@ impl Drop for Leave<'_> {
     }
 }
 
-/// What one connection may hold, its lanes and unary calls together.
+/// What the lanes and unary calls of one connection may hold that come with the same token.
 #[derive(Debug)]
 pub(crate) struct Account {
     /// For operations that wait: each counts its key and [`OPERATION_BYTES`].
     pub(crate) operations: Arc<Budget>,
     /// For the values that they wait for, and that are on their way out.
     pub(crate) values: Arc<Budget>,
-    /// Lanes that are open.
-    pub(crate) lanes: AtomicUsize,
 }
 
 /// What an operation that waits takes beside its key.
 pub(crate) const OPERATION_BYTES: usize = 1 << 10;
 
-/// The budgets of a node, from which those of connections come.
+/// The budgets of a node, from which those of tokens and connections come.
 #[derive(Clone, Debug)]
 pub(crate) struct Budgets {
-    operations: Arc<Budget>,
-    values: Arc<Budget>,
+    node: Arc<Account>,
+    /// By name, of the tokens that are in use.
+    tokens: Arc<Mutex<HashMap<Arc<str>, Weak<Account>>>>,
     /// For values that are being loaded.
     pub(crate) loading: Arc<Budget>,
 }
@@ -155,37 +167,122 @@ pub(crate) struct Budgets {
 impl Budgets {
     /// For all operations of the node that wait.
     pub(crate) const NODE_OPERATIONS: usize = 512 << 20;
+    /// For those of all callers with one token.
+    pub(crate) const TOKEN_OPERATIONS: usize = 256 << 20;
     /// For those of one connection: as many as a client has in flight to a node by default.
     pub(crate) const CONNECTION_OPERATIONS: usize = 64 << 20;
     /// For all values of the node that are waited for or sent.
     pub(crate) const NODE_VALUES: usize = 512 << 20;
+    /// For those of all callers with one token.
+    pub(crate) const TOKEN_VALUES: usize = 256 << 20;
     /// For those of one connection.
     pub(crate) const CONNECTION_VALUES: usize = 64 << 20;
     /// For values that are being loaded.
     pub(crate) const LOADING: usize = 256 << 20;
 
     pub(crate) fn new() -> Self {
+        let (operations, values) =
+            (Budget::root(Budgets::NODE_OPERATIONS), Budget::root(Budgets::NODE_VALUES));
         Budgets {
-            operations: Budget::root(Budgets::NODE_OPERATIONS),
-            values: Budget::root(Budgets::NODE_VALUES),
+            node: Arc::new(Account { operations, values }),
+            tokens: Arc::default(),
             loading: Budget::root(Budgets::LOADING),
         }
     }
 
-    /// What one more connection may hold.
-    pub(crate) fn account(&self) -> Arc<Account> {
-        Arc::new(Account {
-            operations: self.operations.child(Budgets::CONNECTION_OPERATIONS),
-            values: self.values.child(Budgets::CONNECTION_VALUES),
-            lanes: AtomicUsize::new(0),
-        })
+    /// What one more connection may hold, as far as its callers show this token; an empty name where the node has no tokens.
+    pub(crate) fn account(&self, token: &Arc<str>) -> Arc<Account> {
+        let above = if token.is_empty() { self.node.clone() } else { self.of_token(token) };
+        Arc::new(above.part(Budgets::CONNECTION_OPERATIONS, Budgets::CONNECTION_VALUES))
+    }
+
+    fn of_token(&self, token: &Arc<str>) -> Arc<Account> {
+        let mut tokens = self.tokens.lock();
+        if let Some(account) = tokens.get(token).and_then(Weak::upgrade) {
+            return account;
+        }
+        tokens.retain(|_, account| account.strong_count() > 0);
+        let account = Arc::new(self.node.part(Budgets::TOKEN_OPERATIONS, Budgets::TOKEN_VALUES));
+        tokens.insert(token.clone(), Arc::downgrade(&account));
+        account
     }
 }
 
 impl Account {
+    fn part(&self, operations: usize, values: usize) -> Self {
+        Account { operations: self.operations.child(operations), values: self.values.child(values) }
+    }
+
     /// Tells accounts apart.
     pub(crate) fn id(self: &Arc<Self>) -> usize {
         Arc::as_ptr(self).addr()
+    }
+}
+
+/// Room that an account has given for a value before its length was known.
+#[derive(Clone, Debug)]
+pub(crate) struct Reservation {
+    account: Arc<Account>,
+    bytes: usize,
+}
+
+impl Reservation {
+    /// For what waits, and `value` bytes.
+    pub(crate) fn new(account: &Arc<Account>, value: usize) -> Self {
+        Reservation { account: account.clone(), bytes: value + OPERATION_BYTES }
+    }
+
+    /// Takes what a value needs beyond that; `None` where there is no room for it.
+    pub(crate) fn extend_to(&self, length: usize) -> Option<Held> {
+        match length.saturating_sub(self.bytes) {
+            0 => Some(Held { budget: self.account.values.clone(), bytes: 0 }),
+            more => self.account.values.try_take(more),
+        }
+    }
+}
+
+/// The accounts of one connection: one for each token that its callers show.
+#[derive(Debug)]
+pub(crate) struct Accounts {
+    budgets: Budgets,
+    by_token: Mutex<Vec<(Arc<str>, Arc<Account>)>>,
+    /// Lanes that are open.
+    lanes: Arc<AtomicUsize>,
+}
+
+/// One of the lanes that a connection may have open, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct OpenLane(Arc<AtomicUsize>);
+
+impl Drop for OpenLane {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Accounts {
+    /// Lanes that one connection may have open.
+    pub(crate) const MAX_LANES: usize = 16;
+
+    pub(crate) fn new(budgets: Budgets) -> Arc<Self> {
+        Arc::new(Accounts { budgets, by_token: Mutex::default(), lanes: Arc::default() })
+    }
+
+    /// The account for this token; an empty name where the node has no tokens.
+    pub(crate) fn of(&self, token: &Arc<str>) -> Arc<Account> {
+        let mut by_token = self.by_token.lock();
+        if let Some((_, account)) = by_token.iter().find(|(name, _)| name == token) {
+            return account.clone();
+        }
+        let account = self.budgets.account(token);
+        by_token.push((token.clone(), account.clone()));
+        account
+    }
+
+    /// Counts one more lane; `None` where there are as many as may be.
+    pub(crate) fn open_lane(&self) -> Option<OpenLane> {
+        let lane = OpenLane(self.lanes.clone());
+        (self.lanes.fetch_add(1, Ordering::SeqCst) < Accounts::MAX_LANES).then_some(lane)
     }
 }
 

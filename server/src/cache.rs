@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout_at};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::breaker::Position;
-use crate::budget::{Account, Budget, Held, OPERATION_BYTES};
+use crate::budget::{Account, Budget, Held, OPERATION_BYTES, Reservation};
 use crate::error::Failure;
 use crate::flight::{Boarding, Flights, Leader, Ticket, Token};
 use crate::group::{Group, Policy};
@@ -147,8 +147,7 @@ impl Waiting {
                 (cache, answer)
             }
             Waiting::Flight { ticket, outcome, cache, get, account, held } => {
-                let answer = cache.landed(ticket, outcome, &get, &account).await;
-                drop(held);
+                let answer = cache.landed(ticket, outcome, &get, &account, held).await;
                 (cache, answer)
             }
         };
@@ -196,7 +195,7 @@ impl Cache {
     /// Begins a get for a connection that has nothing else.
     #[cfg(test)]
     pub(crate) fn begin_alone(self: &Arc<Self>, get: &Get, now: Instant) -> Result<Begun, Failure> {
-        self.begin(get, &crate::budget::Budgets::new().account(), now)
+        self.begin(get, &crate::budget::Budgets::new().account(&"".into()), now)
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -279,7 +278,7 @@ impl Cache {
                 .map(Begun::Answered)
                 .ok_or_else(|| Failure::new(ErrorCode::Overloaded, why));
         };
-        match account.values.try_take(self.loads.largest()) {
+        match account.values.try_take(self.expected_bytes()) {
             Some(value) => self.board(get, account, [operation, value], now),
             None => {
                 let (get, account) = (Box::new(get.kept()), account.clone());
@@ -307,7 +306,8 @@ impl Cache {
         operation: Held,
     ) -> Result<Answer, Failure> {
         let until = get.deadline.unwrap_or_else(|| Instant::now() + self.policy.load_timeout);
-        let Ok(value) = timeout_at(until, account.values.take(self.loads.largest())).await else {
+        let Ok(value) = timeout_at(until, account.values.take_estimated(|| self.expected_bytes())).await
+        else {
             let why = "there was no room in time for the values that this connection waits for";
             return self.stale(get).ok_or_else(|| Failure::new(ErrorCode::Overloaded, why));
         };
@@ -317,8 +317,8 @@ impl Cache {
         }
         match self.board(get, account, [operation, value], now)? {
             Begun::Answered(answer) => Ok(answer),
-            Begun::Waiting(Waiting::Flight { ticket, outcome, get, held: _held, .. }) => {
-                self.landed(ticket, outcome, &get, account).await
+            Begun::Waiting(Waiting::Flight { ticket, outcome, get, held, .. }) => {
+                self.landed(ticket, outcome, &get, account, held).await
             }
             Begun::Waiting(other) => Box::pin(other.answer()).await,
         }
@@ -335,17 +335,27 @@ impl Cache {
         // Only who may fill can have been given a token.
         if get.token != 0
             && get.may_fill.is_ok()
-            && let Some((pilot, ticket)) = self.flights.take_over(&get.key, get.token)
+            && let Some((pilot, ticket)) =
+                self.flights.take_over(&get.key, get.token, Reservation::new(account, value.bytes()))
         {
             self.queue(pilot, get.kept(), account.id());
             return Ok(self.wait(ticket, Outcome::Loaded, get, account, [operation, value]));
         }
-        let by_server = if self.loader.is_none() { Leader::Nobody } else { Leader::Server };
+        let by_server = if self.loader.is_none() {
+            Leader::Nobody
+        } else {
+            Leader::Server { reserved: Reservation::new(account, value.bytes()) }
+        };
         let mut operation = Some(operation);
         let leader = match get.on_miss {
             OnMiss::Load | OnMiss::Peek => by_server,
             OnMiss::Lease => match &get.may_fill {
-                Ok(()) => Leader::Caller { until: now + self.policy.load_timeout, held: operation.take() },
+                // Whoever is given a lease waits for nothing by then.
+                Ok(()) => Leader::Caller {
+                    until: now + self.policy.load_timeout,
+                    held: operation.take(),
+                    reserved: Reservation::new(account, 0),
+                },
                 Err(denied) if self.loader.is_none() => return Err(denied.clone()),
                 Err(_) => by_server,
             },
@@ -398,7 +408,8 @@ impl Cache {
             return;
         }
         let refreshed = || self.fresh(get, now).filter(|entry| now < entry.loaded + after);
-        if let Boarding::Leader(pilot, _) = self.find_flight(get, Leader::Server, refreshed) {
+        let leader = Leader::Server { reserved: Reservation::new(account, 0) };
+        if let Boarding::Leader(pilot, _) = self.find_flight(get, leader, refreshed) {
             self.metrics.refreshes.fetch_add(1, Ordering::Relaxed);
             self.queue(pilot, get.kept(), account.id());
             self.launch();
@@ -471,14 +482,16 @@ impl Cache {
         Begun::Waiting(Waiting::Flight { ticket, outcome, cache, get, account, held })
     }
 
-    /// Waits for a flight, and for those after it where its leader is gone.
+    /// Waits for a flight, and for those after it where it came to nothing.
     async fn landed(
         self: &Arc<Self>,
         mut ticket: Ticket,
         mut outcome: Outcome,
         get: &Get,
         account: &Arc<Account>,
+        held: [Held; 2],
     ) -> Result<Answer, Failure> {
+        let mut _held = Some(held);
         loop {
             self.launch();
             let landed = match self.patience(get) {
@@ -510,13 +523,18 @@ impl Cache {
                     let why = "the deadline passed while another's load was waited for";
                     return Err(Failure::new(ErrorCode::DeadlinePassed, why));
                 }
-                None => match self.look_or_wait(get, account, Instant::now())? {
-                    Begun::Waiting(Waiting::Flight { ticket: next, outcome: now, .. }) => {
-                        (ticket, outcome) = (next, now);
+                None => {
+                    _held = None;
+                    match self.look_or_wait(get, account, Instant::now())? {
+                        Begun::Waiting(Waiting::Flight {
+                            ticket: next, outcome: now, held: anew, ..
+                        }) => {
+                            (ticket, outcome, _held) = (next, now, Some(anew));
+                        }
+                        Begun::Waiting(other) => return Box::pin(other.answer()).await,
+                        Begun::Answered(answer) => return Ok(answer),
                     }
-                    Begun::Waiting(other) => return Box::pin(other.answer()).await,
-                    Begun::Answered(answer) => return Ok(answer),
-                },
+                }
             }
         }
     }

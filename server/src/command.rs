@@ -10,6 +10,8 @@ use tokio::net::TcpListener;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing_subscriber::EnvFilter;
 
+pub use tikv_jemallocator::Jemalloc as Allocator;
+
 use crate::ServerHandle;
 use crate::config::{Config, LogFormat, Stop, TokenFiles};
 use crate::error::{Error, ErrorKind};

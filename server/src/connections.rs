@@ -28,7 +28,7 @@ pub(crate) use activity::CountStreams;
 pub(crate) use certificates::PeerCertificate;
 pub(crate) use limiter::{ConnectionLimiter, ConnectionLimits, Permit, Presence};
 
-use crate::budget::{Account, Budgets};
+use crate::budget::{Accounts, Budgets};
 
 /// What an HTTP/2 client says first (RFC 9113, 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -91,9 +91,9 @@ impl Handshake {
 
     async fn shake(self, stream: TcpStream, permit: Permit) -> io::Result<Connection> {
         let _ = stream.set_nodelay(true);
-        let presence = permit.presence().clone();
-        let account = self.budgets.account();
-        let peer = Peer { addr: stream.peer_addr()?, is_private: self.is_tls(), account, presence };
+        let (presence, is_private) = (permit.presence().clone(), self.is_tls());
+        let accounts = Accounts::new(self.budgets);
+        let peer = Peer { addr: stream.peer_addr()?, is_private, accounts, presence };
         let io = match () {
             #[cfg(feature = "tls")]
             () if let Some(tls) = &self.tls => {
@@ -134,7 +134,7 @@ pub(crate) struct Peer {
     /// Whether nobody else can read what is said.
     pub(crate) is_private: bool,
     /// What the connection may hold.
-    pub(crate) account: Arc<Account>,
+    pub(crate) accounts: Arc<Accounts>,
     presence: Arc<Presence>,
 }
 
@@ -157,8 +157,8 @@ impl Peer {
     pub(crate) fn of(addr: &str, is_private: bool) -> Self {
         let now = tokio::time::Instant::now();
         let addr: SocketAddr = addr.parse().expect("an address");
-        let account = Budgets::new().account();
-        Peer { addr, is_private, account, presence: Presence::new(addr.ip(), now, now) }
+        let accounts = Accounts::new(Budgets::new());
+        Peer { addr, is_private, accounts, presence: Presence::new(addr.ip(), now, now) }
     }
 
     #[cfg(all(test, feature = "tls"))]

@@ -13,6 +13,10 @@
 //! first of them leads. One whose client takes too long is *late*: the others board anew as well, but what it brings
 //! is stored all the same where the key has not been written since, and lands whoever waits for the key by then.
 //!
+//! What a flight brought is held until all who wait have taken it, and counts for whoever has caused it. Where it is larger than was
+//! reserved for it, and there is no room for the rest, it is not held: those who wait board anew, and find it in the store where it was
+//! stored.
+//!
 //! Whether a key has been written since is told by counters, one for many keys ([`Writes`]).
 
 use std::collections::{HashMap, VecDeque};
@@ -25,7 +29,7 @@ use tokio::sync::watch;
 use tokio::time::{Duration, Instant};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::budget::Held;
+use crate::budget::{Held, Reservation};
 use crate::error::Failure;
 use crate::sabotage::{Mechanism, without};
 use crate::store::{Entry, Origin, Value};
@@ -103,6 +107,7 @@ struct Lease {
     /// The key's writes up to the time when it was given.
     writes: (u64, u64),
     progress: watch::Sender<Progress>,
+    reserved: Reservation,
     /// It counts for whoever holds it.
     _held: Option<Held>,
 }
@@ -110,18 +115,34 @@ struct Lease {
 #[derive(Clone, Debug)]
 enum Progress {
     UnderWay,
-    /// The leader is gone: board anew.
+    /// The leader is gone, or there was no room for what it brought: board anew.
     Void,
-    Landed(Landed),
+    /// What those who wait hold of it counts for the account that caused it.
+    Landed {
+        landed: Landed,
+        _held: Arc<Held>,
+    },
+}
+
+impl Progress {
+    /// A landing, unless there is no room for the value.
+    fn landed(landed: &Landed, reserved: &Reservation) -> Self {
+        let length =
+            landed.as_ref().ok().and_then(|entry| entry.value.as_ref()).map_or(0, |value| value.len());
+        match reserved.extend_to(length) {
+            Some(held) => Progress::Landed { landed: landed.clone(), _held: Arc::new(held) },
+            None => Progress::Void,
+        }
+    }
 }
 
 /// Who leads a flight that nobody leads yet.
 #[derive(Debug)]
 pub(crate) enum Leader {
     /// This server, with its loader.
-    Server,
+    Server { reserved: Reservation },
     /// The caller, under a lease that is late after this time.
-    Caller { until: Instant, held: Option<Held> },
+    Caller { until: Instant, held: Option<Held>, reserved: Reservation },
     /// Nobody: there is nothing to load from.
     Nobody,
 }
@@ -152,7 +173,7 @@ impl Ticket {
     /// nobody.
     pub(crate) async fn landed(mut self) -> Option<Landed> {
         match self.progress.wait_for(|progress| !matches!(progress, Progress::UnderWay)).await.as_deref() {
-            Ok(Progress::Landed(landed)) => Some(landed.clone()),
+            Ok(Progress::Landed { landed, .. }) => Some(landed.clone()),
             Ok(_) => None,
             Err(_) => Some(Err(Failure::new(ErrorCode::ShuttingDown, "the load was abandoned"))),
         }
@@ -167,6 +188,7 @@ pub(crate) struct Pilot {
     key: (Origin, Bytes),
     id: u64,
     progress: watch::Sender<Progress>,
+    reserved: Reservation,
 }
 
 /// What has become of a lease when its value arrives.
@@ -211,9 +233,11 @@ impl Flights {
         {
             return Boarding::Waiter(Ticket { progress: flight.progress.clone() });
         }
-        if matches!(leader, Leader::Nobody) {
-            return Boarding::Nothing;
-        }
+        let (lease, reserved) = match leader {
+            Leader::Nobody => return Boarding::Nothing,
+            Leader::Server { reserved } => (None, reserved),
+            Leader::Caller { until, held, reserved } => (Some((until, held)), reserved),
+        };
         // A copy: what waits must not keep the whole frame that the key came in.
         let key = (origin, Bytes::copy_from_slice(key));
         // Tokens cannot be guessed from others, nor are those of an earlier life of the process any of this one's.
@@ -221,13 +245,13 @@ impl Flights {
         let (sender, progress) = watch::channel(Progress::UnderWay);
         let ticket = Ticket { progress: progress.clone() };
         table.insert(key.clone(), Flight { id, stamp, progress });
-        if let Leader::Caller { until, held } = leader {
+        if let Some((until, held)) = lease {
             let writes = writes.so_far(&key.1);
-            leases.insert(id, Lease { key, stamp, writes, progress: sender, _held: held });
+            leases.insert(id, Lease { key, stamp, writes, progress: sender, reserved, _held: held });
             due.push_back((until, id));
             return Boarding::Lease(id);
         }
-        Boarding::Leader(Pilot { flights: self.clone(), key, id, progress: sender }, ticket)
+        Boarding::Leader(Pilot { flights: self.clone(), key, id, progress: sender, reserved }, ticket)
     }
 
     /// Takes in what the holder of a token brings. `entry` makes the entry from the flight's stamp; `store` is called with the lock
@@ -254,8 +278,9 @@ impl Flights {
         // Late: another leads the flight by now. Those who wait need not wait for it any longer.
         let next = if is_good && !was_there && landed.is_ok() { state.take_leased(&lease.key) } else { None };
         drop(state);
-        next.inspect(|next| drop(next.send_replace(Progress::Landed(landed.clone()))));
-        lease.progress.send_replace(Progress::Landed(landed));
+        let progress = Progress::landed(&landed, &lease.reserved);
+        next.inspect(|next| drop(next.send_replace(progress.clone())));
+        lease.progress.send_replace(progress);
         if is_good { Fill::Stored } else { Fill::Refused }
     }
 
@@ -302,7 +327,12 @@ impl Flights {
 
     /// Takes over the flight of a lease that its client gives back. `None` where it is void, late or poisoned; whoever waits for it
     /// boards anew then.
-    pub(crate) fn take_over(self: &Arc<Self>, key: &Bytes, token: Token) -> Option<(Pilot, Ticket)> {
+    pub(crate) fn take_over(
+        self: &Arc<Self>,
+        key: &Bytes,
+        token: Token,
+        reserved: Reservation,
+    ) -> Option<(Pilot, Ticket)> {
         let mut state = self.state.lock();
         state.leases.get(&token).filter(|lease| lease.key.1 == key)?;
         let Lease { key, progress, .. } = state.leases.remove(&token)?;
@@ -312,7 +342,7 @@ impl Flights {
             return None;
         }
         let ticket = Ticket { progress: progress.subscribe() };
-        Some((Pilot { flights: self.clone(), key, id: token, progress }, ticket))
+        Some((Pilot { flights: self.clone(), key, id: token, progress, reserved }, ticket))
     }
 
     /// Poisons the flights of a key, and writes in the same step.
@@ -369,7 +399,7 @@ impl Pilot {
             entry.value = store(entry).or_else(|| entry.value.take());
         }
         drop(state);
-        self.progress.send_replace(Progress::Landed(landed));
+        self.progress.send_replace(Progress::landed(&landed, &self.reserved));
     }
 }
 

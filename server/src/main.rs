@@ -2,6 +2,9 @@
 
 use std::process::ExitCode;
 
+#[global_allocator]
+static ALLOCATOR: peanut_server::command::Allocator = peanut_server::command::Allocator;
+
 fn main() -> ExitCode {
     peanut_server::command::main()
 }

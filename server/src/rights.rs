@@ -95,6 +95,11 @@ impl Rights {
         self.admin |= other.admin;
     }
 
+    /// The name of the caller's token; empty where the node has no tokens.
+    pub(crate) fn token(&self) -> &Arc<str> {
+        &self.name
+    }
+
     /// Whether the caller may set, delete or clear anywhere: only such callers are believed what they say of the ring beyond what
     /// the node knows.
     pub(crate) fn writes(&self) -> bool {

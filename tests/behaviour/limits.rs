@@ -300,6 +300,35 @@ async fn many_cold_keys_of_several_callers_are_all_loaded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn large_values_that_nobody_takes_are_not_held() {
+    let origin = peanut_tests::Origin::start(Duration::ZERO).await;
+    let port = free_port();
+    let own = format!("listen = \"127.0.0.1:{port}\"\nnodes = [\"127.0.0.1:{port}\"]\n");
+    let more = "capacity = \"64MiB\"\nload_timeout = \"60s\"";
+    let group = peanut_tests::group_from("g", origin.url(), more);
+    let mut server = ServerProcess::start_with(SERVER, &(own + &group)).await;
+    let channel = channel(&server).await;
+    let mut lane = raw_lane(&channel).await;
+    let before = resident(&mut server);
+    let mut frame = RequestWriter::default();
+    frame.group(0, "g");
+    // As far as the node knows, values are small.
+    frame.get(&get(0, b"k", OnMiss::Load));
+    lane.requests.send(frame.take()).unwrap();
+    timeout(PATIENCE, lane.answers.message()).await.unwrap().unwrap().unwrap();
+    let mut frame = RequestWriter::default();
+    let large = |n: u32| format!("8-mib-{n}");
+    (1..=200).for_each(|id| frame.get(&get(id, large(id).as_bytes(), OnMiss::Load)));
+    lane.requests.send(frame.take()).unwrap();
+    eventually("all to be loaded", async || (origin.asked().len() > 200).then_some(())).await;
+    let meanwhile = resident(&mut server);
+    println!("from {before} to {meanwhile} bytes");
+    assert!(meanwhile < before + 800 * MIB, "from {before} to {meanwhile} bytes while nobody reads");
+    let client = Client::builder().nodes([server.addr()]).deadline(PATIENCE).build().await.unwrap();
+    assert_eq!(client.group("g").get("8-mib-other").await.unwrap().unwrap().len(), 8 << 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn names_and_messages_of_every_length_break_no_lane() {
     let (_server, client) = node("").await;
     let group = client.group("g");

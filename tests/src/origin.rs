@@ -11,7 +11,8 @@ use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 
 /// An origin. A key that begins with `missing` is not found, one with `broken` is an error, any other has
-/// the value `value of <key>`, which lives two seconds where the key begins with `for-2s`.
+/// the value `value of <key>`, which lives two seconds where the key begins with `for-2s` and is followed by zeros up to 8 MiB where
+/// the key begins with `8-mib`.
 #[derive(Debug)]
 pub struct Origin {
     url: String,
@@ -61,7 +62,7 @@ impl Origin {
 async fn answer(
     State(shared): State<Arc<Shared>>,
     Path((_group, key)): Path<(String, String)>,
-) -> Result<([(&'static str, &'static str); 1], String), StatusCode> {
+) -> Result<([(&'static str, &'static str); 1], Vec<u8>), StatusCode> {
     *shared.asked.lock().unwrap_or_else(|e| e.into_inner()).entry(key.clone()).or_default() += 1;
     tokio::time::sleep(shared.delay).await;
     match &key {
@@ -69,7 +70,11 @@ async fn answer(
         key if key.starts_with("broken") => Err(StatusCode::INTERNAL_SERVER_ERROR),
         key => {
             let max_age = if key.starts_with("for-2s") { "max-age=2" } else { "" };
-            Ok(([("cache-control", max_age)], format!("value of {key}")))
+            let mut value = format!("value of {key}").into_bytes();
+            if key.starts_with("8-mib") {
+                value.resize(8 << 20, 0);
+            }
+            Ok(([("cache-control", max_age)], value))
         }
     }
 }

@@ -113,11 +113,6 @@ impl Loads {
         self.breaker.as_ref().map_or(Position::Closed, |breaker| breaker.lock().position())
     }
 
-    /// The largest value that was loaded lately; zero before the first.
-    pub(super) fn largest(&self) -> usize {
-        self.largest.get().unwrap_or(0)
-    }
-
     /// Takes down how long a load took.
     fn took(&self, took: Duration) {
         let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1);
@@ -236,9 +231,13 @@ impl Cache {
         (self.loads.budget.most() / 4 / self.expected_bytes().max(1)).clamp(1, most)
     }
 
-    /// How large the next value is taken for.
-    fn expected_bytes(&self) -> usize {
-        let unknown = if self.loader.most_keys() == 1 { UNKNOWN_BYTES } else { UNKNOWN_AMONG_MANY_BYTES };
+    /// How large the next value is taken for: as the largest of those that were loaded lately.
+    pub(super) fn expected_bytes(&self) -> usize {
+        let unknown = match self.loader.most_keys() {
+            _ if self.loader.is_none() => 0,
+            1 => UNKNOWN_BYTES,
+            _ => UNKNOWN_AMONG_MANY_BYTES,
+        };
         self.loads.largest.get().unwrap_or(unknown)
     }
 

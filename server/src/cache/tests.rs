@@ -162,7 +162,7 @@ async fn loads_are_bounded_and_what_would_come_too_late_is_refused_at_once() {
 async fn a_caller_with_many_loads_does_not_keep_another_waiting() {
     let (cache, loads, _) = fixture(|g| g.max_loads(1).load_timeout(Duration::from_secs(1000)));
     let budgets = crate::budget::Budgets::new();
-    let (greedy, other) = (budgets.account(), budgets.account());
+    let (greedy, other) = (budgets.account(&"".into()), budgets.account(&"".into()));
     let _many: Vec<_> =
         (0..1000).map(|n| cache.begin(&get(&format!("b{n}")), &greedy, Instant::now()).unwrap()).collect();
     cache.launch();
@@ -176,7 +176,7 @@ async fn a_caller_with_many_loads_does_not_keep_another_waiting() {
 async fn what_waits_is_bounded_by_bytes_for_each_connection() {
     let (cache, _, gate) = fixture(|g| g.max_loads(100_000));
     let budgets = crate::budget::Budgets::new();
-    let (greedy, other) = (budgets.account(), budgets.account());
+    let (greedy, other) = (budgets.account(&"".into()), budgets.account(&"".into()));
     let key = |n: usize| format!("g{n:0>1000}");
     let mut waiting = Vec::new();
     let refused = loop {
@@ -191,6 +191,33 @@ async fn what_waits_is_bounded_by_bytes_for_each_connection() {
     assert!(cache.begin(&get(&key(most + 1)), &other, Instant::now()).is_ok(), "nobody else suffers");
     drop(waiting);
     assert_eq!(greedy.operations.used(), 0);
+    gate.notify_waiters();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_is_bounded_by_bytes_for_each_token_however_many_connections_show_it() {
+    let (cache, _, gate) = fixture(|g| g.max_loads(1_000_000));
+    let budgets = crate::budget::Budgets::new();
+    let (greedy, other) = ("greedy".into(), "other".into());
+    let key = |n: usize| format!("g{n:0>1000}");
+    // Twice as many connections as there is room for.
+    let connections =
+        2 * crate::budget::Budgets::TOKEN_OPERATIONS / crate::budget::Budgets::CONNECTION_OPERATIONS;
+    let mut waiting = Vec::new();
+    for _ in 0..connections {
+        let account = budgets.account(&greedy);
+        while let Ok(begun) = cache.begin(&get(&key(waiting.len())), &account, Instant::now()) {
+            waiting.push(begun);
+        }
+    }
+    let most = crate::budget::Budgets::TOKEN_OPERATIONS / (1001 + OPERATION_BYTES);
+    // The last of them have less than others, since none has more than is left.
+    assert!((most * 3 / 4..=most).contains(&waiting.len()), "{} of {most}", waiting.len());
+    assert!(
+        cache.begin(&get("one"), &budgets.account(&other), Instant::now()).is_ok(),
+        "no other token suffers"
+    );
+    drop(waiting);
     gate.notify_waiters();
 }
 
@@ -211,7 +238,7 @@ async fn large_values_are_loaded_and_waited_for_a_few_at_a_time() {
     });
     let group = Group::new("g", loader).max_loads(1000).load_timeout(Duration::from_secs(60));
     let cache = Arc::new(Cache::alone(group));
-    let account = crate::budget::Budgets::new().account();
+    let account = crate::budget::Budgets::new().account(&"".into());
     let mut callers = JoinSet::new();
     for n in 0..100 {
         let (cache, account) = (cache.clone(), account.clone());
@@ -226,6 +253,43 @@ async fn large_values_are_loaded_and_waited_for_a_few_at_a_time() {
     let bound = crate::budget::Budgets::LOADING / 2 / MAX_VALUE_BYTES;
     assert!(most.load(Ordering::SeqCst) <= bound, "{most:?} at once, where {bound} have room");
     assert_eq!((account.values.used(), account.operations.used()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn values_larger_than_those_before_are_not_held_for_who_does_not_take_them() {
+    let loads = Arc::new(AtomicUsize::new(0));
+    let loader = loader_fn({
+        let loads = loads.clone();
+        move |key: Bytes| {
+            loads.fetch_add(1, Ordering::SeqCst);
+            async move { Ok(Loaded::found(vec![7; if key.starts_with(b"large") { MAX_VALUE_BYTES } else { 1 }])) }
+        }
+    });
+    let group = Group::new("g", loader)
+        .max_loads(1000)
+        .capacity_bytes(32 << 20)
+        .load_timeout(Duration::from_secs(60));
+    let cache = Arc::new(Cache::alone(group));
+    let budgets = crate::budget::Budgets::new();
+    let (slow, other) = (budgets.account(&"".into()), budgets.account(&"".into()));
+    let one = cache.begin(&get("small"), &other, Instant::now()).unwrap();
+    assert_eq!(one.answer().await.unwrap().value.len(), 1);
+    let large = |n: usize| get(&format!("large-{n}"));
+    let waiting: Vec<_> = (0..100).map(|n| cache.begin(&large(n), &slow, Instant::now()).unwrap()).collect();
+    cache.launch();
+    // Nobody takes what comes.
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(loads.load(Ordering::SeqCst), 101);
+    let most = crate::budget::Budgets::CONNECTION_VALUES;
+    let held = slow.values.used();
+    assert!(held > most - MAX_VALUE_BYTES && held <= most, "{held} bytes are held");
+    let beside = cache.begin(&large(1000), &other, Instant::now()).unwrap();
+    assert_eq!(beside.answer().await.unwrap().value.len(), MAX_VALUE_BYTES, "nobody else suffers");
+    // Who takes them has all of them, in turn.
+    for begun in waiting {
+        assert_eq!(begun.answer().await.unwrap().value.len(), MAX_VALUE_BYTES);
+    }
+    assert_eq!((slow.values.used(), slow.operations.used()), (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -368,7 +432,7 @@ async fn who_has_stopped_waiting_is_given_no_lease() {
 #[tokio::test(start_paused = true)]
 async fn leases_that_are_written_away_are_bounded_and_do_not_stay() {
     let cache = Arc::new(Cache::alone(Group::without_loader("g").load_timeout(Duration::from_secs(5))));
-    let account = crate::budget::Budgets::new().account();
+    let account = crate::budget::Budgets::new().account(&"".into());
     let lease = Get { on_miss: OnMiss::Lease, ..get("k") };
     let mut leases = 0;
     while cache.begin(&lease, &account, Instant::now()).is_ok() {

@@ -171,7 +171,9 @@ fn within_origin(attempt: redirect::Attempt<'_>) -> redirect::Action {
 
 /// Reads a body, but no more of it than a value may have.
 async fn read_body(mut response: Response) -> Result<Bytes, LoaderError> {
-    let mut body = Vec::new();
+    // As long as it says that it is, so that it need not be copied while it grows.
+    let length = response.content_length().and_then(|length| usize::try_from(length).ok());
+    let mut body = Vec::with_capacity(length.unwrap_or(0).min(MAX_VALUE_BYTES));
     while let Some(chunk) = response.chunk().await.map_err(reqwest::Error::without_url)? {
         if body.len() + chunk.len() > MAX_VALUE_BYTES {
             let why = format!("the origin's answer is over the value limit of {MAX_VALUE_BYTES} bytes");

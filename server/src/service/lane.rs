@@ -32,7 +32,7 @@ use tonic::{Status, Streaming};
 
 use super::fence::Opening;
 use super::{Node, ring_unknown, whole_ms};
-use crate::budget::{Account, Held, OPERATION_BYTES};
+use crate::budget::{Account, Held, OPERATION_BYTES, OpenLane};
 use crate::cache::{Answer, Begun, Cache, Fetched, Get, Set};
 use crate::error::Failure;
 use crate::flight::Token;
@@ -49,8 +49,6 @@ const FIELDS_PER_POLL: usize = 4_096;
 const UNKNOWN_GROUPS: usize = 64;
 /// Bytes of values that wait to be sent on one lane from which on nothing more is begun on it.
 const MAX_LONG_BYTES: usize = 64 << 20;
-/// Lanes that one connection may have open.
-pub(super) const MAX_LANES: usize = 16;
 /// Leases from which on a lane looks for those that have ended.
 const MANY_LEASES: usize = 1_024;
 
@@ -67,6 +65,8 @@ pub(super) struct Answers {
     stopping: BoxFuture<'static, ()>,
     caller: Caller,
     account: Arc<Account>,
+    /// Counts for the connection.
+    _open: Option<OpenLane>,
     /// By the client's number.
     groups: HashMap<u32, Result<Named, Failure>>,
     unknown_groups: usize,
@@ -115,12 +115,12 @@ impl Answers {
         node: Node,
         caller: Caller,
         account: Arc<Account>,
+        open: Option<OpenLane>,
         wakes: u64,
         requests: Streaming<RequestFrame>,
     ) -> Self {
         let stopping = node.stopping().clone().cancelled_owned().boxed();
         node.metrics().lanes.fetch_add(1, Relaxed);
-        account.lanes.fetch_add(1, Relaxed);
         Answers {
             node,
             requests,
@@ -129,6 +129,7 @@ impl Answers {
             stopping,
             caller,
             account,
+            _open: open,
             groups: HashMap::new(),
             unknown_groups: 0,
             opening: None,
@@ -552,7 +553,6 @@ impl Stream for Answers {
 
 impl Drop for Answers {
     fn drop(&mut self) {
-        self.account.lanes.fetch_sub(1, Relaxed);
         self.node.metrics().lanes.fetch_sub(1, Relaxed);
         self.node.metrics().in_flight.fetch_sub(self.waiting.len() as u64, Relaxed);
         // Whoever was to fill these has gone.

@@ -178,10 +178,11 @@ impl Node {
         Err(self.refuse(Failure::new(ErrorCode::WrongNode, why)))
     }
 
-    /// What a call counts for: its connection.
-    fn account<T>(&self, request: &Request<T>) -> Arc<Account> {
+    /// What a call counts for: its connection, and the token that it came with.
+    fn account<T>(&self, request: &Request<T>) -> Result<Arc<Account>, Failure> {
+        let token = self.caller(request)?.rights().token();
         let peer = request.extensions().get::<Peer>();
-        peer.map_or_else(|| self.shared.budgets.account(), |peer| peer.account.clone())
+        Ok(peer.map_or_else(|| self.shared.budgets.account(token), |peer| peer.accounts.of(token)))
     }
 
     /// Where what connections may hold comes from.

@@ -20,7 +20,7 @@ use crate::store::Origin;
 #[tonic::async_trait]
 impl PeanutCache for Node {
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
-        let account = self.account(&request);
+        let account = self.account(&request).map_err(|why| self.refuse(why))?;
         let answer = self.get_of_the_original(request).await.map_err(|why| self.refuse(why))?;
         if answer.outcome == Outcome::NotFound {
             // This service has no other way to say so.
@@ -35,7 +35,7 @@ impl PeanutCache for Node {
 
 impl Node {
     async fn get_of_the_original(&self, request: Request<GetRequest>) -> Result<Answer, Failure> {
-        let (rights, account) = (self.rights(&request)?, self.account(&request));
+        let (rights, account) = (self.rights(&request)?, self.account(&request)?);
         let GetRequest { group, key } = request.into_inner();
         rights.check(Action::Read, &group, Some(key.as_bytes()))?;
         self.wake().awake().await;

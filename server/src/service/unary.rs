@@ -1,7 +1,6 @@
 //! `peanut.v1.Peanut`: one call, one key; and the way in for lanes.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,10 +14,12 @@ use tokio::time::Instant;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::lane::{Answers, MAX_LANES};
+use super::lane::Answers;
 use super::sending::Sending;
 use super::{Node, ring_unknown, whole_ms};
+use crate::budget::Accounts;
 use crate::cache::{Fetched, Get, Set};
+use crate::connections::Peer;
 use crate::error::Failure;
 use crate::rights::Action;
 use crate::store::Origin;
@@ -42,20 +43,22 @@ impl Peanut for Node {
         request: Request<Streaming<RequestFrame>>,
     ) -> Result<Response<BoxStream<ResponseFrame>>, Status> {
         let caller = self.caller(&request).map_err(|why| self.refuse(why))?.clone();
-        let account = self.account(&request);
+        let account = self.account(&request).map_err(|why| self.refuse(why))?;
         let wakes = self.wake().awake().await;
-        if account.lanes.load(Ordering::Relaxed) >= MAX_LANES {
-            let why = format!("this connection has {MAX_LANES} lanes");
+        let open = request.extensions().get::<Peer>().map(|peer| peer.accounts.open_lane());
+        if let Some(None) = open {
+            let why = format!("this connection has {} lanes", Accounts::MAX_LANES);
             return Err(self.refuse(Failure::new(ErrorCode::Overloaded, why)));
         }
-        let answers = Answers::new(self.clone(), caller, account, wakes, request.into_inner());
+        let answers =
+            Answers::new(self.clone(), caller, account, open.flatten(), wakes, request.into_inner());
         Ok(Response::new(Box::pin(answers)))
     }
 }
 
 impl Node {
     async fn get_one(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Failure> {
-        let (rights, account) = (self.rights(&request)?, self.account(&request));
+        let (rights, account) = (self.rights(&request)?, self.account(&request)?);
         let traceparent = request.metadata().get("traceparent").map(|value| value.as_bytes());
         let traceparent = traceparent.filter(|it| is_traceparent(it)).map(Bytes::copy_from_slice);
         let request = request.into_inner();

@@ -8,6 +8,9 @@ use peanut_tests::resident_bytes;
 use serde_json::json;
 use tokio::time::Instant;
 
+#[global_allocator]
+static ALLOCATOR: peanut_server::command::Allocator = peanut_server::command::Allocator;
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
