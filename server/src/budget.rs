@@ -60,6 +60,11 @@ impl Budget {
         self.take_up(bytes).then(|| Held { budget: self.clone(), bytes })
     }
 
+    /// Takes no bytes, for which there always is room.
+    pub(crate) fn take_nothing(self: &Arc<Self>) -> Held {
+        Held { budget: self.clone(), bytes: 0 }
+    }
+
     /// Takes bytes, in turn, when there is room for them. More than can ever be held is taken for as much as can.
     pub(crate) async fn take(self: &Arc<Self>, bytes: usize) -> Held {
         self.take_estimated(|| bytes).await
@@ -149,6 +154,10 @@ pub(crate) struct Account {
     pub(crate) operations: Arc<Budget>,
     /// For the values that they wait for, and that are on their way out.
     pub(crate) values: Arc<Budget>,
+    /// For long messages on their way in.
+    pub(crate) incoming: Arc<Budget>,
+    /// What it is a part of: a token is known for as long as any account is a part of its own.
+    _above: Option<Arc<Account>>,
 }
 
 /// What an operation that waits takes beside its key.
@@ -177,14 +186,21 @@ impl Budgets {
     pub(crate) const TOKEN_VALUES: usize = 256 << 20;
     /// For those of one connection.
     pub(crate) const CONNECTION_VALUES: usize = 64 << 20;
+    /// For all long messages of the node on their way in.
+    pub(crate) const NODE_INCOMING: usize = 512 << 20;
+    /// For those of all callers with one token.
+    pub(crate) const TOKEN_INCOMING: usize = 256 << 20;
+    /// For those of one connection.
+    pub(crate) const CONNECTION_INCOMING: usize = 128 << 20;
     /// For values that are being loaded.
     pub(crate) const LOADING: usize = 256 << 20;
 
     pub(crate) fn new() -> Self {
         let (operations, values) =
             (Budget::root(Budgets::NODE_OPERATIONS), Budget::root(Budgets::NODE_VALUES));
+        let incoming = Budget::root(Budgets::NODE_INCOMING);
         Budgets {
-            node: Arc::new(Account { operations, values }),
+            node: Arc::new(Account { operations, values, incoming, _above: None }),
             tokens: Arc::default(),
             loading: Budget::root(Budgets::LOADING),
         }
@@ -193,7 +209,11 @@ impl Budgets {
     /// What one more connection may hold, as far as its callers show this token; an empty name where the node has no tokens.
     pub(crate) fn account(&self, token: &Arc<str>) -> Arc<Account> {
         let above = if token.is_empty() { self.node.clone() } else { self.of_token(token) };
-        Arc::new(above.part(Budgets::CONNECTION_OPERATIONS, Budgets::CONNECTION_VALUES))
+        Arc::new(above.part(
+            Budgets::CONNECTION_OPERATIONS,
+            Budgets::CONNECTION_VALUES,
+            Budgets::CONNECTION_INCOMING,
+        ))
     }
 
     fn of_token(&self, token: &Arc<str>) -> Arc<Account> {
@@ -202,15 +222,24 @@ impl Budgets {
             return account;
         }
         tokens.retain(|_, account| account.strong_count() > 0);
-        let account = Arc::new(self.node.part(Budgets::TOKEN_OPERATIONS, Budgets::TOKEN_VALUES));
+        let account = Arc::new(self.node.part(
+            Budgets::TOKEN_OPERATIONS,
+            Budgets::TOKEN_VALUES,
+            Budgets::TOKEN_INCOMING,
+        ));
         tokens.insert(token.clone(), Arc::downgrade(&account));
         account
     }
 }
 
 impl Account {
-    fn part(&self, operations: usize, values: usize) -> Self {
-        Account { operations: self.operations.child(operations), values: self.values.child(values) }
+    fn part(self: &Arc<Self>, operations: usize, values: usize, incoming: usize) -> Self {
+        Account {
+            operations: self.operations.child(operations),
+            values: self.values.child(values),
+            incoming: self.incoming.child(incoming),
+            _above: Some(self.clone()),
+        }
     }
 
     /// Tells accounts apart.
@@ -235,7 +264,7 @@ impl Reservation {
     /// Takes what a value needs beyond that; `None` where there is no room for it.
     pub(crate) fn extend_to(&self, length: usize) -> Option<Held> {
         match length.saturating_sub(self.bytes) {
-            0 => Some(Held { budget: self.account.values.clone(), bytes: 0 }),
+            0 => Some(self.account.values.take_nothing()),
             more => self.account.values.try_take(more),
         }
     }

@@ -278,6 +278,16 @@ impl Cache {
                 .map(Begun::Answered)
                 .ok_or_else(|| Failure::new(ErrorCode::Overloaded, why));
         };
+        // Only who may fill can have been given a token. Others may be waiting for what it is for, so it does not wait for room itself.
+        if get.token != 0
+            && get.may_fill.is_ok()
+            && let Some((pilot, ticket)) =
+                self.flights.take_over(&get.key, get.token, Reservation::new(account, 0))
+        {
+            self.queue(pilot, get.kept(), account.id());
+            let value = account.values.take_nothing();
+            return Ok(self.wait(ticket, Outcome::Loaded, get, account, [operation, value]));
+        }
         match account.values.try_take(self.expected_bytes()) {
             Some(value) => self.board(get, account, [operation, value], now),
             None => {
@@ -332,15 +342,6 @@ impl Cache {
         [operation, value]: [Held; 2],
         now: Instant,
     ) -> Result<Begun, Failure> {
-        // Only who may fill can have been given a token.
-        if get.token != 0
-            && get.may_fill.is_ok()
-            && let Some((pilot, ticket)) =
-                self.flights.take_over(&get.key, get.token, Reservation::new(account, value.bytes()))
-        {
-            self.queue(pilot, get.kept(), account.id());
-            return Ok(self.wait(ticket, Outcome::Loaded, get, account, [operation, value]));
-        }
         let by_server = if self.loader.is_none() {
             Leader::Nobody
         } else {

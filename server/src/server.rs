@@ -37,7 +37,7 @@ use crate::invalidations::Invalidations;
 use crate::persistence::{Persistence, PersistenceOptions, PersistenceStats};
 use crate::registration::Registration;
 use crate::rights::Token;
-use crate::service::sending::UntilSent;
+use crate::service::bodies::Counted;
 use crate::service::{Node, Running};
 use crate::threads;
 
@@ -49,8 +49,9 @@ const SMALL_MESSAGE_BYTES: usize = 4 << 10;
 const UNARY_CALL: Duration = Duration::from_secs(30);
 /// Bytes of the headers of one request.
 const MAX_HEADER_BYTES: u32 = 16 << 10;
-/// Streams of one connection that were reset before they were looked at, or because of what the client did. One that has more
-/// is closed (CVE-2023-44487, CVE-2025-8671).
+/// Streams of one connection that were reset before they were looked at. One that has more is closed (CVE-2023-44487). Of those that are
+/// reset because of what the client did (CVE-2025-8671) it may have as many as streams: calls that are refused while their messages are
+/// on their way are among them.
 const MAX_RESETS: usize = 20;
 /// Bounds on the connections to the admin port.
 #[cfg(feature = "admin")]
@@ -404,7 +405,7 @@ impl Server {
             .max_concurrent_streams(MAX_STREAMS)
             .http2_max_header_list_size(MAX_HEADER_BYTES)
             .http2_max_pending_accept_reset_streams(Some(MAX_RESETS))
-            .http2_max_local_error_reset_streams(Some(MAX_RESETS))
+            .http2_max_local_error_reset_streams(Some(MAX_STREAMS as usize))
             .http2_keepalive_interval(Some(self.options.keepalive))
             .http2_keepalive_timeout(Some(self.options.keepalive))
             // A unary call, from its headers to its answer; a lane is open with its headers.
@@ -416,9 +417,9 @@ impl Server {
             }))
             .add_optional_service(reflected.then(|| InterceptedService::new(reflection_v1, admit())))
             .add_optional_service(reflected.then(|| InterceptedService::new(reflection_v1alpha, admit())))
-            .add_service(InterceptedService::new(UntilSent(peanut), admit()))
+            .add_service(InterceptedService::new(Counted(peanut), admit()))
             .add_service(InterceptedService::new(admin, admit()))
-            .add_service(InterceptedService::new(UntilSent(original), admit())))
+            .add_service(InterceptedService::new(Counted(original), admit())))
     }
 
     /// Begins to keep what the groups have, where there is a folder for it.

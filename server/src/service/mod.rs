@@ -1,11 +1,11 @@
 //! The gRPC services, as thin translations between messages and [`Cache`](crate::cache::Cache).
 
 mod admin;
+pub(crate) mod bodies;
 pub(crate) mod fence;
 mod lane;
 mod original;
 mod ring;
-pub(crate) mod sending;
 mod unary;
 
 use std::collections::HashMap;

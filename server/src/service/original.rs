@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use super::Node;
-use super::sending::Sending;
+use super::bodies::Sending;
 use crate::cache::{Answer, Get};
 use crate::error::Failure;
 use crate::rights::Action;

@@ -14,8 +14,8 @@ use tokio::time::Instant;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::bodies::Sending;
 use super::lane::Answers;
-use super::sending::Sending;
 use super::{Node, ring_unknown, whole_ms};
 use crate::budget::Accounts;
 use crate::cache::{Fetched, Get, Set};
