@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -15,12 +15,15 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::builder::ClientBuilder;
+use crate::claims::{Heard, Told};
 use crate::config::Config;
 use crate::discovery;
 use crate::error::{Error, ErrorKind};
 use crate::failover::{Answered, RetryBudget, Wanted};
 use crate::group::Group;
+use crate::lane::Reply;
 use crate::membership;
+use crate::node::Node;
 use crate::recent::{self, RecentWrites};
 use crate::ring::Ring;
 use crate::routing::{CurrentRouting, Routing};
@@ -54,7 +57,6 @@ pub(crate) struct Shared {
     pub(crate) recent: RecentWrites,
     /// Loads of the application's where no node can be asked.
     pub(crate) uncached: Semaphore,
-    newer_ring: Mutex<NewerRing>,
     /// Where word can be left for nodes; `None` where the fleet is a fixed list.
     pub(crate) registry: Option<Arc<dyn Registry>>,
     pub(crate) keys: Keys,
@@ -63,8 +65,6 @@ pub(crate) struct Shared {
     groups: Mutex<HashMap<String, u32>>,
     discovery: Discovery,
     discovered: watch::Receiver<Discovered>,
-    /// Newest ring version that the registry was asked again for.
-    reloaded_for: AtomicU64,
     /// Makes each ring a routing table.
     follower: Mutex<Option<AbortOnDropHandle<()>>>,
     /// The runtime that the client's tasks were on has ended.
@@ -203,26 +203,6 @@ impl Client {
     }
 }
 
-/// How long a ring is waited for, once for all who hear of it: a client that is cut off from the registry goes on with
-/// what it has.
-const RING_PATIENCE: Duration = Duration::from_millis(200);
-
-/// The newest ring that nodes have told of, and until when it is waited for.
-#[derive(Debug, Default)]
-struct NewerRing {
-    version: u64,
-    until: Option<Instant>,
-}
-
-impl NewerRing {
-    fn wait_until(&mut self, version: u64, now: Instant) -> Instant {
-        if version > self.version {
-            (self.version, self.until) = (version, Some(now + RING_PATIENCE));
-        }
-        self.until.unwrap_or(now)
-    }
-}
-
 impl Shared {
     pub(crate) fn new(
         config: Config,
@@ -242,13 +222,11 @@ impl Shared {
             recent: RecentWrites::default(),
             uncached: Semaphore::new(config.uncached_loads),
             config,
-            newer_ring: Mutex::default(),
             registry,
             keys,
             groups: Mutex::default(),
             discovered: discovery.subscribe(),
             discovery,
-            reloaded_for: AtomicU64::new(0),
             follower: Mutex::new(None),
             is_stranded: Arc::default(),
         }
@@ -325,13 +303,12 @@ impl Shared {
     /// Whether a key has had another owner since the ring under which it was answered, as far as the node that answered knows, and
     /// the registry tells in time. An answer from an owner of old may be outdated.
     pub(crate) async fn has_moved(&self, wanted: &Wanted<'_>, answered: &Answered) -> bool {
-        let Answered { reply, ring_version, .. } = answered;
+        let Answered { reply, node, ring_version, .. } = answered;
         // With a token in hand the value is about to be loaded.
         if reply.ring_version <= *ring_version || reply.outcome == Outcome::Fill {
             return false;
         }
-        self.hear_of_ring(reply.ring_version, *ring_version);
-        let until = self.newer_ring.lock().wait_until(reply.ring_version, Instant::now());
+        let until = node.claims().lock().wait_until(Instant::now());
         // In a box, as all that gets seldom need, so that those that wait for an answer are small.
         let waiting = timeout_at(until.min(wanted.deadline), self.wait_for_ring(reply.ring_version));
         let _ = Box::pin(waiting).await;
@@ -353,14 +330,31 @@ impl Shared {
         self.discovered.borrow().view.live.contains_key(id)
     }
 
-    /// A node has heard of a ring newer than the one that chose it: the registry is read again, once for
-    /// all who are told.
-    pub(crate) fn hear_of_ring(&self, version: u64, chosen_by: u64) {
-        if version > chosen_by
-            && version > self.routing.get().ring.version()
-            && self.reloaded_for.fetch_max(version, Ordering::Relaxed) < version
-        {
-            self.discovery.reload();
+    /// Takes in what a node says of the ring with an answer: where it knows a later one, the registry is read again. The answer
+    /// names the client's own ring where the node is not believed.
+    pub(crate) fn heed(&self, node: &Node, reply: Reply) -> Reply {
+        let known = self.routing.get().ring.version();
+        if reply.ring_version <= known {
+            return reply;
         }
+        let told = {
+            let discovered = self.discovered.borrow();
+            Told { version: discovered.view.ring.version, read: discovered.read }
+        };
+        match node.claims().lock().hear(reply.ring_version, told, Instant::now()) {
+            Heard::Ask => self.discovery.reload(),
+            Heard::Asked => {}
+            Heard::Refuted => {
+                let (node, registry) = (node.id(), told.version);
+                tracing::warn!(
+                    node,
+                    registry,
+                    "a node has named a ring that the registry does not have; it is not believed for a while"
+                );
+                return Reply { ring_version: known, ..reply };
+            }
+            Heard::Doubted => return Reply { ring_version: known, ..reply },
+        }
+        reply
     }
 }

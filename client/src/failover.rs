@@ -217,7 +217,10 @@ async fn get_where_it_is(client: &Shared, wanted: Wanted<'_>, error: Error) -> R
     for node in nodes_with_group(client, &wanted).into_iter().take(2) {
         let reply = node.get(&wanted.ask(ring_version, 0, true), Instant::now()).await;
         match reply {
-            Ok(reply) => return Ok(Answered { reply, node, failover: true, ring_version }),
+            Ok(reply) => {
+                let reply = client.heed(&node, reply);
+                return Ok(Answered { reply, node, failover: true, ring_version });
+            }
             Err(Refusal::Final(error) | Refusal::OwnerOnly(error)) => return Err(error),
             Err(refusal) => {
                 tracing::debug!(error = %refusal.into_error(), "a node with the group did not answer")
@@ -269,6 +272,7 @@ pub(crate) async fn get_many(
         answered[at] = match answer {
             Ok(reply) => {
                 let node = table.route(wanted[at].hash).expect("it was asked").owner.clone();
+                let reply = client.heed(&node, reply);
                 let answered = Answered { reply, node, failover: false, ring_version };
                 let is_moved = client.has_moved(&wanted[at], &answered).await;
                 (!is_moved).then_some(Ok(answered))
@@ -317,7 +321,7 @@ async fn attempt(
     }
     let owned_since = if failover { 0 } else { route.owned_since };
     let ask = wanted.ask(ring_version, owned_since, failover);
-    let reply = node.get(&ask, now).await?;
+    let reply = client.heed(node, node.get(&ask, now).await?);
     Ok(Answered { reply, node: node.clone(), failover, ring_version })
 }
 

@@ -30,9 +30,10 @@ pub(crate) async fn hand_over(
     let reply = match owner.get(&lease.ask(ring_version, owned_since, false), now).await {
         // Who may not write fills nobody.
         Err(Refusal::Final(denied)) if denied.kind() == ErrorKind::PermissionDenied => {
-            return owner.get(&wanted.ask(ring_version, owned_since, false), Instant::now()).await;
+            let reply = owner.get(&wanted.ask(ring_version, owned_since, false), Instant::now()).await;
+            return reply.map(|reply| client.heed(owner, reply));
         }
-        reply => reply?,
+        reply => client.heed(owner, reply?),
     };
     if reply.outcome != Outcome::Fill {
         return Ok(reply);
@@ -44,7 +45,7 @@ pub(crate) async fn hand_over(
     let Some(found) = found else {
         let back = Wanted { want: Want::Get { on_miss: OnMiss::Load, token }, ..*wanted };
         let loaded = owner.get(&back.ask(ring_version, owned_since, false), Instant::now()).await;
-        return loaded.inspect(|_| reply.end_lease());
+        return loaded.inspect(|_| reply.end_lease()).map(|loaded| client.heed(owner, loaded));
     };
     client.counters.handed_over();
     fill_with(&found, wanted, owner, ring_version, &reply).await;

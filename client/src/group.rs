@@ -332,8 +332,7 @@ impl Group {
     fn settle(&self, answer: Result<Answered, Error>) -> Result<Option<Bytes>, Error> {
         let client = &self.client;
         match answer {
-            Ok(Answered { reply, failover, ring_version, .. }) => {
-                client.hear_of_ring(reply.ring_version, ring_version);
+            Ok(Answered { reply, failover, .. }) => {
                 client.counters.answered(reply.outcome, failover);
                 match reply.outcome {
                     Outcome::Hit | Outcome::Loaded | Outcome::Coalesced | Outcome::Stale => {

@@ -20,6 +20,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
+use crate::claims::Claims;
 use crate::config::Config;
 use crate::connect::Connector;
 use crate::connection::ConnectionTask;
@@ -53,6 +54,8 @@ pub(crate) struct Node {
     /// `health` for those who only look.
     down: AtomicBool,
     down_since: Mutex<Option<Instant>>,
+    /// What it says of rings that the client does not know.
+    claims: Mutex<Claims>,
     /// Words left for it in the registry since it was last reached.
     words: AtomicU32,
     /// The probe that is under way.
@@ -125,6 +128,7 @@ impl Node {
             health: Mutex::default(),
             down: AtomicBool::new(false),
             down_since: Mutex::new(None),
+            claims: Mutex::default(),
             words: AtomicU32::new(0),
             probe: Mutex::new(None),
             probing: AtomicBool::new(false),
@@ -220,6 +224,11 @@ impl Node {
         let slot = self.write_lane(hash)?.slot();
         let identity = &self.config.identity;
         Some(Fence { client: identity.client_id, slot, epoch: identity.next_epoch() })
+    }
+
+    /// What it has said of rings that the client does not know.
+    pub(crate) fn claims(&self) -> &Mutex<Claims> {
+        &self.claims
     }
 
     /// How many words were left for it in the registry since it was last reached.

@@ -86,7 +86,6 @@ pub(crate) async fn write(
 /// Whether the key has had another owner since it was written.
 async fn has_moved(client: &Shared, under: &Routing, heard: u64, wanted: &Wanted<'_>) -> Result<bool, Error> {
     if heard > client.routing.get().ring.version() {
-        client.hear_of_ring(heard, under.ring.version());
         let waited = Box::pin(timeout_at(wanted.deadline, client.wait_for_ring(heard))).await;
         if !waited.is_ok_and(|waited| waited.is_ok()) {
             let why = format!("the nodes know ring {heard}, and it could not be read in time");
@@ -124,7 +123,7 @@ impl OneNode<'_> {
             match node.write(&ask, Instant::now()).await {
                 Ok(reply) if reply.outcome == Outcome::Done => {
                     node.words().store(0, Ordering::Relaxed);
-                    return Ok(reply.ring_version);
+                    return Ok(self.client.heed(node, reply).ring_version);
                 }
                 Ok(reply) => {
                     let why = format!("the node answered a write with {}", reply.outcome.as_str_name());

@@ -27,6 +27,8 @@ const BELIEVE_OLDER_AFTER: Duration = Duration::from_secs(15);
 pub struct Discovered {
     /// The last good view.
     pub view: Arc<FleetView>,
+    /// When the last full read of the registry began that has succeeded; `None` before the first.
+    pub read: Option<Instant>,
     /// Why the registry cannot be read at the moment; `None` while all is well.
     pub trouble: Option<RegistryError>,
     /// Since when the registry cannot be read.
@@ -74,7 +76,8 @@ impl Discovery {
     /// Starts to watch a fleet.
     pub fn start(registry: Arc<dyn Registry>, keys: Keys) -> Self {
         let view = Arc::new(FleetView::new(keys));
-        let discovered = watch::Sender::new(Discovered { view, trouble: None, trouble_since: None });
+        let discovered =
+            watch::Sender::new(Discovered { view, read: None, trouble: None, trouble_since: None });
         let (discovered, reload) = (Arc::new(discovered), Reloader::default());
         let task = tokio::spawn(keep_current(registry.clone(), discovered.clone(), reload.clone()));
         Discovery { registry, discovered, reload, task: Mutex::new(task) }
@@ -146,7 +149,7 @@ async fn load_and_watch(
     older_since: &mut Option<Instant>,
 ) -> Result<(), RegistryError> {
     let mut view = (*sender.borrow().view).clone();
-    let ranges = view.keys().placement();
+    let (ranges, read) = (view.keys().placement(), Instant::now());
     view.begin();
     let revision = read_all(registry, &ranges, |entry| view.add(entry)).await?;
     view.revision = revision;
@@ -154,7 +157,7 @@ async fn load_and_watch(
     let next_load = sleep(RELOAD_EVERY.mul_f64(0.75 + fastrand::f64() / 2.0));
     tokio::pin!(next_load);
     loop {
-        publish(sender, &mut view, older_since);
+        publish(sender, &mut view, read, older_since);
         let believe_older = async {
             match *older_since {
                 Some(since) => tokio::time::sleep_until(since + BELIEVE_OLDER_AFTER).await,
@@ -194,11 +197,16 @@ async fn read_all(
     Ok(revision)
 }
 
-fn publish(sender: &watch::Sender<Discovered>, view: &mut FleetView, older_since: &mut Option<Instant>) {
+fn publish(
+    sender: &watch::Sender<Discovered>,
+    view: &mut FleetView,
+    read: Instant,
+    older_since: &mut Option<Instant>,
+) {
     let older = view.ring_was_lost() && view.stored_ring.is_some();
     *older_since = if older { older_since.or_else(|| Some(Instant::now())) } else { None };
     let view = Arc::new(view.clone());
-    sender.send_replace(Discovered { view, trouble: None, trouble_since: None });
+    sender.send_replace(Discovered { view, read: Some(read), trouble: None, trouble_since: None });
 }
 
 #[cfg(test)]

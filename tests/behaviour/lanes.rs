@@ -1,5 +1,6 @@
 //! Lanes: long values beside short ones, loads beside hits, bounds, and nodes that know no lanes.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,7 +11,7 @@ use peanut_proto::limits::MAX_VALUE_BYTES;
 use peanut_proto::membership::{Keys, RingDocument};
 use peanut_proto::v1::peanut_client::PeanutClient;
 use peanut_proto::v1::peanut_server::{Peanut, PeanutServer};
-use peanut_proto::v1::{GetRequest, GetResponse, Outcome};
+use peanut_proto::v1::{GetRequest, GetResponse, Outcome, SetRequest, SetResponse};
 use peanut_server::{Group, Loaded, LoaderError, Server, loader_fn};
 use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
@@ -129,14 +130,72 @@ impl Peanut for Plain {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_node_without_lanes_is_asked_by_unary_calls() {
+/// A node that names a ring which there is not, a later one each time where it is `eager`.
+struct Liar {
+    eager: bool,
+    named: AtomicU64,
+}
+
+impl Liar {
+    fn version(&self) -> u64 {
+        if self.eager { self.named.fetch_add(1, Ordering::Relaxed) } else { u64::MAX }
+    }
+}
+
+#[tonic::async_trait]
+impl Peanut for Liar {
+    async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
+        let (value, ring_version) = (request.into_inner().key, self.version());
+        let outcome = Outcome::Hit.into();
+        Ok(Response::new(GetResponse { outcome, value, ring_version, ..GetResponse::default() }))
+    }
+
+    async fn set(&self, _: Request<SetRequest>) -> Result<Response<SetResponse>, Status> {
+        let (outcome, ring_version) = (Outcome::Done.into(), self.version());
+        Ok(Response::new(SetResponse { outcome, ring_version }))
+    }
+
+    async fn lane(
+        &self,
+        _: Request<Streaming<RequestFrame>>,
+    ) -> Result<Response<BoxStream<ResponseFrame>>, Status> {
+        Err(Status::unimplemented("no lanes here"))
+    }
+}
+
+/// Serves on a port of any number.
+async fn serve(peanut: impl Peanut) -> (String, AbortOnDropHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap().to_string();
-    let serving = tonic::transport::Server::builder().add_service(PeanutServer::new(Plain));
-    let _serving = AbortOnDropHandle::new(tokio::spawn(async move {
+    let serving = tonic::transport::Server::builder().add_service(PeanutServer::new(peanut));
+    let serving = AbortOnDropHandle::new(tokio::spawn(async move {
         serving.serve_with_incoming(TcpIncoming::from(listener)).await.unwrap();
     }));
+    (addr, serving)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_names_a_ring_which_there_is_not_is_not_believed() {
+    for eager in [false, true] {
+        let (addr, _serving) = serve(Liar { eager, named: AtomicU64::new(1 << 40) }).await;
+        let registry = LocalRegistry::new();
+        registry.put(&Keys::new("default").ring(), RingDocument::fixed([addr]).encode(), None).await.unwrap();
+        let client =
+            Client::builder().registry(registry).deadline(Duration::from_secs(1)).build().await.unwrap();
+        let group = client.group("g");
+        // A write waits for the ring that it hears of, until the registry turns out not to have it.
+        peanut_tests::eventually("the node to be found out", async || group.set("k", "v", None).await.ok())
+            .await;
+        for _ in 0..10 {
+            group.set("k", "v", None).await.unwrap();
+            assert_eq!(group.get("k").await.unwrap().unwrap(), "k");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_without_lanes_is_asked_by_unary_calls() {
+    let (addr, _serving) = serve(Plain).await;
     let registry = LocalRegistry::new();
     registry.put(&Keys::new("default").ring(), RingDocument::fixed([addr]).encode(), None).await.unwrap();
     let client = Client::builder().registry(registry).build().await.unwrap();

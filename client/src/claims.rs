@@ -1,0 +1,120 @@
+//! What a node says of the ring: a hint to read the registry again, which the node is then held to.
+//!
+//! A node tells which ring it knows with every answer. Where that is a later one than the client's, the registry is read again and the
+//! client waits for the ring for a short time. A node that names a ring which the registry turns out not to have is not
+//! believed for a while: it is broken, or hostile, and the others are not to suffer from that.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How long a ring is waited for that a node has named, once for all who hear of it there: a client that is cut off from the
+/// registry goes on with what it has.
+const PATIENCE: Duration = Duration::from_millis(200);
+/// How long a node is not believed that has named a ring which there is not.
+const DOUBT: Duration = Duration::from_secs(60);
+/// So many ever later rings are believed before the registry has told of any of them.
+const MOST_RAISES: u32 = 16;
+
+/// What the registry says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Told {
+    /// The version of its ring.
+    pub(crate) version: u64,
+    /// When the last full read of it began that has succeeded.
+    pub(crate) read: Option<Instant>,
+}
+
+/// What one node has said of rings that the client does not know.
+#[derive(Debug, Default)]
+pub(crate) struct Claims {
+    last: Option<Claim>,
+    doubted_until: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Claim {
+    version: u64,
+    heard: Instant,
+    raises: u32,
+}
+
+/// What to do about a version that a node has named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Heard {
+    /// Read the registry again.
+    Ask,
+    /// It is being read.
+    Asked,
+    /// Nothing: the ring that it named before does not exist, as has just turned out.
+    Refuted,
+    /// Nothing: it is not believed.
+    Doubted,
+}
+
+impl Claims {
+    /// Takes in a version that is later than the client's ring.
+    pub(crate) fn hear(&mut self, version: u64, told: Told, now: Instant) -> Heard {
+        if self.doubted_until.is_some_and(|until| now < until) {
+            return Heard::Doubted;
+        }
+        let raises = match self.last {
+            Some(claim) if told.version >= claim.version => 0,
+            Some(claim) if told.read.is_some_and(|read| read > claim.heard) => return self.refute(now),
+            Some(claim) if version <= claim.version => return Heard::Asked,
+            Some(claim) if claim.raises >= MOST_RAISES => return self.refute(now),
+            Some(claim) => claim.raises + 1,
+            None => 0,
+        };
+        self.last = Some(Claim { version, heard: now, raises });
+        Heard::Ask
+    }
+
+    fn refute(&mut self, now: Instant) -> Heard {
+        *self = Claims { last: None, doubted_until: Some(now + DOUBT) };
+        Heard::Refuted
+    }
+
+    /// Until when the ring is waited for that the node has named last.
+    pub(crate) fn wait_until(&self, now: Instant) -> Instant {
+        self.last.map_or(now, |claim| claim.heard + PATIENCE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(version: u64, read: Option<Instant>) -> Told {
+        Told { version, read }
+    }
+
+    #[test]
+    fn the_registry_is_read_once_for_a_ring_and_waited_for_a_short_time() {
+        let (now, mut claims) = (Instant::now(), Claims::default());
+        assert_eq!(claims.hear(5, told(4, Some(now)), now), Heard::Ask);
+        let later = now + Duration::from_millis(100);
+        assert_eq!(claims.hear(5, told(4, Some(now)), later), Heard::Asked, "that read began before");
+        assert_eq!(claims.wait_until(later), now + PATIENCE);
+        assert_eq!(claims.hear(6, told(5, Some(later)), later), Heard::Ask, "it was right");
+        assert_eq!(claims.wait_until(later), later + PATIENCE);
+    }
+
+    #[test]
+    fn who_names_a_ring_that_there_is_not_is_not_believed_for_a_while() {
+        let (now, mut claims) = (Instant::now(), Claims::default());
+        assert_eq!(claims.hear(u64::MAX, told(4, None), now), Heard::Ask);
+        let read = now + Duration::from_millis(1);
+        assert_eq!(claims.hear(u64::MAX, told(4, Some(read)), read), Heard::Refuted);
+        assert_eq!(claims.hear(5, told(4, Some(read)), read), Heard::Doubted, "whatever it says");
+        assert_eq!(claims.wait_until(read), read, "nobody waits");
+        assert_eq!(claims.hear(5, told(4, Some(read)), read + DOUBT), Heard::Ask);
+    }
+
+    #[test]
+    fn ever_later_rings_are_not_believed_for_long_without_the_registry() {
+        let (now, mut claims) = (Instant::now(), Claims::default());
+        let heard = (5..100).map(|version| claims.hear(version, told(4, None), now));
+        assert_eq!(heard.filter(|heard| *heard == Heard::Ask).count(), 1 + MOST_RAISES as usize);
+    }
+}
