@@ -20,6 +20,11 @@ mod discovery;
 mod error;
 mod failover;
 mod fill;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing {
+    pub use crate::lane::fuzzing::answers;
+}
 mod group;
 mod health;
 #[cfg(feature = "json")]

@@ -153,7 +153,7 @@ impl Peer {
     }
 
     /// One that has no connection.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn of(addr: &str, is_private: bool) -> Self {
         let now = tokio::time::Instant::now();
         let addr: SocketAddr = addr.parse().expect("an address");

@@ -21,6 +21,9 @@ mod config;
 mod connections;
 mod error;
 mod flight;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod group;
 mod hot;
 mod invalidations;

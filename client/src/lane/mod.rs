@@ -13,6 +13,8 @@
 mod batch;
 mod choice;
 mod driver;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod lease;
 mod requests;
 mod state;

@@ -301,6 +301,21 @@ pub(crate) struct Source {
 }
 
 impl Source {
+    fn of_file(path: &Path) -> Result<Self, ConfigError> {
+        let name = path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::new(&name, error))?;
+        Ok(Source { name, text: text.into() })
+    }
+
+    /// What it sets as a file.
+    fn settings(&self) -> Result<Settings, ConfigError> {
+        let mut settings: Settings = self.read()?;
+        if let Some(groups) = &mut settings.group {
+            groups.source = Some(self.clone());
+        }
+        Ok(settings)
+    }
+
     /// `file:line`.
     fn at(&self, span: Option<Range<usize>>) -> String {
         let Some(span) = span else { return self.name.clone() };
@@ -320,11 +335,24 @@ impl Source {
 impl Config {
     /// Reads the command line, the environment and the file.
     pub(crate) fn read(args: impl IntoIterator<Item = String>) -> Result<Self, Stop> {
-        let args: Vec<String> = args.into_iter().collect();
-        let command = <Flags as clap::CommandFactory>::command();
-        let matches = command.try_get_matches_from(&args).map_err(|error| refuse_flag(&error, &args))?;
-        let flags = <Flags as clap::FromArgMatches>::from_arg_matches(&matches)
-            .map_err(|error| refuse_flag(&error, &args))?;
+        let (matches, flags) = flags(args)?;
+        let file = flags.config.as_deref().map(Source::of_file).transpose()?;
+        Config::settle(&matches, flags, file)
+    }
+
+    /// What this text as a file comes to, as it is printed.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn print_of(text: &str) -> Result<String, Stop> {
+        let (matches, flags) = flags(["peanut-server", "--print-config"].map(str::to_owned))?;
+        let file = Source { name: "peanut.toml".to_owned(), text: text.into() };
+        match Config::settle(&matches, flags, Some(file)) {
+            Err(Stop::Say(printed)) => Ok(printed),
+            Err(stop) => Err(stop),
+            Ok(_) => unreachable!("it is to be printed"),
+        }
+    }
+
+    fn settle(matches: &clap::ArgMatches, flags: Flags, file: Option<Source>) -> Result<Self, Stop> {
         let mut settings = flags.settings;
         if let Some(groups) = &mut settings.group {
             groups.source = Some(Source { name: "--group".to_owned(), text: groups.text.clone() });
@@ -332,13 +360,12 @@ impl Config {
         if settings.log.is_none() {
             settings.log = std::env::var("RUST_LOG").ok().filter(|filter| !filter.is_empty());
         }
-        let file = flags.config.as_deref().map(read_file).transpose()?;
-        let source = file.as_ref().map(|(_, source)| source.clone());
-        let printed = flags.print_config.then(|| print::print(&matches, file.as_ref()));
-        if let Some((file, _)) = file {
-            settings = settings.or(file);
+        let of_file = file.as_ref().map(Source::settings).transpose()?;
+        let printed = flags.print_config.then(|| print::print(matches, file.as_ref()));
+        if let Some(of_file) = of_file {
+            settings = settings.or(of_file);
         }
-        let (mut config, checks) = Config::new(settings, source.as_ref())?;
+        let (mut config, checks) = Config::new(settings, file.as_ref())?;
         config.tokens = flags.config.as_deref().map(TokenFiles::new);
         match printed {
             Some(text) => Err(Stop::Say(text)),
@@ -538,16 +565,14 @@ fn secure(builder: ServerBuilder, tls: TlsSettings, _: &mut Checks) -> Result<Se
     Ok(builder)
 }
 
-/// The settings of a file, and the file.
-fn read_file(path: &Path) -> Result<(Settings, Source), ConfigError> {
-    let name = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|error| ConfigError::new(&name, error))?;
-    let source = Source { name, text: text.into() };
-    let mut settings: Settings = source.read()?;
-    if let Some(groups) = &mut settings.group {
-        groups.source = Some(source.clone());
-    }
-    Ok((settings, source))
+/// The command line and the environment, as clap has them and as they are meant.
+fn flags(args: impl IntoIterator<Item = String>) -> Result<(clap::ArgMatches, Flags), Stop> {
+    let args: Vec<String> = args.into_iter().collect();
+    let command = <Flags as clap::CommandFactory>::command();
+    let matches = command.try_get_matches_from(&args).map_err(|error| refuse_flag(&error, &args))?;
+    let flags = <Flags as clap::FromArgMatches>::from_arg_matches(&matches)
+        .map_err(|error| refuse_flag(&error, &args))?;
+    Ok((matches, flags))
 }
 
 /// One line for what clap refuses, beginning with the variable where the value came from one.

@@ -9,15 +9,15 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches};
 use toml::{Table, Value};
 
-use super::{Flags, Settings, Source};
+use super::{Flags, Source};
 
 /// What stands for a secret.
 const HIDDEN: &str = "<hidden>";
 
 /// Everything that can be set, each with its source.
-pub(super) fn print(matches: &ArgMatches, file: Option<&(Settings, Source)>) -> String {
+pub(super) fn print(matches: &ArgMatches, file: Option<&Source>) -> String {
     let from_file =
-        file.map(|(_, source)| (source.name.as_str(), source.text.parse::<Table>().unwrap_or_default()));
+        file.map(|source| (source.name.as_str(), source.text.parse::<Table>().unwrap_or_default()));
     let command = <Flags as clap::CommandFactory>::command();
     // Plain values come before tables in TOML.
     let (mut plain, mut tables) = (String::new(), String::new());

@@ -143,7 +143,8 @@ fn the_fuzz_seeds_are_those_of_this_format() {
         ),
     ];
     for (name, fresh) in seeds {
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/segment").join(name);
+        let path =
+            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus/segment").join(name);
         if std::env::var_os("PEANUT_REGENERATE").is_some() {
             std::fs::write(path, fresh).unwrap();
         } else {

@@ -1,0 +1,141 @@
+//! What fuzzers drive: a lane with operations in flight, and what a node says of them. With the feature `fuzzing` only, and not for
+//! applications.
+
+use std::task::Waker;
+use std::time::Duration;
+
+use bytes::{Buf as _, Bytes};
+use peanut_proto::frame::{Filled, ResponseFrame, Write};
+use peanut_proto::limits::MAX_VALUE_BYTES;
+use peanut_proto::v1::OnMiss;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::state::{Caller, LaneState, Limits, NextFrame, Waiter};
+use super::{Ask, Failure, Want};
+
+/// How many callers wait.
+const CALLERS: usize = 40;
+
+/// Takes in frames of answers, each behind its length in two bytes, for operations of all kinds.
+///
+/// # Panics
+/// Where a caller has no answer in the end, or more than one, or something that no node may say.
+pub fn answers(mut input: &[u8]) {
+    let now = Instant::now();
+    let mut lane = LaneState::new(Limits { operations: CALLERS, queued_bytes: 1 << 20 });
+    lane.opened(1, 0, 1);
+    let keys: Vec<String> = (0..CALLERS / 2).map(|key| format!("k{key}")).collect();
+    let mut waiting: Vec<_> = (0..CALLERS)
+        .map(|at| {
+            let key = keys[at / 2].as_bytes();
+            let want = match at % 8 {
+                0 | 1 => Want::LOAD,
+                2 => Want::Get { on_miss: OnMiss::Lease, token: 0 },
+                3 => Want::Get { on_miss: OnMiss::Peek, token: 0 },
+                4 => Want::Write(Write::Set { key, outcome: Filled::Value(b"v"), ttl_ms: 0, token: 7 }),
+                5 => Want::Write(Write::Delete { key }),
+                _ => Want::LOAD,
+            };
+            let ask = Ask {
+                group: 0,
+                group_name: "g",
+                key,
+                hash: at as u64 / 2,
+                ring_version: 3,
+                owned_since: 2,
+                failover: false,
+                deadline: now + Duration::from_secs(1 + at as u64),
+                want,
+                traceparent: "",
+            };
+            let (sender, receiver) = oneshot::channel();
+            let caller = Caller { waiter: Waiter::Alone(sender), deadline: ask.deadline };
+            lane.push(&ask, caller, now);
+            receiver
+        })
+        .collect();
+    assert!(matches!(lane.next_frame(1, now, Waker::noop()), NextFrame::Send(_)));
+    let mut answered = 0;
+    let mut is_broken = false;
+    while input.len() > 2 && !is_broken {
+        let length = usize::from(input.get_u16()).min(input.len());
+        let (frame, rest) = input.split_at(length);
+        input = rest;
+        let mut deliveries = Vec::new();
+        is_broken =
+            lane.take_answers(&ResponseFrame(Bytes::copy_from_slice(frame)), &mut deliveries).is_err();
+        if rest.len() % 3 == 0 {
+            lane.expire(now + Duration::from_secs(10), &mut deliveries);
+        }
+        for delivery in deliveries {
+            if let Ok(reply) = &delivery.answer {
+                assert!(reply.value.len() <= MAX_VALUE_BYTES);
+            }
+            answered += usize::from(delivery.caller.is_some());
+            delivery.tell();
+        }
+    }
+    let mut deliveries = Vec::new();
+    lane.fail_all(&Failure::Broken("over".into()), &mut deliveries);
+    answered += deliveries.iter().filter(|delivery| delivery.caller.is_some()).count();
+    deliveries.into_iter().for_each(super::state::Delivery::tell);
+    assert_eq!((answered, lane.in_flight()), (CALLERS, 0), "each has one answer");
+    assert!(waiting.iter_mut().all(|waiting| waiting.try_recv().is_ok()));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use peanut_proto::frame::{AnswerFields, ResponseWriter};
+    use peanut_proto::v1::{ErrorCode, Outcome};
+
+    use super::*;
+
+    /// What nodes say, for a fuzzer to begin with.
+    fn seeds() -> [(&'static str, Vec<u8>); 3] {
+        let piece = |write: &dyn Fn(&mut ResponseWriter)| {
+            let mut frame = ResponseWriter::default();
+            write(&mut frame);
+            let frame = frame.take().0;
+            [u16::try_from(frame.len()).unwrap().to_be_bytes().as_slice(), &frame].concat()
+        };
+        let answer = |id, outcome| AnswerFields { id, outcome, ..AnswerFields::default() };
+        let answers = piece(&|frame| {
+            frame.ring_version(9);
+            frame.answer(&answer(0, Outcome::Hit), b"v");
+            frame.answer(&answer(1, Outcome::NotFound), b"");
+            frame.answer(&AnswerFields { token: 5, ..answer(2, Outcome::Fill) }, b"");
+            frame.answer(&answer(3, Outcome::Done), b"");
+            frame.failure(4, ErrorCode::Overloaded, "full");
+            frame.failure(5, ErrorCode::Fenced, "a later lane");
+            frame.pong();
+            frame.closing();
+        });
+        let long = piece(&|frame| {
+            frame.answer(&AnswerFields { value_bytes: 4, ..answer(0, Outcome::Loaded) }, b"");
+            frame.answer(&answer(0, Outcome::Unspecified), b"va");
+            frame.answer(&answer(0, Outcome::Unspecified), b"lu");
+        });
+        let stranger = piece(&|frame| frame.answer(&answer(1000, Outcome::Hit), b"v"));
+        [("answers", answers), ("long", long), ("stranger", stranger)]
+    }
+
+    #[test]
+    fn the_corpus_of_answers_passes() {
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus/answers");
+        for (name, fresh) in seeds() {
+            let path = corpus.join(name);
+            if std::env::var_os("PEANUT_REGENERATE").is_some() {
+                std::fs::create_dir_all(&corpus).unwrap();
+                std::fs::write(path, fresh).unwrap();
+            } else {
+                assert!(std::fs::read(path).unwrap_or_default() == fresh, "{name} is out of date");
+            }
+        }
+        for file in std::fs::read_dir(&corpus).expect("the corpus is in the repository") {
+            answers(&std::fs::read(file.unwrap().path()).unwrap());
+        }
+    }
+}
