@@ -287,3 +287,40 @@ async fn a_groups_folder_that_cannot_be_used_costs_a_warning() {
     assert!(node.warnings()[0].contains("cannot be used"), "{:?}", node.warnings());
     node.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_that_was_away_comes_back_without_what_it_had() {
+    let folder = tempfile::tempdir().unwrap();
+    let port = peanut_tests::free_port();
+    let group = |name: &str| format!("[[group]]\nname = \"{name}\"\nloader = {{ kind = \"none\" }}\n");
+    let data = folder.path().display();
+    let own =
+        format!("listen = \"127.0.0.1:{port}\"\nnodes = [\"127.0.0.1:{port}\"]\ndata_dir = \"{data}\"\n");
+    let both = format!("{own}{}{}", group("stays"), group("goes"));
+    let mut server = ServerProcess::start_with(crate::SERVER, &both).await;
+    let client =
+        Client::builder().nodes([server.addr()]).deadline(Duration::from_secs(20)).build().await.unwrap();
+    let what_is_there = async || {
+        let mut found = Vec::new();
+        for name in ["stays", "goes"] {
+            found.push(client.group(name).get("k").await.unwrap().is_some());
+        }
+        found
+    };
+    for name in ["stays", "goes"] {
+        client.group(name).set("k", "old", None).await.unwrap();
+    }
+    let mut restart = async |config: &str| {
+        server.process().signal(Signal::SIGTERM);
+        assert_eq!(server.process().ended().await.code(), Some(0));
+        server.configure(config);
+        server.start_again().await;
+        eventually("what was kept to be back", async || client.group("stays").get("k").await.ok()?).await;
+    };
+    restart(&both).await;
+    assert_eq!(what_is_there().await, [true, true]);
+    restart(&format!("{own}{}", group("stays"))).await;
+    // Whatever is written of the other group now, this node does not hear of it.
+    restart(&both).await;
+    assert_eq!(what_is_there().await, [true, false]);
+}

@@ -99,6 +99,32 @@ impl Directory {
         })
     }
 
+    /// Removes the segments of groups that the node does not have, given the folder that theirs are in: writes of their keys do not come
+    /// here while it runs, so they would be outdated when such a group is back. Gives the groups' names. Others' folders, and those that
+    /// another process has, are left.
+    pub(super) fn remove_others(parent: &Path, has: impl Fn(&OsStr) -> bool) -> io::Result<Vec<String>> {
+        let mut removed = Vec::new();
+        let entries = match fs::read_dir(parent) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(removed),
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            if has(&entry.file_name()) || !entry.path().join(LOCK).is_file() {
+                continue;
+            }
+            let Ok(directory) = Directory::open(&entry.path()) else { continue };
+            let segments = directory.list()?;
+            for segment in &segments {
+                directory.remove(segment)?;
+            }
+            if !segments.is_empty() {
+                removed.push(entry.file_name().to_string_lossy().into_owned());
+            }
+        }
+        Ok(removed)
+    }
+
     /// All segments, in the order of their numbers. Other files are none of ours.
     pub(super) fn list(&self) -> io::Result<Vec<Segment>> {
         self.may_fail()?;

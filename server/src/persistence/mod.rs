@@ -13,6 +13,7 @@ mod journal;
 mod restore;
 mod writer;
 
+use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -107,6 +108,16 @@ impl Persistence {
     pub(crate) fn start(options: &PersistenceOptions, identity: &str, caches: &[Arc<Cache>]) -> Self {
         let boot = boot();
         let now = Instant::now();
+        let has = |name: &OsStr| caches.iter().any(|cache| name == cache.name());
+        match Directory::remove_others(&options.data_dir, has) {
+            Ok(removed) if removed.is_empty() => {}
+            Ok(removed) => {
+                tracing::info!(?removed, "what was kept of groups that this node does not have is removed")
+            }
+            Err(error) => {
+                tracing::warn!(%error, "what is kept of groups that this node does not have may be outdated when they are back")
+            }
+        }
         let mut groups = Vec::new();
         let mut writers = Vec::new();
         for cache in caches {
