@@ -348,11 +348,8 @@ impl ServerBuilder {
         let asks_for_certificates = self.tls.as_ref().is_some_and(|files| files.ca.is_some());
         #[cfg(not(feature = "tls"))]
         let asks_for_certificates = false;
-        if !asks_for_certificates && self.tokens.iter().any(Token::is_by_certificate) {
-            let why = "a token by certificate needs `tls.ca`, without which no client shows one";
-            return Err(Error::of_setting("token", why));
-        }
-        let node = Node::new(self.groups.iter().cloned(), Tokens::new(&self.tokens)?, self.connections);
+        let tokens = Tokens::new(&self.tokens, asks_for_certificates)?;
+        let node = Node::new(self.groups.iter().cloned(), tokens, self.connections);
         let handshake = Handshake {
             #[cfg(feature = "tls")]
             tls: self.tls.as_ref().map(|files| reloading(files, b"h2")).transpose()?,

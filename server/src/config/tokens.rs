@@ -77,7 +77,7 @@ pub(super) fn build(list: Vec<TokenSettings>, source: &Source) -> Result<Vec<Tok
         let at = settings.name.span();
         let token = settings.build(false)?;
         // One by one, so that what is wrong has its line; what they have in common is looked at with the server.
-        crate::rights::Tokens::new(std::slice::from_ref(&token))
+        crate::rights::Tokens::new(std::slice::from_ref(&token), true)
             .map_err(|error| source.error(Some(at), error))?;
         tokens.push(token);
     }

@@ -6,7 +6,7 @@ use crate::error::Error;
 fn tokens() -> Tokens {
     let app = Token::new("app").secret("0123456789abcdef").secret("fedcba9876543210");
     let reader = Token::new("reader").secret("rrrrrrrrrrrrrrrr").read(["*"]).admin();
-    Tokens::new(&[app.read(["a", "b"]).write(["a"]), reader]).unwrap()
+    Tokens::new(&[app.read(["a", "b"]).write(["a"]), reader], true).unwrap()
 }
 
 fn admit(tokens: &Tokens, secret: &str) -> Arc<Rights> {
@@ -14,7 +14,7 @@ fn admit(tokens: &Tokens, secret: &str) -> Arc<Rights> {
 }
 
 fn of(token: Token) -> Arc<Rights> {
-    admit(&Tokens::new(&[token.secret("0123456789abcdef")]).unwrap(), "0123456789abcdef")
+    admit(&Tokens::new(&[token.secret("0123456789abcdef")], true).unwrap(), "0123456789abcdef")
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn tokens_that_are_none_are_refused_and_no_secret_is_shown() {
         (vec![Token::new("t").certificate("*.example")], "not a whole name"),
         (vec![Token::new("t").certificate("a.example").certificate("A.example")], "twice"),
     ] {
-        let error = why(Tokens::new(&bad));
+        let error = why(Tokens::new(&bad, true));
         assert!(error.contains(reason) && !error.contains("0123456789abcdef"), "{error}");
     }
     let shown = format!("{:?} {:?}", tokens(), Caller::admit(&tokens(), Some("0123456789abcdef"), None));
@@ -136,7 +136,7 @@ fn tokens_that_are_none_are_refused_and_no_secret_is_shown() {
 #[test]
 fn a_caller_has_what_the_tokens_of_now_give() {
     let token = |groups: &[&str]| Token::new("t").secret("0123456789abcdef").read(groups.iter().copied());
-    let tokens = Tokens::new(&[token(&["a", "b"])]).unwrap();
+    let tokens = Tokens::new(&[token(&["a", "b"])], false).unwrap();
     let mut caller = Caller::admit(&tokens, Some("0123456789abcdef"), None).unwrap();
     let reads = |caller: &Caller, group: &str| caller.rights().check(Action::Read, group, None).is_ok();
     assert!(!caller.look_again(&tokens).unwrap() && reads(&caller, "b"));
@@ -146,6 +146,7 @@ fn a_caller_has_what_the_tokens_of_now_give() {
     assert!(caller.look_again(&tokens).unwrap() && reads(&caller, "a") && !reads(&caller, "b"));
     // What cannot be used changes nothing, and neither does an empty list, which would open the node.
     assert!(why(tokens.replace(&[Token::new("t")])).contains("no secret"));
+    assert!(why(tokens.replace(&[Token::new("t").certificate("a.example")])).contains("needs `tls.ca`"));
     assert!(why(tokens.replace(&[])).contains("everyone would be let in"));
     assert!(!caller.look_again(&tokens).unwrap() && reads(&caller, "a"));
     // A new secret lets the old one out.
@@ -162,11 +163,14 @@ fn a_caller_has_what_the_tokens_of_now_give() {
 #[cfg(feature = "tls")]
 #[test]
 fn names_in_a_certificate_give_the_rights_of_all_tokens_that_name_them_until_it_expires() {
-    let tokens = Tokens::new(&[
-        Token::new("app").certificate("app.example").read(["a"]),
-        Token::new("importer").certificate("spiffe://fleet/importer").set(["a"]),
-        Token::new("secret").secret("0123456789abcdef").admin(),
-    ])
+    let tokens = Tokens::new(
+        &[
+            Token::new("app").certificate("app.example").read(["a"]),
+            Token::new("importer").certificate("spiffe://fleet/importer").set(["a"]),
+            Token::new("secret").secret("0123456789abcdef").admin(),
+        ],
+        true,
+    )
     .unwrap();
     let peer = |names: &[&str], not_after_ms| {
         let peer = Peer::of("10.0.0.9:1", true);

@@ -121,11 +121,6 @@ impl Token {
         self
     }
 
-    /// Whether certificates make it known.
-    pub(crate) fn is_by_certificate(&self) -> bool {
-        !self.certificates.is_empty()
-    }
-
     fn rights(&self, refusals: &Arc<Refusals>) -> Result<Rights, String> {
         let mut rights = Rights {
             name: self.name.as_str().into(),
@@ -182,6 +177,7 @@ impl std::fmt::Debug for Token {
 pub(crate) struct Tokens {
     generation: AtomicU64,
     table: RwLock<Arc<Table>>,
+    asks_for_certificates: bool,
     refusals: Arc<Refusals>,
 }
 
@@ -190,7 +186,7 @@ pub(crate) struct Tokens {
 struct Table(Vec<(Token, Arc<Rights>)>);
 
 impl Table {
-    fn new(tokens: &[Token], refusals: &Arc<Refusals>) -> Result<Self, Error> {
+    fn new(tokens: &[Token], asks_for_certificates: bool, refusals: &Arc<Refusals>) -> Result<Self, Error> {
         let mut secrets = BTreeSet::new();
         let mut names = BTreeSet::new();
         let mut certificates = BTreeSet::new();
@@ -205,6 +201,9 @@ impl Table {
             }
             if token.secrets.is_empty() && token.certificates.is_empty() {
                 return refuse("it has no secret, and no name of a certificate");
+            }
+            if !asks_for_certificates && !token.certificates.is_empty() {
+                return refuse("a name of a certificate needs `tls.ca`, without which no client shows one");
             }
             if token.secrets.iter().any(|secret| secret.len() < SHORTEST_SECRET) {
                 return refuse("a secret has fewer than 16 bytes");
@@ -263,10 +262,12 @@ impl Table {
 }
 
 impl Tokens {
-    pub(crate) fn new(tokens: &[Token]) -> Result<Self, Error> {
+    /// Tokens of a server that does or does not ask its callers for certificates.
+    pub(crate) fn new(tokens: &[Token], asks_for_certificates: bool) -> Result<Self, Error> {
         let refusals = Arc::default();
-        let table = RwLock::new(Arc::new(Table::new(tokens, &refusals)?));
-        Ok(Tokens { generation: AtomicU64::new(0), table, refusals })
+        let table = Table::new(tokens, asks_for_certificates, &refusals)?;
+        let table = RwLock::new(Arc::new(table));
+        Ok(Tokens { generation: AtomicU64::new(0), table, asks_for_certificates, refusals })
     }
 
     /// Grows with each change.
@@ -279,7 +280,7 @@ impl Tokens {
     /// # Errors
     /// Where they cannot be used, or are none where there are some: a node does not open itself to everyone while it runs.
     pub(crate) fn replace(&self, tokens: &[Token]) -> Result<bool, Error> {
-        let new = Table::new(tokens, &self.refusals)?;
+        let new = Table::new(tokens, self.asks_for_certificates, &self.refusals)?;
         let mut table = self.table.write();
         if new.0.is_empty() && !table.0.is_empty() {
             let why = "the last token cannot be taken away while the node runs: everyone would be let in; restart it for that";
