@@ -203,7 +203,8 @@ impl Table {
                 return refuse("it has no secret, and no name of a certificate");
             }
             if !asks_for_certificates && !token.certificates.is_empty() {
-                return refuse("a name of a certificate needs `tls.ca`, without which no client shows one");
+                let why = "a token by certificate needs `tls.ca`, without which no client shows one";
+                return Err(Error::of_setting("token", why));
             }
             if token.secrets.iter().any(|secret| secret.len() < SHORTEST_SECRET) {
                 return refuse("a secret has fewer than 16 bytes");
