@@ -330,9 +330,13 @@ impl Shared {
         self.discovered.borrow().view.live.contains_key(id)
     }
 
-    /// Takes in what a node says of the ring with an answer: where it knows a later one, the registry is read again. The answer
-    /// names the client's own ring where the node is not believed.
-    pub(crate) fn heed(&self, node: &Node, reply: Reply) -> Reply {
+    /// Takes in what a node that was chosen by a ring says of the ring with its answer: where it knows a later one, the registry is read
+    /// again. The answer names the client's own ring where the node is not believed.
+    pub(crate) fn heed(&self, node: &Node, reply: Reply, chosen_by: u64) -> Reply {
+        // Nearly always, so it costs nothing.
+        if reply.ring_version <= chosen_by {
+            return reply;
+        }
         let known = self.routing.get().ring.version();
         if reply.ring_version <= known {
             return reply;

@@ -218,7 +218,7 @@ async fn get_where_it_is(client: &Shared, wanted: Wanted<'_>, error: Error) -> R
         let reply = node.get(&wanted.ask(ring_version, 0, true), Instant::now()).await;
         match reply {
             Ok(reply) => {
-                let reply = client.heed(&node, reply);
+                let reply = client.heed(&node, reply, ring_version);
                 return Ok(Answered { reply, node, failover: true, ring_version });
             }
             Err(Refusal::Final(error) | Refusal::OwnerOnly(error)) => return Err(error),
@@ -272,7 +272,7 @@ pub(crate) async fn get_many(
         answered[at] = match answer {
             Ok(reply) => {
                 let node = table.route(wanted[at].hash).expect("it was asked").owner.clone();
-                let reply = client.heed(&node, reply);
+                let reply = client.heed(&node, reply, ring_version);
                 let answered = Answered { reply, node, failover: false, ring_version };
                 let is_moved = client.has_moved(&wanted[at], &answered).await;
                 (!is_moved).then_some(Ok(answered))
@@ -321,7 +321,7 @@ async fn attempt(
     }
     let owned_since = if failover { 0 } else { route.owned_since };
     let ask = wanted.ask(ring_version, owned_since, failover);
-    let reply = client.heed(node, node.get(&ask, now).await?);
+    let reply = client.heed(node, node.get(&ask, now).await?, ring_version);
     Ok(Answered { reply, node: node.clone(), failover, ring_version })
 }
 

@@ -31,9 +31,9 @@ pub(crate) async fn hand_over(
         // Who may not write fills nobody.
         Err(Refusal::Final(denied)) if denied.kind() == ErrorKind::PermissionDenied => {
             let reply = owner.get(&wanted.ask(ring_version, owned_since, false), Instant::now()).await;
-            return reply.map(|reply| client.heed(owner, reply));
+            return reply.map(|reply| client.heed(owner, reply, ring_version));
         }
-        reply => client.heed(owner, reply?),
+        reply => client.heed(owner, reply?, ring_version),
     };
     if reply.outcome != Outcome::Fill {
         return Ok(reply);
@@ -45,7 +45,7 @@ pub(crate) async fn hand_over(
     let Some(found) = found else {
         let back = Wanted { want: Want::Get { on_miss: OnMiss::Load, token }, ..*wanted };
         let loaded = owner.get(&back.ask(ring_version, owned_since, false), Instant::now()).await;
-        return loaded.inspect(|_| reply.end_lease()).map(|loaded| client.heed(owner, loaded));
+        return loaded.inspect(|_| reply.end_lease()).map(|loaded| client.heed(owner, loaded, ring_version));
     };
     client.counters.handed_over();
     fill_with(&found, wanted, owner, ring_version, &reply).await;

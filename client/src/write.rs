@@ -123,7 +123,7 @@ impl OneNode<'_> {
             match node.write(&ask, Instant::now()).await {
                 Ok(reply) if reply.outcome == Outcome::Done => {
                     node.words().store(0, Ordering::Relaxed);
-                    return Ok(self.client.heed(node, reply).ring_version);
+                    return Ok(self.client.heed(node, reply, self.routing.ring.version()).ring_version);
                 }
                 Ok(reply) => {
                     let why = format!("the node answered a write with {}", reply.outcome.as_str_name());

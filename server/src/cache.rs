@@ -122,6 +122,14 @@ impl Get {
 }
 
 impl Begun {
+    /// What is to be waited for, if anything.
+    pub(crate) fn waiting(self) -> Option<Waiting> {
+        match self {
+            Begun::Answered(_) => None,
+            Begun::Waiting(waiting) => Some(waiting),
+        }
+    }
+
     pub(crate) async fn answer(self) -> Result<Answer, Failure> {
         match self {
             Begun::Answered(answer) => Ok(answer),

@@ -12,7 +12,7 @@ use peanut_proto::frame::{
     Filled, GetOperation, RequestFrame, RequestWriter, ResponseField, ResponseFrame, Write, WriteOperation,
 };
 use peanut_proto::v1::peanut_client::PeanutClient;
-use peanut_proto::v1::{ErrorCode, OnMiss, Outcome};
+use peanut_proto::v1::{DeleteRequest, ErrorCode, OnMiss, Outcome};
 use peanut_tests::{PATIENCE, ServerProcess, eventually, free_port, resident_bytes};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -381,6 +381,35 @@ async fn messages_that_are_begun_and_not_ended_take_no_more_than_there_is_room_f
     // Whoever has room for its messages is not refused, be they many.
     let group = client.group("g");
     set_all(&group, 100, 1 << 20).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_of_millions_of_keys_take_no_more_than_there_is_room_for() {
+    let (mut server, client) = node("").await;
+    client.group("g").set("k", "v", None).await.unwrap();
+    let before = resident(&mut server);
+    let channel = channel(&server).await;
+    let calls = (0..30).map(|call| {
+        let mut peanut = PeanutClient::new(channel.clone()).max_encoding_message_size(usize::MAX);
+        // Twice as many keys as bytes beside them: of no length at all, or of one byte.
+        let key = Bytes::from(vec![b'k'; call % 2]);
+        let request =
+            DeleteRequest { group: "g".into(), keys: vec![key; 2_500_000], ..DeleteRequest::default() };
+        tokio::spawn(async move { peanut.delete(request).await })
+    });
+    let calls = calls.collect::<Vec<_>>();
+    others_are_answered(&server).await;
+    let mut most = 0;
+    for call in calls {
+        most = most.max(resident(&mut server));
+        // Refused for want of room, for a key that is none, or done.
+        let _ = call.await.unwrap();
+    }
+    assert!(most < before + 500 * MIB, "from {before} to {most} bytes");
+    let delete =
+        DeleteRequest { group: "g".into(), keys: vec!["k".into(); 2_500_000], ..DeleteRequest::default() };
+    PeanutClient::new(channel).max_encoding_message_size(usize::MAX).delete(delete).await.unwrap();
+    assert_eq!(client.group("g").get("k").await.unwrap(), None);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -35,6 +35,9 @@ const MESSAGE_WITHIN: Duration = Duration::from_secs(60);
 const HEADER: usize = 5;
 /// The call that is a lane.
 const LANE: &str = "/peanut.v1.Peanut/Lane";
+/// The call whose message may be a list of millions of short keys, each of which takes this much more when it has been read.
+const DELETE: &str = "/peanut.v1.Peanut/Delete";
+const BYTES_A_BYTE_OF_KEYS: usize = 16;
 
 /// What an answer holds until it is sent.
 #[derive(Clone, Debug)]
@@ -70,10 +73,10 @@ where
             _ => None,
         };
         let is_lane = request.uri().path() == LANE;
+        let bytes_a_byte = if request.uri().path() == DELETE { BYTES_A_BYTE_OF_KEYS } else { 1 };
         let request = match account {
-            Some(account) => {
-                request.map(|body| Body::new(Incoming::new(body, account, is_lane, held.clone())))
-            }
+            Some(account) => request
+                .map(|body| Body::new(Incoming::new(body, account, is_lane, bytes_a_byte, held.clone()))),
             None => request,
         };
         let answered = self.0.call(request);
@@ -95,6 +98,8 @@ struct Incoming {
     account: Arc<Account>,
     /// A lane has message after message, and lets each go when the next is asked for; a unary call has one, to its end.
     is_lane: bool,
+    /// What a byte of a message may take when it has been read.
+    bytes_a_byte: usize,
     /// For the message that is being read, or was read last.
     held: Arc<Mutex<Option<Held>>>,
     header: [u8; HEADER],
@@ -112,11 +117,18 @@ struct Incoming {
 }
 
 impl Incoming {
-    fn new(body: Body, account: Arc<Account>, is_lane: bool, held: Arc<Mutex<Option<Held>>>) -> Self {
+    fn new(
+        body: Body,
+        account: Arc<Account>,
+        is_lane: bool,
+        bytes_a_byte: usize,
+        held: Arc<Mutex<Option<Held>>>,
+    ) -> Self {
         Incoming {
             body,
             account,
             is_lane,
+            bytes_a_byte,
             held,
             header: [0; HEADER],
             header_bytes: 0,
@@ -131,7 +143,9 @@ impl Incoming {
 
     /// Takes room for a long message whose header has been read.
     fn poll_room(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Status>> {
-        let bytes = self.missing.min(MAX_MESSAGE_BYTES);
+        let bytes = self.missing.min(MAX_MESSAGE_BYTES).saturating_mul(self.bytes_a_byte);
+        // So that one at a time can always be read.
+        let bytes = bytes.min(self.account.incoming.most());
         if self.waiting.is_none() {
             match self.account.incoming.try_take(bytes) {
                 Some(held) => {

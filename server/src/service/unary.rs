@@ -10,6 +10,7 @@ use peanut_proto::v1::peanut_server::Peanut;
 use peanut_proto::v1::{
     DeleteRequest, DeleteResponse, ErrorCode, GetRequest, GetResponse, OnMiss, SetRequest, SetResponse,
 };
+use tokio::task::yield_now;
 use tokio::time::Instant;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -23,6 +24,9 @@ use crate::connections::Peer;
 use crate::error::Failure;
 use crate::rights::Action;
 use crate::store::Origin;
+
+/// Keys that are deleted before others have their turn.
+const KEYS_AT_A_TIME: usize = 1_024;
 
 #[tonic::async_trait]
 impl Peanut for Node {
@@ -140,13 +144,18 @@ impl Node {
         let ring_version = self.ring().version();
         let cache = self.cache(&request.group)?;
         // All are forgotten before the first is waited for.
-        let keys = request.keys.iter().map(|key| cache.delete(key));
-        let mut begun = keys.collect::<Result<Vec<_>, _>>()?;
-        if request.all || request.generation > 0 {
-            begun.push(cache.clear(request.generation));
+        let mut begun = Vec::new();
+        for some in request.keys.chunks(KEYS_AT_A_TIME) {
+            for key in some {
+                begun.extend(cache.delete(key)?.waiting());
+            }
+            yield_now().await;
         }
-        for begun in begun {
-            begun.answer().await?;
+        if request.all || request.generation > 0 {
+            begun.extend(cache.clear(request.generation).waiting());
+        }
+        for waiting in begun {
+            waiting.answer().await?;
         }
         Ok(DeleteResponse { ring_version })
     }
