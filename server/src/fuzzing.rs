@@ -17,7 +17,7 @@ use tonic::service::interceptor::InterceptedService;
 use crate::connections::{ConnectionLimits, Peer};
 use crate::rights::Tokens;
 use crate::service::Node;
-use crate::service::bodies::Counted;
+use crate::service::bodies::Budgeted;
 use crate::{Group, StaticLoader};
 
 /// Messages that have come already.
@@ -63,7 +63,7 @@ pub async fn lane(input: &[u8]) {
         move |request| node.admit(request)
     };
     let peanut = PeanutServer::new(node.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
-    let mut service = InterceptedService::new(Counted(peanut), admit);
+    let mut service = InterceptedService::new(Budgeted(peanut), admit);
     let mut request = http::Request::new(Body::new(Said(messages(input).into_iter())));
     *request.method_mut() = http::Method::POST;
     *request.uri_mut() = http::Uri::from_static("/peanut.v1.Peanut/Lane");

@@ -37,7 +37,7 @@ use crate::invalidations::Invalidations;
 use crate::persistence::{Persistence, PersistenceOptions, PersistenceStats};
 use crate::registration::Registration;
 use crate::rights::Token;
-use crate::service::bodies::Counted;
+use crate::service::bodies::Budgeted;
 use crate::service::{Node, Running};
 use crate::threads;
 
@@ -417,9 +417,9 @@ impl Server {
             }))
             .add_optional_service(reflected.then(|| InterceptedService::new(reflection_v1, admit())))
             .add_optional_service(reflected.then(|| InterceptedService::new(reflection_v1alpha, admit())))
-            .add_service(InterceptedService::new(Counted(peanut), admit()))
+            .add_service(InterceptedService::new(Budgeted(peanut), admit()))
             .add_service(InterceptedService::new(admin, admit()))
-            .add_service(InterceptedService::new(Counted(original), admit())))
+            .add_service(InterceptedService::new(Budgeted(original), admit())))
     }
 
     /// Begins to keep what the groups have, where there is a folder for it.

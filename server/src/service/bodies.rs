@@ -47,13 +47,13 @@ pub(crate) struct Sending {
 
 /// A service whose messages count for their callers' accounts.
 #[derive(Clone, Debug)]
-pub(crate) struct Counted<S>(pub(crate) S);
+pub(crate) struct Budgeted<S>(pub(crate) S);
 
-impl<S: NamedService> NamedService for Counted<S> {
+impl<S: NamedService> NamedService for Budgeted<S> {
     const NAME: &'static str = S::NAME;
 }
 
-impl<S> Service<http::Request<Body>> for Counted<S>
+impl<S> Service<http::Request<Body>> for Budgeted<S>
 where
     S: Service<http::Request<Body>, Response = http::Response<Body>>,
     S::Future: Send + 'static,
