@@ -10,6 +10,11 @@ use tokio::net::TcpListener;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing_subscriber::EnvFilter;
 
+/// The allocator of the binary: the system's where jemalloc cannot be built.
+#[cfg(target_env = "msvc")]
+pub use std::alloc::System as Allocator;
+/// The allocator of the binary: one that gives back to the system what large values took.
+#[cfg(not(target_env = "msvc"))]
 pub use tikv_jemallocator::Jemalloc as Allocator;
 
 use crate::ServerHandle;

@@ -255,9 +255,10 @@ async fn what_waits_does_not_keep_the_frame_that_it_came_in() {
     });
     eventually("the lease to be given", async || {
         let client = Client::builder().nodes([server.addr()]).deadline(Duration::from_millis(200));
-        let load = || async { Ok::<_, String>(Some("mine")) };
+        // Should it be the first, it stores nothing, and the other is the next.
+        let load = || async { Err::<Option<Vec<u8>>, _>("not mine") };
         let waited = client.build().await.unwrap().group("g").get_or_load("k", load).await;
-        waited.is_err().then_some(())
+        waited.is_err_and(|error| error.kind() == ErrorKind::DeadlineExceeded).then_some(())
     })
     .await;
     let before = resident(&mut server);
