@@ -16,18 +16,18 @@ use peanut_proto::v1::{ErrorCode, OnMiss, Outcome};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::breaker::Position;
 use crate::budget::{Account, Budget, Held, OPERATION_BYTES, Reservation};
 use crate::error::Failure;
-use crate::flight::{Boarding, Flights, Leader, Ticket, Token};
+use crate::flight::{Boarding, Flights, Leader, Token};
 use crate::group::{Group, Policy};
 use crate::hot::{HotKey, HotKeys};
 use crate::loader::AnyLoader;
 use crate::metrics::GroupMetrics;
-use crate::persistence::{Journal, WriteNumber};
+use crate::persistence::Journal;
 use crate::sabotage::{Mechanism, without};
 use crate::store::{Entry, Origin, Store, Value};
 
@@ -82,26 +82,6 @@ pub(crate) enum Begun {
     Waiting(Waiting),
 }
 
-/// An operation that waits.
-#[derive(Debug)]
-pub(crate) enum Waiting {
-    /// A get, for a flight.
-    Flight {
-        ticket: Ticket,
-        outcome: Outcome,
-        cache: Arc<Cache>,
-        get: Box<Get>,
-        account: Arc<Account>,
-        held: [Held; 2],
-    },
-    /// A get, until there is room for the value that it asks for.
-    Room { cache: Arc<Cache>, get: Box<Get>, account: Arc<Account>, operation: Held },
-    /// A clear, until the registry has told of it, or has not in time.
-    Registry { cache: Arc<Cache>, generation: u64 },
-    /// A write, until it would outlive the process.
-    Disk { cache: Arc<Cache>, number: WriteNumber, answer: Answer },
-}
-
 /// What a get is answered with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
@@ -135,35 +115,6 @@ impl Begun {
             Begun::Answered(answer) => Ok(answer),
             Begun::Waiting(waiting) => waiting.answer().await,
         }
-    }
-}
-
-impl Waiting {
-    pub(crate) async fn answer(self) -> Result<Answer, Failure> {
-        let (cache, answer) = match self {
-            Waiting::Disk { cache, number, answer } => {
-                if let Some(journal) = cache.journal() {
-                    journal.settled(number).await;
-                }
-                return Ok(answer);
-            }
-            Waiting::Registry { cache, generation } => {
-                return Box::pin(cache.clear_when_told(generation)).await;
-            }
-            Waiting::Room { cache, get, account, operation } => {
-                let answer = cache.when_there_is_room(&get, &account, operation).await;
-                (cache, answer)
-            }
-            Waiting::Flight { ticket, outcome, cache, get, account, held } => {
-                let answer = cache.landed(ticket, outcome, &get, &account, held).await;
-                (cache, answer)
-            }
-        };
-        match &answer {
-            Ok(answer) => cache.metrics.answered(answer.outcome),
-            Err(_) => cache.metrics.failed(),
-        }
-        answer
     }
 }
 
@@ -316,32 +267,6 @@ impl Cache {
         Some(self.answer(Outcome::Hit, &entry, now))
     }
 
-    /// Waits for room, and for the flight then.
-    async fn when_there_is_room(
-        self: &Arc<Self>,
-        get: &Get,
-        account: &Arc<Account>,
-        operation: Held,
-    ) -> Result<Answer, Failure> {
-        let until = get.deadline.unwrap_or_else(|| Instant::now() + self.policy.load_timeout);
-        let Ok(value) = timeout_at(until, account.values.take_estimated(|| self.expected_bytes())).await
-        else {
-            let why = "there was no room in time for the values that this connection waits for";
-            return self.stale(get).ok_or_else(|| Failure::new(ErrorCode::Overloaded, why));
-        };
-        let now = Instant::now();
-        if let Some(hit) = self.look(get, account, now) {
-            return Ok(hit);
-        }
-        match self.board(get, account, [operation, value], now)? {
-            Begun::Answered(answer) => Ok(answer),
-            Begun::Waiting(Waiting::Flight { ticket, outcome, get, held, .. }) => {
-                self.landed(ticket, outcome, &get, account, held).await
-            }
-            Begun::Waiting(other) => Box::pin(other.answer()).await,
-        }
-    }
-
     /// Boards the flight of a key that was missed, or starts it.
     fn board(
         self: &Arc<Self>,
@@ -446,14 +371,6 @@ impl Cache {
         Some(self.answer(outcome, &entry, now))
     }
 
-    /// Until when a caller waits for a load who could be answered with what is stale.
-    fn patience(&self, get: &Get) -> Option<Instant> {
-        let deadline = get.deadline.filter(|_| !self.policy.stale_if_error.is_zero())?;
-        let now = Instant::now();
-        // The answer has to travel still.
-        Some(now + deadline.saturating_duration_since(now).mul_f64(0.8))
-    }
-
     /// How long an entry is kept that is fresh for `ttl`.
     fn kept_for(&self, ttl: Duration, origin: Origin, has_value: bool) -> Duration {
         if ttl.is_zero() { ttl } else { ttl + self.stale_window(origin, has_value) }
@@ -476,75 +393,6 @@ impl Cache {
             age: now.saturating_duration_since(entry.loaded),
             ttl: entry.expires.saturating_duration_since(now + window),
             token: 0,
-        }
-    }
-
-    fn wait(
-        self: &Arc<Self>,
-        ticket: Ticket,
-        outcome: Outcome,
-        get: &Get,
-        account: &Arc<Account>,
-        held: [Held; 2],
-    ) -> Begun {
-        let (cache, get, account) = (self.clone(), Box::new(get.kept()), account.clone());
-        Begun::Waiting(Waiting::Flight { ticket, outcome, cache, get, account, held })
-    }
-
-    /// Waits for a flight, and for those after it where it came to nothing.
-    async fn landed(
-        self: &Arc<Self>,
-        mut ticket: Ticket,
-        mut outcome: Outcome,
-        get: &Get,
-        account: &Arc<Account>,
-        held: [Held; 2],
-    ) -> Result<Answer, Failure> {
-        let mut _held = Some(held);
-        loop {
-            self.launch();
-            let landed = match self.patience(get) {
-                None => ticket.landed().await,
-                Some(until) => {
-                    let landed = ticket.landed();
-                    tokio::pin!(landed);
-                    match timeout_at(until, &mut landed).await {
-                        Ok(landed) => landed,
-                        // Another's load goes on; this caller has something to go by.
-                        Err(_) => match self.stale(get) {
-                            Some(answer) => return Ok(answer),
-                            None => landed.await,
-                        },
-                    }
-                }
-            };
-            match landed {
-                Some(Ok(entry)) => return Ok(self.answer(outcome, &entry, Instant::now())),
-                Some(Err(failure)) => {
-                    let may_be_stale = matches!(
-                        failure.code,
-                        ErrorCode::LoaderFailed | ErrorCode::LoadTimedOut | ErrorCode::Overloaded
-                    );
-                    return self.stale(get).filter(|_| may_be_stale).ok_or(failure);
-                }
-                // Whoever has stopped waiting is to lead nothing.
-                None if get.deadline.is_some_and(|deadline| deadline <= Instant::now()) => {
-                    let why = "the deadline passed while another's load was waited for";
-                    return Err(Failure::new(ErrorCode::DeadlinePassed, why));
-                }
-                None => {
-                    _held = None;
-                    match self.look_or_wait(get, account, Instant::now())? {
-                        Begun::Waiting(Waiting::Flight {
-                            ticket: next, outcome: now, held: anew, ..
-                        }) => {
-                            (ticket, outcome, _held) = (next, now, Some(anew));
-                        }
-                        Begun::Waiting(other) => return Box::pin(other.answer()).await,
-                        Begun::Answered(answer) => return Ok(answer),
-                    }
-                }
-            }
         }
     }
 
@@ -602,8 +450,10 @@ fn owned_since(get: &Get) -> u64 {
 
 mod load;
 mod queue;
+mod waiting;
 mod write;
 
+pub(crate) use waiting::Waiting;
 pub(crate) use write::{Fetched, Set};
 
 #[cfg(test)]

@@ -352,12 +352,11 @@ async fn messages_that_are_begun_and_not_ended_take_no_more_than_there_is_room_f
     let mut said = vec![0, 0, 128, 0, 0];
     said.resize((8 << 20) - 100, 7);
     let said = Bytes::from(said);
-    let mut refused = 0;
     for (path, most) in
         [("/peanut.v1.Peanut/Set", CALLS), ("/peanut.v1.Peanut/Get", CALLS), ("/peanut.v1.Peanut/Lane", 16)]
     {
         let mut channel = channel(&server).await;
-        let mut calls = tokio::task::JoinSet::new();
+        let (mut calls, mut refused) = (tokio::task::JoinSet::new(), 0);
         for _ in 0..most {
             let request = http::Request::post(format!("http://{}{path}", server.addr()))
                 .header("content-type", "application/grpc")

@@ -24,8 +24,6 @@ use tonic::server::NamedService;
 
 use crate::body::holding;
 use crate::budget::{Account, Held};
-use crate::connections::Peer;
-use crate::rights::Caller;
 
 /// Messages up to so many bytes do not count: a connection has no more streams than that matters.
 const SHORT_BYTES: usize = 16 << 10;
@@ -68,10 +66,7 @@ where
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let held = Arc::new(Mutex::new(None));
-        let account = match (request.extensions().get::<Peer>(), request.extensions().get::<Caller>()) {
-            (Some(peer), Some(caller)) => Some(peer.accounts.of(caller.rights().token())),
-            _ => None,
-        };
+        let account = request.extensions().get::<Arc<Account>>().cloned();
         let is_lane = request.uri().path() == LANE;
         let bytes_a_byte = if request.uri().path() == DELETE { BYTES_A_BYTE_OF_KEYS } else { 1 };
         let request = match account {
@@ -110,7 +105,8 @@ struct Incoming {
     is_long: bool,
     /// The message is long, and nothing is held for it yet.
     is_due: bool,
-    waiting: Option<futures_util::future::BoxFuture<'static, Held>>,
+    /// For room, in turn: on a lane.
+    waiting: Option<Pin<Box<dyn Future<Output = Held> + Send>>>,
     late: Option<Pin<Box<Sleep>>>,
     /// What has come and is not passed on yet.
     rest: Bytes,
@@ -143,37 +139,26 @@ impl Incoming {
 
     /// Takes room for a long message whose header has been read.
     fn poll_room(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        let incoming = &self.account.incoming;
         let bytes = self.missing.min(MAX_MESSAGE_BYTES).saturating_mul(self.bytes_a_byte);
         // So that one at a time can always be read.
-        let bytes = bytes.min(self.account.incoming.most());
-        if self.waiting.is_none() {
-            match self.account.incoming.try_take(bytes) {
-                Some(held) => {
-                    self.begin_long(held);
-                    return Poll::Ready(Ok(()));
-                }
-                None if !self.is_lane => {
-                    let why =
-                        "too many bytes of requests of this connection, or of the node, are on their way";
-                    return Poll::Ready(Err(to_status(ErrorCode::Overloaded, why)));
-                }
-                None => {
-                    let account = self.account.clone();
-                    self.waiting = Some(async move { account.incoming.take(bytes).await }.boxed());
-                }
-            }
-        }
-        if let Some(waiting) = &mut self.waiting {
-            let held = ready!(waiting.poll_unpin(context));
-            self.begin_long(held);
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    fn begin_long(&mut self, held: Held) {
+        let bytes = bytes.min(incoming.most());
+        let held = if self.is_lane {
+            let waiting = self.waiting.get_or_insert_with(|| {
+                let incoming = incoming.clone();
+                async move { incoming.take(bytes).await }.boxed()
+            });
+            ready!(waiting.poll_unpin(context))
+        } else if let Some(held) = incoming.try_take(bytes) {
+            held
+        } else {
+            let why = "too many bytes of requests of this connection, or of the node, are on their way";
+            return Poll::Ready(Err(to_status(ErrorCode::Overloaded, why)));
+        };
         *self.held.lock() = Some(held);
         (self.is_due, self.waiting) = (false, None);
         self.late = Some(Box::pin(sleep(MESSAGE_WITHIN)));
+        Poll::Ready(Ok(()))
     }
 
     /// How much of `rest` may be passed on: up to the end of a long message, or to where one begins.

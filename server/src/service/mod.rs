@@ -161,7 +161,13 @@ impl Node {
     pub(crate) fn admit(&self, mut request: Request<()>) -> Result<Request<()>, Status> {
         let peer = request.extensions().get::<Peer>().cloned();
         let caller = self.tokens().admit(request.metadata(), peer.clone()).map_err(|why| self.refuse(why))?;
+        let token = caller.rights().token();
+        let account = match &peer {
+            Some(peer) => peer.accounts.of(token),
+            None => self.shared.budgets.account(token),
+        };
         peer.inspect(|peer| peer.presence().admitted());
+        request.extensions_mut().insert(account);
         request.extensions_mut().insert(caller);
         self.check_address(request)
     }
@@ -178,11 +184,9 @@ impl Node {
         Err(self.refuse(Failure::new(ErrorCode::WrongNode, why)))
     }
 
-    /// What a call counts for: its connection, and the token that it came with.
+    /// What a call that was let in counts for: its connection, and the token that it came with.
     fn account<T>(&self, request: &Request<T>) -> Result<Arc<Account>, Failure> {
-        let token = self.caller(request)?.rights().token();
-        let peer = request.extensions().get::<Peer>();
-        Ok(peer.map_or_else(|| self.shared.budgets.account(token), |peer| peer.accounts.of(token)))
+        request.extensions().get::<Arc<Account>>().cloned().ok_or_else(not_let_in)
     }
 
     /// Where what connections may hold comes from.
@@ -198,8 +202,7 @@ impl Node {
 
     /// Who makes a call that was let in.
     fn caller<'a, T>(&self, request: &'a Request<T>) -> Result<&'a Caller, Failure> {
-        let bug = || Failure::new(ErrorCode::InternalError, "a call that nobody let in");
-        request.extensions().get::<Caller>().ok_or_else(bug)
+        request.extensions().get::<Caller>().ok_or_else(not_let_in)
     }
 
     /// What a call that was let in may do.
@@ -232,6 +235,11 @@ impl Node {
             self.caches().for_each(|cache| drop(cache.clear(0)));
         }
     }
+}
+
+/// What only a bug can be.
+fn not_let_in() -> Failure {
+    Failure::new(ErrorCode::InternalError, "a call that nobody let in")
 }
 
 /// Why an operation by a ring that the registry does not have is not done.

@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status};
 
 use super::Node;
 use super::bodies::Sending;
+use crate::budget::Account;
 use crate::cache::{Answer, Get};
 use crate::error::Failure;
 use crate::rights::Action;
@@ -21,7 +22,7 @@ use crate::store::Origin;
 impl PeanutCache for Node {
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
         let account = self.account(&request).map_err(|why| self.refuse(why))?;
-        let answer = self.get_of_the_original(request).await.map_err(|why| self.refuse(why))?;
+        let answer = self.get_of_the_original(request, &account).await.map_err(|why| self.refuse(why))?;
         if answer.outcome == Outcome::NotFound {
             // This service has no other way to say so.
             return Err(Status::not_found("the group has no such key"));
@@ -34,8 +35,12 @@ impl PeanutCache for Node {
 }
 
 impl Node {
-    async fn get_of_the_original(&self, request: Request<GetRequest>) -> Result<Answer, Failure> {
-        let (rights, account) = (self.rights(&request)?, self.account(&request)?);
+    async fn get_of_the_original(
+        &self,
+        request: Request<GetRequest>,
+        account: &Arc<Account>,
+    ) -> Result<Answer, Failure> {
+        let rights = self.rights(&request)?;
         let GetRequest { group, key } = request.into_inner();
         rights.check(Action::Read, &group, Some(key.as_bytes()))?;
         self.wake().awake().await;
@@ -50,6 +55,6 @@ impl Node {
             may_fill: Ok(()),
             deadline: None,
         };
-        self.cache(&group)?.begin(&get, &account, Instant::now())?.answer().await
+        self.cache(&group)?.begin(&get, account, Instant::now())?.answer().await
     }
 }

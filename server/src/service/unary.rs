@@ -49,13 +49,13 @@ impl Peanut for Node {
         let caller = self.caller(&request).map_err(|why| self.refuse(why))?.clone();
         let account = self.account(&request).map_err(|why| self.refuse(why))?;
         let wakes = self.wake().awake().await;
-        let open = request.extensions().get::<Peer>().map(|peer| peer.accounts.open_lane());
-        if let Some(None) = open {
+        let too_many = || {
             let why = format!("this connection has {} lanes", Accounts::MAX_LANES);
-            return Err(self.refuse(Failure::new(ErrorCode::Overloaded, why)));
-        }
-        let answers =
-            Answers::new(self.clone(), caller, account, open.flatten(), wakes, request.into_inner());
+            self.refuse(Failure::new(ErrorCode::Overloaded, why))
+        };
+        let peer = request.extensions().get::<Peer>();
+        let open = peer.map(|peer| peer.accounts.open_lane().ok_or_else(too_many)).transpose()?;
+        let answers = Answers::new(self.clone(), caller, account, open, wakes, request.into_inner());
         Ok(Response::new(Box::pin(answers)))
     }
 }

@@ -1,0 +1,166 @@
+//! Operations that wait: for room, for a flight, for the registry, or for the disk.
+
+use std::sync::Arc;
+
+use peanut_proto::v1::{ErrorCode, Outcome};
+use tokio::time::{Instant, timeout_at};
+
+use super::{Answer, Begun, Cache, Get};
+use crate::budget::{Account, Held};
+use crate::error::Failure;
+use crate::flight::Ticket;
+use crate::persistence::WriteNumber;
+
+/// An operation that waits.
+#[derive(Debug)]
+pub(crate) enum Waiting {
+    /// A get, for a flight.
+    Flight {
+        ticket: Ticket,
+        outcome: Outcome,
+        cache: Arc<Cache>,
+        get: Box<Get>,
+        account: Arc<Account>,
+        held: [Held; 2],
+    },
+    /// A get, until there is room for the value that it asks for.
+    Room { cache: Arc<Cache>, get: Box<Get>, account: Arc<Account>, operation: Held },
+    /// A clear, until the registry has told of it, or has not in time.
+    Registry { cache: Arc<Cache>, generation: u64 },
+    /// A write, until it would outlive the process.
+    Disk { cache: Arc<Cache>, number: WriteNumber, answer: Answer },
+}
+
+impl Waiting {
+    pub(crate) async fn answer(self) -> Result<Answer, Failure> {
+        let (cache, answer) = match self {
+            Waiting::Disk { cache, number, answer } => {
+                if let Some(journal) = cache.journal() {
+                    journal.settled(number).await;
+                }
+                return Ok(answer);
+            }
+            Waiting::Registry { cache, generation } => {
+                return Box::pin(cache.clear_when_told(generation)).await;
+            }
+            Waiting::Room { cache, get, account, operation } => {
+                let answer = cache.when_there_is_room(&get, &account, operation).await;
+                (cache, answer)
+            }
+            Waiting::Flight { ticket, outcome, cache, get, account, held } => {
+                let answer = cache.landed(ticket, outcome, &get, &account, held).await;
+                (cache, answer)
+            }
+        };
+        match &answer {
+            Ok(answer) => cache.metrics.answered(answer.outcome),
+            Err(_) => cache.metrics.failed(),
+        }
+        answer
+    }
+}
+
+impl Cache {
+    /// Waits for room, and for the flight then.
+    async fn when_there_is_room(
+        self: &Arc<Self>,
+        get: &Get,
+        account: &Arc<Account>,
+        operation: Held,
+    ) -> Result<Answer, Failure> {
+        let until = get.deadline.unwrap_or_else(|| Instant::now() + self.policy.load_timeout);
+        let Ok(value) = timeout_at(until, account.values.take_estimated(|| self.expected_bytes())).await
+        else {
+            let why = "there was no room in time for the values that this connection waits for";
+            return self.stale(get).ok_or_else(|| Failure::new(ErrorCode::Overloaded, why));
+        };
+        let now = Instant::now();
+        if let Some(hit) = self.look(get, account, now) {
+            return Ok(hit);
+        }
+        match self.board(get, account, [operation, value], now)? {
+            Begun::Answered(answer) => Ok(answer),
+            Begun::Waiting(Waiting::Flight { ticket, outcome, get, held, .. }) => {
+                self.landed(ticket, outcome, &get, account, held).await
+            }
+            Begun::Waiting(other) => Box::pin(other.answer()).await,
+        }
+    }
+
+    /// Until when a caller waits for a load who could be answered with what is stale.
+    fn patience(&self, get: &Get) -> Option<Instant> {
+        let deadline = get.deadline.filter(|_| !self.policy.stale_if_error.is_zero())?;
+        let now = Instant::now();
+        // The answer has to travel still.
+        Some(now + deadline.saturating_duration_since(now).mul_f64(0.8))
+    }
+
+    pub(super) fn wait(
+        self: &Arc<Self>,
+        ticket: Ticket,
+        outcome: Outcome,
+        get: &Get,
+        account: &Arc<Account>,
+        held: [Held; 2],
+    ) -> Begun {
+        let (cache, get, account) = (self.clone(), Box::new(get.kept()), account.clone());
+        Begun::Waiting(Waiting::Flight { ticket, outcome, cache, get, account, held })
+    }
+
+    /// Waits for a flight, and for those after it where it came to nothing.
+    async fn landed(
+        self: &Arc<Self>,
+        mut ticket: Ticket,
+        mut outcome: Outcome,
+        get: &Get,
+        account: &Arc<Account>,
+        held: [Held; 2],
+    ) -> Result<Answer, Failure> {
+        let mut _held = Some(held);
+        loop {
+            self.launch();
+            let landed = match self.patience(get) {
+                None => ticket.landed().await,
+                Some(until) => {
+                    let landed = ticket.landed();
+                    tokio::pin!(landed);
+                    match timeout_at(until, &mut landed).await {
+                        Ok(landed) => landed,
+                        // Another's load goes on; this caller has something to go by.
+                        Err(_) => match self.stale(get) {
+                            Some(answer) => return Ok(answer),
+                            None => landed.await,
+                        },
+                    }
+                }
+            };
+            match landed {
+                Some(Ok(entry)) => return Ok(self.answer(outcome, &entry, Instant::now())),
+                Some(Err(failure)) => {
+                    let may_be_stale = matches!(
+                        failure.code,
+                        ErrorCode::LoaderFailed | ErrorCode::LoadTimedOut | ErrorCode::Overloaded
+                    );
+                    return self.stale(get).filter(|_| may_be_stale).ok_or(failure);
+                }
+                // Whoever has stopped waiting is to lead nothing.
+                None if get.deadline.is_some_and(|deadline| deadline <= Instant::now()) => {
+                    let why = "the deadline passed while another's load was waited for";
+                    return Err(Failure::new(ErrorCode::DeadlinePassed, why));
+                }
+                None => {
+                    _held = None;
+                    match self.look_or_wait(get, account, Instant::now())? {
+                        Begun::Waiting(Waiting::Flight {
+                            ticket: next, outcome: now, held: anew, ..
+                        }) => {
+                            (ticket, outcome, _held) = (next, now, Some(anew));
+                        }
+                        Begun::Waiting(other) => return Box::pin(other.answer()).await,
+                        Begun::Answered(answer) => return Ok(answer),
+                    }
+                }
+            }
+        }
+    }
+}
