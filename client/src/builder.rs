@@ -249,7 +249,7 @@ impl ClientBuilder {
         let config = found.config.clone();
         let build = move || Routing::new(&view.ring, None, &config, Instant::now());
         let cannot = |e| Error::caused_by(ErrorKind::Unavailable, None, "the ring could not be built", e);
-        let routing = tokio::task::spawn_blocking(build).await.map_err(cannot)?;
+        let routing = peanut_proto::machine::blocking(build).await.map_err(cannot)?;
         Ok(found.client(&fleet, routing))
     }
 

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use peanut_proto::discovery::Discovered;
+use peanut_proto::machine::blocking;
 use peanut_proto::membership::{FleetView, RingDocument};
 use tokio::sync::watch;
-use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 
 use crate::config::Config;
@@ -89,7 +89,7 @@ async fn adopt(
     // A large ring takes tens of milliseconds to build, too long for a thread that carries calls.
     let (document, config) = (view.ring.clone(), config.clone());
     let build = move || Routing::new(&document, Some(&routing), &config, Instant::now());
-    match spawn_blocking(build).await {
+    match blocking(build).await {
         Ok(next) => {
             tracing::debug!(version = next.ring.version(), nodes = next.nodes().len(), "new ring");
             current.set(next);

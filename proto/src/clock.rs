@@ -1,8 +1,35 @@
-//! The wall clock, which only documents and files need: everything that runs goes by the monotonic one.
+//! The clocks that are not tokio's: the wall clock, which only documents and files need, and the time since the machine started, which goes
+//! on while it is suspended. Everything else goes by tokio's monotonic clock.
+
+use std::time::Duration;
 
 /// Milliseconds since 1970.
 #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
 pub fn wall_clock_ms() -> u64 {
+    #[cfg(feature = "simulation")]
+    if let Some(machine) = crate::machine::simulated() {
+        return machine.wall_clock_ms();
+    }
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Time since the machine started, where the system tells including that in which it was suspended: `CLOCK_BOOTTIME` on Linux, which
+/// `CLOCK_MONOTONIC` and so tokio's clock lag behind after a suspended virtual machine goes on. Elsewhere the monotonic clock.
+pub fn uptime() -> Duration {
+    #[cfg(feature = "simulation")]
+    if let Some(machine) = crate::machine::simulated() {
+        return machine.uptime();
+    }
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    if let Ok(time) = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME) {
+        return Duration::from(time);
+    }
+    monotonic()
+}
+
+#[expect(clippy::disallowed_methods, reason = "where the system has no clock that counts suspension")]
+fn monotonic() -> Duration {
+    static FIRST: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
+    FIRST.get_or_init(std::time::Instant::now).elapsed()
 }

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use load::Loads;
 use parking_lot::Mutex;
 use peanut_proto::limits::check_key;
+use peanut_proto::sabotage::{Mechanism, without};
 use peanut_proto::v1::{ErrorCode, OnMiss, Outcome};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -28,7 +29,6 @@ use crate::hot::{HotKey, HotKeys};
 use crate::loader::AnyLoader;
 use crate::metrics::GroupMetrics;
 use crate::persistence::Journal;
-use crate::sabotage::{Mechanism, without};
 use crate::store::{Entry, Origin, Store, Value};
 
 /// A group at work.

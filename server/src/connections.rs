@@ -7,6 +7,7 @@ mod activity;
 #[cfg(feature = "tls")]
 mod certificates;
 mod limiter;
+mod socket;
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,7 +17,6 @@ use std::task::{Context, Poll};
 
 use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tonic::transport::server::Connected;
 
@@ -27,6 +27,7 @@ pub(crate) use activity::CountStreams;
 #[cfg(feature = "tls")]
 pub(crate) use certificates::PeerCertificate;
 pub(crate) use limiter::{ConnectionLimiter, ConnectionLimits, Permit, Presence};
+pub(crate) use socket::{Accepted, Listener, Stream};
 
 use crate::budget::{Accounts, Budgets};
 
@@ -72,7 +73,7 @@ impl Handshake {
     }
 
     /// Takes a connection to where HTTP begins; `None` where it does not get there in time, or is cut off.
-    pub(crate) async fn run(self, stream: TcpStream, permit: Permit) -> Option<Connection> {
+    pub(crate) async fn run(self, stream: Stream, permit: Permit) -> Option<Connection> {
         let (limit, presence) = (permit.limits().handshake, permit.presence().clone());
         let handshake = timeout(limit, self.shake(stream, permit));
         match presence.cut().run_until_cancelled(handshake).await {
@@ -89,8 +90,8 @@ impl Handshake {
         }
     }
 
-    async fn shake(self, stream: TcpStream, permit: Permit) -> io::Result<Connection> {
-        let _ = stream.set_nodelay(true);
+    async fn shake(self, stream: Stream, permit: Permit) -> io::Result<Connection> {
+        stream.set_nodelay();
         let (presence, is_private) = (permit.presence().clone(), self.is_tls());
         let accounts = Accounts::new(self.budgets);
         let peer = Peer { addr: stream.peer_addr()?, is_private, accounts, presence };
@@ -181,9 +182,9 @@ pub(crate) struct Connection {
 
 #[derive(Debug)]
 enum Io {
-    Plain(TcpStream),
+    Plain(Stream),
     #[cfg(feature = "tls")]
-    Tls(Box<tokio_rustls::server::TlsStream<TcpStream>>),
+    Tls(Box<tokio_rustls::server::TlsStream<Stream>>),
 }
 
 impl Connection {

@@ -24,6 +24,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use peanut_proto::sabotage::{Mechanism, without};
 use peanut_proto::v1::ErrorCode;
 use tokio::sync::watch;
 use tokio::time::{Duration, Instant};
@@ -31,7 +32,6 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::budget::{Held, Reservation};
 use crate::error::Failure;
-use crate::sabotage::{Mechanism, without};
 use crate::store::{Entry, Origin, Value};
 
 /// How long what a late lease brings is waited for.

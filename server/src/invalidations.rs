@@ -16,11 +16,11 @@ use peanut_proto::backoff::Backoff;
 use peanut_proto::clock::wall_clock_ms;
 use peanut_proto::membership::{self, Fence, Key, Keys, Undelivered};
 use peanut_proto::registry::{Change, KeyRange, PageOptions, Registry, RegistryError};
+use peanut_proto::sabotage::{Mechanism, without};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use crate::cache::Begun;
-use crate::sabotage::{Mechanism, without};
 use crate::service::Node;
 use crate::service::fence::Opening;
 
@@ -169,7 +169,7 @@ impl Invalidations {
     }
 
     fn invalidate(&self, group: &str, record: Undelivered, begun: &mut Vec<Begun>) {
-        if without(Mechanism::Undelivered) {
+        if without(Mechanism::Hints) {
             return;
         }
         // The fence first: what it shuts out must not come after the invalidation.

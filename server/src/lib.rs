@@ -35,7 +35,6 @@ mod persistence;
 mod reconcile;
 mod registration;
 mod rights;
-mod sabotage;
 pub mod segment;
 mod server;
 mod service;

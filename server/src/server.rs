@@ -30,7 +30,7 @@ use crate::admin;
 use crate::builder::ServerBuilder;
 #[cfg(feature = "admin")]
 use crate::connections::{ConnectionLimiter, ConnectionLimits};
-use crate::connections::{CountStreams, Handshake};
+use crate::connections::{CountStreams, Handshake, Listener};
 use crate::error::Error;
 use crate::hot::HotKey;
 use crate::invalidations::Invalidations;
@@ -201,6 +201,23 @@ impl Server {
     /// advertise, or the fixed list of nodes does not have it;
     /// [`ErrorKind::Transport`](crate::ErrorKind::Transport) where the listener fails.
     pub async fn run(self, listener: TcpListener, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+        self.run_on(Listener::Tcp(listener), shutdown).await
+    }
+
+    /// As [`run`](Self::run), on a simulated machine.
+    ///
+    /// # Errors
+    /// As `run`.
+    #[cfg(feature = "simulation")]
+    pub async fn run_simulated(
+        self,
+        listener: Box<dyn peanut_proto::machine::Listener>,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<(), Error> {
+        self.run_on(Listener::Simulated(parking_lot::Mutex::new(listener)), shutdown).await
+    }
+
+    async fn run_on(self, listener: Listener, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
         let local = listener.local_addr().map_err(|e| Error::transport("the listener has no address", e))?;
         let registration = self.registration(local)?;
         self.check_ports(local)?;

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::{once, pending};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -19,7 +18,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::server::Router;
 use tower::layer::util::{Identity, Stack};
 
-use crate::connections::{ConnectionLimiter, CountStreams, Handshake, Permit, Presence};
+use crate::connections::{Accepted, ConnectionLimiter, CountStreams, Handshake, Listener, Permit, Presence};
 use crate::error::Error;
 
 /// After a connection could not be accepted, for want of file descriptors say.
@@ -35,7 +34,7 @@ pub(crate) type Services = Router<Stack<CountStreams, Identity>>;
 /// `threads` it serves on the caller's runtime. Dropping the future ends the threads.
 pub(crate) async fn serve(
     threads: usize,
-    listener: TcpListener,
+    listener: Listener,
     (limiter, handshake): (Arc<ConnectionLimiter>, Handshake),
     services: Services,
     stop: CancellationToken,
@@ -72,15 +71,15 @@ pub(crate) async fn serve(
     Ok(())
 }
 
-/// A socket that was accepted, and leave to have it.
-type Accepted = (std::net::TcpStream, Permit);
+/// A connection that was accepted, and leave to have it.
+type Permitted = (Accepted, Permit);
 
 /// Accepts connections and gives them away until `stop`, or until nobody takes them.
 pub(crate) async fn accept(
-    listener: &TcpListener,
+    listener: &Listener,
     limiter: &Arc<ConnectionLimiter>,
     stop: &CancellationToken,
-    mut take: impl FnMut(Accepted) -> bool,
+    mut take: impl FnMut(Permitted) -> bool,
 ) {
     let mut in_trouble: Option<Instant> = None;
     loop {
@@ -88,7 +87,7 @@ pub(crate) async fn accept(
             accepted = listener.accept() => accepted,
             () = stop.cancelled() => return,
         };
-        match accepted.and_then(|(stream, peer)| Ok((stream.into_std()?, peer))) {
+        match accepted {
             Ok((stream, peer)) => {
                 let Some(permit) = limiter.let_in(peer.ip(), Instant::now()) else {
                     tracing::debug!(%peer, "there are too many connections for one more");
@@ -112,7 +111,7 @@ pub(crate) async fn accept(
 
 /// Serves connections as they come, until nobody sends any more and all have ended.
 async fn serve_all(
-    mut coming: mpsc::UnboundedReceiver<Accepted>,
+    mut coming: mpsc::UnboundedReceiver<Permitted>,
     services: Services,
     handshake: Handshake,
     stop: CancellationToken,
@@ -133,12 +132,12 @@ async fn serve_all(
 /// Serves one connection to its end. When it is to retire, or all are to stop, its client is told so (GOAWAY), and what it asks
 /// until it has heard that is answered.
 async fn serve_one(
-    (stream, permit): Accepted,
+    (stream, permit): Permitted,
     services: Services,
     handshake: Handshake,
     stop: CancellationToken,
 ) {
-    let Ok(stream) = TcpStream::from_std(stream) else { return };
+    let Ok(stream) = stream.bind() else { return };
     let Some(Some(connection)) = stop.run_until_cancelled(handshake.run(stream, permit)).await else {
         return;
     };
@@ -167,7 +166,7 @@ impl Drop for CutOnDrop {
 }
 
 struct Thread {
-    connections: mpsc::UnboundedSender<Accepted>,
+    connections: mpsc::UnboundedSender<Permitted>,
     ended: oneshot::Receiver<()>,
     _abort: DropGuard,
 }

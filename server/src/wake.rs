@@ -7,9 +7,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use peanut_proto::clock::uptime;
+use peanut_proto::machine::Worker;
+use peanut_proto::sabotage::{Mechanism, without};
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
@@ -27,7 +29,8 @@ pub(crate) struct Wake {
 
 #[derive(Debug)]
 struct Shared {
-    began: Instant,
+    /// Of the machine, when this was made.
+    began: Duration,
     /// Milliseconds from `began` to the last tick; zero before the first.
     ticked_ms: AtomicU64,
     /// How often the node has woken.
@@ -44,10 +47,9 @@ struct Shared {
 pub(crate) struct Ticking(Arc<AtomicBool>);
 
 impl Wake {
-    #[expect(clippy::disallowed_methods, reason = "sleep is a matter of real time")]
     pub(crate) fn new() -> Self {
         let shared = Shared {
-            began: Instant::now(),
+            began: uptime(),
             ticked_ms: AtomicU64::new(0),
             wakes: AtomicU64::new(0),
             settled: watch::Sender::new(0),
@@ -63,14 +65,14 @@ impl Wake {
         let ending = ended.clone();
         wake.shared.ticked_ms.store(wake.now_ms(), Ordering::Relaxed);
         // Without the thread sleep goes unnoticed, as it does where no server runs.
-        let thread = thread::Builder::new().name("peanut-tick".to_owned()).spawn(move || {
+        let ticking = Worker::start("peanut-tick", |pause| async move {
             while !ending.load(Ordering::Relaxed) {
                 wake.look();
-                thread::sleep(TICK);
+                pause.pause(TICK).await;
             }
             wake.shared.ticked_ms.store(0, Ordering::Relaxed);
         });
-        if let Err(error) = thread {
+        if let Err(error) = ticking {
             tracing::warn!("sleep of this process is not noticed, no thread for it: {error}");
             self.shared.ticked_ms.store(0, Ordering::Relaxed);
         }
@@ -91,7 +93,7 @@ impl Wake {
         let now_ms = self.now_ms().max(1);
         let ticked_ms = self.shared.ticked_ms.load(Ordering::Relaxed);
         let slept = Duration::from_millis(now_ms.saturating_sub(ticked_ms));
-        if ticked_ms != 0 && slept > SLEEP {
+        if ticked_ms != 0 && slept > SLEEP && !without(Mechanism::Sleep) {
             // The count comes first: whoever sees the new time sees it.
             self.shared.wakes.fetch_add(1, Ordering::AcqRel);
             self.shared.woken.notify_one();
@@ -139,9 +141,8 @@ impl Wake {
         });
     }
 
-    #[expect(clippy::disallowed_methods, reason = "sleep is a matter of real time")]
     fn now_ms(&self) -> u64 {
-        u64::try_from((Instant::now() - self.shared.began).as_millis()).unwrap_or(u64::MAX)
+        u64::try_from(uptime().saturating_sub(self.shared.began).as_millis()).unwrap_or(u64::MAX)
     }
 }
 

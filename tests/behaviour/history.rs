@@ -64,7 +64,7 @@ async fn without_what_is_left_in_the_registry_it_sees_what_a_node_slept_through(
     let scenario = |seed| Scenario {
         faults: vec![Fault::Sleep, Fault::Kill, Fault::CutNode],
         is_strict: Some(true),
-        sabotage: Some("undelivered"),
+        sabotage: Some("hints"),
         ..Scenario::new(crate::SERVER, seed)
     };
     assert!(until_caught(scenario).await.is_some());

@@ -11,6 +11,7 @@ mod origin;
 mod process;
 mod proxy;
 mod server;
+pub mod simulation;
 pub mod soak;
 
 use std::collections::BTreeSet;

@@ -204,7 +204,9 @@ impl EtcdRegistry {
         let mut connect = ConnectOptions::new()
             .with_connect_timeout(options.timeout)
             .with_keep_alive(PROGRESS_EVERY, options.timeout)
-            .with_keep_alive_while_idle(true);
+            .with_keep_alive_while_idle(true)
+            // Else a watch on a member that has lost its peers stands still, although progress is answered.
+            .with_require_leader(true);
         if let Some((name, password)) = &options.user {
             connect = connect.with_user(name, password).with_auto_token_refresh(true);
         }

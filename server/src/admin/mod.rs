@@ -25,12 +25,12 @@ use base64::engine::general_purpose::STANDARD;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use peanut_proto::v1::ErrorCode;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::connections::{Connection, ConnectionLimiter, Handshake, Peer};
+use crate::connections::{Connection, ConnectionLimiter, Handshake, Listener, Peer};
 use crate::rights::Caller;
 use crate::service::Node;
 use crate::threads::accept;
@@ -53,7 +53,7 @@ struct Admin {
 /// Serves the admin port until it is dropped, by these names and those that always are good.
 pub(crate) async fn serve(
     node: Node,
-    listener: TcpListener,
+    listener: Listener,
     limiter: Arc<ConnectionLimiter>,
     handshake: Handshake,
     hosts: Vec<String>,
@@ -78,7 +78,7 @@ pub(crate) async fn serve(
         while connections.try_join_next().is_some() {}
         let (router, handshake) = (router.clone(), handshake.clone());
         connections.spawn(async move {
-            let Ok(stream) = TcpStream::from_std(stream) else { return };
+            let Ok(stream) = stream.bind() else { return };
             if let Some(connection) = handshake.run(stream, permit).await {
                 serve_one(connection, router).await;
             }
@@ -116,9 +116,10 @@ async fn count(Extension(peer): Extension<Peer>, request: Request, next: Next) -
 }
 
 /// Listens on the admin port.
-pub(crate) async fn listen(addr: SocketAddr) -> Result<TcpListener, crate::Error> {
+pub(crate) async fn listen(addr: SocketAddr) -> Result<Listener, crate::Error> {
     let listening = TcpListener::bind(addr).await;
     listening
+        .map(Listener::Tcp)
         .map_err(|e| crate::Error::transport(&format!("cannot listen on {addr}, choose another `admin`"), e))
 }
 

@@ -6,11 +6,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
 use peanut_proto::limits::{MAX_VALUE_BYTES, check_key};
+use peanut_proto::machine::drop_in_background;
 use peanut_proto::v1::{ErrorCode, Outcome};
 use smallvec::SmallVec;
 use tokio::time::{Instant, timeout};
@@ -188,8 +188,8 @@ impl Cache {
         });
         let Some((entries, number)) = cleared else { return self.done(None) };
         self.metrics.clears.fetch_add(1, Ordering::Relaxed);
-        // Freeing millions of entries takes a while; where there is no thread for it, it is done here.
-        let _ = thread::Builder::new().name("peanut-clear".to_owned()).spawn(move || drop(entries));
+        // Freeing millions of entries takes a while.
+        drop_in_background(entries);
         self.done(number)
     }
 

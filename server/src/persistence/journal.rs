@@ -5,12 +5,12 @@
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::Thread;
 use std::time::Duration;
 
 use bytes::Bytes;
 use hashbrown::HashSet;
 use parking_lot::Mutex;
+use peanut_proto::machine::Worker;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
@@ -37,7 +37,7 @@ pub(crate) struct Journal {
     pub(super) written: Mutex<Option<Written>>,
     /// How many writes the disk has, or will not have.
     settled: watch::Sender<u64>,
-    writer: OnceLock<Thread>,
+    writer: OnceLock<Worker>,
     pub(super) counters: Counters,
 }
 
@@ -155,7 +155,7 @@ impl Journal {
     /// Waits until what was written before a restart cannot come back after it.
     pub(crate) async fn settled(&self, WriteNumber(number): WriteNumber) {
         if *self.settled.borrow() < number {
-            self.writer.get().inspect(|writer| writer.unpark());
+            self.writer.get().inspect(|writer| writer.wake());
             // The sender is here, so this does not fail.
             let _ = self.settled.subscribe().wait_for(|settled| *settled >= number).await;
         }
@@ -171,7 +171,7 @@ impl Journal {
         self.settle(WriteNumber(u64::MAX));
     }
 
-    pub(super) fn written_by(&self, writer: Thread) {
+    pub(super) fn written_by(&self, writer: Worker) {
         let _ = self.writer.set(writer);
     }
 

@@ -18,10 +18,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, Thread};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use peanut_proto::machine::{Pause, Worker};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
@@ -67,7 +67,7 @@ pub(crate) struct PersistenceOptions {
 #[derive(Debug)]
 pub(crate) struct Persistence {
     shared: Arc<Shared>,
-    thread: Option<Thread>,
+    writer: Option<Worker>,
     ended: watch::Receiver<()>,
     groups: Vec<Group>,
     pace: u64,
@@ -155,29 +155,28 @@ impl Persistence {
         });
         let (ending, ended) = watch::channel(());
         let writing = shared.clone();
-        let thread = thread::Builder::new().name("peanut-writer".to_owned()).spawn(move || {
+        let writer = Worker::start("peanut-writer", move |pause| async move {
             let _ending = ending;
-            write(&writing, &mut writers);
+            write(&writing, &mut writers, &pause).await;
             writers.iter().for_each(|writer| writer.journal.end());
         });
-        match &thread {
+        match &writer {
             Ok(writer) => {
                 for group in &groups {
-                    group.journal.written_by(writer.thread().clone());
+                    group.journal.written_by(writer.clone());
                     group.cache.keep_journal(group.journal.clone());
                 }
             }
             Err(error) => tracing::warn!("in memory only, no thread to write with: {error}"),
         }
-        let thread = thread.ok().map(|writer| writer.thread().clone());
-        Persistence { shared, thread, ended, groups, pace: options.restore_bytes_per_second }
+        Persistence { shared, writer: writer.ok(), ended, groups, pace: options.restore_bytes_per_second }
     }
 
     /// Brings back in the background what the disk has. `newest_version` is the ring's, where it is known.
     pub(crate) fn restore(&mut self, newest_version: Option<u64>) {
         let (groups, shared) = (std::mem::take(&mut self.groups), self.shared.clone());
         let mut pace = Pace::new(self.pace, Instant::now());
-        let thread = thread::Builder::new().name("peanut-restore".to_owned()).spawn(move || {
+        let reader = Worker::start("peanut-restore", move |pause| async move {
             for (number, group) in groups.into_iter().enumerate() {
                 let begun = Instant::now();
                 let check = Check {
@@ -194,7 +193,7 @@ impl Persistence {
                     stop: &shared.stop_restoring,
                 };
                 let is_anything = !group.found.is_empty();
-                let (report, useless) = restore.run(group.found);
+                let (report, useless) = restore.run(group.found, &pause).await;
                 group.journal.counters.dropped.store(report.dropped(), Ordering::Relaxed);
                 if shared.stop_restoring.load(Ordering::Relaxed) {
                     return;
@@ -207,7 +206,7 @@ impl Persistence {
                 }
             }
         });
-        if let Err(error) = thread {
+        if let Err(error) = reader {
             tracing::warn!("a cold start, no thread to read with: {error}");
         }
     }
@@ -229,7 +228,7 @@ impl Persistence {
     fn enter(&self, phase: Phase) {
         self.shared.stop_restoring.store(true, Ordering::Relaxed);
         *self.shared.phase.lock() = phase;
-        self.thread.as_ref().inspect(|writer| writer.unpark());
+        self.writer.as_ref().inspect(|writer| writer.wake());
     }
 }
 
@@ -265,13 +264,13 @@ fn take(path: &Path, boot: u64) -> io::Result<(Directory, Vec<Segment>)> {
     Ok((directory, segments))
 }
 
-/// The writer's thread.
-fn write(shared: &Shared, writers: &mut [Writer]) {
+/// What the writer's thread does.
+async fn write(shared: &Shared, writers: &mut [Writer], pause: &Pause) {
     let mut dumped = false;
     loop {
         let phase = *shared.phase.lock();
         if phase == Phase::Running || (dumped && matches!(phase, Phase::Stopping(_))) {
-            thread::park_timeout(TICK);
+            pause.pause(TICK).await;
         }
         let phase = *shared.phase.lock();
         for (number, useless) in shared.useless.lock().drain(..) {

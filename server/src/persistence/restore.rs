@@ -17,6 +17,7 @@ use crate::cache::Cache;
 use crate::segment::{Bad, Content, HEADER_BYTES, Header, RECORD_OVERHEAD_BYTES, Record, key_hash};
 use crate::store::{Entry, Origin, Restored};
 use peanut_proto::clock::wall_clock_ms;
+use peanut_proto::machine::Pause;
 
 /// Clocks are set right by this much without any harm.
 const TOLERANCE_MS: u64 = 1_000;
@@ -144,7 +145,7 @@ pub(super) struct Restore<'a> {
 
 impl Restore<'_> {
     /// Reads the segments, and gives what came of them and those of no use.
-    pub(super) fn run(&mut self, segments: Vec<Segment>) -> (Report, Vec<Segment>) {
+    pub(super) async fn run(&mut self, segments: Vec<Segment>, pause: &Pause) -> (Report, Vec<Segment>) {
         let mut report = Report::default();
         let mut useless = Vec::new();
         let now_ms = wall_clock_ms();
@@ -167,7 +168,7 @@ impl Restore<'_> {
             }
             let damaged = report.damaged;
             let is_of_use = segment.number >= distrusted_before
-                && self.read(&segment, &mut seen, &mut report).unwrap_or_else(|why| {
+                && self.read(&segment, &mut seen, &mut report, pause).await.unwrap_or_else(|why| {
                     tracing::warn!(group = self.cache.name(), segment = segment.number, "not read: {why}");
                     false
                 });
@@ -183,11 +184,12 @@ impl Restore<'_> {
     }
 
     /// Whether the segment is one of ours.
-    fn read(
+    async fn read(
         &mut self,
         segment: &Segment,
         seen: &mut HashSet<u64>,
         report: &mut Report,
+        pause: &Pause,
     ) -> Result<bool, String> {
         let bytes = self.directory.read(segment).map_err(|error| error.to_string())?;
         let (header, records) = Header::read(&bytes).map_err(|why| why.to_string())?;
@@ -222,7 +224,7 @@ impl Restore<'_> {
                 if self.stop.load(Ordering::Relaxed) {
                     break;
                 }
-                std::thread::sleep(wait);
+                pause.pause(wait).await;
             }
         }
         Ok(true)

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
+use peanut_proto::machine::Pause;
 use tempfile::TempDir;
 use tokio::time::Instant;
 
@@ -80,15 +82,16 @@ impl Life {
         };
         let mut writer =
             Writer::new(cache.clone(), journal.clone(), directory.clone(), limits, found.clone());
-        let (report, useless) = Restore {
+        let mut restore = Restore {
             directory: &directory,
             cache: &cache,
             journal: &journal,
             check,
             pace: &mut Pace::new(u64::MAX, Instant::now()),
             stop: &AtomicBool::new(false),
-        }
-        .run(found);
+        };
+        let (report, useless) =
+            restore.run(found, &Pause::default()).now_or_never().expect("it blocks");
         writer.discard(&useless);
         journal.set_restored();
         Life { cache, writer, report }

@@ -7,7 +7,7 @@
 pub mod model;
 pub mod scenario;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -35,6 +35,8 @@ pub enum Kind {
     WriteFailed(u64),
     /// This version was read.
     Read(u64),
+    /// The answer was that there is no such key.
+    ReadAbsent,
     /// Nothing was read.
     ReadFailed,
 }
@@ -83,36 +85,60 @@ impl History {
 
 /// The reads that break the promise, where an outdated value may be shown for `bound` after a write was acknowledged.
 pub fn check(ops: &[Op], bound: Duration) -> Vec<Violation> {
-    let mut by_key: HashMap<u32, Vec<Op>> = HashMap::new();
-    ops.iter().for_each(|op| by_key.entry(op.key).or_default().push(*op));
-    let mut violations: Vec<_> = by_key.values().flat_map(|ops| check_key(ops, bound)).collect();
-    violations.sort_by_key(|violation| violation.read.begun);
+    let ops: Vec<_> = ops.iter().map(|op| (0, *op)).collect();
+    let violations = check_with(&ops, bound, Duration::ZERO, |_, _| false);
+    violations.into_iter().map(|(_, violation)| violation).collect()
+}
+
+/// As [`check`], of operations of several clients, by clocks that differ by at most `skew`; `is_absent` says which versions of a key
+/// are that it is not there.
+pub fn check_with(
+    ops: &[(usize, Op)],
+    bound: Duration,
+    skew: Duration,
+    is_absent: impl Fn(u32, u64) -> bool,
+) -> Vec<(usize, Violation)> {
+    let mut by_key: BTreeMap<u32, Vec<(usize, Op)>> = BTreeMap::new();
+    ops.iter().for_each(|(client, op)| by_key.entry(op.key).or_default().push((*client, *op)));
+    let check = |ops: &Vec<_>| check_key(ops, bound, skew, &is_absent);
+    let mut violations: Vec<_> = by_key.values().flat_map(check).collect();
+    violations.sort_by_key(|(_, violation)| violation.read.begun);
     violations
 }
 
-fn check_key(ops: &[Op], bound: Duration) -> Vec<Violation> {
+fn check_key(
+    ops: &[(usize, Op)],
+    bound: Duration,
+    skew: Duration,
+    is_absent: &impl Fn(u32, u64) -> bool,
+) -> Vec<(usize, Violation)> {
     let mut written: Vec<(Duration, u64)> = Vec::new();
     let mut begun: Vec<(Duration, u64)> = Vec::new();
-    for op in ops {
+    for (_, op) in ops {
         match op.kind {
             Kind::Written(version) => {
                 written.push((op.ended, version));
                 begun.push((op.begun, version));
             }
             Kind::WriteFailed(version) => begun.push((op.begun, version)),
-            Kind::Read(_) | Kind::ReadFailed => {}
+            Kind::Read(_) | Kind::ReadAbsent | Kind::ReadFailed => {}
         }
     }
-    let check = |op: &Op| {
-        let Kind::Read(version) = op.kind else { return None };
+    let check = |(client, op): &(usize, Op)| {
+        if !matches!(op.kind, Kind::Read(_) | Kind::ReadAbsent) {
+            return None;
+        }
         let before = written.iter().filter(|(ended, _)| *ended + bound <= op.begun);
         let newest = before.max_by_key(|(_, version)| *version);
         let at_least = newest.map_or(0, |(_, version)| *version);
-        let at_most = begun.iter().filter(|(begun, _)| *begun <= op.ended).map(|(_, version)| *version).max();
+        let at_most = begun.iter().filter(|(begun, _)| *begun <= op.ended + skew).map(|(_, version)| *version).max();
         let at_most = at_most.unwrap_or(0);
         let late_by = newest.map_or(Duration::ZERO, |(ended, _)| op.begun - *ended);
-        let is_right = (at_least..=at_most).contains(&version);
-        (!is_right).then_some(Violation { read: *op, at_least, at_most, late_by })
+        let is_right = match op.kind {
+            Kind::Read(version) => (at_least..=at_most).contains(&version),
+            _ => (at_least..=at_most).any(|version| is_absent(op.key, version)),
+        };
+        (!is_right).then_some((*client, Violation { read: *op, at_least, at_most, late_by }))
     };
     ops.iter().filter_map(check).collect()
 }

@@ -1,0 +1,69 @@
+//! For tests of tests: with the feature `sabotage` one of the things that keep answers right can be turned off, so that a checker of
+//! histories can be seen to notice. Without the feature nothing can be.
+
+/// What can be turned off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mechanism {
+    /// Entries from before the node owned a key are misses.
+    Stamps,
+    /// What clients have left in the registry is read.
+    Hints,
+    /// Writes poison the loads in progress.
+    Poison,
+    /// Writes are done at a key's former owners too.
+    FormerOwners,
+    /// Nodes notice that they have slept.
+    Sleep,
+    /// A watch ends when the member of the store that it is on has lost its peers.
+    Leader,
+}
+
+impl Mechanism {
+    /// All of them.
+    pub const ALL: [Mechanism; 6] = [
+        Mechanism::Stamps,
+        Mechanism::Hints,
+        Mechanism::Poison,
+        Mechanism::FormerOwners,
+        Mechanism::Sleep,
+        Mechanism::Leader,
+    ];
+
+    /// Its name, in lower case.
+    pub fn name(self) -> String {
+        format!("{self:?}").to_lowercase()
+    }
+}
+
+#[cfg(feature = "sabotage")]
+mod switch {
+    use std::cell::Cell;
+    use std::sync::OnceLock;
+
+    use super::Mechanism;
+
+    thread_local! {
+        static TURNED_OFF: Cell<Option<Mechanism>> = const { Cell::new(None) };
+    }
+
+    /// Turns a mechanism off for what runs on this thread, or all on again.
+    pub fn turn_off(mechanism: Option<Mechanism>) {
+        TURNED_OFF.set(mechanism);
+    }
+
+    /// Whether a mechanism is turned off: for this thread, or by `PEANUT_SABOTAGE` for the process.
+    pub fn without(mechanism: Mechanism) -> bool {
+        static OF_PROCESS: OnceLock<String> = OnceLock::new();
+        let of_process = || OF_PROCESS.get_or_init(|| std::env::var("PEANUT_SABOTAGE").unwrap_or_default());
+        TURNED_OFF.get() == Some(mechanism) || *of_process() == mechanism.name()
+    }
+}
+
+#[cfg(feature = "sabotage")]
+pub use switch::{turn_off, without};
+
+/// Whether a mechanism is turned off: never.
+#[cfg(not(feature = "sabotage"))]
+pub const fn without(_: Mechanism) -> bool {
+    false
+}

@@ -1,0 +1,119 @@
+//! `cargo xtask simulate`: many simulated scenarios under the history checker.
+
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use clap::Parser;
+use parking_lot::Mutex;
+use peanut_proto::sabotage::Mechanism;
+use peanut_tests::now;
+use peanut_tests::simulation::{Outcome, Scenario};
+
+/// Simulates fleets through overlapping faults and checks what clients saw.
+#[derive(Debug, Parser)]
+struct Args {
+    /// How many seeds
+    #[arg(long, default_value = "1000")]
+    seeds: u64,
+    /// The first seed
+    #[arg(long, default_value = "1")]
+    from: u64,
+    /// Only this seed
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Print everything that happens; with `--seed`
+    #[arg(long, requires = "seed")]
+    trace: bool,
+    /// Faults in each; from five to nine, as the seed has it, where this is not given
+    #[arg(long)]
+    faults: Option<usize>,
+    /// Turn off one of the things that keep answers right, and go on until a scenario is bad
+    #[arg(long)]
+    without: Option<String>,
+    /// Threads; as many as the machine has, where this is not given
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let named = |name: &String| Mechanism::ALL.into_iter().find(|mechanism| mechanism.name() == *name);
+    let without = match args.without.as_ref().map(|name| (name, named(name))) {
+        Some((name, None)) => {
+            let names = Mechanism::ALL.map(Mechanism::name).join(", ");
+            eprintln!("simulate: there is no `{name}`; one of {names}");
+            return ExitCode::from(2);
+        }
+        other => other.and_then(|(_, mechanism)| mechanism),
+    };
+    let scenario = |seed| Scenario { seed, faults: args.faults, without };
+    if let Some(seed) = args.seed {
+        if args.trace {
+            let filter = tracing_subscriber::EnvFilter::try_from_default_env();
+            let filter = filter.unwrap_or_else(|_| "peanut_server=trace,peanut_client=trace,peanut_proto=trace,peanut_tests=trace".into());
+            tracing_subscriber::fmt().with_env_filter(filter).without_time().with_writer(std::io::stdout).init();
+        }
+        let outcome = scenario(seed).run();
+        if args.trace {
+            print!("{}", outcome.history);
+        }
+        report(seed, &outcome);
+        println!("{:?}, {} loads", outcome.operations, outcome.loads);
+        return if outcome.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    let threads = args.threads.or_else(|| thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
+    let (next, end) = (AtomicU64::new(args.from), args.from + args.seeds);
+    let bad = Mutex::new(Vec::new());
+    let (simulated_ms, operations, run) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let begun = now();
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= end || (without.is_some() && !bad.lock().is_empty()) {
+                        return;
+                    }
+                    // A thread of its own for each: what is random in it is so from the beginning.
+                    let outcome = thread::scope(|one| one.spawn(|| scenario(seed).run()).join());
+                    run.fetch_add(1, Ordering::Relaxed);
+                    match outcome {
+                        Ok(outcome) => {
+                            simulated_ms.fetch_add(outcome.time.as_millis() as u64, Ordering::Relaxed);
+                            operations.fetch_add(outcome.operations.0 as u64, Ordering::Relaxed);
+                            if !outcome.is_good() {
+                                bad.lock().push(seed);
+                                report(seed, &outcome);
+                            }
+                        }
+                        Err(_) => bad.lock().push(seed),
+                    }
+                }
+            });
+        }
+    });
+    let (took, simulated) = (begun.elapsed(), Duration::from_millis(simulated_ms.into_inner()));
+    let mut bad = bad.into_inner();
+    bad.sort_unstable();
+    println!(
+        "{} scenarios with {} operations in {took:.1?}: {simulated:.0?} simulated, {:.0} times as fast as real time; bad seeds: {bad:?}",
+        run.into_inner(),
+        operations.into_inner(),
+        simulated.as_secs_f64() / took.as_secs_f64(),
+    );
+    if bad.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn report(seed: u64, outcome: &Outcome) {
+    println!("seed {seed}{}:", if outcome.is_strict { ", strict" } else { "" });
+    for planned in &outcome.faults {
+        println!("  {:7.3} to {:7.3} s: {:?}", planned.from.as_secs_f64() + 1.0, planned.until.as_secs_f64() + 1.0, planned.fault);
+    }
+    for (client, violation) in outcome.violations.iter().take(5) {
+        println!("  client {client}: {violation}");
+    }
+    outcome.outdated.iter().take(5).for_each(|outdated| println!("  at the end, {outdated}"));
+    println!("  {} violations, {} at the end", outcome.violations.len(), outcome.outdated.len());
+}

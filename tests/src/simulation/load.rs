@@ -1,0 +1,212 @@
+//! What applications do in a scenario, and what they saw.
+//!
+//! The origin has a version for each key, raised before the cache is told, by one writer of a key at a time. One in seven versions says that there
+//! is no such key.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use fastrand::Rng;
+use parking_lot::Mutex;
+use peanut_client::{Client, Error};
+use peanut_proto::clock::uptime;
+use tokio::time::{sleep, timeout};
+
+use crate::history::{Kind, Op};
+
+/// Keys of each group.
+pub(super) const KEYS: u32 = 5;
+/// The groups: with a loader, with a loader and short lifetimes, without one, and one whose values the application loads.
+pub(super) const GROUPS: [&str; 4] = ["loaded", "short", "plain", "app"];
+
+/// Whether this version of a key says that there is no such key.
+pub(super) fn is_absent(version: u64) -> bool {
+    version % 7 == 6
+}
+
+/// A key of a group, in histories.
+pub(super) fn number(group: usize, key: u32) -> u32 {
+    group as u32 * KEYS + key
+}
+
+/// What all that runs in a scenario shares.
+pub(super) struct Load {
+    versions: Vec<AtomicU64>,
+    writers: Vec<tokio::sync::Mutex<()>>,
+    loads: AtomicU64,
+    ops: Mutex<Vec<(usize, Op)>>,
+    /// Applications do nothing more.
+    pub(super) stop: AtomicBool,
+}
+
+impl Load {
+    /// An origin in which every key has version zero.
+    pub(super) fn new() -> Arc<Self> {
+        let keys = GROUPS.len() * KEYS as usize;
+        Arc::new(Load {
+            versions: (0..keys).map(|_| AtomicU64::new(0)).collect(),
+            writers: (0..keys).map(|_| tokio::sync::Mutex::new(())).collect(),
+            loads: AtomicU64::new(0),
+            ops: Mutex::default(),
+            stop: AtomicBool::new(false),
+        })
+    }
+
+    /// How often the origin was asked.
+    pub(super) fn loads(&self) -> u64 {
+        self.loads.load(Ordering::Relaxed)
+    }
+
+    /// What clients, by number, did and saw.
+    pub(super) fn ops(&self) -> Vec<(usize, Op)> {
+        self.ops.lock().clone()
+    }
+
+    /// The present version of a key.
+    pub(super) fn version(&self, key: u32) -> u64 {
+        self.versions[key as usize].load(Ordering::Relaxed)
+    }
+
+    /// What the origin has of a key, after a while; it is read at some time in between.
+    pub(super) async fn load(&self, group: usize, key: u32) -> Option<String> {
+        self.loads.fetch_add(1, Ordering::Relaxed);
+        sleep(Duration::from_millis(fastrand::u64(1..12))).await;
+        let version = self.version(number(group, key));
+        sleep(Duration::from_millis(fastrand::u64(1..25))).await;
+        (!is_absent(version)).then(|| version.to_string())
+    }
+
+    fn add(&self, client: usize, key: u32, kind: Kind, begun: Duration) {
+        self.ops.lock().push((client, Op { key, kind, begun, ended: uptime() }));
+    }
+
+    fn raise(&self, key: u32) -> u64 {
+        self.versions[key as usize].fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Reads until told to stop.
+    pub(super) async fn read(self: Arc<Self>, number: usize, client: Client, mut random: Rng) {
+        while !self.stop.load(Ordering::Relaxed) {
+            let group = random.usize(..GROUPS.len());
+            if random.u8(..12) == 0 {
+                self.read_many(number, &client, group).await;
+            } else {
+                let is_cancelled = random.u8(..15) == 0;
+                let key = random.u32(..KEYS);
+                if is_cancelled {
+                    let read = self.read_one(number, &client, group, key);
+                    let _ = timeout(Duration::from_millis(random.u64(..20)), read).await;
+                } else {
+                    self.read_one(number, &client, group, key).await;
+                }
+            }
+            sleep(Duration::from_millis(random.u64(5..90))).await;
+        }
+    }
+
+    /// Reads a key; gives whether it was read.
+    pub(super) async fn read_one(&self, by: usize, client: &Client, group: usize, key: u32) -> bool {
+        let (begun, handle, name) = (uptime(), client.group(GROUPS[group]), key.to_string());
+        let read = if GROUPS[group] == "app" {
+            handle.get_or_load(name, || async { Ok::<_, String>(self.load(group, key).await) }).await
+        } else {
+            handle.get(name).await
+        };
+        let is_read = read.is_ok();
+        self.add(by, number(group, key), kind_of(GROUPS[group] != "plain", read), begun);
+        is_read
+    }
+
+    async fn read_many(&self, by: usize, client: &Client, group: usize) {
+        let begun = uptime();
+        let read = client.group(GROUPS[group]).get_many((0..KEYS).map(|key| key.to_string())).await;
+        for (key, read) in read.into_iter().enumerate() {
+            self.add(by, number(group, key as u32), kind_of(group < 2, read), begun);
+        }
+    }
+
+    /// Writes until told to stop.
+    pub(super) async fn write(self: Arc<Self>, number: usize, client: Client, mut random: Rng) {
+        while !self.stop.load(Ordering::Relaxed) {
+            let group = random.usize(..GROUPS.len());
+            if random.u8(..20) == 0 {
+                self.clear(number, &client, group).await;
+            } else {
+                self.write_one(number, &client, group, &mut random).await;
+            }
+            sleep(Duration::from_millis(random.u64(5..150))).await;
+        }
+    }
+
+    async fn write_one(&self, by: usize, client: &Client, group: usize, random: &mut Rng) {
+        let (key, name) = (random.u32(..KEYS), client.group(GROUPS[group]));
+        let at = number(group, key);
+        let _one_at_a_time = self.writers[at as usize].lock().await;
+        let (begun, version) = (uptime(), self.raise(at));
+        // Whoever is dropped meanwhile has not been told that it is done.
+        let mut ending = Ending { load: self, by, key: at, begun, kind: Kind::WriteFailed(version) };
+        let is_set = random.bool() && !is_absent(version);
+        let ttl = (random.u8(..4) == 0).then(|| Duration::from_millis(random.u64(200..3000)));
+        let write = async {
+            if is_set {
+                name.set(key.to_string(), version.to_string(), ttl).await
+            } else {
+                name.delete(key.to_string()).await
+            }
+        };
+        let patience = if random.u8(..15) == 0 { random.u64(..15) } else { 60_000 };
+        if let Ok(Ok(())) = timeout(Duration::from_millis(patience), write).await {
+            ending.kind = Kind::Written(version);
+        }
+    }
+
+    async fn clear(&self, by: usize, client: &Client, group: usize) {
+        let mut locks = Vec::new();
+        let mut endings = Vec::new();
+        for key in 0..KEYS {
+            let at = number(group, key);
+            locks.push(self.writers[at as usize].lock().await);
+            let kind = Kind::WriteFailed(self.raise(at));
+            endings.push(Ending { load: self, by, key: at, begun: uptime(), kind });
+        }
+        if client.group(GROUPS[group]).clear().await.is_ok() {
+            for ending in &mut endings {
+                if let Kind::WriteFailed(version) = ending.kind {
+                    ending.kind = Kind::Written(version);
+                }
+            }
+        }
+        // Each write ends before the next of its key begins.
+        drop(endings);
+        drop(locks);
+    }
+}
+
+/// Adds an operation when it ends, however it does.
+struct Ending<'a> {
+    load: &'a Load,
+    by: usize,
+    key: u32,
+    begun: Duration,
+    kind: Kind,
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.load.add(self.by, self.key, self.kind, self.begun);
+    }
+}
+
+fn kind_of(is_loaded: bool, read: Result<Option<bytes::Bytes>, Error>) -> Kind {
+    match read {
+        Ok(Some(value)) => {
+            let version = std::str::from_utf8(&value).ok().and_then(|value| value.parse().ok());
+            Kind::Read(version.expect("nobody writes anything else"))
+        }
+        Ok(None) if is_loaded => Kind::ReadAbsent,
+        // What nobody loads may be gone at any time.
+        Ok(None) => Kind::ReadFailed,
+        Err(_) => Kind::ReadFailed,
+    }
+}

@@ -1,0 +1,22 @@
+//! Deterministic simulation of whole fleets: the real client and server, in one thread, on simulated machines.
+//!
+//! ```text
+//! Plan ── seed ──> Scenario ── begins and ends faults ──> World ── runs by turns ──> hosts: nodes, applications, the registry
+//!                      │                                    └── Network ── delivers ──> connections, messages to the registry
+//!                      └── Load: what applications did and saw ──> check
+//! ```
+//!
+//! Everything is drawn from the seed: the same seed gives the same history, byte for byte. What is not simulated: TLS, the admin port, etcd's own
+//! client, loaders over a network, and threads, which real processes are put through elsewhere.
+
+mod load;
+mod network;
+mod plan;
+mod registry;
+mod scenario;
+mod world;
+
+pub use network::Mended;
+pub use plan::{End, Fault, Folder, Planned};
+pub use registry::StoreFault;
+pub use scenario::{Outcome, Scenario};

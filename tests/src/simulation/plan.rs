@@ -1,0 +1,180 @@
+//! What goes wrong in a scenario, and when: faults with a beginning and an end, drawn from a seed, that overlap.
+
+use std::time::Duration;
+
+use fastrand::Rng;
+
+use super::network::Mended;
+use super::registry::{MEMBERS, StoreFault};
+
+/// Nodes and clients of a fleet; the last node is not there at first.
+pub(super) const NODES: usize = 4;
+/// Nodes that are there from the beginning.
+pub(super) const FIRST_NODES: usize = 3;
+/// Applications.
+pub(super) const CLIENTS: usize = 3;
+
+/// Faults begin within this time.
+pub(super) const TROUBLE: Duration = Duration::from_millis(9_000);
+
+/// One end of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// A node, by number.
+    Node(usize),
+    /// A client, by number.
+    Client(usize),
+    /// A member of the registry.
+    Member(usize),
+    /// The whole registry.
+    Registry,
+}
+
+/// What comes back when a node starts again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Folder {
+    /// The folder as it was left.
+    Same,
+    /// An empty one.
+    Empty,
+    /// A copy from before the fault.
+    Older,
+}
+
+/// Something that goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// A node's process is killed, and started again at the end. Without power, nobody hears of it.
+    Kill {
+        /// The node.
+        node: usize,
+        /// Whether its machine is gone too.
+        power: bool,
+        /// What it starts with.
+        folder: Folder,
+    },
+    /// A node is told to stop, and to keep its place or to leave; at the end it is started again.
+    Stop {
+        /// The node.
+        node: usize,
+        /// Whether it leaves the ring.
+        leaves: bool,
+    },
+    /// A node that was not there joins; it leaves at the end.
+    Visit,
+    /// A process stands still.
+    Pause(End),
+    /// An application is killed and started again at the end.
+    KillClient(usize),
+    /// What one sends to the other does not arrive.
+    Cut {
+        /// One end.
+        from: End,
+        /// The other.
+        to: End,
+        /// Whether what comes back arrives.
+        one_way: bool,
+        /// What becomes of what was sent meanwhile.
+        mended: Mended,
+    },
+    /// What one sends to the other takes longer.
+    Slow {
+        /// One end.
+        from: End,
+        /// The other.
+        to: End,
+        /// By how much.
+        by: Duration,
+    },
+    /// Something is wrong with the registry.
+    Store(StoreFault),
+    /// Watches lag behind by so much.
+    WatchLag(Duration),
+    /// Watches end, as when they were compacted away.
+    Compaction,
+    /// The registry comes back empty.
+    Emptied,
+    /// The wall clock of a node jumps, and jumps back at the end.
+    Clock {
+        /// The node.
+        node: usize,
+        /// How far, in milliseconds.
+        by_ms: i64,
+    },
+}
+
+/// A fault and its time.
+#[derive(Clone, Copy, Debug)]
+pub struct Planned {
+    /// What.
+    pub fault: Fault,
+    /// From when on.
+    pub from: Duration,
+    /// Until when.
+    pub until: Duration,
+}
+
+/// So many faults.
+pub(super) fn faults(random: &mut Rng, count: usize) -> Vec<Planned> {
+    let mut planned: Vec<_> = (0..count)
+        .map(|_| {
+            let fault = fault(random);
+            let from = Duration::from_micros(random.u64(..TROUBLE.as_micros() as u64));
+            let long = if random.u8(..4) == 0 { 4000 } else { 1500 };
+            let until = from + Duration::from_millis(random.u64(50..long));
+            Planned { fault, from, until }
+        })
+        .collect();
+    planned.sort_by_key(|planned| planned.from);
+    planned
+}
+
+fn fault(random: &mut Rng) -> Fault {
+    let node = random.usize(..NODES);
+    match random.u8(..24) {
+        0..3 => Fault::Kill { node, power: random.bool(), folder: folder(random) },
+        3..5 => Fault::Stop { node, leaves: false },
+        5..7 => Fault::Stop { node, leaves: true },
+        7..9 => Fault::Visit,
+        9..11 => Fault::Pause(End::Node(node)),
+        11..12 => Fault::Pause(End::Client(random.usize(..CLIENTS))),
+        12..13 => Fault::KillClient(random.usize(..CLIENTS)),
+        13..15 => Fault::Cut {
+            from: End::Client(random.usize(..CLIENTS)),
+            to: End::Node(node),
+            one_way: random.bool(),
+            mended: mended(random),
+        },
+        15..17 => {
+            let from =
+                if random.bool() { End::Client(random.usize(..CLIENTS)) } else { End::Node(node) };
+            let to = if random.bool() { End::Registry } else { End::Member(random.usize(..MEMBERS)) };
+            Fault::Cut { from, to, one_way: random.bool(), mended: mended(random) }
+        }
+        17..18 => {
+            let from = if random.bool() { End::Client(random.usize(..CLIENTS)) } else { End::Registry };
+            Fault::Slow { from, to: End::Node(node), by: Duration::from_millis(random.u64(1..300)) }
+        }
+        18..20 => Fault::Store(match random.u8(..4) {
+            0 => StoreFault::Down,
+            1 => StoreFault::Full,
+            _ => StoreFault::Alone(random.usize(..MEMBERS)),
+        }),
+        20..21 => Fault::WatchLag(Duration::from_millis(random.u64(1..600))),
+        21..22 => Fault::Compaction,
+        22..23 => Fault::Emptied,
+        _ => Fault::Clock { node, by_ms: random.i64(-20_000..20_000) },
+    }
+}
+
+fn mended(random: &mut Rng) -> Mended {
+    if random.bool() { Mended::Late } else { Mended::Reset }
+}
+
+fn folder(random: &mut Rng) -> Folder {
+    match random.u8(..4) {
+        0 => Folder::Empty,
+        1 => Folder::Older,
+        _ => Folder::Same,
+    }
+}

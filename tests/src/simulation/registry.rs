@@ -1,0 +1,315 @@
+//! The registry, as etcd is seen from a host: three members that reach one store, over links that may be slow or cut.
+//!
+//! A member that has lost its peers answers nothing that has to agree with them. Watches on it stand still, although it goes on to
+//! answer progress requests, unless they require a leader, as [`EtcdRegistry`](peanut_proto::registry::EtcdRegistry)'s do. The store may be down, full,
+//! compacted, or come back empty.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use peanut_proto::registry::{
+    Change, Changes, KeyRange, LeaseId, LocalRegistry, Page, PageOptions, Registry, RegistryError,
+};
+use peanut_proto::sabotage::{Mechanism, without};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{sleep, timeout};
+
+use super::network::{HostId, Network};
+
+/// Members of the store.
+pub(super) const MEMBERS: usize = 3;
+/// As long as a call to etcd may take.
+const CALL: Duration = Duration::from_millis(500);
+/// How often a watch hears that there is nothing new, and without that for how long it is given up.
+const PROGRESS: Duration = Duration::from_millis(500);
+const SILENCE: Duration = Duration::from_millis(1500);
+
+type Job = Box<dyn FnOnce(&mut LocalRegistry) -> BoxFuture<'static, ()> + Send>;
+
+/// The store, which every member reaches.
+#[derive(Clone)]
+pub(super) struct Store(Arc<StoreState>);
+
+struct StoreState {
+    network: Network,
+    members: [HostId; MEMBERS],
+    jobs: mpsc::UnboundedSender<Job>,
+    faults: Mutex<Faults>,
+    /// Rises when all watches end.
+    compactions: watch::Sender<u64>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Faults {
+    down: u32,
+    full: u32,
+    alone: [u32; MEMBERS],
+    watch_lag: Duration,
+}
+
+/// What can be wrong with the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreFault {
+    /// No member answers.
+    Down,
+    /// It takes no writes.
+    Full,
+    /// A member has lost its peers.
+    Alone(usize),
+}
+
+impl Store {
+    /// The store, and what has to run where it is.
+    pub(super) fn new(
+        network: Network,
+        members: [HostId; MEMBERS],
+        mut registry: LocalRegistry,
+    ) -> (Self, impl Future<Output = ()> + Send) {
+        let (jobs, mut coming) = mpsc::unbounded_channel::<Job>();
+        let compactions = watch::Sender::new(0);
+        let faults = Mutex::default();
+        let store = Store(Arc::new(StoreState { network, members, jobs, faults, compactions }));
+        let run = async move {
+            while let Some(job) = coming.recv().await {
+                tokio::spawn(job(&mut registry));
+            }
+        };
+        (store, run)
+    }
+
+    /// Begins or ends a fault.
+    pub(super) fn fault(&self, fault: StoreFault, is_on: bool) {
+        let mut faults = self.0.faults.lock();
+        let count = match fault {
+            StoreFault::Down => &mut faults.down,
+            StoreFault::Full => &mut faults.full,
+            StoreFault::Alone(member) => &mut faults.alone[member],
+        };
+        *count = if is_on { *count + 1 } else { count.saturating_sub(1) };
+        if fault == StoreFault::Down && is_on {
+            self.end_watches();
+        }
+        drop(faults);
+    }
+
+    /// Has watches lag by so much.
+    pub(super) fn set_watch_lag(&self, lag: Duration) {
+        self.0.faults.lock().watch_lag = lag;
+    }
+
+    /// Ends all watches.
+    pub(super) fn end_watches(&self) {
+        self.0.compactions.send_modify(|compactions| *compactions += 1);
+    }
+
+    /// Puts an empty registry in the place of what was stored.
+    pub(super) fn empty(&self) {
+        self.end_watches();
+        let _ = self.0.jobs.send(Box::new(|registry| {
+            *registry = LocalRegistry::new();
+            Box::pin(std::future::ready(()))
+        }));
+    }
+
+    /// The store as one host sees it.
+    pub(super) fn seen_from(&self, host: HostId, first_member: usize) -> SimulatedRegistry {
+        SimulatedRegistry { store: self.clone(), host, member: Arc::new(AtomicUsize::new(first_member % MEMBERS)) }
+    }
+}
+
+impl StoreState {
+    fn answers(&self, member: usize) -> bool {
+        let faults = self.faults.lock();
+        faults.down == 0 && faults.alone[member] == 0
+    }
+}
+
+/// A registry, as one host sees it.
+#[derive(Clone)]
+pub(super) struct SimulatedRegistry {
+    store: Store,
+    host: HostId,
+    /// The one that it asks.
+    member: Arc<AtomicUsize>,
+}
+
+impl fmt::Debug for SimulatedRegistry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SimulatedRegistry({})", self.host)
+    }
+}
+
+impl SimulatedRegistry {
+    async fn call<R: Send + 'static>(
+        &self,
+        is_write: bool,
+        job: impl FnOnce(LocalRegistry) -> BoxFuture<'static, Result<R, RegistryError>> + Send + 'static,
+    ) -> Result<R, RegistryError> {
+        let (reply, replied) = oneshot::channel();
+        let number = self.member.load(Ordering::Relaxed);
+        let (state, host, member) = (self.store.0.clone(), self.host, self.store.0.members[number]);
+        self.store.0.network.message(host, member, move || {
+            if !state.answers(number) {
+                return;
+            }
+            let back = state.clone();
+            let answer = move |result: Result<R, RegistryError>| {
+                back.network.clone().message(member, host, move || drop(reply.send(result)));
+            };
+            if is_write && state.faults.lock().full > 0 {
+                return answer(Err(RegistryError::new("mvcc: database space exceeded")));
+            }
+            let _ = state.jobs.send(Box::new(move |registry| {
+                let done = job(registry.clone());
+                Box::pin(async move { answer(done.await) })
+            }));
+        });
+        match timeout(CALL, replied).await {
+            Ok(Ok(result)) => result,
+            _ => {
+                self.next_member(number);
+                Err(RegistryError::new("the registry does not answer"))
+            }
+        }
+    }
+
+    fn next_member(&self, after: usize) {
+        self.member.store((after + 1) % MEMBERS, Ordering::Relaxed);
+    }
+}
+
+#[async_trait::async_trait]
+impl Registry for SimulatedRegistry {
+    async fn page(&self, range: &KeyRange, options: PageOptions) -> Result<Page, RegistryError> {
+        let range = range.clone();
+        // Everything that is there is one answer: the pages of the store are not of one revision.
+        let options = PageOptions { limit: 0, ..options };
+        self.call(false, move |it| Box::pin(async move { it.page(&range, options).await })).await
+    }
+
+    async fn watch(&self, ranges: &[KeyRange], from: i64) -> Result<Box<dyn Changes>, RegistryError> {
+        let number = self.member.load(Ordering::Relaxed);
+        let (told, heard) = mpsc::unbounded_channel();
+        let (state, host, ranges) = (self.store.0.clone(), self.host, ranges.to_vec());
+        self.call(false, move |it| {
+            Box::pin(async move {
+                tokio::spawn(tell(state, it, (ranges, from), (host, number), told));
+                Ok(())
+            })
+        })
+        .await?;
+        Ok(Box::new(SimulatedChanges { registry: self.clone(), number, heard }))
+    }
+
+    async fn put(&self, key: &str, value: Vec<u8>, lease: Option<LeaseId>) -> Result<(), RegistryError> {
+        let key = key.to_owned();
+        self.call(true, move |it| Box::pin(async move { it.put(&key, value, lease).await })).await
+    }
+
+    async fn swap(&self, key: &str, expected: i64, value: Vec<u8>) -> Result<bool, RegistryError> {
+        let key = key.to_owned();
+        self.call(true, move |it| Box::pin(async move { it.swap(&key, expected, value).await })).await
+    }
+
+    async fn delete_if(&self, key: &str, expected: i64) -> Result<bool, RegistryError> {
+        let key = key.to_owned();
+        self.call(false, move |it| Box::pin(async move { it.delete_if(&key, expected).await })).await
+    }
+
+    async fn delete_all_if(&self, stale: &[(String, i64)]) -> Result<(), RegistryError> {
+        let stale = stale.to_vec();
+        self.call(false, move |it| Box::pin(async move { it.delete_all_if(&stale).await })).await
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), RegistryError> {
+        let key = key.to_owned();
+        self.call(false, move |it| Box::pin(async move { it.delete(&key).await })).await
+    }
+
+    async fn grant(&self, ttl: Duration) -> Result<LeaseId, RegistryError> {
+        self.call(true, move |it| Box::pin(async move { it.grant(ttl).await })).await
+    }
+
+    async fn renew(&self, lease: LeaseId) -> Result<bool, RegistryError> {
+        self.call(false, move |it| Box::pin(async move { it.renew(lease).await })).await
+    }
+
+    async fn revoke(&self, lease: LeaseId) -> Result<(), RegistryError> {
+        self.call(false, move |it| Box::pin(async move { it.revoke(lease).await })).await
+    }
+}
+
+/// `None`: the watch has ended. No changes: there is nothing new.
+type Told = Option<Vec<Change>>;
+
+/// Tells a host of changes, from the member that it watches.
+async fn tell(
+    state: Arc<StoreState>,
+    registry: LocalRegistry,
+    (ranges, from): (Vec<KeyRange>, i64),
+    (host, number): (HostId, usize),
+    told: mpsc::UnboundedSender<Told>,
+) {
+    let member = state.members[number];
+    let say = |what: Told| {
+        let told = told.clone();
+        state.network.message(member, host, move || drop(told.send(what)));
+    };
+    let mut ended = state.compactions.subscribe();
+    let Ok(mut changes) = registry.watch(&ranges, from).await else { return say(None) };
+    while !told.is_closed() {
+        let next = tokio::select! {
+            biased;
+            _ = ended.changed() => None,
+            next = timeout(PROGRESS, changes.next()) => Some(next),
+        };
+        let Some(next) = next else { return say(None) };
+        let is_alone = || state.faults.lock().alone[number] > 0;
+        if is_alone() && !without(Mechanism::Leader) {
+            return say(None);
+        }
+        match next {
+            Err(_) => say(Some(Vec::new())),
+            Ok(Ok(changes)) => {
+                let lag = state.faults.lock().watch_lag;
+                sleep(lag).await;
+                while is_alone() {
+                    say(Some(Vec::new()));
+                    sleep(PROGRESS).await;
+                }
+                say(Some(changes));
+            }
+            Ok(Err(_)) => return say(None),
+        }
+    }
+}
+
+struct SimulatedChanges {
+    registry: SimulatedRegistry,
+    number: usize,
+    heard: mpsc::UnboundedReceiver<Told>,
+}
+
+#[async_trait::async_trait]
+impl Changes for SimulatedChanges {
+    async fn next(&mut self) -> Result<Vec<Change>, RegistryError> {
+        loop {
+            match timeout(SILENCE, self.heard.recv()).await {
+                Ok(Some(Some(changes))) if changes.is_empty() => {}
+                Ok(Some(Some(changes))) => return Ok(changes),
+                Ok(_) => {
+                    self.registry.next_member(self.number);
+                    return Err(RegistryError::new("the watch has ended"));
+                }
+                Err(_) => {
+                    self.registry.next_member(self.number);
+                    return Err(RegistryError::new("the watch is silent"));
+                }
+            }
+        }
+    }
+}

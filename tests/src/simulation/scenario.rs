@@ -1,0 +1,501 @@
+//! One scenario: a fleet, its applications, and what goes wrong, from one seed.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use fastrand::Rng;
+use peanut_client::{Client, Failover};
+use peanut_proto::registry::LocalRegistry;
+use peanut_proto::sabotage::{self, Mechanism};
+use peanut_server::{Group, Loaded, LoaderError, OnShutdown, Server, loader_fn};
+use tempfile::TempDir;
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use super::load::{GROUPS, KEYS, Load, is_absent};
+use super::network::{HostId, MIN_LATENCY, Network, addr_of};
+use super::plan::{CLIENTS, End, FIRST_NODES, Fault, Folder, NODES, Planned, TROUBLE, faults};
+use super::registry::{MEMBERS, Store, StoreFault};
+use super::world::World;
+use crate::history::{Kind, Op, Violation, check_with};
+
+const FAILOVER_TTL: Duration = Duration::from_millis(800);
+const LOAD_TIMEOUT: Duration = Duration::from_millis(400);
+const HAND_OVER: Duration = Duration::from_millis(2000);
+/// When nothing is wrong any more, what was wrong has its effects for so long.
+const SETTLE: Duration = Duration::from_millis(4000);
+/// The last reads have ended by then.
+const LAST_READS: Duration = Duration::from_millis(6000);
+
+/// What is simulated.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    /// Everything is drawn from this.
+    pub seed: u64,
+    /// How many faults; `None`: from five to nine.
+    pub faults: Option<usize>,
+    /// What is turned off.
+    pub without: Option<Mechanism>,
+}
+
+/// What came of it.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// What went wrong.
+    pub faults: Vec<Planned>,
+    /// Whether all clients were strict.
+    pub is_strict: bool,
+    /// Reads that saw what they must not have seen, with the clients that read.
+    pub violations: Vec<(usize, Violation)>,
+    /// Reads at the end that saw an outdated value.
+    pub outdated: Vec<String>,
+    /// Operations that were done, and those that failed.
+    pub operations: (usize, usize),
+    /// How often the origin was asked.
+    pub loads: u64,
+    /// How long it was, in the simulation.
+    pub time: Duration,
+    /// All operations, one per line.
+    pub history: String,
+}
+
+impl Outcome {
+    /// Whether nothing was wrong.
+    pub fn is_good(&self) -> bool {
+        self.violations.is_empty() && self.outdated.is_empty()
+    }
+}
+
+impl Scenario {
+    /// What a seed says, with everything turned on.
+    pub fn new(seed: u64) -> Self {
+        Scenario { seed, faults: None, without: None }
+    }
+
+    /// Runs it on this thread, which must run no other meanwhile.
+    ///
+    /// # Panics
+    /// Where the fleet does not come up.
+    pub fn run(&self) -> Outcome {
+        fastrand::seed(self.seed);
+        sabotage::turn_off(self.without);
+        let mut random = Rng::with_seed(self.seed);
+        let count = self.faults.unwrap_or_else(|| random.usize(5..10));
+        let faults = faults(&mut random, count);
+        let mut fleet = Fleet::new(&mut random);
+        fleet.come_up();
+        fleet.go_through(&faults);
+        fleet.end(faults)
+    }
+}
+
+struct Node {
+    host: HostId,
+    folder: PathBuf,
+    /// What it had on its disk before.
+    copy: Option<PathBuf>,
+    stop: Option<watch::Sender<bool>>,
+    /// Faults that keep it from running.
+    down: u32,
+    paused: u32,
+    leaves: bool,
+}
+
+struct App {
+    host: HostId,
+    down: u32,
+    paused: u32,
+    failover: Failover,
+}
+
+struct Fleet {
+    world: World,
+    store: Store,
+    members: [HostId; MEMBERS],
+    nodes: Vec<Node>,
+    apps: Vec<App>,
+    load: Arc<Load>,
+    random: Rng,
+    is_strict: bool,
+    is_warm: bool,
+    folder: TempDir,
+    copies: u32,
+}
+
+impl Fleet {
+    fn new(random: &mut Rng) -> Self {
+        let network = Network::new(random.fork());
+        let mut world = World::new(network.clone());
+        let store_host = world.add_host();
+        let members: [HostId; MEMBERS] = std::array::from_fn(|_| world.add_host());
+        members.iter().for_each(|member| network.power_on(*member));
+        let (store, serve) = Store::new(network, members, LocalRegistry::new());
+        world.start(store_host, || serve);
+        let (is_strict, is_warm) = (random.bool(), random.bool());
+        let folder = if Path::new("/dev/shm").is_dir() {
+            tempfile::tempdir_in("/dev/shm")
+        } else {
+            tempfile::tempdir()
+        };
+        let folder = folder.expect("a folder");
+        let nodes = (0..NODES).map(|at| Node {
+            host: world.add_host(),
+            folder: folder.path().join(format!("n{at}")),
+            copy: None,
+            stop: None,
+            down: 0,
+            paused: 0,
+            leaves: false,
+        });
+        let nodes = nodes.collect();
+        let apps = (0..CLIENTS).map(|_| {
+            let failover = match random.u8(..4) {
+                _ if is_strict => Failover::Strict,
+                0 => Failover::Off,
+                1 => Failover::Strict,
+                _ => Failover::Bounded,
+            };
+            App { host: world.add_host(), down: 0, paused: 0, failover }
+        });
+        let apps = apps.collect();
+        let (load, random) = (Load::new(), random.fork());
+        Fleet { world, store, members, nodes, apps, load, random, is_strict, is_warm, folder, copies: 0 }
+    }
+
+    fn run_until(&mut self, time: Duration) {
+        while self.world.now() < time {
+            self.world.step();
+        }
+    }
+
+    fn come_up(&mut self) {
+        (0..FIRST_NODES).for_each(|node| self.start_node(node));
+        let begun = self.world.now();
+        self.run_until(begun + Duration::from_millis(500));
+        (0..CLIENTS).for_each(|app| self.start_app(app));
+        self.run_until(begun + Duration::from_millis(1000));
+        (0..NODES).for_each(|node| self.nodes[node].copy = self.copy_folder(node));
+    }
+
+    /// What a node has on its disk, in a folder of its own.
+    fn copy_folder(&mut self, node: usize) -> Option<PathBuf> {
+        self.copies += 1;
+        let copy = self.folder.path().join(format!("copy{}", self.copies));
+        copy_all(&self.nodes[node].folder, &copy).ok().map(|()| copy)
+    }
+
+    fn start_node(&mut self, at: usize) {
+        let (is_warm, load) = (self.is_warm, self.load.clone());
+        let node = &mut self.nodes[at];
+        let host = node.host;
+        let registry = self.store.seen_from(host, self.random.usize(..MEMBERS));
+        let group = |name: &'static str| {
+            let group = match GROUPS.iter().position(|it| *it == name).expect("one of them") {
+                at @ (0 | 1) => {
+                    let load = load.clone();
+                    let loader = loader_fn(move |key| {
+                        let load = load.clone();
+                        async move {
+                            let key = std::str::from_utf8(&key).ok().and_then(|key| key.parse().ok());
+                            let key = key.ok_or_else(|| LoaderError::from("no such key"))?;
+                            Ok(load.load(at, key).await.map_or(Loaded::NotFound, Loaded::found))
+                        }
+                    });
+                    Group::new(name, loader)
+                }
+                _ => Group::without_loader(name),
+            };
+            let group = group.ttl(Duration::from_secs(60)).negative_ttl(Duration::from_secs(30));
+            let group = group.failover_ttl(FAILOVER_TTL).load_timeout(LOAD_TIMEOUT).capacity_bytes(1 << 16);
+            if name != "short" {
+                return group;
+            }
+            let (short, refresh) = (Duration::from_millis(1500), Duration::from_millis(300));
+            group.ttl(short).negative_ttl(short).refresh_after(Some(refresh)).stale_if_error(short)
+        };
+        let builder = GROUPS.iter().fold(Server::builder(), |builder, name| builder.group(group(name)));
+        let builder = builder
+            .registry(registry)
+            .node_id(format!("n{at}"))
+            .advertise(addr_of(host))
+            .insecure(true)
+            .threads(0)
+            .lease_ttl(Duration::from_secs(1))
+            .forget_after(Duration::from_secs(6))
+            .shutdown_deadline(Duration::from_millis(1000))
+            .seal_interval(Duration::from_millis(300))
+            .on_shutdown(if node.leaves { OnShutdown::Leave } else { OnShutdown::Keep });
+        let builder = if is_warm { builder.data_dir(&node.folder) } else { builder };
+        let (stop, mut stopping) = watch::channel(false);
+        node.stop = Some(stop);
+        let network = self.world.network.clone();
+        self.world.start(host, || async move {
+            let server = builder.build().expect("the settings are good");
+            let stop = async move { drop(stopping.wait_for(|is_on| *is_on).await) };
+            server.run_simulated(network.listen(host), stop).await.expect("it serves");
+        });
+    }
+
+    fn start_app(&mut self, at: usize) {
+        let app = &self.apps[at];
+        let registry = self.store.seen_from(app.host, self.random.usize(..MEMBERS));
+        let builder = Client::builder()
+            .registry(registry)
+            .deadline(Duration::from_millis(400))
+            .connect_timeout(Duration::from_millis(200))
+            .failover(app.failover)
+            .hand_over(HAND_OVER);
+        let builder = if self.random.u8(..5) == 0 { builder.unary() } else { builder };
+        let (load, readers, writers) = (self.load.clone(), self.random.fork(), self.random.fork());
+        self.world.start(app.host, || async move {
+            let client = builder.build_lazy().expect("the settings are good");
+            let read = tokio::spawn(load.clone().read(at, client.clone(), readers));
+            let write = tokio::spawn(load.clone().write(at, client.clone(), writers));
+            let _ = (read.await, write.await);
+            last_reads(&load, at, &client).await;
+        });
+    }
+
+    /// Begins and ends faults when it is time, and mends all at the end.
+    fn go_through(&mut self, faults: &[Planned]) {
+        let begun = self.world.now();
+        let mut due: BTreeMap<(Duration, usize, bool), Fault> = BTreeMap::new();
+        for (number, planned) in faults.iter().enumerate() {
+            due.insert((planned.from, number, true), planned.fault);
+            due.insert((planned.until, number, false), planned.fault);
+        }
+        while let Some(((at, number, begins), fault)) = due.pop_first() {
+            self.run_until(begun + at);
+            let Some(until) = (if begins { self.begin(fault) } else { self.finish(fault, number) }) else {
+                continue;
+            };
+            due.insert((at + until, number, false), fault);
+        }
+        let ended = self.world.now().max(begun + TROUBLE);
+        self.run_until(ended);
+    }
+
+    /// Begins a fault.
+    fn begin(&mut self, fault: Fault) -> Option<Duration> {
+        match fault {
+            Fault::Kill { node, power, folder } => {
+                let it = &mut self.nodes[node];
+                it.down += 1;
+                if power {
+                    self.world.network.power_off(it.host);
+                }
+                it.stop = None;
+                self.world.kill(it.host);
+                self.swap_folder(node, folder);
+            }
+            Fault::Stop { node, leaves } => {
+                let node = &mut self.nodes[node];
+                node.down += 1;
+                if leaves {
+                    // It is told when it starts.
+                    node.leaves = true;
+                }
+                if let Some(stop) = &node.stop {
+                    stop.send_replace(true);
+                }
+            }
+            Fault::Visit => {
+                let last = NODES - 1;
+                if !self.world.is_running(self.nodes[last].host) && self.nodes[last].down == 0 {
+                    self.nodes[last].leaves = true;
+                    self.start_node(last);
+                }
+            }
+            Fault::Pause(end) => self.pause(end, 1),
+            Fault::KillClient(app) => {
+                self.apps[app].down += 1;
+                self.world.kill(self.apps[app].host);
+            }
+            Fault::Cut { from, to, one_way, .. } => self.each_link(from, to, one_way, Network::cut),
+            Fault::Slow { from, to, by } => {
+                self.each_link(from, to, false, |network, from, to| network.slow_down(from, to, by));
+            }
+            Fault::Store(fault) => self.store.fault(fault, true),
+            Fault::WatchLag(lag) => self.store.set_watch_lag(lag),
+            Fault::Compaction => self.store.end_watches(),
+            Fault::Emptied => self.store.fault(StoreFault::Down, true),
+            Fault::Clock { node, by_ms } => self.world.set_clock(self.nodes[node].host, by_ms),
+        }
+        None
+    }
+
+    /// Ends a fault. Gives how much later it is to be tried again, where it cannot end yet.
+    fn finish(&mut self, fault: Fault, _number: usize) -> Option<Duration> {
+        match fault {
+            Fault::Kill { node, .. } | Fault::Stop { node, .. } => {
+                let it = &mut self.nodes[node];
+                if it.stop.is_some() && self.world.is_running(it.host) && it.paused == 0 && it.down == 1 {
+                    // It has not ended yet.
+                    return Some(Duration::from_millis(20));
+                }
+                it.down -= 1;
+                if it.down == 0 {
+                    if self.world.is_running(it.host) {
+                        it.stop = None;
+                        self.world.kill(it.host);
+                    }
+                    it.leaves = false;
+                    if node < FIRST_NODES {
+                        self.start_node(node);
+                    }
+                }
+            }
+            Fault::Visit => {
+                let last = &self.nodes[NODES - 1];
+                if let Some(stop) = &last.stop {
+                    stop.send_replace(true);
+                }
+            }
+            Fault::Pause(end) => self.pause(end, -1),
+            Fault::KillClient(app) => {
+                self.apps[app].down -= 1;
+                if self.apps[app].down == 0 {
+                    self.start_app(app);
+                }
+            }
+            Fault::Cut { from, to, one_way, mended } => {
+                self.each_link(from, to, one_way, |network, from, to| network.mend(from, to, mended));
+            }
+            Fault::Slow { from, to, .. } => {
+                self.each_link(from, to, false, |network, from, to| {
+                    network.slow_down(from, to, Duration::ZERO);
+                });
+            }
+            Fault::Store(fault) => self.store.fault(fault, false),
+            Fault::WatchLag(_) => self.store.set_watch_lag(Duration::ZERO),
+            Fault::Compaction => {}
+            Fault::Emptied => {
+                self.store.empty();
+                self.store.fault(StoreFault::Down, false);
+            }
+            Fault::Clock { node, by_ms } => self.world.set_clock(self.nodes[node].host, -by_ms),
+        }
+        None
+    }
+
+    fn pause(&mut self, end: End, by: i32) {
+        let (host, count) = match end {
+            End::Node(node) => (self.nodes[node].host, &mut self.nodes[node].paused),
+            End::Client(app) => (self.apps[app].host, &mut self.apps[app].paused),
+            End::Member(_) | End::Registry => return,
+        };
+        *count = count.saturating_add_signed(by);
+        let is_paused = *count > 0;
+        self.world.pause(host, is_paused);
+    }
+
+    fn each_link(&self, from: End, to: End, one_way: bool, each: impl Fn(&Network, HostId, HostId)) {
+        let hosts = |end| match end {
+            End::Node(node) => vec![self.nodes[node].host],
+            End::Client(app) => vec![self.apps[app].host],
+            End::Member(member) => vec![self.members[member]],
+            End::Registry => self.members.to_vec(),
+        };
+        for from in hosts(from) {
+            for to in hosts(to) {
+                each(&self.world.network, from, to);
+                if !one_way {
+                    each(&self.world.network, to, from);
+                }
+            }
+        }
+    }
+
+    fn swap_folder(&mut self, node: usize, folder: Folder) {
+        if !self.is_warm {
+            return;
+        }
+        let present = self.copy_folder(node);
+        self.copies += 1;
+        let empty = self.folder.path().join(format!("empty{}", self.copies));
+        let node = &mut self.nodes[node];
+        let older = std::mem::replace(&mut node.copy, present);
+        match (folder, older) {
+            (Folder::Same, _) | (Folder::Older, None) => {}
+            (Folder::Empty, _) => node.folder = empty,
+            (Folder::Older, Some(older)) => node.folder = older,
+        }
+    }
+
+    fn end(mut self, faults: Vec<Planned>) -> Outcome {
+        let settled = self.world.now() + SETTLE;
+        self.run_until(settled);
+        let ended = self.world.now();
+        self.load.stop.store(true, Ordering::Relaxed);
+        let last = ended + LAST_READS;
+        while self.world.now() < last && self.apps.iter().any(|app| self.world.is_running(app.host)) {
+            self.world.step();
+        }
+        let unfinished = self.apps.iter().filter(|app| self.world.is_running(app.host)).count();
+        let ops = self.load.ops();
+        let is_absent = |key: u32, version| key / KEYS != 2 && is_absent(version);
+        let bound = if self.is_strict { Duration::ZERO } else { FAILOVER_TTL.max(LOAD_TIMEOUT) };
+        let mut violations = Vec::new();
+        let mut outdated = Vec::new();
+        for (client, violation) in check_with(&ops, bound, MIN_LATENCY, is_absent) {
+            violations.push((client, violation));
+        }
+        // At the end nothing is outdated, whatever the bound.
+        for (client, violation) in check_with(&ops, Duration::ZERO, MIN_LATENCY, is_absent) {
+            if violation.read.begun >= ended && violation.late_by >= bound {
+                outdated.push(format!("client {client}: {violation}"));
+            }
+        }
+        if unfinished > 0 {
+            outdated.push(format!("{unfinished} clients have not ended"));
+        }
+        let failed = |op: &Op| matches!(op.kind, Kind::ReadFailed | Kind::WriteFailed(_));
+        let failed = ops.iter().filter(|(_, op)| failed(op)).count();
+        let mut history = String::new();
+        for (client, op) in &ops {
+            let _ = writeln!(history, "{client} {op:?}");
+        }
+        Outcome {
+            faults,
+            is_strict: self.is_strict,
+            violations,
+            outdated,
+            operations: (ops.len(), failed),
+            loads: self.load.loads(),
+            time: self.world.now(),
+            history,
+        }
+    }
+}
+
+fn copy_all(from: &Path, to: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let (entry, to) = (entry?, to);
+        let to = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_all(&entry.path(), &to)?;
+        } else {
+            std::fs::copy(entry.path(), to)?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads every key, again and again until it can be read.
+async fn last_reads(load: &Load, by: usize, client: &Client) {
+    for group in 0..GROUPS.len() {
+        for key in 0..KEYS {
+            for _ in 0..20 {
+                if load.read_one(by, client, group, key).await {
+                    break;
+                }
+                sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Hosts that run by turns in one thread, under one virtual time.
+//!
+//! Each host has a runtime of one thread with a paused clock, so that dropping the runtime is `kill -9` and not running it is `SIGSTOP`. All run for
+//! the same short time one after the other, which is as long as the fastest message takes: nothing that one does can matter to another
+//! before both have got there.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use peanut_proto::machine::{self, Connecting, Machine};
+use tokio::runtime::{Builder, Runtime};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, advance, sleep_until};
+
+use super::network::{HostId, MIN_LATENCY, Network};
+
+/// The wall clock when a simulation begins, in milliseconds since 1970.
+const BEGIN_MS: u64 = 1_800_000_000_000;
+
+/// All hosts, and the time.
+pub(super) struct World {
+    /// How hosts reach one another.
+    pub(super) network: Network,
+    now: Duration,
+    hosts: Vec<Host>,
+}
+
+struct Host {
+    machine: Rc<HostMachine>,
+    running: Option<Running>,
+    is_paused: bool,
+}
+
+/// A process.
+struct Running {
+    runtime: Runtime,
+    main: JoinHandle<()>,
+}
+
+/// What a host is to its process.
+struct HostMachine {
+    host: HostId,
+    network: Network,
+    /// Of the runtime's clock: an instant, and the world's time then.
+    base: Cell<Option<(Instant, Duration)>>,
+    /// Milliseconds by which the wall clock is wrong.
+    wrong_by_ms: Cell<i64>,
+}
+
+impl HostMachine {
+    fn time(&self) -> Duration {
+        self.base.get().map_or(Duration::ZERO, |(base, time)| time + (Instant::now() - base))
+    }
+}
+
+impl Machine for HostMachine {
+    fn wall_clock_ms(&self) -> u64 {
+        (BEGIN_MS + self.time().as_millis() as u64).saturating_add_signed(self.wrong_by_ms.get())
+    }
+
+    fn uptime(&self) -> Duration {
+        self.time()
+    }
+
+    fn connect(&self, addr: &str) -> Connecting {
+        self.network.connect(self.host, addr)
+    }
+}
+
+impl World {
+    /// A world without hosts.
+    pub(super) fn new(network: Network) -> Self {
+        World { network, now: Duration::ZERO, hosts: Vec::new() }
+    }
+
+    /// How long it has been there.
+    pub(super) fn now(&self) -> Duration {
+        self.now
+    }
+
+    /// Makes a host, which runs nothing yet.
+    pub(super) fn add_host(&mut self) -> HostId {
+        let host = self.hosts.len();
+        let machine = HostMachine {
+            host,
+            network: self.network.clone(),
+            base: Cell::new(None),
+            wrong_by_ms: Cell::new(0),
+        };
+        self.hosts.push(Host { machine: Rc::new(machine), running: None, is_paused: false });
+        host
+    }
+
+    /// Runs a process on a host that has none.
+    ///
+    /// # Panics
+    /// Where it has one.
+    pub(super) fn start<F>(&mut self, host: HostId, main: impl FnOnce() -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.network.power_on(host);
+        let now = self.now;
+        let host = &mut self.hosts[host];
+        assert!(host.running.is_none(), "it runs already");
+        let runtime = Builder::new_current_thread().enable_time().start_paused(true).build();
+        let runtime = runtime.expect("a runtime takes memory only");
+        machine::simulate(Some(host.machine.clone()));
+        let main = {
+            let _entered = runtime.enter();
+            host.machine.base.set(Some((Instant::now(), now)));
+            runtime.spawn(main())
+        };
+        machine::simulate(None);
+        host.running = Some(Running { runtime, main });
+        host.is_paused = false;
+    }
+
+    /// Ends the process of a host without a word to it.
+    pub(super) fn kill(&mut self, host: HostId) {
+        let host = &mut self.hosts[host];
+        self.network.set_time(self.now);
+        machine::simulate(Some(host.machine.clone()));
+        host.running = None;
+        machine::simulate(None);
+    }
+
+    /// Whether a host has a process that has not ended.
+    pub(super) fn is_running(&self, host: HostId) -> bool {
+        self.hosts[host].running.is_some()
+    }
+
+    /// Stops a host's process, or lets it go on.
+    pub(super) fn pause(&mut self, host: HostId, is_paused: bool) {
+        self.hosts[host].is_paused = is_paused;
+    }
+
+    /// Sets a host's wall clock, by so many milliseconds.
+    pub(super) fn set_clock(&mut self, host: HostId, by_ms: i64) {
+        let wrong_by_ms = &self.hosts[host].machine.wrong_by_ms;
+        wrong_by_ms.set(wrong_by_ms.get() + by_ms);
+    }
+
+    /// Runs all hosts for the shortest time.
+    pub(super) fn step(&mut self) {
+        let until = self.now + MIN_LATENCY;
+        for host in &mut self.hosts {
+            let Some(running) = &host.running else { continue };
+            if host.is_paused {
+                continue;
+            }
+            machine::simulate(Some(host.machine.clone()));
+            self.network.set_time(self.now);
+            let (base, base_time) = host.machine.base.get().expect("it runs");
+            running.runtime.block_on(async {
+                let behind = (base + (self.now - base_time)).saturating_duration_since(Instant::now());
+                if behind > Duration::ZERO {
+                    advance(behind).await;
+                }
+                sleep_until(base + (until - base_time)).await;
+            });
+            if running.main.is_finished() {
+                host.running = None;
+            }
+            machine::simulate(None);
+        }
+        self.now = until;
+        self.network.deliver(until);
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        for host in 0..self.hosts.len() {
+            self.kill(host);
+        }
+    }
+}
