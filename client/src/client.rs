@@ -292,6 +292,7 @@ impl Shared {
             }
             // The routing table follows discovery within a moment.
             tokio::select! {
+                biased;
                 changed = discovered.changed() => changed.map_err(|e| Error::caused_by(
                     ErrorKind::Unavailable, None, "the client has stopped watching", e,
                 ))?,

@@ -45,6 +45,7 @@ pub(crate) async fn follow(
             }
         };
         tokio::select! {
+            biased;
             changed = discovered.changed() => if changed.is_err() {
                 return;
             },

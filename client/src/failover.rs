@@ -245,6 +245,7 @@ pub(crate) async fn get_many(
     let (budget, most_at_once) = (&client.budget, client.config.keys_in_flight);
     let table = client.routing.get();
     let ring_version = table.ring.version();
+    // By the place in the table.
     let mut by_owner = BTreeMap::<usize, (&Arc<Node>, Vec<usize>, Vec<Ask<'_>>)>::new();
     for (at, wanted) in wanted.iter().enumerate() {
         let Some(route) = table.route(wanted.hash).filter(|route| !route.owner.is_down()) else { continue };
@@ -253,7 +254,7 @@ pub(crate) async fn get_many(
         }
         let ask = wanted.ask(ring_version, route.owned_since, false);
         let owner =
-            by_owner.entry(Arc::as_ptr(route.owner).addr()).or_insert_with(|| (route.owner, vec![], vec![]));
+            by_owner.entry(std::ptr::from_ref(route.owner).addr()).or_insert_with(|| (route.owner, vec![], vec![]));
         owner.1.push(at);
         owner.2.push(ask);
     }

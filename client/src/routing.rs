@@ -126,8 +126,8 @@ impl Routing {
     pub(crate) fn all_nodes(&self, window: Duration, now: Instant) -> Vec<Arc<Node>> {
         let earlier = self.earlier.iter().take_while(|earlier| now < earlier.replaced + window);
         let mut nodes: Vec<_> = self.nodes.iter().chain(earlier.flat_map(|e| &e.nodes)).cloned().collect();
-        nodes.sort_by_key(|node| Arc::as_ptr(node).addr());
-        nodes.dedup_by_key(|node| Arc::as_ptr(node).addr());
+        nodes.sort_by(|a, b| (a.id(), a.addr()).cmp(&(b.id(), b.addr())));
+        nodes.dedup_by(|a, b| Arc::ptr_eq(a, b));
         nodes
     }
 

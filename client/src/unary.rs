@@ -31,10 +31,12 @@ pub(crate) async fn get(node: &Arc<Node>, ask: &Ask<'_>, config: &Config) -> Res
     let mut suspect_at = begun + config.suspect_after();
     loop {
         tokio::select! {
+            biased;
             answer = &mut call => return answer.unwrap_or_else(|_| Err(Refusal::Final(node.too_late()))),
             () = sleep_until(suspect_at) => {}
         }
         tokio::select! {
+            biased;
             answer = &mut call => return answer.unwrap_or_else(|_| Err(Refusal::Final(node.too_late()))),
             probed = node.probe() => if probed == Probed::Silent {
                 node.saw(Signal::ProbeFailed);

@@ -225,6 +225,7 @@ impl OneNode<'_> {
                 let wanted = Wanted { deadline: until, ..self.wanted };
                 let ask = wanted.ask(self.routing.ring.version(), 0, false);
                 tokio::select! {
+                    biased;
                     () = self.read(&**registry, node, &at, until) => {}
                     Ok(_) = node.write(&ask, Instant::now()) => {}
                     () = sleep_until(until) => {}

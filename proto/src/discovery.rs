@@ -165,13 +165,14 @@ async fn load_and_watch(
             }
         };
         tokio::select! {
-            changed = changes.next() => changed?.into_iter().for_each(|change| view.apply(change)),
+            biased;
             () = believe_older => {
                 tracing::warn!("nobody has repaired the older ring in the registry; it is believed now");
                 view.accept_stored();
             }
             () = &mut next_load => return Ok(()),
             () = reload.asked() => return Ok(()),
+            changed = changes.next() => changed?.into_iter().for_each(|change| view.apply(change)),
         }
     }
 }

@@ -66,6 +66,7 @@ impl Invalidations {
                     let pause = sleep(backoff.next_delay(fastrand::f64()));
                     // Whoever wakes needs to know now.
                     tokio::select! {
+                        biased;
                         () = pause => {}
                         _ = self.node.wake().woken(), if begun.elapsed() > Duration::from_millis(50) => {}
                     }
@@ -102,8 +103,9 @@ impl Invalidations {
         let mut changes = self.registry.watch(&ranges, revision + 1).await?;
         loop {
             let changed = tokio::select! {
-                changed = changes.next() => changed?,
+                biased;
                 _ = self.node.wake().woken() => return Ok(()),
+                changed = changes.next() => changed?,
             };
             self.apply(changed, heard).await;
         }

@@ -3,7 +3,7 @@
 //! A member without a liveness record for `forget_after` has died. Where more than half of them seem to have, it is rather the
 //! registry or this node that something is the matter with, and nobody is forgotten.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ pub(crate) struct Reconcile {
 /// Since when members have had no liveness record.
 #[derive(Debug, Default)]
 struct Absences {
-    since: HashMap<String, Instant>,
+    since: BTreeMap<String, Instant>,
 }
 
 impl Absences {

@@ -97,6 +97,7 @@ impl Registration {
             forget_after: self.forget_after,
         };
         tokio::select! {
+            biased;
             () = self.keep(&live, &mut lease, &mut discovered, &node, &joined) => {}
             () = reconcile.run(discovery.subscribe()) => {}
             () = notices::tell(discovery.subscribe()) => {}
@@ -278,6 +279,7 @@ impl Registration {
         tokio::pin!(over);
         loop {
             tokio::select! {
+                biased;
                 () = &mut over => return "it is time to try again",
                 () = tokio::time::sleep_until(next_renewal) => {
                     match self.registry.renew(id).await {

@@ -273,6 +273,7 @@ impl Server {
         tracing::info!("listening on {local}");
 
         tokio::select! {
+            biased;
             ended = &mut serving => return ended,
             () = shutdown => {}
             never = self.restore(persistence.as_mut(), has_joined, is_known) => match never {},
@@ -302,6 +303,7 @@ impl Server {
         };
         let finished = timeout_at(deadline, async {
             tokio::select! {
+                biased;
                 ended = &mut serving => ended,
                 never = goodbye => never,
             }

@@ -44,6 +44,7 @@ pub(crate) async fn serve(
         let serving = serve_all(coming, services, handshake, stop.clone());
         tokio::pin!(serving);
         tokio::select! {
+            biased;
             () = &mut serving => {}
             () = accept(&listener, &limiter, &stop, |it| connections.send(it).is_ok()) => {
                 drop((listener, connections));
@@ -84,8 +85,9 @@ pub(crate) async fn accept(
     let mut in_trouble: Option<Instant> = None;
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            biased;
             () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok((stream, peer)) => {
@@ -119,11 +121,12 @@ async fn serve_all(
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
+            biased;
+            Some(_) = connections.join_next() => {}
             accepted = coming.recv() => {
                 let Some(accepted) = accepted else { break };
                 connections.spawn(serve_one(accepted, services.clone(), handshake.clone(), stop.clone()));
             }
-            Some(_) = connections.join_next() => {}
         }
     }
     while connections.join_next().await.is_some() {}
@@ -146,6 +149,7 @@ async fn serve_one(
     let _cut = CutOnDrop(presence.clone());
     let ending = async {
         tokio::select! {
+            biased;
             () = stop.cancelled() => {}
             () = presence.retiring().cancelled() => {}
         }
@@ -185,10 +189,11 @@ impl Thread {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let serving = async move {
             tokio::select! {
+                biased;
+                () = aborted => {}
                 () = serve_all(coming, services, handshake, stop) => {
                     let _ = ending.send(());
                 }
-                () = aborted => {}
             }
         };
         std::thread::Builder::new()

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use peanut_tests::history::scenario::{Fault, Scenario};
+use peanut_tests::history::{Fault, Scenario};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_answer_is_older_than_the_promise_allows() {

@@ -11,7 +11,6 @@ mod origin;
 mod process;
 mod proxy;
 mod server;
-pub mod simulation;
 pub mod soak;
 
 use std::collections::BTreeSet;

@@ -86,6 +86,7 @@ impl Driver {
         let opening = self.open(epoch);
         tokio::pin!(opening);
         let answers = tokio::select! {
+            biased;
             opened = &mut opening => opened,
             failure = self.watch(&mut watch) => return failure,
         };

@@ -4,7 +4,7 @@
 //! somebody looks: every call and every waiting watcher first drops what has run out, so no task is
 //! needed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ struct Shared {
 struct State {
     entries: BTreeMap<String, (Entry, Option<LeaseId>)>,
     history: Vec<Change>,
-    leases: HashMap<LeaseId, Lease>,
+    leases: BTreeMap<LeaseId, Lease>,
     revision: i64,
     last_lease: i64,
 }
@@ -236,6 +236,7 @@ impl Changes for LocalChanges {
                 }
             };
             tokio::select! {
+                biased;
                 _ = self.revision.changed() => {}
                 () = lease_end => {}
             }

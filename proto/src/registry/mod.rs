@@ -23,7 +23,7 @@ pub use local::LocalRegistry;
 pub use range::{KeyRange, Page, PageOptions};
 
 /// A lease, as the registry numbers them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaseId(pub i64);
 
 /// One key with its value.

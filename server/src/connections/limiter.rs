@@ -4,7 +4,7 @@
 //! too many. After that a connection stays while it has streams, and for a while after the last. What stands is looked at every half a
 //! second: no timer and no task for each.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 #[cfg(feature = "tls")]
@@ -68,7 +68,7 @@ pub(crate) struct ConnectionLimiter {
 #[derive(Debug, Default)]
 struct Table {
     next: u64,
-    all: HashMap<u64, Arc<Presence>>,
+    all: BTreeMap<u64, Arc<Presence>>,
     by_peer: HashMap<IpAddr, usize>,
     /// No search for a connection that gives way before then.
     next_search: Option<Instant>,

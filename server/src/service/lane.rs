@@ -8,7 +8,7 @@
 //!
 //! What one poll does is bounded, and so is what a lane holds ([`crate::budget`]).
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -75,7 +75,7 @@ pub(super) struct Answers {
     /// How often the node had woken when the lane was opened.
     wakes: u64,
     /// Fill tokens that this lane was given, with their groups, until their values come.
-    leases: HashMap<Token, Arc<Cache>>,
+    leases: BTreeMap<Token, Arc<Cache>>,
     many_leases: usize,
     /// The ring that the client goes by.
     ring_version: u64,
@@ -134,7 +134,7 @@ impl Answers {
             unknown_groups: 0,
             opening: None,
             wakes,
-            leases: HashMap::new(),
+            leases: BTreeMap::new(),
             many_leases: MANY_LEASES,
             ring_version: 0,
             told_version: 0,
@@ -556,7 +556,7 @@ impl Drop for Answers {
         self.node.metrics().lanes.fetch_sub(1, Relaxed);
         self.node.metrics().in_flight.fetch_sub(self.waiting.len() as u64, Relaxed);
         // Whoever was to fill these has gone.
-        self.leases.drain().for_each(|(token, cache)| cache.void(token));
+        std::mem::take(&mut self.leases).into_iter().for_each(|(token, cache)| cache.void(token));
     }
 }
 

@@ -8,7 +8,7 @@ mod original;
 mod ring;
 mod unary;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -41,7 +41,7 @@ pub(crate) struct Node {
 
 #[derive(Debug)]
 struct Shared {
-    caches: HashMap<String, Arc<Cache>>,
+    caches: BTreeMap<String, Arc<Cache>>,
     ring: KnownRing,
     budgets: Budgets,
     fences: Fences,

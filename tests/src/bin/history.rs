@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use peanut_tests::history::scenario::Scenario;
+use peanut_tests::history::Scenario;
 
 /// Runs random scenarios and checks what clients saw.
 #[derive(Debug, Parser)]

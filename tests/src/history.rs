@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{History, Kind, Op, Violation, check};
+use peanut_simulation::history::{History, Kind, Op, Violation, check};
 use crate::{Etcd, Proxy, ServerProcess, free_port, group_from, now};
 
 const KEYS: u32 = 120;

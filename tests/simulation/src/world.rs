@@ -18,6 +18,21 @@ use super::network::{HostId, MIN_LATENCY, Network};
 /// The wall clock when a simulation begins, in milliseconds since 1970.
 const BEGIN_MS: u64 = 1_800_000_000_000;
 
+thread_local! {
+    static CURRENT: Cell<Option<HostId>> = const { Cell::new(None) };
+}
+
+/// The host that runs on this thread, for logs.
+pub fn current_host() -> Option<usize> {
+    CURRENT.get()
+}
+
+/// Has a host's machine, or none, stand in for the thread's.
+fn enter(host: Option<&Host>) {
+    CURRENT.set(host.map(|host| host.machine.host));
+    machine::simulate(host.map(|host| -> Rc<dyn Machine> { host.machine.clone() }));
+}
+
 /// All hosts, and the time.
 pub(super) struct World {
     /// How hosts reach one another.
@@ -104,15 +119,20 @@ impl World {
         let now = self.now;
         let host = &mut self.hosts[host];
         assert!(host.running.is_none(), "it runs already");
-        let runtime = Builder::new_current_thread().enable_time().start_paused(true).build();
+        let mut builder = Builder::new_current_thread();
+        builder.enable_time().start_paused(true);
+        // What tokio draws, in whose turn it is say, is else another each time.
+        #[cfg(tokio_unstable)]
+        builder.rng_seed(tokio::runtime::RngSeed::from_bytes(&fastrand::u64(..).to_le_bytes()));
+        let runtime = builder.build();
         let runtime = runtime.expect("a runtime takes memory only");
-        machine::simulate(Some(host.machine.clone()));
+        enter(Some(host));
         let main = {
             let _entered = runtime.enter();
             host.machine.base.set(Some((Instant::now(), now)));
             runtime.spawn(main())
         };
-        machine::simulate(None);
+        enter(None);
         host.running = Some(Running { runtime, main });
         host.is_paused = false;
     }
@@ -121,9 +141,9 @@ impl World {
     pub(super) fn kill(&mut self, host: HostId) {
         let host = &mut self.hosts[host];
         self.network.set_time(self.now);
-        machine::simulate(Some(host.machine.clone()));
+        enter(Some(host));
         host.running = None;
-        machine::simulate(None);
+        enter(None);
     }
 
     /// Whether a host has a process that has not ended.
@@ -150,7 +170,7 @@ impl World {
             if host.is_paused {
                 continue;
             }
-            machine::simulate(Some(host.machine.clone()));
+            enter(Some(host));
             self.network.set_time(self.now);
             let (base, base_time) = host.machine.base.get().expect("it runs");
             running.runtime.block_on(async {
@@ -163,7 +183,7 @@ impl World {
             if running.main.is_finished() {
                 host.running = None;
             }
-            machine::simulate(None);
+            enter(None);
         }
         self.now = until;
         self.network.deliver(until);

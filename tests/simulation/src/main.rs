@@ -3,13 +3,14 @@
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use parking_lot::Mutex;
 use peanut_proto::sabotage::Mechanism;
-use peanut_tests::now;
-use peanut_tests::simulation::{Outcome, Scenario};
+use peanut_simulation::{Outcome, Scenario, current_host};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::FormatTime;
 
 /// Simulates fleets through overlapping faults and checks what clients saw.
 #[derive(Debug, Parser)]
@@ -52,8 +53,13 @@ fn main() -> ExitCode {
     if let Some(seed) = args.seed {
         if args.trace {
             let filter = tracing_subscriber::EnvFilter::try_from_default_env();
-            let filter = filter.unwrap_or_else(|_| "peanut_server=trace,peanut_client=trace,peanut_proto=trace,peanut_tests=trace".into());
-            tracing_subscriber::fmt().with_env_filter(filter).without_time().with_writer(std::io::stdout).init();
+            let filter = filter.unwrap_or_else(|_| "peanut_server=trace,peanut_client=trace,peanut_proto=trace,peanut_simulation=trace".into());
+            tracing_subscriber::fmt()
+                .with_env_filter(filter)
+                .with_timer(VirtualTime)
+                .with_ansi(false)
+                .with_writer(std::io::stdout)
+                .init();
         }
         let outcome = scenario(seed).run();
         if args.trace {
@@ -104,6 +110,24 @@ fn main() -> ExitCode {
         simulated.as_secs_f64() / took.as_secs_f64(),
     );
     if bad.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The time of the simulation, and whose turn it is.
+struct VirtualTime;
+
+impl FormatTime for VirtualTime {
+    fn format_time(&self, to: &mut Writer<'_>) -> std::fmt::Result {
+        let time = peanut_proto::clock::uptime().as_secs_f64();
+        match current_host() {
+            Some(host) => write!(to, "{time:9.3} h{host}"),
+            None => write!(to, "{:9} --", ""),
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "how long the simulation takes is a matter of real time")]
+fn now() -> Instant {
+    Instant::now()
 }
 
 fn report(seed: u64, outcome: &Outcome) {

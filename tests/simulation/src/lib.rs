@@ -9,6 +9,7 @@
 //! Everything is drawn from the seed: the same seed gives the same history, byte for byte. What is not simulated: TLS, the admin port, etcd's own
 //! client, loaders over a network, and threads, which real processes are put through elsewhere.
 
+pub mod history;
 mod load;
 mod network;
 mod plan;
@@ -20,3 +21,4 @@ pub use network::Mended;
 pub use plan::{End, Fault, Folder, Planned};
 pub use registry::StoreFault;
 pub use scenario::{Outcome, Scenario};
+pub use world::current_host;

@@ -4,9 +4,6 @@
 //! after the other, so versions are in the order of time. A read that begins after a write was acknowledged must show that
 //! version or a later one, and never one that nobody had begun to write.
 
-pub mod model;
-pub mod scenario;
-
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
