@@ -26,7 +26,7 @@ use crate::membership;
 use crate::node::Node;
 use crate::recent::{self, RecentWrites};
 use crate::ring::Ring;
-use crate::routing::{CurrentRouting, Routing};
+use crate::routing::{CurrentRouting, Route, Routing};
 use crate::stats::{Counters, Stats};
 
 /// A client of one fleet. Cheap to clone; all clones share their connections.
@@ -304,7 +304,7 @@ impl Shared {
     /// Whether a key has had another owner since the ring under which it was answered, as far as the node that answered knows, and
     /// the registry tells in time. An answer from an owner of old may be outdated.
     pub(crate) async fn has_moved(&self, wanted: &Wanted<'_>, answered: &Answered) -> bool {
-        let Answered { reply, node, ring_version, .. } = answered;
+        let Answered { reply, node, ring_version, failover } = answered;
         // With a token in hand the value is about to be loaded.
         if reply.ring_version <= *ring_version || reply.outcome == Outcome::Fill {
             return false;
@@ -313,7 +313,11 @@ impl Shared {
         // In a box, as all that gets seldom need, so that those that wait for an answer are small.
         let waiting = timeout_at(until.min(wanted.deadline), self.wait_for_ring(reply.ring_version));
         let _ = Box::pin(waiting).await;
-        self.routing.get().has_moved_since(wanted.hash, *ring_version)
+        let routing = self.routing.get();
+        // Who was asked in the owner's place has to be the one that writes are done at, too.
+        let is_another = |route: &Route<'_>| route.successor.is_none_or(|it| it.id() != node.id());
+        routing.has_moved_since(wanted.hash, *ring_version)
+            || (*failover && routing.route(wanted.hash).is_some_and(|route| is_another(&route)))
     }
 
     /// The fleet as the registry tells it.

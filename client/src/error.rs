@@ -101,7 +101,6 @@ impl From<ErrorCode> for ErrorKind {
             ErrorCode::Overloaded => ErrorKind::Overloaded,
             ErrorCode::DeadlinePassed => ErrorKind::DeadlineExceeded,
             ErrorCode::ShuttingDown
-            | ErrorCode::Fenced
             | ErrorCode::WrongNode
             | ErrorCode::NoLoader
             | ErrorCode::RingUnknown => ErrorKind::Unavailable,

@@ -320,7 +320,12 @@ async fn attempt(
         let reply = Box::pin(fill::hand_over(client, wanted, node, former, versions, now)).await?;
         return Ok(Answered { reply, node: node.clone(), failover, ring_version });
     }
-    let owned_since = if failover { 0 } else { route.owned_since };
+    let owned_since = match client.config.failover {
+        _ if !failover => route.owned_since,
+        // It may have been the successor before, and not have been written to in between.
+        Failover::Strict => ring_version,
+        Failover::Bounded | Failover::Off => 0,
+    };
     let ask = wanted.ask(ring_version, owned_since, failover);
     let reply = client.heed(node, node.get(&ask, now).await?, ring_version);
     Ok(Answered { reply, node: node.clone(), failover, ring_version })

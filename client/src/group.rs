@@ -198,7 +198,7 @@ impl Group {
             other => return self.settle(other),
         };
         let Answered { reply, node, ring_version, failover } = answered;
-        let is_current = reply.ring_version <= ring_version;
+        let is_current = reply.ring_version <= ring_version && !reply.written;
         if !failover
             && is_current
             && let Some(found) = fill::former_value(client, &wanted, &node, ring_version, &reply).await
@@ -242,7 +242,7 @@ impl Group {
     /// owner, when it is back, has none and loads it.
     ///
     /// # Errors
-    /// As [`ErrorKind`] has them; [`ErrorKind::Unavailable`] where the owner could not be reached and word could not
+    /// As [`ErrorKind`] has them; [`ErrorKind::Unavailable`] where the owner could not be reached and a hint could not
     /// be left for it in the registry either. After an error the write may have been done or not.
     pub async fn set(
         &self,
@@ -271,7 +271,7 @@ impl Group {
     pub async fn delete(&self, key: impl AsRef<[u8]>) -> Result<(), Error> {
         let key = key.as_ref();
         self.check(key)?;
-        self.write(key, Write::Delete { key }).await
+        self.write(key, Write::Delete { key, then_set: false }).await
     }
 
     /// Has the fleet forget many keys, all at the same time; the results are in the order of the keys.

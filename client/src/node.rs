@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use peanut_proto::backoff::Backoff;
-use peanut_proto::membership::Fence;
 use peanut_proto::v1::ErrorCode;
 use tokio::runtime::{Handle, Id};
 use tokio::sync::watch;
@@ -57,7 +56,11 @@ pub(crate) struct Node {
     /// What it says of rings that the client does not know.
     claims: Mutex<Claims>,
     /// Words left for it in the registry since it was last reached.
-    words: AtomicU32,
+    hints: AtomicU32,
+    /// When it was last seen to be down; `None`: never.
+    was_down: Mutex<Option<Instant>>,
+    /// Nothing listened at its address when it was last connected to.
+    refusing: AtomicBool,
     /// The probe that is under way.
     probe: Mutex<Option<watch::Receiver<Option<Probed>>>>,
     /// Somebody probes it until it is back.
@@ -129,7 +132,9 @@ impl Node {
             down: AtomicBool::new(false),
             down_since: Mutex::new(None),
             claims: Mutex::default(),
-            words: AtomicU32::new(0),
+            hints: AtomicU32::new(0),
+            was_down: Mutex::new(None),
+            refusing: AtomicBool::new(false),
             probe: Mutex::new(None),
             probing: AtomicBool::new(false),
         }
@@ -219,21 +224,30 @@ impl Node {
         self.lanes.get((hash >> 32) as usize % self.lanes.len().max(1))
     }
 
-    /// What shuts out whatever writes of such keys are still on their way to the node.
-    pub(crate) fn fence(&self, hash: u64) -> Option<Fence> {
-        let slot = self.write_lane(hash)?.slot();
-        let identity = &self.config.identity;
-        Some(Fence { client: identity.client_id, slot, epoch: identity.next_epoch() })
-    }
-
     /// What it has said of rings that the client does not know.
     pub(crate) fn claims(&self) -> &Mutex<Claims> {
         &self.claims
     }
 
-    /// How many words were left for it in the registry since it was last reached.
-    pub(crate) fn words(&self) -> &AtomicU32 {
-        &self.words
+    /// How many hints were stored for it in the registry since it was last reached, and not seen to be read.
+    pub(crate) fn hints(&self) -> &AtomicU32 {
+        &self.hints
+    }
+
+    /// Whether it is down, or was in that time.
+    pub(crate) fn was_down_within(self: &Arc<Self>, time: Duration, now: Instant) -> bool {
+        self.is_down() || self.was_down.lock().is_some_and(|at| now < at + time)
+    }
+
+    /// Whether nothing listens at its address.
+    pub(crate) fn is_refusing(&self) -> bool {
+        self.refusing.load(Ordering::Relaxed)
+    }
+
+    /// Takes in how a connection or a call ended that the node did not answer.
+    pub(crate) fn lost(self: &Arc<Self>, status: &Status) {
+        self.refusing.store(was_refused(status), Ordering::Relaxed);
+        self.saw(if never_connected(status) { Signal::NotConnected } else { Signal::Failed });
     }
 
     /// Since when the node is believed to be down.
@@ -363,12 +377,17 @@ impl Node {
 
     /// Takes in what was seen of the node. One that goes down is probed until it is back.
     pub(crate) fn saw(self: &Arc<Self>, signal: Signal) {
+        if matches!(signal, Signal::Answered | Signal::ProbePassed) {
+            self.refusing.store(false, Ordering::Relaxed);
+        }
         let mut health = self.health.lock();
         let change = health.on(signal);
         // Under the lock, so that the flag says what the last change said.
         if let Some(change) = change {
             self.down.store(change == Change::WentDown, Ordering::Relaxed);
-            *self.down_since.lock() = (change == Change::WentDown).then(Instant::now);
+            let mut down_since = self.down_since.lock();
+            *down_since = (change == Change::WentDown).then(Instant::now);
+            *self.was_down.lock() = Some(Instant::now());
         }
         drop(health);
         match change {
@@ -496,8 +515,14 @@ fn sources<'a>(status: &'a Status) -> impl Iterator<Item = &'a (dyn std::error::
     std::iter::successors(std::error::Error::source(status), |error| error.source())
 }
 
-pub(crate) fn never_connected(status: &Status) -> bool {
+fn never_connected(status: &Status) -> bool {
     sources(status).any(|error| error.is::<tonic::ConnectError>())
+}
+
+/// Whether the machine is there, and nothing listens.
+fn was_refused(status: &Status) -> bool {
+    let kind = |error: &(dyn std::error::Error + 'static)| error.downcast_ref().map(std::io::Error::kind);
+    sources(status).any(|error| kind(error) == Some(std::io::ErrorKind::ConnectionRefused))
 }
 
 /// The innermost message, which is the one that says something.

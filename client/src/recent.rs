@@ -99,7 +99,7 @@ async fn repeat(client: Arc<Shared>, recent: Recent) {
         key: &recent.key,
         hash: recent.hash,
         deadline: Instant::now() + client.config.deadline,
-        want: Want::Write(Write::Delete { key: &recent.key }),
+        want: Want::Write(Write::Delete { key: &recent.key, then_set: false }),
         traceparent: "",
     };
     // Its writer was told that it is done: this is the best that can be done still.

@@ -1,12 +1,14 @@
 //! The routing table: the ring and a handle to each of its nodes, as one immutable value that is swapped
 //! whole.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use peanut_proto::membership::{Member, RingDocument};
+use peanut_proto::sabotage::{Mechanism, without};
 
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -40,15 +42,12 @@ struct Earlier {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Former<'a> {
     pub(crate) node: &'a Arc<Node>,
-    /// The ring under which it did.
-    ring_version: u64,
-    is_exact: bool,
-    /// Who was asked in its place.
-    pub(crate) successor: Option<&'a Arc<Node>>,
     /// Ring version since which it did, under that ring.
     pub(crate) owned_since: u64,
 }
 
+/// For how long after a change of the ring writes are done at former owners too.
+const WRITTEN_TO: Duration = Duration::from_secs(120);
 /// Earlier rings that are kept.
 const MOST_EARLIER: usize = 16;
 
@@ -77,36 +76,38 @@ impl Routing {
         }
         let nodes: Vec<_> = document.members.iter().map(|member| known.of(member, config)).collect();
         nodes.iter().for_each(|node| node.among(nodes.len()));
-        let earlier = previous.map_or_else(
-            || recent(document, &mut known, config, now),
-            |routing| {
-                let (ring, nodes) = (routing.ring.clone(), routing.nodes.clone());
-                let replaced = Earlier { ring, nodes, replaced: now, is_exact: true };
-                let others =
-                    routing.earlier.iter().filter(|e| now < e.replaced + config.hand_over * 2).cloned();
-                std::iter::once(Arc::new(replaced)).chain(others).take(MOST_EARLIER).collect()
-            },
-        );
+        // Those that this client has held, and those between them that it has not heard of.
+        let mut earlier = recent(document, &mut known, config, now);
+        if let Some(routing) = previous {
+            let (ring, nodes) = (routing.ring.clone(), routing.nodes.clone());
+            let replaced = Arc::new(Earlier { ring, nodes, replaced: now, is_exact: true });
+            let longest = WRITTEN_TO.max(config.hand_over);
+            let held = routing.earlier.iter().filter(|earlier| now < earlier.replaced + longest).cloned();
+            for held in std::iter::once(replaced).chain(held) {
+                earlier.retain(|other| other.ring.version() != held.ring.version());
+                earlier.push(held);
+            }
+        }
+        earlier.sort_by_key(|earlier| Reverse((earlier.replaced, earlier.ring.version())));
+        earlier.truncate(MOST_EARLIER);
         Routing { nodes, ring: Arc::new(Ring::new(document)), earlier }
     }
 
-    /// The nodes that owned a key under rings that were replaced less than `window` ago, and do no more, the latest
-    /// first.
-    pub(crate) fn formers(
-        &self,
-        hash: u64,
-        window: Duration,
-        now: Instant,
-    ) -> impl Iterator<Item = Former<'_>> {
-        let earlier = self.earlier.iter().take_while(move |earlier| now < earlier.replaced + window);
-        earlier.filter_map(move |earlier| {
-            let place = earlier.ring.place_hash(hash)?;
-            let node = &earlier.nodes[place.owner];
-            let (ring_version, is_exact) = (earlier.ring.version(), earlier.is_exact);
-            let successor = place.successor.map(|at| &earlier.nodes[at]);
-            let former = Former { node, ring_version, is_exact, successor, owned_since: place.owned_since };
-            self.route(hash).is_none_or(|route| route.owner.id() != node.id()).then_some(former)
-        })
+    /// The nodes at which writes are done beside the owner, since clients that have not heard of a change of the ring may ask them still: who
+    /// owned the key in the last minutes, and, with `successors`, who was asked in its place.
+    pub(crate) fn former_nodes(&self, hash: u64, successors: bool, now: Instant) -> Vec<&Arc<Node>> {
+        let mut nodes = Vec::new();
+        let Some(route) = self.route(hash).filter(|_| !without(Mechanism::FormerOwners)) else { return nodes };
+        for earlier in self.earlier.iter().take_while(|earlier| now < earlier.replaced + WRITTEN_TO) {
+            let Some(place) = earlier.ring.place_hash(hash) else { continue };
+            nodes.push(&earlier.nodes[place.owner]);
+            nodes.extend(place.successor.filter(|_| successors).map(|at| &earlier.nodes[at]));
+        }
+        let successor = route.successor.filter(|_| successors);
+        nodes.retain(|node| [Some(route.owner), successor].into_iter().flatten().all(|it| it.id() != node.id()));
+        nodes.sort_by_key(|node| node.id());
+        nodes.dedup_by_key(|node| node.id());
+        nodes
     }
 
     /// The node that owned a key up to `owned_since`, if that is less than `window` ago and known for certain.
@@ -118,13 +119,17 @@ impl Routing {
         now: Instant,
     ) -> Option<Former<'_>> {
         // With one ring between, another may have owned the key and been written to.
-        self.formers(hash, window, now)
-            .find(|former| former.is_exact && former.ring_version + 1 == owned_since)
+        let mut earlier = self.earlier.iter().take_while(|earlier| now < earlier.replaced + window);
+        let earlier = earlier.find(|it| it.is_exact && it.ring.version() + 1 == owned_since)?;
+        let place = earlier.ring.place_hash(hash)?;
+        let node = &earlier.nodes[place.owner];
+        let is_another = self.route(hash).is_none_or(|route| route.owner.id() != node.id());
+        is_another.then_some(Former { node, owned_since: place.owned_since })
     }
 
-    /// All nodes, and those of rings that were replaced less than `window` ago.
-    pub(crate) fn all_nodes(&self, window: Duration, now: Instant) -> Vec<Arc<Node>> {
-        let earlier = self.earlier.iter().take_while(|earlier| now < earlier.replaced + window);
+    /// All nodes, and those of the rings of the last minutes.
+    pub(crate) fn all_nodes(&self, now: Instant) -> Vec<Arc<Node>> {
+        let earlier = self.earlier.iter().take_while(|earlier| now < earlier.replaced + WRITTEN_TO);
         let mut nodes: Vec<_> = self.nodes.iter().chain(earlier.flat_map(|e| &e.nodes)).cloned().collect();
         nodes.sort_by(|a, b| (a.id(), a.addr()).cmp(&(b.id(), b.addr())));
         nodes.dedup_by(|a, b| Arc::ptr_eq(a, b));
@@ -172,9 +177,9 @@ impl Handles {
     }
 }
 
-/// The rings that were replaced lately, as far as a document tells: for a client that was not there then.
+/// The rings that were replaced lately, as far as a document tells, for a client that has not held them.
 fn recent(document: &RingDocument, known: &mut Handles, config: &Config, now: Instant) -> Vec<Arc<Earlier>> {
-    let window_ms = u64::try_from((config.hand_over * 2).as_millis()).unwrap_or(u64::MAX);
+    let window_ms = u64::try_from(WRITTEN_TO.as_millis()).unwrap_or(u64::MAX);
     let earlier = document.recent(wall_clock_ms().saturating_sub(window_ms)).take(MOST_EARLIER);
     let earlier = earlier.map(|document| {
         let nodes = document.members.iter().map(|member| known.of(member, config)).collect();

@@ -25,7 +25,7 @@ pub struct Stats {
     pub writes: u64,
     /// Answered, in one of the ways above, by the successor in place of the owner.
     pub failovers: u64,
-    /// Writes for which word was left in the registry, since the owner could not be reached.
+    /// Writes for which a hint was stored in the registry, since the owner could not be reached.
     pub undelivered: u64,
     /// Values that a key's former owner still had, and that its new owner was filled with.
     pub hand_overs: u64,
@@ -69,7 +69,7 @@ impl Counters {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn left_word(&self) {
+    pub(crate) fn stored_hint(&self) {
         self.undelivered.fetch_add(1, Ordering::Relaxed);
     }
 

@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::error::{Error, ErrorKind};
 use crate::health::Signal;
 use crate::lane::{Ask, Lease, Reply, Want};
-use crate::node::{Node, Probed, Refusal, never_connected, reason};
+use crate::node::{Node, Probed, Refusal, reason};
 
 /// By how much the deadline that a server is told lies after the caller's own.
 const DEADLINE_SLACK: Duration = Duration::from_millis(100);
@@ -83,6 +83,7 @@ async fn call(node: &Arc<Node>, ask: &Ask<'_>) -> Result<Reply, Refusal> {
                 age: Duration::from_millis(response.age_ms),
                 ttl: Duration::from_millis(response.ttl_ms),
                 token: response.token,
+                written: response.written,
                 value: response.value,
                 ring_version: response.ring_version,
             })
@@ -124,11 +125,12 @@ async fn call_write(node: &Arc<Node>, ask: &Ask<'_>) -> Result<Reply, Refusal> {
     let client = PeanutClient::new(channel).max_encoding_message_size(MAX_MESSAGE_BYTES);
     let (group, ring_version) = (ask.group_name.to_owned(), ask.ring_version);
     let timeout = ask.deadline.saturating_duration_since(Instant::now()) + DEADLINE_SLACK;
-    let forget = async |keys, generation, all| {
+    let forget = async |keys, generation, all, then_set| {
         let (group, mut client) = (group.clone(), client.clone());
-        let mut request = node.request(DeleteRequest { group, keys, generation, ring_version, all });
+        let mut request = node.request(DeleteRequest { group, keys, generation, ring_version, all, then_set });
         request.set_timeout(timeout);
-        client.delete(request).await.map(|answer| (Outcome::Done, answer.into_inner().ring_version))
+        let answer = client.delete(request).await.map(tonic::Response::into_inner);
+        answer.map(|answer| (Outcome::Done, answer.ring_version, answer.token))
     };
     let written = match write {
         Write::Set { key, outcome, ttl_ms, token } => {
@@ -152,23 +154,26 @@ async fn call_write(node: &Arc<Node>, ask: &Ask<'_>) -> Result<Reply, Refusal> {
             });
             request.set_timeout(timeout);
             let answer = client.clone().set(request).await.map(tonic::Response::into_inner);
-            answer.map(|answer| (answer.outcome(), answer.ring_version))
+            answer.map(|answer| (answer.outcome(), answer.ring_version, 0))
         }
-        Write::Delete { key } => forget(vec![Bytes::copy_from_slice(key)], 0, false).await,
-        Write::Clear { generation } => forget(Vec::new(), generation, generation == 0).await,
+        Write::Delete { key, then_set } => {
+            forget(vec![Bytes::copy_from_slice(key)], 0, false, then_set).await
+        }
+        Write::Clear { generation } => forget(Vec::new(), generation, generation == 0, false).await,
         Write::Release { token } => {
             let mut request =
                 node.request(SetRequest { group, token, release: true, ..SetRequest::default() });
             request.set_timeout(timeout);
             let answer = client.clone().set(request).await.map(tonic::Response::into_inner);
-            answer.map(|answer| (answer.outcome(), answer.ring_version))
+            answer.map(|answer| (answer.outcome(), answer.ring_version, 0))
         }
     };
     match written {
-        Ok((outcome, ring_version)) => {
+        Ok((outcome, ring_version, token)) => {
             node.saw(Signal::Answered);
             let (age, ttl) = (Duration::ZERO, Duration::ZERO);
-            Ok(Reply { outcome, value: Bytes::new(), age, ttl, token: 0, lease: None, ring_version })
+            let lease = (token != 0).then(|| Arc::new(lease(node, ask.group_name, token)));
+            Ok(Reply { outcome, value: Bytes::new(), age, ttl, token, written: false, lease, ring_version })
         }
         Err(status) => Err(refused(node, status, ask.deadline)),
     }
@@ -205,7 +210,7 @@ pub(crate) fn refused(node: &Arc<Node>, status: Status, deadline: Instant) -> Re
         _ if Instant::now() >= deadline => Refusal::Final(error(ErrorKind::DeadlineExceeded, status)),
         // A transport that is gone, or that leads to some other server, arrives as any of the others.
         _ => {
-            node.saw(if never_connected(&status) { Signal::NotConnected } else { Signal::Failed });
+            node.lost(&status);
             Refusal::Elsewhere(error(ErrorKind::Unavailable, status))
         }
     }

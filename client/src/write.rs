@@ -1,8 +1,11 @@
 //! How one write comes to be done wherever an old value could be shown.
 //!
-//! The owner writes. Where it cannot be reached, word is left for it in the registry, which it reads before it answers
-//! again, and the successor, who answers in its place meanwhile, writes too. For a while after a change of the ring former
-//! owners forget the key as well: others may still ask them. When all of that is done and the ring has not moved
+//! Every write is a delete: at the owner, and for a while after a change of the ring at former owners, whom clients that have not heard of it
+//! may ask still. A value follows only where a delete has been acknowledged, under the fill token that the owner gave with that, which
+//! any later write of the key makes void. So whatever is late on its way, a delete or a value, costs a load and brings nothing back.
+//!
+//! Where the owner cannot be reached, a *hint* is stored for it in the registry (hinted handoff), which it reads before it answers again, and
+//! the successor, who answers in its place meanwhile, deletes too. When all of that is done and the ring has not moved
 //! the key meanwhile, the write is done; else it begins again under the new ring.
 
 use std::sync::Arc;
@@ -10,9 +13,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::future::{join, join_all, try_join_all};
+use peanut_proto::clock::wall_clock_ms;
 use peanut_proto::frame::Write;
 use peanut_proto::membership::{self, FORMAT, Undelivered, check_name};
 use peanut_proto::registry::{KeyRange, Registry, RegistryError};
+use peanut_proto::sabotage::{Mechanism, without};
 use peanut_proto::v1::Outcome;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
@@ -20,38 +25,41 @@ use crate::client::Shared;
 use crate::config::Failover;
 use crate::error::{Error, ErrorKind};
 use crate::failover::{self, Wanted};
-use crate::lane::Want;
+use crate::lane::{Reply, Want};
 use crate::node::{Node, Refusal};
 use crate::routing::Routing;
 use crate::unary;
-use peanut_proto::clock::wall_clock_ms;
 
 /// Rings that one write may be done under.
 const MAX_RINGS: usize = 8;
 /// A node that is silent for less may only be asleep, and would not notice.
 const SLEEP: Duration = Duration::from_millis(500);
-/// Invalidations for one node, left one by one until it is back; then one for the whole group takes the place of more. Long keys
-/// count for several, so that a process leaves at most 16 KiB of keys.
-const WORDS: u32 = 64;
-const KEY_BYTES_PER_WORD: usize = 256;
-/// Where so many wait for a node in a group, whoever left them, the next is for the whole group.
+/// Hints for one node, stored one by one until it is back; then one for the whole group takes the place of more. Long keys
+/// count for several, so that a process stores at most 16 KiB of keys.
+const MAX_HINTS: u32 = 64;
+const KEY_BYTES_PER_HINT: usize = 256;
+/// Where so many wait for a node in a group, whoever stored them, the next is for the whole group.
 const MAX_WAITING: u64 = 1024;
-/// How long a writer waits for a node to read its word, or to be reached after all.
-const READ_WITHIN: Duration = Duration::from_millis(300);
+/// How often it is looked whether a node has read a hint.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
+/// After an outage of a node the copies at its successor are outdated by writes for so long, should there be another: longer than
+/// `failover_ttl` has reason to be.
+const RECOVERED: Duration = Duration::from_secs(60);
 /// A swap that loses so often has met something other than other clients.
 const SWAP_ATTEMPTS: usize = 100;
 
-/// Numbers the words that this process leaves.
-static LAST_WORD: AtomicU64 = AtomicU64::new(0);
+/// Numbers the hints that this process stores.
+static LAST_HINT: AtomicU64 = AtomicU64::new(0);
 
-/// Has a key written. On an error the write may have been done or not, here or there.
+/// Writes a key. On an error the write may have been done or not, here or there.
 pub(crate) async fn write(
     client: &Shared,
     wanted: Wanted<'_>,
     group_name: &Arc<str>,
     begun: Instant,
 ) -> Result<(), Error> {
+    let set = matches!(wanted.want, Want::Write(Write::Set { .. }));
+    let delete = |then_set| Wanted { want: Want::Write(Write::Delete { key: wanted.key, then_set }), ..wanted };
     for _ in 0..MAX_RINGS {
         let mut routing = client.routing.get();
         if routing.nodes().is_empty() {
@@ -60,27 +68,52 @@ pub(crate) async fn write(
         let Some(route) = routing.route(wanted.hash) else {
             return Err(Error::new(ErrorKind::Unavailable, "the fleet has no nodes"));
         };
-        let one = OneNode { client, routing: &routing, wanted, begun };
-        let window = client.config.hand_over * 2;
         let is_strict = client.config.failover == Failover::Strict;
-        let formers = routing.formers(wanted.hash, window, begun);
-        let formers = formers.flat_map(|former| [Some(former.node), former.successor.filter(|_| is_strict)]);
-        let others = formers.chain([route.successor.filter(|_| is_strict)]).flatten();
-        let mut others: Vec<_> = others.filter(|node| node.id() != route.owner.id()).collect();
-        others.sort_by_key(|node| node.id());
-        others.dedup_by_key(|node| node.id());
-        let forget = Wanted { want: Want::Write(Write::Delete { key: wanted.key }), ..wanted };
-        let forgetting = OneNode { wanted: forget, ..one };
+        let others = routing.former_nodes(wanted.hash, is_strict, begun);
+        let one = OneNode { client, routing: &routing, wanted: delete(false), begun };
         // The former owners first: what is handed over from them meanwhile, the owner then forgets or refuses.
-        try_join_all(others.into_iter().map(|node| forgetting.have_written(node, None, 0))).await?;
-        let heard = one.have_written(route.owner, route.successor, route.owned_since).await?;
+        try_join_all(others.into_iter().map(|node| one.forget_at_former(node))).await?;
+        let successor = async {
+            match route.successor {
+                Some(successor) if is_strict => one.forget_at(successor, None, 0).await.map(drop),
+                // It may have copies from an outage that is over, which the next would show.
+                Some(successor) if route.owner.was_down_within(RECOVERED, begun) => {
+                    one.try_to_forget_at(successor).await;
+                    Ok(())
+                }
+                _ => Ok(()),
+            }
+        };
+        let owner = OneNode { wanted: delete(set), ..one };
+        let owner = owner.forget_at(route.owner, route.successor, route.owned_since);
+        let (successor, reply) = join(successor, owner).await;
+        let reply = successor.and(reply)?;
         // Before the look at the ring, so that a change after it is noticed there.
         client.recent.add(&wanted, group_name, routing.ring.version(), Instant::now());
+        let heard = reply.as_ref().map_or(0, |reply| reply.ring_version);
         if !has_moved(client, &routing, heard, &wanted).await? {
-            return Ok(());
+            return match reply.filter(|reply| reply.token != 0) {
+                Some(reply) if set => fill(&wanted, route.owner, routing.ring.version(), &reply).await,
+                _ => Ok(()),
+            };
         }
     }
     Err(Error::new(ErrorKind::Unavailable, "the ring changed during each attempt"))
+}
+
+/// Stores the value of a set, after the delete. Where that fails the value is not there, which any cache may come to.
+async fn fill(wanted: &Wanted<'_>, owner: &Arc<Node>, ring_version: u64, lease: &Reply) -> Result<(), Error> {
+    let Want::Write(Write::Set { key, outcome, ttl_ms, .. }) = wanted.want else { return Ok(()) };
+    let set = Write::Set { key, outcome, ttl_ms, token: if without(Mechanism::Tokens) { 0 } else { lease.token } };
+    let ask = Wanted { want: Want::Write(set), ..*wanted }.ask(ring_version, 0, false);
+    match owner.write(&ask, Instant::now()).await {
+        Ok(_) => lease.end_lease(),
+        Err(Refusal::Final(error)) if error.kind() != ErrorKind::DeadlineExceeded => return Err(error),
+        Err(refusal) => {
+            tracing::debug!(node = owner.id(), error = %refusal.into_error(), "a value that was set is not kept")
+        }
+    }
+    Ok(())
 }
 
 /// Whether the key has had another owner since it was written.
@@ -96,7 +129,7 @@ async fn has_moved(client: &Shared, under: &Routing, heard: u64, wanted: &Wanted
     Ok(client.routing.get().has_moved_since(wanted.hash, under.ring.version()))
 }
 
-/// The writing at one node.
+/// The deleting at one node.
 #[derive(Clone, Copy)]
 struct OneNode<'a> {
     client: &'a Shared,
@@ -106,15 +139,58 @@ struct OneNode<'a> {
 }
 
 impl OneNode<'_> {
-    /// Has a node write, now or before it answers again. Gives the newest ring version that it has heard of.
-    async fn have_written(
+    /// Has a node forget the key, now or before it answers again. Gives its reply, where it gave one.
+    async fn forget_at(
         &self,
         node: &Arc<Node>,
         successor: Option<&Arc<Node>>,
         owned_since: u64,
-    ) -> Result<u64, Error> {
+    ) -> Result<Option<Reply>, Error> {
+        match self.reach(node, owned_since).await {
+            Err(Refusal::NoGroup(error)) => {
+                Box::pin(self.forget_where_it_is(error)).await.map(|()| None)
+            }
+            Err(Refusal::Elsewhere(error) | Refusal::Again(error)) => {
+                tracing::debug!(node = node.id(), %error, "a hint is stored for the node");
+                Box::pin(self.store_hint(node, successor, error)).await.map(|()| None)
+            }
+            Err(refusal) => Err(refusal.into_error()),
+            Ok(reply) => Ok(Some(reply)),
+        }
+    }
+
+    /// As [`forget_at`](Self::forget_at), at a node that does not own the key any more. One that can neither be reached nor holds a lease
+    /// learns of the ring before it answers again, and is not told.
+    async fn forget_at_former(&self, node: &Arc<Node>) -> Result<(), Error> {
+        if node.is_down() && !self.client.is_alive(node.id()) {
+            return Ok(());
+        }
+        match self.reach(node, 0).await {
+            Err(Refusal::Elsewhere(_) | Refusal::Again(_)) if !self.client.is_alive(node.id()) => Ok(()),
+            Err(Refusal::Elsewhere(error) | Refusal::Again(error)) => {
+                Box::pin(self.store_hint(node, None, error)).await
+            }
+            // It has nothing of a group that it does not have.
+            Ok(_) | Err(Refusal::NoGroup(_)) => Ok(()),
+            Err(refusal) => Err(refusal.into_error()),
+        }
+    }
+
+    /// Has a node forget the key, if it can be reached.
+    async fn try_to_forget_at(&self, node: &Arc<Node>) {
+        if node.is_down() {
+            return;
+        }
+        let ask = self.wanted.ask(self.routing.ring.version(), 0, true);
+        // What it has by then goes by itself, after `failover_ttl`.
+        if let Err(refusal) = node.write(&ask, Instant::now()).await {
+            tracing::debug!(node = node.id(), error = %refusal.into_error(), "the successor did not delete");
+        }
+    }
+
+    async fn reach(&self, node: &Arc<Node>, owned_since: u64) -> Result<Reply, Refusal> {
         let ask = self.wanted.ask(self.routing.ring.version(), owned_since, false);
-        let mut last = Error::at(ErrorKind::Unavailable, node.id(), "the node is down");
+        let mut last = Refusal::Elsewhere(Error::at(ErrorKind::Unavailable, node.id(), "the node is down"));
         // The second time on a new lane, in case the first was lost.
         for _ in 0..2 {
             if node.is_down() && !self.routing.mostly_down() {
@@ -122,40 +198,36 @@ impl OneNode<'_> {
             }
             match node.write(&ask, Instant::now()).await {
                 Ok(reply) if reply.outcome == Outcome::Done => {
-                    node.words().store(0, Ordering::Relaxed);
-                    return Ok(self.client.heed(node, reply, self.routing.ring.version()).ring_version);
+                    node.hints().store(0, Ordering::Relaxed);
+                    return Ok(self.client.heed(node, reply, self.routing.ring.version()));
                 }
                 Ok(reply) => {
                     let why = format!("the node answered a write with {}", reply.outcome.as_str_name());
-                    return Err(Error::at(ErrorKind::Protocol, node.id(), why));
+                    return Err(Refusal::Final(Error::at(ErrorKind::Protocol, node.id(), why)));
                 }
-                Err(Refusal::Elsewhere(error) | Refusal::Again(error)) => last = error,
-                Err(Refusal::NoGroup(error)) => return Box::pin(self.write_where_it_is(error)).await,
-                Err(refusal) => return Err(refusal.into_error()),
+                Err(refusal @ (Refusal::Elsewhere(_) | Refusal::Again(_))) => last = refusal,
+                Err(refusal) => return Err(refusal),
             }
         }
-        tracing::debug!(node = node.id(), error = %last, "word is left for the node");
-        Box::pin(self.leave_word(node, successor, last)).await.map(|()| 0)
+        Err(last)
     }
 
-    /// Writes at the nodes that have the group, one of which is asked in the place of a node that has not.
-    async fn write_where_it_is(&self, error: Error) -> Result<u64, Error> {
-        let ask = self.wanted.ask(self.routing.ring.version(), 0, true);
+    /// Deletes at the nodes that have the group, one of which is asked in the place of a node that has not.
+    async fn forget_where_it_is(&self, error: Error) -> Result<(), Error> {
+        let Want::Write(Write::Delete { key, .. }) = self.wanted.want else { return Err(error) };
+        let wanted = Wanted { want: Want::Write(Write::Delete { key, then_set: false }), ..self.wanted };
+        let ask = wanted.ask(self.routing.ring.version(), 0, true);
         let nodes = failover::nodes_with_group(self.client, &self.wanted);
         let written = join_all(nodes.iter().map(|node| node.write(&ask, Instant::now()))).await;
-        match written
-            .into_iter()
-            .map(|written| written.map_err(Refusal::into_error))
-            .collect::<Result<Vec<_>, _>>()
-        {
-            Ok(written) if !written.is_empty() => Ok(0),
-            Ok(_) => Err(failover::has_no_group(self.client, &self.wanted, &error)),
-            Err(error) => Err(error),
+        if written.is_empty() {
+            return Err(failover::has_no_group(self.client, &self.wanted, &error));
         }
+        written.into_iter().try_for_each(|written| written.map(drop).map_err(Refusal::into_error))
     }
 
-    /// Tells the node in the registry what it could not be told, and the successor what it is to know meanwhile.
-    async fn leave_word(
+    /// Stores a hint for a node that could not be reached, and has the successor forget what it is asked for meanwhile. A node
+    /// that holds a lease is waited for, until it has read the hint or can be reached after all: others may be able to ask it.
+    async fn store_hint(
         &self,
         node: &Arc<Node>,
         successor: Option<&Arc<Node>>,
@@ -165,96 +237,89 @@ impl OneNode<'_> {
         if check_name(self.wanted.group_name).is_err() {
             return Err(because);
         }
-        let Wanted { group_name, key, hash, deadline, .. } = self.wanted;
+        let Wanted { group_name, key, deadline, .. } = self.wanted;
         // A node that only sleeps a little would not look.
         let silent_since = node.down_since().unwrap_or(self.begun).min(self.begun);
         if timeout_at(deadline, sleep_until(silent_since + SLEEP)).await.is_err() {
             return Err(because);
         }
         let prefix = self.client.keys.undelivered_of(node.id(), group_name);
-        let weight = u32::try_from(1 + key.len() / KEY_BYTES_PER_WORD).unwrap_or(WORDS);
-        let is_many = node.words().fetch_add(weight, Ordering::Relaxed) >= WORDS || {
+        let weight = u32::try_from(1 + key.len() / KEY_BYTES_PER_HINT).unwrap_or(MAX_HINTS);
+        let is_many = node.hints().fetch_add(weight, Ordering::Relaxed) >= MAX_HINTS || {
             let waiting = timeout_at(deadline, registry.count(&KeyRange::prefix(&prefix))).await;
             matches!(waiting, Ok(Ok(waiting)) if waiting >= MAX_WAITING)
         };
-        let number = LAST_WORD.fetch_add(1, Ordering::Relaxed);
+        let number = LAST_HINT.fetch_add(1, Ordering::Relaxed);
         let id = self.client.config.identity.client_id;
-        let fence = node.fence(hash);
-        // Each writer's own, and for each lane that it shuts out: none takes the place of another that says more.
-        let slot = fence.map_or(0, |fence| fence.slot);
-        let at = if is_many {
-            format!("{prefix}{id:016x}-all-{slot}")
-        } else {
-            format!("{prefix}{id:016x}-{number}")
-        };
-        let word = Undelivered {
+        // Each writer's own: none takes the place of another.
+        let at =
+            if is_many { format!("{prefix}{id:016x}-all") } else { format!("{prefix}{id:016x}-{number}") };
+        let hint = Undelivered {
             format: FORMAT,
             keys: (!is_many).then(|| vec![key.to_vec()]),
             ring_version: self.routing.ring.version(),
             at_ms: wall_clock_ms(),
-            fence,
         };
         let answers = self.client.config.failover != Failover::Off;
         let successor = async {
-            if let Some(successor) = successor.filter(|successor| answers && !successor.is_down()) {
-                let ask = self.wanted.ask(self.routing.ring.version(), 0, true);
-                // What it has by then goes by itself, after `failover_ttl`.
-                if let Err(refusal) = successor.write(&ask, Instant::now()).await {
-                    let error = refusal.into_error();
-                    tracing::debug!(node = successor.id(), %error, "the successor did not write");
-                    return Some(error);
-                }
-            }
-            None
+            let successor = successor.filter(|successor| answers && !successor.is_down())?;
+            let Want::Write(Write::Delete { key, .. }) = self.wanted.want else { return None };
+            let wanted = Wanted { want: Want::Write(Write::Delete { key, then_set: false }), ..self.wanted };
+            let ask = wanted.ask(self.routing.ring.version(), 0, true);
+            // What it has by then goes by itself, after `failover_ttl`.
+            let error = successor.write(&ask, Instant::now()).await.err()?.into_error();
+            tracing::debug!(node = successor.id(), %error, "the successor did not delete");
+            Some(error)
         };
-        let left = timeout_at(deadline, registry.put(&at, word.encode(), None));
+        let stored = timeout_at(deadline, registry.put(&at, hint.encode(), None));
         // The registry would take it from anybody, so whoever has a token asks for the right first.
-        let left = if self.client.config.token.is_some() {
+        let stored = if self.client.config.token.is_some() {
             match successor.await {
                 Some(denied) if denied.kind() == ErrorKind::PermissionDenied => return Err(denied),
-                _ => left.await,
+                _ => stored.await,
             }
         } else {
-            join(left, successor).await.0
+            join(stored, successor).await.0
         };
-        match left {
-            Ok(Ok(())) => {
-                self.client.counters.left_word();
-                // It may be back already, and others may know; or this client alone may not reach it.
-                let until = self.wanted.deadline.min(Instant::now() + READ_WITHIN);
-                let wanted = Wanted { deadline: until, ..self.wanted };
-                let ask = wanted.ask(self.routing.ring.version(), 0, false);
-                tokio::select! {
-                    biased;
-                    () = self.read(&**registry, node, &at, until) => {}
-                    Ok(_) = node.write(&ask, Instant::now()) => {}
-                    () = sleep_until(until) => {}
+        match stored {
+            Ok(Ok(())) => self.client.counters.stored_hint(),
+            Ok(Err(error)) => return Err(neither(&because, node, Some(error))),
+            Err(_) => return Err(neither(&because, node, None)),
+        }
+        let ask = self.wanted.ask(self.routing.ring.version(), 0, false);
+        tokio::select! {
+            biased;
+            is_read = self.is_read(&**registry, node, &at) => {
+                if is_read {
+                    node.hints().fetch_update(Ordering::Relaxed, Ordering::Relaxed, |hints| Some(hints.saturating_sub(weight))).ok();
                 }
                 Ok(())
             }
-            Ok(Err(error)) => Err(neither(&because, node, Some(error))),
-            Err(_) => Err(neither(&because, node, None)),
+            Ok(_) = node.write(&ask, Instant::now()) => Ok(()),
+            () = sleep_until(deadline) => {
+                let why = format!("{because}; it holds a lease, and has not read the hint that was stored for it");
+                Err(Error::at(ErrorKind::Unavailable, node.id(), why))
+            }
         }
     }
 
-    /// Waits until a node that holds a lease has read its word: it does so at once. One that sleeps does so when it
-    /// wakes, and is not waited for.
-    async fn read(&self, registry: &dyn Registry, node: &Node, at: &str, until: Instant) {
-        while self.client.is_alive(node.id()) {
-            if matches!(timeout_at(until, registry.get(at)).await, Ok(Ok(None))) {
-                return;
+    /// Waits until a node that holds a lease has read its hint, which it does at once, unless it sleeps, or until it holds none. Whether it has
+    /// read it. One at whose address nothing listens has ended, whatever its lease, and reads its hints when it starts again.
+    async fn is_read(&self, registry: &dyn Registry, node: &Node, at: &str) -> bool {
+        while self.client.is_alive(node.id()) && !node.is_refusing() {
+            if matches!(timeout_at(self.wanted.deadline, registry.get(at)).await, Ok(Ok(None))) {
+                return true;
             }
             sleep(ASK_AGAIN).await;
         }
-        // Its lease has ended, but that may be the registry's fault.
-        std::future::pending().await
+        false
     }
 }
 
 fn neither(because: &Error, node: &Node, registry: Option<RegistryError>) -> Error {
     let why = match &registry {
-        Some(error) => format!("{because}; nor could word be left for it: {error}"),
-        None => format!("{because}; nor could word be left for it in time"),
+        Some(error) => format!("{because}; nor could a hint be stored for it: {error}"),
+        None => format!("{because}; nor could a hint be stored for it in time"),
     };
     match registry {
         Some(error) => Error::caused_by(ErrorKind::Unavailable, Some(node.id()), why, error),
@@ -292,8 +357,7 @@ pub(crate) async fn clear(client: &Shared, wanted: Wanted<'_>) -> Result<(), Err
     let routing = client.routing.get();
     let wanted = Wanted { want: Want::Write(Write::Clear { generation }), ..wanted };
     let ask = wanted.ask(routing.ring.version(), 0, false);
-    let window = client.config.hand_over * 2;
-    let nodes = routing.all_nodes(window, Instant::now());
+    let nodes = routing.all_nodes(Instant::now());
     let told = join_all(nodes.iter().map(|node| node.write(&ask, Instant::now()))).await;
     let has_group = |told: &Result<_, Refusal>| !matches!(told, Err(Refusal::NoGroup(_)));
     let somebody_has = told.is_empty() || told.iter().any(has_group);

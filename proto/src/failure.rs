@@ -29,7 +29,7 @@ fn grpc_code(code: ErrorCode) -> Code {
     match code {
         ErrorCode::InvalidRequest => Code::InvalidArgument,
         ErrorCode::UnknownGroup => Code::NotFound,
-        ErrorCode::LoaderFailed | ErrorCode::Fenced => Code::Aborted,
+        ErrorCode::LoaderFailed => Code::Aborted,
         ErrorCode::LoadTimedOut | ErrorCode::DeadlinePassed => Code::DeadlineExceeded,
         ErrorCode::Overloaded | ErrorCode::ValueTooLarge => Code::ResourceExhausted,
         ErrorCode::ShuttingDown | ErrorCode::NoLoader | ErrorCode::RingUnknown => Code::Unavailable,

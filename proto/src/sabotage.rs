@@ -14,18 +14,27 @@ pub enum Mechanism {
     FormerOwners,
     /// Nodes notice that they have slept.
     Sleep,
+    /// What is on a disk is held against the mark of the last start.
+    Lineage,
+    /// New owners are not filled from former ones once the key may have been written.
+    HandOverBound,
+    /// Values are set under a token that later writes make void.
+    Tokens,
     /// A watch ends when the member of the store that it is on has lost its peers.
     Leader,
 }
 
 impl Mechanism {
     /// All of them.
-    pub const ALL: [Mechanism; 6] = [
+    pub const ALL: [Mechanism; 9] = [
         Mechanism::Stamps,
         Mechanism::Hints,
         Mechanism::Poison,
         Mechanism::FormerOwners,
         Mechanism::Sleep,
+        Mechanism::Lineage,
+        Mechanism::HandOverBound,
+        Mechanism::Tokens,
         Mechanism::Leader,
     ];
 

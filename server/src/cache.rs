@@ -73,6 +73,8 @@ pub(crate) struct Get {
     pub(crate) may_fill: Result<(), Failure>,
     /// When an answer is of no use any more.
     pub(crate) deadline: Option<Instant>,
+    /// Whether this process would know of any write of the key since the node came to own it.
+    pub(crate) may_hand_over: bool,
 }
 
 /// An operation that is answered, or one that waits.
@@ -89,8 +91,10 @@ pub(crate) struct Answer {
     pub(crate) value: Value,
     pub(crate) age: Duration,
     pub(crate) ttl: Duration,
-    /// With the outcome that the caller is to fill.
+    /// With the outcome that the caller is to fill, or with a delete before a set.
     pub(crate) token: Token,
+    /// With a token: the key may have been written since the node came to own it.
+    pub(crate) written: bool,
 }
 
 impl Get {
@@ -121,7 +125,7 @@ impl Begun {
 impl Answer {
     /// An answer without a value.
     fn only(outcome: Outcome) -> Self {
-        Answer { outcome, value: Value::default(), age: Duration::ZERO, ttl: Duration::ZERO, token: 0 }
+        Answer { outcome, value: Value::default(), age: Duration::ZERO, ttl: Duration::ZERO, token: 0, written: false }
     }
 }
 
@@ -315,7 +319,12 @@ impl Cache {
                 };
                 Ok(self.wait(ticket, Outcome::Loaded, get, account, [operation, value]))
             }
-            Boarding::Lease(token) => Ok(Begun::Answered(Answer { token, ..Answer::only(Outcome::Fill) })),
+            Boarding::Lease(token) => {
+                // A write after this makes the token void.
+                let written = !get.may_hand_over || self.flights.written_under(&get.key) >= get.owned_since;
+                let written = written && !without(Mechanism::HandOverBound);
+                Ok(Begun::Answered(Answer { token, written, ..Answer::only(Outcome::Fill) }))
+            }
             Boarding::Nothing if get.origin == Origin::Failover => {
                 let why = format!(
                     "group `{}` has no loader, and only the key's owner knows whether it has it",
@@ -393,6 +402,7 @@ impl Cache {
             age: now.saturating_duration_since(entry.loaded),
             ttl: entry.expires.saturating_duration_since(now + window),
             token: 0,
+            written: false,
         }
     }
 
@@ -454,7 +464,7 @@ mod waiting;
 mod write;
 
 pub(crate) use waiting::Waiting;
-pub(crate) use write::{Fetched, Set};
+pub(crate) use write::{Delete, Fetched, Set};
 
 #[cfg(test)]
 mod tests;

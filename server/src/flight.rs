@@ -19,7 +19,7 @@
 //!
 //! Whether a key has been written since is told by counters, one for many keys ([`Writes`]).
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -56,8 +56,8 @@ struct State {
     table: HashMap<(Origin, Bytes), Flight>,
     /// Flights that a client leads, by token, poisoned and late ones included.
     leases: HashMap<Token, Lease>,
-    /// Leases that are not late yet, in the order in which they will be.
-    due: VecDeque<(Instant, Token)>,
+    /// Leases that are not late yet, by when they will be.
+    due: BTreeSet<(Instant, Token)>,
     /// Late leases, the oldest first, and until when they are remembered.
     late: VecDeque<(Instant, Token)>,
     writes: Writes,
@@ -69,13 +69,17 @@ struct Writes {
     counters: Box<[u64]>,
     /// Writes of all keys.
     clears: u64,
+    /// For each counter the newest ring version that a writer went by, and for writes of all keys.
+    under: Box<[u64]>,
+    cleared_under: u64,
 }
 
 impl Writes {
     const COUNTERS: usize = 1024;
 
     fn new() -> Self {
-        Writes { counters: vec![0; Writes::COUNTERS].into(), clears: 0 }
+        let zeros = || vec![0; Writes::COUNTERS].into();
+        Writes { counters: zeros(), clears: 0, under: zeros(), cleared_under: 0 }
     }
 
     fn place(key: &[u8]) -> usize {
@@ -87,8 +91,15 @@ impl Writes {
         (self.counters[Writes::place(key)], self.clears)
     }
 
-    fn add(&mut self, key: &[u8]) {
-        self.counters[Writes::place(key)] += 1;
+    fn add(&mut self, key: &[u8], under: u64) {
+        let place = Writes::place(key);
+        self.counters[place] += 1;
+        self.under[place] = under.max(self.under[place]);
+    }
+
+    /// The newest ring version under which a key has been written, or more.
+    fn written_under(&self, key: &[u8]) -> u64 {
+        self.under[Writes::place(key)].max(self.cleared_under)
     }
 }
 
@@ -134,6 +145,17 @@ impl Progress {
             None => Progress::Void,
         }
     }
+}
+
+/// A lease for a writer that sets the key next.
+#[derive(Debug)]
+pub(crate) struct ThenSet {
+    /// The ring version under which the value is written.
+    pub(crate) stamp: u64,
+    /// When the lease is late.
+    pub(crate) until: Instant,
+    pub(crate) held: Held,
+    pub(crate) reserved: Reservation,
 }
 
 /// Who leads a flight that nobody leads yet.
@@ -204,7 +226,7 @@ impl Default for Flights {
         let state = State {
             table: HashMap::new(),
             leases: HashMap::new(),
-            due: VecDeque::new(),
+            due: BTreeSet::new(),
             late: VecDeque::new(),
             writes: Writes::new(),
         };
@@ -248,7 +270,7 @@ impl Flights {
         if let Some((until, held)) = lease {
             let writes = writes.so_far(&key.1);
             leases.insert(id, Lease { key, stamp, writes, progress: sender, reserved, _held: held });
-            due.push_back((until, id));
+            due.insert((until, id));
             return Boarding::Lease(id);
         }
         Boarding::Leader(Pilot { flights: self.clone(), key, id, progress: sender, reserved }, ticket)
@@ -271,7 +293,8 @@ impl Flights {
         let Some(lease) = state.leases.remove(&token) else { return Fill::Refused };
         let mut landed = landed(lease.stamp, lease.key.0);
         let was_there = state.leave(&lease.key, token);
-        let is_good = without(Mechanism::Poison) || state.writes.so_far(key) == lease.writes;
+        // A write of the key takes the flight away; one that is late has to go by the counters, which count other keys too.
+        let is_good = without(Mechanism::Poison) || was_there || state.writes.so_far(key) == lease.writes;
         if is_good && let Ok(entry) = &mut landed {
             entry.value = store(entry).or_else(|| entry.value.take());
         }
@@ -302,7 +325,8 @@ impl Flights {
     pub(crate) fn look_for_late(&self, now: Instant) {
         let mut told = Vec::new();
         let mut state = self.state.lock();
-        while let Some((_, token)) = state.due.pop_front_if(|(until, _)| *until <= now) {
+        while let Some((_, token)) = state.due.first().copied().filter(|(until, _)| *until <= now) {
+            state.due.pop_first();
             let Some(lease) = state.leases.get(&token) else { continue };
             let (key, progress, writes) = (lease.key.clone(), lease.progress.clone(), lease.writes);
             told.push(progress);
@@ -345,22 +369,43 @@ impl Flights {
         Some((Pilot { flights: self.clone(), key, id: token, progress, reserved }, ticket))
     }
 
-    /// Poisons the flights of a key, and writes in the same step.
-    pub(crate) fn write<R>(&self, key: &Bytes, write: impl FnOnce() -> R) -> R {
+    /// Poisons the flights of a key, and writes in the same step; `under` is the ring that the writer goes by. Where the writer is to
+    /// set the key next, it is given a lease, which others wait for as for a load.
+    pub(crate) fn write<R>(
+        &self,
+        key: &Bytes,
+        under: u64,
+        then_set: Option<ThenSet>,
+        write: impl FnOnce() -> R,
+    ) -> (R, Token) {
         let mut state = self.state.lock();
         for origin in [Origin::Owner, Origin::Failover].into_iter().filter(|_| !without(Mechanism::Poison)) {
             state.table.remove(&(origin, key.clone()));
         }
-        state.writes.add(key);
-        write()
+        state.writes.add(key, under);
+        let written = write();
+        let Some(ThenSet { stamp, until, held, reserved }) = then_set else { return (written, 0) };
+        let (id, key) = (fastrand::u64(1..), (Origin::Owner, Bytes::copy_from_slice(key)));
+        let (sender, progress) = watch::channel(Progress::UnderWay);
+        state.table.insert(key.clone(), Flight { id, stamp, progress });
+        let writes = state.writes.so_far(&key.1);
+        state.leases.insert(id, Lease { key, stamp, writes, progress: sender, reserved, _held: Some(held) });
+        state.due.insert((until, id));
+        (written, id)
     }
 
     /// Poisons all flights, and writes in the same step.
-    pub(crate) fn write_all<R>(&self, write: impl FnOnce() -> R) -> R {
+    pub(crate) fn write_all<R>(&self, under: u64, write: impl FnOnce() -> R) -> R {
         let mut state = self.state.lock();
         state.table.clear();
         state.writes.clears += 1;
+        state.writes.cleared_under = under.max(state.writes.cleared_under);
         write()
+    }
+
+    /// The newest ring version that a writer of the key went by, or of another key that is counted with it.
+    pub(crate) fn written_under(&self, key: &[u8]) -> u64 {
+        self.state.lock().writes.written_under(key)
     }
 
     /// Flights that have not landed.

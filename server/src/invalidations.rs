@@ -8,28 +8,38 @@
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic;
+use std::sync::atomic::{self, AtomicBool};
 use std::time::Duration;
 
 use bytes::Bytes;
 use peanut_proto::backoff::Backoff;
 use peanut_proto::clock::wall_clock_ms;
-use peanut_proto::membership::{self, Fence, Key, Keys, Undelivered};
+use peanut_proto::membership::{self, Key, Keys, RingDocument, Undelivered};
 use peanut_proto::registry::{Change, KeyRange, PageOptions, Registry, RegistryError};
 use peanut_proto::sabotage::{Mechanism, without};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-use crate::cache::Begun;
+use crate::cache::{Begun, Delete};
 use crate::service::Node;
-use crate::service::fence::Opening;
 
 /// Records that cannot be read are told of so often.
 const SAY: Duration = Duration::from_secs(10);
 
+/// The mark that a node makes in the registry at each start, and on its disk. Where the two do not agree, the node was not told of all
+/// that was invalidated: the registry has been lost or restored, or the folder is of another start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lineage {
+    /// What the registry had when this process started.
+    pub(crate) found: Option<u64>,
+    /// This process's own.
+    pub(crate) mine: u64,
+}
+
 /// What was heard before.
 #[derive(Debug, Default)]
 struct Heard {
+    lineage: Option<Lineage>,
     /// The generation of each of the node's groups that the registry had last; `None` where it could not be read.
     generations: HashMap<String, Option<u64>>,
     /// When it was last told of a bad record.
@@ -43,11 +53,15 @@ pub(crate) struct Invalidations {
     pub(crate) keys: Keys,
     pub(crate) node_id: String,
     pub(crate) node: Node,
+    /// Whether others write to the registry, and it outlives this process.
+    pub(crate) is_shared: bool,
+    /// The registry has been read before: a mark that is not this process's by then was lost.
+    pub(crate) was_read: AtomicBool,
 }
 
 impl Invalidations {
     /// Follows for ever. `known` hears when what was left before the start has been done.
-    pub(crate) async fn run(self, known: watch::Sender<bool>) {
+    pub(crate) async fn run(self, known: watch::Sender<Option<Lineage>>) {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
         self.node.wake().will_ask();
         let mut is_told = false;
@@ -76,8 +90,19 @@ impl Invalidations {
     }
 
     /// Reads all and follows it. `Ok` asks for the next reading at once.
-    async fn follow(&self, known: &watch::Sender<bool>, heard: &mut Heard) -> Result<(), RegistryError> {
+    async fn follow(
+        &self,
+        known: &watch::Sender<Option<Lineage>>,
+        heard: &mut Heard,
+    ) -> Result<(), RegistryError> {
         let wakes = self.node.wake().wakes();
+        // The ring too: others may have come to own keys in the meantime.
+        if let Some(entry) = self.registry.get(&self.keys.ring()).await?
+            && let Ok(ring) = RingDocument::decode(&entry.value)
+        {
+            self.node.learn_of_ring(ring.version);
+        }
+        let lineage = self.check_lineage(heard).await?;
         let groups = KeyRange::prefix(&self.keys.group(""));
         let mine = KeyRange::prefix(&self.keys.undelivered(&self.node_id));
         let ranges = [groups, mine];
@@ -99,7 +124,7 @@ impl Invalidations {
             }
         }
         self.node.wake().settle(wakes);
-        known.send_replace(true);
+        known.send_replace(Some(lineage));
         let mut changes = self.registry.watch(&ranges, revision + 1).await?;
         loop {
             let changed = tokio::select! {
@@ -109,6 +134,29 @@ impl Invalidations {
             };
             self.apply(changed, heard).await;
         }
+    }
+
+    /// Holds what the registry has of this node's mark against its own, and makes it where it is not there. A node whose mark is gone may
+    /// not have been told of everything, and forgets all.
+    async fn check_lineage(&self, heard: &mut Heard) -> Result<Lineage, RegistryError> {
+        let key = self.keys.lineage(&self.node_id);
+        let read = |value: &[u8]| u64::from_str_radix(std::str::from_utf8(value).ok()?, 16).ok();
+        let found = self.registry.get(&key).await?.and_then(|entry| read(&entry.value));
+        let lineage = *heard.lineage.get_or_insert_with(|| Lineage { found, mine: fastrand::u64(1..) });
+        if found == Some(lineage.mine) || !self.is_shared {
+            return Ok(lineage);
+        }
+        if self.was_read.swap(true, atomic::Ordering::Relaxed) && !without(Mechanism::Lineage) {
+            tracing::warn!("the registry has lost what it knew of this node, which may not have been told of all; it forgets all that it has");
+            let under = self.node.ring().heard_of_any();
+            done(self.node.caches().map(|cache| cache.clear(0, under))).await;
+        }
+        // Where the registry takes nothing now, the mark is made with the next reading.
+        match self.registry.put(&key, format!("{:016x}", lineage.mine).into_bytes(), None).await {
+            Ok(()) => {}
+            Err(error) => tracing::debug!(%error, "the mark of this start was not made"),
+        }
+        Ok(lineage)
     }
 
     /// Does what records say, and removes those that are this node's alone.
@@ -128,7 +176,7 @@ impl Invalidations {
                                 heard.said = Some(Instant::now());
                                 tracing::warn!(key = change.key, %error, "an invalidation that cannot be read; its group is cleared");
                             }
-                            begun.extend(self.node.cache(group).ok().map(|cache| cache.clear(0)));
+                            begun.extend(self.node.cache(group).ok().map(|cache| cache.clear(0, self.node.ring().heard_of_any())));
                         }
                         Err(_) => {}
                     }
@@ -147,6 +195,8 @@ impl Invalidations {
     /// A group is cleared with each new generation, also where it is no greater than the last: then the registry has lost that, or it
     /// was none.
     fn hear_of_generation(&self, group: &str, value: &[u8], heard: &mut Heard) -> Option<Begun> {
+        // Whoever has cleared it may know any ring that there is.
+        let under = self.node.ring().heard_of_any();
         let cache = self.node.cache(group).ok()?;
         match membership::Group::decode(value) {
             Ok(membership::Group { generation, .. }) => {
@@ -154,10 +204,10 @@ impl Invalidations {
                 let is_believable = membership::Group::is_believable(generation, wall_clock_ms());
                 match generation.cmp(&cache.generation()) {
                     _ if last == Some(generation) => None,
-                    Ordering::Greater if is_believable => Some(cache.clear_to(generation)),
+                    Ordering::Greater if is_believable => Some(cache.clear_to(generation, under)),
                     Ordering::Equal => None,
                     // A number that is not kept: every later one would be less.
-                    Ordering::Greater | Ordering::Less => Some(cache.clear(0)),
+                    Ordering::Greater | Ordering::Less => Some(cache.clear(0, under)),
                 }
             }
             Err(error) => {
@@ -174,20 +224,18 @@ impl Invalidations {
         if without(Mechanism::Hints) {
             return;
         }
-        // The fence first: what it shuts out must not come after the invalidation.
-        if let Some(Fence { client, slot, epoch }) = record.fence {
-            self.node.fences().raise(Opening { client, slot, epoch }, Instant::now());
-        }
         // A hint to look, like any caller's word.
         self.node.ring().knows(record.ring_version);
         self.node.metrics().invalidations.fetch_add(1, atomic::Ordering::Relaxed);
+        let under = self.node.ring().heard_of(record.ring_version);
         let Ok(cache) = self.node.cache(group) else { return };
         tracing::debug!(group, keys = record.keys.as_ref().map(Vec::len), "invalidation left by a client");
         match record.keys {
-            None => begun.push(cache.clear(0)),
-            Some(keys) => {
-                begun.extend(keys.into_iter().filter_map(|key| cache.delete(&Bytes::from(key)).ok()))
-            }
+            None => begun.push(cache.clear(0, under)),
+            Some(keys) => begun.extend(keys.into_iter().filter_map(|key| {
+                let delete = Delete { key: &Bytes::from(key), under, stamp: 0, then_set: None };
+                cache.delete(delete, Instant::now()).ok()
+            })),
         }
     }
 }

@@ -100,12 +100,6 @@ impl Rights {
         &self.name
     }
 
-    /// Whether the caller may set, delete or clear anywhere: only such callers are believed what they say of the ring beyond what
-    /// the node knows.
-    pub(crate) fn writes(&self) -> bool {
-        !(self.set.is_empty() && self.delete.is_empty() && self.clear.is_empty())
-    }
-
     fn scope(&self, action: Action) -> Option<&Scope> {
         match action {
             Action::Read => Some(&self.read),

@@ -4,6 +4,7 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use peanut_proto::address;
@@ -33,7 +34,7 @@ use crate::connections::{ConnectionLimiter, ConnectionLimits};
 use crate::connections::{CountStreams, Handshake, Listener};
 use crate::error::Error;
 use crate::hot::HotKey;
-use crate::invalidations::Invalidations;
+use crate::invalidations::{Invalidations, Lineage};
 use crate::persistence::{Persistence, PersistenceOptions, PersistenceStats};
 use crate::registration::Registration;
 use crate::rights::Token;
@@ -245,13 +246,15 @@ impl Server {
         tokio::pin!(serving);
         let stop_registration = CancellationToken::new();
         let _ticking = self.node.wake().tick();
-        let (known, is_known) = watch::channel(false);
+        let (known, is_known) = watch::channel(None);
         let _following = registration.as_ref().map(|registration| {
             let follow = Invalidations {
                 registry: registration.registry.clone(),
                 keys: registration.keys.clone(),
                 node_id: registration.node.id.clone(),
                 node: self.node.clone(),
+                is_shared: self.options.registry.is_some(),
+                was_read: AtomicBool::new(false),
             };
             AbortOnDropHandle::new(tokio::spawn(follow.run(known)))
         });
@@ -463,11 +466,14 @@ impl Server {
         &self,
         persistence: Option<&mut Persistence>,
         mut joined: watch::Receiver<bool>,
-        mut known: watch::Receiver<bool>,
+        mut known: watch::Receiver<Option<Lineage>>,
     ) -> Infallible {
         if let Some(persistence) = persistence {
             // Both end where there is no registry.
-            let _ = known.wait_for(|known| *known).await;
+            let known = known.wait_for(Option::is_some).await.ok().and_then(|known| *known);
+            if let Some(lineage) = known.filter(|_| self.options.registry.is_some()) {
+                persistence.take_lineage(lineage);
+            }
             let has_joined = joined.wait_for(|joined| *joined).await.is_ok();
             persistence.restore(has_joined.then(|| self.node.ring().version()));
         }

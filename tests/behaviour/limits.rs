@@ -160,7 +160,7 @@ async fn a_lane_is_opened_once_and_names_as_many_groups_as_there_are() {
     let channel = channel(&server).await;
     let mut lane = raw_lane(&channel).await;
     let mut frame = RequestWriter::default();
-    (0..200_000).for_each(|epoch| frame.open(epoch, 0, epoch));
+    (0..200_000).for_each(|epoch| frame.open(epoch));
     lane.requests.send(frame.take()).unwrap();
     let status = timeout(PATIENCE, lane.answers.message()).await.unwrap().unwrap_err();
     assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status:?}");
@@ -221,7 +221,7 @@ async fn leases_that_are_written_away_at_once_leave_nothing_behind() {
         }
         for _ in 0..2_000 {
             frame.get(&get(id, &key, OnMiss::Lease));
-            let write = Write::Delete { key: &key };
+            let write = Write::Delete { key: &key, then_set: false };
             frame.write(&WriteOperation { id: id + 1, group: 0, deadline_ms: 0, failover: false, write });
             id += 2;
         }

@@ -24,7 +24,7 @@ use crate::config::Config;
 use crate::connect::Connector;
 use crate::connection::ConnectionTask;
 use crate::health::Signal;
-use crate::node::{Node, Probed, never_connected, reason};
+use crate::node::{Node, Probed, reason};
 
 /// How often deadlines and silence are looked at while something is in flight.
 const TICK: Duration = Duration::from_millis(10);
@@ -101,7 +101,7 @@ impl Driver {
     }
 
     async fn open(&self, epoch: u64) -> Result<Streaming<ResponseFrame>, Failure> {
-        self.shared.state.lock().opened(self.config.identity.client_id, self.slot, epoch);
+        self.shared.state.lock().opened(self.config.identity.client_id, epoch);
         let requests = Requests { shared: self.shared.clone(), epoch };
         let channel = self.connector.channel(self.task.clone());
         let mut client = PeanutClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
@@ -138,13 +138,10 @@ impl Driver {
             watch.heard(Instant::now());
             match self.with_state(|state, deliveries| {
                 let taken = state.take_answers(&frame, deliveries);
-                taken.map(|()| (state.is_draining(), state.is_fenced()))
+                taken.map(|()| state.is_draining())
             }) {
-                Ok((_, true)) => {
-                    return Failure::Broken("the lane was shut out and is opened again".into());
-                }
-                Ok((false, _)) => self.saw(Signal::Answered),
-                Ok((true, _)) => self.saw(Signal::ProbeFailed),
+                Ok(false) => self.saw(Signal::Answered),
+                Ok(true) => self.saw(Signal::ProbeFailed),
                 Err(error) => return Failure::Broken(error.to_string().into()),
             }
         }
@@ -282,7 +279,9 @@ impl Driver {
     }
 
     fn lost(&self, status: &Status) -> Failure {
-        self.saw(if never_connected(status) { Signal::NotConnected } else { Signal::Failed });
+        if let Some(node) = self.node.upgrade() {
+            node.lost(status);
+        }
         Failure::Lost(reason(status).into())
     }
 }

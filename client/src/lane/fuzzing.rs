@@ -24,7 +24,7 @@ const CALLERS: usize = 40;
 pub fn answers(mut input: &[u8]) {
     let now = Instant::now();
     let mut lane = LaneState::new(Limits { operations: CALLERS, queued_bytes: 1 << 20 });
-    lane.opened(1, 0, 1);
+    lane.opened(1, 1);
     let keys: Vec<String> = (0..CALLERS / 2).map(|key| format!("k{key}")).collect();
     let mut waiting: Vec<_> = (0..CALLERS)
         .map(|at| {
@@ -34,7 +34,7 @@ pub fn answers(mut input: &[u8]) {
                 2 => Want::Get { on_miss: OnMiss::Lease, token: 0 },
                 3 => Want::Get { on_miss: OnMiss::Peek, token: 0 },
                 4 => Want::Write(Write::Set { key, outcome: Filled::Value(b"v"), ttl_ms: 0, token: 7 }),
-                5 => Want::Write(Write::Delete { key }),
+                5 => Want::Write(Write::Delete { key, then_set: false }),
                 _ => Want::LOAD,
             };
             let ask = Ask {
@@ -109,7 +109,7 @@ mod tests {
             frame.answer(&AnswerFields { token: 5, ..answer(2, Outcome::Fill) }, b"");
             frame.answer(&answer(3, Outcome::Done), b"");
             frame.failure(4, ErrorCode::Overloaded, "full");
-            frame.failure(5, ErrorCode::Fenced, "a later lane");
+            frame.failure(5, ErrorCode::ShuttingDown, "the node stops");
             frame.pong();
             frame.closing();
         });

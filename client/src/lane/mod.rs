@@ -99,6 +99,8 @@ pub(crate) struct Reply {
     pub(crate) ttl: Duration,
     /// The fill token, with the outcome that says so.
     pub(crate) token: u64,
+    /// With a token: the key may have been written since the node came to own it.
+    pub(crate) written: bool,
     /// Gives it back.
     pub(crate) lease: Option<Arc<Lease>>,
     /// Newest ring version that the node has heard of.

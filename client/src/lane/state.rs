@@ -102,8 +102,6 @@ pub(super) struct LaneState {
     open: Option<u64>,
     /// What the first frame of the stream begins with.
     opening: Option<RequestFrame>,
-    /// The node says that a later lane has taken over.
-    fenced: bool,
     /// The node closes the lane: nothing more goes in.
     draining: bool,
     writer: Option<Waker>,
@@ -163,7 +161,6 @@ impl LaneState {
             heard_version: 0,
             open: None,
             opening: None,
-            fenced: false,
             draining: false,
             writer: None,
             busy_since: None,
@@ -365,9 +362,9 @@ impl LaneState {
 
     /// Begins anew on a stream that has just been asked for; what was written before the stream was there
     /// goes first.
-    pub(super) fn opened(&mut self, client_id: u64, slot: u32, epoch: u64) {
+    pub(super) fn opened(&mut self, client_id: u64, epoch: u64) {
         let mut opening = RequestWriter::default();
-        opening.open(client_id, slot, epoch);
+        opening.open(client_id);
         self.opening = Some(opening.take());
         self.open = Some(epoch);
         self.heard_version = 0;
@@ -384,7 +381,6 @@ impl LaneState {
                 ResponseField::RingVersion(version) => self.heard_version = version,
                 ResponseField::Answer(answer, value) => self.take_answer(&answer, value, deliveries)?,
                 ResponseField::Failure { id, code, message } => {
-                    self.fenced |= code == ErrorCode::Fenced;
                     self.finish(id, Err(Failure::Said(code, message.into())), deliveries)?;
                 }
                 ResponseField::Pong => {}
@@ -396,11 +392,6 @@ impl LaneState {
             }
         }
         Ok(())
-    }
-
-    /// Whether the lane has to be opened again for its writes to be done.
-    pub(super) fn is_fenced(&self) -> bool {
-        self.fenced
     }
 
     pub(super) fn is_draining(&self) -> bool {
@@ -436,10 +427,10 @@ impl LaneState {
                 (pieces.first, std::mem::take(&mut pieces.value).freeze())
             }
         };
-        let AnswerFields { outcome, token, age_ms, ttl_ms, .. } = answer;
+        let AnswerFields { outcome, token, age_ms, ttl_ms, written, .. } = answer;
         let (age, ttl) = (Duration::from_millis(age_ms), Duration::from_millis(ttl_ms));
         let ring_version = self.heard_version;
-        let reply = Reply { outcome, value, age, ttl, token, lease: None, ring_version };
+        let reply = Reply { outcome, value, age, ttl, token, written, lease: None, ring_version };
         self.finish(answer.id, Ok(reply), deliveries)
     }
 
@@ -499,7 +490,6 @@ impl LaneState {
         self.told_groups.clear();
         self.open = None;
         self.opening = None;
-        self.fenced = false;
         self.draining = false;
         self.parked = false;
         self.writer.take().into_iter().for_each(Waker::wake);

@@ -64,6 +64,8 @@ pub enum Write<'a> {
     Delete {
         /// The key.
         key: &'a [u8],
+        /// It is to be set next: a fill token is asked for.
+        then_set: bool,
     },
     /// Forgets the group.
     Clear {
@@ -95,11 +97,9 @@ pub struct RequestWriter {
 }
 
 impl RequestWriter {
-    /// Opens a lane: the client's random number, the lane's slot, and how often it was opened.
-    pub fn open(&mut self, client_id: u64, slot: u32, epoch: u64) {
-        let length = number_length(client_id) + number_length(slot.into()) + number_length(epoch);
-        let fields = Fields::new().header(1, length);
-        fields.number(1, client_id).number(2, slot.into()).number(3, epoch).put(&mut self.buffer);
+    /// Opens a lane: the client's random number.
+    pub fn open(&mut self, client_id: u64) {
+        Fields::new().header(1, number_length(client_id)).number(1, client_id).put(&mut self.buffer);
     }
 
     /// Says the ring version that the operations of this frame go by.
@@ -144,12 +144,12 @@ impl RequestWriter {
     pub fn write(&mut self, operation: &WriteOperation<'_>) {
         let (kind, key) = match operation.write {
             Write::Set { key, .. } => (Kind::Set, key),
-            Write::Delete { key } => (Kind::Delete, key),
+            Write::Delete { key, .. } => (Kind::Delete, key),
             Write::Clear { .. } => (Kind::Clear, &[][..]),
             Write::Release { .. } => (Kind::Release, &[][..]),
         };
         let (mut value, mut ttl, mut fill, mut not_found, mut error) = (&[][..], 0, 0, false, "");
-        let mut raised = 0;
+        let (mut raised, mut on_miss) = (0, OnMiss::Load);
         match operation.write {
             Write::Set { outcome, ttl_ms, token, .. } => {
                 (ttl, fill) = (ttl_ms, token);
@@ -159,7 +159,7 @@ impl RequestWriter {
                     Filled::Failed(message) => error = message,
                 }
             }
-            Write::Delete { .. } => {}
+            Write::Delete { then_set, .. } => on_miss = if then_set { OnMiss::Lease } else { on_miss },
             Write::Clear { generation } => raised = generation,
             Write::Release { token } => fill = token,
         }
@@ -168,6 +168,7 @@ impl RequestWriter {
             + number_length(operation.group.into())
             + bytes_length(key)
             + number_length(operation.deadline_ms.into())
+            + number_length(on_miss as u64)
             + number_length(operation.failover.into())
             + bytes_length(value)
             + number_length(ttl)
@@ -179,8 +180,8 @@ impl RequestWriter {
         let fields = Fields::new().header(5, length).number(1, operation.id.into()).number(2, kind as u64);
         fields.number(3, operation.group.into()).header_of(4, key).put(&mut self.buffer);
         self.buffer.extend_from_slice(key);
-        let fields =
-            Fields::new().number(5, operation.deadline_ms.into()).number(8, operation.failover.into());
+        let fields = Fields::new().number(5, operation.deadline_ms.into()).number(6, on_miss as u64);
+        let fields = fields.number(8, operation.failover.into());
         fields.header_of(9, value).put(&mut self.buffer);
         self.buffer.extend_from_slice(value);
         let fields = Fields::new().number(10, ttl).number(11, fill).number(12, not_found.into());
@@ -231,10 +232,6 @@ pub enum RequestField<'a> {
     Open {
         /// Random number of the client.
         client_id: u64,
-        /// The lane's position in the client's pool.
-        slot: u32,
-        /// Raised each time the slot is opened.
-        epoch: u64,
     },
     /// The ring version that operations go by from here on.
     RingVersion(u64),
@@ -357,16 +354,13 @@ fn small(value: Value<'_>) -> Result<u32, FrameError> {
 }
 
 fn read_open(mut from: &[u8]) -> Result<RequestField<'static>, FrameError> {
-    let (mut client_id, mut slot, mut epoch) = (0, 0, 0);
+    let mut client_id = 0;
     while !from.is_empty() {
-        match take_field(&mut from)? {
-            (1, value) => client_id = value.number()?,
-            (2, value) => slot = small(value)?,
-            (3, value) => epoch = value.number()?,
-            _ => {}
+        if let (1, value) = take_field(&mut from)? {
+            client_id = value.number()?;
         }
     }
-    Ok(RequestField::Open { client_id, slot, epoch })
+    Ok(RequestField::Open { client_id })
 }
 
 fn read_group(mut from: &[u8]) -> Result<RequestField<'_>, FrameError> {

@@ -22,6 +22,8 @@ pub struct AnswerFields {
     pub token: u64,
     /// Length of the whole value where it comes in pieces.
     pub value_bytes: u64,
+    /// With a token: the key may have been written since the node came to own it.
+    pub written: bool,
 }
 
 /// Writes response frames, answer by answer.
@@ -45,13 +47,15 @@ impl ResponseWriter {
             + number_length(answer.age_ms)
             + number_length(answer.ttl_ms)
             + number_length(answer.token)
-            + number_length(answer.value_bytes);
+            + number_length(answer.value_bytes)
+            + number_length(answer.written.into());
         self.buffer.reserve(length + 10);
         let before = Fields::new().header(2, length).number(1, answer.id.into()).number(2, outcome);
         before.header_of(3, value).put(&mut self.buffer);
         self.buffer.extend_from_slice(value);
         let after = Fields::new().number(4, answer.age_ms).number(5, answer.ttl_ms);
-        after.number(7, answer.token).number(9, answer.value_bytes).put(&mut self.buffer);
+        let after = after.number(7, answer.token).number(9, answer.value_bytes);
+        after.number(10, answer.written.into()).put(&mut self.buffer);
     }
 
     /// Appends the answer that an operation has failed.
@@ -155,6 +159,7 @@ fn read_answer<'a>(frame: &Bytes, mut from: &'a [u8]) -> Result<ResponseField<'a
             (7, value) => answer.token = value.number()?,
             (8, value) => error = Some(value.bytes()?),
             (9, value) => answer.value_bytes = value.number()?,
+            (10, value) => answer.written = value.number()? != 0,
             _ => {}
         }
     }

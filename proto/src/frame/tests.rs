@@ -6,6 +6,7 @@ use prost::Message;
 
 use super::*;
 use crate::v1;
+use crate::v1::OnMiss;
 use crate::v1::operation::Kind;
 use crate::v1::{ErrorCode, Outcome};
 
@@ -75,7 +76,10 @@ fn operations() -> impl Strategy<Value = Vec<v1::Operation>> {
         let base = v1::Operation { id, kind, group: 3, deadline_ms: 7, failover, ..v1::Operation::default() };
         match (base.kind(), filled) {
             (Kind::Clear, _) => v1::Operation { generation: number, ..base },
-            (Kind::Delete, _) => v1::Operation { key: key.into(), ..base },
+            (Kind::Delete, filled) => {
+                let on_miss = if filled == 0 { OnMiss::Lease } else { OnMiss::Load }.into();
+                v1::Operation { key: key.into(), on_miss, ..base }
+            }
             (Kind::Release, _) => v1::Operation { token, ..base },
             (_, 0) => v1::Operation { key: key.into(), value: value.into(), ttl_ms: number, token, ..base },
             (_, 1) => v1::Operation { key: key.into(), not_found: true, ttl_ms: number, token, ..base },
@@ -121,10 +125,10 @@ proptest! {
     #[test]
     fn requests_are_what_generated_code_reads_and_writes(
         operations in operations(), version in any::<u64>(), name in "\\PC{0,40}", waited_ms in any::<u32>(),
-        client_id in any::<u64>(), slot in any::<u32>(), epoch in any::<u64>(),
+        client_id in any::<u64>(),
     ) {
         let mut writer = RequestWriter::default();
-        writer.open(client_id, slot, epoch);
+        writer.open(client_id);
         writer.ring_version(version);
         writer.group(7, &name);
         writer.waited_ms(waited_ms);
@@ -144,7 +148,7 @@ proptest! {
                     continue;
                 }
                 Kind::Set => Write::Set { key: &o.key, outcome, ttl_ms: o.ttl_ms, token: o.token },
-                Kind::Delete => Write::Delete { key: &o.key },
+                Kind::Delete => Write::Delete { key: &o.key, then_set: o.on_miss() == OnMiss::Lease },
                 Kind::Clear => Write::Clear { generation: o.generation },
                 Kind::Release => Write::Release { token: o.token },
             };
@@ -154,7 +158,7 @@ proptest! {
         writer.ping();
         let read = LaneRequest::decode(writer.take().0).unwrap();
         prop_assert_eq!(&read, &LaneRequest {
-            open: Some(v1::LaneOpen { client_id, slot, epoch }),
+            open: Some(v1::LaneOpen { client_id }),
             ring_version: version,
             groups: vec![v1::GroupName { number: 7, name: name.clone() }],
             operations: operations.clone(),
@@ -165,7 +169,7 @@ proptest! {
         let whole = LaneRequest { operations: operations.clone(), ..read };
         let frame = RequestFrame(whole.encode_to_vec().into());
         let mut fields = frame.fields().map(Result::unwrap);
-        prop_assert_eq!(fields.next(), Some(RequestField::Open { client_id, slot, epoch }));
+        prop_assert_eq!(fields.next(), Some(RequestField::Open { client_id }));
         if version != 0 {
             prop_assert_eq!(fields.next(), Some(RequestField::RingVersion(version)));
         }
@@ -208,7 +212,7 @@ proptest! {
                 None => writer.answer(
                     &AnswerFields {
                         id: a.id, outcome: a.outcome(), age_ms: a.age_ms, ttl_ms: a.ttl_ms, token: a.token,
-                        value_bytes: a.value_bytes,
+                        value_bytes: a.value_bytes, written: a.written,
                     },
                     &a.value,
                 ),
@@ -232,7 +236,7 @@ proptest! {
                 None => ResponseField::Answer(
                     AnswerFields {
                         id: a.id, outcome: a.outcome(), age_ms: a.age_ms, ttl_ms: a.ttl_ms, token: a.token,
-                        value_bytes: a.value_bytes,
+                        value_bytes: a.value_bytes, written: a.written,
                     },
                     a.value.clone(),
                 ),

@@ -52,6 +52,9 @@ pub struct GetResponse {
     /// With outcome FILL.
     #[prost(uint64, tag = "7")]
     pub token: u64,
+    /// With FILL: the key may have been written since the node came to own it, so that what an earlier owner has of it may be outdated.
+    #[prost(bool, tag = "8")]
+    pub written: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SetRequest {
@@ -108,25 +111,24 @@ pub struct DeleteRequest {
     /// Forget the whole group, whatever its generation: for fleets without a registry.
     #[prost(bool, tag = "5")]
     pub all: bool,
+    /// The caller is about to set the one key of `keys`, and asks for a fill token to do so. Needs the right to set, not to delete.
+    #[prost(bool, tag = "6")]
+    pub then_set: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteResponse {
     #[prost(uint64, tag = "1")]
     pub ring_version: u64,
+    /// With `then_set`: the fill token; 0 where there was no room for one.
+    #[prost(uint64, tag = "2")]
+    pub token: u64,
 }
-/// Opens a lane. Writes of one key ride one slot, in order; a slot that is opened again fences its
-/// predecessor: what that one has not yet executed is answered FENCED.
+/// Opens a lane.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LaneOpen {
-    /// Random number of the client process.
+    /// Random number of the client process, for logs.
     #[prost(uint64, tag = "1")]
     pub client_id: u64,
-    /// Position of the lane in the client's pool for this node.
-    #[prost(uint32, tag = "2")]
-    pub slot: u32,
-    /// Raised each time this client opens this slot.
-    #[prost(uint64, tag = "3")]
-    pub epoch: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GroupName {
@@ -150,7 +152,7 @@ pub struct Operation {
     /// Remaining time in milliseconds when the operation was written; 0: none given.
     #[prost(uint32, tag = "5")]
     pub deadline_ms: u32,
-    /// As in GetRequest.
+    /// As in GetRequest. DELETE with LEASE: as `then_set` in DeleteRequest.
     #[prost(enumeration = "OnMiss", tag = "6")]
     pub on_miss: i32,
     #[prost(uint64, tag = "7")]
@@ -249,6 +251,9 @@ pub struct Answer {
     /// answers to other operations may come between them.
     #[prost(uint64, tag = "9")]
     pub value_bytes: u64,
+    /// As in GetResponse.
+    #[prost(bool, tag = "10")]
+    pub written: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Invalidation {
@@ -376,21 +381,19 @@ pub enum ErrorCode {
     DeadlinePassed = 7,
     /// The node is shutting down. Nothing was done.
     ShuttingDown = 8,
-    /// A later lane of the same slot has taken over. Nothing was done.
-    Fenced = 9,
     /// A bug in the server.
-    InternalError = 10,
+    InternalError = 9,
     /// The call has no token that the node knows, or had it over a connection that others can read.
-    Unauthenticated = 11,
+    Unauthenticated = 10,
     /// The token has no right to do this to this group.
-    PermissionDenied = 12,
+    PermissionDenied = 11,
     /// The call names another node or fleet (metadata `peanut-to-bin`) than this one. Nothing was done.
-    WrongNode = 13,
+    WrongNode = 12,
     /// A failover get of a group without a loader: the successor has no entry, and cannot tell whether the
     /// key's owner has one.
-    NoLoader = 14,
+    NoLoader = 13,
     /// The request goes by a ring version that this node's registry does not have. Nothing was done.
-    RingUnknown = 15,
+    RingUnknown = 14,
 }
 impl ErrorCode {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -408,7 +411,6 @@ impl ErrorCode {
             Self::ValueTooLarge => "VALUE_TOO_LARGE",
             Self::DeadlinePassed => "DEADLINE_PASSED",
             Self::ShuttingDown => "SHUTTING_DOWN",
-            Self::Fenced => "FENCED",
             Self::InternalError => "INTERNAL_ERROR",
             Self::Unauthenticated => "UNAUTHENTICATED",
             Self::PermissionDenied => "PERMISSION_DENIED",
@@ -429,7 +431,6 @@ impl ErrorCode {
             "VALUE_TOO_LARGE" => Some(Self::ValueTooLarge),
             "DEADLINE_PASSED" => Some(Self::DeadlinePassed),
             "SHUTTING_DOWN" => Some(Self::ShuttingDown),
-            "FENCED" => Some(Self::Fenced),
             "INTERNAL_ERROR" => Some(Self::InternalError),
             "UNAUTHENTICATED" => Some(Self::Unauthenticated),
             "PERMISSION_DENIED" => Some(Self::PermissionDenied),
@@ -549,7 +550,8 @@ pub mod peanut_client {
             self.inner.unary(req, path, codec).await
         }
         /// Stores a value at the node that owns the key. Whoever has it loaded meanwhile, and stores it later,
-        /// does not win over this. Status codes as for Get.
+        /// does not win over this. One without a token that is late, because the network was, may overtake a later write: whoever
+        /// cannot have that deletes the key first (`then_set`), and sets it with the token. Status codes as for Get.
         pub async fn set(
             &mut self,
             request: impl tonic::IntoRequest<super::SetRequest>,
@@ -642,7 +644,8 @@ pub mod peanut_server {
             Err(tonic::Status::unimplemented("Not yet implemented"))
         }
         /// Stores a value at the node that owns the key. Whoever has it loaded meanwhile, and stores it later,
-        /// does not win over this. Status codes as for Get.
+        /// does not win over this. One without a token that is late, because the network was, may overtake a later write: whoever
+        /// cannot have that deletes the key first (`then_set`), and sets it with the token. Status codes as for Get.
         async fn set(
             &self,
             request: tonic::Request<super::SetRequest>,

@@ -73,6 +73,11 @@ impl Keys {
         format!("{}groups/{group}", self.prefix)
     }
 
+    /// Key of the mark that a node makes in the registry and on its disk at each start.
+    pub fn lineage(&self, node_id: &str) -> String {
+        format!("{}lineage/{node_id}", self.prefix)
+    }
+
     /// What the keys of all invalidations begin with.
     pub fn all_undelivered(&self) -> String {
         format!("{}undelivered/", self.prefix)

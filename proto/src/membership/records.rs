@@ -93,20 +93,6 @@ pub struct Undelivered {
     pub ring_version: u64,
     /// When it was written, in milliseconds since 1970.
     pub at_ms: u64,
-    /// The lane that could not deliver it: what still comes of that is not to be done any more.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fence: Option<Fence>,
-}
-
-/// A slot of a client, and the first of its openings that is not shut out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Fence {
-    /// Random number of the client, as its lanes say it.
-    pub client: u64,
-    /// The slot.
-    pub slot: u32,
-    /// Lanes with a smaller epoch are shut out.
-    pub epoch: u64,
 }
 
 /// The record that PeanutCache and every grpc-go etcd resolver read, under `<service>/<addr>`.

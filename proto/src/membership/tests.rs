@@ -103,7 +103,6 @@ fn the_other_records_read_back() {
         keys: Some(vec![b"Tom".to_vec(), vec![0, 255]]),
         ring_version: 3,
         at_ms: 4,
-        fence: Some(Fence { client: u64::MAX, slot: 1, epoch: 2 }),
     };
     assert_eq!(Undelivered::decode(&undelivered.encode()).unwrap(), undelivered);
     let whole = Undelivered { keys: None, ..undelivered };

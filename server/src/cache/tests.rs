@@ -20,7 +20,13 @@ fn get(key: &str) -> Get {
         traceparent: Bytes::new(),
         may_fill: Ok(()),
         deadline: None,
+        may_hand_over: false,
     }
+}
+
+/// Deletes a key.
+pub(super) fn delete(cache: &Arc<Cache>, key: &Bytes) -> Begun {
+    cache.delete(Delete { key, under: 1, stamp: 1, then_set: None }, Instant::now()).unwrap()
 }
 
 /// Begins a get, and whatever load it needs, without waiting for it.
@@ -315,7 +321,7 @@ async fn a_poisoned_flight_answers_those_who_wait_and_stores_nothing() {
     let (cache, loads, gate) = fixture(|g| g);
     let before = begin(&cache, &get("gated"));
     tokio::task::yield_now().await;
-    let _ = cache.delete(&get("gated").key).unwrap();
+    let _ = delete(&cache, &get("gated").key);
     let after = begin(&cache, &get("gated"));
     tokio::task::yield_now().await;
     gate.notify_waiters();
@@ -361,6 +367,7 @@ async fn what_a_reader_says_removes_nothing_where_there_is_no_loader() {
         ttl: None,
         stamp: 5,
         origin: Origin::Owner,
+        under: 1,
         token: 0,
     };
     let _ = cache.set(set, Instant::now()).unwrap();
@@ -399,6 +406,7 @@ fn fill(cache: &Arc<Cache>, token: Token, value: &'static str) -> Outcome {
         ttl: None,
         stamp: 1,
         origin: Origin::Owner,
+        under: 1,
         token,
     };
     match cache.set(set, Instant::now()).unwrap() {
@@ -423,11 +431,11 @@ async fn a_late_value_is_stored_and_answers_whoever_waits_unless_the_key_was_wri
     assert_eq!(fill(&cache, second, "of the second"), Outcome::Done, "it is no older");
     assert_eq!(fill(&cache, first, "again"), Outcome::Refused, "a token is good once");
 
-    let _ = cache.delete(&get("k").key).unwrap();
+    let _ = delete(&cache, &get("k").key);
     let late = leased(&cache).await;
     tokio::time::advance(limit).await;
     cache.sweep(0.0);
-    let _ = cache.delete(&get("k").key).unwrap();
+    let _ = delete(&cache, &get("k").key);
     assert_eq!(fill(&cache, late, "old"), Outcome::Refused);
     assert_eq!(ask(&cache, get("k")).await.unwrap().outcome, Outcome::NotFound);
 }
@@ -455,7 +463,7 @@ async fn leases_that_are_written_away_are_bounded_and_do_not_stay() {
     let mut leases = 0;
     while cache.begin(&lease, &account, Instant::now()).is_ok() {
         leases += 1;
-        let _ = cache.delete(&lease.key).unwrap();
+        let _ = delete(&cache, &lease.key);
     }
     assert_eq!(leases, crate::budget::Budgets::CONNECTION_OPERATIONS / (1 + OPERATION_BYTES));
     tokio::time::advance(Duration::from_secs(5)).await;
@@ -468,7 +476,7 @@ async fn a_clear_is_done_once_and_none_is_skipped_for_what_a_client_says() {
     let (cache, _, _) = fixture(|g| g);
     for foretold in [2, u64::from(u32::MAX), u64::MAX, 0] {
         ask(&cache, get("k")).await.unwrap();
-        cache.clear(foretold).answer().await.unwrap();
+        cache.clear(foretold, 1).answer().await.unwrap();
         assert_eq!(
             (cache.entries().len(), cache.generation()),
             (0, 0),
@@ -477,18 +485,18 @@ async fn a_clear_is_done_once_and_none_is_skipped_for_what_a_client_says() {
     }
     // The registry's word comes while the client's waits: what is set after that stays.
     ask(&cache, get("k")).await.unwrap();
-    let told = tokio::spawn(cache.clear(2).answer());
+    let told = tokio::spawn(cache.clear(2, 1).answer());
     tokio::task::yield_now().await;
     assert_eq!(cache.entries().len(), 1);
-    cache.clear_to(2).answer().await.unwrap();
+    cache.clear_to(2, 1).answer().await.unwrap();
     told.await.unwrap().unwrap();
     assert_eq!((cache.entries().len(), cache.generation()), (0, 2));
     ask(&cache, get("k")).await.unwrap();
-    for begun in [cache.clear_to(2), cache.clear(2), cache.clear(1)] {
+    for begun in [cache.clear_to(2, 1), cache.clear(2, 1), cache.clear(1, 1)] {
         begun.answer().await.unwrap();
     }
     assert_eq!(cache.entries().len(), 1, "it has been done");
-    cache.clear_to(3).answer().await.unwrap();
+    cache.clear_to(3, 1).answer().await.unwrap();
     assert_eq!(cache.entries().len(), 0);
 }
 
@@ -505,6 +513,7 @@ async fn a_value_that_is_too_large_to_be_kept_is_counted_and_set_says_so() {
         ttl: None,
         stamp: 1,
         origin: Origin::Owner,
+        under: 1,
         token: 0,
     };
     let _ = cache.set(set(100), Instant::now()).unwrap();

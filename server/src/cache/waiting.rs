@@ -26,7 +26,7 @@ pub(crate) enum Waiting {
     /// A get, until there is room for the value that it asks for.
     Room { cache: Arc<Cache>, get: Box<Get>, account: Arc<Account>, operation: Held },
     /// A clear, until the registry has told of it, or has not in time.
-    Registry { cache: Arc<Cache>, generation: u64 },
+    Registry { cache: Arc<Cache>, generation: u64, under: u64 },
     /// A write, until it would outlive the process.
     Disk { cache: Arc<Cache>, number: WriteNumber, answer: Answer },
 }
@@ -40,8 +40,8 @@ impl Waiting {
                 }
                 return Ok(answer);
             }
-            Waiting::Registry { cache, generation } => {
-                return Box::pin(cache.clear_when_told(generation)).await;
+            Waiting::Registry { cache, generation, under } => {
+                return Box::pin(cache.clear_when_told(generation, under)).await;
             }
             Waiting::Room { cache, get, account, operation } => {
                 let answer = cache.when_there_is_room(&get, &account, operation).await;

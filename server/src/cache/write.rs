@@ -17,13 +17,29 @@ use tokio::time::{Instant, timeout};
 
 use super::{Answer, Begun, Cache, Waiting};
 use crate::error::Failure;
-use crate::flight::{Fill, Token};
+use crate::budget::{Account, OPERATION_BYTES, Reservation};
+use crate::flight::{Fill, ThenSet, Token};
 use crate::persistence::WriteNumber;
 use crate::segment::key_hash;
 use crate::store::{Entry, Origin, Value};
 
 /// How long the registry may take to tell of a clear that a client has told of.
 const TELL_WITHIN: Duration = Duration::from_millis(250);
+
+/// How long others wait for the value of a writer that has deleted the key to set it.
+const SET_WITHIN: Duration = Duration::from_millis(250);
+
+/// A delete, as any service hands it in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Delete<'a> {
+    pub(crate) key: &'a Bytes,
+    /// The ring that the writer goes by.
+    pub(crate) under: u64,
+    /// The ring version under which a value is stored that the writer sets next.
+    pub(crate) stamp: u64,
+    /// Who sets the key next, if anybody does.
+    pub(crate) then_set: Option<&'a Arc<Account>>,
+}
 
 /// A set, as any service hands it in.
 #[derive(Clone, Debug)]
@@ -35,6 +51,8 @@ pub(crate) struct Set {
     /// Version of the ring that chose this node, as far as the node knows it.
     pub(crate) stamp: u64,
     pub(crate) origin: Origin,
+    /// The ring that the writer goes by.
+    pub(crate) under: u64,
     /// The token under which it was fetched; 0: none.
     pub(crate) token: Token,
 }
@@ -75,7 +93,7 @@ impl Cache {
                 return Err(Failure::new(ErrorCode::ValueTooLarge, why));
             }
             Fetched::Value(value) if !self.store.fits(&key, value.len()) && set.token == 0 => {
-                return Err(self.forget_instead(&key, value.len()));
+                return Err(self.forget_instead(&key, value.len(), set.under));
             }
             Fetched::Value(value) => (Some(Bytes::copy_from_slice(&value).into()), self.policy.ttl),
             Fetched::NotFound => (None, self.policy.negative_ttl),
@@ -88,6 +106,7 @@ impl Cache {
                 return Ok(Begun::Answered(self.filled(fill)));
             }
         };
+        let value_length = value.as_ref().map_or(0, |value: &Value| value.len());
         let entry = |stamp, origin| {
             let ttl = self.bounded(set.ttl.unwrap_or_else(|| self.jittered(ttl)), origin);
             let expires = now + self.kept_for(ttl, origin, value.is_some());
@@ -95,26 +114,32 @@ impl Cache {
         };
         if set.token != 0 {
             let landed = |stamp, origin| Ok(entry(stamp, origin));
+            let length = value_length;
             let fill = self.flights.fill(&key, set.token, landed, |entry| self.keep(&key, entry));
+            if !self.store.fits(&key, length) {
+                return Err(self.too_large(length));
+            }
             return Ok(Begun::Answered(self.filled(fill)));
         }
         let entry = entry(set.stamp, set.origin);
         self.metrics.sets.fetch_add(1, Ordering::Relaxed);
-        let number = self.flights.write(&key, || {
+        let (number, _) = self.flights.write(&key, set.under, None, || {
             self.outdate(Some(&key));
             self.store_set(&key, &entry)
         });
-        Ok(self.done(number))
+        Ok(self.done(number, Answer::only(Outcome::Done)))
     }
 
     /// Forgets a key whose new value is too large to be kept, and says so.
-    fn forget_instead(&self, key: &Bytes, length: usize) -> Failure {
-        self.flights.write(key, || self.remove(key));
+    fn forget_instead(&self, key: &Bytes, length: usize, under: u64) -> Failure {
+        self.flights.write(key, under, None, || self.remove(key));
         self.is_too_large(key, length);
-        let why = format!(
-            "the value has {length} bytes, more than group `{}` keeps; the key is forgotten",
-            self.group
-        );
+        self.too_large(length)
+    }
+
+    fn too_large(&self, length: usize) -> Failure {
+        let group = &self.group;
+        let why = format!("the value has {length} bytes, more than group `{group}` keeps; the key is forgotten");
         Failure::new(ErrorCode::ValueTooLarge, why)
     }
 
@@ -133,32 +158,43 @@ impl Cache {
         self.journal().map(|journal| journal.removed(key))
     }
 
-    /// Forgets a key.
-    pub(crate) fn delete(self: &Arc<Self>, key: &Bytes) -> Result<Begun, Failure> {
+    /// Forgets a key. Whoever is to set it next is given a token, if there is room.
+    pub(crate) fn delete(self: &Arc<Self>, delete: Delete<'_>, now: Instant) -> Result<Begun, Failure> {
+        let Delete { key, under, stamp, then_set } = delete;
         check_key(key).map_err(|why| Failure::new(ErrorCode::InvalidRequest, why))?;
-        self.metrics.deletes.fetch_add(1, Ordering::Relaxed);
+        let count = if then_set.is_some() { &self.metrics.sets } else { &self.metrics.deletes };
+        count.fetch_add(1, Ordering::Relaxed);
         let key = Bytes::copy_from_slice(key);
-        let number = self.flights.write(&key, || self.remove(&key));
-        Ok(self.done(number))
+        let then_set = then_set.and_then(|account| {
+            let held = account.operations.try_take(OPERATION_BYTES + key.len())?;
+            let reserved = Reservation::new(account, 0);
+            Some(ThenSet { stamp, until: now + SET_WITHIN, held, reserved })
+        });
+        let (number, token) = self.flights.write(&key, under, then_set, || self.remove(&key));
+        Ok(self.done(number, Answer { token, ..Answer::only(Outcome::Done) }))
     }
 
     /// Forgets all keys, as a client asks for it. The client has raised the group's `generation` in the registry before: what it says
     /// of that is a hint, and the registry's own word is waited for, so that the clear is done once. Zero: there is no registry.
-    pub(crate) fn clear(self: &Arc<Self>, generation: u64) -> Begun {
+    pub(crate) fn clear(self: &Arc<Self>, generation: u64, under: u64) -> Begun {
         if generation == 0 {
-            self.clear_where(|_| true)
+            self.clear_where(under, |_| true)
         } else if generation <= self.generation() {
-            self.done(None)
+            self.done(None, Answer::only(Outcome::Done))
         } else {
-            Begun::Waiting(Waiting::Registry { cache: self.clone(), generation })
+            Begun::Waiting(Waiting::Registry { cache: self.clone(), generation, under })
         }
     }
 
     /// Waits for the registry to tell of a generation, and clears without where it does not.
-    pub(super) async fn clear_when_told(self: &Arc<Self>, generation: u64) -> Result<Answer, Failure> {
+    pub(super) async fn clear_when_told(
+        self: &Arc<Self>,
+        generation: u64,
+        under: u64,
+    ) -> Result<Answer, Failure> {
         let mut told = self.generation.subscribe();
         if timeout(TELL_WITHIN, told.wait_for(|known| *known >= generation)).await.is_err() {
-            return Box::pin(self.clear_where(|_| true).answer()).await;
+            return Box::pin(self.clear_where(under, |_| true).answer()).await;
         }
         if let Some(journal) = self.journal() {
             journal.settled(journal.latest()).await;
@@ -167,8 +203,8 @@ impl Cache {
     }
 
     /// Forgets all keys where the registry has a later generation of the group than is known here.
-    pub(crate) fn clear_to(self: &Arc<Self>, generation: u64) -> Begun {
-        let begun = self.clear_where(|cache| cache.generation() < generation);
+    pub(crate) fn clear_to(self: &Arc<Self>, generation: u64, under: u64) -> Begun {
+        let begun = self.clear_where(under, |cache| cache.generation() < generation);
         // Whoever waits for it is told when it is done.
         self.generation.send_if_modified(|known| {
             let is_later = *known < generation;
@@ -178,19 +214,19 @@ impl Cache {
         begun
     }
 
-    fn clear_where(self: &Arc<Self>, is_due: impl FnOnce(&Cache) -> bool) -> Begun {
-        let cleared = self.flights.write_all(|| {
+    fn clear_where(self: &Arc<Self>, under: u64, is_due: impl FnOnce(&Cache) -> bool) -> Begun {
+        let cleared = self.flights.write_all(under, || {
             if !is_due(self) {
                 return None;
             }
             self.outdate(None);
             Some((self.store.clear(), self.journal().map(|journal| journal.cleared())))
         });
-        let Some((entries, number)) = cleared else { return self.done(None) };
+        let Some((entries, number)) = cleared else { return self.done(None, Answer::only(Outcome::Done)) };
         self.metrics.clears.fetch_add(1, Ordering::Relaxed);
         // Freeing millions of entries takes a while.
         drop_in_background(entries);
-        self.done(number)
+        self.done(number, Answer::only(Outcome::Done))
     }
 
     fn filled(&self, fill: Fill) -> Answer {
@@ -222,7 +258,7 @@ impl Cache {
     /// What a client that gives up its lease is answered.
     pub(crate) fn release(self: &Arc<Self>, token: Token) -> Begun {
         self.void(token);
-        self.done(None)
+        self.done(None, Answer::only(Outcome::Done))
     }
 
     /// Stores what was loaded, with the lock of the flights held, and gives the value as it is stored.
@@ -276,8 +312,8 @@ impl Cache {
         }
     }
 
-    fn done(self: &Arc<Self>, number: Option<WriteNumber>) -> Begun {
-        let answer = Answer::only(Outcome::Done);
+    /// The answer to a write, when that would outlive the process.
+    fn done(self: &Arc<Self>, number: Option<WriteNumber>, answer: Answer) -> Begun {
         match number {
             None => Begun::Answered(answer),
             Some(number) => Begun::Waiting(Waiting::Disk { cache: self.clone(), number, answer }),

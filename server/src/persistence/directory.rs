@@ -11,6 +11,7 @@ use std::time::UNIX_EPOCH;
 
 const LOCK: &str = "lock";
 const OPEN: &str = "open";
+const LINEAGE: &str = "lineage";
 
 /// What a segment has in it. The name of its file says so, since a damaged file cannot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +124,21 @@ impl Directory {
             }
         }
         Ok(removed)
+    }
+
+    /// The mark of the last start that had the folder; `None` where there is none.
+    pub(super) fn lineage(&self) -> Option<u64> {
+        let text = fs::read_to_string(self.path.join(LINEAGE)).ok()?;
+        u64::from_str_radix(text.trim(), 16).ok()
+    }
+
+    /// Marks the folder with a start.
+    pub(super) fn set_lineage(&self, lineage: u64) -> io::Result<()> {
+        self.may_fail()?;
+        let (at, next) = (self.path.join(LINEAGE), self.path.join(format!("{LINEAGE}.next")));
+        let mut file = private().create(true).write(true).truncate(true).open(&next)?;
+        writeln!(file, "{lineage:016x}")?;
+        fs::rename(next, at)
     }
 
     /// All segments, in the order of their numbers. Other files are none of ours.

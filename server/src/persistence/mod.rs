@@ -22,11 +22,13 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use peanut_proto::machine::{Pause, Worker};
+use peanut_proto::sabotage::{Mechanism, without};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::cache::Cache;
+use crate::invalidations::Lineage;
 use crate::segment::{Header, whole_length};
 use directory::{Directory, Kind, Segment};
 pub(crate) use journal::{Journal, WriteNumber};
@@ -170,6 +172,24 @@ impl Persistence {
             Err(error) => tracing::warn!("in memory only, no thread to write with: {error}"),
         }
         Persistence { shared, writer: writer.ok(), ended, groups, pace: options.restore_bytes_per_second }
+    }
+
+    /// Marks the folders with this start, and leaves aside what is of another than the last one: the node was not told of all that was
+    /// invalidated since.
+    pub(crate) fn take_lineage(&mut self, lineage: Lineage) {
+        for (number, group) in self.groups.iter_mut().enumerate() {
+            let is_last = lineage.found.is_some() && group.directory.lineage() == lineage.found;
+            if !is_last && !group.found.is_empty() && !without(Mechanism::Lineage) {
+                tracing::warn!(
+                    group = group.cache.name(),
+                    "the folder is not of the last start that the registry knows of: a cold start"
+                );
+                self.shared.useless.lock().push((number, std::mem::take(&mut group.found)));
+            }
+            if let Err(error) = group.directory.set_lineage(lineage.mine) {
+                tracing::warn!(group = group.cache.name(), %error, "the next start will be a cold one");
+            }
+        }
     }
 
     /// Brings back in the background what the disk has. `newest_version` is the ring's, where it is known.

@@ -60,10 +60,6 @@ impl Scope {
         Scope { everywhere: Keys::All, named: BTreeMap::new() }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.everywhere == Keys::None && self.named.is_empty()
-    }
-
     /// Adds what one entry of a configuration says.
     ///
     /// # Errors

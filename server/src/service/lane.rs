@@ -30,10 +30,9 @@ use peanut_proto::v1::{ErrorCode, OnMiss};
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
-use super::fence::Opening;
 use super::{Node, ring_unknown, whole_ms};
 use crate::budget::{Account, Held, OPERATION_BYTES, OpenLane};
-use crate::cache::{Answer, Begun, Cache, Fetched, Get, Set};
+use crate::cache::{Answer, Begun, Cache, Delete, Fetched, Get, Set};
 use crate::error::Failure;
 use crate::flight::Token;
 use crate::rights::{Action, Caller, GroupRights};
@@ -70,8 +69,8 @@ pub(super) struct Answers {
     /// By the client's number.
     groups: HashMap<u32, Result<Named, Failure>>,
     unknown_groups: usize,
-    /// Which opening of which slot this is, where the client has said.
-    opening: Option<Opening>,
+    /// The client has said who it is.
+    is_open: bool,
     /// How often the node had woken when the lane was opened.
     wakes: u64,
     /// Fill tokens that this lane was given, with their groups, until their values come.
@@ -132,7 +131,7 @@ impl Answers {
             _open: open,
             groups: HashMap::new(),
             unknown_groups: 0,
-            opening: None,
+            is_open: false,
             wakes,
             leases: BTreeMap::new(),
             many_leases: MANY_LEASES,
@@ -220,25 +219,16 @@ impl Answers {
                 RequestField::Operation(operation) => self.read.push_back(operation),
                 RequestField::RingVersion(version) => self.ring_version = version,
                 RequestField::Group(number, name) => self.name_group(number, name)?,
-                RequestField::Open { client_id, slot, epoch } => self.open(client_id, slot, epoch)?,
+                RequestField::Open { client_id } if !std::mem::replace(&mut self.is_open, true) => {
+                    tracing::trace!(client = client_id, "a lane is opened");
+                }
+                RequestField::Open { .. } => return Err(FrameError::OPENED_TWICE),
                 RequestField::WaitedMs(ms) => self.waited_ms = ms,
                 RequestField::Ping => self.frame.pong(),
             }
         }
         self.prefetch();
         self.reading = Some(reading);
-        Ok(())
-    }
-
-    fn open(&mut self, client: u64, slot: u32, epoch: u64) -> Result<(), FrameError> {
-        let opening = Opening { client, slot, epoch };
-        if self.opening.replace(opening).is_some() {
-            return Err(FrameError::OPENED_TWICE);
-        }
-        // Who cannot write shuts nobody out.
-        if self.caller.rights().writes() {
-            self.node.fences().raise(opening, self.came);
-        }
         Ok(())
     }
 
@@ -333,6 +323,7 @@ impl Answers {
         match operation.kind {
             Kind::Get => named.rights.check(Action::Read, &operation.key),
             Kind::Set => named.rights.check(Action::Set, &operation.key),
+            Kind::Delete if operation.on_miss == OnMiss::Lease => named.rights.check(Action::Set, &operation.key),
             Kind::Delete => named.rights.check(Action::Delete, &operation.key),
             Kind::Clear => named.rights.check(Action::Clear, &operation.key),
             Kind::Release => named.rights.check_release(),
@@ -350,12 +341,12 @@ impl Answers {
         if operation.token != 0 {
             self.leases.remove(&operation.token);
         }
-        if operation.kind != Kind::Get && self.opening.is_some_and(|it| self.node.fences().shut_out(it)) {
-            return Err(Failure::new(ErrorCode::Fenced, "a later lane of this client has taken over"));
-        }
         let claimed = match operation.kind {
+            // A former owner that does not know yet that it is one may be written to still.
+            Kind::Get if operation.on_miss == OnMiss::Peek => self.ring_version,
             Kind::Get => operation.owned_since,
             Kind::Set => self.ring_version,
+            Kind::Delete if operation.on_miss == OnMiss::Lease => self.ring_version,
             Kind::Delete | Kind::Clear | Kind::Release => 0,
         };
         if operation.owned_since > self.ring_version {
@@ -394,6 +385,7 @@ impl Answers {
             ttl_ms: whole_ms(answer.ttl),
             token: answer.token,
             value_bytes: 0,
+            written: answer.written,
         };
         let length = answer.value.len();
         if length <= FRAME_BYTES {
@@ -518,6 +510,7 @@ impl LaneRequest {
                     traceparent: Some(rare.traceparent).filter(|it| is_traceparent(it)).unwrap_or_default(),
                     may_fill,
                     deadline,
+                    may_hand_over: operation.owned_since > node.ring().first(),
                 };
                 cache.begin(&get, account, now)
             }
@@ -528,12 +521,19 @@ impl LaneRequest {
                     ttl: (rare.ttl_ms > 0).then(|| Duration::from_millis(rare.ttl_ms)),
                     stamp: ring_version.min(node.ring().stamp(ring_version)),
                     origin,
+                    under: node.ring().heard_of(ring_version),
                     token: operation.token,
                 };
                 cache.set(set, now)
             }
-            Kind::Delete => cache.delete(&operation.key),
-            Kind::Clear => Ok(cache.clear(rare.generation)),
+            Kind::Delete => {
+                let then_set = (operation.on_miss == OnMiss::Lease).then_some(account);
+                let stamp = ring_version.min(node.ring().stamp(ring_version));
+                let delete =
+                    Delete { key: &operation.key, under: node.ring().heard_of(ring_version), stamp, then_set };
+                cache.delete(delete, now)
+            }
+            Kind::Clear => Ok(cache.clear(rare.generation, node.ring().heard_of(ring_version))),
             Kind::Release => Ok(cache.release(operation.token)),
         }
     }

@@ -2,7 +2,6 @@
 
 mod admin;
 pub(crate) mod bodies;
-pub(crate) mod fence;
 mod lane;
 mod original;
 mod ring;
@@ -13,7 +12,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use fence::Fences;
 use peanut_proto::discovery::{Discovered, Reloader};
 use peanut_proto::limits::CALL_TO_KEY;
 use peanut_proto::v1::ErrorCode;
@@ -44,7 +42,6 @@ struct Shared {
     caches: BTreeMap<String, Arc<Cache>>,
     ring: KnownRing,
     budgets: Budgets,
-    fences: Fences,
     wake: Wake,
     stopping: CancellationToken,
     tokens: Tokens,
@@ -82,7 +79,6 @@ impl Node {
             caches: caches.collect(),
             ring: KnownRing::new(),
             budgets,
-            fences: Fences::default(),
             wake: Wake::new(),
             stopping: CancellationToken::new(),
             tokens,
@@ -210,11 +206,6 @@ impl Node {
         self.caller(request).map(|caller| caller.rights().clone())
     }
 
-    /// What shuts out late writes.
-    pub(crate) fn fences(&self) -> &Fences {
-        &self.shared.fences
-    }
-
     /// What notices that the process has slept.
     pub(crate) fn wake(&self) -> &Wake {
         &self.shared.wake
@@ -232,7 +223,7 @@ impl Node {
     /// Takes in the ring version that the registry has.
     pub(crate) fn learn_of_ring(&self, version: u64) {
         if self.shared.ring.learn(version) {
-            self.caches().for_each(|cache| drop(cache.clear(0)));
+            self.caches().for_each(|cache| drop(cache.clear(0, 0)));
         }
     }
 }

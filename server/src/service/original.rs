@@ -54,6 +54,7 @@ impl Node {
             traceparent: Bytes::new(),
             may_fill: Ok(()),
             deadline: None,
+            may_hand_over: false,
         };
         self.cache(&group)?.begin(&get, account, Instant::now())?.answer().await
     }

@@ -8,7 +8,7 @@
 //! the registry; what it has stored by then is forgotten as soon as it knows.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use peanut_proto::discovery::Reloader;
@@ -17,6 +17,10 @@ use tokio::time::{Instant, timeout_at};
 
 /// How long the registry may take to tell of a version that a caller has named.
 const LOOK: Duration = Duration::from_millis(250);
+/// No writer is believed to be so many versions ahead.
+const FAR_AHEAD: u64 = 16;
+/// So many rings may have come meanwhile.
+const FEW: u64 = 2;
 /// The version where there is no registry.
 const FIXED: u64 = 1;
 
@@ -28,12 +32,14 @@ pub(crate) struct KnownRing {
     registry: OnceLock<Reloader>,
     /// Something was stored by what a caller said.
     was_blind: AtomicBool,
+    /// The first version that the registry has told; 0 before.
+    first: AtomicU64,
 }
 
 impl KnownRing {
     pub(crate) fn new() -> Self {
         let (version, registry) = (watch::Sender::new(0), OnceLock::new());
-        KnownRing { version, registry, was_blind: AtomicBool::new(false) }
+        KnownRing { version, registry, was_blind: AtomicBool::new(false), first: AtomicU64::new(0) }
     }
 
     /// Says where the version is learned from.
@@ -50,6 +56,9 @@ impl KnownRing {
     /// Takes in what the registry says. Whether what was stored before is to be forgotten.
     pub(crate) fn learn(&self, version: u64) -> bool {
         let was_unknown = *self.version.borrow() == 0;
+        if was_unknown {
+            self.first.store(version, Ordering::Relaxed);
+        }
         self.version.send_if_modified(|known| {
             let is_later = *known < version;
             *known = version.max(*known);
@@ -67,6 +76,24 @@ impl KnownRing {
             }
             known => known,
         }
+    }
+
+    /// The first version that was known: what was written under it and before, this process may not have been told.
+    pub(crate) fn first(&self) -> u64 {
+        self.first.load(Ordering::Relaxed)
+    }
+
+    /// The version that a writer goes by, as far as it is to be believed: one that the node does not know yet, but not any.
+    pub(crate) fn heard_of(&self, claimed: u64) -> u64 {
+        match self.version() {
+            0 => claimed,
+            known => claimed.min(known.saturating_add(FAR_AHEAD)),
+        }
+    }
+
+    /// The newest version that whoever wrote to the registry may have gone by: what the registry tells here is not late by many.
+    pub(crate) fn heard_of_any(&self) -> u64 {
+        self.version().saturating_add(FEW)
     }
 
     /// Whether a version is known here; where it is not, the registry is asked.

@@ -19,7 +19,7 @@ use super::bodies::Sending;
 use super::lane::Answers;
 use super::{Node, ring_unknown, whole_ms};
 use crate::budget::Accounts;
-use crate::cache::{Fetched, Get, Set};
+use crate::cache::{Begun, Delete, Fetched, Get, Set};
 use crate::connections::Peer;
 use crate::error::Failure;
 use crate::rights::Action;
@@ -73,14 +73,18 @@ impl Node {
             let why = "a key cannot have been owned since a later ring than the caller's";
             return Err(Failure::new(ErrorCode::InvalidRequest, why));
         }
-        if !self.ring().look_for(request.owned_since).await {
-            return Err(ring_unknown(request.owned_since));
+        // A former owner that does not know yet that it is one may be written to still.
+        let is_peek = request.on_miss == OnMiss::Peek as i32;
+        let claimed = if is_peek { request.ring_version } else { request.owned_since };
+        if !self.ring().look_for(claimed).await {
+            return Err(ring_unknown(claimed));
         }
         self.ring().knows(request.ring_version);
         let get = Get {
             stamp: self.ring().stamp(request.ring_version),
             traceparent: traceparent.unwrap_or_default(),
             may_fill: rights.of_group(cache.name()).may_fill(&request.key),
+            may_hand_over: request.owned_since > self.ring().first(),
             ..read(request)?
         };
         let begun = cache.begin(&get, &account, Instant::now())?;
@@ -95,6 +99,7 @@ impl Node {
             ttl_ms: whole_ms(answer.ttl),
             near_ms: 0,
             token: answer.token,
+            written: answer.written,
         });
         response.extensions_mut().insert(Sending { held: Arc::new(held) });
         Ok(response)
@@ -124,6 +129,7 @@ impl Node {
             ttl: (request.ttl_ms > 0).then(|| Duration::from_millis(request.ttl_ms)),
             stamp: request.ring_version.min(self.ring().stamp(request.ring_version)),
             origin: Origin::of(request.failover),
+            under: self.ring().heard_of(request.ring_version),
             token: request.token,
         };
         let answer = cache.set(set, Instant::now())?.answer().await?;
@@ -131,33 +137,47 @@ impl Node {
     }
 
     async fn delete_some(&self, request: Request<DeleteRequest>) -> Result<DeleteResponse, Failure> {
-        let rights = self.rights(&request)?;
+        let (rights, account) = (self.rights(&request)?, self.account(&request)?);
         let request = request.into_inner();
         let of_group = rights.of_group(&request.group);
-        request.keys.iter().try_for_each(|key| of_group.check(Action::Delete, key))?;
+        let action = if request.then_set { Action::Set } else { Action::Delete };
+        request.keys.iter().try_for_each(|key| of_group.check(action, key))?;
+        if request.then_set && request.keys.len() != 1 {
+            return Err(Failure::new(ErrorCode::InvalidRequest, "one key is set at a time"));
+        }
         // Nothing at all is how a client asks whether it may clear.
         if request.all || request.generation > 0 || request.keys.is_empty() {
             of_group.check(Action::Clear, &[])?;
         }
         self.wake().awake().await;
+        if request.then_set && !self.ring().look_for(request.ring_version).await {
+            return Err(ring_unknown(request.ring_version));
+        }
         self.ring().knows(request.ring_version);
         let ring_version = self.ring().version();
         let cache = self.cache(&request.group)?;
+        let (under, now) = (self.ring().heard_of(request.ring_version), Instant::now());
+        let stamp = request.ring_version.min(self.ring().stamp(request.ring_version));
+        let mut token = 0;
         // All are forgotten before the first is waited for.
         let mut begun = Vec::new();
         for some in request.keys.chunks(KEYS_AT_A_TIME) {
             for key in some {
-                begun.extend(cache.delete(key)?.waiting());
+                let then_set = request.then_set.then_some(&account);
+                match cache.delete(Delete { key, under, stamp, then_set }, now)? {
+                    Begun::Answered(answer) => token = answer.token,
+                    Begun::Waiting(waiting) => begun.push(waiting),
+                }
             }
             yield_now().await;
         }
         if request.all || request.generation > 0 {
-            begun.extend(cache.clear(request.generation).waiting());
+            begun.extend(cache.clear(request.generation, under).waiting());
         }
         for waiting in begun {
-            waiting.answer().await?;
+            token = waiting.answer().await?.token.max(token);
         }
-        Ok(DeleteResponse { ring_version })
+        Ok(DeleteResponse { ring_version, token })
     }
 }
 
@@ -175,5 +195,6 @@ fn read(request: GetRequest) -> Result<Get, Failure> {
         traceparent: Bytes::new(),
         may_fill: Ok(()),
         deadline: None,
+        may_hand_over: false,
     })
 }

@@ -106,7 +106,7 @@ async fn what_is_waiting_goes_into_one_frame_and_answers_come_in_any_order() {
     assert_eq!(
         fields[..3],
         [
-            RequestField::Open { client_id: 9, slot: 0, epoch: 1 },
+            RequestField::Open { client_id: 9 },
             RequestField::RingVersion(5),
             RequestField::Group(3, "scores")
         ]

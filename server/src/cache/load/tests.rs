@@ -6,6 +6,7 @@ use peanut_proto::v1::{OnMiss, Outcome};
 use tokio::time::{advance, sleep};
 
 use super::*;
+use crate::cache::Delete;
 use crate::cache::{Answer, Begun};
 use crate::group::Group;
 use crate::loader::Loader;
@@ -74,7 +75,12 @@ fn get(key: impl AsRef<str>) -> Get {
         traceparent: Bytes::new(),
         may_fill: Ok(()),
         deadline: None,
+        may_hand_over: false,
     }
+}
+
+fn delete(cache: &Arc<Cache>, key: &Bytes) -> Begun {
+    cache.delete(Delete { key, under: 1, stamp: 1, then_set: None }, Instant::now()).unwrap()
 }
 
 async fn ask(cache: &Arc<Cache>, key: &str) -> Result<Answer, Failure> {
@@ -262,7 +268,7 @@ async fn a_delete_while_a_value_is_refreshed_is_not_undone_by_it() {
     assert_eq!(ask(&cache, "k").await.unwrap().value, "call 1");
     tokio::task::yield_now().await;
     assert_eq!(calls.sizes().len(), 2, "the refresh is under way");
-    let _ = cache.delete(&get("k").key).unwrap();
+    let _ = delete(&cache, &get("k").key);
     sleep(Duration::from_secs(2)).await;
     assert_eq!(ask(&cache, "k").await.unwrap().value, "call 3");
 }
@@ -298,7 +304,7 @@ async fn what_was_deleted_is_not_served_stale() {
     calls.break_down(true);
     let begun = cache.begin_alone(&get("k"), Instant::now()).unwrap();
     cache.launch();
-    let _ = cache.delete(&get("k").key).unwrap();
+    let _ = delete(&cache, &get("k").key);
     assert!(begun.answer().await.is_err());
     assert!(ask(&cache, "k").await.is_err());
 }
