@@ -328,6 +328,7 @@ async fn attempt(
     };
     let ask = wanted.ask(ring_version, owned_since, failover);
     let reply = client.heed(node, node.get(&ask, now).await?, ring_version);
+    tracing::trace!(node = node.id(), outcome = ?reply.outcome, failover, told = reply.ring_version, "DEBUG answered");
     Ok(Answered { reply, node: node.clone(), failover, ring_version })
 }
 

@@ -241,6 +241,11 @@ impl Cache {
                 .map(Begun::Answered)
                 .ok_or_else(|| Failure::new(ErrorCode::Overloaded, why));
         };
+        // There is nobody to load for whoever gives a token back; those who wait may be able to.
+        if get.token != 0 && self.loader.is_none() {
+            self.flights.void(get.token);
+            return self.nothing(get).map(Begun::Answered);
+        }
         // Only who may fill can have been given a token. Others may be waiting for what it is for, so it does not wait for room itself.
         if get.token != 0
             && get.may_fill.is_ok()
@@ -325,15 +330,18 @@ impl Cache {
                 let written = written && !without(Mechanism::HandOverBound);
                 Ok(Begun::Answered(Answer { token, written, ..Answer::only(Outcome::Fill) }))
             }
-            Boarding::Nothing if get.origin == Origin::Failover => {
-                let why = format!(
-                    "group `{}` has no loader, and only the key's owner knows whether it has it",
-                    self.group
-                );
-                Err(Failure::new(ErrorCode::NoLoader, why))
-            }
-            Boarding::Nothing => Ok(Begun::Answered(Answer::only(Outcome::NotFound))),
+            Boarding::Nothing => self.nothing(get).map(Begun::Answered),
         }
+    }
+
+    /// The answer where there is neither an entry nor anybody to load it.
+    fn nothing(&self, get: &Get) -> Result<Answer, Failure> {
+        if get.origin == Origin::Owner {
+            return Ok(Answer::only(Outcome::NotFound));
+        }
+        let group = &self.group;
+        let why = format!("group `{group}` has no loader, and only the key's owner knows whether it has it");
+        Err(Failure::new(ErrorCode::NoLoader, why))
     }
 
     fn overloaded(&self, why: &str) -> Failure {

@@ -116,6 +116,7 @@ impl Cache {
             let landed = |stamp, origin| Ok(entry(stamp, origin));
             let length = value_length;
             let fill = self.flights.fill(&key, set.token, landed, |entry| self.keep(&key, entry));
+            tracing::trace!(group = &*self.group, ?key, ?fill, token = set.token, "a value was brought");
             if !self.store.fits(&key, length) {
                 return Err(self.too_large(length));
             }
@@ -171,6 +172,7 @@ impl Cache {
             Some(ThenSet { stamp, until: now + SET_WITHIN, held, reserved })
         });
         let (number, token) = self.flights.write(&key, under, then_set, || self.remove(&key));
+        tracing::trace!(group = &*self.group, ?key, under, token, "deleted");
         Ok(self.done(number, Answer { token, ..Answer::only(Outcome::Done) }))
     }
 
@@ -224,6 +226,7 @@ impl Cache {
         });
         let Some((entries, number)) = cleared else { return self.done(None, Answer::only(Outcome::Done)) };
         self.metrics.clears.fetch_add(1, Ordering::Relaxed);
+        tracing::trace!(group = &*self.group, under, "cleared");
         // Freeing millions of entries takes a while.
         drop_in_background(entries);
         self.done(number, Answer::only(Outcome::Done))

@@ -78,6 +78,7 @@ impl Load {
     }
 
     fn add(&self, client: usize, key: u32, kind: Kind, begun: Duration) {
+        tracing::trace!(key, ?kind, ?begun, "operation");
         self.ops.lock().push((client, Op { key, kind, begun, ended: uptime() }));
     }
 
@@ -147,6 +148,7 @@ impl Load {
         // Whoever is dropped meanwhile has not been told that it is done.
         let mut ending = Ending { load: self, by, key: at, begun, kind: Kind::WriteFailed(version) };
         let is_set = random.bool() && !is_absent(version);
+        tracing::trace!(key = at, version, is_set, "write");
         let ttl = (random.u8(..4) == 0).then(|| Duration::from_millis(random.u64(200..3000)));
         let write = async {
             if is_set {

@@ -37,7 +37,7 @@ pub enum Folder {
     Same,
     /// An empty one.
     Empty,
-    /// A copy from before the fault.
+    /// A copy from an earlier run.
     Older,
 }
 

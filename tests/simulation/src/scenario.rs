@@ -96,8 +96,10 @@ impl Scenario {
 struct Node {
     host: HostId,
     folder: PathBuf,
-    /// What it had on its disk before.
-    copy: Option<PathBuf>,
+    /// How often it was started.
+    starts: u32,
+    /// What it had on its disk after so many starts.
+    copy: Option<(u32, PathBuf)>,
     stop: Option<watch::Sender<bool>>,
     /// Faults that keep it from running.
     down: u32,
@@ -145,6 +147,7 @@ impl Fleet {
         let nodes = (0..NODES).map(|at| Node {
             host: world.add_host(),
             folder: folder.path().join(format!("n{at}")),
+            starts: 0,
             copy: None,
             stop: None,
             down: 0,
@@ -182,15 +185,16 @@ impl Fleet {
     }
 
     /// What a node has on its disk, in a folder of its own.
-    fn copy_folder(&mut self, node: usize) -> Option<PathBuf> {
+    fn copy_folder(&mut self, node: usize) -> Option<(u32, PathBuf)> {
         self.copies += 1;
         let copy = self.folder.path().join(format!("copy{}", self.copies));
-        copy_all(&self.nodes[node].folder, &copy).ok().map(|()| copy)
+        copy_all(&self.nodes[node].folder, &copy).ok().map(|()| (self.nodes[node].starts, copy))
     }
 
     fn start_node(&mut self, at: usize) {
         let (is_warm, load) = (self.is_warm, self.load.clone());
         let node = &mut self.nodes[at];
+        node.starts += 1;
         let host = node.host;
         let registry = self.store.seen_from(host, self.random.usize(..MEMBERS));
         let group = |name: &'static str| {
@@ -420,9 +424,10 @@ impl Fleet {
         let node = &mut self.nodes[node];
         let older = std::mem::replace(&mut node.copy, present);
         match (folder, older) {
-            (Folder::Same, _) | (Folder::Older, None) => {}
             (Folder::Empty, _) => node.folder = empty,
-            (Folder::Older, Some(older)) => node.folder = older,
+            // Of an earlier run: what the same run had on its disk before is not told from what it has.
+            (Folder::Older, Some((starts, older))) if starts < node.starts => node.folder = older,
+            _ => {}
         }
     }
 
