@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use crate::config::Config;
-use crate::node::Probed;
+use crate::node::{Node, Probed};
 use crate::routing::{CurrentRouting, Routing};
 
 /// How long a ring without most of its nodes is doubted at most.
@@ -37,6 +37,7 @@ pub(crate) async fn follow(
     let mut last = discovered.borrow_and_update().view.clone();
     loop {
         let doubt = adopt(&last, &current, &config, doubted_since).await;
+        tell_leases(&last, &current);
         doubted_since = if doubt { doubted_since.or_else(|| Some(Instant::now())) } else { None };
         let again = async {
             match doubted_since {
@@ -116,6 +117,16 @@ async fn most_have_vanished_but_answer(routing: &Routing, offered: &RingDocument
     }
     let answers = join_all(vanished.iter().map(|node| node.check())).await;
     answers.iter().filter(|answer| **answer == Probed::Serving).count() * 2 > vanished.len()
+}
+
+/// Says of each node whether it holds a lease. Where most hold none it is more likely that the registry has lost them.
+fn tell_leases(view: &FleetView, current: &CurrentRouting) {
+    let routing = current.get();
+    let is_leased = |node: &Arc<Node>| view.live.contains_key(node.id());
+    let most_hold_none = routing.nodes().iter().filter(|node| !is_leased(node)).count() * 2 > routing.nodes().len();
+    for node in routing.nodes().iter().filter(|_| view.revision > 0) {
+        node.set_leased(most_hold_none || is_leased(node));
+    }
 }
 
 /// Nodes whose liveness has come, gone or begun anew are asked at once, rather than when they are next

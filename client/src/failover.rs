@@ -248,7 +248,7 @@ pub(crate) async fn get_many(
     // By the place in the table.
     let mut by_owner = BTreeMap::<usize, (&Arc<Node>, Vec<usize>, Vec<Ask<'_>>)>::new();
     for (at, wanted) in wanted.iter().enumerate() {
-        let Some(route) = table.route(wanted.hash).filter(|route| !route.owner.is_down()) else { continue };
+        let Some(route) = table.route(wanted.hash).filter(|route| !route.owner.is_left()) else { continue };
         if table.former(wanted.hash, route.owned_since, client.config.hand_over, now).is_some() {
             continue;
         }
@@ -303,7 +303,7 @@ async fn attempt(
     let Some(route) = routing.route(wanted.hash) else {
         return Err(Refusal::Elsewhere(Error::new(ErrorKind::Unavailable, "the fleet has no nodes")));
     };
-    let down = |node: &Arc<Node>| node.is_down() && !routing.mostly_down();
+    let down = |node: &Arc<Node>| node.is_left() && !routing.mostly_down();
     let successor = route.successor.filter(|_| client.config.failover != Failover::Off);
     let target = target(*last, down(route.owner), successor.map(down));
     *last = Some(target);
@@ -328,7 +328,6 @@ async fn attempt(
     };
     let ask = wanted.ask(ring_version, owned_since, failover);
     let reply = client.heed(node, node.get(&ask, now).await?, ring_version);
-    tracing::trace!(node = node.id(), outcome = ?reply.outcome, failover, told = reply.ring_version, "DEBUG answered");
     Ok(Answered { reply, node: node.clone(), failover, ring_version })
 }
 

@@ -291,8 +291,9 @@ impl Group {
     /// a fixed list, one of the nodes. Some nodes may have forgotten all then.
     pub async fn clear(&self) -> Result<(), Error> {
         self.check(b"any key")?;
-        let wanted = self.wanted(b"", Instant::now());
-        write::clear(&self.client, wanted).await.inspect_err(|_| self.client.counters.failed())
+        let now = Instant::now();
+        let wanted = self.wanted(b"", now);
+        write::clear(&self.client, wanted, now).await.inspect_err(|_| self.client.counters.failed())
     }
 
     async fn write(&self, key: &[u8], write: Write<'_>) -> Result<(), Error> {

@@ -61,6 +61,8 @@ pub(crate) struct Node {
     was_down: Mutex<Option<Instant>>,
     /// Nothing listened at its address when it was last connected to.
     refusing: AtomicBool,
+    /// It holds no lease, although the registry can be read and most nodes hold one.
+    unleased: AtomicBool,
     /// The probe that is under way.
     probe: Mutex<Option<watch::Receiver<Option<Probed>>>>,
     /// Somebody probes it until it is back.
@@ -135,6 +137,7 @@ impl Node {
             hints: AtomicU32::new(0),
             was_down: Mutex::new(None),
             refusing: AtomicBool::new(false),
+            unleased: AtomicBool::new(false),
             probe: Mutex::new(None),
             probing: AtomicBool::new(false),
         }
@@ -234,9 +237,22 @@ impl Node {
         &self.hints
     }
 
-    /// Whether it is down, or was in that time.
-    pub(crate) fn was_down_within(self: &Arc<Self>, time: Duration, now: Instant) -> bool {
-        self.is_down() || self.was_down.lock().is_some_and(|at| now < at + time)
+    /// Whether gets go to its successor, or did in that time.
+    pub(crate) fn was_left_within(self: &Arc<Self>, time: Duration, now: Instant) -> bool {
+        self.is_left() || self.was_down.lock().is_some_and(|at| now < at + time)
+    }
+
+    /// Whether gets go to its successor: it is down, or holds no lease, so that writers do not wait for it.
+    pub(crate) fn is_left(self: &Arc<Self>) -> bool {
+        self.is_down() || self.unleased.load(Ordering::Relaxed)
+    }
+
+    /// Says whether it holds a lease, as the registry has it.
+    pub(crate) fn set_leased(&self, is_leased: bool) {
+        if self.unleased.swap(!is_leased, Ordering::Relaxed) == is_leased {
+            *self.was_down.lock() = Some(Instant::now());
+            tracing::info!(node = self.id, is_leased, "whether the node holds a lease has changed");
+        }
     }
 
     /// Whether nothing listens at its address.
@@ -451,15 +467,20 @@ impl Node {
         let Some(channel) = self.channel() else { return Probed::Silent };
         let mut health = HealthClient::new(channel);
         let check = health.check(self.request(HealthCheckRequest { service: String::new() }));
-        match timeout(self.config.probe_timeout(), check).await {
+        let probed = match timeout(self.config.probe_timeout(), check).await {
             Ok(Ok(answer)) if answer.get_ref().status() == ServingStatus::Serving => Probed::Serving,
             Ok(Ok(_)) => Probed::NotServing,
-            Ok(Err(_)) => Probed::Silent,
+            Ok(Err(status)) => {
+                self.refusing.store(was_refused(&status), Ordering::Relaxed);
+                return Probed::Silent;
+            }
             Err(_) => {
                 self.leave_channel();
                 Probed::Silent
             }
-        }
+        };
+        self.refusing.store(false, Ordering::Relaxed);
+        probed
     }
 }
 

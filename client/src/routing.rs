@@ -158,7 +158,7 @@ impl Routing {
     /// Whether more than half of the fleet looks down. Then the fault is probably on this side, and nodes
     /// are asked all the same.
     pub(crate) fn mostly_down(&self) -> bool {
-        self.nodes.iter().filter(|node| node.is_down()).count() * 2 > self.nodes.len()
+        self.nodes.iter().filter(|node| node.is_left()).count() * 2 > self.nodes.len()
     }
 }
 

@@ -26,7 +26,7 @@ use crate::config::Failover;
 use crate::error::{Error, ErrorKind};
 use crate::failover::{self, Wanted};
 use crate::lane::{Reply, Want};
-use crate::node::{Node, Refusal};
+use crate::node::{Node, Probed, Refusal};
 use crate::routing::Routing;
 use crate::unary;
 
@@ -76,8 +76,8 @@ pub(crate) async fn write(
         let successor = async {
             match route.successor {
                 Some(successor) if is_strict => one.forget_at(successor, None, 0).await.map(drop),
-                // It may have copies from an outage that is over, which the next would show.
-                Some(successor) if route.owner.was_down_within(RECOVERED, begun) => {
+                // It may have copies from an outage that is over, which the next would show; or others may ask it now.
+                Some(successor) if route.owner.was_left_within(RECOVERED, begun) => {
                     one.try_to_forget_at(successor).await;
                     Ok(())
                 }
@@ -118,15 +118,22 @@ async fn fill(wanted: &Wanted<'_>, owner: &Arc<Node>, ring_version: u64, lease: 
 
 /// Whether the key has had another owner since it was written.
 async fn has_moved(client: &Shared, under: &Routing, heard: u64, wanted: &Wanted<'_>) -> Result<bool, Error> {
-    if heard > client.routing.get().ring.version() {
-        let waited = Box::pin(timeout_at(wanted.deadline, client.wait_for_ring(heard))).await;
-        if !waited.is_ok_and(|waited| waited.is_ok()) {
-            let why = format!("the nodes know ring {heard}, and it could not be read in time");
-            return Err(Error::new(ErrorKind::Unavailable, why));
-        }
-    }
+    wait_for_ring(client, heard, wanted).await?;
     // It may be back where it was: whoever owned it in between can have filled itself with what was before.
     Ok(client.routing.get().has_moved_since(wanted.hash, under.ring.version()))
+}
+
+/// Waits for a ring that nodes know.
+async fn wait_for_ring(client: &Shared, heard: u64, wanted: &Wanted<'_>) -> Result<(), Error> {
+    if heard <= client.routing.get().ring.version() {
+        return Ok(());
+    }
+    let waited = Box::pin(timeout_at(wanted.deadline, client.wait_for_ring(heard))).await;
+    if waited.is_ok_and(|waited| waited.is_ok()) {
+        return Ok(());
+    }
+    let why = format!("the nodes know ring {heard}, and it could not be read in time");
+    Err(Error::new(ErrorKind::Unavailable, why))
 }
 
 /// The deleting at one node.
@@ -173,6 +180,19 @@ impl OneNode<'_> {
             // It has nothing of a group that it does not have.
             Ok(_) | Err(Refusal::NoGroup(_)) => Ok(()),
             Err(refusal) => Err(refusal.into_error()),
+        }
+    }
+
+    /// Has a node forget the group, now or, where others can reach it by a registry, before it answers again. Gives the newest ring version
+    /// that it has heard of.
+    async fn clear_at(&self, node: &Arc<Node>, has_registry: bool) -> Result<u64, Refusal> {
+        match self.reach(node, 0).await {
+            Err(Refusal::Elsewhere(error) | Refusal::Again(error)) if has_registry => {
+                tracing::debug!(node = node.id(), %error, "a hint is stored for the node");
+                let stored = Box::pin(self.store_hint(node, None, error)).await;
+                stored.map(|()| 0).map_err(Refusal::Final)
+            }
+            told => told.map(|reply| reply.ring_version),
         }
     }
 
@@ -245,7 +265,10 @@ impl OneNode<'_> {
         }
         let prefix = self.client.keys.undelivered_of(node.id(), group_name);
         let weight = u32::try_from(1 + key.len() / KEY_BYTES_PER_HINT).unwrap_or(MAX_HINTS);
-        let is_many = node.hints().fetch_add(weight, Ordering::Relaxed) >= MAX_HINTS || {
+        let is_clear = matches!(self.wanted.want, Want::Write(Write::Clear { .. }));
+        let is_many = is_clear
+            || node.hints().fetch_add(weight, Ordering::Relaxed) >= MAX_HINTS
+            || {
             let waiting = timeout_at(deadline, registry.count(&KeyRange::prefix(&prefix))).await;
             matches!(waiting, Ok(Ok(waiting)) if waiting >= MAX_WAITING)
         };
@@ -305,14 +328,18 @@ impl OneNode<'_> {
 
     /// Waits until a node that holds a lease has read its hint, which it does at once, unless it sleeps, or until it holds none. Whether it has
     /// read it. One at whose address nothing listens has ended, whatever its lease, and reads its hints when it starts again.
-    async fn is_read(&self, registry: &dyn Registry, node: &Node, at: &str) -> bool {
-        while self.client.is_alive(node.id()) && !node.is_refusing() {
-            if matches!(timeout_at(self.wanted.deadline, registry.get(at)).await, Ok(Ok(None))) {
-                return true;
+    async fn is_read(&self, registry: &dyn Registry, node: &Arc<Node>, at: &str) -> bool {
+        let live = self.client.keys.live(node.id());
+        loop {
+            match registry.get(at).await {
+                Ok(None) => return true,
+                // As of now, not as of when this client last heard: a node reads its hints after it has come to hold a lease.
+                Ok(Some(_)) if matches!(registry.get(&live).await, Ok(None)) => return false,
+                Ok(Some(_)) if node.probe().await == Probed::Silent && node.is_refusing() => return false,
+                Ok(Some(_)) | Err(_) => {}
             }
             sleep(ASK_AGAIN).await;
         }
-        false
     }
 }
 
@@ -329,7 +356,7 @@ fn neither(because: &Error, node: &Node, registry: Option<RegistryError>) -> Err
 
 /// Has all nodes forget a group. With a registry it is done when that has the new generation: a node that cannot be reached
 /// reads it before it answers again.
-pub(crate) async fn clear(client: &Shared, wanted: Wanted<'_>) -> Result<(), Error> {
+pub(crate) async fn clear(client: &Shared, wanted: Wanted<'_>, begun: Instant) -> Result<(), Error> {
     // The name becomes part of a key, which nobody would look for.
     if let Err(why) = check_name(wanted.group_name) {
         return Err(Error::new(ErrorKind::UnknownGroup, format!("no node has a group whose name {why}")));
@@ -354,28 +381,33 @@ pub(crate) async fn clear(client: &Shared, wanted: Wanted<'_>) -> Result<(), Err
             }
         }
     };
-    let routing = client.routing.get();
     let wanted = Wanted { want: Want::Write(Write::Clear { generation }), ..wanted };
-    let ask = wanted.ask(routing.ring.version(), 0, false);
-    let nodes = routing.all_nodes(Instant::now());
-    let told = join_all(nodes.iter().map(|node| node.write(&ask, Instant::now()))).await;
-    let has_group = |told: &Result<_, Refusal>| !matches!(told, Err(Refusal::NoGroup(_)));
-    let somebody_has = told.is_empty() || told.iter().any(has_group);
-    for told in told {
-        match told {
-            Ok(_) => {}
-            Err(Refusal::Final(error)) if error.kind() != ErrorKind::DeadlineExceeded => return Err(error),
-            // A node that has no such group has nothing of it.
-            Err(Refusal::NoGroup(_)) if somebody_has => {}
-            Err(Refusal::NoGroup(error)) => return Err(error),
-            Err(refusal) if generation == 0 => return Err(refusal.into_error()),
-            Err(refusal) => {
-                let error = refusal.into_error();
-                tracing::debug!(%error, "a node reads later that the group was cleared");
+    for _ in 0..MAX_RINGS {
+        let mut routing = client.routing.get();
+        if routing.nodes().is_empty() {
+            routing = Box::pin(client.wait_for_nodes(wanted.deadline)).await?;
+        }
+        let nodes = routing.all_nodes(begun);
+        let one = OneNode { client, routing: &routing, wanted, begun };
+        let told = join_all(nodes.iter().map(|node| one.clear_at(node, generation > 0))).await;
+        let has_group = |told: &Result<_, Refusal>| !matches!(told, Err(Refusal::NoGroup(_)));
+        let somebody_has = told.is_empty() || told.iter().any(has_group);
+        let mut heard = 0;
+        for told in told {
+            match told {
+                Ok(version) => heard = version.max(heard),
+                // A node that has no such group has nothing of it.
+                Err(Refusal::NoGroup(_)) if somebody_has => {}
+                Err(refusal) => return Err(refusal.into_error()),
             }
         }
+        // Who has come meanwhile may not have heard of it yet.
+        wait_for_ring(client, heard, &wanted).await?;
+        if client.routing.get().ring.version() == routing.ring.version() {
+            return Ok(());
+        }
     }
-    Ok(())
+    Err(Error::new(ErrorKind::Unavailable, "the ring changed during each attempt"))
 }
 
 /// Asks nodes whether this client may write to a group, until one has said so: the registry would take it from anybody.

@@ -63,7 +63,6 @@ impl Invalidations {
     /// Follows for ever. `known` hears when what was left before the start has been done.
     pub(crate) async fn run(self, known: watch::Sender<Option<Lineage>>) {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
-        self.node.wake().will_ask();
         let mut is_told = false;
         let mut heard = Heard::default();
         loop {

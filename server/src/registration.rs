@@ -132,11 +132,19 @@ impl Registration {
         loop {
             let begun = Instant::now();
             let has_joined = *joined.borrow();
+            let before = *lease;
+            let is_new = |lease: Option<LeaseId>| lease != before;
             match self.register(live, lease, discovered, has_joined).await {
                 Ok(version) => {
                     node.learn_of_ring(version);
                     joined.send_replace(true);
+                    if is_new(*lease) {
+                        node.wake().lease_held();
+                    }
                     let why = self.hold(lease, discovered, node, None).await;
+                    if lease.is_none() {
+                        node.wake().lease_lost();
+                    }
                     if is_due(&said, why, Duration::ZERO) {
                         tracing::warn!(why, "registering again");
                         said = Some((Instant::now(), why.to_owned()));

@@ -234,6 +234,10 @@ impl Server {
         health.set_serving::<PeanutCacheServer<Node>>().await;
         let services = self.services(health_service)?;
 
+        if registration.is_some() {
+            self.node.wake().will_ask();
+            self.node.wake().lease_lost();
+        }
         let stop_serving = self.node.stopping().clone();
         self.node.run_loads_on(&Handle::current());
         let serving = threads::serve(

@@ -33,12 +33,16 @@ struct Shared {
     began: Duration,
     /// Milliseconds from `began` to the last tick; zero before the first.
     ticked_ms: AtomicU64,
-    /// How often the node has woken.
+    /// How often the registry has had to be read anew.
     wakes: AtomicU64,
+    /// How often the process has slept.
+    sleeps: AtomicU64,
     /// Of that many wakes the registry has been asked, or has not answered.
     settled: watch::Sender<u64>,
     /// Somebody asks the registry.
     asks: AtomicBool,
+    /// The node holds no lease in the registry: what it reads there is not all that it is to know when it has one.
+    is_unleased: AtomicBool,
     woken: Notify,
 }
 
@@ -52,8 +56,10 @@ impl Wake {
             began: uptime(),
             ticked_ms: AtomicU64::new(0),
             wakes: AtomicU64::new(0),
+            sleeps: AtomicU64::new(0),
             settled: watch::Sender::new(0),
             asks: AtomicBool::new(false),
+            is_unleased: AtomicBool::new(false),
             woken: Notify::new(),
         };
         Wake { shared: Arc::new(shared) }
@@ -79,7 +85,13 @@ impl Wake {
         Ticking(ended)
     }
 
-    /// How often the node has woken. Every answer from the store asks this first.
+    /// How often the process has slept.
+    pub(crate) fn sleeps(&self) -> u64 {
+        self.wakes();
+        self.shared.sleeps.load(Ordering::Relaxed)
+    }
+
+    /// How often the node has had to read the registry anew. Every answer from the store asks this first.
     pub(crate) fn wakes(&self) -> u64 {
         let ticked_ms = self.shared.ticked_ms.load(Ordering::Relaxed);
         if ticked_ms != 0 && self.now_ms().saturating_sub(ticked_ms) > SLEEP.as_millis() as u64 {
@@ -95,8 +107,8 @@ impl Wake {
         let slept = Duration::from_millis(now_ms.saturating_sub(ticked_ms));
         if ticked_ms != 0 && slept > SLEEP && !without(Mechanism::Sleep) {
             // The count comes first: whoever sees the new time sees it.
-            self.shared.wakes.fetch_add(1, Ordering::AcqRel);
-            self.shared.woken.notify_one();
+            self.shared.sleeps.fetch_add(1, Ordering::Relaxed);
+            self.rouse();
             tracing::warn!(
                 "this process slept for {slept:.1?}; its lanes are closed and the registry is asked again"
             );
@@ -106,14 +118,42 @@ impl Wake {
 
     /// Waits until what was missed in sleep is known, or the registry does not tell. Gives the number of wakes.
     pub(crate) async fn awake(&self) -> u64 {
-        let wakes = self.wakes();
-        if self.shared.asks.load(Ordering::Relaxed) && *self.shared.settled.borrow() < wakes {
-            let mut settled = self.shared.settled.subscribe();
-            if timeout(PATIENCE, settled.wait_for(|settled| *settled >= wakes)).await.is_err() {
-                self.settle(wakes);
-            }
+        if self.is_awake() {
+            return self.wakes();
         }
-        wakes
+        let mut settled = self.shared.settled.subscribe();
+        if timeout(PATIENCE, settled.wait_for(|_| self.is_awake())).await.is_err() {
+            self.shared.is_unleased.store(false, Ordering::Release);
+            self.settle(self.wakes());
+        }
+        self.wakes()
+    }
+
+    fn is_awake(&self) -> bool {
+        let knows = || {
+            let is_settled = *self.shared.settled.borrow() >= self.wakes();
+            is_settled && !self.shared.is_unleased.load(Ordering::Acquire)
+        };
+        !self.shared.asks.load(Ordering::Relaxed) || knows()
+    }
+
+    /// The node holds no lease. Writers that could not reach it do not wait for it to read their hints: it answers nothing until it has
+    /// a lease and has read them, or the registry does not answer.
+    pub(crate) fn lease_lost(&self) {
+        self.shared.is_unleased.store(true, Ordering::Release);
+        self.rouse();
+    }
+
+    /// The node holds a lease: the registry is to be read once more.
+    pub(crate) fn lease_held(&self) {
+        self.rouse();
+        self.shared.is_unleased.store(false, Ordering::Release);
+    }
+
+    /// Has lanes end, and the registry read before anything more is answered.
+    fn rouse(&self) {
+        self.shared.wakes.fetch_add(1, Ordering::AcqRel);
+        self.shared.woken.notify_one();
     }
 
     /// Says that somebody settles wakes.
@@ -134,11 +174,8 @@ impl Wake {
 
     /// What was missed up to this wake is known.
     pub(crate) fn settle(&self, wakes: u64) {
-        self.shared.settled.send_if_modified(|settled| {
-            let is_later = *settled < wakes;
-            *settled = wakes.max(*settled);
-            is_later
-        });
+        // Those who wait look at more than the number.
+        self.shared.settled.send_modify(|settled| *settled = wakes.max(*settled));
     }
 
     fn now_ms(&self) -> u64 {

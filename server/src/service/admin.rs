@@ -46,7 +46,7 @@ impl Node {
             in_flight: read(&metrics.in_flight),
             groups,
             connections_refused: door.refused() as u64,
-            wakes: self.wake().wakes(),
+            wakes: self.wake().sleeps(),
             invalidations: read(&metrics.invalidations),
             ring_fingerprint: ring.map_or(0, |ring| ring.fingerprint()),
             ring_members: ring.map_or(0, |ring| ring.members.len() as u64),

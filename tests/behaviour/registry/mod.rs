@@ -35,7 +35,7 @@ async fn stored_ring(etcd: &Etcd) -> Option<RingDocument> {
 
 /// An invalidation of these keys, or of the whole group.
 fn hint(of: Option<Vec<Vec<u8>>>) -> Vec<u8> {
-    Undelivered { format: FORMAT, keys: of, ring_version: 1, at_ms: 0, fence: None }.encode()
+    Undelivered { format: FORMAT, keys: of, ring_version: 1, at_ms: 0 }.encode()
 }
 
 /// Writes many keys at once.
