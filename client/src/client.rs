@@ -57,7 +57,7 @@ pub(crate) struct Shared {
     pub(crate) recent: RecentWrites,
     /// Loads of the application's where no node can be asked.
     pub(crate) uncached: Semaphore,
-    /// Where word can be left for nodes; `None` where the fleet is a fixed list.
+    /// Where hints can be stored for nodes; `None` where the fleet is a fixed list.
     pub(crate) registry: Option<Arc<dyn Registry>>,
     pub(crate) keys: Keys,
     #[cfg(feature = "metrics")]

@@ -72,13 +72,15 @@ pub(crate) async fn write(
         let others = routing.former_nodes(wanted.hash, is_strict, begun);
         let one = OneNode { client, routing: &routing, wanted: delete(false), begun };
         // The former owners first: what is handed over from them meanwhile, the owner then forgets or refuses.
-        try_join_all(others.into_iter().map(|node| one.forget_at_former(node))).await?;
+        if !others.is_empty() {
+            Box::pin(try_join_all(others.into_iter().map(|node| one.forget_at_former(node)))).await?;
+        }
         let successor = async {
             match route.successor {
-                Some(successor) if is_strict => one.forget_at(successor, None, 0).await.map(drop),
+                Some(successor) if is_strict => Box::pin(one.forget_at(successor, None, 0)).await.map(drop),
                 // It may have copies from an outage that is over, which the next would show; or others may ask it now.
                 Some(successor) if route.owner.was_left_within(RECOVERED, begun) => {
-                    one.try_to_forget_at(successor).await;
+                    Box::pin(one.try_to_forget_at(successor)).await;
                     Ok(())
                 }
                 _ => Ok(()),
@@ -93,7 +95,9 @@ pub(crate) async fn write(
         let heard = reply.as_ref().map_or(0, |reply| reply.ring_version);
         if !has_moved(client, &routing, heard, &wanted).await? {
             return match reply.filter(|reply| reply.token != 0) {
-                Some(reply) if set => fill(&wanted, route.owner, routing.ring.version(), &reply).await,
+                Some(reply) if set => {
+                    Box::pin(fill(&wanted, route.owner, routing.ring.version(), &reply)).await
+                }
                 _ => Ok(()),
             };
         }

@@ -1,4 +1,4 @@
-//! What clients have left word of in the registry: invalidations for this node that they could not deliver, and the generation of
+//! Hints that clients have stored in the registry: invalidations for this node that they could not deliver, and the generation of
 //! each group, which rises when it is cleared.
 //!
 //! The node reads it before its entries come back from the disk, whenever it wakes from sleep before it answers, and
@@ -17,12 +17,15 @@ use peanut_proto::clock::wall_clock_ms;
 use peanut_proto::membership::{self, Key, Keys, RingDocument, Undelivered};
 use peanut_proto::registry::{Change, KeyRange, PageOptions, Registry, RegistryError};
 use peanut_proto::sabotage::{Mechanism, without};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::cache::{Begun, Delete};
 use crate::service::Node;
 
+/// So many readings and changes are removed together.
+const AT_ONCE: usize = 256;
 /// Records that cannot be read are told of so often.
 const SAY: Duration = Duration::from_secs(10);
 
@@ -37,9 +40,11 @@ pub(crate) struct Lineage {
 }
 
 /// What was heard before.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Heard {
     lineage: Option<Lineage>,
+    /// Takes what has been applied.
+    done: mpsc::UnboundedSender<Applied>,
     /// The generation of each of the node's groups that the registry had last; `None` where it could not be read.
     generations: HashMap<String, Option<u64>>,
     /// When it was last told of a bad record.
@@ -64,7 +69,9 @@ impl Invalidations {
     pub(crate) async fn run(self, known: watch::Sender<Option<Lineage>>) {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
         let mut is_told = false;
-        let mut heard = Heard::default();
+        let (done, applied) = mpsc::unbounded_channel();
+        let _removing = AbortOnDropHandle::new(tokio::spawn(remove_applied(self.registry.clone(), applied)));
+        let mut heard = Heard { lineage: None, done, generations: HashMap::new(), said: None };
         loop {
             let begun = Instant::now();
             match self.follow(&known, &mut heard).await {
@@ -119,7 +126,7 @@ impl Invalidations {
                     value: Some(entry.value),
                     revision: entry.revision,
                 });
-                self.apply(changes, heard).await;
+                self.apply(changes, heard);
             }
         }
         self.node.wake().settle(wakes);
@@ -131,7 +138,7 @@ impl Invalidations {
                 _ = self.node.wake().woken() => return Ok(()),
                 changed = changes.next() => changed?,
             };
-            self.apply(changed, heard).await;
+            self.apply(changed, heard);
         }
     }
 
@@ -159,7 +166,7 @@ impl Invalidations {
     }
 
     /// Does what records say, and removes those that are this node's alone.
-    async fn apply(&self, changes: impl IntoIterator<Item = Change>, heard: &mut Heard) {
+    fn apply(&self, changes: impl IntoIterator<Item = Change>, heard: &mut Heard) {
         let (mut begun, mut stale) = (Vec::new(), Vec::new());
         // One that is cleared after the records were read has forgotten all that they are of.
         let mut unread = HashSet::new();
@@ -184,11 +191,8 @@ impl Invalidations {
                 _ => {}
             }
         }
-        done(begun).await;
-        // If this fails it is done again with the next reading, which does no harm.
-        if let Err(error) = self.registry.delete_all_if(&stale).await {
-            tracing::debug!(%error, "invalidations that are done were not removed");
-        }
+        // What comes next does not wait for that.
+        let _ = heard.done.send((begun, stale));
     }
 
     /// A group is cleared with each new generation, also where it is no greater than the last: then the registry has lost that, or it
@@ -235,6 +239,25 @@ impl Invalidations {
                 let delete = Delete { key: &Bytes::from(key), under, stamp: 0, then_set: None };
                 cache.delete(delete, Instant::now()).ok()
             })),
+        }
+    }
+}
+
+/// Invalidations that have been applied: what waits for the disk, and the records, which go when that is done.
+type Applied = (Vec<Begun>, Vec<(String, i64)>);
+
+/// Removes records when what they say would outlive the process, many at a time.
+async fn remove_applied(registry: Arc<dyn Registry>, mut applied: mpsc::UnboundedReceiver<Applied>) {
+    let mut some = Vec::new();
+    while applied.recv_many(&mut some, AT_ONCE).await > 0 {
+        let mut stale = Vec::new();
+        for (begun, records) in some.drain(..) {
+            done(begun).await;
+            stale.extend(records);
+        }
+        // If this fails it is done again with the next reading, which does no harm.
+        if let Err(error) = registry.delete_all_if(&stale).await {
+            tracing::debug!(%error, "invalidations that are done were not removed");
         }
     }
 }

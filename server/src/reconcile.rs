@@ -107,11 +107,19 @@ impl Reconcile {
                 continue;
             };
             let prefix = self.keys.undelivered(node);
-            if !knows(node) {
+            if !knows(node) && self.is_forgotten(node).await? {
                 self.remove(&prefix).await?;
             }
             rest = rest.behind(&prefix);
         }
+    }
+
+    /// Whether the registry knows nothing of a node now: it may have come since this node last heard.
+    async fn is_forgotten(&self, id: &str) -> Result<bool, RegistryError> {
+        let Some(entry) = self.registry.get(&self.keys.ring()).await? else { return Ok(false) };
+        let Ok(ring) = RingDocument::decode(&entry.value) else { return Ok(false) };
+        let is_in_ring = ring.member(id).is_some() || ring.departed.iter().any(|gone| gone.id == id);
+        Ok(!is_in_ring && self.registry.get(&self.keys.live(id)).await?.is_none())
     }
 
     /// Removes every key that begins with `prefix`, but for those that are written meanwhile.

@@ -29,6 +29,8 @@ const SWAP_ATTEMPTS: usize = 100;
 /// Trouble is told of at most so often, and again so often where it stays the same.
 const SAY: Duration = Duration::from_secs(10);
 const SAY_AGAIN: Duration = Duration::from_secs(600);
+/// Why a node registers again whose record is not there any more.
+const VANISHED: &str = "the liveness record vanished";
 /// How long a node that stops may take to say so.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -129,20 +131,22 @@ impl Registration {
     ) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         let mut said: Option<(Instant, String)> = None;
+        // What others can see.
+        let mut held = None;
         loop {
             let begun = Instant::now();
             let has_joined = *joined.borrow();
-            let before = *lease;
-            let is_new = |lease: Option<LeaseId>| lease != before;
             match self.register(live, lease, discovered, has_joined).await {
                 Ok(version) => {
                     node.learn_of_ring(version);
                     joined.send_replace(true);
-                    if is_new(*lease) {
+                    if held != *lease {
+                        held = *lease;
                         node.wake().lease_held();
                     }
                     let why = self.hold(lease, discovered, node, None).await;
-                    if lease.is_none() {
+                    if lease.is_none() || why == VANISHED {
+                        held = None;
                         node.wake().lease_lost();
                     }
                     if is_due(&said, why, Duration::ZERO) {
@@ -322,7 +326,7 @@ impl Registration {
                     } else if view.unreadable.contains(&self.node.id) {
                         return "the liveness record cannot be read";
                     } else if seen_alive && !alive {
-                        return "the liveness record vanished";
+                        return VANISHED;
                     } else if view.revision > 0 && view.ring.version > 0 && !is_member(&view.ring, &self.node)
                         && !view.ring.is_drained(&self.node.id)
                     {

@@ -251,7 +251,7 @@ impl Server {
         let stop_registration = CancellationToken::new();
         let _ticking = self.node.wake().tick();
         let (known, is_known) = watch::channel(None);
-        let _following = registration.as_ref().map(|registration| {
+        let following = registration.as_ref().map(|registration| {
             let follow = Invalidations {
                 registry: registration.registry.clone(),
                 keys: registration.keys.clone(),
@@ -316,6 +316,8 @@ impl Server {
             }
         });
         let finished = finished.await;
+        // What it removed from the registry from now on might not be written any more.
+        drop(following);
         if let Some(persistence) = persistence {
             persistence.finish(deadline.max(Instant::now() + LAST_SEAL)).await;
         }

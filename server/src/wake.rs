@@ -35,6 +35,8 @@ struct Shared {
     ticked_ms: AtomicU64,
     /// How often the registry has had to be read anew.
     wakes: AtomicU64,
+    /// When it last had to, in milliseconds from `began`.
+    roused_ms: AtomicU64,
     /// How often the process has slept.
     sleeps: AtomicU64,
     /// Of that many wakes the registry has been asked, or has not answered.
@@ -56,6 +58,7 @@ impl Wake {
             began: uptime(),
             ticked_ms: AtomicU64::new(0),
             wakes: AtomicU64::new(0),
+            roused_ms: AtomicU64::new(0),
             sleeps: AtomicU64::new(0),
             settled: watch::Sender::new(0),
             asks: AtomicBool::new(false),
@@ -122,7 +125,10 @@ impl Wake {
             return self.wakes();
         }
         let mut settled = self.shared.settled.subscribe();
-        if timeout(PATIENCE, settled.wait_for(|_| self.is_awake())).await.is_err() {
+        // From when it had to, whoever waits and for however long.
+        let waited = self.now_ms().saturating_sub(self.shared.roused_ms.load(Ordering::Relaxed));
+        let patience = PATIENCE.saturating_sub(Duration::from_millis(waited));
+        if timeout(patience, settled.wait_for(|_| self.is_awake())).await.is_err() {
             self.shared.is_unleased.store(false, Ordering::Release);
             self.settle(self.wakes());
         }
@@ -152,6 +158,7 @@ impl Wake {
 
     /// Has lanes end, and the registry read before anything more is answered.
     fn rouse(&self) {
+        self.shared.roused_ms.store(self.now_ms(), Ordering::Relaxed);
         self.shared.wakes.fetch_add(1, Ordering::AcqRel);
         self.shared.woken.notify_one();
     }

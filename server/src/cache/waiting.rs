@@ -32,6 +32,11 @@ pub(crate) enum Waiting {
 }
 
 impl Waiting {
+    /// Whether it waits for nothing but the disk.
+    pub(crate) fn is_for_disk(&self) -> bool {
+        matches!(self, Waiting::Disk { .. })
+    }
+
     pub(crate) async fn answer(self) -> Result<Answer, Failure> {
         let (cache, answer) = match self {
             Waiting::Disk { cache, number, answer } => {

@@ -51,7 +51,7 @@ const MAX_LONG_BYTES: usize = 64 << 20;
 /// Leases from which on a lane looks for those that have ended.
 const MANY_LEASES: usize = 1_024;
 
-type Landed = (u32, Arc<Cache>, Result<Answer, Failure>);
+type Landed = (u32, Arc<Cache>, bool, Result<Answer, Failure>);
 
 /// The stream of answers of one lane.
 pub(super) struct Answers {
@@ -80,6 +80,8 @@ pub(super) struct Answers {
     ring_version: u64,
     told_version: u64,
     waiting: FuturesUnordered<BoxFuture<'static, Landed>>,
+    /// How many of them wait for the disk.
+    for_disk: usize,
     long: VecDeque<LongValue>,
     long_bytes: usize,
     /// An answer for whose value there is no room yet: nothing more is begun before it.
@@ -138,6 +140,7 @@ impl Answers {
             ring_version: 0,
             told_version: 0,
             waiting: FuturesUnordered::new(),
+            for_disk: 0,
             long: VecDeque::new(),
             long_bytes: 0,
             stalled: None,
@@ -271,7 +274,10 @@ impl Answers {
         let id = operation.id;
         match self.try_begin(operation, now) {
             Ok(Some((cache, Begun::Answered(answer)))) => self.answer(id, cache, answer),
-            Ok(Some((cache, Begun::Waiting(waiting)))) => self.wait(id, cache, waiting.answer()),
+            Ok(Some((cache, Begun::Waiting(waiting)))) => {
+                let is_for_disk = waiting.is_for_disk();
+                self.wait(id, cache, is_for_disk, waiting.answer());
+            }
             Ok(None) => {}
             Err(failure) => self.refuse(id, &failure),
         }
@@ -281,10 +287,12 @@ impl Answers {
         &mut self,
         id: u32,
         cache: Arc<Cache>,
+        is_for_disk: bool,
         answer: impl Future<Output = Result<Answer, Failure>> + Send + 'static,
     ) {
         self.node.metrics().in_flight.fetch_add(1, Relaxed);
-        self.waiting.push(async move { (id, cache, answer.await) }.boxed());
+        self.for_disk += usize::from(is_for_disk);
+        self.waiting.push(async move { (id, cache, is_for_disk, answer.await) }.boxed());
     }
 
     fn refuse(&mut self, id: u32, failure: &Failure) {
@@ -334,8 +342,13 @@ impl Answers {
             Ok(())
         };
         let cache = named.cache.clone();
-        if self.waiting.len() + self.long.len() >= MAX_WAITING {
-            let why = format!("{MAX_WAITING} operations of this lane are waiting");
+        // A disk that stands still keeps writes waiting, and is no reason to refuse a get.
+        let (of_kind, what) = match operation.kind {
+            Kind::Set | Kind::Delete | Kind::Clear => (self.for_disk, "writes"),
+            Kind::Get | Kind::Release => (self.waiting.len() - self.for_disk + self.long.len(), "gets"),
+        };
+        if of_kind >= MAX_WAITING {
+            let why = format!("{MAX_WAITING} {what} of this lane are waiting");
             return Err(Failure::new(ErrorCode::Overloaded, why));
         }
         if operation.token != 0 {
@@ -366,7 +379,7 @@ impl Answers {
             ));
         };
         let (node, account, waits) = (self.node.clone(), self.account.clone(), cache.clone());
-        self.wait(id, cache, async move {
+        self.wait(id, cache, false, async move {
             if !node.ring().look_for(claimed).await {
                 return Err(ring_unknown(claimed));
             }
@@ -439,8 +452,9 @@ impl Answers {
         self.poll_requests(context)?;
         // After the requests: a flight that was boarded just now has to be polled to be heard of.
         while self.has_room()
-            && let Poll::Ready(Some((id, cache, landed))) = self.waiting.poll_next_unpin(context)
+            && let Poll::Ready(Some((id, cache, was_for_disk, landed))) = self.waiting.poll_next_unpin(context)
         {
+            self.for_disk -= usize::from(was_for_disk);
             self.node.metrics().in_flight.fetch_sub(1, Relaxed);
             match landed {
                 Ok(answer) => self.answer(id, cache, answer),

@@ -27,7 +27,7 @@ struct Fixture {
 
 fn fixture(limits: Limits) -> Fixture {
     let mut lane = LaneState::new(limits);
-    lane.opened(9, 0, 1);
+    lane.opened(9, 1);
     Fixture { lane, now: Instant::now(), woken: Arc::new(Flag(false.into())) }
 }
 
@@ -318,7 +318,7 @@ async fn when_the_stream_dies_everyone_is_told_and_the_next_stream_begins_anew()
     assert_eq!((f.lane.in_flight(), f.next()), (0, NextFrame::Ended));
 
     f.get("c");
-    f.lane.opened(9, 0, 2);
+    f.lane.opened(9, 2);
     assert_eq!(f.next(), NextFrame::Ended, "the old stream is not the lane's any more");
     let waker = Waker::from(f.woken.clone());
     let NextFrame::Send(frame) = f.lane.next_frame(2, f.now, &waker) else { panic!("a frame was expected") };
