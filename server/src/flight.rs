@@ -108,6 +108,8 @@ struct Flight {
     id: u64,
     /// The ring version that the node knew when it started.
     stamp: u64,
+    /// Its leader takes too long: whoever comes begins anew, and takes its place.
+    is_late: bool,
     progress: watch::Receiver<Progress>,
 }
 
@@ -252,6 +254,7 @@ impl Flights {
         let State { table, leases, due, writes, .. } = &mut *state;
         if let Some(flight) = table.get(&(origin, key.clone()))
             && flight.stamp >= owned_since
+            && !flight.is_late
         {
             return Boarding::Waiter(Ticket { progress: flight.progress.clone() });
         }
@@ -266,7 +269,7 @@ impl Flights {
         let id = fastrand::u64(1..);
         let (sender, progress) = watch::channel(Progress::UnderWay);
         let ticket = Ticket { progress: progress.clone() };
-        table.insert(key.clone(), Flight { id, stamp, progress });
+        table.insert(key.clone(), Flight { id, stamp, is_late: false, progress });
         if let Some((until, held)) = lease {
             let writes = writes.so_far(&key.1);
             leases.insert(id, Lease { key, stamp, writes, progress: sender, reserved, _held: held });
@@ -330,8 +333,9 @@ impl Flights {
             let Some(lease) = state.leases.get(&token) else { continue };
             let (key, progress, writes) = (lease.key.clone(), lease.progress.clone(), lease.writes);
             told.push(progress);
-            state.leave(&key, token);
-            if state.writes.so_far(&key.1) == writes {
+            let flight = state.table.get_mut(&key).filter(|flight| flight.id == token);
+            let is_there = flight.map(|flight| flight.is_late = true).is_some();
+            if is_there || state.writes.so_far(&key.1) == writes {
                 state.late.push_back((now + LONGEST_LATE, token));
             } else {
                 // What it brings would not be stored.
@@ -340,10 +344,10 @@ impl Flights {
         }
         let most = state.late.len().saturating_sub(MOST_LATE);
         for (_, token) in state.late.drain(..most).collect::<Vec<_>>() {
-            state.leases.remove(&token);
+            state.forget(token);
         }
         while let Some((_, token)) = state.late.pop_front_if(|(until, _)| *until <= now) {
-            state.leases.remove(&token);
+            state.forget(token);
         }
         drop(state);
         told.into_iter().for_each(|progress| drop(progress.send_replace(Progress::Void)));
@@ -360,7 +364,8 @@ impl Flights {
         let mut state = self.state.lock();
         state.leases.get(&token).filter(|lease| lease.key.1 == key)?;
         let Lease { key, progress, .. } = state.leases.remove(&token)?;
-        if state.table.get(&key).is_none_or(|flight| flight.id != token) {
+        if state.table.get(&key).is_none_or(|flight| flight.id != token || flight.is_late) {
+            state.leave(&key, token);
             drop(state);
             progress.send_replace(Progress::Void);
             return None;
@@ -387,7 +392,7 @@ impl Flights {
         let Some(ThenSet { stamp, until, held, reserved }) = then_set else { return (written, 0) };
         let (id, key) = (fastrand::u64(1..), (Origin::Owner, Bytes::copy_from_slice(key)));
         let (sender, progress) = watch::channel(Progress::UnderWay);
-        state.table.insert(key.clone(), Flight { id, stamp, progress });
+        state.table.insert(key.clone(), Flight { id, stamp, is_late: false, progress });
         let writes = state.writes.so_far(&key.1);
         state.leases.insert(id, Lease { key, stamp, writes, progress: sender, reserved, _held: Some(held) });
         state.due.insert((until, id));
@@ -408,9 +413,9 @@ impl Flights {
         self.state.lock().writes.written_under(key)
     }
 
-    /// Flights that have not landed.
+    /// Flights that have not landed, and are not late.
     pub(crate) fn in_progress(&self) -> usize {
-        self.state.lock().table.len()
+        self.state.lock().table.values().filter(|flight| !flight.is_late).count()
     }
 }
 
@@ -421,6 +426,13 @@ impl State {
         let progress = self.leases.get(&id)?.progress.clone();
         self.table.remove(key);
         Some(progress)
+    }
+
+    /// Forgets a lease that has been late for long.
+    fn forget(&mut self, token: Token) {
+        if let Some(lease) = self.leases.remove(&token) {
+            self.leave(&lease.key, token);
+        }
     }
 
     /// Takes a flight out of the table. Whether it was there, and not poisoned.

@@ -103,14 +103,11 @@ pub struct Scenario {
     pub is_strict: Option<bool>,
     /// What the servers lack of what keeps answers right.
     pub sabotage: Option<&'static str>,
-    /// For how long former owners hand over, as clients that read have it, and clients that write.
-    pub hand_over: (Duration, Duration),
 }
 
 impl Scenario {
     /// A scenario of all faults.
     pub fn new(server: impl Into<PathBuf>, seed: u64) -> Self {
-        let hand_over = (Duration::from_secs(60), Duration::from_secs(60));
         Scenario {
             server: server.into(),
             seed,
@@ -118,7 +115,6 @@ impl Scenario {
             count: FAULTS,
             is_strict: None,
             sabotage: None,
-            hand_over,
         }
     }
 }
@@ -365,7 +361,7 @@ impl Scenario {
         let choice = if self.faults.is_empty() { ALL.to_vec() } else { self.faults.clone() };
         let is_strict = random.bool();
         let is_strict = self.is_strict.unwrap_or(is_strict);
-        let ((read, write), count) = (self.hand_over, self.count);
+        let count = self.count;
         let etcd = Etcd::start().await;
         let origin = Origin::start().await;
         let folder = tempfile::tempdir().expect("a folder");
@@ -381,13 +377,12 @@ impl Scenario {
         for _ in 0..3 {
             fleet.add_node(&mut random).await;
         }
-        for hand_over in [read, read, read, write, write] {
+        for _ in 0..5 {
             let proxy = Proxy::start(fleet.etcd.port()).await;
             let failover = if is_strict { Failover::Strict } else { Failover::Bounded };
             let client = Client::builder()
                 .etcd([proxy.endpoint()])
                 .failover(failover)
-                .hand_over(hand_over)
                 .build()
                 .await;
             let client = client.expect("the fleet is there");

@@ -8,7 +8,7 @@ use peanut_proto::registry::{KeyRange, Registry as _};
 use peanut_tests::{Etcd, Origin, ServerProcess, eventually, group_from};
 
 use super::{Gets, LONG, keys, put, put_many, stored_ring, text, two_groups};
-use crate::{SCORES, SERVER, client, client_of, fleet};
+use crate::{PATIENT, SCORES, SERVER, client, client_of, fleet};
 
 /// Whatever a group's record says, the next `clear` clears: on running nodes, and on one that comes back warm.
 #[tokio::test(flavor = "multi_thread")]
@@ -181,7 +181,8 @@ async fn groups_of_any_name_are_cleared_and_invalidated() {
         })
         .concat();
     let (etcd, mut servers) = fleet(1, &groups).await;
-    let client = client(&etcd, 1).await;
+    // A node that stands still is waited for until its lease ends.
+    let client = client_of(&etcd).deadline(PATIENT).build().await.unwrap();
     for name in names {
         let group = client.group(name);
         group.set("k", "old", None).await.unwrap();

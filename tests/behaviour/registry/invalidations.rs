@@ -7,7 +7,7 @@ use peanut_proto::registry::{KeyRange, Registry as _};
 use peanut_tests::{Etcd, Origin, ServerProcess, eventually};
 
 use super::{LONG, hint, keys, put, put_many, text, two_groups};
-use crate::{SERVER, client, client_of, fleet};
+use crate::{PATIENT, SERVER, client, client_of, fleet};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn five_mebibytes_of_invalidations_stop_no_client_and_their_node_reads_them_before_it_shows_anything() {
@@ -40,6 +40,8 @@ async fn five_mebibytes_of_invalidations_stop_no_client_and_their_node_reads_the
             before.group(group).set(key, "old", None).await.unwrap();
         }
     }
+    // What is set is written to the disk every tenth of a second.
+    tokio::time::sleep(Duration::from_secs(1)).await;
     servers[0].process().kill();
 
     // As 80 clients leave 64 each of the longest keys, and more for nodes that nobody knows; the ones that matter come last.
@@ -193,7 +195,8 @@ async fn writers_do_not_overwrite_each_others_invalidations_and_leave_few() {
     let id = servers[0].addr().to_owned();
     let mut writers = Vec::new();
     for _ in 0..3 {
-        writers.push(client(&etcd, 2).await);
+        // A node that stands still is waited for until its lease ends.
+        writers.push(client_of(&etcd).deadline(PATIENT).build().await.unwrap());
     }
     let ring = writers[0].ring();
     let is_mine = |key: &String| ring.members()[ring.place("g", key.as_bytes()).unwrap().owner].id == id;
@@ -220,7 +223,7 @@ async fn writers_do_not_overwrite_each_others_invalidations_and_leave_few() {
     )
     .await;
     let before = left.len() + 1_100;
-    let late = client(&etcd, 2).await;
+    let late = client_of(&etcd).deadline(PATIENT).build().await.unwrap();
     assert!(late.group("g").delete_many(&short).await.iter().all(Result::is_ok));
     let after = etcd.registry().count(&KeyRange::prefix(&keys().undelivered(&id))).await.unwrap();
     assert!(after as usize <= before + 16, "{after} after {before}");
