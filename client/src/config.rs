@@ -134,6 +134,12 @@ impl Config {
         self.deadline / 4
     }
 
+    /// For how long after a change of the ring writes are done at former owners too: clients that have not heard of it may ask them, and
+    /// they may not have heard of it either.
+    pub(crate) fn written_to(&self) -> Duration {
+        (self.hand_over * 2).max(Duration::from_secs(1))
+    }
+
     /// How long a probe may take.
     pub(crate) fn probe_timeout(&self) -> Duration {
         (self.deadline / 4).clamp(Duration::from_millis(50), Duration::from_secs(1))

@@ -26,6 +26,8 @@ pub(crate) struct Routing {
     nodes: Vec<Arc<Node>>,
     /// Rings from before, the latest first.
     earlier: Vec<Arc<Earlier>>,
+    /// For how long after a change of the ring writes are done at former owners too.
+    written_to: Duration,
 }
 
 /// A ring that was replaced.
@@ -46,8 +48,6 @@ pub(crate) struct Former<'a> {
     pub(crate) owned_since: u64,
 }
 
-/// For how long after a change of the ring writes are done at former owners too.
-const WRITTEN_TO: Duration = Duration::from_secs(120);
 /// Earlier rings that are kept.
 const MOST_EARLIER: usize = 16;
 
@@ -81,7 +81,7 @@ impl Routing {
         if let Some(routing) = previous {
             let (ring, nodes) = (routing.ring.clone(), routing.nodes.clone());
             let replaced = Arc::new(Earlier { ring, nodes, replaced: now, is_exact: true });
-            let longest = WRITTEN_TO.max(config.hand_over);
+            let longest = config.written_to().max(config.hand_over);
             let held = routing.earlier.iter().filter(|earlier| now < earlier.replaced + longest).cloned();
             for held in std::iter::once(replaced).chain(held) {
                 earlier.retain(|other| other.ring.version() != held.ring.version());
@@ -90,7 +90,7 @@ impl Routing {
         }
         earlier.sort_by_key(|earlier| Reverse((earlier.replaced, earlier.ring.version())));
         earlier.truncate(MOST_EARLIER);
-        Routing { nodes, ring: Arc::new(Ring::new(document)), earlier }
+        Routing { nodes, ring: Arc::new(Ring::new(document)), earlier, written_to: config.written_to() }
     }
 
     /// The nodes at which writes are done beside the owner, since clients that have not heard of a change of the ring may ask them still: who
@@ -98,7 +98,7 @@ impl Routing {
     pub(crate) fn former_nodes(&self, hash: u64, successors: bool, now: Instant) -> Vec<&Arc<Node>> {
         let mut nodes = Vec::new();
         let Some(route) = self.route(hash).filter(|_| !without(Mechanism::FormerOwners)) else { return nodes };
-        for earlier in self.earlier.iter().take_while(|earlier| now < earlier.replaced + WRITTEN_TO) {
+        for earlier in self.earlier.iter().take_while(|earlier| now < earlier.replaced + self.written_to) {
             let Some(place) = earlier.ring.place_hash(hash) else { continue };
             nodes.push(&earlier.nodes[place.owner]);
             nodes.extend(place.successor.filter(|_| successors).map(|at| &earlier.nodes[at]));
@@ -129,7 +129,7 @@ impl Routing {
 
     /// All nodes, and those of the rings of the last minutes.
     pub(crate) fn all_nodes(&self, now: Instant) -> Vec<Arc<Node>> {
-        let earlier = self.earlier.iter().take_while(|earlier| now < earlier.replaced + WRITTEN_TO);
+        let earlier = self.earlier.iter().take_while(|earlier| now < earlier.replaced + self.written_to);
         let mut nodes: Vec<_> = self.nodes.iter().chain(earlier.flat_map(|e| &e.nodes)).cloned().collect();
         nodes.sort_by(|a, b| (a.id(), a.addr()).cmp(&(b.id(), b.addr())));
         nodes.dedup_by(|a, b| Arc::ptr_eq(a, b));
@@ -179,7 +179,7 @@ impl Handles {
 
 /// The rings that were replaced lately, as far as a document tells, for a client that has not held them.
 fn recent(document: &RingDocument, known: &mut Handles, config: &Config, now: Instant) -> Vec<Arc<Earlier>> {
-    let window_ms = u64::try_from(WRITTEN_TO.as_millis()).unwrap_or(u64::MAX);
+    let window_ms = u64::try_from(config.written_to().as_millis()).unwrap_or(u64::MAX);
     let earlier = document.recent(wall_clock_ms().saturating_sub(window_ms)).take(MOST_EARLIER);
     let earlier = earlier.map(|document| {
         let nodes = document.members.iter().map(|member| known.of(member, config)).collect();

@@ -18,7 +18,7 @@ mod scenario;
 mod world;
 
 pub use network::Mended;
-pub use plan::{End, Fault, Folder, Planned};
+pub use plan::{End, Fault, Folder, Planned, Theme};
 pub use registry::StoreFault;
 pub use scenario::{Outcome, Scenario};
 pub use world::current_host;

@@ -88,8 +88,13 @@ pub enum Fault {
     },
     /// Something is wrong with the registry.
     Store(StoreFault),
-    /// Watches lag behind by so much.
-    WatchLag(Duration),
+    /// Watches of some hosts lag behind by so much.
+    WatchLag {
+        /// Those whose bit, by their number, is set.
+        hosts: u64,
+        /// How far.
+        by: Duration,
+    },
     /// Watches end, as when they were compacted away.
     Compaction,
     /// The registry comes back empty.
@@ -114,17 +119,63 @@ pub struct Planned {
     pub until: Duration,
 }
 
+/// What a scenario is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Theme {
+    /// Everything, with windows longer than any fault.
+    Everything,
+    /// Rings that come and go, with windows shorter than faults; nobody is cut off from the registry for as long.
+    Rings,
+    /// Connections from clients that stutter: what they send is held again and again, and arrives late.
+    Stutter,
+}
+
+impl Theme {
+    /// One of them.
+    pub(super) fn any(random: &mut Rng) -> Self {
+        match random.u8(..4) {
+            0 => Theme::Rings,
+            1 => Theme::Stutter,
+            _ => Theme::Everything,
+        }
+    }
+
+    /// For how long clients ask former owners, after which they have a window as long again.
+    pub(super) fn hand_over(self) -> Duration {
+        Duration::from_millis(if self == Theme::Rings { 500 } else { 3000 })
+    }
+
+    fn suits(self, fault: &Fault) -> bool {
+        match fault {
+            Fault::Cut { to: End::Registry | End::Member(_), .. }
+            | Fault::Slow { from: End::Registry, .. }
+            | Fault::WatchLag { .. }
+            | Fault::Store(_)
+            | Fault::Emptied => self != Theme::Rings,
+            _ => true,
+        }
+    }
+}
+
 /// So many faults.
-pub(super) fn faults(random: &mut Rng, count: usize) -> Vec<Planned> {
+pub(super) fn faults(random: &mut Rng, theme: Theme, count: usize) -> Vec<Planned> {
     let mut planned: Vec<_> = (0..count)
         .map(|_| {
-            let fault = fault(random);
+            let fault = loop {
+                let fault = fault(random);
+                if theme.suits(&fault) {
+                    break fault;
+                }
+            };
             let from = Duration::from_micros(random.u64(..TROUBLE.as_micros() as u64));
             let long = if random.u8(..4) == 0 { 4000 } else { 1500 };
             let until = from + Duration::from_millis(random.u64(50..long));
             Planned { fault, from, until }
         })
         .collect();
+    if theme == Theme::Stutter {
+        planned.extend(stutter(random));
+    }
     planned.sort_by_key(|planned| planned.from);
     planned
 }
@@ -160,11 +211,24 @@ fn fault(random: &mut Rng) -> Fault {
             1 => StoreFault::Full,
             _ => StoreFault::Alone(random.usize(..MEMBERS)),
         }),
-        20..21 => Fault::WatchLag(Duration::from_millis(random.u64(1..600))),
+        20..21 => Fault::WatchLag { hosts: random.u64(..), by: Duration::from_millis(random.u64(1..600)) },
         21..22 => Fault::Compaction,
         22..23 => Fault::Emptied,
         _ => Fault::Clock { node, by_ms: random.i64(-20_000..20_000) },
     }
+}
+
+/// What some clients send to some nodes is held, and arrives, again and again.
+fn stutter(random: &mut Rng) -> Vec<Planned> {
+    let (mut planned, mut at) = (Vec::new(), Duration::from_millis(random.u64(..3000)));
+    let (from, to) = (End::Client(random.usize(..CLIENTS)), End::Node(random.usize(..FIRST_NODES)));
+    while at < TROUBLE {
+        let until = at + Duration::from_millis(random.u64(30..700));
+        let fault = Fault::Cut { from, to, one_way: true, mended: Mended::Late };
+        planned.push(Planned { fault, from: at, until });
+        at = until + Duration::from_millis(random.u64(3..60));
+    }
+    planned
 }
 
 fn mended(random: &mut Rng) -> Mended {

@@ -48,7 +48,7 @@ struct Faults {
     down: u32,
     full: u32,
     alone: [u32; MEMBERS],
-    watch_lag: Duration,
+    watch_lag: (u64, Duration),
 }
 
 /// What can be wrong with the store.
@@ -96,9 +96,9 @@ impl Store {
         drop(faults);
     }
 
-    /// Has watches lag by so much.
-    pub(super) fn set_watch_lag(&self, lag: Duration) {
-        self.0.faults.lock().watch_lag = lag;
+    /// Has watches of these hosts, bit by bit, lag by so much.
+    pub(super) fn set_watch_lag(&self, hosts: u64, lag: Duration) {
+        self.0.faults.lock().watch_lag = (hosts, lag);
     }
 
     /// Ends all watches.
@@ -275,8 +275,10 @@ async fn tell(
         match next {
             Err(_) => say(Some(Vec::new())),
             Ok(Ok(changes)) => {
-                let lag = state.faults.lock().watch_lag;
-                sleep(lag).await;
+                let (hosts, lag) = state.faults.lock().watch_lag;
+                if hosts >> host & 1 == 1 {
+                    sleep(lag).await;
+                }
                 while is_alone() {
                     say(Some(Vec::new()));
                     sleep(PROGRESS).await;

@@ -18,14 +18,13 @@ use tokio::time::sleep;
 
 use super::load::{GROUPS, KEYS, Load, is_absent};
 use super::network::{HostId, MIN_LATENCY, Network, addr_of};
-use super::plan::{CLIENTS, End, FIRST_NODES, Fault, Folder, NODES, Planned, TROUBLE, faults};
+use super::plan::{CLIENTS, End, FIRST_NODES, Fault, Folder, NODES, Planned, TROUBLE, Theme, faults};
 use super::registry::{MEMBERS, Store, StoreFault};
 use super::world::World;
 use crate::history::{Kind, Op, Violation, check_with};
 
 const FAILOVER_TTL: Duration = Duration::from_millis(800);
 const LOAD_TIMEOUT: Duration = Duration::from_millis(400);
-const HAND_OVER: Duration = Duration::from_millis(2000);
 /// When nothing is wrong any more, what was wrong has its effects for so long.
 const SETTLE: Duration = Duration::from_millis(4000);
 /// The last reads have ended by then.
@@ -85,8 +84,9 @@ impl Scenario {
         sabotage::turn_off(self.without);
         let mut random = Rng::with_seed(self.seed);
         let count = self.faults.unwrap_or_else(|| random.usize(5..10));
-        let faults = faults(&mut random, count);
-        let mut fleet = Fleet::new(&mut random);
+        let theme = Theme::any(&mut random);
+        let faults = faults(&mut random, theme, count);
+        let mut fleet = Fleet::new(&mut random, theme);
         fleet.come_up();
         fleet.go_through(&faults);
         fleet.end(faults)
@@ -122,6 +122,7 @@ struct Fleet {
     apps: Vec<App>,
     load: Arc<Load>,
     random: Rng,
+    theme: Theme,
     is_strict: bool,
     is_warm: bool,
     folder: TempDir,
@@ -129,7 +130,7 @@ struct Fleet {
 }
 
 impl Fleet {
-    fn new(random: &mut Rng) -> Self {
+    fn new(random: &mut Rng, theme: Theme) -> Self {
         let network = Network::new(random.fork());
         let mut world = World::new(network.clone());
         let store_host = world.add_host();
@@ -166,7 +167,7 @@ impl Fleet {
         });
         let apps = apps.collect();
         let (load, random) = (Load::new(), random.fork());
-        Fleet { world, store, members, nodes, apps, load, random, is_strict, is_warm, folder, copies: 0 }
+        Fleet { world, store, members, nodes, apps, load, random, theme, is_strict, is_warm, folder, copies: 0 }
     }
 
     fn run_until(&mut self, time: Duration) {
@@ -252,7 +253,7 @@ impl Fleet {
             .deadline(Duration::from_millis(400))
             .connect_timeout(Duration::from_millis(200))
             .failover(app.failover)
-            .hand_over(HAND_OVER);
+            .hand_over(self.theme.hand_over());
         let builder = if self.random.u8(..5) == 0 { builder.unary() } else { builder };
         let (load, readers, writers) = (self.load.clone(), self.random.fork(), self.random.fork());
         self.world.start(app.host, || async move {
@@ -324,7 +325,7 @@ impl Fleet {
                 self.each_link(from, to, false, |network, from, to| network.slow_down(from, to, by));
             }
             Fault::Store(fault) => self.store.fault(fault, true),
-            Fault::WatchLag(lag) => self.store.set_watch_lag(lag),
+            Fault::WatchLag { hosts, by } => self.store.set_watch_lag(hosts, by),
             Fault::Compaction => self.store.end_watches(),
             Fault::Emptied => self.store.fault(StoreFault::Down, true),
             Fault::Clock { node, by_ms } => self.world.set_clock(self.nodes[node].host, by_ms),
@@ -375,7 +376,7 @@ impl Fleet {
                 });
             }
             Fault::Store(fault) => self.store.fault(fault, false),
-            Fault::WatchLag(_) => self.store.set_watch_lag(Duration::ZERO),
+            Fault::WatchLag { .. } => self.store.set_watch_lag(0, Duration::ZERO),
             Fault::Compaction => {}
             Fault::Emptied => {
                 self.store.empty();
