@@ -93,10 +93,12 @@ impl Connector {
         }
         #[cfg(feature = "simulation")]
         if peanut_proto::machine::is_simulated() {
-            return endpoint.connect_with_connector_lazy(tower::service_fn(|to: tonic::codegen::http::Uri| async move {
-                let to = to.authority().map(ToString::to_string).unwrap_or_default();
-                peanut_proto::machine::connect(&to).await.map(hyper_util::rt::TokioIo::new)
-            }));
+            return endpoint.connect_with_connector_lazy(tower::service_fn(
+                |to: tonic::codegen::http::Uri| async move {
+                    let to = to.authority().map(ToString::to_string).unwrap_or_default();
+                    peanut_proto::machine::connect(&to).await.map(hyper_util::rt::TokioIo::new)
+                },
+            ));
         }
         endpoint.connect_lazy()
     }

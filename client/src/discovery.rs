@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use crate::config::Config;
-use crate::node::{Node, Probed};
+use crate::node::Probed;
 use crate::routing::{CurrentRouting, Routing};
 
 /// How long a ring without most of its nodes is doubted at most.
@@ -119,14 +119,17 @@ async fn most_have_vanished_but_answer(routing: &Routing, offered: &RingDocument
     answers.iter().filter(|answer| **answer == Probed::Serving).count() * 2 > vanished.len()
 }
 
-/// Says of each node whether it holds a lease. Where most hold none it is more likely that the registry has lost them.
+/// Says of each node whether it holds a lease. Of more than half it is not believed that they hold none: it is more likely that the registry
+/// has lost their leases.
 fn tell_leases(view: &FleetView, current: &CurrentRouting) {
     let routing = current.get();
-    let is_leased = |node: &Arc<Node>| view.live.contains_key(node.id());
-    let most_hold_none = routing.nodes().iter().filter(|node| !is_leased(node)).count() * 2 > routing.nodes().len();
-    for node in routing.nodes().iter().filter(|_| view.revision > 0) {
-        node.set_leased(most_hold_none || is_leased(node));
-    }
+    let nodes = routing.nodes().iter().filter(|_| view.revision > 0);
+    let (leased, unleased): (Vec<_>, Vec<_>) = nodes.partition(|node| view.live.contains_key(node.id()));
+    leased.into_iter().for_each(|node| node.set_leased(true));
+    // Those that held none before come first.
+    let (before, now): (Vec<_>, Vec<_>) = unleased.into_iter().partition(|node| node.is_unleased());
+    let most = routing.nodes().len() / 2;
+    before.into_iter().chain(now).take(most).for_each(|node| node.set_leased(false));
 }
 
 /// Nodes whose liveness has come, gone or begun anew are asked at once, rather than when they are next

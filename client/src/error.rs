@@ -100,10 +100,9 @@ impl From<ErrorCode> for ErrorKind {
             ErrorCode::ValueTooLarge => ErrorKind::TooLarge,
             ErrorCode::Overloaded => ErrorKind::Overloaded,
             ErrorCode::DeadlinePassed => ErrorKind::DeadlineExceeded,
-            ErrorCode::ShuttingDown
-            | ErrorCode::WrongNode
-            | ErrorCode::NoLoader
-            | ErrorCode::RingUnknown => ErrorKind::Unavailable,
+            ErrorCode::ShuttingDown | ErrorCode::WrongNode | ErrorCode::NoLoader | ErrorCode::RingUnknown => {
+                ErrorKind::Unavailable
+            }
             ErrorCode::Unauthenticated => ErrorKind::Unauthenticated,
             ErrorCode::PermissionDenied => ErrorKind::PermissionDenied,
             ErrorCode::InternalError | ErrorCode::Unspecified => ErrorKind::Protocol,

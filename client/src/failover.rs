@@ -253,8 +253,9 @@ pub(crate) async fn get_many(
             continue;
         }
         let ask = wanted.ask(ring_version, route.owned_since, false);
-        let owner =
-            by_owner.entry(std::ptr::from_ref(route.owner).addr()).or_insert_with(|| (route.owner, vec![], vec![]));
+        let owner = by_owner
+            .entry(std::ptr::from_ref(route.owner).addr())
+            .or_insert_with(|| (route.owner, vec![], vec![]));
         owner.1.push(at);
         owner.2.push(ask);
     }
@@ -303,7 +304,9 @@ async fn attempt(
     let Some(route) = routing.route(wanted.hash) else {
         return Err(Refusal::Elsewhere(Error::new(ErrorKind::Unavailable, "the fleet has no nodes")));
     };
-    let down = |node: &Arc<Node>| node.is_left() && !routing.mostly_down();
+    let is_strict = client.config.failover == Failover::Strict;
+    let may_lack = |node: &Node| is_strict && node.is_unleased();
+    let down = |node: &Arc<Node>| may_lack(node) || (node.is_left() && !routing.mostly_down());
     let successor = route.successor.filter(|_| client.config.failover != Failover::Off);
     let target = target(*last, down(route.owner), successor.map(down));
     *last = Some(target);
@@ -311,6 +314,10 @@ async fn attempt(
         (Target::Successor, Some(successor)) => (successor, true),
         _ => (route.owner, false),
     };
+    if may_lack(node) {
+        let why = "it holds no lease in the registry, and may not have been told of writes";
+        return Err(Refusal::Elsewhere(Error::at(ErrorKind::Unavailable, node.id(), why)));
+    }
     let ring_version = routing.ring.version();
     if !failover
         && wanted.want.can_be_shared()

@@ -36,7 +36,10 @@ fn describe() {
     describe_counter!("peanut_client_errors_total", "Operations that failed");
     describe_counter!("peanut_client_writes_total", "Sets and deletes that were done");
     describe_counter!("peanut_client_failovers_total", "Gets answered by the successor");
-    describe_counter!("peanut_client_undelivered_total", "Writes for which a hint was stored in the registry");
+    describe_counter!(
+        "peanut_client_undelivered_total",
+        "Writes for which a hint was stored in the registry"
+    );
     describe_counter!("peanut_client_hand_overs_total", "Values that former owners had");
     describe_counter!("peanut_client_uncached_loads_total", "Values loaded where no node could be asked");
     describe_gauge!("peanut_client_ring_version", "Version of the ring");

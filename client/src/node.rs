@@ -244,7 +244,12 @@ impl Node {
 
     /// Whether gets go to its successor: it is down, or holds no lease, so that writers do not wait for it.
     pub(crate) fn is_left(self: &Arc<Self>) -> bool {
-        self.is_down() || self.unleased.load(Ordering::Relaxed)
+        self.is_down() || self.is_unleased()
+    }
+
+    /// Whether it holds no lease, so that it may not have been told of writes.
+    pub(crate) fn is_unleased(&self) -> bool {
+        self.unleased.load(Ordering::Relaxed)
     }
 
     /// Says whether it holds a lease, as the registry has it.

@@ -97,14 +97,18 @@ impl Routing {
     /// owned the key in the last minutes, and, with `successors`, who was asked in its place.
     pub(crate) fn former_nodes(&self, hash: u64, successors: bool, now: Instant) -> Vec<&Arc<Node>> {
         let mut nodes = Vec::new();
-        let Some(route) = self.route(hash).filter(|_| !without(Mechanism::FormerOwners)) else { return nodes };
+        let Some(route) = self.route(hash).filter(|_| !without(Mechanism::FormerOwners)) else {
+            return nodes;
+        };
         for earlier in self.earlier.iter().take_while(|earlier| now < earlier.replaced + self.written_to) {
             let Some(place) = earlier.ring.place_hash(hash) else { continue };
             nodes.push(&earlier.nodes[place.owner]);
             nodes.extend(place.successor.filter(|_| successors).map(|at| &earlier.nodes[at]));
         }
         let successor = route.successor.filter(|_| successors);
-        nodes.retain(|node| [Some(route.owner), successor].into_iter().flatten().all(|it| it.id() != node.id()));
+        nodes.retain(|node| {
+            [Some(route.owner), successor].into_iter().flatten().all(|it| it.id() != node.id())
+        });
         nodes.sort_by_key(|node| node.id());
         nodes.dedup_by_key(|node| node.id());
         nodes

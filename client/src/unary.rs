@@ -127,7 +127,8 @@ async fn call_write(node: &Arc<Node>, ask: &Ask<'_>) -> Result<Reply, Refusal> {
     let timeout = ask.deadline.saturating_duration_since(Instant::now()) + DEADLINE_SLACK;
     let forget = async |keys, generation, all, then_set| {
         let (group, mut client) = (group.clone(), client.clone());
-        let mut request = node.request(DeleteRequest { group, keys, generation, ring_version, all, then_set });
+        let mut request =
+            node.request(DeleteRequest { group, keys, generation, ring_version, all, then_set });
         request.set_timeout(timeout);
         let answer = client.delete(request).await.map(tonic::Response::into_inner);
         answer.map(|answer| (Outcome::Done, answer.ring_version, answer.token))

@@ -59,7 +59,8 @@ pub(crate) async fn write(
     begun: Instant,
 ) -> Result<(), Error> {
     let set = matches!(wanted.want, Want::Write(Write::Set { .. }));
-    let delete = |then_set| Wanted { want: Want::Write(Write::Delete { key: wanted.key, then_set }), ..wanted };
+    let delete =
+        |then_set| Wanted { want: Want::Write(Write::Delete { key: wanted.key, then_set }), ..wanted };
     for _ in 0..MAX_RINGS {
         let mut routing = client.routing.get();
         if routing.nodes().is_empty() {
@@ -108,7 +109,8 @@ pub(crate) async fn write(
 /// Stores the value of a set, after the delete. Where that fails the value is not there, which any cache may come to.
 async fn fill(wanted: &Wanted<'_>, owner: &Arc<Node>, ring_version: u64, lease: &Reply) -> Result<(), Error> {
     let Want::Write(Write::Set { key, outcome, ttl_ms, .. }) = wanted.want else { return Ok(()) };
-    let set = Write::Set { key, outcome, ttl_ms, token: if without(Mechanism::Tokens) { 0 } else { lease.token } };
+    let set =
+        Write::Set { key, outcome, ttl_ms, token: if without(Mechanism::Tokens) { 0 } else { lease.token } };
     let ask = Wanted { want: Want::Write(set), ..*wanted }.ask(ring_version, 0, false);
     match owner.write(&ask, Instant::now()).await {
         Ok(_) => lease.end_lease(),
@@ -158,9 +160,7 @@ impl OneNode<'_> {
         owned_since: u64,
     ) -> Result<Option<Reply>, Error> {
         match self.reach(node, owned_since).await {
-            Err(Refusal::NoGroup(error)) => {
-                Box::pin(self.forget_where_it_is(error)).await.map(|()| None)
-            }
+            Err(Refusal::NoGroup(error)) => Box::pin(self.forget_where_it_is(error)).await.map(|()| None),
             Err(Refusal::Elsewhere(error) | Refusal::Again(error)) => {
                 tracing::debug!(node = node.id(), %error, "a hint is stored for the node");
                 Box::pin(self.store_hint(node, successor, error)).await.map(|()| None)
@@ -270,9 +270,7 @@ impl OneNode<'_> {
         let prefix = self.client.keys.undelivered_of(node.id(), group_name);
         let weight = u32::try_from(1 + key.len() / KEY_BYTES_PER_HINT).unwrap_or(MAX_HINTS);
         let is_clear = matches!(self.wanted.want, Want::Write(Write::Clear { .. }));
-        let is_many = is_clear
-            || node.hints().fetch_add(weight, Ordering::Relaxed) >= MAX_HINTS
-            || {
+        let is_many = is_clear || node.hints().fetch_add(weight, Ordering::Relaxed) >= MAX_HINTS || {
             let waiting = timeout_at(deadline, registry.count(&KeyRange::prefix(&prefix))).await;
             matches!(waiting, Ok(Ok(waiting)) if waiting >= MAX_WAITING)
         };

@@ -127,7 +127,10 @@ mod simulated {
         fn local_addr(&self) -> SocketAddr;
 
         /// The next connection, and where it comes from.
-        fn poll_accept(&mut self, context: &mut Context<'_>) -> Poll<io::Result<(Box<dyn Socket>, SocketAddr)>>;
+        fn poll_accept(
+            &mut self,
+            context: &mut Context<'_>,
+        ) -> Poll<io::Result<(Box<dyn Socket>, SocketAddr)>>;
     }
 
     /// A connection that is being made.

@@ -125,7 +125,14 @@ impl Begun {
 impl Answer {
     /// An answer without a value.
     fn only(outcome: Outcome) -> Self {
-        Answer { outcome, value: Value::default(), age: Duration::ZERO, ttl: Duration::ZERO, token: 0, written: false }
+        Answer {
+            outcome,
+            value: Value::default(),
+            age: Duration::ZERO,
+            ttl: Duration::ZERO,
+            token: 0,
+            written: false,
+        }
     }
 }
 

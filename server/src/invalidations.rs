@@ -8,7 +8,7 @@
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{self, AtomicBool};
+use std::sync::atomic;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -43,6 +43,8 @@ pub(crate) struct Lineage {
 #[derive(Debug)]
 struct Heard {
     lineage: Option<Lineage>,
+    /// The registry has this process's mark, if it has not lost it.
+    is_marked: bool,
     /// Takes what has been applied.
     done: mpsc::UnboundedSender<Applied>,
     /// The generation of each of the node's groups that the registry had last; `None` where it could not be read.
@@ -60,8 +62,6 @@ pub(crate) struct Invalidations {
     pub(crate) node: Node,
     /// Whether others write to the registry, and it outlives this process.
     pub(crate) is_shared: bool,
-    /// The registry has been read before: a mark that is not this process's by then was lost.
-    pub(crate) was_read: AtomicBool,
 }
 
 impl Invalidations {
@@ -71,7 +71,8 @@ impl Invalidations {
         let mut is_told = false;
         let (done, applied) = mpsc::unbounded_channel();
         let _removing = AbortOnDropHandle::new(tokio::spawn(remove_applied(self.registry.clone(), applied)));
-        let mut heard = Heard { lineage: None, done, generations: HashMap::new(), said: None };
+        let mut heard =
+            Heard { lineage: None, is_marked: false, done, generations: HashMap::new(), said: None };
         loop {
             let begun = Instant::now();
             match self.follow(&known, &mut heard).await {
@@ -108,7 +109,14 @@ impl Invalidations {
         {
             self.node.learn_of_ring(ring.version);
         }
-        let lineage = self.check_lineage(heard).await?;
+        let lineage = match self.check_lineage(heard).await {
+            Ok(lineage) => Some(lineage),
+            Err(error) => {
+                // It may lack the right to. Hints are read all the same; nothing comes back from the disk.
+                tracing::warn!(%error, "the mark of this node's last start cannot be read");
+                None
+            }
+        };
         let groups = KeyRange::prefix(&self.keys.group(""));
         let mine = KeyRange::prefix(&self.keys.undelivered(&self.node_id));
         let ranges = [groups, mine];
@@ -130,7 +138,9 @@ impl Invalidations {
             }
         }
         self.node.wake().settle(wakes);
-        known.send_replace(Some(lineage));
+        if lineage.is_some() {
+            known.send_replace(lineage);
+        }
         let mut changes = self.registry.watch(&ranges, revision + 1).await?;
         loop {
             let changed = tokio::select! {
@@ -152,15 +162,18 @@ impl Invalidations {
         if found == Some(lineage.mine) || !self.is_shared {
             return Ok(lineage);
         }
-        if self.was_read.swap(true, atomic::Ordering::Relaxed) && !without(Mechanism::Lineage) {
-            tracing::warn!("the registry has lost what it knew of this node, which may not have been told of all; it forgets all that it has");
+        if heard.is_marked && !without(Mechanism::Lineage) {
+            tracing::warn!(
+                "the registry has lost what it knew of this node, which may not have been told of all; it forgets all that it has"
+            );
             let under = self.node.ring().heard_of_any();
             done(self.node.caches().map(|cache| cache.clear(0, under))).await;
         }
-        // Where the registry takes nothing now, the mark is made with the next reading.
-        match self.registry.put(&key, format!("{:016x}", lineage.mine).into_bytes(), None).await {
-            Ok(()) => {}
-            Err(error) => tracing::debug!(%error, "the mark of this start was not made"),
+        // Where the registry does not take it now, the mark is made with the next reading.
+        let made = self.registry.put(&key, format!("{:016x}", lineage.mine).into_bytes(), None).await;
+        heard.is_marked = made.is_ok();
+        if let Err(error) = made {
+            tracing::debug!(%error, "the mark of this start was not made");
         }
         Ok(lineage)
     }
@@ -182,7 +195,12 @@ impl Invalidations {
                                 heard.said = Some(Instant::now());
                                 tracing::warn!(key = change.key, %error, "an invalidation that cannot be read; its group is cleared");
                             }
-                            begun.extend(self.node.cache(group).ok().map(|cache| cache.clear(0, self.node.ring().heard_of_any())));
+                            begun.extend(
+                                self.node
+                                    .cache(group)
+                                    .ok()
+                                    .map(|cache| cache.clear(0, self.node.ring().heard_of_any())),
+                            );
                         }
                         Err(_) => {}
                     }

@@ -4,7 +4,6 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use peanut_proto::address;
@@ -258,7 +257,6 @@ impl Server {
                 node_id: registration.node.id.clone(),
                 node: self.node.clone(),
                 is_shared: self.options.registry.is_some(),
-                was_read: AtomicBool::new(false),
             };
             AbortOnDropHandle::new(tokio::spawn(follow.run(known)))
         });

@@ -230,6 +230,29 @@ mod tests {
         assert_eq!(*wake.shared.settled.borrow(), 1);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn without_a_lease_nothing_is_answered_until_it_is_held_and_the_registry_was_read_after_that() {
+        let wake = Wake::new();
+        wake.will_ask();
+        wake.lease_lost();
+        let before = wake.woken().await;
+        wake.settle(before);
+        let waiting = tokio::spawn({
+            let wake = wake.clone();
+            async move { wake.awake().await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished(), "what was read without a lease is not all");
+        wake.lease_held();
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished(), "nor has anything been read since");
+        let held = wake.woken().await;
+        assert!(held > before);
+        wake.settle(held);
+        assert_eq!(waiting.await.unwrap(), held, "lanes from before are over");
+        assert_eq!(wake.sleeps(), 0);
+    }
+
     #[tokio::test]
     async fn ticking_is_no_sleep() {
         let wake = Wake::new();

@@ -309,6 +309,7 @@ async fn make_users(etcd: &mut etcd_client::Client) {
                 (PermissionType::Readwrite, format!("{prefix}ring")),
                 (PermissionType::Readwrite, format!("{prefix}live/")),
                 (PermissionType::Readwrite, format!("{prefix}undelivered/")),
+                (PermissionType::Readwrite, format!("{prefix}lineage/")),
                 (PermissionType::Readwrite, "peanutcache/".to_owned()),
             ],
         ),

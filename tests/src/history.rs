@@ -16,8 +16,8 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
-use peanut_simulation::history::{History, Kind, Op, Violation, check};
 use crate::{Etcd, Proxy, ServerProcess, free_port, group_from, now};
+use peanut_simulation::history::{History, Kind, Op, Violation, check};
 
 const KEYS: u32 = 120;
 const READERS: usize = 8;
@@ -380,11 +380,7 @@ impl Scenario {
         for _ in 0..5 {
             let proxy = Proxy::start(fleet.etcd.port()).await;
             let failover = if is_strict { Failover::Strict } else { Failover::Bounded };
-            let client = Client::builder()
-                .etcd([proxy.endpoint()])
-                .failover(failover)
-                .build()
-                .await;
+            let client = Client::builder().etcd([proxy.endpoint()]).failover(failover).build().await;
             let client = client.expect("the fleet is there");
             client.wait_for_ring(3).await.expect("the client lives");
             fleet.clients.push((client, proxy));

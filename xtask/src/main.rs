@@ -19,6 +19,9 @@ cargo xtask <command>
   deny       check licences, sources and advisories of all dependencies (installs cargo-deny); where the
              advisories cannot be fetched it says so
   bench      measure the parts on the way of a get: ring, frames
+  simulate [--seeds N] [--from S] [--seed S --trace] [--without MECHANISM]
+             fleets of the real client and server through overlapping faults, in one thread and virtual time, and what
+             their clients saw checked; the same seed gives the same history
   history [--seed N] [--scenarios N]
              fleets of real processes through random faults, and what their clients saw checked
   soak [--minutes N]
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Some("test") => test(),
         Some("generate") => generate(),
         Some("deny") => dependencies::deny(),
+        Some("simulate") => simulate(rest),
         Some("history") => history(rest),
         Some("soak") => soak(rest),
         Some("bench") => match rest.split_first() {
@@ -114,6 +118,12 @@ fn test() -> Result<(), Failed> {
     install::mariadb()?;
     install::chromium()?;
     Cargo::new(&["test", "--workspace", "--all-features"]).run("tests")?;
+    simulate(&["--seeds", "1000"])?;
+    simulate(&["--seeds", "20", "--twice"])?;
+    // The checker sees what is wrong.
+    for mechanism in ["hints", "poison", "tokens"] {
+        simulate(&["--seeds", "1000", "--without", mechanism])?;
+    }
     let build = ["build", "--workspace", "--all-features", "--bins", "--examples"];
     Cargo::new(&build).run("building examples")?;
     for example in ["scores", "custom_loader", "local_fleet"] {
@@ -156,6 +166,14 @@ fn bench_faults() -> Result<(), Failed> {
 fn bench_overload(args: &[&str]) -> Result<(), Failed> {
     Cargo::new(&["build", "--release", "-p", "peanut-tests", "--bins"]).run("building")?;
     run::run("overload", run::built("release/overload")?.args(args))
+}
+
+/// tokio takes the seed of its random numbers in builds with this flag only, which have a folder of their own.
+fn simulate(args: &[&str]) -> Result<(), Failed> {
+    let target = run::target_folder()?.join("simulation");
+    let build = ["build", "--quiet", "--locked", "--release", "-p", "peanut-simulation", "--target-dir"];
+    Cargo::new(&build).arg(&target).env("RUSTFLAGS", "--cfg tokio_unstable").run("building the simulator")?;
+    run::run("simulate", std::process::Command::new(target.join("release/simulate")).args(args))
 }
 
 fn history(args: &[&str]) -> Result<(), Failed> {

@@ -43,8 +43,15 @@ pub(crate) fn request(writer: &mut RequestWriter, operations: u32) -> RequestFra
 /// Writes a frame of answers with values of 100 bytes.
 pub(crate) fn response(writer: &mut ResponseWriter, operations: u32) -> ResponseFrame {
     for id in 0..operations {
-        let fields =
-            AnswerFields { id, outcome: Outcome::Hit, age_ms: 10, ttl_ms: 60_000, token: 0, value_bytes: 0, written: false };
+        let fields = AnswerFields {
+            id,
+            outcome: Outcome::Hit,
+            age_ms: 10,
+            ttl_ms: 60_000,
+            token: 0,
+            value_bytes: 0,
+            written: false,
+        };
         writer.answer(black_box(&fields), black_box(&[b'v'; 100]));
     }
     writer.take()

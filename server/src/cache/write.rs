@@ -16,8 +16,8 @@ use smallvec::SmallVec;
 use tokio::time::{Instant, timeout};
 
 use super::{Answer, Begun, Cache, Waiting};
-use crate::error::Failure;
 use crate::budget::{Account, OPERATION_BYTES, Reservation};
+use crate::error::Failure;
 use crate::flight::{Fill, ThenSet, Token};
 use crate::persistence::WriteNumber;
 use crate::segment::key_hash;
@@ -140,7 +140,8 @@ impl Cache {
 
     fn too_large(&self, length: usize) -> Failure {
         let group = &self.group;
-        let why = format!("the value has {length} bytes, more than group `{group}` keeps; the key is forgotten");
+        let why =
+            format!("the value has {length} bytes, more than group `{group}` keeps; the key is forgotten");
         Failure::new(ErrorCode::ValueTooLarge, why)
     }
 

@@ -90,8 +90,7 @@ impl Life {
             pace: &mut Pace::new(u64::MAX, Instant::now()),
             stop: &AtomicBool::new(false),
         };
-        let (report, useless) =
-            restore.run(found, &Pause::default()).now_or_never().expect("it blocks");
+        let (report, useless) = restore.run(found, &Pause::default()).now_or_never().expect("it blocks");
         writer.discard(&useless);
         journal.set_restored();
         Life { cache, writer, report }

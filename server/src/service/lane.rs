@@ -331,7 +331,9 @@ impl Answers {
         match operation.kind {
             Kind::Get => named.rights.check(Action::Read, &operation.key),
             Kind::Set => named.rights.check(Action::Set, &operation.key),
-            Kind::Delete if operation.on_miss == OnMiss::Lease => named.rights.check(Action::Set, &operation.key),
+            Kind::Delete if operation.on_miss == OnMiss::Lease => {
+                named.rights.check(Action::Set, &operation.key)
+            }
             Kind::Delete => named.rights.check(Action::Delete, &operation.key),
             Kind::Clear => named.rights.check(Action::Clear, &operation.key),
             Kind::Release => named.rights.check_release(),
@@ -452,7 +454,8 @@ impl Answers {
         self.poll_requests(context)?;
         // After the requests: a flight that was boarded just now has to be polled to be heard of.
         while self.has_room()
-            && let Poll::Ready(Some((id, cache, was_for_disk, landed))) = self.waiting.poll_next_unpin(context)
+            && let Poll::Ready(Some((id, cache, was_for_disk, landed))) =
+                self.waiting.poll_next_unpin(context)
         {
             self.for_disk -= usize::from(was_for_disk);
             self.node.metrics().in_flight.fetch_sub(1, Relaxed);
@@ -543,8 +546,12 @@ impl LaneRequest {
             Kind::Delete => {
                 let then_set = (operation.on_miss == OnMiss::Lease).then_some(account);
                 let stamp = ring_version.min(node.ring().stamp(ring_version));
-                let delete =
-                    Delete { key: &operation.key, under: node.ring().heard_of(ring_version), stamp, then_set };
+                let delete = Delete {
+                    key: &operation.key,
+                    under: node.ring().heard_of(ring_version),
+                    stamp,
+                    then_set,
+                };
                 cache.delete(delete, now)
             }
             Kind::Clear => Ok(cache.clear(rare.generation, node.ring().heard_of(ring_version))),

@@ -128,7 +128,8 @@ fn check_key(
         let before = written.iter().filter(|(ended, _)| *ended + bound <= op.begun);
         let newest = before.max_by_key(|(_, version)| *version);
         let at_least = newest.map_or(0, |(_, version)| *version);
-        let at_most = begun.iter().filter(|(begun, _)| *begun <= op.ended + skew).map(|(_, version)| *version).max();
+        let at_most =
+            begun.iter().filter(|(begun, _)| *begun <= op.ended + skew).map(|(_, version)| *version).max();
         let at_most = at_most.unwrap_or(0);
         let late_by = newest.map_or(Duration::ZERO, |(ended, _)| op.begun - *ended);
         let is_right = match op.kind {

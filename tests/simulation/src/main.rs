@@ -30,9 +30,12 @@ struct Args {
     /// Faults in each; from five to nine, as the seed has it, where this is not given
     #[arg(long)]
     faults: Option<usize>,
-    /// Turn off one of the things that keep answers right, and go on until a scenario is bad
+    /// Turn off one of the things that keep answers right, and go on until a scenario is bad; it is an error where none is
     #[arg(long)]
     without: Option<String>,
+    /// Run every seed twice, and compare what happened
+    #[arg(long)]
+    twice: bool,
     /// Threads; as many as the machine has, where this is not given
     #[arg(long)]
     threads: Option<usize>,
@@ -53,7 +56,9 @@ fn main() -> ExitCode {
     if let Some(seed) = args.seed {
         if args.trace {
             let filter = tracing_subscriber::EnvFilter::try_from_default_env();
-            let filter = filter.unwrap_or_else(|_| "peanut_server=trace,peanut_client=trace,peanut_proto=trace,peanut_simulation=trace".into());
+            let filter = filter.unwrap_or_else(|_| {
+                "peanut_server=trace,peanut_client=trace,peanut_proto=trace,peanut_simulation=trace".into()
+            });
             tracing_subscriber::fmt()
                 .with_env_filter(filter)
                 .with_timer(VirtualTime)
@@ -71,7 +76,7 @@ fn main() -> ExitCode {
     }
     let threads = args.threads.or_else(|| thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
     let (next, end) = (AtomicU64::new(args.from), args.from + args.seeds);
-    let bad = Mutex::new(Vec::new());
+    let (bad, different) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
     let (simulated_ms, operations, run) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
     let begun = now();
     thread::scope(|scope| {
@@ -83,7 +88,15 @@ fn main() -> ExitCode {
                         return;
                     }
                     // A thread of its own for each: what is random in it is so from the beginning.
-                    let outcome = thread::scope(|one| one.spawn(|| scenario(seed).run()).join());
+                    let run_one = || thread::scope(|one| one.spawn(|| scenario(seed).run()).join());
+                    let outcome = run_one();
+                    if let Ok(first) = &outcome
+                        && args.twice
+                        && run_one().is_ok_and(|second| second.history != first.history)
+                    {
+                        println!("seed {seed} does not give the same history twice");
+                        different.lock().push(seed);
+                    }
                     run.fetch_add(1, Ordering::Relaxed);
                     match outcome {
                         Ok(outcome) => {
@@ -109,7 +122,8 @@ fn main() -> ExitCode {
         operations.into_inner(),
         simulated.as_secs_f64() / took.as_secs_f64(),
     );
-    if bad.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let is_good = different.into_inner().is_empty() && bad.is_empty() == without.is_none();
+    if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// The time of the simulation, and whose turn it is.
@@ -133,7 +147,12 @@ fn now() -> Instant {
 fn report(seed: u64, outcome: &Outcome) {
     println!("seed {seed}{}:", if outcome.is_strict { ", strict" } else { "" });
     for planned in &outcome.faults {
-        println!("  {:7.3} to {:7.3} s: {:?}", planned.from.as_secs_f64() + 1.0, planned.until.as_secs_f64() + 1.0, planned.fault);
+        println!(
+            "  {:7.3} to {:7.3} s: {:?}",
+            planned.from.as_secs_f64() + 1.0,
+            planned.until.as_secs_f64() + 1.0,
+            planned.fault
+        );
     }
     for (client, violation) in outcome.violations.iter().take(5) {
         println!("  client {client}: {violation}");

@@ -107,9 +107,9 @@ enum Content {
 impl Content {
     fn connection(&self) -> Option<u64> {
         match self {
-            Content::Data { connection, .. } | Content::Fin { connection, .. } | Content::Reset { connection } => {
-                Some(*connection)
-            }
+            Content::Data { connection, .. }
+            | Content::Fin { connection, .. }
+            | Content::Reset { connection } => Some(*connection),
             _ => None,
         }
     }
@@ -204,7 +204,9 @@ impl Network {
     pub(super) fn deliver(&self, until: Duration) {
         loop {
             let mut state = self.0.lock();
-            let Some(entry) = state.on_the_way.first_entry().filter(|entry| entry.key().0 <= until) else { return };
+            let Some(entry) = state.on_the_way.first_entry().filter(|entry| entry.key().0 <= until) else {
+                return;
+            };
             let packet = entry.remove();
             state.now = until;
             // Outside of the lock: it may send something.
@@ -281,7 +283,7 @@ impl State {
                 }
             }
             Content::Data { connection, side, bytes } => {
-                let Some(found) = self.connections.get_mut(&connection).filter(|it| !it.is_reset) else { return None };
+                let found = self.connections.get_mut(&connection).filter(|it| !it.is_reset)?;
                 if !found.is_open[side] {
                     self.send(Packet { from: to, to: from, content: Content::Reset { connection } });
                     return None;

@@ -197,8 +197,7 @@ fn fault(random: &mut Rng) -> Fault {
             mended: mended(random),
         },
         15..17 => {
-            let from =
-                if random.bool() { End::Client(random.usize(..CLIENTS)) } else { End::Node(node) };
+            let from = if random.bool() { End::Client(random.usize(..CLIENTS)) } else { End::Node(node) };
             let to = if random.bool() { End::Registry } else { End::Member(random.usize(..MEMBERS)) };
             Fault::Cut { from, to, one_way: random.bool(), mended: mended(random) }
         }

@@ -117,7 +117,11 @@ impl Store {
 
     /// The store as one host sees it.
     pub(super) fn seen_from(&self, host: HostId, first_member: usize) -> SimulatedRegistry {
-        SimulatedRegistry { store: self.clone(), host, member: Arc::new(AtomicUsize::new(first_member % MEMBERS)) }
+        SimulatedRegistry {
+            store: self.clone(),
+            host,
+            member: Arc::new(AtomicUsize::new(first_member % MEMBERS)),
+        }
     }
 }
 

@@ -167,7 +167,20 @@ impl Fleet {
         });
         let apps = apps.collect();
         let (load, random) = (Load::new(), random.fork());
-        Fleet { world, store, members, nodes, apps, load, random, theme, is_strict, is_warm, folder, copies: 0 }
+        Fleet {
+            world,
+            store,
+            members,
+            nodes,
+            apps,
+            load,
+            random,
+            theme,
+            is_strict,
+            is_warm,
+            folder,
+            copies: 0,
+        }
     }
 
     fn run_until(&mut self, time: Duration) {

@@ -105,11 +105,7 @@ async fn what_is_waiting_goes_into_one_frame_and_answers_come_in_any_order() {
     let fields: Vec<_> = frame.fields().map(Result::unwrap).collect();
     assert_eq!(
         fields[..3],
-        [
-            RequestField::Open { client_id: 9 },
-            RequestField::RingVersion(5),
-            RequestField::Group(3, "scores")
-        ]
+        [RequestField::Open { client_id: 9 }, RequestField::RingVersion(5), RequestField::Group(3, "scores")]
     );
     let RequestField::Operation(first) = &fields[3] else { panic!("an operation was expected") };
     assert_eq!((&first.key[..], first.deadline_ms, first.owned_since), (&b"a"[..], 1000, 4));
