@@ -27,8 +27,9 @@ const FAILOVER_TTL: Duration = Duration::from_millis(800);
 const LOAD_TIMEOUT: Duration = Duration::from_millis(400);
 /// When nothing is wrong any more, what was wrong has its effects for so long.
 const SETTLE: Duration = Duration::from_millis(4000);
-/// The last reads have ended by then.
-const LAST_READS: Duration = Duration::from_millis(6000);
+/// The last reads have ended by then. A registry that came back empty, to a fleet whose nodes have all been started since, has older rings than
+/// clients know, which they believe after 15 seconds.
+const LAST_READS: Duration = Duration::from_secs(30);
 
 /// What is simulated.
 #[derive(Clone, Debug)]
@@ -509,7 +510,7 @@ fn copy_all(from: &Path, to: &Path) -> std::io::Result<()> {
 async fn last_reads(load: &Load, by: usize, client: &Client) {
     for group in 0..GROUPS.len() {
         for key in 0..KEYS {
-            for _ in 0..20 {
+            for _ in 0..60 {
                 if load.read_one(by, client, group, key).await {
                     break;
                 }
