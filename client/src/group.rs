@@ -252,13 +252,46 @@ impl Group {
     ) -> Result<(), Error> {
         let (key, value) = (key.as_ref(), value.as_ref());
         self.check(key)?;
+        self.set_since(key, value, ttl, 0).await
+    }
+
+    /// Begins a write of a key, before the database is written: of two applications that write a key at the same time, neither then leaves
+    /// the other's older value. [`set`](Self::set) alone is enough where one writer at a time writes a key, or where the
+    /// database and the cache are written in the same order.
+    ///
+    /// ```no_run
+    /// # async fn example(client: peanut_client::Client) -> Result<(), peanut_client::Error> {
+    /// let scores = client.group("scores");
+    /// let write = scores.begin_write("Tom").await?;
+    /// // … the database is written …
+    /// write.set("631", None).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`delete`](Self::delete), which it also is.
+    pub async fn begin_write(&self, key: impl AsRef<[u8]>) -> Result<BegunWrite, Error> {
+        let key = key.as_ref();
+        self.check(key)?;
+        let sequence = self.write(key, Write::Delete { key, then_set: false, sequence: 0 }, 0).await?;
+        Ok(BegunWrite { group: self.clone(), key: key.into(), sequence })
+    }
+
+    async fn set_since(
+        &self,
+        key: &[u8],
+        value: &[u8],
+        ttl: Option<Duration>,
+        sequence: u64,
+    ) -> Result<(), Error> {
         if value.len() > MAX_VALUE_BYTES {
             let why = format!("the value has {} bytes; the limit is {MAX_VALUE_BYTES}", value.len());
             return Err(Error::new(ErrorKind::TooLarge, why));
         }
         // Zero would be the group's.
         let ttl_ms = ttl.map_or(0, |ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1));
-        self.write(key, Write::Set { key, outcome: Filled::Value(value), ttl_ms, token: 0 }).await
+        let set = Write::Set { key, outcome: Filled::Value(value), ttl_ms, token: 0 };
+        self.write(key, set, sequence).await.map(drop)
     }
 
     /// Has the fleet forget a key: the next get loads it. A load in progress is not kept.
@@ -271,7 +304,7 @@ impl Group {
     pub async fn delete(&self, key: impl AsRef<[u8]>) -> Result<(), Error> {
         let key = key.as_ref();
         self.check(key)?;
-        self.write(key, Write::Delete { key, then_set: false }).await
+        self.write(key, Write::Delete { key, then_set: false, sequence: 0 }, 0).await.map(drop)
     }
 
     /// Has the fleet forget many keys, all at the same time; the results are in the order of the keys.
@@ -296,10 +329,10 @@ impl Group {
         write::clear(&self.client, wanted, now).await.inspect_err(|_| self.client.counters.failed())
     }
 
-    async fn write(&self, key: &[u8], write: Write<'_>) -> Result<(), Error> {
+    async fn write(&self, key: &[u8], write: Write<'_>, sequence: u64) -> Result<u64, Error> {
         let now = Instant::now();
         let wanted = Wanted { want: Want::Write(write), ..self.wanted(key, now) };
-        let written = write::write(&self.client, wanted, &self.name, now).await;
+        let written = write::write(&self.client, wanted, sequence, &self.name, now).await;
         self.client.counters.written(written.is_ok());
         written
     }
@@ -354,6 +387,39 @@ impl Group {
     }
 }
 
+/// A write that has begun, before the database is written; see [`Group::begin_write`]. Where nothing comes of it, it can be dropped.
+#[derive(Debug)]
+pub struct BegunWrite {
+    group: Group,
+    key: Box<[u8]>,
+    /// Of the key, at its owner.
+    sequence: u64,
+}
+
+impl BegunWrite {
+    /// Ends the write with its value, after the database was written: as [`Group::set`], but where another write of the key has begun or
+    /// ended since this one began, or the key has another owner, it is as [`delete`](Self::delete). A write of another key of the node may have the
+    /// same effect, one in a thousand.
+    ///
+    /// # Errors
+    /// As [`Group::set`].
+    pub async fn set(self, value: impl AsRef<[u8]>, ttl: Option<Duration>) -> Result<(), Error> {
+        match self.sequence {
+            // The owner could not be reached: nobody knows what it is told meanwhile.
+            0 => self.delete().await,
+            sequence => self.group.set_since(&self.key, value.as_ref(), ttl, sequence).await,
+        }
+    }
+
+    /// Ends the write without a value, after the database was written.
+    ///
+    /// # Errors
+    /// As [`Group::delete`].
+    pub async fn delete(self) -> Result<(), Error> {
+        self.group.delete(&self.key).await
+    }
+}
+
 /// The longest message of the application's loader that is told to others, in bytes.
 const MAX_MESSAGE_BYTES: usize = 1024;
 
@@ -377,8 +443,8 @@ mod tests {
         let client = crate::Client::builder().nodes(["127.0.0.1:1"]).build().await.unwrap();
         let group = client.group("g");
         let sizes = [size_of_val(&group.get("k")), size_of_val(&group.get_many(["k"]))];
-        assert!(sizes.iter().all(|size| *size <= 1024), "{sizes:?} bytes");
+        assert!(sizes.iter().all(|size| *size <= 1056), "{sizes:?} bytes");
         let set = size_of_val(&group.set("k", "v", None));
-        assert!(set <= 1664, "{set} bytes");
+        assert!(set <= 1792, "{set} bytes");
     }
 }

@@ -48,7 +48,7 @@ pub use builder::ClientBuilder;
 pub use client::{Client, NodeStatus};
 pub use config::Failover;
 pub use error::{Error, ErrorKind};
-pub use group::{Detailed, Group, Source};
+pub use group::{BegunWrite, Detailed, Group, Source};
 #[cfg(feature = "json")]
 pub use json::JsonGroup;
 pub use peanut_proto::membership::{Notice, PartialGroup, SharedAddress};

@@ -99,11 +99,11 @@ async fn repeat(client: Arc<Shared>, recent: Recent) {
         key: &recent.key,
         hash: recent.hash,
         deadline: Instant::now() + client.config.deadline,
-        want: Want::Write(Write::Delete { key: &recent.key, then_set: false }),
+        want: Want::Write(Write::Delete { key: &recent.key, then_set: false, sequence: 0 }),
         traceparent: "",
     };
     // Its writer was told that it is done: this is the best that can be done still.
-    if let Err(error) = write::write(&client, wanted, &recent.group_name, Instant::now()).await {
+    if let Err(error) = write::write(&client, wanted, 0, &recent.group_name, Instant::now()).await {
         tracing::warn!(%error, "a new owner could not be told of a write");
     }
 }

@@ -84,6 +84,7 @@ async fn call(node: &Arc<Node>, ask: &Ask<'_>) -> Result<Reply, Refusal> {
                 ttl: Duration::from_millis(response.ttl_ms),
                 token: response.token,
                 written: response.written,
+                sequence: 0,
                 value: response.value,
                 ring_version: response.ring_version,
             })
@@ -125,13 +126,13 @@ async fn call_write(node: &Arc<Node>, ask: &Ask<'_>) -> Result<Reply, Refusal> {
     let client = PeanutClient::new(channel).max_encoding_message_size(MAX_MESSAGE_BYTES);
     let (group, ring_version) = (ask.group_name.to_owned(), ask.ring_version);
     let timeout = ask.deadline.saturating_duration_since(Instant::now()) + DEADLINE_SLACK;
-    let forget = async |keys, generation, all, then_set| {
+    let forget = async |keys, generation, all, (then_set, sequence)| {
         let (group, mut client) = (group.clone(), client.clone());
         let mut request =
-            node.request(DeleteRequest { group, keys, generation, ring_version, all, then_set });
+            node.request(DeleteRequest { group, keys, generation, ring_version, all, then_set, sequence });
         request.set_timeout(timeout);
         let answer = client.delete(request).await.map(tonic::Response::into_inner);
-        answer.map(|answer| (Outcome::Done, answer.ring_version, answer.token))
+        answer.map(|answer| (Outcome::Done, answer.ring_version, (answer.token, answer.sequence)))
     };
     let written = match write {
         Write::Set { key, outcome, ttl_ms, token } => {
@@ -155,26 +156,27 @@ async fn call_write(node: &Arc<Node>, ask: &Ask<'_>) -> Result<Reply, Refusal> {
             });
             request.set_timeout(timeout);
             let answer = client.clone().set(request).await.map(tonic::Response::into_inner);
-            answer.map(|answer| (answer.outcome(), answer.ring_version, 0))
+            answer.map(|answer| (answer.outcome(), answer.ring_version, (0, 0)))
         }
-        Write::Delete { key, then_set } => {
-            forget(vec![Bytes::copy_from_slice(key)], 0, false, then_set).await
+        Write::Delete { key, then_set, sequence } => {
+            forget(vec![Bytes::copy_from_slice(key)], 0, false, (then_set, sequence)).await
         }
-        Write::Clear { generation } => forget(Vec::new(), generation, generation == 0, false).await,
+        Write::Clear { generation } => forget(Vec::new(), generation, generation == 0, (false, 0)).await,
         Write::Release { token } => {
             let mut request =
                 node.request(SetRequest { group, token, release: true, ..SetRequest::default() });
             request.set_timeout(timeout);
             let answer = client.clone().set(request).await.map(tonic::Response::into_inner);
-            answer.map(|answer| (answer.outcome(), answer.ring_version, 0))
+            answer.map(|answer| (answer.outcome(), answer.ring_version, (0, 0)))
         }
     };
     match written {
-        Ok((outcome, ring_version, token)) => {
+        Ok((outcome, ring_version, (token, sequence))) => {
             node.saw(Signal::Answered);
             let (age, ttl) = (Duration::ZERO, Duration::ZERO);
             let lease = (token != 0).then(|| Arc::new(lease(node, ask.group_name, token)));
-            Ok(Reply { outcome, value: Bytes::new(), age, ttl, token, written: false, lease, ring_version })
+            let (value, written) = (Bytes::new(), false);
+            Ok(Reply { outcome, value, age, ttl, token, written, sequence, lease, ring_version })
         }
         Err(status) => Err(refused(node, status, ask.deadline)),
     }

@@ -51,16 +51,20 @@ const SWAP_ATTEMPTS: usize = 100;
 /// Numbers the hints that this process stores.
 static LAST_HINT: AtomicU64 = AtomicU64::new(0);
 
-/// Writes a key. On an error the write may have been done or not, here or there.
+/// Writes a key. On an error the write may have been done or not, here or there. The value of a set is kept only where `sequence` is the
+/// key's still; 0: whatever it is. Gives the key's sequence at its owner; 0 where that could not be reached.
 pub(crate) async fn write(
     client: &Shared,
     wanted: Wanted<'_>,
+    sequence: u64,
     group_name: &Arc<str>,
     begun: Instant,
-) -> Result<(), Error> {
+) -> Result<u64, Error> {
     let set = matches!(wanted.want, Want::Write(Write::Set { .. }));
-    let delete =
-        |then_set| Wanted { want: Want::Write(Write::Delete { key: wanted.key, then_set }), ..wanted };
+    let delete = |then_set, sequence| {
+        let delete = Write::Delete { key: wanted.key, then_set, sequence };
+        Wanted { want: Want::Write(delete), ..wanted }
+    };
     for _ in 0..MAX_RINGS {
         let mut routing = client.routing.get();
         if routing.nodes().is_empty() {
@@ -71,7 +75,7 @@ pub(crate) async fn write(
         };
         let is_strict = client.config.failover == Failover::Strict;
         let others = routing.former_nodes(wanted.hash, is_strict, begun);
-        let one = OneNode { client, routing: &routing, wanted: delete(false), begun };
+        let one = OneNode { client, routing: &routing, wanted: delete(false, 0), begun };
         // The former owners first: what is handed over from them meanwhile, the owner then forgets or refuses.
         if !others.is_empty() {
             Box::pin(try_join_all(others.into_iter().map(|node| one.forget_at_former(node)))).await?;
@@ -87,7 +91,7 @@ pub(crate) async fn write(
                 _ => Ok(()),
             }
         };
-        let owner = OneNode { wanted: delete(set), ..one };
+        let owner = OneNode { wanted: delete(set, sequence), ..one };
         let owner = owner.forget_at(route.owner, route.successor, route.owned_since);
         let (successor, reply) = join(successor, owner).await;
         let reply = successor.and(reply)?;
@@ -95,12 +99,11 @@ pub(crate) async fn write(
         client.recent.add(&wanted, group_name, routing.ring.version(), Instant::now());
         let heard = reply.as_ref().map_or(0, |reply| reply.ring_version);
         if !has_moved(client, &routing, heard, &wanted).await? {
-            return match reply.filter(|reply| reply.token != 0) {
-                Some(reply) if set => {
-                    Box::pin(fill(&wanted, route.owner, routing.ring.version(), &reply)).await
-                }
-                _ => Ok(()),
-            };
+            let sequence = reply.as_ref().map_or(0, |reply| reply.sequence);
+            if let Some(reply) = reply.filter(|reply| set && reply.token != 0) {
+                Box::pin(fill(&wanted, route.owner, routing.ring.version(), &reply)).await?;
+            }
+            return Ok(sequence);
         }
     }
     Err(Error::new(ErrorKind::Unavailable, "the ring changed during each attempt"))
@@ -239,7 +242,8 @@ impl OneNode<'_> {
     /// Deletes at the nodes that have the group, one of which is asked in the place of a node that has not.
     async fn forget_where_it_is(&self, error: Error) -> Result<(), Error> {
         let Want::Write(Write::Delete { key, .. }) = self.wanted.want else { return Err(error) };
-        let wanted = Wanted { want: Want::Write(Write::Delete { key, then_set: false }), ..self.wanted };
+        let wanted =
+            Wanted { want: Want::Write(Write::Delete { key, then_set: false, sequence: 0 }), ..self.wanted };
         let ask = wanted.ask(self.routing.ring.version(), 0, true);
         let nodes = failover::nodes_with_group(self.client, &self.wanted);
         let written = join_all(nodes.iter().map(|node| node.write(&ask, Instant::now()))).await;
@@ -289,7 +293,10 @@ impl OneNode<'_> {
         let successor = async {
             let successor = successor.filter(|successor| answers && !successor.is_down())?;
             let Want::Write(Write::Delete { key, .. }) = self.wanted.want else { return None };
-            let wanted = Wanted { want: Want::Write(Write::Delete { key, then_set: false }), ..self.wanted };
+            let wanted = Wanted {
+                want: Want::Write(Write::Delete { key, then_set: false, sequence: 0 }),
+                ..self.wanted
+            };
             let ask = wanted.ask(self.routing.ring.version(), 0, true);
             // What it has by then goes by itself, after `failover_ttl`.
             let error = successor.write(&ask, Instant::now()).await.err()?.into_error();

@@ -20,13 +20,15 @@ pub enum Mechanism {
     HandOverBound,
     /// Values are set under a token that later writes make void.
     Tokens,
+    /// The value of a write that was begun before the database was written is kept only where no other write came between.
+    Sequences,
     /// A watch ends when the member of the store that it is on has lost its peers.
     Leader,
 }
 
 impl Mechanism {
     /// All of them.
-    pub const ALL: [Mechanism; 9] = [
+    pub const ALL: [Mechanism; 10] = [
         Mechanism::Stamps,
         Mechanism::Hints,
         Mechanism::Poison,
@@ -35,6 +37,7 @@ impl Mechanism {
         Mechanism::Lineage,
         Mechanism::HandOverBound,
         Mechanism::Tokens,
+        Mechanism::Sequences,
         Mechanism::Leader,
     ];
 

@@ -95,6 +95,8 @@ pub(crate) struct Answer {
     pub(crate) token: Token,
     /// With a token: the key may have been written since the node came to own it.
     pub(crate) written: bool,
+    /// Of a delete: the key's sequence.
+    pub(crate) sequence: u64,
 }
 
 impl Get {
@@ -132,6 +134,7 @@ impl Answer {
             ttl: Duration::ZERO,
             token: 0,
             written: false,
+            sequence: 0,
         }
     }
 }
@@ -418,6 +421,7 @@ impl Cache {
             ttl: entry.expires.saturating_duration_since(now + window),
             token: 0,
             written: false,
+            sequence: 0,
         }
     }
 

@@ -69,6 +69,8 @@ struct Writes {
     counters: Box<[u64]>,
     /// Writes of all keys.
     clears: u64,
+    /// Where sequences begin: another number for each process.
+    begun: u64,
     /// For each counter the newest ring version that a writer went by, and for writes of all keys.
     under: Box<[u64]>,
     cleared_under: u64,
@@ -79,7 +81,13 @@ impl Writes {
 
     fn new() -> Self {
         let zeros = || vec![0; Writes::COUNTERS].into();
-        Writes { counters: zeros(), clears: 0, under: zeros(), cleared_under: 0 }
+        Writes {
+            counters: zeros(),
+            clears: 0,
+            begun: fastrand::u64(1..1 << 40),
+            under: zeros(),
+            cleared_under: 0,
+        }
     }
 
     fn place(key: &[u8]) -> usize {
@@ -89,6 +97,12 @@ impl Writes {
     /// A number that has changed where the key has been written since.
     fn so_far(&self, key: &[u8]) -> (u64, u64) {
         (self.counters[Writes::place(key)], self.clears)
+    }
+
+    /// A number that each write of the key raises; not zero.
+    fn sequence(&self, key: &[u8]) -> u64 {
+        let (writes, clears) = self.so_far(key);
+        self.begun + writes + clears
     }
 
     fn add(&mut self, key: &[u8], under: u64) {
@@ -156,8 +170,20 @@ pub(crate) struct ThenSet {
     pub(crate) stamp: u64,
     /// When the lease is late.
     pub(crate) until: Instant,
+    /// It is given only where this is the key's sequence still; 0: whatever it is.
+    pub(crate) sequence: u64,
     pub(crate) held: Held,
     pub(crate) reserved: Reservation,
+}
+
+/// What has become of a write.
+#[derive(Debug)]
+pub(crate) struct Written<R> {
+    pub(crate) written: R,
+    /// The lease of whoever sets the key next; 0: none.
+    pub(crate) token: Token,
+    /// The key's sequence now.
+    pub(crate) sequence: u64,
 }
 
 /// Who leads a flight that nobody leads yet.
@@ -382,21 +408,26 @@ impl Flights {
         under: u64,
         then_set: Option<ThenSet>,
         write: impl FnOnce() -> R,
-    ) -> (R, Token) {
+    ) -> Written<R> {
         let mut state = self.state.lock();
+        let before = state.writes.sequence(key);
         for origin in [Origin::Owner, Origin::Failover].into_iter().filter(|_| !without(Mechanism::Poison)) {
             state.table.remove(&(origin, key.clone()));
         }
         state.writes.add(key, under);
-        let written = write();
-        let Some(ThenSet { stamp, until, held, reserved }) = then_set else { return (written, 0) };
+        let (written, sequence) = (write(), state.writes.sequence(key));
+        let stands =
+            |then: &ThenSet| then.sequence == 0 || then.sequence == before || without(Mechanism::Sequences);
+        let Some(ThenSet { stamp, until, held, reserved, .. }) = then_set.filter(stands) else {
+            return Written { written, token: 0, sequence };
+        };
         let (id, key) = (fastrand::u64(1..), (Origin::Owner, Bytes::copy_from_slice(key)));
         let (sender, progress) = watch::channel(Progress::UnderWay);
         state.table.insert(key.clone(), Flight { id, stamp, is_late: false, progress });
         let writes = state.writes.so_far(&key.1);
         state.leases.insert(id, Lease { key, stamp, writes, progress: sender, reserved, _held: Some(held) });
         state.due.insert((until, id));
-        (written, id)
+        Written { written, token: id, sequence }
     }
 
     /// Poisons all flights, and writes in the same step.

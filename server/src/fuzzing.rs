@@ -180,7 +180,7 @@ mod tests {
             frame.write(&write(1, 1, set(Filled::Value(b"v"))));
             frame.write(&write(2, 1, set(Filled::NotFound)));
             frame.write(&write(3, 1, set(Filled::Failed("no"))));
-            frame.write(&write(4, 1, Write::Delete { key: b"k", then_set: true }));
+            frame.write(&write(4, 1, Write::Delete { key: b"k", then_set: true, sequence: 3 }));
             frame.write(&write(5, 0, Write::Clear { generation: 2 }));
             frame.write(&write(6, 1, Write::Release { token: 9 }));
             frame.ping();

@@ -254,7 +254,7 @@ impl Invalidations {
         match record.keys {
             None => begun.push(cache.clear(0, under)),
             Some(keys) => begun.extend(keys.into_iter().filter_map(|key| {
-                let delete = Delete { key: &Bytes::from(key), under, stamp: 0, then_set: None };
+                let delete = Delete { key: &Bytes::from(key), under, stamp: 0, then_set: None, sequence: 0 };
                 cache.delete(delete, Instant::now()).ok()
             })),
         }

@@ -221,7 +221,7 @@ async fn leases_that_are_written_away_at_once_leave_nothing_behind() {
         }
         for _ in 0..2_000 {
             frame.get(&get(id, &key, OnMiss::Lease));
-            let write = Write::Delete { key: &key, then_set: false };
+            let write = Write::Delete { key: &key, then_set: false, sequence: 0 };
             frame.write(&WriteOperation { id: id + 1, group: 0, deadline_ms: 0, failover: false, write });
             id += 2;
         }

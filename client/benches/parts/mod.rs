@@ -51,6 +51,7 @@ pub(crate) fn response(writer: &mut ResponseWriter, operations: u32) -> Response
             token: 0,
             value_bytes: 0,
             written: false,
+            sequence: 0,
         };
         writer.answer(black_box(&fields), black_box(&[b'v'; 100]));
     }

@@ -34,7 +34,7 @@ pub fn answers(mut input: &[u8]) {
                 2 => Want::Get { on_miss: OnMiss::Lease, token: 0 },
                 3 => Want::Get { on_miss: OnMiss::Peek, token: 0 },
                 4 => Want::Write(Write::Set { key, outcome: Filled::Value(b"v"), ttl_ms: 0, token: 7 }),
-                5 => Want::Write(Write::Delete { key, then_set: false }),
+                5 => Want::Write(Write::Delete { key, then_set: false, sequence: 0 }),
                 _ => Want::LOAD,
             };
             let ask = Ask {

@@ -101,6 +101,8 @@ pub(crate) struct Reply {
     pub(crate) token: u64,
     /// With a token: the key may have been written since the node came to own it.
     pub(crate) written: bool,
+    /// Of a delete: the key's sequence at the node.
+    pub(crate) sequence: u64,
     /// Gives it back.
     pub(crate) lease: Option<Arc<Lease>>,
     /// Newest ring version that the node has heard of.

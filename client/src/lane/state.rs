@@ -427,10 +427,10 @@ impl LaneState {
                 (pieces.first, std::mem::take(&mut pieces.value).freeze())
             }
         };
-        let AnswerFields { outcome, token, age_ms, ttl_ms, written, .. } = answer;
+        let AnswerFields { outcome, token, age_ms, ttl_ms, written, sequence, .. } = answer;
         let (age, ttl) = (Duration::from_millis(age_ms), Duration::from_millis(ttl_ms));
         let ring_version = self.heard_version;
-        let reply = Reply { outcome, value, age, ttl, token, written, lease: None, ring_version };
+        let reply = Reply { outcome, value, age, ttl, token, written, sequence, lease: None, ring_version };
         self.finish(answer.id, Ok(reply), deliveries)
     }
 

@@ -66,6 +66,8 @@ pub enum Write<'a> {
         key: &'a [u8],
         /// It is to be set next: a fill token is asked for.
         then_set: bool,
+        /// The token is asked for only where this is the key's sequence still; 0: whatever it is.
+        sequence: u64,
     },
     /// Forgets the group.
     Clear {
@@ -159,7 +161,10 @@ impl RequestWriter {
                     Filled::Failed(message) => error = message,
                 }
             }
-            Write::Delete { then_set, .. } => on_miss = if then_set { OnMiss::Lease } else { on_miss },
+            Write::Delete { then_set, sequence, .. } => {
+                on_miss = if then_set { OnMiss::Lease } else { on_miss };
+                raised = sequence;
+            }
             Write::Clear { generation } => raised = generation,
             Write::Release { token } => fill = token,
         }
@@ -281,7 +286,7 @@ pub struct Rare {
     pub not_found: bool,
     /// Why the load under the token has failed; empty: it has not.
     pub load_error: String,
-    /// To which generation a group is cleared.
+    /// To which generation a group is cleared; of a delete the key's sequence, which is to stand still, 0: whatever it is.
     pub generation: u64,
     /// W3C trace context of the caller, a slice of the frame; empty: none.
     pub traceparent: Bytes,

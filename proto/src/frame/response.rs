@@ -24,6 +24,8 @@ pub struct AnswerFields {
     pub value_bytes: u64,
     /// With a token: the key may have been written since the node came to own it.
     pub written: bool,
+    /// Of a delete: the key's sequence.
+    pub sequence: u64,
 }
 
 /// Writes response frames, answer by answer.
@@ -48,14 +50,15 @@ impl ResponseWriter {
             + number_length(answer.ttl_ms)
             + number_length(answer.token)
             + number_length(answer.value_bytes)
-            + number_length(answer.written.into());
+            + number_length(answer.written.into())
+            + number_length(answer.sequence);
         self.buffer.reserve(length + 10);
         let before = Fields::new().header(2, length).number(1, answer.id.into()).number(2, outcome);
         before.header_of(3, value).put(&mut self.buffer);
         self.buffer.extend_from_slice(value);
         let after = Fields::new().number(4, answer.age_ms).number(5, answer.ttl_ms);
         let after = after.number(7, answer.token).number(9, answer.value_bytes);
-        after.number(10, answer.written.into()).put(&mut self.buffer);
+        after.number(10, answer.written.into()).number(11, answer.sequence).put(&mut self.buffer);
     }
 
     /// Appends the answer that an operation has failed.
@@ -160,6 +163,7 @@ fn read_answer<'a>(frame: &Bytes, mut from: &'a [u8]) -> Result<ResponseField<'a
             (8, value) => error = Some(value.bytes()?),
             (9, value) => answer.value_bytes = value.number()?,
             (10, value) => answer.written = value.number()? != 0,
+            (11, value) => answer.sequence = value.number()?,
             _ => {}
         }
     }

@@ -78,7 +78,7 @@ fn operations() -> impl Strategy<Value = Vec<v1::Operation>> {
             (Kind::Clear, _) => v1::Operation { generation: number, ..base },
             (Kind::Delete, filled) => {
                 let on_miss = if filled == 0 { OnMiss::Lease } else { OnMiss::Load }.into();
-                v1::Operation { key: key.into(), on_miss, ..base }
+                v1::Operation { key: key.into(), on_miss, generation: number, ..base }
             }
             (Kind::Release, _) => v1::Operation { token, ..base },
             (_, 0) => v1::Operation { key: key.into(), value: value.into(), ttl_ms: number, token, ..base },
@@ -148,7 +148,7 @@ proptest! {
                     continue;
                 }
                 Kind::Set => Write::Set { key: &o.key, outcome, ttl_ms: o.ttl_ms, token: o.token },
-                Kind::Delete => Write::Delete { key: &o.key, then_set: o.on_miss() == OnMiss::Lease },
+                Kind::Delete => Write::Delete { key: &o.key, then_set: o.on_miss() == OnMiss::Lease, sequence: o.generation },
                 Kind::Clear => Write::Clear { generation: o.generation },
                 Kind::Release => Write::Release { token: o.token },
             };
@@ -212,7 +212,7 @@ proptest! {
                 None => writer.answer(
                     &AnswerFields {
                         id: a.id, outcome: a.outcome(), age_ms: a.age_ms, ttl_ms: a.ttl_ms, token: a.token,
-                        value_bytes: a.value_bytes, written: a.written,
+                        value_bytes: a.value_bytes, written: a.written, sequence: a.sequence,
                     },
                     &a.value,
                 ),
@@ -236,7 +236,7 @@ proptest! {
                 None => ResponseField::Answer(
                     AnswerFields {
                         id: a.id, outcome: a.outcome(), age_ms: a.age_ms, ttl_ms: a.ttl_ms, token: a.token,
-                        value_bytes: a.value_bytes, written: a.written,
+                        value_bytes: a.value_bytes, written: a.written, sequence: a.sequence,
                     },
                     a.value.clone(),
                 ),

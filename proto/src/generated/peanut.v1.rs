@@ -114,6 +114,9 @@ pub struct DeleteRequest {
     /// The caller is about to set the one key of `keys`, and asks for a fill token to do so. Needs the right to set, not to delete.
     #[prost(bool, tag = "6")]
     pub then_set: bool,
+    /// With `then_set`: the token is given only where this is the key's sequence still; 0: whatever it is.
+    #[prost(uint64, tag = "7")]
+    pub sequence: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteResponse {
@@ -122,6 +125,9 @@ pub struct DeleteResponse {
     /// With `then_set`: the fill token; 0 where there was no room for one.
     #[prost(uint64, tag = "2")]
     pub token: u64,
+    /// Where one key was deleted: its sequence, which every write of it raises, and some of others. It begins anew with the process.
+    #[prost(uint64, tag = "3")]
+    pub sequence: u64,
 }
 /// Opens a lane.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -171,7 +177,7 @@ pub struct Operation {
     #[prost(string, tag = "13")]
     pub load_error: ::prost::alloc::string::String,
     /// CLEAR: the generation that the registry has now; nothing is done where the node knows it already. 0: clear
-    /// whatever the generation is.
+    /// whatever the generation is. DELETE with LEASE: as `sequence` in DeleteRequest.
     #[prost(uint64, tag = "14")]
     pub generation: u64,
     /// GET: W3C trace context of the caller (`traceparent`); empty: none. Unary calls have it as metadata.
@@ -254,6 +260,9 @@ pub struct Answer {
     /// As in GetResponse.
     #[prost(bool, tag = "10")]
     pub written: bool,
+    /// Of a DELETE: as in DeleteResponse.
+    #[prost(uint64, tag = "11")]
+    pub sequence: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Invalidation {

@@ -26,7 +26,7 @@ fn get(key: &str) -> Get {
 
 /// Deletes a key.
 pub(super) fn delete(cache: &Arc<Cache>, key: &Bytes) -> Begun {
-    cache.delete(Delete { key, under: 1, stamp: 1, then_set: None }, Instant::now()).unwrap()
+    cache.delete(Delete { key, under: 1, stamp: 1, then_set: None, sequence: 0 }, Instant::now()).unwrap()
 }
 
 /// Begins a get, and whatever load it needs, without waiting for it.
@@ -551,7 +551,7 @@ async fn keys_and_values_over_their_limits_are_refused_by_name() {
 /// Deletes `k` to set it; gives the token.
 async fn delete_to_set(cache: &Arc<Cache>, under: u64) -> Token {
     let account = crate::budget::Budgets::new().account(&"".into());
-    let delete = Delete { key: &get("k").key, under, stamp: 1, then_set: Some(&account) };
+    let delete = Delete { key: &get("k").key, under, stamp: 1, then_set: Some(&account), sequence: 0 };
     let answer = cache.delete(delete, Instant::now()).unwrap().answer().await.unwrap();
     assert_eq!(answer.outcome, Outcome::Done);
     answer.token
@@ -603,7 +603,7 @@ async fn who_holds_a_lease_is_told_whether_the_key_was_written_since_the_node_ca
     };
     let mut told = Vec::new();
     for (under, owned_since, may_hand_over) in [(4, 5, true), (5, 5, true), (5, 6, true), (4, 6, false)] {
-        let delete = Delete { key: &get("k").key, under, stamp: 1, then_set: None };
+        let delete = Delete { key: &get("k").key, under, stamp: 1, then_set: None, sequence: 0 };
         let _ = cache.delete(delete, Instant::now()).unwrap();
         let answer = ask(&cache, lease(owned_since, may_hand_over)).await.unwrap();
         assert_eq!(answer.outcome, Outcome::Fill);
@@ -630,4 +630,24 @@ async fn where_nobody_loads_whoever_gives_a_token_back_lets_others_lead() {
         Outcome::Fill,
         "and is not told that there is no such key"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_was_begun_keeps_its_value_only_where_no_other_came_between() {
+    let cache = Arc::new(Cache::alone(Group::without_loader("g").capacity_bytes(1 << 20)));
+    let account = crate::budget::Budgets::new().account(&"".into());
+    let begin = async |then_set, sequence| {
+        let delete = Delete { key: &get("k").key, under: 1, stamp: 1, then_set, sequence };
+        cache.delete(delete, Instant::now()).unwrap().answer().await.unwrap()
+    };
+    let alone = begin(None, 0).await.sequence;
+    assert!(begin(Some(&account), alone).await.token != 0);
+
+    let (first, second) = (begin(None, 0).await.sequence, begin(None, 0).await.sequence);
+    assert!(first != 0 && second != 0);
+    assert!(begin(Some(&account), second).await.token != 0, "nothing came since it began");
+    assert_eq!(begin(Some(&account), first).await.token, 0, "the other did");
+    let third = begin(None, 0).await.sequence;
+    let _ = cache.clear(0, 1);
+    assert_eq!(begin(Some(&account), third).await.token, 0);
 }

@@ -18,7 +18,7 @@ use tokio::time::{Instant, timeout};
 use super::{Answer, Begun, Cache, Waiting};
 use crate::budget::{Account, OPERATION_BYTES, Reservation};
 use crate::error::Failure;
-use crate::flight::{Fill, ThenSet, Token};
+use crate::flight::{Fill, ThenSet, Token, Written};
 use crate::persistence::WriteNumber;
 use crate::segment::key_hash;
 use crate::store::{Entry, Origin, Value};
@@ -39,6 +39,8 @@ pub(crate) struct Delete<'a> {
     pub(crate) stamp: u64,
     /// Who sets the key next, if anybody does.
     pub(crate) then_set: Option<&'a Arc<Account>>,
+    /// Whoever sets it next may do so only where this is the key's sequence still; 0: whatever it is.
+    pub(crate) sequence: u64,
 }
 
 /// A set, as any service hands it in.
@@ -124,11 +126,11 @@ impl Cache {
         }
         let entry = entry(set.stamp, set.origin);
         self.metrics.sets.fetch_add(1, Ordering::Relaxed);
-        let (number, _) = self.flights.write(&key, set.under, None, || {
+        let written = self.flights.write(&key, set.under, None, || {
             self.outdate(Some(&key));
             self.store_set(&key, &entry)
         });
-        Ok(self.done(number, Answer::only(Outcome::Done)))
+        Ok(self.done(written.written, Answer::only(Outcome::Done)))
     }
 
     /// Forgets a key whose new value is too large to be kept, and says so.
@@ -162,7 +164,7 @@ impl Cache {
 
     /// Forgets a key. Whoever is to set it next is given a token, if there is room.
     pub(crate) fn delete(self: &Arc<Self>, delete: Delete<'_>, now: Instant) -> Result<Begun, Failure> {
-        let Delete { key, under, stamp, then_set } = delete;
+        let Delete { key, under, stamp, then_set, sequence } = delete;
         check_key(key).map_err(|why| Failure::new(ErrorCode::InvalidRequest, why))?;
         let count = if then_set.is_some() { &self.metrics.sets } else { &self.metrics.deletes };
         count.fetch_add(1, Ordering::Relaxed);
@@ -170,11 +172,12 @@ impl Cache {
         let then_set = then_set.and_then(|account| {
             let held = account.operations.try_take(OPERATION_BYTES + key.len())?;
             let reserved = Reservation::new(account, 0);
-            Some(ThenSet { stamp, until: now + SET_WITHIN, held, reserved })
+            Some(ThenSet { stamp, until: now + SET_WITHIN, sequence, held, reserved })
         });
-        let (number, token) = self.flights.write(&key, under, then_set, || self.remove(&key));
+        let Written { written: number, token, sequence } =
+            self.flights.write(&key, under, then_set, || self.remove(&key));
         tracing::trace!(group = &*self.group, ?key, under, token, "deleted");
-        Ok(self.done(number, Answer { token, ..Answer::only(Outcome::Done) }))
+        Ok(self.done(number, Answer { token, sequence, ..Answer::only(Outcome::Done) }))
     }
 
     /// Forgets all keys, as a client asks for it. The client has raised the group's `generation` in the registry before: what it says

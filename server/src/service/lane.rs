@@ -401,6 +401,7 @@ impl Answers {
             token: answer.token,
             value_bytes: 0,
             written: answer.written,
+            sequence: answer.sequence,
         };
         let length = answer.value.len();
         if length <= FRAME_BYTES {
@@ -551,6 +552,7 @@ impl LaneRequest {
                     under: node.ring().heard_of(ring_version),
                     stamp,
                     then_set,
+                    sequence: rare.generation,
                 };
                 cache.delete(delete, now)
             }

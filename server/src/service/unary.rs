@@ -158,14 +158,15 @@ impl Node {
         let cache = self.cache(&request.group)?;
         let (under, now) = (self.ring().heard_of(request.ring_version), Instant::now());
         let stamp = request.ring_version.min(self.ring().stamp(request.ring_version));
-        let mut token = 0;
+        let (mut token, mut sequence) = (0, 0);
         // All are forgotten before the first is waited for.
         let mut begun = Vec::new();
         for some in request.keys.chunks(KEYS_AT_A_TIME) {
             for key in some {
                 let then_set = request.then_set.then_some(&account);
-                match cache.delete(Delete { key, under, stamp, then_set }, now)? {
-                    Begun::Answered(answer) => token = answer.token,
+                let delete = Delete { key, under, stamp, then_set, sequence: request.sequence };
+                match cache.delete(delete, now)? {
+                    Begun::Answered(answer) => (token, sequence) = (answer.token, answer.sequence),
                     Begun::Waiting(waiting) => begun.push(waiting),
                 }
             }
@@ -175,9 +176,10 @@ impl Node {
             begun.extend(cache.clear(request.generation, under).waiting());
         }
         for waiting in begun {
-            token = waiting.answer().await?.token.max(token);
+            let answer = waiting.answer().await?;
+            (token, sequence) = (answer.token.max(token), answer.sequence);
         }
-        Ok(DeleteResponse { ring_version, token })
+        Ok(DeleteResponse { ring_version, token, sequence })
     }
 }
 

@@ -1,6 +1,7 @@
 //! What applications do in a scenario, and what they saw.
 //!
-//! The origin has a version for each key, raised before the cache is told, by one writer of a key at a time. One in seven versions says that there
+//! The origin has a version for each key, raised before the cache is told: by one writer of a key at a time, or by several that begin their
+//! writes before. One in seven versions says that there
 //! is no such key.
 
 use std::sync::Arc;
@@ -133,6 +134,8 @@ impl Load {
             let group = random.usize(..GROUPS.len());
             if random.u8(..20) == 0 {
                 self.clear(number, &client, group).await;
+            } else if random.u8(..4) == 0 {
+                self.begin_and_write(number, &client, group, &mut random).await;
             } else {
                 self.write_one(number, &client, group, &mut random).await;
             }
@@ -159,6 +162,29 @@ impl Load {
         };
         let patience = if random.u8(..15) == 0 { random.u64(..15) } else { 60_000 };
         if let Ok(Ok(())) = timeout(Duration::from_millis(patience), write).await {
+            ending.kind = Kind::Written(version);
+        }
+    }
+
+    /// Writes a key without keeping others from it but for the origin's own write.
+    async fn begin_and_write(&self, by: usize, client: &Client, group: usize, random: &mut Rng) {
+        let (key, name) = (random.u32(..KEYS), client.group(GROUPS[group]));
+        let at = number(group, key);
+        let Ok(write) = name.begin_write(key.to_string()).await else { return };
+        sleep(Duration::from_millis(random.u64(..10))).await;
+        let (begun, version) = {
+            let _one_at_a_time = self.writers[at as usize].lock().await;
+            (uptime(), self.raise(at))
+        };
+        tracing::trace!(key = at, version, "write that was begun");
+        let mut ending = Ending { load: self, by, key: at, begun, kind: Kind::WriteFailed(version) };
+        sleep(Duration::from_millis(random.u64(..10))).await;
+        let ended = if is_absent(version) {
+            write.delete().await
+        } else {
+            write.set(version.to_string(), None).await
+        };
+        if ended.is_ok() {
             ending.kind = Kind::Written(version);
         }
     }

@@ -80,7 +80,7 @@ fn get(key: impl AsRef<str>) -> Get {
 }
 
 fn delete(cache: &Arc<Cache>, key: &Bytes) -> Begun {
-    cache.delete(Delete { key, under: 1, stamp: 1, then_set: None }, Instant::now()).unwrap()
+    cache.delete(Delete { key, under: 1, stamp: 1, then_set: None, sequence: 0 }, Instant::now()).unwrap()
 }
 
 async fn ask(cache: &Arc<Cache>, key: &str) -> Result<Answer, Failure> {
