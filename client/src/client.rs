@@ -242,7 +242,8 @@ impl Shared {
             follow.await;
         });
         *self.follower.lock() = Some(AbortOnDropHandle::new(follower));
-        tokio::spawn(recent::follow(Arc::downgrade(self), self.routing.subscribe()));
+        let follow = recent::follow(Arc::downgrade(self), self.discovered.clone(), self.routing.subscribe());
+        tokio::spawn(follow);
         #[cfg(feature = "metrics")]
         tokio::spawn(crate::metrics::publish(Arc::downgrade(self), self.fleet.clone()));
     }

@@ -126,10 +126,9 @@ fn tell_leases(view: &FleetView, current: &CurrentRouting) {
     let nodes = routing.nodes().iter().filter(|_| view.revision > 0);
     let (leased, unleased): (Vec<_>, Vec<_>) = nodes.partition(|node| view.live.contains_key(node.id()));
     leased.into_iter().for_each(|node| node.set_leased(true));
-    // Those that held none before come first.
-    let (before, now): (Vec<_>, Vec<_>) = unleased.into_iter().partition(|node| node.is_unleased());
-    let most = routing.nodes().len() / 2;
-    before.into_iter().chain(now).take(most).for_each(|node| node.set_leased(false));
+    // Those of which it was believed before are left as they are.
+    let are_most = unleased.len() * 2 > routing.nodes().len();
+    unleased.into_iter().filter(|_| !are_most).for_each(|node| node.set_leased(false));
 }
 
 /// Nodes whose liveness has come, gone or begun anew are asked at once, rather than when they are next

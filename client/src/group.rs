@@ -313,7 +313,11 @@ impl Group {
         keys: impl IntoIterator<Item = K>,
     ) -> Vec<Result<(), Error>> {
         let keys: Vec<K> = keys.into_iter().collect();
-        let deletes = keys.iter().map(|key| self.delete(key));
+        // Without a closure: a future that has one cannot be spawned.
+        let mut deletes = Vec::with_capacity(keys.len());
+        for key in &keys {
+            deletes.push(self.delete(key));
+        }
         iter(deletes).buffered(self.client.config.keys_in_flight).collect().await
     }
 
@@ -446,5 +450,17 @@ mod tests {
         assert!(sizes.iter().all(|size| *size <= 1056), "{sizes:?} bytes");
         let set = size_of_val(&group.set("k", "v", None));
         assert!(set <= 1792, "{set} bytes");
+    }
+
+    #[tokio::test]
+    async fn calls_can_be_spawned() {
+        let client = crate::Client::builder().nodes(["127.0.0.1:1"]).build().await.unwrap();
+        let group = client.group("g");
+        let keys = || (0..2).map(|key| key.to_string());
+        let spawned = tokio::spawn(async move {
+            let deleted = group.delete_many(keys()).await;
+            (deleted.len(), group.get_many(keys()).await.len(), group.begin_write("k").await.is_ok())
+        });
+        assert_eq!(spawned.await.unwrap(), (2, 2, false));
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A client that has not heard of a change yet, and a node that has not either, may agree on a write at an owner that is one
 //! no more, while others already ask the new one. As soon as the client hears of the change it has the new owner forget
-//! what was written in the meantime.
+//! what was written in the meantime: in the last seconds, or since it has been cut off from the registry.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
@@ -11,6 +11,7 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use futures_util::stream::iter;
 use parking_lot::Mutex;
+use peanut_proto::discovery::Discovered;
 use peanut_proto::frame::Write;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -28,7 +29,32 @@ const AT_ONCE: usize = 256;
 
 #[derive(Debug, Default)]
 pub(crate) struct RecentWrites {
-    list: Mutex<VecDeque<Recent>>,
+    list: Mutex<List>,
+}
+
+#[derive(Debug, Default)]
+struct List {
+    writes: VecDeque<Recent>,
+    /// The registry cannot be read.
+    is_in_trouble: bool,
+    /// When that was last so.
+    last_trouble: Option<Instant>,
+}
+
+impl List {
+    /// Whether writes are kept however old they are: the ring may have changed at any time since the registry could be read.
+    fn keeps_all(&self, now: Instant) -> bool {
+        self.is_in_trouble || self.last_trouble.is_some_and(|at| now <= at + RECENT)
+    }
+
+    /// Gives up what is too old.
+    fn prune(&mut self, now: Instant) {
+        while self.writes.len() >= MOST
+            || (!self.keeps_all(now) && self.writes.front().is_some_and(|oldest| now > oldest.ended + RECENT))
+        {
+            self.writes.pop_front();
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -54,31 +80,54 @@ impl RecentWrites {
             ring_version,
         };
         let mut list = self.list.lock();
-        while list.len() >= MOST || list.front().is_some_and(|oldest| now > oldest.ended + RECENT) {
-            list.pop_front();
-        }
-        list.push_back(recent);
+        list.prune(now);
+        list.writes.push_back(recent);
     }
 
     /// Those whose keys have had other owners since.
     fn misplaced(&self, client: &Shared, now: Instant) -> Vec<Recent> {
         let routing = client.routing.get();
         let mut misplaced = Vec::new();
-        self.list.lock().retain(|recent| {
+        let mut list = self.list.lock();
+        list.prune(now);
+        list.writes.retain(|recent| {
             let is_there = !routing.has_moved_since(recent.hash, recent.ring_version);
-            if !is_there && now <= recent.ended + RECENT {
+            if !is_there {
                 misplaced.push(recent.clone());
             }
             is_there
         });
         misplaced
     }
+
+    /// Takes in whether the registry can be read.
+    fn tell(&self, is_in_trouble: bool, now: Instant) {
+        let mut list = self.list.lock();
+        if list.is_in_trouble || is_in_trouble {
+            list.last_trouble = Some(now);
+        }
+        list.is_in_trouble = is_in_trouble;
+    }
 }
 
 /// Repeats misplaced writes after each change of the ring, for as long as the client lives.
-pub(crate) async fn follow(client: Weak<Shared>, mut ring: watch::Receiver<u64>) {
-    while ring.changed().await.is_ok() {
-        let Some(client) = client.upgrade() else { return };
+pub(crate) async fn follow(
+    client: Weak<Shared>,
+    mut discovered: watch::Receiver<Discovered>,
+    mut ring: watch::Receiver<u64>,
+) {
+    loop {
+        let is_ring = tokio::select! {
+            biased;
+            changed = discovered.changed() => changed.map(|()| false),
+            changed = ring.changed() => changed.map(|()| true),
+        };
+        let (Ok(is_ring), Some(client)) = (is_ring, client.upgrade()) else { return };
+        if !is_ring {
+            let is_in_trouble = discovered.borrow_and_update().trouble.is_some();
+            client.recent.tell(is_in_trouble, Instant::now());
+            continue;
+        }
         let misplaced = client.recent.misplaced(&client, Instant::now());
         if misplaced.is_empty() {
             continue;
@@ -105,5 +154,41 @@ async fn repeat(client: Arc<Shared>, recent: Recent) {
     // Its writer was told that it is done: this is the best that can be done still.
     if let Err(error) = write::write(&client, wanted, 0, &recent.group_name, Instant::now()).await {
         tracing::warn!(%error, "a new owner could not be told of a write");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recent(key: &str, ended: Instant) -> Recent {
+        Recent {
+            ended,
+            group: 0,
+            group_name: "g".into(),
+            key: key.as_bytes().into(),
+            hash: 1,
+            ring_version: 1,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_written_since_the_registry_could_be_read_is_kept_however_long_that_is() {
+        let (writes, begun) = (RecentWrites::default(), Instant::now());
+        let at = |seconds| begun + Duration::from_secs(seconds);
+        let left = |now: Instant| {
+            let mut list = writes.list.lock();
+            list.prune(now);
+            list.writes.len()
+        };
+        writes.list.lock().writes.push_back(recent("a", at(0)));
+        assert_eq!((left(at(5)), left(at(6))), (1, 0), "a few seconds while all is well");
+        writes.tell(true, at(10));
+        writes.list.lock().writes.push_back(recent("b", at(11)));
+        writes.list.lock().writes.push_back(recent("c", at(100)));
+        assert_eq!(left(at(600)), 2);
+        writes.tell(false, at(600));
+        assert_eq!(left(at(604)), 2, "the ring that was missed is only just heard of");
+        assert_eq!(left(at(606)), 0);
     }
 }

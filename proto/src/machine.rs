@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 #[cfg(feature = "simulation")]
-pub use simulated::{Connecting, Listener, Machine, Socket, connect, is_simulated, simulate};
+pub use simulated::{Connecting, Disk, Listener, Machine, Socket, connect, is_simulated, simulate};
 
 /// Work that runs beside the runtime: a thread, and a task where the machine is simulated.
 #[derive(Clone, Debug)]
@@ -73,6 +73,9 @@ impl Pause {
         #[cfg(feature = "simulation")]
         if let Some(wake) = &self.task {
             let _ = tokio::time::timeout(time, wake.notified()).await;
+            while simulated().is_some_and(|machine| machine.disk() == Disk::Stalled) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
             return;
         }
         std::thread::park_timeout(time);
@@ -136,6 +139,18 @@ mod simulated {
     /// A connection that is being made.
     pub type Connecting = Pin<Box<dyn Future<Output = io::Result<Box<dyn Socket>>> + Send>>;
 
+    /// How a simulated disk is.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub enum Disk {
+        /// As it should be.
+        #[default]
+        Good,
+        /// It takes nothing more.
+        Full,
+        /// It stands still.
+        Stalled,
+    }
+
     /// A simulated machine.
     pub trait Machine {
         /// Milliseconds since 1970, by a clock that may be set.
@@ -146,6 +161,9 @@ mod simulated {
 
         /// Connects to `host:port`.
         fn connect(&self, addr: &str) -> Connecting;
+
+        /// How the disk is.
+        fn disk(&self) -> Disk;
     }
 
     thread_local! {
@@ -174,6 +192,18 @@ mod simulated {
         let connecting = machine().map(|machine| machine.connect(addr));
         connecting.ok_or_else(|| io::Error::other("the machine is not simulated"))?.await
     }
+}
+
+/// Whether the disk takes what is written to it now, as far as a simulator has a say.
+///
+/// # Errors
+/// [`io::ErrorKind::StorageFull`] where a simulated disk is full.
+pub fn may_write() -> io::Result<()> {
+    #[cfg(feature = "simulation")]
+    if simulated().is_some_and(|machine| machine.disk() == Disk::Full) {
+        return Err(io::ErrorKind::StorageFull.into());
+    }
+    Ok(())
 }
 
 /// The simulated machine of this thread.

@@ -9,6 +9,8 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
+use peanut_proto::machine::may_write;
+
 const LOCK: &str = "lock";
 const OPEN: &str = "open";
 const LINEAGE: &str = "lineage";
@@ -134,6 +136,7 @@ impl Directory {
 
     /// Marks the folder with a start.
     pub(super) fn set_lineage(&self, lineage: u64) -> io::Result<()> {
+        may_write()?;
         self.may_fail()?;
         let (at, next) = (self.path.join(LINEAGE), self.path.join(format!("{LINEAGE}.next")));
         let mut file = private().create(true).write(true).truncate(true).open(&next)?;
@@ -165,6 +168,7 @@ impl Directory {
 
     /// Begins a segment. Its name is on the disk when this returns.
     pub(super) fn create(&self, number: u64, kind: Kind) -> io::Result<(Segment, File)> {
+        may_write()?;
         self.may_fail()?;
         let segment = Segment { number, kind, is_open: true, bytes: 0, modified_ms: 0 };
         let file = private().create_new(true).append(true).open(self.path.join(segment.name()))?;
@@ -174,6 +178,7 @@ impl Directory {
 
     /// Appends to a segment. The bytes outlive the process when this returns, but not yet the machine.
     pub(super) fn append(&self, (segment, file): &mut (Segment, File), bytes: &[u8]) -> io::Result<()> {
+        may_write()?;
         self.may_fail()?;
         file.write_all(bytes)?;
         segment.bytes += bytes.len() as u64;
@@ -182,6 +187,7 @@ impl Directory {
 
     /// Ends a segment: it outlives the machine when this returns.
     pub(super) fn seal(&self, (mut segment, file): (Segment, File)) -> io::Result<Segment> {
+        may_write()?;
         self.may_fail()?;
         file.sync_data()?;
         let open = self.path.join(segment.name());

@@ -134,6 +134,8 @@ impl Load {
             let group = random.usize(..GROUPS.len());
             if random.u8(..20) == 0 {
                 self.clear(number, &client, group).await;
+            } else if random.u8(..20) == 0 {
+                self.delete_many(number, &client, group).await;
             } else if random.u8(..4) == 0 {
                 self.begin_and_write(number, &client, group, &mut random).await;
             } else {
@@ -187,6 +189,25 @@ impl Load {
         if ended.is_ok() {
             ending.kind = Kind::Written(version);
         }
+    }
+
+    async fn delete_many(&self, by: usize, client: &Client, group: usize) {
+        let mut locks = Vec::new();
+        let mut endings = Vec::new();
+        for key in 0..KEYS {
+            let at = number(group, key);
+            locks.push(self.writers[at as usize].lock().await);
+            let kind = Kind::WriteFailed(self.raise(at));
+            endings.push(Ending { load: self, by, key: at, begun: uptime(), kind });
+        }
+        let deleted = client.group(GROUPS[group]).delete_many((0..KEYS).map(|key| key.to_string())).await;
+        for (ending, deleted) in endings.iter_mut().zip(deleted) {
+            if let (Kind::WriteFailed(version), Ok(())) = (ending.kind, deleted) {
+                ending.kind = Kind::Written(version);
+            }
+        }
+        drop(endings);
+        drop(locks);
     }
 
     async fn clear(&self, by: usize, client: &Client, group: usize) {

@@ -99,6 +99,13 @@ pub enum Fault {
     Compaction,
     /// The registry comes back empty.
     Emptied,
+    /// The disk of a node is full, or stands still.
+    Disk {
+        /// The node.
+        node: usize,
+        /// Whether it stands still.
+        stalls: bool,
+    },
     /// The wall clock of a node jumps, and jumps back at the end.
     Clock {
         /// The node.
@@ -182,7 +189,7 @@ pub(super) fn faults(random: &mut Rng, theme: Theme, count: usize) -> Vec<Planne
 
 fn fault(random: &mut Rng) -> Fault {
     let node = random.usize(..NODES);
-    match random.u8(..24) {
+    match random.u8(..26) {
         0..3 => Fault::Kill { node, power: random.bool(), folder: folder(random) },
         3..5 => Fault::Stop { node, leaves: false },
         5..7 => Fault::Stop { node, leaves: true },
@@ -213,6 +220,7 @@ fn fault(random: &mut Rng) -> Fault {
         20..21 => Fault::WatchLag { hosts: random.u64(..), by: Duration::from_millis(random.u64(1..600)) },
         21..22 => Fault::Compaction,
         22..23 => Fault::Emptied,
+        23..25 => Fault::Disk { node, stalls: random.bool() },
         _ => Fault::Clock { node, by_ms: random.i64(-20_000..20_000) },
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use peanut_client::{Client, Failover};
+use peanut_proto::machine::Disk;
 use peanut_proto::registry::LocalRegistry;
 use peanut_proto::sabotage::{self, Mechanism};
 use peanut_server::{Group, Loaded, LoaderError, OnShutdown, Server, loader_fn};
@@ -343,6 +344,10 @@ impl Fleet {
             Fault::Compaction => self.store.end_watches(),
             Fault::Emptied => self.store.fault(StoreFault::Down, true),
             Fault::Clock { node, by_ms } => self.world.set_clock(self.nodes[node].host, by_ms),
+            Fault::Disk { node, stalls } => {
+                let disk = if stalls { Disk::Stalled } else { Disk::Full };
+                self.world.set_disk(self.nodes[node].host, disk);
+            }
         }
         None
     }
@@ -397,6 +402,7 @@ impl Fleet {
                 self.store.fault(StoreFault::Down, false);
             }
             Fault::Clock { node, by_ms } => self.world.set_clock(self.nodes[node].host, -by_ms),
+            Fault::Disk { node, .. } => self.world.set_disk(self.nodes[node].host, Disk::Good),
         }
         None
     }

@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use peanut_proto::machine::{self, Connecting, Machine};
+use peanut_proto::machine::{self, Connecting, Disk, Machine};
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, advance, sleep_until};
@@ -61,6 +61,7 @@ struct HostMachine {
     base: Cell<Option<(Instant, Duration)>>,
     /// Milliseconds by which the wall clock is wrong.
     wrong_by_ms: Cell<i64>,
+    disk: Cell<Disk>,
 }
 
 impl HostMachine {
@@ -80,6 +81,10 @@ impl Machine for HostMachine {
 
     fn connect(&self, addr: &str) -> Connecting {
         self.network.connect(self.host, addr)
+    }
+
+    fn disk(&self) -> Disk {
+        self.disk.get()
     }
 }
 
@@ -102,6 +107,7 @@ impl World {
             network: self.network.clone(),
             base: Cell::new(None),
             wrong_by_ms: Cell::new(0),
+            disk: Cell::default(),
         };
         self.hosts.push(Host { machine: Rc::new(machine), running: None, is_paused: false });
         host
@@ -154,6 +160,11 @@ impl World {
     /// Stops a host's process, or lets it go on.
     pub(super) fn pause(&mut self, host: HostId, is_paused: bool) {
         self.hosts[host].is_paused = is_paused;
+    }
+
+    /// Says how a host's disk is.
+    pub(super) fn set_disk(&mut self, host: HostId, disk: Disk) {
+        self.hosts[host].machine.disk.set(disk);
     }
 
     /// Sets a host's wall clock, by so many milliseconds.
