@@ -238,12 +238,13 @@ impl Group {
     /// long as the group says.
     ///
     /// When this returns `Ok`, no get of any client that begins later shows what was before, as far as ARCHITECTURE.md's
-    /// promise goes. Where the owner cannot be reached, the successor has the value for a short time (`failover_ttl`), and the
-    /// owner, when it is back, has none and loads it.
+    /// promise goes. The key is deleted first and the value follows, which takes two round trips. Where the owner cannot be reached, or another
+    /// write comes between, no value is kept.
     ///
     /// # Errors
-    /// As [`ErrorKind`] has them; [`ErrorKind::Unavailable`] where the owner could not be reached and a hint could not
-    /// be left for it in the registry either. After an error the write may have been done or not.
+    /// As [`ErrorKind`] has them; [`ErrorKind::Unavailable`] where the owner could not be reached, and a hint could not
+    /// be stored for it in the registry, or the owner holds a lease there and has not read it by the deadline. After an error the write
+    /// may have been done or not.
     pub async fn set(
         &self,
         key: impl AsRef<[u8]>,

@@ -55,7 +55,7 @@ pub(crate) struct Node {
     down_since: Mutex<Option<Instant>>,
     /// What it says of rings that the client does not know.
     claims: Mutex<Claims>,
-    /// Words left for it in the registry since it was last reached.
+    /// Hints stored for it in the registry since it was last reached, and not seen to be read.
     hints: AtomicU32,
     /// When it was last seen to be down; `None`: never.
     was_down: Mutex<Option<Instant>>,

@@ -53,7 +53,7 @@ impl ServerProcess {
         ServerProcess::start_without(None, binary, config).await
     }
 
-    /// Starts a server that lacks one of the things which keep answers right: `stamps`, `undelivered`, `poison`.
+    /// Starts a server that lacks one of the things which keep answers right: by the names of `peanut_proto::sabotage`.
     ///
     /// # Panics
     /// Where it does not come up.
