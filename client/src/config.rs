@@ -74,11 +74,17 @@ pub enum Failover {
 pub(crate) struct Identity {
     pub(crate) client_id: u64,
     epochs: AtomicU64,
+    hints: AtomicU64,
 }
 
 impl Identity {
     pub(crate) fn random() -> Self {
-        Identity { client_id: fastrand::u64(1..), epochs: AtomicU64::new(0) }
+        Identity { client_id: fastrand::u64(1..), epochs: AtomicU64::new(0), hints: AtomicU64::new(0) }
+    }
+
+    /// The number of the next hint that it stores.
+    pub(crate) fn next_hint(&self) -> u64 {
+        self.hints.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Greater than all before it.

@@ -9,7 +9,7 @@
 //! the key meanwhile, the write is done; else it begins again under the new ring.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::future::{join, join_all, try_join_all};
@@ -47,9 +47,6 @@ const ASK_AGAIN: Duration = Duration::from_millis(20);
 const RECOVERED: Duration = Duration::from_secs(60);
 /// A swap that loses so often has met something other than other clients.
 const SWAP_ATTEMPTS: usize = 100;
-
-/// Numbers the hints that this process stores.
-static LAST_HINT: AtomicU64 = AtomicU64::new(0);
 
 /// Writes a key. On an error the write may have been done or not, here or there. The value of a set is kept only where `sequence` is the
 /// key's still; 0: whatever it is. Gives the key's sequence at its owner; 0 where that could not be reached.
@@ -278,8 +275,8 @@ impl OneNode<'_> {
             let waiting = timeout_at(deadline, registry.count(&KeyRange::prefix(&prefix))).await;
             matches!(waiting, Ok(Ok(waiting)) if waiting >= MAX_WAITING)
         };
-        let number = LAST_HINT.fetch_add(1, Ordering::Relaxed);
-        let id = self.client.config.identity.client_id;
+        let identity = &self.client.config.identity;
+        let (id, number) = (identity.client_id, identity.next_hint());
         // Each writer's own: none takes the place of another.
         let at =
             if is_many { format!("{prefix}{id:016x}-all") } else { format!("{prefix}{id:016x}-{number}") };
