@@ -284,6 +284,12 @@ impl Shared {
         }
     }
 
+    /// The routing table, once it has nodes.
+    pub(crate) async fn routing_with_nodes(&self, deadline: Instant) -> Result<Arc<Routing>, Error> {
+        let routing = self.routing.get();
+        if routing.nodes().is_empty() { Box::pin(self.wait_for_nodes(deadline)).await } else { Ok(routing) }
+    }
+
     /// Waits until the ring has at least this version.
     pub(crate) async fn wait_for_ring(&self, version: u64) -> Result<(), Error> {
         let mut discovered = self.discovered.clone();

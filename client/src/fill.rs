@@ -39,9 +39,11 @@ pub(crate) async fn hand_over(
         return Ok(reply);
     }
     let token = reply.token;
-    // A node that has heard of a later ring: writers may have done with this former owner.
-    let is_current = reply.ring_version <= ring_version && !reply.written;
-    let found = if is_current { peek(client, wanted, former, ring_version).await } else { None };
+    let found = if reply.may_hand_over(ring_version) {
+        peek(client, wanted, former, ring_version).await
+    } else {
+        None
+    };
     let Some(found) = found else {
         let back = Wanted { want: Want::Get { on_miss: OnMiss::Load, token }, ..*wanted };
         let loaded = owner.get(&back.ask(ring_version, owned_since, false), Instant::now()).await;

@@ -198,9 +198,8 @@ impl Group {
             other => return self.settle(other),
         };
         let Answered { reply, node, ring_version, failover } = answered;
-        let is_current = reply.ring_version <= ring_version && !reply.written;
         if !failover
-            && is_current
+            && reply.may_hand_over(ring_version)
             && let Some(found) = fill::former_value(client, &wanted, &node, ring_version, &reply).await
         {
             return self.settle(Ok(Answered { reply: found, node, ring_version, failover }));

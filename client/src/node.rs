@@ -57,8 +57,8 @@ pub(crate) struct Node {
     claims: Mutex<Claims>,
     /// Hints stored for it in the registry since it was last reached, and not seen to be read.
     hints: AtomicU32,
-    /// When it was last seen to be down; `None`: never.
-    was_down: Mutex<Option<Instant>>,
+    /// When gets last began or ceased to go to its successor; `None`: never.
+    left_at: Mutex<Option<Instant>>,
     /// Nothing listened at its address when it was last connected to.
     refusing: AtomicBool,
     /// It holds no lease, although the registry can be read and most nodes hold one.
@@ -135,7 +135,7 @@ impl Node {
             down_since: Mutex::new(None),
             claims: Mutex::default(),
             hints: AtomicU32::new(0),
-            was_down: Mutex::new(None),
+            left_at: Mutex::new(None),
             refusing: AtomicBool::new(false),
             unleased: AtomicBool::new(false),
             probe: Mutex::new(None),
@@ -239,7 +239,7 @@ impl Node {
 
     /// Whether gets go to its successor, or did in that time.
     pub(crate) fn was_left_within(self: &Arc<Self>, time: Duration, now: Instant) -> bool {
-        self.is_left() || self.was_down.lock().is_some_and(|at| now < at + time)
+        self.is_left() || self.left_at.lock().is_some_and(|at| now < at + time)
     }
 
     /// Whether gets go to its successor: it is down, or holds no lease, so that writers do not wait for it.
@@ -255,7 +255,7 @@ impl Node {
     /// Says whether it holds a lease, as the registry has it.
     pub(crate) fn set_leased(&self, is_leased: bool) {
         if self.unleased.swap(!is_leased, Ordering::Relaxed) == is_leased {
-            *self.was_down.lock() = Some(Instant::now());
+            *self.left_at.lock() = Some(Instant::now());
             tracing::info!(node = self.id, is_leased, "whether the node holds a lease has changed");
         }
     }
@@ -406,9 +406,9 @@ impl Node {
         // Under the lock, so that the flag says what the last change said.
         if let Some(change) = change {
             self.down.store(change == Change::WentDown, Ordering::Relaxed);
-            let mut down_since = self.down_since.lock();
-            *down_since = (change == Change::WentDown).then(Instant::now);
-            *self.was_down.lock() = Some(Instant::now());
+            let now = Instant::now();
+            *self.down_since.lock() = (change == Change::WentDown).then_some(now);
+            *self.left_at.lock() = Some(now);
         }
         drop(health);
         match change {

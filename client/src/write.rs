@@ -63,10 +63,7 @@ pub(crate) async fn write(
         Wanted { want: Want::Write(delete), ..wanted }
     };
     for _ in 0..MAX_RINGS {
-        let mut routing = client.routing.get();
-        if routing.nodes().is_empty() {
-            routing = Box::pin(client.wait_for_nodes(wanted.deadline)).await?;
-        }
+        let routing = client.routing_with_nodes(wanted.deadline).await?;
         let Some(route) = routing.route(wanted.hash) else {
             return Err(Error::new(ErrorKind::Unavailable, "the fleet has no nodes"));
         };
@@ -200,16 +197,22 @@ impl OneNode<'_> {
         }
     }
 
-    /// Has a node forget the key, if it can be reached.
-    async fn try_to_forget_at(&self, node: &Arc<Node>) {
-        if node.is_down() {
-            return;
+    /// The same without a token: only the owner gives one.
+    fn without_token(self) -> Self {
+        let Want::Write(Write::Delete { key, .. }) = self.wanted.want else { return self };
+        let want = Want::Write(Write::Delete { key, then_set: false, sequence: 0 });
+        OneNode { wanted: Wanted { want, ..self.wanted }, ..self }
+    }
+
+    /// Has the successor forget the key, if it can be reached: what it has by then goes by itself, after `failover_ttl`. Gives why it did not.
+    async fn try_to_forget_at(self, successor: &Arc<Node>) -> Option<Error> {
+        if successor.is_down() {
+            return None;
         }
-        let ask = self.wanted.ask(self.routing.ring.version(), 0, true);
-        // What it has by then goes by itself, after `failover_ttl`.
-        if let Err(refusal) = node.write(&ask, Instant::now()).await {
-            tracing::debug!(node = node.id(), error = %refusal.into_error(), "the successor did not delete");
-        }
+        let ask = self.without_token().wanted.ask(self.routing.ring.version(), 0, true);
+        let error = successor.write(&ask, Instant::now()).await.err()?.into_error();
+        tracing::debug!(node = successor.id(), %error, "the successor did not delete");
+        Some(error)
     }
 
     async fn reach(&self, node: &Arc<Node>, owned_since: u64) -> Result<Reply, Refusal> {
@@ -238,10 +241,7 @@ impl OneNode<'_> {
 
     /// Deletes at the nodes that have the group, one of which is asked in the place of a node that has not.
     async fn forget_where_it_is(&self, error: Error) -> Result<(), Error> {
-        let Want::Write(Write::Delete { key, .. }) = self.wanted.want else { return Err(error) };
-        let wanted =
-            Wanted { want: Want::Write(Write::Delete { key, then_set: false, sequence: 0 }), ..self.wanted };
-        let ask = wanted.ask(self.routing.ring.version(), 0, true);
+        let ask = self.without_token().wanted.ask(self.routing.ring.version(), 0, true);
         let nodes = failover::nodes_with_group(self.client, &self.wanted);
         let written = join_all(nodes.iter().map(|node| node.write(&ask, Instant::now()))).await;
         if written.is_empty() {
@@ -287,19 +287,7 @@ impl OneNode<'_> {
             at_ms: wall_clock_ms(),
         };
         let answers = self.client.config.failover != Failover::Off;
-        let successor = async {
-            let successor = successor.filter(|successor| answers && !successor.is_down())?;
-            let Want::Write(Write::Delete { key, .. }) = self.wanted.want else { return None };
-            let wanted = Wanted {
-                want: Want::Write(Write::Delete { key, then_set: false, sequence: 0 }),
-                ..self.wanted
-            };
-            let ask = wanted.ask(self.routing.ring.version(), 0, true);
-            // What it has by then goes by itself, after `failover_ttl`.
-            let error = successor.write(&ask, Instant::now()).await.err()?.into_error();
-            tracing::debug!(node = successor.id(), %error, "the successor did not delete");
-            Some(error)
-        };
+        let successor = async { self.try_to_forget_at(successor.filter(|_| answers)?).await };
         let stored = timeout_at(deadline, registry.put(&at, hint.encode(), None));
         // The registry would take it from anybody, so whoever has a token asks for the right first.
         let stored = if self.client.config.token.is_some() {
@@ -320,7 +308,8 @@ impl OneNode<'_> {
             biased;
             is_read = self.is_read(&**registry, node, &at) => {
                 if is_read {
-                    node.hints().fetch_update(Ordering::Relaxed, Ordering::Relaxed, |hints| Some(hints.saturating_sub(weight))).ok();
+                    let fewer = |hints: u32| Some(hints.saturating_sub(weight));
+                    let _ = node.hints().fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer);
                 }
                 Ok(())
             }
@@ -389,10 +378,7 @@ pub(crate) async fn clear(client: &Shared, wanted: Wanted<'_>, begun: Instant) -
     };
     let wanted = Wanted { want: Want::Write(Write::Clear { generation }), ..wanted };
     for _ in 0..MAX_RINGS {
-        let mut routing = client.routing.get();
-        if routing.nodes().is_empty() {
-            routing = Box::pin(client.wait_for_nodes(wanted.deadline)).await?;
-        }
+        let routing = client.routing_with_nodes(wanted.deadline).await?;
         let nodes = routing.all_nodes(begun);
         let one = OneNode { client, routing: &routing, wanted, begun };
         let told = join_all(nodes.iter().map(|node| one.clear_at(node, generation > 0))).await;

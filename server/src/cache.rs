@@ -334,9 +334,9 @@ impl Cache {
                 };
                 Ok(self.wait(ticket, Outcome::Loaded, get, account, [operation, value]))
             }
-            Boarding::Lease(token) => {
+            Boarding::Lease { token, written_under } => {
                 // A write after this makes the token void.
-                let written = !get.may_hand_over || self.flights.written_under(&get.key) >= get.owned_since;
+                let written = !get.may_hand_over || written_under >= get.owned_since;
                 let written = written && !without(Mechanism::HandOverBound);
                 Ok(Begun::Answered(Answer { token, written, ..Answer::only(Outcome::Fill) }))
             }

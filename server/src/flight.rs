@@ -206,8 +206,9 @@ pub(crate) enum Boarding {
     Waiter(Ticket),
     /// Start the flight, then wait for it like everyone else.
     Leader(Pilot, Ticket),
-    /// Load by itself, and bring the value under this token.
-    Lease(Token),
+    /// Load by itself, and bring the value under this token. The newest ring version that a writer of the key went by, or of another
+    /// key that is counted with it.
+    Lease { token: Token, written_under: u64 },
     /// There is neither an entry nor a flight, and nobody to lead one.
     Nothing,
 }
@@ -277,8 +278,7 @@ impl Flights {
         if let Some(entry) = stored() {
             return Boarding::Stored(entry);
         }
-        let State { table, leases, due, writes, .. } = &mut *state;
-        if let Some(flight) = table.get(&(origin, key.clone()))
+        if let Some(flight) = state.table.get(&(origin, key.clone()))
             && flight.stamp >= owned_since
             && !flight.is_late
         {
@@ -291,18 +291,13 @@ impl Flights {
         };
         // A copy: what waits must not keep the whole frame that the key came in.
         let key = (origin, Bytes::copy_from_slice(key));
-        // Tokens cannot be guessed from others, nor are those of an earlier life of the process any of this one's.
-        let id = fastrand::u64(1..);
-        let (sender, progress) = watch::channel(Progress::UnderWay);
-        let ticket = Ticket { progress: progress.clone() };
-        table.insert(key.clone(), Flight { id, stamp, is_late: false, progress });
         if let Some((until, held)) = lease {
-            let writes = writes.so_far(&key.1);
-            leases.insert(id, Lease { key, stamp, writes, progress: sender, reserved, _held: held });
-            due.insert((until, id));
-            return Boarding::Lease(id);
+            let written_under = state.writes.written_under(&key.1);
+            return Boarding::Lease { token: state.lease(key, stamp, until, held, reserved), written_under };
         }
-        Boarding::Leader(Pilot { flights: self.clone(), key, id, progress: sender, reserved }, ticket)
+        let (id, progress) = state.start(&key, stamp);
+        let ticket = Ticket { progress: progress.subscribe() };
+        Boarding::Leader(Pilot { flights: self.clone(), key, id, progress, reserved }, ticket)
     }
 
     /// Takes in what the holder of a token brings. `entry` makes the entry from the flight's stamp; `store` is called with the lock
@@ -421,13 +416,8 @@ impl Flights {
         let Some(ThenSet { stamp, until, held, reserved, .. }) = then_set.filter(stands) else {
             return Written { written, token: 0, sequence };
         };
-        let (id, key) = (fastrand::u64(1..), (Origin::Owner, Bytes::copy_from_slice(key)));
-        let (sender, progress) = watch::channel(Progress::UnderWay);
-        state.table.insert(key.clone(), Flight { id, stamp, is_late: false, progress });
-        let writes = state.writes.so_far(&key.1);
-        state.leases.insert(id, Lease { key, stamp, writes, progress: sender, reserved, _held: Some(held) });
-        state.due.insert((until, id));
-        Written { written, token: id, sequence }
+        let key = (Origin::Owner, Bytes::copy_from_slice(key));
+        Written { written, token: state.lease(key, stamp, until, Some(held), reserved), sequence }
     }
 
     /// Poisons all flights, and writes in the same step.
@@ -439,11 +429,6 @@ impl Flights {
         write()
     }
 
-    /// The newest ring version that a writer of the key went by, or of another key that is counted with it.
-    pub(crate) fn written_under(&self, key: &[u8]) -> u64 {
-        self.state.lock().writes.written_under(key)
-    }
-
     /// Flights that have not landed, and are not late.
     pub(crate) fn in_progress(&self) -> usize {
         self.state.lock().table.values().filter(|flight| !flight.is_late).count()
@@ -451,6 +436,31 @@ impl Flights {
 }
 
 impl State {
+    /// Puts a flight into the table, in the place of any other.
+    fn start(&mut self, key: &(Origin, Bytes), stamp: u64) -> (u64, watch::Sender<Progress>) {
+        // Tokens cannot be guessed from others, nor are those of an earlier life of the process any of this one's.
+        let id = fastrand::u64(1..);
+        let (sender, progress) = watch::channel(Progress::UnderWay);
+        self.table.insert(key.clone(), Flight { id, stamp, is_late: false, progress });
+        (id, sender)
+    }
+
+    /// Starts a flight that a client leads.
+    fn lease(
+        &mut self,
+        key: (Origin, Bytes),
+        stamp: u64,
+        until: Instant,
+        held: Option<Held>,
+        reserved: Reservation,
+    ) -> Token {
+        let (id, progress) = self.start(&key, stamp);
+        let writes = self.writes.so_far(&key.1);
+        self.leases.insert(id, Lease { key, stamp, writes, progress, reserved, _held: held });
+        self.due.insert((until, id));
+        id
+    }
+
     /// Takes the flight of a key out of the table where a client leads it, and gives what tells those who wait for it.
     fn take_leased(&mut self, key: &(Origin, Bytes)) -> Option<watch::Sender<Progress>> {
         let id = self.table.get(key)?.id;

@@ -90,7 +90,6 @@ impl Reconcile {
     /// Removes what was left for nodes that the ring has forgotten altogether: nothing they have can be shown. What is
     /// left for the others is passed over, however much it is.
     async fn sweep(&self, ring: &RingDocument) -> Result<(), RegistryError> {
-        let knows = |id: &str| ring.member(id).is_some() || ring.departed.iter().any(|gone| gone.id == id);
         let first = PageOptions { limit: 1, keys_only: true, ..PageOptions::default() };
         let mut rest = KeyRange::prefix(&self.keys.all_undelivered());
         loop {
@@ -107,7 +106,7 @@ impl Reconcile {
                 continue;
             };
             let prefix = self.keys.undelivered(node);
-            if !knows(node) && self.is_forgotten(node).await? {
+            if !knows(ring, node) && self.is_forgotten(node).await? {
                 self.remove(&prefix).await?;
             }
             rest = rest.behind(&prefix);
@@ -118,8 +117,7 @@ impl Reconcile {
     async fn is_forgotten(&self, id: &str) -> Result<bool, RegistryError> {
         let Some(entry) = self.registry.get(&self.keys.ring()).await? else { return Ok(false) };
         let Ok(ring) = RingDocument::decode(&entry.value) else { return Ok(false) };
-        let is_in_ring = ring.member(id).is_some() || ring.departed.iter().any(|gone| gone.id == id);
-        Ok(!is_in_ring && self.registry.get(&self.keys.live(id)).await?.is_none())
+        Ok(!knows(&ring, id) && self.registry.get(&self.keys.live(id)).await?.is_none())
     }
 
     /// Removes every key that begins with `prefix`, but for those that are written meanwhile.
@@ -134,6 +132,11 @@ impl Reconcile {
         }
         Ok(())
     }
+}
+
+/// Whether a node is in the ring, or was.
+fn knows(ring: &RingDocument, id: &str) -> bool {
+    ring.member(id).is_some() || ring.departed.iter().any(|gone| gone.id == id)
 }
 
 #[cfg(test)]

@@ -119,6 +119,12 @@ impl PartialEq for Reply {
 impl Eq for Reply {}
 
 impl Reply {
+    /// Whether what a former owner has can be brought under the token, for a caller that goes by this ring: with a later one, or once the key
+    /// may have been written, it may be outdated.
+    pub(crate) fn may_hand_over(&self, ring_version: u64) -> bool {
+        self.ring_version <= ring_version && !self.written
+    }
+
     /// The token has been used.
     pub(crate) fn end_lease(&self) {
         self.lease.as_ref().inspect(|lease| lease.end());

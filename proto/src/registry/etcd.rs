@@ -148,6 +148,15 @@ impl EtcdRegistry {
         &self.shared.options.endpoints
     }
 
+    /// Runs a transaction, and says whether what it compares was so.
+    async fn transact(&self, what: &str, txn: Txn) -> Result<bool, RegistryError> {
+        let done = self.call(what, |mut client| {
+            let txn = txn.clone();
+            async move { client.txn(txn).await }
+        });
+        done.await.map(|response| response.succeeded())
+    }
+
     /// Runs one call on the current endpoint. Where it fails, the next call goes to the next endpoint. A login that etcd no
     /// longer takes, because it has expired or roles were changed meanwhile, is done again once.
     async fn call<R, F>(&self, what: &str, call: impl Fn(Client) -> F) -> Result<R, RegistryError>
@@ -412,23 +421,13 @@ impl Registry for EtcdRegistry {
     async fn swap(&self, key: &str, expected: i64, value: Vec<u8>) -> Result<bool, RegistryError> {
         let stands = Compare::mod_revision(key, CompareOp::Equal, expected);
         let txn = Txn::new().when([stands]).and_then([TxnOp::put(key, value, None)]);
-        self.call("compare and swap", |mut client| {
-            let txn = txn.clone();
-            async move { client.txn(txn).await }
-        })
-        .await
-        .map(|response| response.succeeded())
+        self.transact("compare and swap", txn).await
     }
 
     async fn delete_if(&self, key: &str, expected: i64) -> Result<bool, RegistryError> {
         let stands = Compare::mod_revision(key, CompareOp::Equal, expected);
         let txn = Txn::new().when([stands]).and_then([TxnOp::delete(key, None)]);
-        self.call("compare and delete", |mut client| {
-            let txn = txn.clone();
-            async move { client.txn(txn).await }
-        })
-        .await
-        .map(|response| response.succeeded())
+        self.transact("compare and delete", txn).await
     }
 
     async fn delete_all_if(&self, stale: &[(String, i64)]) -> Result<(), RegistryError> {
@@ -438,11 +437,7 @@ impl Registry for EtcdRegistry {
                 TxnOp::txn(Txn::new().when([stands]).and_then([TxnOp::delete(key.as_str(), None)]))
             });
             let txn = Txn::new().and_then(each.collect::<Vec<_>>());
-            let deleted = self.call("compare and delete", |mut client| {
-                let txn = txn.clone();
-                async move { client.txn(txn).await }
-            });
-            deleted.await?;
+            self.transact("compare and delete", txn).await?;
         }
         Ok(())
     }

@@ -108,7 +108,7 @@ impl Cache {
                 return Ok(Begun::Answered(self.filled(fill)));
             }
         };
-        let value_length = value.as_ref().map_or(0, |value: &Value| value.len());
+        let length = value.as_ref().map_or(0, |value: &Value| value.len());
         let entry = |stamp, origin| {
             let ttl = self.bounded(set.ttl.unwrap_or_else(|| self.jittered(ttl)), origin);
             let expires = now + self.kept_for(ttl, origin, value.is_some());
@@ -116,7 +116,6 @@ impl Cache {
         };
         if set.token != 0 {
             let landed = |stamp, origin| Ok(entry(stamp, origin));
-            let length = value_length;
             let fill = self.flights.fill(&key, set.token, landed, |entry| self.keep(&key, entry));
             tracing::trace!(group = &*self.group, ?key, ?fill, token = set.token, "a value was brought");
             if !self.store.fits(&key, length) {
@@ -130,7 +129,7 @@ impl Cache {
             self.outdate(Some(&key));
             self.store_set(&key, &entry)
         });
-        Ok(self.done(written.written, Answer::only(Outcome::Done)))
+        Ok(self.done(written.written))
     }
 
     /// Forgets a key whose new value is too large to be kept, and says so.
@@ -177,7 +176,7 @@ impl Cache {
         let Written { written: number, token, sequence } =
             self.flights.write(&key, under, then_set, || self.remove(&key));
         tracing::trace!(group = &*self.group, ?key, under, token, "deleted");
-        Ok(self.done(number, Answer { token, sequence, ..Answer::only(Outcome::Done) }))
+        Ok(self.when_kept(number, Answer { token, sequence, ..Answer::only(Outcome::Done) }))
     }
 
     /// Forgets all keys, as a client asks for it. The client has raised the group's `generation` in the registry before: what it says
@@ -186,7 +185,7 @@ impl Cache {
         if generation == 0 {
             self.clear_where(under, |_| true)
         } else if generation <= self.generation() {
-            self.done(None, Answer::only(Outcome::Done))
+            self.done(None)
         } else {
             Begun::Waiting(Waiting::Registry { cache: self.clone(), generation, under })
         }
@@ -228,12 +227,12 @@ impl Cache {
             self.outdate(None);
             Some((self.store.clear(), self.journal().map(|journal| journal.cleared())))
         });
-        let Some((entries, number)) = cleared else { return self.done(None, Answer::only(Outcome::Done)) };
+        let Some((entries, number)) = cleared else { return self.done(None) };
         self.metrics.clears.fetch_add(1, Ordering::Relaxed);
         tracing::trace!(group = &*self.group, under, "cleared");
         // Freeing millions of entries takes a while.
         drop_in_background(entries);
-        self.done(number, Answer::only(Outcome::Done))
+        self.done(number)
     }
 
     fn filled(&self, fill: Fill) -> Answer {
@@ -265,7 +264,7 @@ impl Cache {
     /// What a client that gives up its lease is answered.
     pub(crate) fn release(self: &Arc<Self>, token: Token) -> Begun {
         self.void(token);
-        self.done(None, Answer::only(Outcome::Done))
+        self.done(None)
     }
 
     /// Stores what was loaded, with the lock of the flights held, and gives the value as it is stored.
@@ -319,8 +318,12 @@ impl Cache {
         }
     }
 
+    fn done(self: &Arc<Self>, number: Option<WriteNumber>) -> Begun {
+        self.when_kept(number, Answer::only(Outcome::Done))
+    }
+
     /// The answer to a write, when that would outlive the process.
-    fn done(self: &Arc<Self>, number: Option<WriteNumber>, answer: Answer) -> Begun {
+    fn when_kept(self: &Arc<Self>, number: Option<WriteNumber>, answer: Answer) -> Begun {
         match number {
             None => Begun::Answered(answer),
             Some(number) => Begun::Waiting(Waiting::Disk { cache: self.clone(), number, answer }),

@@ -9,7 +9,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-use peanut_proto::machine::may_write;
+use peanut_proto::machine;
 
 const LOCK: &str = "lock";
 const OPEN: &str = "open";
@@ -136,8 +136,7 @@ impl Directory {
 
     /// Marks the folder with a start.
     pub(super) fn set_lineage(&self, lineage: u64) -> io::Result<()> {
-        may_write()?;
-        self.may_fail()?;
+        self.may_write()?;
         let (at, next) = (self.path.join(LINEAGE), self.path.join(format!("{LINEAGE}.next")));
         let mut file = private().create(true).write(true).truncate(true).open(&next)?;
         writeln!(file, "{lineage:016x}")?;
@@ -168,8 +167,7 @@ impl Directory {
 
     /// Begins a segment. Its name is on the disk when this returns.
     pub(super) fn create(&self, number: u64, kind: Kind) -> io::Result<(Segment, File)> {
-        may_write()?;
-        self.may_fail()?;
+        self.may_write()?;
         let segment = Segment { number, kind, is_open: true, bytes: 0, modified_ms: 0 };
         let file = private().create_new(true).append(true).open(self.path.join(segment.name()))?;
         self.sync()?;
@@ -178,8 +176,7 @@ impl Directory {
 
     /// Appends to a segment. The bytes outlive the process when this returns, but not yet the machine.
     pub(super) fn append(&self, (segment, file): &mut (Segment, File), bytes: &[u8]) -> io::Result<()> {
-        may_write()?;
-        self.may_fail()?;
+        self.may_write()?;
         file.write_all(bytes)?;
         segment.bytes += bytes.len() as u64;
         Ok(())
@@ -187,8 +184,7 @@ impl Directory {
 
     /// Ends a segment: it outlives the machine when this returns.
     pub(super) fn seal(&self, (mut segment, file): (Segment, File)) -> io::Result<Segment> {
-        may_write()?;
-        self.may_fail()?;
+        self.may_write()?;
         file.sync_data()?;
         let open = self.path.join(segment.name());
         segment.is_open = false;
@@ -213,6 +209,12 @@ impl Directory {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
+    }
+
+    /// Before anything is written.
+    fn may_write(&self) -> io::Result<()> {
+        machine::may_write()?;
+        self.may_fail()
     }
 
     fn sync(&self) -> io::Result<()> {

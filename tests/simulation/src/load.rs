@@ -12,6 +12,7 @@ use fastrand::Rng;
 use parking_lot::Mutex;
 use peanut_client::{Client, Error};
 use peanut_proto::clock::uptime;
+use tokio::sync::MutexGuard;
 use tokio::time::{sleep, timeout};
 
 use crate::history::{Kind, Op};
@@ -163,9 +164,7 @@ impl Load {
             }
         };
         let patience = if random.u8(..15) == 0 { random.u64(..15) } else { 60_000 };
-        if let Ok(Ok(())) = timeout(Duration::from_millis(patience), write).await {
-            ending.kind = Kind::Written(version);
-        }
+        ending.ended(matches!(timeout(Duration::from_millis(patience), write).await, Ok(Ok(()))));
     }
 
     /// Writes a key without keeping others from it but for the origin's own write.
@@ -186,49 +185,31 @@ impl Load {
         } else {
             write.set(version.to_string(), None).await
         };
-        if ended.is_ok() {
-            ending.kind = Kind::Written(version);
+        ending.ended(ended.is_ok());
+    }
+
+    /// Begins a write of every key of a group, with no other writer beside it.
+    async fn begin_all(&self, by: usize, group: usize) -> Vec<(Ending<'_>, MutexGuard<'_, ()>)> {
+        let mut begun = Vec::new();
+        for key in 0..KEYS {
+            let at = number(group, key);
+            let one_at_a_time = self.writers[at as usize].lock().await;
+            let kind = Kind::WriteFailed(self.raise(at));
+            begun.push((Ending { load: self, by, key: at, begun: uptime(), kind }, one_at_a_time));
         }
+        begun
     }
 
     async fn delete_many(&self, by: usize, client: &Client, group: usize) {
-        let mut locks = Vec::new();
-        let mut endings = Vec::new();
-        for key in 0..KEYS {
-            let at = number(group, key);
-            locks.push(self.writers[at as usize].lock().await);
-            let kind = Kind::WriteFailed(self.raise(at));
-            endings.push(Ending { load: self, by, key: at, begun: uptime(), kind });
-        }
+        let mut begun = self.begin_all(by, group).await;
         let deleted = client.group(GROUPS[group]).delete_many((0..KEYS).map(|key| key.to_string())).await;
-        for (ending, deleted) in endings.iter_mut().zip(deleted) {
-            if let (Kind::WriteFailed(version), Ok(())) = (ending.kind, deleted) {
-                ending.kind = Kind::Written(version);
-            }
-        }
-        drop(endings);
-        drop(locks);
+        begun.iter_mut().zip(deleted).for_each(|((ending, _), deleted)| ending.ended(deleted.is_ok()));
     }
 
     async fn clear(&self, by: usize, client: &Client, group: usize) {
-        let mut locks = Vec::new();
-        let mut endings = Vec::new();
-        for key in 0..KEYS {
-            let at = number(group, key);
-            locks.push(self.writers[at as usize].lock().await);
-            let kind = Kind::WriteFailed(self.raise(at));
-            endings.push(Ending { load: self, by, key: at, begun: uptime(), kind });
-        }
-        if client.group(GROUPS[group]).clear().await.is_ok() {
-            for ending in &mut endings {
-                if let Kind::WriteFailed(version) = ending.kind {
-                    ending.kind = Kind::Written(version);
-                }
-            }
-        }
-        // Each write ends before the next of its key begins.
-        drop(endings);
-        drop(locks);
+        let mut begun = self.begin_all(by, group).await;
+        let is_cleared = client.group(GROUPS[group]).clear().await.is_ok();
+        begun.iter_mut().for_each(|(ending, _)| ending.ended(is_cleared));
     }
 }
 
@@ -239,6 +220,17 @@ struct Ending<'a> {
     key: u32,
     begun: Duration,
     kind: Kind,
+}
+
+impl Ending<'_> {
+    /// The write was acknowledged, or was not.
+    fn ended(&mut self, is_done: bool) {
+        if let Kind::WriteFailed(version) = self.kind
+            && is_done
+        {
+            self.kind = Kind::Written(version);
+        }
+    }
 }
 
 impl Drop for Ending<'_> {

@@ -290,17 +290,18 @@ impl Fleet {
         }
         while let Some(((at, number, begins), fault)) = due.pop_first() {
             self.run_until(begun + at);
-            let Some(until) = (if begins { self.begin(fault) } else { self.finish(fault, number) }) else {
-                continue;
-            };
-            due.insert((at + until, number, false), fault);
+            if begins {
+                self.begin(fault);
+            } else if let Some(later) = self.finish(fault) {
+                due.insert((at + later, number, false), fault);
+            }
         }
         let ended = self.world.now().max(begun + TROUBLE);
         self.run_until(ended);
     }
 
     /// Begins a fault.
-    fn begin(&mut self, fault: Fault) -> Option<Duration> {
+    fn begin(&mut self, fault: Fault) {
         match fault {
             Fault::Kill { node, power, folder } => {
                 let it = &mut self.nodes[node];
@@ -349,11 +350,10 @@ impl Fleet {
                 self.world.set_disk(self.nodes[node].host, disk);
             }
         }
-        None
     }
 
     /// Ends a fault. Gives how much later it is to be tried again, where it cannot end yet.
-    fn finish(&mut self, fault: Fault, _number: usize) -> Option<Duration> {
+    fn finish(&mut self, fault: Fault) -> Option<Duration> {
         match fault {
             Fault::Kill { node, .. } | Fault::Stop { node, .. } => {
                 let it = &mut self.nodes[node];
@@ -465,17 +465,10 @@ impl Fleet {
         let ops = self.load.ops();
         let is_absent = |key: u32, version| key / KEYS != 2 && is_absent(version);
         let bound = if self.is_strict { Duration::ZERO } else { FAILOVER_TTL.max(LOAD_TIMEOUT) };
-        let mut violations = Vec::new();
-        let mut outdated = Vec::new();
-        for (client, violation) in check_with(&ops, bound, MIN_LATENCY, is_absent) {
-            violations.push((client, violation));
-        }
-        // At the end nothing is outdated, whatever the bound.
-        for (client, violation) in check_with(&ops, Duration::ZERO, MIN_LATENCY, is_absent) {
-            if violation.read.begun >= ended && violation.late_by >= bound {
-                outdated.push(format!("client {client}: {violation}"));
-            }
-        }
+        let violations = check_with(&ops, bound, MIN_LATENCY, is_absent);
+        let last = violations.iter().filter(|(_, violation)| violation.read.begun >= ended);
+        let mut outdated: Vec<_> =
+            last.map(|(client, violation)| format!("client {client}: {violation}")).collect();
         if unfinished > 0 {
             outdated.push(format!("{unfinished} clients have not ended"));
         }
@@ -501,7 +494,7 @@ impl Fleet {
 fn copy_all(from: &Path, to: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(to)?;
     for entry in std::fs::read_dir(from)? {
-        let (entry, to) = (entry?, to);
+        let entry = entry?;
         let to = to.join(entry.file_name());
         if entry.file_type()?.is_dir() {
             copy_all(&entry.path(), &to)?;

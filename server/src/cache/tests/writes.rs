@@ -1,0 +1,107 @@
+//! Writes: what is late, and what comes between.
+
+use super::*;
+
+/// Deletes `k` to set it; gives the token.
+async fn delete_to_set(cache: &Arc<Cache>, under: u64) -> Token {
+    let account = crate::budget::Budgets::new().account(&"".into());
+    let delete = Delete { key: &get("k").key, under, stamp: 1, then_set: Some(&account), sequence: 0 };
+    let answer = cache.delete(delete, Instant::now()).unwrap().answer().await.unwrap();
+    assert_eq!(answer.outcome, Outcome::Done);
+    answer.token
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_value_follows_its_delete_and_one_that_is_overtaken_is_not_kept() {
+    let cache = Arc::new(Cache::alone(Group::without_loader("g").capacity_bytes(1 << 20)));
+    let first = delete_to_set(&cache, 1).await;
+    let waiting = tokio::spawn({
+        let cache = cache.clone();
+        async move { ask(&cache, get("k")).await }
+    });
+    tokio::task::yield_now().await;
+    assert_eq!(fill(&cache, first, "first"), Outcome::Done);
+    assert_eq!(&waiting.await.unwrap().unwrap().value[..], b"first", "others wait for the value");
+
+    // Whatever comes in between, the late one is void.
+    for later in ["set", "delete", "clear"] {
+        let late = delete_to_set(&cache, 1).await;
+        match later {
+            "set" => assert_eq!(fill(&cache, delete_to_set(&cache, 1).await, "later"), Outcome::Done),
+            "delete" => drop(delete(&cache, &get("k").key)),
+            _ => drop(cache.clear(0, 1)),
+        }
+        assert_eq!(fill(&cache, late, "late"), Outcome::Refused, "after a {later}");
+        let found = ask(&cache, get("k")).await.unwrap();
+        assert_eq!(&found.value[..], if later == "set" { &b"later"[..] } else { b"" }, "after a {later}");
+    }
+    // Others do not wait for long, and what comes after that is kept all the same.
+    let slow = delete_to_set(&cache, 1).await;
+    sleep(Duration::from_secs(1)).await;
+    cache.sweep(0.0);
+    assert_eq!(ask(&cache, get("k")).await.unwrap().outcome, Outcome::NotFound);
+    let _ = delete(&cache, &Bytes::from_static(b"another"));
+    assert_eq!(fill(&cache, slow, "slow"), Outcome::Done);
+    assert_eq!(&ask(&cache, get("k")).await.unwrap().value[..], b"slow");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_holds_a_lease_is_told_whether_the_key_was_written_since_the_node_came_to_own_it() {
+    let (cache, _, _) = fixture(|g| g);
+    let lease = |owned_since, may_hand_over| Get {
+        on_miss: OnMiss::Lease,
+        stamp: 9,
+        owned_since,
+        may_hand_over,
+        ..get("k")
+    };
+    let mut told = Vec::new();
+    for (under, owned_since, may_hand_over) in [(4, 5, true), (5, 5, true), (5, 6, true), (4, 6, false)] {
+        let delete = Delete { key: &get("k").key, under, stamp: 1, then_set: None, sequence: 0 };
+        let _ = cache.delete(delete, Instant::now()).unwrap();
+        let answer = ask(&cache, lease(owned_since, may_hand_over)).await.unwrap();
+        assert_eq!(answer.outcome, Outcome::Fill);
+        told.push(answer.written);
+    }
+    assert_eq!(told, [false, true, false, true], "the last by a process that was not there");
+    let _ = cache.clear(0, 7);
+    assert!(ask(&cache, lease(7, true)).await.unwrap().written);
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_nobody_loads_whoever_gives_a_token_back_lets_others_lead() {
+    let cache = Arc::new(Cache::alone(Group::without_loader("g")));
+    let token = leased(&cache).await;
+    let waiting = tokio::spawn({
+        let cache = cache.clone();
+        async move { ask(&cache, Get { on_miss: OnMiss::Lease, ..get("k") }).await }
+    });
+    tokio::task::yield_now().await;
+    let back = ask(&cache, Get { token, ..get("k") }).await.unwrap();
+    assert_eq!(back.outcome, Outcome::NotFound);
+    assert_eq!(
+        waiting.await.unwrap().unwrap().outcome,
+        Outcome::Fill,
+        "and is not told that there is no such key"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_was_begun_keeps_its_value_only_where_no_other_came_between() {
+    let cache = Arc::new(Cache::alone(Group::without_loader("g").capacity_bytes(1 << 20)));
+    let account = crate::budget::Budgets::new().account(&"".into());
+    let begin = async |then_set, sequence| {
+        let delete = Delete { key: &get("k").key, under: 1, stamp: 1, then_set, sequence };
+        cache.delete(delete, Instant::now()).unwrap().answer().await.unwrap()
+    };
+    let alone = begin(None, 0).await.sequence;
+    assert!(begin(Some(&account), alone).await.token != 0);
+
+    let (first, second) = (begin(None, 0).await.sequence, begin(None, 0).await.sequence);
+    assert!(first != 0 && second != 0);
+    assert!(begin(Some(&account), second).await.token != 0, "nothing came since it began");
+    assert_eq!(begin(Some(&account), first).await.token, 0, "the other did");
+    let third = begin(None, 0).await.sequence;
+    let _ = cache.clear(0, 1);
+    assert_eq!(begin(Some(&account), third).await.token, 0);
+}
