@@ -13,6 +13,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::future::{join, join_all, try_join_all};
+use peanut_proto::backoff::Backoff;
 use peanut_proto::clock::wall_clock_ms;
 use peanut_proto::frame::Write;
 use peanut_proto::membership::{self, FORMAT, Undelivered, check_name};
@@ -42,6 +43,9 @@ const KEY_BYTES_PER_HINT: usize = 256;
 const MAX_WAITING: u64 = 1024;
 /// How often it is looked whether a node has read a hint.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
+/// How long a value waits for room on its way, at first and at most, before it is looked for again.
+const ROOM_FIRST: Duration = Duration::from_millis(5);
+const ROOM_LONGEST: Duration = Duration::from_millis(100);
 /// After an outage of a node the copies at its successor are outdated by writes for so long, should there be another: longer than
 /// `failover_ttl` has reason to be.
 const RECOVERED: Duration = Duration::from_secs(60);
@@ -109,14 +113,25 @@ async fn fill(wanted: &Wanted<'_>, owner: &Arc<Node>, ring_version: u64, lease: 
     let set =
         Write::Set { key, outcome, ttl_ms, token: if without(Mechanism::Tokens) { 0 } else { lease.token } };
     let ask = Wanted { want: Want::Write(set), ..*wanted }.ask(ring_version, 0, false);
-    match owner.write(&ask, Instant::now()).await {
-        Ok(_) => lease.end_lease(),
-        Err(Refusal::Final(error)) if error.kind() != ErrorKind::DeadlineExceeded => return Err(error),
-        Err(refusal) => {
-            tracing::debug!(node = owner.id(), error = %refusal.into_error(), "a value that was set is not kept")
+    let mut pauses = Backoff::new(ROOM_FIRST, ROOM_LONGEST);
+    loop {
+        match owner.write(&ask, Instant::now()).await {
+            Ok(_) => lease.end_lease(),
+            // Many deletes are answered at once, and then all their values are to be sent: they wait for one another.
+            Err(Refusal::Final(error))
+                if error.kind() == ErrorKind::Overloaded && Instant::now() < wanted.deadline =>
+            {
+                sleep(pauses.next_delay(fastrand::f64())).await;
+                continue;
+            }
+            Err(Refusal::Final(error)) if error.kind() != ErrorKind::DeadlineExceeded => return Err(error),
+            Err(refusal) => {
+                let error = refusal.into_error();
+                tracing::debug!(node = owner.id(), %error, "a value that was set is not kept");
+            }
         }
+        return Ok(());
     }
-    Ok(())
 }
 
 /// Whether the key has had another owner since it was written.
