@@ -41,6 +41,8 @@ const MAX_HINTS: u32 = 64;
 const KEY_BYTES_PER_HINT: usize = 256;
 /// Where so many wait for a node in a group, whoever stored them, the next is for the whole group.
 const MAX_WAITING: u64 = 1024;
+/// Attempts to bring the value of a set. Without it the key is deleted, as if the value had been evicted at once.
+const MAX_FILLS: u32 = 3;
 /// How often it is looked whether a node has read a hint.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
 /// How long a value waits for room on its way, at first and at most, before it is looked for again.
@@ -61,10 +63,47 @@ pub(crate) async fn write(
     group_name: &Arc<str>,
     begun: Instant,
 ) -> Result<u64, Error> {
-    let set = matches!(wanted.want, Want::Write(Write::Set { .. }));
+    let Want::Write(Write::Set { .. }) = wanted.want else {
+        let deleted = delete(client, &wanted, 0, group_name, begun).await?;
+        return Ok(deleted.reply.map_or(0, |reply| reply.sequence));
+    };
+    let Deleted { routing, reply } = delete(client, &wanted, sequence, group_name, begun).await?;
+    let Some(mut reply) = reply else { return Ok(0) };
+    let (mut routing, is_ticket) = (routing, sequence != 0);
+    for attempt in 1.. {
+        let Some(owner) = routing.route(wanted.hash).map(|route| route.owner) else { break };
+        let is_kept = Box::pin(fill(&wanted, owner, routing.ring.version(), &reply)).await?;
+        // A value that was lost on the way is brought once more, unless another write is to come first then.
+        if is_kept || is_ticket || attempt == MAX_FILLS || Instant::now() >= wanted.deadline {
+            break;
+        }
+        match Box::pin(delete(client, &wanted, 0, group_name, begun)).await {
+            Ok(Deleted { routing: now, reply: Some(again) }) => (routing, reply) = (now, again),
+            // The key has been deleted before, and the value is not there, which any cache may come to.
+            Ok(_) | Err(_) => break,
+        }
+    }
+    Ok(reply.sequence)
+}
+
+/// What a delete came to: under which ring, and what the owner answered, where that could be reached.
+struct Deleted {
+    routing: Arc<Routing>,
+    reply: Option<Reply>,
+}
+
+/// Deletes a key wherever its value could be shown, for itself or as the first part of a set.
+async fn delete(
+    client: &Shared,
+    wanted: &Wanted<'_>,
+    sequence: u64,
+    group_name: &Arc<str>,
+    begun: Instant,
+) -> Result<Deleted, Error> {
+    let then_set = matches!(wanted.want, Want::Write(Write::Set { .. }));
     let delete = |then_set, sequence| {
         let delete = Write::Delete { key: wanted.key, then_set, sequence };
-        Wanted { want: Want::Write(delete), ..wanted }
+        Wanted { want: Want::Write(delete), ..*wanted }
     };
     for _ in 0..MAX_RINGS {
         let routing = client.routing_with_nodes(wanted.deadline).await?;
@@ -89,48 +128,56 @@ pub(crate) async fn write(
                 _ => Ok(()),
             }
         };
-        let owner = OneNode { wanted: delete(set, sequence), ..one };
+        let owner = OneNode { wanted: delete(then_set, sequence), ..one };
         let owner = owner.forget_at(route.owner, route.successor, route.owned_since);
         let (successor, reply) = join(successor, owner).await;
         let reply = successor.and(reply)?;
         // Before the look at the ring, so that a change after it is noticed there.
-        client.recent.add(&wanted, group_name, routing.ring.version(), Instant::now());
+        client.recent.add(wanted, group_name, routing.ring.version(), Instant::now());
         let heard = reply.as_ref().map_or(0, |reply| reply.ring_version);
-        if !has_moved(client, &routing, heard, &wanted).await? {
-            let sequence = reply.as_ref().map_or(0, |reply| reply.sequence);
-            if let Some(reply) = reply.filter(|reply| set && reply.token != 0) {
-                Box::pin(fill(&wanted, route.owner, routing.ring.version(), &reply)).await?;
-            }
-            return Ok(sequence);
+        if !has_moved(client, &routing, heard, wanted).await? {
+            return Ok(Deleted { routing, reply });
         }
     }
     Err(Error::new(ErrorKind::Unavailable, "the ring changed during each attempt"))
 }
 
-/// Stores the value of a set, after the delete. Where that fails the value is not there, which any cache may come to.
-async fn fill(wanted: &Wanted<'_>, owner: &Arc<Node>, ring_version: u64, lease: &Reply) -> Result<(), Error> {
-    let Want::Write(Write::Set { key, outcome, ttl_ms, .. }) = wanted.want else { return Ok(()) };
-    let set =
-        Write::Set { key, outcome, ttl_ms, token: if without(Mechanism::Tokens) { 0 } else { lease.token } };
-    let ask = Wanted { want: Want::Write(set), ..*wanted }.ask(ring_version, 0, false);
+/// Stores the value of a set, after the delete. `false`: it was lost on the way, or there was no room for a token.
+async fn fill(
+    wanted: &Wanted<'_>,
+    owner: &Arc<Node>,
+    ring_version: u64,
+    lease: &Reply,
+) -> Result<bool, Error> {
+    let Want::Write(Write::Set { key, outcome, ttl_ms, .. }) = wanted.want else { return Ok(true) };
     let mut pauses = Backoff::new(ROOM_FIRST, ROOM_LONGEST);
+    let mut pause = || sleep(pauses.next_delay(fastrand::f64()));
+    if lease.token == 0 {
+        pause().await;
+        return Ok(false);
+    }
+    let token = if without(Mechanism::Tokens) { 0 } else { lease.token };
+    let set = Write::Set { key, outcome, ttl_ms, token };
+    let ask = Wanted { want: Want::Write(set), ..*wanted }.ask(ring_version, 0, false);
     loop {
         match owner.write(&ask, Instant::now()).await {
-            Ok(_) => lease.end_lease(),
+            Ok(_) => {
+                lease.end_lease();
+                return Ok(true);
+            }
             // Many deletes are answered at once, and then all their values are to be sent: they wait for one another.
             Err(Refusal::Final(error))
                 if error.kind() == ErrorKind::Overloaded && Instant::now() < wanted.deadline =>
             {
-                sleep(pauses.next_delay(fastrand::f64())).await;
-                continue;
+                pause().await;
             }
             Err(Refusal::Final(error)) if error.kind() != ErrorKind::DeadlineExceeded => return Err(error),
             Err(refusal) => {
                 let error = refusal.into_error();
-                tracing::debug!(node = owner.id(), %error, "a value that was set is not kept");
+                tracing::debug!(node = owner.id(), %error, "the value of a set was lost on the way");
+                return Ok(false);
             }
         }
-        return Ok(());
     }
 }
 

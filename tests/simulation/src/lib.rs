@@ -15,6 +15,7 @@ mod network;
 mod plan;
 mod registry;
 mod scenario;
+mod unread;
 mod world;
 
 pub use network::Mended;

@@ -15,10 +15,13 @@ use peanut_proto::clock::uptime;
 use tokio::sync::MutexGuard;
 use tokio::time::{sleep, timeout};
 
+use super::plan::CLIENTS;
 use crate::history::{Kind, Op};
 
 /// Keys of each group.
 pub(super) const KEYS: u32 = 5;
+/// A pace of reads: of one key alone.
+pub(super) const FEW_KEYS: u64 = 0;
 /// The groups: with a loader, with a loader and short lifetimes, without one, and one whose values the application loads.
 pub(super) const GROUPS: [&str; 4] = ["loaded", "short", "plain", "app"];
 
@@ -38,19 +41,23 @@ pub(super) struct Load {
     writers: Vec<tokio::sync::Mutex<()>>,
     loads: AtomicU64,
     ops: Mutex<Vec<(usize, Op)>>,
+    /// How much longer each application pauses between reads and between writes.
+    paces: [(u64, u64); CLIENTS],
     /// Applications do nothing more.
     pub(super) stop: AtomicBool,
 }
 
 impl Load {
-    /// An origin in which every key has version zero.
-    pub(super) fn new() -> Arc<Self> {
+    /// An origin in which every key has version zero, and applications that pause so much longer between reads
+    /// and between writes.
+    pub(super) fn new(paces: [(u64, u64); CLIENTS]) -> Arc<Self> {
         let keys = GROUPS.len() * KEYS as usize;
         Arc::new(Load {
             versions: (0..keys).map(|_| AtomicU64::new(0)).collect(),
             writers: (0..keys).map(|_| tokio::sync::Mutex::new(())).collect(),
             loads: AtomicU64::new(0),
             ops: Mutex::default(),
+            paces,
             stop: AtomicBool::new(false),
         })
     }
@@ -90,7 +97,15 @@ impl Load {
 
     /// Reads until told to stop.
     pub(super) async fn read(self: Arc<Self>, number: usize, client: Client, mut random: Rng) {
+        // One that reads few keys speaks to few nodes, and hears of a change of the ring from nobody else.
+        let few = self.paces[number].0 == FEW_KEYS;
+        let only = (random.usize(..GROUPS.len()), random.u32(..KEYS));
         while !self.stop.load(Ordering::Relaxed) {
+            if few {
+                self.read_one(number, &client, only.0, only.1).await;
+                sleep(Duration::from_millis(random.u64(5..90))).await;
+                continue;
+            }
             let group = random.usize(..GROUPS.len());
             if random.u8(..12) == 0 {
                 self.read_many(number, &client, group).await;
@@ -104,7 +119,7 @@ impl Load {
                     self.read_one(number, &client, group, key).await;
                 }
             }
-            sleep(Duration::from_millis(random.u64(5..90))).await;
+            sleep(Duration::from_millis(random.u64(5..90) * self.paces[number].0.max(1))).await;
         }
     }
 
@@ -142,7 +157,7 @@ impl Load {
             } else {
                 self.write_one(number, &client, group, &mut random).await;
             }
-            sleep(Duration::from_millis(random.u64(5..150))).await;
+            sleep(Duration::from_millis(random.u64(5..150) * self.paces[number].1)).await;
         }
     }
 

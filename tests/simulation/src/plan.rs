@@ -1,5 +1,6 @@
 //! What goes wrong in a scenario, and when: faults with a beginning and an end, drawn from a seed, that overlap.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -13,9 +14,6 @@ pub(super) const NODES: usize = 4;
 pub(super) const FIRST_NODES: usize = 3;
 /// Applications.
 pub(super) const CLIENTS: usize = 3;
-
-/// Faults begin within this time.
-pub(super) const TROUBLE: Duration = Duration::from_millis(9_000);
 
 /// One end of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,8 +88,8 @@ pub enum Fault {
     Store(StoreFault),
     /// Watches of some hosts lag behind by so much.
     WatchLag {
-        /// Those whose bit, by their number, is set.
-        hosts: u64,
+        /// Those whose bit is set: the nodes, then the clients.
+        who: u8,
         /// How far.
         by: Duration,
     },
@@ -126,6 +124,9 @@ pub struct Planned {
     pub until: Duration,
 }
 
+/// The member of the registry by which, in [`Theme::Late`], one client and the nodes watch that are there from the beginning.
+const THEIR_MEMBER: usize = 0;
+
 /// What a scenario is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Theme {
@@ -135,21 +136,48 @@ pub enum Theme {
     Rings,
     /// Connections from clients that stutter: what they send is held again and again, and arrives late.
     Stutter,
+    /// A node that comes and goes all the time, which some hear of late, and others sleep through.
+    Late,
 }
 
 impl Theme {
     /// One of them.
     pub(super) fn any(random: &mut Rng) -> Self {
-        match random.u8(..4) {
+        match random.u8(..5) {
             0 => Theme::Rings,
             1 => Theme::Stutter,
+            2 => Theme::Late,
             _ => Theme::Everything,
         }
     }
 
     /// For how long clients ask former owners, after which they have a window as long again.
     pub(super) fn hand_over(self) -> Duration {
-        Duration::from_millis(if self == Theme::Rings { 500 } else { 3000 })
+        Duration::from_millis(if matches!(self, Theme::Rings | Theme::Late) { 500 } else { 3000 })
+    }
+
+    /// Faults begin within this time.
+    pub(super) fn trouble(self) -> Duration {
+        Duration::from_secs(if self == Theme::Late { 20 } else { 9 })
+    }
+
+    /// How much longer applications pause between reads and between writes. Where one reads much and the others little, it is the first to see
+    /// what a change of the ring has left behind.
+    pub(super) fn paces(self, random: &mut Rng) -> [(u64, u64); CLIENTS] {
+        let others = if self == Theme::Late { (random.u64(4..30), random.u64(2..8)) } else { (1, 1) };
+        let mut paces = [others; CLIENTS];
+        if self == Theme::Late {
+            paces[0] = (0, 30);
+        }
+        paces
+    }
+
+    /// The member of the registry by which one watches that starts.
+    pub(super) fn member(self, of: End, random: &mut Rng) -> usize {
+        match of {
+            End::Node(..FIRST_NODES) | End::Client(0) if self == Theme::Late => THEIR_MEMBER,
+            _ => random.usize(..MEMBERS),
+        }
     }
 
     fn suits(self, fault: &Fault) -> bool {
@@ -158,7 +186,7 @@ impl Theme {
             | Fault::Slow { from: End::Registry, .. }
             | Fault::WatchLag { .. }
             | Fault::Store(_)
-            | Fault::Emptied => self != Theme::Rings,
+            | Fault::Emptied => !matches!(self, Theme::Rings | Theme::Late),
             _ => true,
         }
     }
@@ -174,14 +202,16 @@ pub(super) fn faults(random: &mut Rng, theme: Theme, count: usize) -> Vec<Planne
                     break fault;
                 }
             };
-            let from = Duration::from_micros(random.u64(..TROUBLE.as_micros() as u64));
+            let from = Duration::from_micros(random.u64(..theme.trouble().as_micros() as u64));
             let long = if random.u8(..4) == 0 { 4000 } else { 1500 };
             let until = from + Duration::from_millis(random.u64(50..long));
             Planned { fault, from, until }
         })
         .collect();
-    if theme == Theme::Stutter {
-        planned.extend(stutter(random));
+    match theme {
+        Theme::Stutter => planned.extend(stutter(random)),
+        Theme::Late => planned.extend(late(random)),
+        Theme::Everything | Theme::Rings => {}
     }
     planned.sort_by_key(|planned| planned.from);
     planned
@@ -217,7 +247,7 @@ fn fault(random: &mut Rng) -> Fault {
             1 => StoreFault::Full,
             _ => StoreFault::Alone(random.usize(..MEMBERS)),
         }),
-        20..21 => Fault::WatchLag { hosts: random.u64(..), by: Duration::from_millis(random.u64(1..600)) },
+        20..21 => Fault::WatchLag { who: random.u8(..), by: Duration::from_millis(random.u64(1..600)) },
         21..22 => Fault::Compaction,
         22..23 => Fault::Emptied,
         23..25 => Fault::Disk { node, stalls: random.bool() },
@@ -229,11 +259,49 @@ fn fault(random: &mut Rng) -> Fault {
 fn stutter(random: &mut Rng) -> Vec<Planned> {
     let (mut planned, mut at) = (Vec::new(), Duration::from_millis(random.u64(..3000)));
     let (from, to) = (End::Client(random.usize(..CLIENTS)), End::Node(random.usize(..FIRST_NODES)));
-    while at < TROUBLE {
+    while at < Theme::Stutter.trouble() {
         let until = at + Duration::from_millis(random.u64(30..700));
         let fault = Fault::Cut { from, to, one_way: true, mended: Mended::Late };
         planned.push(Planned { fault, from: at, until });
         at = until + Duration::from_millis(random.u64(3..60));
+    }
+    planned
+}
+
+/// A node visits again and again. Shortly before it comes or goes, one client begins to sleep, or it and the nodes that are there
+/// lag behind, or they are left by their member of the registry, while other clients write.
+fn late(random: &mut Rng) -> Vec<Planned> {
+    let accent = random.u8(..3);
+    let ms = |random: &mut Rng, range: Range<u64>| Duration::from_millis(random.u64(range));
+    let (mut planned, mut at, mut came) = (Vec::new(), ms(random, 100..1500), None);
+    while at < Theme::Late.trouble() {
+        let (fault, long) = match accent {
+            0 => (Fault::Pause(End::Client(0)), ms(random, 1200..4000)),
+            1 => {
+                let who = (1 << FIRST_NODES) - 1 | 1 << NODES;
+                (Fault::WatchLag { who, by: ms(random, 300..600) }, ms(random, 500..1000))
+            }
+            _ => {
+                // Hints are stored for a node that could read them elsewhere.
+                let from = at + ms(random, 500..1500);
+                let until = from + ms(random, 500..2000);
+                let (writer, node) = (End::Client(1), End::Node(random.usize(..FIRST_NODES)));
+                let fault =
+                    Fault::Cut { from: writer, to: node, one_way: random.bool(), mended: mended(random) };
+                planned.push(Planned { fault, from, until });
+                (Fault::Store(StoreFault::Alone(THEIR_MEMBER)), ms(random, 1500..12_000))
+            }
+        };
+        planned.push(Planned { fault, from: at, until: at + long });
+        let moved = at + ms(random, 20..200);
+        came = match came {
+            None => Some(moved),
+            Some(from) => {
+                planned.push(Planned { fault: Fault::Visit, from, until: moved });
+                None
+            }
+        };
+        at += long + ms(random, 300..4000);
     }
     planned
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use fastrand::Rng;
+use futures_util::future::{OptionFuture, join};
 use peanut_client::{Client, Failover};
 use peanut_proto::machine::Disk;
 use peanut_proto::registry::LocalRegistry;
@@ -19,8 +20,9 @@ use tokio::time::sleep;
 
 use super::load::{GROUPS, KEYS, Load, is_absent};
 use super::network::{HostId, MIN_LATENCY, Network, addr_of};
-use super::plan::{CLIENTS, End, FIRST_NODES, Fault, Folder, NODES, Planned, TROUBLE, Theme, faults};
+use super::plan::{CLIENTS, End, FIRST_NODES, Fault, Folder, NODES, Planned, Theme, faults};
 use super::registry::{MEMBERS, Store, StoreFault};
+use super::unread::{Unread, watch_hints};
 use super::world::World;
 use crate::history::{Kind, Op, Violation, check_with};
 
@@ -52,7 +54,7 @@ pub struct Outcome {
     pub is_strict: bool,
     /// Reads that saw what they must not have seen, with the clients that read.
     pub violations: Vec<(usize, Violation)>,
-    /// Reads at the end that saw an outdated value.
+    /// Reads at the end that saw an outdated value, and hints that were not read.
     pub outdated: Vec<String>,
     /// Operations that were done, and those that failed.
     pub operations: (usize, usize),
@@ -125,6 +127,8 @@ struct Fleet {
     load: Arc<Load>,
     random: Rng,
     theme: Theme,
+    /// Hints that were not read.
+    unread: Unread,
     is_strict: bool,
     is_warm: bool,
     folder: TempDir,
@@ -138,8 +142,13 @@ impl Fleet {
         let store_host = world.add_host();
         let members: [HostId; MEMBERS] = std::array::from_fn(|_| world.add_host());
         members.iter().for_each(|member| network.power_on(*member));
-        let (store, serve) = Store::new(network, members, LocalRegistry::new());
-        world.start(store_host, || serve);
+        let (unread, registry) = (Unread::default(), LocalRegistry::new());
+        let (store, serve) = Store::new(network, members, registry.clone());
+        let hints = unread.clone();
+        world.start(store_host, move || async move {
+            let hints = (theme == Theme::Late).then_some(watch_hints(registry, hints));
+            join(serve, OptionFuture::from(hints)).await;
+        });
         let (is_strict, is_warm) = (random.bool(), random.bool());
         let folder = if Path::new("/dev/shm").is_dir() {
             tempfile::tempdir_in("/dev/shm")
@@ -168,7 +177,7 @@ impl Fleet {
             App { host: world.add_host(), down: 0, paused: 0, failover }
         });
         let apps = apps.collect();
-        let (load, random) = (Load::new(), random.fork());
+        let (load, random) = (Load::new(theme.paces(random)), random.fork());
         Fleet {
             world,
             store,
@@ -178,6 +187,7 @@ impl Fleet {
             load,
             random,
             theme,
+            unread,
             is_strict,
             is_warm,
             folder,
@@ -212,7 +222,7 @@ impl Fleet {
         let node = &mut self.nodes[at];
         node.starts += 1;
         let host = node.host;
-        let registry = self.store.seen_from(host, self.random.usize(..MEMBERS));
+        let registry = self.store.seen_from(host, self.theme.member(End::Node(at), &mut self.random));
         let group = |name: &'static str| {
             let group = match GROUPS.iter().position(|it| *it == name).expect("one of them") {
                 at @ (0 | 1) => {
@@ -262,7 +272,7 @@ impl Fleet {
 
     fn start_app(&mut self, at: usize) {
         let app = &self.apps[at];
-        let registry = self.store.seen_from(app.host, self.random.usize(..MEMBERS));
+        let registry = self.store.seen_from(app.host, self.theme.member(End::Client(at), &mut self.random));
         let builder = Client::builder()
             .registry(registry)
             .deadline(Duration::from_millis(400))
@@ -296,7 +306,7 @@ impl Fleet {
                 due.insert((at + later, number, false), fault);
             }
         }
-        let ended = self.world.now().max(begun + TROUBLE);
+        let ended = self.world.now().max(begun + self.theme.trouble());
         self.run_until(ended);
     }
 
@@ -341,7 +351,12 @@ impl Fleet {
                 self.each_link(from, to, false, |network, from, to| network.slow_down(from, to, by));
             }
             Fault::Store(fault) => self.store.fault(fault, true),
-            Fault::WatchLag { hosts, by } => self.store.set_watch_lag(hosts, by),
+            Fault::WatchLag { who, by } => {
+                let hosts =
+                    self.nodes.iter().map(|node| node.host).chain(self.apps.iter().map(|app| app.host));
+                let lagging = hosts.enumerate().filter(|(at, _)| who >> at & 1 == 1);
+                self.store.set_watch_lag(lagging.fold(0, |hosts, (_, host)| hosts | 1 << host), by);
+            }
             Fault::Compaction => self.store.end_watches(),
             Fault::Emptied => self.store.fault(StoreFault::Down, true),
             Fault::Clock { node, by_ms } => self.world.set_clock(self.nodes[node].host, by_ms),
@@ -472,6 +487,7 @@ impl Fleet {
         if unfinished > 0 {
             outdated.push(format!("{unfinished} clients have not ended"));
         }
+        outdated.extend(self.unread.lock().drain(..));
         let failed = |op: &Op| matches!(op.kind, Kind::ReadFailed | Kind::WriteFailed(_));
         let failed = ops.iter().filter(|(_, op)| failed(op)).count();
         let mut history = String::new();
