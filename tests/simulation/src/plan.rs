@@ -278,7 +278,7 @@ fn late(random: &mut Rng) -> Vec<Planned> {
         let (fault, long) = match accent {
             0 => (Fault::Pause(End::Client(0)), ms(random, 1200..4000)),
             1 => {
-                let who = (1 << FIRST_NODES) - 1 | 1 << NODES;
+                let who = ((1 << FIRST_NODES) - 1) | (1 << NODES);
                 (Fault::WatchLag { who, by: ms(random, 300..600) }, ms(random, 500..1000))
             }
             _ => {
