@@ -3,10 +3,14 @@
 
 use peanut_tests::history::{Fault, Scenario};
 
+fn scenario(seed: u64) -> Scenario {
+    Scenario::new(crate::SERVER, env!("CARGO_BIN_EXE_history"), seed)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_answer_is_older_than_the_promise_allows() {
     for seed in 1..=6 {
-        let outcome = Scenario::new(crate::SERVER, seed).run().await;
+        let outcome = scenario(seed).run().await;
         assert!(
             outcome.violations.is_empty(),
             "seed {seed}: {:?}: {:#?}",
@@ -21,7 +25,7 @@ async fn no_answer_is_older_than_the_promise_allows() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_is_loaded_once_for_each_write_and_each_ring() {
     for faults in [vec![Fault::Nothing], vec![Fault::Join, Fault::Drain]] {
-        let outcome = Scenario { faults, ..Scenario::new(crate::SERVER, 3) }.run().await;
+        let outcome = Scenario { faults, ..scenario(3) }.run().await;
         assert!(outcome.violations.is_empty(), "{:#?}", outcome.violations);
         assert!(outcome.loaded_too_often.is_empty(), "{:?}: {:?}", outcome.faults, outcome.loaded_too_often);
         assert!(outcome.loads > 200, "{outcome:?}");
@@ -29,9 +33,9 @@ async fn a_key_is_loaded_once_for_each_write_and_each_ring() {
 }
 
 /// Runs scenarios until one has a violation; gives how many it took.
-async fn until_caught(scenario: impl Fn(u64) -> Scenario) -> Option<u64> {
+async fn until_caught(of_seed: impl Fn(u64) -> Scenario) -> Option<u64> {
     for seed in 1..=12 {
-        let outcome = scenario(seed).run().await;
+        let outcome = of_seed(seed).run().await;
         println!("{:?}: {} violations", outcome.faults, outcome.violations.len());
         if !outcome.violations.is_empty() {
             return Some(seed);
@@ -42,20 +46,20 @@ async fn until_caught(scenario: impl Fn(u64) -> Scenario) -> Option<u64> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_what_is_left_in_the_registry_it_sees_what_a_node_slept_through() {
-    let scenario = |seed| Scenario {
+    let of_seed = |seed| Scenario {
         faults: vec![Fault::Sleep, Fault::Kill, Fault::CutNode],
         is_strict: Some(true),
         sabotage: Some("hints"),
-        ..Scenario::new(crate::SERVER, seed)
+        ..scenario(seed)
     };
-    assert!(until_caught(scenario).await.is_some());
+    assert!(until_caught(of_seed).await.is_some());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_poisoned_loads_it_sees_what_was_loaded_before_a_write() {
-    let scenario = |seed| {
+    let of_seed = |seed| {
         let sabotage = Some("poison");
-        Scenario { sabotage, is_strict: Some(true), ..Scenario::new(crate::SERVER, seed) }
+        Scenario { sabotage, is_strict: Some(true), ..scenario(seed) }
     };
-    assert!(until_caught(scenario).await.is_some());
+    assert!(until_caught(of_seed).await.is_some());
 }

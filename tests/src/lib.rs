@@ -22,7 +22,7 @@ pub use databases::{Database, PgBouncer};
 pub use etcd::{Etcd, http_client};
 pub use origin::Origin;
 pub use process::Process;
-pub use proxy::Proxy;
+pub use proxy::{Processes, Proxy};
 pub use server::{ServerProcess, group_from, token_in};
 
 /// Longer than anything that works takes on a busy machine.

@@ -1,7 +1,13 @@
 //! A TCP proxy on loopback that can be cut, so that its connections end and new ones are refused service, or stalled, so that
-//! nothing comes through any more and nobody is told. Both can be done to the connections that there are, and not to later ones.
+//! nothing comes through any more and nobody is told. Both can be done to the connections that there are, and not to later ones, or to
+//! those of one process.
 
-use std::net::SocketAddr;
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -16,10 +22,19 @@ enum Passage {
     Stalled,
 }
 
-/// What becomes of connections, which are numbered as they come.
+/// One of a proxy's connections: its number, and the process that opened it, where that is known.
 #[derive(Clone, Copy, Debug)]
+struct Connection {
+    number: u64,
+    process: Option<u32>,
+}
+
+/// What becomes of connections, which are numbered as they come.
+#[derive(Clone, Debug)]
 struct State {
     all: Passage,
+    /// Of those of single processes.
+    of_process: BTreeMap<u32, Passage>,
     /// Connections before this one have ended.
     cut_before: u64,
     /// Of these nothing comes through.
@@ -28,13 +43,14 @@ struct State {
 }
 
 impl State {
-    fn of(self, connection: u64) -> Passage {
-        if self.all == Passage::Cut || connection < self.cut_before {
+    fn of(&self, connection: Connection) -> Passage {
+        let of_process = connection.process.and_then(|process| self.of_process.get(&process));
+        if self.all == Passage::Cut || connection.number < self.cut_before {
             Passage::Cut
-        } else if connection < self.stalled_before {
+        } else if connection.number < self.stalled_before {
             Passage::Stalled
         } else {
-            self.all
+            of_process.copied().filter(|_| self.all == Passage::Open).unwrap_or(self.all)
         }
     }
 }
@@ -53,16 +69,30 @@ impl Proxy {
     /// # Panics
     /// Where it cannot listen.
     pub async fn start(to: u16) -> Self {
+        Proxy::start_between(Processes::default(), to).await
+    }
+
+    /// Starts a proxy to a port of this machine that tells the connections of these processes apart.
+    ///
+    /// # Panics
+    /// Where it cannot listen.
+    pub async fn start_between(processes: Processes, to: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port of any number");
         let addr = listener.local_addr().expect("it listens");
-        let first = State { all: Passage::Open, cut_before: 0, stalled_before: 0, accepted: 0 };
-        let state = watch::Sender::new(first);
+        let state = watch::Sender::new(State {
+            all: Passage::Open,
+            of_process: BTreeMap::new(),
+            cut_before: 0,
+            stalled_before: 0,
+            accepted: 0,
+        });
         let counted = state.clone();
         let accepting = tokio::spawn(async move {
-            while let Ok((inbound, _)) = listener.accept().await {
+            while let Ok((inbound, from)) = listener.accept().await {
                 let mut number = 0;
                 counted.send_modify(|state| (number, state.accepted) = (state.accepted, state.accepted + 1));
-                tokio::spawn(carry(inbound, to, number, counted.subscribe()));
+                let connection = Connection { number, process: processes.of(from) };
+                tokio::spawn(carry(inbound, to, connection, counted.subscribe()));
             }
         });
         Proxy { addr, state, _accepting: AbortOnDropHandle::new(accepting) }
@@ -93,6 +123,21 @@ impl Proxy {
         self.state.send_modify(|state| state.all = Passage::Open);
     }
 
+    /// As [`cut`](Self::cut), of the connections of one process.
+    pub fn cut_from(&self, process: u32) {
+        self.state.send_modify(|state| _ = state.of_process.insert(process, Passage::Cut));
+    }
+
+    /// As [`stall`](Self::stall), of the connections of one process.
+    pub fn stall_from(&self, process: u32) {
+        self.state.send_modify(|state| _ = state.of_process.insert(process, Passage::Stalled));
+    }
+
+    /// Carries the connections of one process again.
+    pub fn mend_from(&self, process: u32) {
+        self.state.send_modify(|state| _ = state.of_process.remove(&process));
+    }
+
     /// Ends the connections that there are; later ones are carried.
     pub fn cut_present(&self) {
         self.state.send_modify(|state| state.cut_before = state.accepted);
@@ -109,36 +154,102 @@ impl Proxy {
     }
 }
 
-async fn carry(inbound: TcpStream, to: u16, number: u64, mut state: watch::Receiver<State>) {
-    if state.borrow().of(number) == Passage::Cut {
+async fn carry(inbound: TcpStream, to: u16, connection: Connection, mut state: watch::Receiver<State>) {
+    if state.borrow().of(connection) == Passage::Cut {
         return;
     }
     let Ok(outbound) = TcpStream::connect(("127.0.0.1", to)).await else { return };
     let _ = (inbound.set_nodelay(true), outbound.set_nodelay(true));
     let ((from_in, to_in), (from_out, to_out)) = (inbound.into_split(), outbound.into_split());
     tokio::select! {
-        () = pump(from_in, to_out, number, state.clone()) => {}
-        () = pump(from_out, to_in, number, state.clone()) => {}
-        _ = state.wait_for(|state| state.of(number) == Passage::Cut) => {}
+        () = pump(from_in, to_out, connection, state.clone()) => {}
+        () = pump(from_out, to_in, connection, state.clone()) => {}
+        _ = state.wait_for(|state| state.of(connection) == Passage::Cut) => {}
     }
 }
 
 async fn pump(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
-    number: u64,
+    connection: Connection,
     mut state: watch::Receiver<State>,
 ) {
     let mut buffer = vec![0; 64 << 10];
     loop {
         let read = from.read(&mut buffer).await.unwrap_or(0);
         // Also an end does not come through where nothing does. The proxy itself is gone with its test.
-        let passes = |state: &State| state.of(number) != Passage::Stalled;
+        let passes = |state: &State| state.of(connection) != Passage::Stalled;
         if state.wait_for(passes).await.is_err() || read == 0 {
             return;
         }
         if to.write_all(&buffer[..read]).await.is_err() {
             return;
         }
+    }
+}
+
+/// Processes of this machine whose connections are told apart; by the tables of /proc, so that there are none where the system has no such.
+/// Clones are of the same list.
+#[derive(Clone, Debug, Default)]
+pub struct Processes(Arc<Mutex<Vec<u32>>>);
+
+impl Processes {
+    /// Adds one, by its number.
+    pub fn add(&self, process: u32) {
+        self.0.lock().push(process);
+    }
+
+    /// The process that opened the connection which comes from there.
+    fn of(&self, from: SocketAddr) -> Option<u32> {
+        let processes = self.0.lock();
+        if processes.is_empty() {
+            return None;
+        }
+        // Addresses are in hexadecimal digits, the port last; the tenth field is the socket's inode.
+        let local = format!("{:08X}:{:04X}", u32::from(Ipv4Addr::LOCALHOST).swap_bytes(), from.port());
+        let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
+        let mut lines = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let line = lines.find(|fields| fields.get(1) == Some(&local.as_str()))?;
+        let socket = format!("socket:[{}]", line.get(9)?);
+        let has_it = |process: &u32| {
+            let open = std::fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten().flatten();
+            let mut open = open.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+            open.any(|file| file == Path::new(&socket))
+        };
+        processes.iter().copied().find(has_it)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn one_process_is_cut_off_and_others_are_not() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let _echo = AbortOnDropHandle::new(tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let (mut from, mut to) = stream.split();
+                    tokio::io::copy(&mut from, &mut to).await
+                });
+            }
+        }));
+        let processes = Processes::default();
+        processes.add(std::process::id());
+        let proxy = Proxy::start_between(processes, port).await;
+        let comes_back = async || {
+            let mut stream = TcpStream::connect(proxy.addr()).await.unwrap();
+            let _ = stream.write_all(b"word").await;
+            stream.read_exact(&mut [0; 4]).await.is_ok()
+        };
+        assert!(comes_back().await);
+        proxy.cut_from(1);
+        assert!(comes_back().await, "of another process");
+        proxy.cut_from(std::process::id());
+        assert!(!comes_back().await);
+        proxy.mend_from(std::process::id());
+        assert!(comes_back().await);
     }
 }

@@ -268,10 +268,10 @@ fn stutter(random: &mut Rng) -> Vec<Planned> {
     planned
 }
 
-/// A node visits again and again. Shortly before it comes or goes, one client begins to sleep, or it and the nodes that are there
-/// lag behind, or they are left by their member of the registry, while other clients write.
+/// A node visits again and again. Shortly before it comes or goes, one client begins to sleep, or a node does, or it and the
+/// nodes that are there lag behind, or they are left by their member of the registry, while other clients write.
 fn late(random: &mut Rng) -> Vec<Planned> {
-    let accent = random.u8(..3);
+    let accent = random.u8(..4);
     let ms = |random: &mut Rng, range: Range<u64>| Duration::from_millis(random.u64(range));
     let (mut planned, mut at, mut came) = (Vec::new(), ms(random, 100..1500), None);
     while at < Theme::Late.trouble() {
@@ -280,6 +280,13 @@ fn late(random: &mut Rng) -> Vec<Planned> {
             1 => {
                 let who = ((1 << FIRST_NODES) - 1) | (1 << NODES);
                 (Fault::WatchLag { who, by: ms(random, 300..600) }, ms(random, 500..1000))
+            }
+            2 => {
+                // A node sleeps for little longer than its lease, and is told late of what it has missed.
+                let (node, long) = (End::Node(random.usize(..FIRST_NODES)), ms(random, 900..1800));
+                let (from, to, by) = (End::Registry, node, ms(random, 150..300));
+                planned.push(Planned { fault: Fault::Slow { from, to, by }, from: at, until: at + long * 2 });
+                (Fault::Pause(node), long)
             }
             _ => {
                 // Hints are stored for a node that could read them elsewhere.
