@@ -268,7 +268,7 @@ fn stutter(random: &mut Rng) -> Vec<Planned> {
     planned
 }
 
-/// A node visits again and again. Shortly before it comes or goes, one client begins to sleep, or a node does, or it and the
+/// A node visits again and again. Shortly before it comes or goes, one client begins to sleep, or a node with it, or it and the
 /// nodes that are there lag behind, or they are left by their member of the registry, while other clients write.
 fn late(random: &mut Rng) -> Vec<Planned> {
     let accent = random.u8(..4);
@@ -282,10 +282,19 @@ fn late(random: &mut Rng) -> Vec<Planned> {
                 (Fault::WatchLag { who, by: ms(random, 300..600) }, ms(random, 500..1000))
             }
             2 => {
-                // A node sleeps for little longer than its lease, and is told late of what it has missed.
-                let (node, long) = (End::Node(random.usize(..FIRST_NODES)), ms(random, 900..1800));
+                // A machine with a node and a client on it stands still, and what the registry has to tell them comes late.
+                let (at_node, long) = (random.usize(..FIRST_NODES), ms(random, 900..1600));
+                let node = End::Node(at_node);
                 let (from, to, by) = (End::Registry, node, ms(random, 150..300));
-                planned.push(Planned { fault: Fault::Slow { from, to, by }, from: at, until: at + long * 2 });
+                let lag = Fault::WatchLag { who: (1 << NODES) | (1 << at_node), by: ms(random, 450..600) };
+                let until = at + long + ms(random, 600..1200);
+                planned.extend([Fault::Slow { from, to, by }, lag].map(|fault| Planned {
+                    fault,
+                    from: at,
+                    until,
+                }));
+                let woken = at + long + ms(random, 1..60);
+                planned.push(Planned { fault: Fault::Pause(End::Client(0)), from: at, until: woken });
                 (Fault::Pause(node), long)
             }
             _ => {

@@ -116,7 +116,7 @@ impl Running {
             let version =
                 value.ok().flatten().and_then(|value| std::str::from_utf8(&value).ok()?.parse().ok());
             self.add(key, begun, version.map_or(Kind::ReadFailed, Kind::Read));
-            sleep(Duration::from_micros(random.u64(..6000))).await;
+            sleep(Duration::from_micros(random.u64(..15_000))).await;
         }
     }
 
@@ -125,7 +125,7 @@ impl Running {
         let origin = http_client();
         let Application { number, of, .. } = self.settings;
         loop {
-            sleep(Duration::from_micros(random.u64(..20_000))).await;
+            sleep(Duration::from_micros(random.u64(..40_000))).await;
             let any = if random.bool() { random.u32(..KEYS) } else { random.u32(..KEYS / 10) };
             let key = any / of * of + number;
             let group = self.client.group("g");
