@@ -138,11 +138,18 @@ impl ClientBuilder {
     }
 
     /// For how long after a change of the ring a new owner is filled from the former one, in place of the origin;
-    /// 60 s by default, at most a day; zero: not at all. For twice that time, and at least a second, writes are done at former owners too,
-    /// whom clients may ask that have not heard of the change.
+    /// 60 s by default, at most a day; zero: not at all.
     #[must_use]
     pub fn hand_over(mut self, window: Duration) -> Self {
         self.config.hand_over = window;
+        self
+    }
+
+    /// Shorter windows, which end within a simulated run.
+    #[cfg(feature = "simulation")]
+    #[must_use]
+    pub fn windows(mut self, windows: peanut_proto::intervals::Windows) -> Self {
+        self.config.windows = windows;
         self
     }
 

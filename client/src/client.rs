@@ -219,7 +219,7 @@ impl Shared {
             routing,
             budget: RetryBudget::new(),
             counters: Counters::default(),
-            recent: RecentWrites::default(),
+            recent: RecentWrites::new(config.windows.recent_writes),
             uncached: Semaphore::new(config.uncached_loads),
             config,
             registry,

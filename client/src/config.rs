@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use peanut_proto::intervals::Windows;
 use peanut_proto::limits::is_traceparent;
 
 use crate::connect::Token;
@@ -31,6 +32,8 @@ pub(crate) struct Config {
     pub(crate) failover: Failover,
     /// For how long after a change of the ring former owners are asked for what they had.
     pub(crate) hand_over: Duration,
+    /// What it does for those who have not heard of a change of the ring.
+    pub(crate) windows: Windows,
     /// The fleet's name, where nodes have names of their own: they are told for whom a call is meant.
     pub(crate) fleet: Option<Arc<str>>,
     /// Loads of the application's that may run at a time where no node can be asked.
@@ -105,6 +108,7 @@ impl Default for Config {
             keys_in_flight: 1024,
             failover: Failover::default(),
             hand_over: Duration::from_secs(60),
+            windows: Windows::FLEET,
             fleet: None,
             uncached_loads: 64,
             identity: Arc::new(Identity::random()),
@@ -138,12 +142,6 @@ impl Config {
     /// must not look like a dead node, nor a dead node eat the whole deadline.
     pub(crate) fn suspect_after(&self) -> Duration {
         self.deadline / 4
-    }
-
-    /// For how long after a change of the ring writes are done at former owners too: clients that have not heard of it may ask them, and
-    /// they may not have heard of it either.
-    pub(crate) fn written_to(&self) -> Duration {
-        (self.hand_over * 2).max(Duration::from_secs(1))
     }
 
     /// How long a probe may take.

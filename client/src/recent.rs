@@ -21,19 +21,19 @@ use crate::failover::Wanted;
 use crate::lane::Want;
 use crate::write;
 
-/// Longer than a change of the ring takes to reach anyone who is not cut off from the registry.
-const RECENT: Duration = Duration::from_secs(5);
 /// Beyond so many the oldest are given up.
 const MOST: usize = 65_536;
 const AT_ONCE: usize = 256;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct RecentWrites {
     list: Mutex<List>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct List {
+    /// How long writes are kept: longer than a change of the ring takes to reach anyone who is not cut off from the registry.
+    window: Duration,
     writes: VecDeque<Recent>,
     /// The registry cannot be read.
     is_in_trouble: bool,
@@ -44,13 +44,14 @@ struct List {
 impl List {
     /// Whether writes are kept however old they are: the ring may have changed at any time since the registry could be read.
     fn keeps_all(&self, now: Instant) -> bool {
-        self.is_in_trouble || self.last_trouble.is_some_and(|at| now <= at + RECENT)
+        self.is_in_trouble || self.last_trouble.is_some_and(|at| now <= at + self.window)
     }
 
     /// Gives up what is too old.
     fn prune(&mut self, now: Instant) {
         while self.writes.len() >= MOST
-            || (!self.keeps_all(now) && self.writes.front().is_some_and(|oldest| now > oldest.ended + RECENT))
+            || (!self.keeps_all(now)
+                && self.writes.front().is_some_and(|oldest| now > oldest.ended + self.window))
         {
             self.writes.pop_front();
         }
@@ -69,6 +70,12 @@ struct Recent {
 }
 
 impl RecentWrites {
+    /// Keeps what was written in the last `window`.
+    pub(crate) fn new(window: Duration) -> Self {
+        let list = List { window, writes: VecDeque::new(), is_in_trouble: false, last_trouble: None };
+        RecentWrites { list: Mutex::new(list) }
+    }
+
     /// Takes down a write that is done.
     pub(crate) fn add(&self, wanted: &Wanted<'_>, group_name: &Arc<str>, ring_version: u64, now: Instant) {
         let recent = Recent {
@@ -174,7 +181,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_was_written_since_the_registry_could_be_read_is_kept_however_long_that_is() {
-        let (writes, begun) = (RecentWrites::default(), Instant::now());
+        let (writes, begun) = (RecentWrites::new(Duration::from_secs(5)), Instant::now());
         let at = |seconds| begun + Duration::from_secs(seconds);
         let left = |now: Instant| {
             let mut list = writes.list.lock();

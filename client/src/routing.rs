@@ -81,7 +81,7 @@ impl Routing {
         if let Some(routing) = previous {
             let (ring, nodes) = (routing.ring.clone(), routing.nodes.clone());
             let replaced = Arc::new(Earlier { ring, nodes, replaced: now, is_exact: true });
-            let longest = config.written_to().max(config.hand_over);
+            let longest = config.windows.former_owners.max(config.hand_over);
             let held = routing.earlier.iter().filter(|earlier| now < earlier.replaced + longest).cloned();
             for held in std::iter::once(replaced).chain(held) {
                 earlier.retain(|other| other.ring.version() != held.ring.version());
@@ -90,7 +90,12 @@ impl Routing {
         }
         earlier.sort_by_key(|earlier| Reverse((earlier.replaced, earlier.ring.version())));
         earlier.truncate(MOST_EARLIER);
-        Routing { nodes, ring: Arc::new(Ring::new(document)), earlier, written_to: config.written_to() }
+        Routing {
+            nodes,
+            ring: Arc::new(Ring::new(document)),
+            earlier,
+            written_to: config.windows.former_owners,
+        }
     }
 
     /// The nodes at which writes are done beside the owner, since clients that have not heard of a change of the ring may ask them still: who
@@ -183,7 +188,7 @@ impl Handles {
 
 /// The rings that were replaced lately, as far as a document tells, for a client that has not held them.
 fn recent(document: &RingDocument, known: &mut Handles, config: &Config, now: Instant) -> Vec<Arc<Earlier>> {
-    let window_ms = u64::try_from(config.written_to().as_millis()).unwrap_or(u64::MAX);
+    let window_ms = u64::try_from(config.windows.former_owners.as_millis()).unwrap_or(u64::MAX);
     let earlier = document.recent(wall_clock_ms().saturating_sub(window_ms)).take(MOST_EARLIER);
     let earlier = earlier.map(|document| {
         let nodes = document.members.iter().map(|member| known.of(member, config)).collect();

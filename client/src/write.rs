@@ -16,6 +16,7 @@ use futures_util::future::{join, join_all, try_join_all};
 use peanut_proto::backoff::Backoff;
 use peanut_proto::clock::wall_clock_ms;
 use peanut_proto::frame::Write;
+use peanut_proto::intervals::{RECOVERED, SILENCE_BEFORE_HINT};
 use peanut_proto::membership::{self, FORMAT, Undelivered, check_name};
 use peanut_proto::registry::{KeyRange, Registry, RegistryError};
 use peanut_proto::sabotage::{Mechanism, without};
@@ -33,8 +34,6 @@ use crate::unary;
 
 /// Rings that one write may be done under.
 const MAX_RINGS: usize = 8;
-/// A node that is silent for less may only be asleep, and would not notice.
-const SLEEP: Duration = Duration::from_millis(500);
 /// Hints for one node, stored one by one until it is back; then one for the whole group takes the place of more. Long keys
 /// count for several, so that a process stores at most 16 KiB of keys.
 const MAX_HINTS: u32 = 64;
@@ -48,9 +47,6 @@ const ASK_AGAIN: Duration = Duration::from_millis(20);
 /// How long a value waits for room on its way, at first and at most, before it is looked for again.
 const ROOM_FIRST: Duration = Duration::from_millis(5);
 const ROOM_LONGEST: Duration = Duration::from_millis(100);
-/// After an outage of a node the copies at its successor are outdated by writes for so long, should there be another: longer than
-/// `failover_ttl` has reason to be.
-const RECOVERED: Duration = Duration::from_secs(60);
 /// A swap that loses so often has met something other than other clients.
 const SWAP_ATTEMPTS: usize = 100;
 
@@ -327,7 +323,7 @@ impl OneNode<'_> {
         let Wanted { group_name, key, deadline, .. } = self.wanted;
         // A node that only sleeps a little would not look.
         let silent_since = node.down_since().unwrap_or(self.begun).min(self.begun);
-        if timeout_at(deadline, sleep_until(silent_since + SLEEP)).await.is_err() {
+        if timeout_at(deadline, sleep_until(silent_since + SILENCE_BEFORE_HINT)).await.is_err() {
             return Err(because);
         }
         let prefix = self.client.keys.undelivered_of(node.id(), group_name);

@@ -13,14 +13,12 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use crate::backoff::Backoff;
+use crate::intervals::OLDER_RING_BELIEVED;
 use crate::membership::{FleetView, Keys};
 use crate::registry::{Entry, KeyRange, PageOptions, Registry, RegistryError};
 
 /// Mean time between full re-reads.
 const RELOAD_EVERY: Duration = Duration::from_secs(240);
-/// A registry that holds an older ring than this process is believed after this long: nodes that still
-/// know the newer one write it again within a lease.
-const BELIEVE_OLDER_AFTER: Duration = Duration::from_secs(15);
 
 /// What is known of the fleet, and how well.
 #[derive(Clone, Debug)]
@@ -160,7 +158,7 @@ async fn load_and_watch(
         publish(sender, &mut view, read, older_since);
         let believe_older = async {
             match *older_since {
-                Some(since) => tokio::time::sleep_until(since + BELIEVE_OLDER_AFTER).await,
+                Some(since) => tokio::time::sleep_until(since + OLDER_RING_BELIEVED).await,
                 None => std::future::pending().await,
             }
         };

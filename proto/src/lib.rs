@@ -7,6 +7,7 @@
 //! - [`registry`] is the store behind them: etcd, or one process.
 //! - `tls` (a feature) reads certificates, for both sides.
 //! - [`discovery`] keeps a view of them current.
+//! - [`intervals`] holds the times that processes rely on one another for.
 //! - [`clock`] and [`machine`] are what both sides take from the system, and what a simulator replaces.
 //!
 //! Which node owns which key is not here: only clients need to know.
@@ -23,6 +24,7 @@ pub mod discovery;
 pub mod failure;
 pub mod frame;
 mod generated;
+pub mod intervals;
 pub mod limits;
 pub mod machine;
 pub mod membership;

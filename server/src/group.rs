@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use peanut_proto::bounds::Bounds;
+use peanut_proto::intervals::LONGEST_FAILOVER_TTL;
 use peanut_proto::membership::check_name;
 
 use crate::error::Error;
@@ -31,6 +32,8 @@ const LONGEST: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
 /// Of values: less is no time that a clock of milliseconds can tell.
 const LIFETIME: Bounds = Bounds::new(Duration::from_millis(1), LONGEST);
 const AT_MOST_LONGEST: Bounds = Bounds::new(Duration::ZERO, LONGEST);
+/// Writers delete copies at the successor for so long after an outage, and no longer.
+const FAILOVER_TTL: Bounds = Bounds::new(Duration::ZERO, LONGEST_FAILOVER_TTL);
 const LOAD_TIMEOUT: Bounds = Bounds::new(Duration::from_millis(1), Duration::from_secs(3600));
 const MOST_LOADS: usize = 1_000_000;
 /// Room for a segment.
@@ -177,7 +180,8 @@ impl Group {
         self
     }
 
-    /// The longest time that this node keeps what it loads in the place of another that is down; at most ten years.
+    /// The longest time that this node keeps what it loads in the place of another that is down; 10 s by default, at most a minute: writers
+    /// delete such copies for a minute after an outage, should there be another.
     #[must_use]
     pub fn failover_ttl(mut self, ttl: Duration) -> Self {
         self.policy.failover_ttl = ttl;
@@ -257,7 +261,7 @@ impl Group {
             ("ttl", policy.ttl, LIFETIME),
             ("max_ttl", policy.max_ttl, LIFETIME),
             ("negative_ttl", policy.negative_ttl, AT_MOST_LONGEST),
-            ("failover_ttl", policy.failover_ttl, AT_MOST_LONGEST),
+            ("failover_ttl", policy.failover_ttl, FAILOVER_TTL),
             ("load_timeout", policy.load_timeout, LOAD_TIMEOUT),
             ("stale_if_error", policy.stale_if_error, AT_MOST_LONGEST),
         ] {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use peanut_proto::address;
 use peanut_proto::discovery::Discovery;
+use peanut_proto::intervals::LEASE_TTL;
 use peanut_proto::limits::MAX_MESSAGE_BYTES;
 use peanut_proto::membership::{Keys, LiveGroup, NodeInfo};
 use peanut_proto::peanutcachepb::peanut_cache_server::PeanutCacheServer;
@@ -133,7 +134,7 @@ impl ServerHandle {
 
 impl Server {
     /// 5 seconds.
-    pub const DEFAULT_LEASE_TTL: Duration = Duration::from_secs(5);
+    pub const DEFAULT_LEASE_TTL: Duration = LEASE_TTL;
     /// The name that PeanutCache's clients look under.
     pub const DEFAULT_NAMING_SERVICE: &str = "peanutcache";
     /// 10 seconds.

@@ -10,16 +10,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use peanut_proto::clock::uptime;
+use peanut_proto::intervals::{REGISTRY_PATIENCE, SLEEP, SLEEP_TICK};
 use peanut_proto::machine::Worker;
 use peanut_proto::sabotage::{Mechanism, without};
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
-
-const TICK: Duration = Duration::from_millis(50);
-/// A gap between ticks that is sleep. Clients do not leave word about a silent node before it has been silent for longer.
-const SLEEP: Duration = Duration::from_millis(300);
-/// How long a node that has woken waits for the registry: longer than one call to it takes at most.
-const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Notices sleep. Clones are of the same process.
 #[derive(Clone, Debug)]
@@ -77,7 +72,7 @@ impl Wake {
         let ticking = Worker::start("peanut-tick", |pause| async move {
             while !ending.load(Ordering::Relaxed) {
                 wake.look();
-                pause.pause(TICK).await;
+                pause.pause(SLEEP_TICK).await;
             }
             wake.shared.ticked_ms.store(0, Ordering::Relaxed);
         });
@@ -127,7 +122,7 @@ impl Wake {
         let mut settled = self.shared.settled.subscribe();
         // From when it had to, whoever waits and for however long.
         let waited = self.now_ms().saturating_sub(self.shared.roused_ms.load(Ordering::Relaxed));
-        let patience = PATIENCE.saturating_sub(Duration::from_millis(waited));
+        let patience = REGISTRY_PATIENCE.saturating_sub(Duration::from_millis(waited));
         if timeout(patience, settled.wait_for(|_| self.is_awake())).await.is_err() {
             self.shared.is_unleased.store(false, Ordering::Release);
             self.settle(self.wakes());
@@ -205,7 +200,7 @@ mod tests {
         let wake = Wake::new();
         assert_eq!(wake.wakes(), 0, "nothing ticks yet");
         wake.shared.ticked_ms.store(1, Ordering::Relaxed);
-        tokio::time::sleep(SLEEP + TICK).await;
+        tokio::time::sleep(SLEEP + SLEEP_TICK).await;
         assert_eq!((wake.wakes(), wake.wakes()), (1, 1));
         assert_eq!(wake.awake().await, 1, "nobody asks the registry");
         wake.will_ask();

@@ -30,7 +30,7 @@ fn health(client: &Client, server: &ServerProcess) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_node_costs_no_call_and_is_used_again_when_it_is_back() {
     let origin = Origin::start(Duration::ZERO).await;
-    let groups = group_from("scores", origin.url(), "failover_ttl = \"10m\"");
+    let groups = group_from("scores", origin.url(), "failover_ttl = \"1m\"");
     let (etcd, mut servers) = fleet(3, &groups).await;
     let client = client(&etcd, 3).await;
     read_all(&client, 600).await;

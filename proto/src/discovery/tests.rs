@@ -149,7 +149,7 @@ async fn an_older_ring_is_believed_only_if_nobody_repairs_it() {
     let begun = Instant::now();
     f.put_ring(&ring(4)).await;
     f.seen.wait_for(|d| d.view.ring.version == 4).await.unwrap();
-    assert!(begun.elapsed() >= BELIEVE_OLDER_AFTER);
+    assert!(begun.elapsed() >= OLDER_RING_BELIEVED);
 }
 
 #[tokio::test(start_paused = true)]

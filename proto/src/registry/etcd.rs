@@ -25,12 +25,9 @@ use crate::tls::{TlsError, TlsFiles};
 #[cfg(feature = "tls")]
 use etcd_client::{Certificate, Identity, TlsOptions};
 
-use super::{Change, Changes, Entry, KeyRange, LeaseId, Page, PageOptions, Registry, RegistryError};
+use crate::intervals::{REGISTRY_CALL, WATCH_PROGRESS, WATCH_SILENCE};
 
-/// A quiet watch asks for progress this often.
-const PROGRESS_EVERY: Duration = Duration::from_secs(10);
-/// A watch that has heard nothing for so long, progress included, is dead.
-const SILENCE: Duration = Duration::from_secs(15);
+use super::{Change, Changes, Entry, KeyRange, LeaseId, Page, PageOptions, Registry, RegistryError};
 
 /// Keys of the first page, and of the longest. Where values are long a page has fewer, since it is one message.
 const FIRST_PAGE: usize = 128;
@@ -76,7 +73,7 @@ impl EtcdRegistry {
     /// How long one call may take.
     pub const TIMEOUT_BOUNDS: Bounds = Bounds::new(Duration::from_millis(10), Duration::from_secs(300));
     /// How long one call may take by default.
-    pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(2);
+    pub const DEFAULT_TIMEOUT: Duration = REGISTRY_CALL;
 
     /// A registry on these endpoints (`http://host:port`; the scheme may be left out), each call bounded
     /// by `timeout`. Nothing is connected yet.
@@ -212,7 +209,7 @@ impl EtcdRegistry {
         }
         let mut connect = ConnectOptions::new()
             .with_connect_timeout(options.timeout)
-            .with_keep_alive(PROGRESS_EVERY, options.timeout)
+            .with_keep_alive(WATCH_PROGRESS, options.timeout)
             .with_keep_alive_while_idle(true)
             // Else a watch on a member that has lost its peers stands still, although progress is answered.
             .with_require_leader(true);
@@ -488,11 +485,11 @@ struct EtcdChanges {
 impl Changes for EtcdChanges {
     async fn next(&mut self) -> Result<Vec<Change>, RegistryError> {
         loop {
-            let ask_at = self.heard.max(self.asked) + PROGRESS_EVERY;
+            let ask_at = self.heard.max(self.asked) + WATCH_PROGRESS;
             let message = tokio::select! {
                 message = self.stream.message() => message,
-                () = tokio::time::sleep_until(self.heard + SILENCE) => {
-                    return Err(RegistryError::new(format!("the etcd watch was silent for {SILENCE:?}")));
+                () = tokio::time::sleep_until(self.heard + WATCH_SILENCE) => {
+                    return Err(RegistryError::new(format!("the etcd watch was silent for {WATCH_SILENCE:?}")));
                 }
                 () = tokio::time::sleep_until(ask_at) => {
                     self.asked = Instant::now();

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use fastrand::Rng;
+use peanut_proto::intervals::Windows;
 
 use super::network::Mended;
 use super::registry::{MEMBERS, StoreFault};
@@ -151,9 +152,16 @@ impl Theme {
         }
     }
 
-    /// For how long clients ask former owners, after which they have a window as long again.
+    /// For how long clients ask former owners.
     pub(super) fn hand_over(self) -> Duration {
         Duration::from_millis(if matches!(self, Theme::Rings | Theme::Late) { 500 } else { 3000 })
+    }
+
+    /// What writers do for those who have not heard of a change of the ring; more than twice as long as watches lag.
+    pub(super) fn windows(self) -> Windows {
+        let recent_writes =
+            Duration::from_millis(if self.hand_over() < Duration::from_secs(1) { 2500 } else { 5000 });
+        Windows { former_owners: self.hand_over() * 2, recent_writes }
     }
 
     /// Faults begin within this time.

@@ -278,7 +278,8 @@ impl Fleet {
             .deadline(Duration::from_millis(400))
             .connect_timeout(Duration::from_millis(200))
             .failover(app.failover)
-            .hand_over(self.theme.hand_over());
+            .hand_over(self.theme.hand_over())
+            .windows(self.theme.windows());
         let builder = if self.random.u8(..5) == 0 { builder.unary() } else { builder };
         let (load, readers, writers) = (self.load.clone(), self.random.fork(), self.random.fork());
         self.world.start(app.host, || async move {

@@ -95,13 +95,16 @@ async fn rounds(args: &Args, systems: &[System], data: &Data) -> Vec<Row> {
         for (work, tasks, samples) in &mut samples {
             for turn in 0..systems.len() {
                 let at = (round + turn) % systems.len();
+                if *work == Work::Set && !systems[at].name().stores() {
+                    continue;
+                }
                 let sample = systems[at].measure(*work, *tasks, args.seconds, data).await;
                 eprintln!(
-                    "round {} of {}: {work} at {tasks} tasks, {}: {:.0} gets/s, p50 {:.0} us, p99 {:.0} us",
+                    "round {} of {}: {work} at {tasks} tasks, {}: {:.0} keys/s, p50 {:.0} us, p99 {:.0} us",
                     round + 1,
                     args.rounds,
                     systems[at].name(),
-                    sample.gets_per_second,
+                    sample.keys_per_second,
                     sample.p50_us,
                     sample.p99_us,
                 );
@@ -114,6 +117,7 @@ async fn rounds(args: &Args, systems: &[System], data: &Data) -> Vec<Row> {
     }
     let rows = samples.into_iter().flat_map(|(work, tasks, of_systems)| {
         let of_systems = of_systems.into_iter().zip(systems);
+        let of_systems = of_systems.filter(|(samples, _)| !samples.is_empty());
         of_systems.map(move |(samples, system)| Row::of(system.name(), work, tasks, &samples))
     });
     rows.collect()

@@ -26,14 +26,16 @@ pub(crate) enum Work {
     /// A hundred keys a call
     #[value(name = "get_many")]
     GetMany,
+    /// One value a call, of the same keys
+    Set,
 }
 
 impl Work {
-    pub(crate) const ALL: [Work; 2] = [Work::Get, Work::GetMany];
+    pub(crate) const ALL: [Work; 3] = [Work::Get, Work::GetMany, Work::Set];
 
     fn keys(self) -> usize {
         match self {
-            Work::Get => 1,
+            Work::Get | Work::Set => 1,
             Work::GetMany => BATCH,
         }
     }
@@ -44,6 +46,7 @@ impl fmt::Display for Work {
         f.write_str(match self {
             Work::Get => "get",
             Work::GetMany => "get_many",
+            Work::Set => "set",
         })
     }
 }
@@ -51,7 +54,7 @@ impl fmt::Display for Work {
 /// What one measurement gave. Latency is that of a call, CPU time that of one key.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sample {
-    pub(crate) gets_per_second: f64,
+    pub(crate) keys_per_second: f64,
     pub(crate) p50_us: f64,
     pub(crate) p99_us: f64,
     pub(crate) client_cpu_us: f64,
@@ -68,14 +71,14 @@ const OVER: u8 = 2;
 pub(crate) async fn measure<C: Caller>(
     callers: Vec<C>,
     work: Work,
-    keys: &Arc<[String]>,
+    (keys, value): (&Arc<[String]>, &Arc<str>),
     time: Duration,
     server: &str,
 ) -> Sample {
     let phase = Arc::new(AtomicU8::new(WARMING));
     let mut tasks = JoinSet::new();
     for caller in callers {
-        tasks.spawn(closed_loop(caller, work, keys.clone(), phase.clone()));
+        tasks.spawn(closed_loop(caller, work, (keys.clone(), value.clone()), phase.clone()));
     }
     sleep(time / 5).await;
     let (begun, client_before, server_before) = (now(), own_cpu(), cpu_time(server));
@@ -86,18 +89,18 @@ pub(crate) async fn measure<C: Caller>(
     let calls = tasks.join_all().await;
     let failed = calls.iter().map(|calls| calls.failed).sum();
     let mut nanos = calls.into_iter().map(|calls| calls.nanos).collect::<Vec<_>>().concat();
-    // Where nothing was answered, the figures say so: no gets, and a time without end.
+    // Where nothing was answered, the figures say so: no keys, and a time without end.
     if nanos.is_empty() {
         nanos.push(u32::MAX);
     }
-    let gets = (nanos.len() * work.keys()) as f64;
-    let us_per_get = |before: Duration, after: Duration| (after - before).as_secs_f64() * 1e6 / gets;
+    let keys = (nanos.len() * work.keys()) as f64;
+    let us_per_key = |before: Duration, after: Duration| (after - before).as_secs_f64() * 1e6 / keys;
     Sample {
-        gets_per_second: gets / took.as_secs_f64(),
+        keys_per_second: keys / took.as_secs_f64(),
         p50_us: quantile(&mut nanos, 0.5),
         p99_us: quantile(&mut nanos, 0.99),
-        client_cpu_us: us_per_get(client_before, client_after),
-        server_cpu_us: us_per_get(server_before, server_after),
+        client_cpu_us: us_per_key(client_before, client_after),
+        server_cpu_us: us_per_key(server_before, server_after),
         failed,
     }
 }
@@ -114,7 +117,7 @@ struct Calls {
 async fn closed_loop<C: Caller>(
     mut caller: C,
     work: Work,
-    keys: Arc<[String]>,
+    (keys, value): (Arc<[String]>, Arc<str>),
     phase: Arc<AtomicU8>,
 ) -> Calls {
     let mut random = fastrand::Rng::new();
@@ -127,6 +130,7 @@ async fn closed_loop<C: Caller>(
         let values = match work {
             Work::Get => usize::from(caller.get(batch[0]).await == Some(Data::VALUE_BYTES)),
             Work::GetMany => caller.get_many(&batch).await,
+            Work::Set => usize::from(caller.set(batch[0], &value).await),
         };
         match phase.load(Ordering::Relaxed) {
             MEASURING if values == work.keys() => {

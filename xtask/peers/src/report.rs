@@ -11,7 +11,7 @@ pub(crate) struct Row {
     system: Name,
     work: Work,
     tasks: u32,
-    gets_per_second: f64,
+    keys_per_second: f64,
     p50_us: f64,
     p99_us: f64,
     client_cpu_us: f64,
@@ -29,7 +29,7 @@ impl Row {
             system,
             work,
             tasks,
-            gets_per_second: median(|sample| sample.gets_per_second),
+            keys_per_second: median(|sample| sample.keys_per_second),
             p50_us: median(|sample| sample.p50_us),
             p99_us: median(|sample| sample.p99_us),
             client_cpu_us: median(|sample| sample.client_cpu_us),
@@ -45,21 +45,21 @@ impl Row {
 /// Prints a table in Markdown; the last column is how many times a system's rate Peanut has.
 pub(crate) fn print(rows: &[Row]) {
     println!(
-        "| work | tasks | system | gets/s | p50 us | p99 us | client CPU us/get | server CPU us/get | Peanut's rate to it |"
+        "| work | tasks | system | keys/s | p50 us | p99 us | client CPU us/key | server CPU us/key | Peanut's rate to it |"
     );
     println!("|---|--:|---|--:|--:|--:|--:|--:|--:|");
     for row in rows {
         let peanut = rows.iter().find(|other| other.system == Name::Peanut && other.is_same_work(row));
         let ratio = peanut.map_or_else(
             || "-".to_owned(),
-            |peanut| format!("{:.2}", peanut.gets_per_second / row.gets_per_second),
+            |peanut| format!("{:.2}", peanut.keys_per_second / row.keys_per_second),
         );
         println!(
             "| {} | {} | {} | {:.0} | {:.0} | {:.0} | {:.1} | {:.1} | {ratio} |",
             row.work,
             row.tasks,
             row.system,
-            row.gets_per_second,
+            row.keys_per_second,
             row.p50_us,
             row.p99_us,
             row.client_cpu_us,

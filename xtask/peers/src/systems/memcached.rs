@@ -55,4 +55,8 @@ impl Caller for Connection {
         let values = self.0.get_multi(keys).await.unwrap_or_default();
         values.iter().filter(|value| value.data.as_ref().map(Vec::len) == Some(Data::VALUE_BYTES)).count()
     }
+
+    async fn set(&mut self, key: &str, value: &str) -> bool {
+        self.0.set(key, value.as_bytes(), None, None).await.is_ok()
+    }
 }

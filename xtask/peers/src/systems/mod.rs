@@ -27,13 +27,16 @@ pub(crate) trait Caller: Send + 'static {
 
     /// How many of the keys have a value of [`Data::VALUE_BYTES`].
     fn get_many(&mut self, keys: &[&str]) -> impl Future<Output = usize> + Send;
+
+    /// Whether a value was stored.
+    fn set(&mut self, key: &str, value: &str) -> impl Future<Output = bool> + Send;
 }
 
 /// What is stored in every system.
 #[derive(Debug)]
 pub(crate) struct Data {
     pub(crate) keys: Arc<[String]>,
-    pub(crate) value: String,
+    pub(crate) value: Arc<str>,
 }
 
 impl Data {
@@ -43,7 +46,7 @@ impl Data {
     pub(crate) fn new() -> Self {
         Data {
             keys: (0..Data::KEYS).map(|n| format!("key-{n}")).collect(),
-            value: "v".repeat(Data::VALUE_BYTES),
+            value: "v".repeat(Data::VALUE_BYTES).into(),
         }
     }
 }
@@ -69,6 +72,11 @@ pub(crate) enum Name {
 impl Name {
     pub(crate) const ALL: [Name; 6] =
         [Name::Peanut, Name::PeanutUnary, Name::RedisRs, Name::Fred, Name::Memcached, Name::Groupcache];
+
+    /// Whether values can be set; the crate groupcache has none that it has not loaded.
+    pub(crate) fn stores(self) -> bool {
+        self != Name::Groupcache
+    }
 }
 
 impl fmt::Display for Name {
@@ -127,7 +135,7 @@ impl System {
 
     pub(crate) async fn measure(&self, work: Work, tasks: u32, time: Duration, data: &Data) -> Sample {
         let server = &self.server.id().to_string();
-        let keys = &data.keys;
+        let keys = (&data.keys, &data.value);
         let tasks = tasks as usize;
         match &self.client {
             Client::Peanut(client) => measure(vec![client.clone(); tasks], work, keys, time, server).await,
@@ -135,7 +143,8 @@ impl System {
             Client::Fred(client) => measure(vec![client.clone(); tasks], work, keys, time, server).await,
             Client::Memcached(client) => measure(client.callers(tasks).await, work, keys, time, server).await,
             Client::Groupcache(client) => {
-                measure(vec![client.clone(); tasks], work, client.keys(), time, server).await
+                let keys = (client.keys(), &data.value);
+                measure(vec![client.clone(); tasks], work, keys, time, server).await
             }
         }
     }

@@ -34,7 +34,7 @@ impl RedisRs {
         let client = redis::Client::open(format!("redis://{addr}")).expect("a URL");
         let mut connection = client.get_multiplexed_async_connection().await.expect("a connection to Redis");
         for keys in data.keys.chunks(1000) {
-            let pairs: Vec<_> = keys.iter().map(|key| (key, &data.value)).collect();
+            let pairs: Vec<_> = keys.iter().map(|key| (key, &*data.value)).collect();
             connection.mset(&pairs).await.expect("the values are stored");
         }
         RedisRs(connection)
@@ -51,6 +51,10 @@ impl Caller for RedisRs {
         let values: Option<Vec<Option<bytes::Bytes>>> =
             redis::AsyncCommands::mget(&mut self.0, keys).await.ok();
         right(values.iter().flatten())
+    }
+
+    async fn set(&mut self, key: &str, value: &str) -> bool {
+        redis::AsyncTypedCommands::set(&mut self.0, key, value).await.is_ok()
     }
 }
 
@@ -69,7 +73,7 @@ impl Fred {
             .expect("a client");
         client.init().await.expect("a connection to Redis");
         for keys in data.keys.chunks(1000) {
-            let pairs: Vec<_> = keys.iter().map(|key| (key.as_str(), data.value.as_str())).collect();
+            let pairs: Vec<_> = keys.iter().map(|key| (key.as_str(), &*data.value)).collect();
             let () = client.mset(pairs).await.expect("the values are stored");
         }
         Fred(client)
@@ -85,5 +89,9 @@ impl Caller for Fred {
     async fn get_many(&mut self, keys: &[&str]) -> usize {
         let values: Option<Vec<Option<bytes::Bytes>>> = self.0.mget(keys.to_vec()).await.ok();
         right(values.iter().flatten())
+    }
+
+    async fn set(&mut self, key: &str, value: &str) -> bool {
+        self.0.set::<(), _, _>(key, value, None, None, false).await.is_ok()
     }
 }
