@@ -9,7 +9,7 @@ use peanut_proto::discovery::{Discovered, Discovery};
 use peanut_proto::membership::{FleetView, Keys, check_name};
 use peanut_proto::registry::{LocalRegistry, Registry};
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use crate::client::{Client, Shared};
 use crate::config::{Config, Failover, TraceHook};
@@ -254,7 +254,7 @@ impl ClientBuilder {
         };
         // A large ring takes up to a second to build, too long for a thread that carries calls.
         let config = found.config.clone();
-        let build = move || Routing::new(&view.ring, None, &config, Instant::now());
+        let build = move || Routing::of(&view.ring, None, &config);
         let cannot = |e| Error::caused_by(ErrorKind::Unavailable, None, "the ring could not be built", e);
         let routing = peanut_proto::machine::blocking(build).await.map_err(cannot)?;
         Ok(found.client(&fleet, routing))
@@ -269,7 +269,7 @@ impl ClientBuilder {
         let fleet = self.fleet.clone().unwrap_or_else(|| DEFAULT_FLEET.to_owned());
         let found = self.discover()?;
         let nobody = FleetView::new(found.keys.clone());
-        let routing = Routing::new(&nobody.ring, None, &found.config, Instant::now());
+        let routing = Routing::of(&nobody.ring, None, &found.config);
         Ok(found.client(&fleet, routing))
     }
 

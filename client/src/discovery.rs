@@ -90,7 +90,7 @@ async fn adopt(
     }
     // A large ring takes tens of milliseconds to build, too long for a thread that carries calls.
     let (document, config) = (view.ring.clone(), config.clone());
-    let build = move || Routing::new(&document, Some(&routing), &config, Instant::now());
+    let build = move || Routing::of(&document, Some(&routing), &config);
     match blocking(build).await {
         Ok(next) => {
             tracing::debug!(version = next.ring.version(), nodes = next.nodes().len(), "new ring");

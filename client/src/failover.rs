@@ -22,10 +22,8 @@ use crate::error::{Error, ErrorKind};
 use crate::fill;
 use crate::lane::{Ask, Reply, Want};
 use crate::node::{Node, Refusal};
+use crate::plan::{ReadPlan, Role, Standing, Then};
 use crate::ring::key_hash;
-
-/// Attempts that one get makes at most.
-const MAX_ATTEMPTS: usize = 6;
 
 /// Retries as a part of all calls (0.2) plus some that are always there (100 each second), counted over
 /// ten seconds.
@@ -52,25 +50,6 @@ impl RetryBudget {
 
     fn withdraw(&self) -> bool {
         self.budget.withdraw()
-    }
-}
-
-/// Which node an attempt asks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Target {
-    Owner,
-    Successor,
-}
-
-/// The node for the next attempt: the owner first, then whichever was not asked last; but not one that is
-/// down while the other is up. `None` for a node that is not there.
-fn target(last: Option<Target>, owner_down: bool, successor_down: Option<bool>) -> Target {
-    let Some(successor_down) = successor_down else { return Target::Owner };
-    match (owner_down, successor_down) {
-        (true, false) => Target::Successor,
-        (false, true) => Target::Owner,
-        _ if last == Some(Target::Owner) => Target::Successor,
-        _ => Target::Owner,
     }
 }
 
@@ -111,74 +90,53 @@ pub(crate) struct Answered {
 /// since the ring may have changed.
 pub(crate) async fn get(client: &Shared, wanted: Wanted<'_>, now: Instant) -> Result<Answered, Error> {
     client.budget.deposit();
-    let mut last = None;
-    let last_error = match attempt(client, &wanted, &mut last, now).await {
+    let mut plan = ReadPlan::new(client.config.failover);
+    let refusal = match attempt(client, &wanted, &mut plan, now).await {
         Ok(answered) if !client.has_moved(&wanted, &answered).await => return Ok(answered),
         Ok(answered) => moved(&answered),
-        Err(Refusal::NoGroup(error)) => return Box::pin(get_where_it_is(client, wanted, error)).await,
-        Err(refusal) => go_on(client, &wanted, refusal, &mut last, None)?,
+        Err(refusal) => refusal,
     };
-    Box::pin(get_again(client, wanted, last, last_error)).await
+    Box::pin(get_again(client, wanted, plan, refusal)).await
 }
 
 /// Further attempts, after one that has failed.
 async fn get_again(
     client: &Shared,
     wanted: Wanted<'_>,
-    mut last: Option<Target>,
-    mut last_error: Error,
+    mut plan: ReadPlan,
+    mut refusal: Refusal,
 ) -> Result<Answered, Error> {
-    for number in 1..MAX_ATTEMPTS {
-        tracing::debug!(error = %last_error, number, "attempt failed");
+    let mut before: Option<Error> = None;
+    loop {
+        let routing = client.routing.get();
+        let owner_is_down = routing.route(wanted.hash).is_none_or(|route| route.owner.is_down());
+        let then = plan.after(refusal.failed(), owner_is_down);
+        let error = match (refusal, before) {
+            (Refusal::OwnerOnly(error), Some(before)) => {
+                let why = format!("{before}; its successor: {error}");
+                Error::caused_by(ErrorKind::Unavailable, before.node(), why, error)
+            }
+            (refusal, _) => refusal.into_error(),
+        };
+        let pause = match then {
+            Then::Fail => return Err(error),
+            Then::AskWhereGroupIs => return get_where_it_is(client, wanted, error).await,
+            Then::Retry(pause) => pause,
+        };
+        tracing::debug!(%error, "attempt failed");
         if Instant::now() >= wanted.deadline || !client.budget.withdraw() {
-            break;
+            return Err(error);
         }
-        // The other node is asked at once; when both have failed there is no hurry.
-        if number > 1 {
-            let pause = Duration::from_millis(5 << number).mul_f64(0.5 + fastrand::f64() / 2.0);
+        if !pause.is_zero() {
+            let pause = pause.mul_f64(0.5 + fastrand::f64() / 2.0);
             sleep(pause.min(wanted.deadline.saturating_duration_since(Instant::now()))).await;
         }
-        match attempt(client, &wanted, &mut last, Instant::now()).await {
+        before = Some(error);
+        refusal = match attempt(client, &wanted, &mut plan, Instant::now()).await {
             Ok(answered) if !client.has_moved(&wanted, &answered).await => return Ok(answered),
-            Ok(answered) => last_error = moved(&answered),
-            Err(Refusal::NoGroup(error)) => return get_where_it_is(client, wanted, error).await,
-            Err(refusal) => last_error = go_on(client, &wanted, refusal, &mut last, Some(last_error))?,
-        }
-    }
-    Err(last_error)
-}
-
-/// Whether a get that was refused is tried again, and where: the error so far where it is, and the final one where not.
-fn go_on(
-    client: &Shared,
-    wanted: &Wanted<'_>,
-    refusal: Refusal,
-    last: &mut Option<Target>,
-    before: Option<Error>,
-) -> Result<Error, Error> {
-    match refusal {
-        Refusal::Final(error) => Err(error),
-        Refusal::Elsewhere(error) => Ok(error),
-        // The same node, on another lane.
-        Refusal::Again(error) => {
-            *last = None;
-            Ok(error)
-        }
-        Refusal::OwnerOnly(error) => {
-            let routing = client.routing.get();
-            let error = match before {
-                Some(before) => {
-                    let why = format!("{before}; its successor: {error}");
-                    Error::caused_by(ErrorKind::Unavailable, before.node(), why, error)
-                }
-                None => error,
-            };
-            match routing.route(wanted.hash) {
-                Some(route) if !route.owner.is_down() => Ok(error),
-                _ => Err(error),
-            }
-        }
-        Refusal::NoGroup(error) => Err(error),
+            Ok(answered) => moved(&answered),
+            Err(refusal) => refusal,
+        };
     }
 }
 
@@ -231,8 +189,9 @@ async fn get_where_it_is(client: &Shared, wanted: Wanted<'_>, error: Error) -> R
 }
 
 /// The answer of a node that was not the owner any more.
-fn moved(answered: &Answered) -> Error {
-    Error::at(ErrorKind::Unavailable, answered.node.id(), "the ring changed meanwhile")
+fn moved(answered: &Answered) -> Refusal {
+    let error = Error::at(ErrorKind::Unavailable, answered.node.id(), "the ring changed meanwhile");
+    Refusal::Elsewhere(error)
 }
 
 /// Asks for many keys: each owner for all of its keys at once. What fails on the way, and keys of owners that are
@@ -293,7 +252,7 @@ pub(crate) async fn get_many(
 async fn attempt(
     client: &Shared,
     wanted: &Wanted<'_>,
-    last: &mut Option<Target>,
+    plan: &mut ReadPlan,
     now: Instant,
 ) -> Result<Answered, Refusal> {
     let mut routing = client.routing.get();
@@ -304,20 +263,20 @@ async fn attempt(
     let Some(route) = routing.route(wanted.hash) else {
         return Err(Refusal::Elsewhere(Error::new(ErrorKind::Unavailable, "the fleet has no nodes")));
     };
-    let is_strict = client.config.failover == Failover::Strict;
-    let may_lack = |node: &Node| is_strict && node.is_unleased();
-    let down = |node: &Arc<Node>| may_lack(node) || (node.is_left() && !routing.mostly_down());
-    let successor = route.successor.filter(|_| client.config.failover != Failover::Off);
-    let target = target(*last, down(route.owner), successor.map(down));
-    *last = Some(target);
-    let (node, failover) = match (target, successor) {
-        (Target::Successor, Some(successor)) => (successor, true),
-        _ => (route.owner, false),
+    let standing = |node: &Arc<Node>| Standing {
+        is_left: node.is_left() && !routing.mostly_down(),
+        is_unleased: node.is_unleased(),
     };
-    if may_lack(node) {
+    let role = plan.next(standing(route.owner), route.successor.map(standing));
+    let node = match (role, route.successor) {
+        (Ok(Role::Successor) | Err(Role::Successor), Some(successor)) => successor,
+        _ => route.owner,
+    };
+    let Ok(role) = role else {
         let why = "it holds no lease in the registry, and may not have been told of writes";
         return Err(Refusal::Elsewhere(Error::at(ErrorKind::Unavailable, node.id(), why)));
-    }
+    };
+    let failover = role == Role::Successor;
     let ring_version = routing.ring.version();
     if !failover
         && wanted.want.can_be_shared()
@@ -327,44 +286,8 @@ async fn attempt(
         let reply = Box::pin(fill::hand_over(client, wanted, node, former, versions, now)).await?;
         return Ok(Answered { reply, node: node.clone(), failover, ring_version });
     }
-    let owned_since = match client.config.failover {
-        _ if !failover => route.owned_since,
-        // It may have been the successor before, and not have been written to in between.
-        Failover::Strict => ring_version,
-        Failover::Bounded | Failover::Off => 0,
-    };
+    let owned_since = plan.good_since(role, route.owned_since, ring_version);
     let ask = wanted.ask(ring_version, owned_since, failover);
     let reply = client.heed(node, node.get(&ask, now).await?, ring_version);
     Ok(Answered { reply, node: node.clone(), failover, ring_version })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Target::{Owner, Successor};
-    use super::*;
-
-    fn order(owner_down: bool, successor_down: Option<bool>) -> Vec<Target> {
-        let next = |last: &Option<Target>| Some(Some(target((*last)?.into(), owner_down, successor_down)));
-        let first = Some(target(None, owner_down, successor_down));
-        std::iter::successors(Some(first), next).flatten().take(4).collect()
-    }
-
-    #[test]
-    fn the_owner_is_asked_first_and_then_by_turns() {
-        assert_eq!(order(false, Some(false)), [Owner, Successor, Owner, Successor]);
-        assert_eq!(order(true, Some(true)), [Owner, Successor, Owner, Successor]);
-    }
-
-    #[test]
-    fn one_that_is_down_is_not_asked_while_the_other_is_up() {
-        assert_eq!(order(true, Some(false)), [Successor; 4]);
-        assert_eq!(order(false, Some(true)), [Owner; 4]);
-        assert_eq!(target(Some(Owner), true, Some(false)), Successor, "the owner went down meanwhile");
-    }
-
-    #[test]
-    fn without_a_successor_the_owner_is_asked_again() {
-        assert_eq!(order(true, None), [Owner; 4]);
-        assert_eq!(order(false, None), [Owner; 4]);
-    }
 }

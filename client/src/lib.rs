@@ -34,6 +34,7 @@ mod membership;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod node;
+mod plan;
 mod recent;
 mod report;
 pub mod ring;

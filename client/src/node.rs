@@ -26,6 +26,7 @@ use crate::connection::ConnectionTask;
 use crate::error::{Error, ErrorKind};
 use crate::health::{Change, Health, Signal};
 use crate::lane::{Answer, Ask, Batch, Choice, Failure, Lane, Limits, Reply};
+use crate::plan::Failed;
 use crate::unary;
 
 /// Lanes to the only node of a fleet.
@@ -97,6 +98,17 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
+    /// By what may be done about it.
+    pub(crate) fn failed(&self) -> Failed {
+        match self {
+            Refusal::Final(_) => Failed::Finally,
+            Refusal::Elsewhere(_) => Failed::Elsewhere,
+            Refusal::Again(_) => Failed::Again,
+            Refusal::OwnerOnly(_) => Failed::OwnerOnly,
+            Refusal::NoGroup(_) => Failed::NoGroup,
+        }
+    }
+
     /// What the caller is told where nothing more is tried.
     pub(crate) fn into_error(self) -> Error {
         match self {

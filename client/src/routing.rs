@@ -1,5 +1,5 @@
 //! The routing table: the ring and a handle to each of its nodes, as one immutable value that is swapped
-//! whole.
+//! whole. What a handle is does not matter here: it is told apart by id and address.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -7,34 +7,55 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use peanut_proto::clock::wall_clock_ms;
 use peanut_proto::membership::{Member, RingDocument};
 use peanut_proto::sabotage::{Mechanism, without};
-
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::config::Config;
 use crate::node::Node;
 use crate::ring::Ring;
-use peanut_proto::clock::wall_clock_ms;
+
+/// What is routed to.
+pub(crate) trait Handle: Clone {
+    fn id(&self) -> &str;
+    fn addr(&self) -> &str;
+    /// Whether others are asked in its place.
+    fn is_left(&self) -> bool;
+}
+
+impl Handle for Arc<Node> {
+    fn id(&self) -> &str {
+        Node::id(self)
+    }
+
+    fn addr(&self) -> &str {
+        Node::addr(self)
+    }
+
+    fn is_left(&self) -> bool {
+        Node::is_left(self)
+    }
+}
 
 /// One ring and its nodes.
 #[derive(Debug)]
-pub(crate) struct Routing {
+pub(crate) struct Routing<N = Arc<Node>> {
     pub(crate) ring: Arc<Ring>,
     /// In the order of the ring's members.
-    nodes: Vec<Arc<Node>>,
+    nodes: Vec<N>,
     /// Rings from before, the latest first.
-    earlier: Vec<Arc<Earlier>>,
+    earlier: Vec<Arc<Earlier<N>>>,
     /// For how long after a change of the ring writes are done at former owners too.
     written_to: Duration,
 }
 
 /// A ring that was replaced.
 #[derive(Debug)]
-struct Earlier {
+struct Earlier<N> {
     ring: Arc<Ring>,
-    nodes: Vec<Arc<Node>>,
+    nodes: Vec<N>,
     replaced: Instant,
     /// It was held by this client; else it was made out from a later document, and may have lost some of its history.
     is_exact: bool,
@@ -42,8 +63,8 @@ struct Earlier {
 
 /// A node that owned a key under an earlier ring.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Former<'a> {
-    pub(crate) node: &'a Arc<Node>,
+pub(crate) struct Former<'a, N = Arc<Node>> {
+    pub(crate) node: &'a N,
     /// Ring version since which it did, under that ring.
     pub(crate) owned_since: u64,
 }
@@ -53,35 +74,42 @@ const MOST_EARLIER: usize = 16;
 
 /// Whom to ask for a key.
 #[derive(Debug)]
-pub(crate) struct Route<'a> {
-    pub(crate) owner: &'a Arc<Node>,
-    pub(crate) successor: Option<&'a Arc<Node>>,
+pub(crate) struct Route<'a, N = Arc<Node>> {
+    pub(crate) owner: &'a N,
+    pub(crate) successor: Option<&'a N>,
     pub(crate) owned_since: u64,
 }
 
-impl Routing {
-    /// The routing table of a document. Nodes that `previous` knows at the same address keep their
-    /// handles.
+impl<N: Handle> Routing<N> {
+    /// The routing table of a document, with handles that `make` makes. Nodes that `previous` knows at the same address keep theirs.
+    /// Writes are done at former owners for `written_to`, and those are asked for what they had for up to `hand_over`. `now_ms` is the
+    /// wall clock's.
     pub(crate) fn new(
         document: &RingDocument,
-        previous: Option<&Routing>,
-        config: &Config,
-        now: Instant,
+        previous: Option<&Routing<N>>,
+        (written_to, hand_over): (Duration, Duration),
+        (now, now_ms): (Instant, u64),
+        make: impl FnMut(&Member) -> N,
     ) -> Self {
-        // One handle to each node, in all rings: two would shut out each other's writes.
-        let mut known = Handles::default();
+        // One handle to each node, in all rings: two would each have their own idea of its health.
+        let mut known = Handles { known: HashMap::new(), make };
         if let Some(routing) = previous {
             let earlier = routing.earlier.iter().flat_map(|earlier| &earlier.nodes);
             routing.nodes.iter().chain(earlier).for_each(|node| known.add(node));
         }
-        let nodes: Vec<_> = document.members.iter().map(|member| known.of(member, config)).collect();
-        nodes.iter().for_each(|node| node.among(nodes.len()));
+        let nodes: Vec<_> = document.members.iter().map(|member| known.of(member)).collect();
         // Those that this client has held, and those between them that it has not heard of.
-        let mut earlier = recent(document, &mut known, config, now);
+        let window_ms = u64::try_from(written_to.as_millis()).unwrap_or(u64::MAX);
+        let unheard = document.recent(now_ms.saturating_sub(window_ms)).take(MOST_EARLIER);
+        let unheard = unheard.map(|document| {
+            let nodes = document.members.iter().map(|member| known.of(member)).collect();
+            Arc::new(Earlier { nodes, ring: Arc::new(Ring::new(&document)), replaced: now, is_exact: false })
+        });
+        let mut earlier: Vec<_> = unheard.collect();
         if let Some(routing) = previous {
             let (ring, nodes) = (routing.ring.clone(), routing.nodes.clone());
             let replaced = Arc::new(Earlier { ring, nodes, replaced: now, is_exact: true });
-            let longest = config.windows.former_owners.max(config.hand_over);
+            let longest = written_to.max(hand_over);
             let held = routing.earlier.iter().filter(|earlier| now < earlier.replaced + longest).cloned();
             for held in std::iter::once(replaced).chain(held) {
                 earlier.retain(|other| other.ring.version() != held.ring.version());
@@ -90,17 +118,12 @@ impl Routing {
         }
         earlier.sort_by_key(|earlier| Reverse((earlier.replaced, earlier.ring.version())));
         earlier.truncate(MOST_EARLIER);
-        Routing {
-            nodes,
-            ring: Arc::new(Ring::new(document)),
-            earlier,
-            written_to: config.windows.former_owners,
-        }
+        Routing { nodes, ring: Arc::new(Ring::new(document)), earlier, written_to }
     }
 
     /// The nodes at which writes are done beside the owner, since clients that have not heard of a change of the ring may ask them still: who
     /// owned the key in the last minutes, and, with `successors`, who was asked in its place.
-    pub(crate) fn former_nodes(&self, hash: u64, successors: bool, now: Instant) -> Vec<&Arc<Node>> {
+    pub(crate) fn former_nodes(&self, hash: u64, successors: bool, now: Instant) -> Vec<&N> {
         let mut nodes = Vec::new();
         let Some(route) = self.route(hash).filter(|_| !without(Mechanism::FormerOwners)) else {
             return nodes;
@@ -126,7 +149,7 @@ impl Routing {
         owned_since: u64,
         window: Duration,
         now: Instant,
-    ) -> Option<Former<'_>> {
+    ) -> Option<Former<'_, N>> {
         // With one ring between, another may have owned the key and been written to.
         let mut earlier = self.earlier.iter().take_while(|earlier| now < earlier.replaced + window);
         let earlier = earlier.find(|it| it.is_exact && it.ring.version() + 1 == owned_since)?;
@@ -137,11 +160,11 @@ impl Routing {
     }
 
     /// All nodes, and those of the rings of the last minutes.
-    pub(crate) fn all_nodes(&self, now: Instant) -> Vec<Arc<Node>> {
+    pub(crate) fn all_nodes(&self, now: Instant) -> Vec<N> {
         let earlier = self.earlier.iter().take_while(|earlier| now < earlier.replaced + self.written_to);
         let mut nodes: Vec<_> = self.nodes.iter().chain(earlier.flat_map(|e| &e.nodes)).cloned().collect();
         nodes.sort_by(|a, b| (a.id(), a.addr()).cmp(&(b.id(), b.addr())));
-        nodes.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        nodes.dedup_by(|a, b| (a.id(), a.addr()) == (b.id(), b.addr()));
         nodes
     }
 
@@ -151,7 +174,7 @@ impl Routing {
     }
 
     /// Whom to ask for a key of that hash; `None` where the fleet has no nodes.
-    pub(crate) fn route(&self, hash: u64) -> Option<Route<'_>> {
+    pub(crate) fn route(&self, hash: u64) -> Option<Route<'_, N>> {
         let place = self.ring.place_hash(hash)?;
         Some(Route {
             owner: &self.nodes[place.owner],
@@ -160,7 +183,7 @@ impl Routing {
         })
     }
 
-    pub(crate) fn nodes(&self) -> &[Arc<Node>] {
+    pub(crate) fn nodes(&self) -> &[N] {
         &self.nodes
     }
 
@@ -171,31 +194,33 @@ impl Routing {
     }
 }
 
-/// Handles by id and address.
-#[derive(Default)]
-struct Handles(HashMap<(String, String), Arc<Node>>);
+/// Handles by id and address, and what makes those that are not there.
+struct Handles<N, M> {
+    known: HashMap<(String, String), N>,
+    make: M,
+}
 
-impl Handles {
-    fn add(&mut self, node: &Arc<Node>) {
-        self.0.entry((node.id().to_owned(), node.addr().to_owned())).or_insert_with(|| node.clone());
+impl<N: Handle, M: FnMut(&Member) -> N> Handles<N, M> {
+    fn add(&mut self, node: &N) {
+        self.known.entry((node.id().to_owned(), node.addr().to_owned())).or_insert_with(|| node.clone());
     }
 
-    fn of(&mut self, member: &Member, config: &Config) -> Arc<Node> {
+    fn of(&mut self, member: &Member) -> N {
         let key = (member.id.clone(), member.addr.clone());
-        self.0.entry(key).or_insert_with(|| Arc::new(Node::new(&member.id, &member.addr, config))).clone()
+        self.known.entry(key).or_insert_with(|| (self.make)(member)).clone()
     }
 }
 
-/// The rings that were replaced lately, as far as a document tells, for a client that has not held them.
-fn recent(document: &RingDocument, known: &mut Handles, config: &Config, now: Instant) -> Vec<Arc<Earlier>> {
-    let window_ms = u64::try_from(config.windows.former_owners.as_millis()).unwrap_or(u64::MAX);
-    let earlier = document.recent(wall_clock_ms().saturating_sub(window_ms)).take(MOST_EARLIER);
-    let earlier = earlier.map(|document| {
-        let nodes = document.members.iter().map(|member| known.of(member, config)).collect();
-        let ring = Arc::new(Ring::new(&document));
-        Arc::new(Earlier { nodes, ring, replaced: now, is_exact: false })
-    });
-    earlier.collect()
+impl Routing {
+    /// The routing table of a document, as a client with these settings has it.
+    pub(crate) fn of(document: &RingDocument, previous: Option<&Routing>, config: &Config) -> Self {
+        let windows = (config.windows.former_owners, config.hand_over);
+        let make = |member: &Member| Arc::new(Node::new(&member.id, &member.addr, config));
+        let now = (Instant::now(), wall_clock_ms());
+        let routing = Routing::new(document, previous, windows, now, make);
+        routing.nodes.iter().for_each(|node| node.among(routing.nodes.len()));
+        routing
+    }
 }
 
 /// The current routing table. Readers take no lock, and keep what they took as long as they like.
@@ -227,3 +252,6 @@ impl CurrentRouting {
         self.version.subscribe()
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -29,6 +29,7 @@ use crate::error::{Error, ErrorKind};
 use crate::failover::{self, Wanted};
 use crate::lane::{Reply, Want};
 use crate::node::{Node, Probed, Refusal};
+use crate::plan::{Delivery, Duty, Part, Reach, Step, WritePlan};
 use crate::routing::Routing;
 use crate::unary;
 
@@ -103,33 +104,36 @@ async fn delete(
     };
     for _ in 0..MAX_RINGS {
         let routing = client.routing_with_nodes(wanted.deadline).await?;
-        let Some(route) = routing.route(wanted.hash) else {
+        let was_left = |owner: &Arc<Node>| owner.was_left_within(RECOVERED, begun);
+        let plan = WritePlan::new(&routing, wanted.hash, client.config.failover, begun, was_left);
+        let Some(WritePlan { ring_version, former, owner, owned_since, successor }) = plan else {
             return Err(Error::new(ErrorKind::Unavailable, "the fleet has no nodes"));
         };
-        let is_strict = client.config.failover == Failover::Strict;
-        let others = routing.former_nodes(wanted.hash, is_strict, begun);
         let one = OneNode { client, routing: &routing, wanted: delete(false, 0), begun };
         // The former owners first: what is handed over from them meanwhile, the owner then forgets or refuses.
-        if !others.is_empty() {
-            Box::pin(try_join_all(others.into_iter().map(|node| one.forget_at_former(node)))).await?;
+        if !former.is_empty() {
+            let former = former.iter().map(|node| one.deliver(Part::Former, node, None, 0));
+            Box::pin(try_join_all(former)).await?;
         }
+        let in_its_place = successor.as_ref().map(|(node, _)| node);
         let successor = async {
-            match route.successor {
-                Some(successor) if is_strict => Box::pin(one.forget_at(successor, None, 0)).await.map(drop),
-                // It may have copies from an outage that is over, which the next would show; or others may ask it now.
-                Some(successor) if route.owner.was_left_within(RECOVERED, begun) => {
-                    Box::pin(one.try_to_forget_at(successor)).await;
+            match &successor {
+                Some((node, Duty::Owed)) => {
+                    Box::pin(one.deliver(Part::Answers, node, None, 0)).await.map(drop)
+                }
+                Some((node, Duty::Attempt)) => {
+                    Box::pin(one.try_to_forget_at(node)).await;
                     Ok(())
                 }
-                _ => Ok(()),
+                Some((_, Duty::InItsPlace)) | None => Ok(()),
             }
         };
-        let owner = OneNode { wanted: delete(then_set, sequence), ..one };
-        let owner = owner.forget_at(route.owner, route.successor, route.owned_since);
-        let (successor, reply) = join(successor, owner).await;
+        let to_owner = OneNode { wanted: delete(then_set, sequence), ..one };
+        let to_owner = to_owner.deliver(Part::Answers, &owner, in_its_place, owned_since);
+        let (successor, reply) = join(successor, to_owner).await;
         let reply = successor.and(reply)?;
         // Before the look at the ring, so that a change after it is noticed there.
-        client.recent.add(wanted, group_name, routing.ring.version(), Instant::now());
+        client.recent.add(wanted, group_name, ring_version, Instant::now());
         let heard = reply.as_ref().map_or(0, |reply| reply.ring_version);
         if !has_moved(client, &routing, heard, wanted).await? {
             return Ok(Deleted { routing, reply });
@@ -207,52 +211,70 @@ struct OneNode<'a> {
 }
 
 impl OneNode<'_> {
-    /// Has a node forget the key, now or before it answers again. Gives its reply, where it gave one.
-    async fn forget_at(
+    /// Has a node forget what is wanted, now or before it answers again. Gives its reply, where it gave one.
+    async fn deliver(
         &self,
+        part: Part,
         node: &Arc<Node>,
         successor: Option<&Arc<Node>>,
         owned_since: u64,
     ) -> Result<Option<Reply>, Error> {
-        match self.reach(node, owned_since).await {
-            Err(Refusal::NoGroup(error)) => Box::pin(self.forget_where_it_is(error)).await.map(|()| None),
-            Err(Refusal::Elsewhere(error) | Refusal::Again(error)) => {
-                tracing::debug!(node = node.id(), %error, "a hint is stored for the node");
-                Box::pin(self.store_hint(node, successor, error)).await.map(|()| None)
+        self.deliver_to_one(part, node, successor, owned_since).await.map_err(Refusal::into_error)
+    }
+
+    /// As [`deliver`](Self::deliver), with what may be done about a failure.
+    async fn deliver_to_one(
+        &self,
+        part: Part,
+        node: &Arc<Node>,
+        successor: Option<&Arc<Node>>,
+        owned_since: u64,
+    ) -> Result<Option<Reply>, Refusal> {
+        let has_registry = self.client.registry.is_some();
+        let reach = || Reach {
+            is_down: node.is_down(),
+            is_mostly_down: self.routing.mostly_down(),
+            is_leased: self.client.is_alive(node.id()),
+            has_registry,
+        };
+        let mut delivery = Delivery::new(part);
+        let mut last = Refusal::Elsewhere(Error::at(ErrorKind::Unavailable, node.id(), "the node is down"));
+        let mut step = delivery.begin(reach());
+        loop {
+            match step {
+                Step::Ask => match self.ask(node, owned_since).await {
+                    Ok(reply) => return Ok(Some(reply)),
+                    Err(refusal) => {
+                        step = delivery.after(Err(refusal.failed()), reach());
+                        last = refusal;
+                    }
+                },
+                Step::StoreHint => {
+                    let error = last.into_error();
+                    tracing::debug!(node = node.id(), %error, "a hint is stored for the node");
+                    let stored = Box::pin(self.store_hint(node, successor, error)).await;
+                    return stored.map(|()| None).map_err(Refusal::Final);
+                }
+                Step::AskWhereGroupIs => {
+                    let asked = Box::pin(self.forget_where_it_is(last.into_error())).await;
+                    return asked.map(|()| None).map_err(Refusal::Final);
+                }
+                Step::Done => return Ok(None),
+                Step::Fail => return Err(last),
             }
-            Err(refusal) => Err(refusal.into_error()),
-            Ok(reply) => Ok(Some(reply)),
         }
     }
 
-    /// As [`forget_at`](Self::forget_at), at a node that does not own the key any more. One that can neither be reached nor holds a lease
-    /// learns of the ring before it answers again, and is not told.
-    async fn forget_at_former(&self, node: &Arc<Node>) -> Result<(), Error> {
-        if node.is_down() && !self.client.is_alive(node.id()) {
-            return Ok(());
+    /// Asks a node once.
+    async fn ask(&self, node: &Arc<Node>, owned_since: u64) -> Result<Reply, Refusal> {
+        let ask = self.wanted.ask(self.routing.ring.version(), owned_since, false);
+        let reply = node.write(&ask, Instant::now()).await?;
+        if reply.outcome != Outcome::Done {
+            let why = format!("the node answered a write with {}", reply.outcome.as_str_name());
+            return Err(Refusal::Final(Error::at(ErrorKind::Protocol, node.id(), why)));
         }
-        match self.reach(node, 0).await {
-            Err(Refusal::Elsewhere(_) | Refusal::Again(_)) if !self.client.is_alive(node.id()) => Ok(()),
-            Err(Refusal::Elsewhere(error) | Refusal::Again(error)) => {
-                Box::pin(self.store_hint(node, None, error)).await
-            }
-            // It has nothing of a group that it does not have.
-            Ok(_) | Err(Refusal::NoGroup(_)) => Ok(()),
-            Err(refusal) => Err(refusal.into_error()),
-        }
-    }
-
-    /// Has a node forget the group, now or, where others can reach it by a registry, before it answers again. Gives the newest ring version
-    /// that it has heard of.
-    async fn clear_at(&self, node: &Arc<Node>, has_registry: bool) -> Result<u64, Refusal> {
-        match self.reach(node, 0).await {
-            Err(Refusal::Elsewhere(error) | Refusal::Again(error)) if has_registry => {
-                tracing::debug!(node = node.id(), %error, "a hint is stored for the node");
-                let stored = Box::pin(self.store_hint(node, None, error)).await;
-                stored.map(|()| 0).map_err(Refusal::Final)
-            }
-            told => told.map(|reply| reply.ring_version),
-        }
+        node.hints().store(0, Ordering::Relaxed);
+        Ok(self.client.heed(node, reply, self.routing.ring.version()))
     }
 
     /// The same without a token: only the owner gives one.
@@ -271,30 +293,6 @@ impl OneNode<'_> {
         let error = successor.write(&ask, Instant::now()).await.err()?.into_error();
         tracing::debug!(node = successor.id(), %error, "the successor did not delete");
         Some(error)
-    }
-
-    async fn reach(&self, node: &Arc<Node>, owned_since: u64) -> Result<Reply, Refusal> {
-        let ask = self.wanted.ask(self.routing.ring.version(), owned_since, false);
-        let mut last = Refusal::Elsewhere(Error::at(ErrorKind::Unavailable, node.id(), "the node is down"));
-        // The second time on a new lane, in case the first was lost.
-        for _ in 0..2 {
-            if node.is_down() && !self.routing.mostly_down() {
-                break;
-            }
-            match node.write(&ask, Instant::now()).await {
-                Ok(reply) if reply.outcome == Outcome::Done => {
-                    node.hints().store(0, Ordering::Relaxed);
-                    return Ok(self.client.heed(node, reply, self.routing.ring.version()));
-                }
-                Ok(reply) => {
-                    let why = format!("the node answered a write with {}", reply.outcome.as_str_name());
-                    return Err(Refusal::Final(Error::at(ErrorKind::Protocol, node.id(), why)));
-                }
-                Err(refusal @ (Refusal::Elsewhere(_) | Refusal::Again(_))) => last = refusal,
-                Err(refusal) => return Err(refusal),
-            }
-        }
-        Err(last)
     }
 
     /// Deletes at the nodes that have the group, one of which is asked in the place of a node that has not.
@@ -439,13 +437,14 @@ pub(crate) async fn clear(client: &Shared, wanted: Wanted<'_>, begun: Instant) -
         let routing = client.routing_with_nodes(wanted.deadline).await?;
         let nodes = routing.all_nodes(begun);
         let one = OneNode { client, routing: &routing, wanted, begun };
-        let told = join_all(nodes.iter().map(|node| one.clear_at(node, generation > 0))).await;
+        let told = nodes.iter().map(|node| one.deliver_to_one(Part::OneOfAll, node, None, 0));
+        let told = join_all(told).await;
         let has_group = |told: &Result<_, Refusal>| !matches!(told, Err(Refusal::NoGroup(_)));
         let somebody_has = told.is_empty() || told.iter().any(has_group);
         let mut heard = 0;
         for told in told {
             match told {
-                Ok(version) => heard = version.max(heard),
+                Ok(reply) => heard = reply.map_or(0, |reply| reply.ring_version).max(heard),
                 // A node that has no such group has nothing of it.
                 Err(Refusal::NoGroup(_)) if somebody_has => {}
                 Err(refusal) => return Err(refusal.into_error()),

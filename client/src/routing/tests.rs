@@ -1,0 +1,132 @@
+use std::sync::Arc;
+
+use peanut_proto::membership::NodeInfo;
+
+use super::*;
+
+/// A node that is only a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Name(pub(crate) Arc<str>);
+
+impl Handle for Name {
+    fn id(&self) -> &str {
+        &self.0
+    }
+
+    fn addr(&self) -> &str {
+        &self.0
+    }
+
+    fn is_left(&self) -> bool {
+        self.0.starts_with('-')
+    }
+}
+
+const WRITTEN_TO: Duration = Duration::from_secs(120);
+const HAND_OVER: Duration = Duration::from_secs(60);
+/// The wall clock, which stands.
+const WALL_MS: u64 = 1_000_000;
+
+fn made(document: &RingDocument, previous: Option<&Routing<Name>>, now: Instant) -> Routing<Name> {
+    Routing::new(document, previous, (WRITTEN_TO, HAND_OVER), (now, WALL_MS), |member| {
+        Name(member.id.as_str().into())
+    })
+}
+
+fn node(id: &str) -> NodeInfo {
+    NodeInfo { id: id.to_owned(), addr: id.to_owned(), zone: String::new(), weight: 1 }
+}
+
+fn document(ids: &[&str]) -> RingDocument {
+    ids.iter().fold(RingDocument::empty(64), |ring, id| ring.with(&node(id), WALL_MS).expect("a new node"))
+}
+
+/// The routing table of nodes with these names, which come one after the other.
+pub(crate) fn routing(ids: &[&str], previous: Option<&Routing<Name>>, now: Instant) -> Routing<Name> {
+    made(&document(ids), previous, now)
+}
+
+fn hashes() -> impl Iterator<Item = u64> {
+    (0..u64::MAX).step_by(usize::MAX / 199)
+}
+
+#[test]
+fn former_owners_are_told_for_a_while_and_then_no_more() {
+    let now = Instant::now();
+    let before = routing(&["a", "b"], None, now);
+    let after = routing(&["a", "b", "c"], Some(&before), now);
+    let moved: Vec<_> = hashes().filter(|hash| &*after.route(*hash).unwrap().owner.0 == "c").collect();
+    assert!(moved.len() > 30);
+    for hash in hashes() {
+        let told = after.former_nodes(hash, false, now + WRITTEN_TO - Duration::from_millis(1));
+        let was = before.route(hash).unwrap().owner;
+        assert_eq!(told, if moved.contains(&hash) { vec![was] } else { vec![] });
+        assert!(after.former_nodes(hash, true, now + WRITTEN_TO).is_empty());
+    }
+}
+
+#[test]
+fn a_client_that_skipped_rings_tells_the_owners_of_those_between_too() {
+    let now = Instant::now();
+    let first = document(&["a", "b"]);
+    let second = first.with(&node("c"), WALL_MS).unwrap();
+    let third = second.without("c", WALL_MS).unwrap();
+    let skipped = made(&third, Some(&made(&first, None, now)), now);
+    let between = made(&second, None, now);
+    for hash in hashes() {
+        let owner = between.route(hash).unwrap().owner;
+        let is_told = skipped.former_nodes(hash, false, now).contains(&owner);
+        assert!(is_told || skipped.route(hash).unwrap().owner == owner);
+    }
+}
+
+#[test]
+fn a_new_owner_is_filled_from_the_one_just_before_that_was_held_and_from_no_other() {
+    let now = Instant::now();
+    let first = document(&["a", "b"]);
+    let second = first.with(&node("c"), WALL_MS).unwrap();
+    let held = made(&first, None, now);
+    let after = made(&second, Some(&held), now);
+    let fresh = made(&second, None, now);
+    let skipped = made(&second.with(&node("d"), WALL_MS).unwrap(), Some(&held), now);
+    for hash in hashes() {
+        let route = after.route(hash).unwrap();
+        let former = after.former(hash, route.owned_since, HAND_OVER, now);
+        let was = held.route(hash).unwrap().owner;
+        assert_eq!(former.map(|former| former.node), (was != route.owner).then_some(was));
+        assert!(after.former(hash, route.owned_since, HAND_OVER, now + HAND_OVER).is_none());
+        assert!(fresh.former(hash, route.owned_since, HAND_OVER, now).is_none(), "it has held no other");
+        let route = skipped.route(hash).unwrap();
+        if &*route.owner.0 == "d" {
+            let former = skipped.former(hash, route.owned_since, HAND_OVER, now);
+            assert!(former.is_none(), "another may have owned it, and been written to, in between");
+        }
+    }
+}
+
+#[test]
+fn handles_outlive_rings_and_there_is_one_of_each_node() {
+    let now = Instant::now();
+    let mut made = Vec::new();
+    let mut make = |member: &Member| {
+        made.push(member.id.clone());
+        Name(member.id.as_str().into())
+    };
+    let windows = (WRITTEN_TO, HAND_OVER);
+    let first = document(&["a", "b"]);
+    let second = first.without("b", WALL_MS).unwrap();
+    let third = second.with(&node("b"), WALL_MS).unwrap();
+    let held = Routing::new(&first, None, windows, (now, WALL_MS), &mut make);
+    let held = Routing::new(&second, Some(&held), windows, (now, WALL_MS), &mut make);
+    let held = Routing::new(&third, Some(&held), windows, (now, WALL_MS), &mut make);
+    assert_eq!(held.nodes().len(), 2);
+    assert_eq!(held.all_nodes(now).len(), 2);
+    assert_eq!(made, ["a", "b"]);
+}
+
+#[test]
+fn a_fleet_is_mostly_down_when_more_than_half_is() {
+    let now = Instant::now();
+    assert!(!routing(&["a", "-b"], None, now).mostly_down());
+    assert!(routing(&["a", "-b", "-c"], None, now).mostly_down());
+}
