@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use futures_util::future::{join, join_all, try_join_all};
+use futures_util::future::{OptionFuture, join, join_all, try_join_all};
 use peanut_proto::backoff::Backoff;
 use peanut_proto::clock::wall_clock_ms;
 use peanut_proto::frame::Write;
@@ -98,10 +98,7 @@ async fn delete(
     begun: Instant,
 ) -> Result<Deleted, Error> {
     let then_set = matches!(wanted.want, Want::Write(Write::Set { .. }));
-    let delete = |then_set, sequence| {
-        let delete = Write::Delete { key: wanted.key, then_set, sequence };
-        Wanted { want: Want::Write(delete), ..*wanted }
-    };
+    let want = Want::Write(Write::Delete { key: wanted.key, then_set, sequence });
     for _ in 0..MAX_RINGS {
         let routing = client.routing_with_nodes(wanted.deadline).await?;
         let was_left = |owner: &Arc<Node>| owner.was_left_within(RECOVERED, begun);
@@ -109,29 +106,34 @@ async fn delete(
         let Some(WritePlan { ring_version, former, owner, owned_since, successor }) = plan else {
             return Err(Error::new(ErrorKind::Unavailable, "the fleet has no nodes"));
         };
-        let one = OneNode { client, routing: &routing, wanted: delete(false, 0), begun };
+        let to_owner = OneNode { client, routing: &routing, wanted: Wanted { want, ..*wanted }, begun };
         // The former owners first: what is handed over from them meanwhile, the owner then forgets or refuses.
         if !former.is_empty() {
-            let former = former.iter().map(|node| one.deliver(Part::Former, node, None, 0));
-            Box::pin(try_join_all(former)).await?;
+            Box::pin(async {
+                let other = to_owner.without_token();
+                try_join_all(former.iter().map(|node| other.deliver(Part::Former, node, None, 0))).await
+            })
+            .await
+            .map_err(Refusal::into_error)?;
         }
+        // In a box, as that is rare.
+        let to_successor = successor.as_ref().filter(|(_, duty)| *duty != Duty::InItsPlace);
+        let to_successor = OptionFuture::from(to_successor.map(|(node, duty)| {
+            Box::pin(async {
+                let other = to_owner.without_token();
+                match duty {
+                    Duty::Owed => other.deliver(Part::Answers, node, None, 0).await.map(drop),
+                    Duty::Attempt | Duty::InItsPlace => {
+                        other.try_to_forget_at(node).await;
+                        Ok(())
+                    }
+                }
+            })
+        }));
         let in_its_place = successor.as_ref().map(|(node, _)| node);
-        let successor = async {
-            match &successor {
-                Some((node, Duty::Owed)) => {
-                    Box::pin(one.deliver(Part::Answers, node, None, 0)).await.map(drop)
-                }
-                Some((node, Duty::Attempt)) => {
-                    Box::pin(one.try_to_forget_at(node)).await;
-                    Ok(())
-                }
-                Some((_, Duty::InItsPlace)) | None => Ok(()),
-            }
-        };
-        let to_owner = OneNode { wanted: delete(then_set, sequence), ..one };
         let to_owner = to_owner.deliver(Part::Answers, &owner, in_its_place, owned_since);
-        let (successor, reply) = join(successor, to_owner).await;
-        let reply = successor.and(reply)?;
+        let (told, reply) = join(to_successor, to_owner).await;
+        let reply = told.unwrap_or(Ok(())).and(reply).map_err(Refusal::into_error)?;
         // Before the look at the ring, so that a change after it is noticed there.
         client.recent.add(wanted, group_name, ring_version, Instant::now());
         let heard = reply.as_ref().map_or(0, |reply| reply.ring_version);
@@ -213,17 +215,6 @@ struct OneNode<'a> {
 impl OneNode<'_> {
     /// Has a node forget what is wanted, now or before it answers again. Gives its reply, where it gave one.
     async fn deliver(
-        &self,
-        part: Part,
-        node: &Arc<Node>,
-        successor: Option<&Arc<Node>>,
-        owned_since: u64,
-    ) -> Result<Option<Reply>, Error> {
-        self.deliver_to_one(part, node, successor, owned_since).await.map_err(Refusal::into_error)
-    }
-
-    /// As [`deliver`](Self::deliver), with what may be done about a failure.
-    async fn deliver_to_one(
         &self,
         part: Part,
         node: &Arc<Node>,
@@ -437,7 +428,7 @@ pub(crate) async fn clear(client: &Shared, wanted: Wanted<'_>, begun: Instant) -
         let routing = client.routing_with_nodes(wanted.deadline).await?;
         let nodes = routing.all_nodes(begun);
         let one = OneNode { client, routing: &routing, wanted, begun };
-        let told = nodes.iter().map(|node| one.deliver_to_one(Part::OneOfAll, node, None, 0));
+        let told = nodes.iter().map(|node| one.deliver(Part::OneOfAll, node, None, 0));
         let told = join_all(told).await;
         let has_group = |told: &Result<_, Refusal>| !matches!(told, Err(Refusal::NoGroup(_)));
         let somebody_has = told.is_empty() || told.iter().any(has_group);

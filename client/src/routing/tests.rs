@@ -38,7 +38,7 @@ fn node(id: &str) -> NodeInfo {
 }
 
 fn document(ids: &[&str]) -> RingDocument {
-    ids.iter().fold(RingDocument::empty(64), |ring, id| ring.with(&node(id), WALL_MS).expect("a new node"))
+    ids.iter().fold(RingDocument::empty(64), |ring, id| ring.with(&node(id), 0).expect("a new node"))
 }
 
 /// The routing table of nodes with these names, which come one after the other.
