@@ -184,7 +184,10 @@ async fn a_node_that_was_killed_does_not_restore_what_was_deleted_meanwhile_or_j
 async fn many_invalidations_for_one_node_become_one_for_the_group() {
     let origin = Origin::start(Duration::ZERO).await;
     let (etcd, mut servers) = fleet(2, &group_from("g", origin.url(), "")).await;
-    let client = client(&etcd, 2).await;
+    // Longer than a lease, which has to end before the deletes do.
+    let client =
+        client_of(&etcd).deadline(Duration::from_secs(20)).build().await.expect("the fleet is there");
+    client.wait_for_ring(2).await.expect("the client lives");
     let keys: Vec<String> = (0..2_000).map(|n| format!("k{n}")).collect();
     let mine: Vec<&String> = keys.iter().filter(|key| owner_of(&client, &servers, key) == 0).collect();
     for key in &mine {
