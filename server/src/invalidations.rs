@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::cache::{Begun, Delete};
+use crate::registration::{holder_of, in_use};
 use crate::service::Node;
 
 /// So many readings and changes are removed together.
@@ -59,6 +60,8 @@ pub(crate) struct Invalidations {
     pub(crate) registry: Arc<dyn Registry>,
     pub(crate) keys: Keys,
     pub(crate) node_id: String,
+    /// Where the node is reached.
+    pub(crate) addr: String,
     pub(crate) node: Node,
     /// Whether others write to the registry, and it outlives this process.
     pub(crate) is_shared: bool,
@@ -102,6 +105,12 @@ impl Invalidations {
         known: &watch::Sender<Option<Lineage>>,
         heard: &mut Heard,
     ) -> Result<(), RegistryError> {
+        // Hints are for one process: another that has them read and removed would take them from it.
+        if let Some(other) = holder_of(&*self.registry, &self.keys, &self.node_id).await?
+            && other.addr != self.addr
+        {
+            return Err(in_use(&self.node_id, &other.addr));
+        }
         let wakes = self.node.wake().wakes();
         // The ring too: others may have come to own keys in the meantime.
         if let Some(entry) = self.registry.get(&self.keys.ring()).await?

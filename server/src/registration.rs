@@ -73,6 +73,21 @@ impl FromStr for OnShutdown {
     }
 }
 
+/// The process that has put its liveness under a node's id.
+pub(crate) async fn holder_of(
+    registry: &dyn Registry,
+    keys: &Keys,
+    id: &str,
+) -> Result<Option<Liveness>, RegistryError> {
+    let holder = registry.get(&keys.live(id)).await?;
+    Ok(holder.and_then(|entry| Liveness::decode(&entry.value).ok()))
+}
+
+/// Two processes have one id.
+pub(crate) fn in_use(id: &str, addr: &str) -> RegistryError {
+    RegistryError::new(format!("node id `{id}` is in use at {addr}; give one of the two another node_id"))
+}
+
 impl Registration {
     /// Registers the node and keeps it registered until `stop`, then ends its lease. The node hears of
     /// every new ring version, and whoever holds `joined` of the first success.
@@ -207,13 +222,9 @@ impl Registration {
 
     /// Two nodes of one id would take turns in writing their addresses into the ring, for ever.
     async fn check_that_the_id_is_free(&self, live: &Liveness) -> Result<(), RegistryError> {
-        let key = self.keys.live(&self.node.id);
-        let holder = self.registry.get(&key).await?;
-        match holder.and_then(|entry| Liveness::decode(&entry.value).ok()) {
+        match holder_of(&*self.registry, &self.keys, &self.node.id).await? {
             Some(other) if other.incarnation != live.incarnation && other.addr != live.addr => {
-                let (id, addr) = (&self.node.id, &other.addr);
-                let why = format!("node id `{id}` is in use at {addr}; give one of the two another node_id");
-                Err(RegistryError::new(why))
+                Err(in_use(&self.node.id, &other.addr))
             }
             _ => Ok(()),
         }

@@ -256,6 +256,7 @@ impl Server {
                 registry: registration.registry.clone(),
                 keys: registration.keys.clone(),
                 node_id: registration.node.id.clone(),
+                addr: registration.node.addr.clone(),
                 node: self.node.clone(),
                 is_shared: self.options.registry.is_some(),
             };

@@ -22,8 +22,8 @@ cargo xtask <command>
   simulate [--seeds N] [--from S] [--seed S --trace] [--without MECHANISM]
              fleets of the real client and server through overlapping faults, in one thread and virtual time, and what
              their clients saw checked; the same seed gives the same history
-  history [--seed N] [--scenarios N]
-             fleets of real processes through random faults, and what their clients saw checked
+  history [--seed N] [--scenarios N] [--at-once N]
+             fleets of real processes through random faults that overlap, and what their clients saw checked
   soak [--minutes N]
              mixed work and faults on real processes for an hour, and whether anything has grown
   bench instructions

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use peanut_proto::membership::Undelivered;
 use peanut_proto::registry::{KeyRange, Registry as _};
 use peanut_tests::{Etcd, Origin, ServerProcess, eventually};
@@ -202,7 +203,7 @@ async fn writers_do_not_overwrite_each_others_invalidations_and_leave_few() {
     let is_mine = |key: &String| ring.members()[ring.place("g", key.as_bytes()).unwrap().owner].id == id;
     let long: Vec<String> = (0..).map(|n| format!("{n:04}").repeat(250)).filter(is_mine).take(40).collect();
     let short: Vec<String> = (0..).map(|n| format!("k{n}")).filter(is_mine).take(100).collect();
-    servers[0].process().signal(nix::sys::signal::Signal::SIGSTOP);
+    servers[0].process().signal(Signal::SIGSTOP);
     for writer in &writers {
         let deleted = writer.group("g").delete_many(&long).await;
         assert!(deleted.iter().all(Result::is_ok), "{:?}", deleted.iter().find(|deleted| deleted.is_err()));
@@ -227,7 +228,7 @@ async fn writers_do_not_overwrite_each_others_invalidations_and_leave_few() {
     assert!(late.group("g").delete_many(&short).await.iter().all(Result::is_ok));
     let after = etcd.registry().count(&KeyRange::prefix(&keys().undelivered(&id))).await.unwrap();
     assert!(after as usize <= before + 16, "{after} after {before}");
-    servers[0].process().signal(nix::sys::signal::Signal::SIGCONT);
+    servers[0].process().signal(Signal::SIGCONT);
     eventually("all to be done", async || {
         (etcd.registry().count(&KeyRange::prefix(&keys().undelivered(&id))).await.unwrap() == 0).then_some(())
     })
@@ -235,4 +236,37 @@ async fn writers_do_not_overwrite_each_others_invalidations_and_leave_few() {
     for key in short.iter().chain(&long) {
         assert_eq!(text(&late, "g", key).await, format!("value of {key}"));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_process_of_one_node_id_takes_no_hints_from_the_first() {
+    let origin = Origin::start(Duration::ZERO).await;
+    let etcd = Etcd::start().await;
+    let config = || {
+        let (port, etcd, groups) = (peanut_tests::free_port(), etcd.endpoint(), two_groups(&origin));
+        format!(
+            "listen = \"127.0.0.1:{port}\"\nnode_id = \"twin\"\nlease_ttl = \"20s\"\n[etcd]\nendpoints = [\"{etcd}\"]\n{groups}"
+        )
+    };
+    let mut first = ServerProcess::start_with(SERVER, &config()).await;
+    first.registered().await;
+    let client = client(&etcd, 1).await;
+    client.group("g").set("k", "old", None).await.unwrap();
+    // It holds its lease, and reads nothing for a while.
+    first.process().signal(Signal::SIGSTOP);
+    let mut second = ServerProcess::start_with(SERVER, &config()).await;
+    second.process().wait_for_line("is in use at").await;
+    let at = format!("{}zz-1", keys().undelivered_of("twin", "g"));
+    put(&etcd, &at, hint(Some(vec![b"k".to_vec()]))).await;
+    // Time enough for whoever would read it.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let left = async || etcd.registry().get(&at).await.unwrap();
+    assert!(left().await.is_some(), "it is for the first");
+    first.process().signal(Signal::SIGCONT);
+    eventually("the hint to be read", async || left().await.is_none().then_some(())).await;
+    assert_eq!(text(&client, "g", "k").await, "value of k");
+    // When the first has gone for good, the second takes its place.
+    first.process().signal(Signal::SIGTERM);
+    first.process().ended().await;
+    second.registered().await;
 }
