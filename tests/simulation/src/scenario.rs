@@ -13,7 +13,7 @@ use peanut_client::{Client, Failover};
 use peanut_proto::machine::Disk;
 use peanut_proto::registry::LocalRegistry;
 use peanut_proto::sabotage::{self, Mechanism};
-use peanut_server::{Group, Loaded, LoaderError, OnShutdown, Server, loader_fn};
+use peanut_server::{Group, Loaded, LoaderError, OnShutdown, Server, Token, loader_fn};
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -28,6 +28,9 @@ use crate::history::{Kind, Op, Violation, check_with};
 
 const FAILOVER_TTL: Duration = Duration::from_millis(800);
 const LOAD_TIMEOUT: Duration = Duration::from_millis(400);
+/// A capacity for three of a group's keys.
+const TIGHT: usize = 400;
+const SECRET: &str = "secret-of-the-applications";
 /// When nothing is wrong any more, what was wrong has its effects for so long.
 const SETTLE: Duration = Duration::from_millis(4000);
 /// The last reads have ended by then. A registry that came back empty, to a fleet whose nodes have all been started since, has older rings than
@@ -131,6 +134,10 @@ struct Fleet {
     unread: Unread,
     is_strict: bool,
     is_warm: bool,
+    /// Whether callers are let in by tokens only.
+    has_tokens: bool,
+    /// Whether groups have no room for all of their keys.
+    is_tight: bool,
     folder: TempDir,
     copies: u32,
 }
@@ -150,6 +157,7 @@ impl Fleet {
             join(serve, OptionFuture::from(hints)).await;
         });
         let (is_strict, is_warm) = (random.bool(), random.bool());
+        let (has_tokens, is_tight) = (random.bool(), random.u8(..3) == 0);
         let folder = if Path::new("/dev/shm").is_dir() {
             tempfile::tempdir_in("/dev/shm")
         } else {
@@ -190,6 +198,8 @@ impl Fleet {
             unread,
             is_strict,
             is_warm,
+            has_tokens,
+            is_tight,
             folder,
             copies: 0,
         }
@@ -219,6 +229,7 @@ impl Fleet {
 
     fn start_node(&mut self, at: usize) {
         let (is_warm, load) = (self.is_warm, self.load.clone());
+        let capacity_bytes = if self.is_tight { TIGHT } else { 1 << 16 };
         let node = &mut self.nodes[at];
         node.starts += 1;
         let host = node.host;
@@ -240,7 +251,8 @@ impl Fleet {
                 _ => Group::without_loader(name),
             };
             let group = group.ttl(Duration::from_secs(60)).negative_ttl(Duration::from_secs(30));
-            let group = group.failover_ttl(FAILOVER_TTL).load_timeout(LOAD_TIMEOUT).capacity_bytes(1 << 16);
+            let group =
+                group.failover_ttl(FAILOVER_TTL).load_timeout(LOAD_TIMEOUT).capacity_bytes(capacity_bytes);
             if name != "short" {
                 return group;
             }
@@ -260,6 +272,8 @@ impl Fleet {
             .seal_interval(Duration::from_millis(300))
             .on_shutdown(if node.leaves { OnShutdown::Leave } else { OnShutdown::Keep });
         let builder = if is_warm { builder.data_dir(&node.folder) } else { builder };
+        let token = Token::new("applications").secret(SECRET).read(["*"]).write(["*"]);
+        let builder = if self.has_tokens { builder.token(token) } else { builder };
         let (stop, mut stopping) = watch::channel(false);
         node.stop = Some(stop);
         let network = self.world.network.clone();
@@ -281,6 +295,7 @@ impl Fleet {
             .hand_over(self.theme.hand_over())
             .windows(self.theme.windows());
         let builder = if self.random.u8(..5) == 0 { builder.unary() } else { builder };
+        let builder = if self.has_tokens { builder.token(SECRET) } else { builder };
         let (load, readers, writers) = (self.load.clone(), self.random.fork(), self.random.fork());
         self.world.start(app.host, || async move {
             let client = builder.build_lazy().expect("the settings are good");
