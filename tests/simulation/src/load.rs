@@ -20,8 +20,6 @@ use crate::history::{Kind, Op};
 
 /// Keys of each group.
 pub(super) const KEYS: u32 = 5;
-/// A pace of reads: of one key alone.
-pub(super) const FEW_KEYS: u64 = 0;
 /// The groups: with a loader, with a loader and short lifetimes, without one, and one whose values the application loads.
 pub(super) const GROUPS: [&str; 4] = ["loaded", "short", "plain", "app"];
 
@@ -43,14 +41,16 @@ pub(super) struct Load {
     ops: Mutex<Vec<(usize, Op)>>,
     /// How much longer each application pauses between reads and between writes.
     paces: [(u64, u64); CLIENTS],
+    /// The only key that the first application reads, so that it speaks to few nodes, and hears of a change of the ring from nobody else.
+    only: Option<(usize, u32)>,
     /// Applications do nothing more.
     pub(super) stop: AtomicBool,
 }
 
 impl Load {
     /// An origin in which every key has version zero, and applications that pause so much longer between reads
-    /// and between writes.
-    pub(super) fn new(paces: [(u64, u64); CLIENTS]) -> Arc<Self> {
+    /// and between writes. The first reads no key but `only`, where that is given.
+    pub(super) fn new(paces: [(u64, u64); CLIENTS], only: Option<(usize, u32)>) -> Arc<Self> {
         let keys = GROUPS.len() * KEYS as usize;
         Arc::new(Load {
             versions: (0..keys).map(|_| AtomicU64::new(0)).collect(),
@@ -58,6 +58,7 @@ impl Load {
             loads: AtomicU64::new(0),
             ops: Mutex::default(),
             paces,
+            only,
             stop: AtomicBool::new(false),
         })
     }
@@ -97,12 +98,10 @@ impl Load {
 
     /// Reads until told to stop.
     pub(super) async fn read(self: Arc<Self>, number: usize, client: Client, mut random: Rng) {
-        // One that reads few keys speaks to few nodes, and hears of a change of the ring from nobody else.
-        let few = self.paces[number].0 == FEW_KEYS;
-        let only = (random.usize(..GROUPS.len()), random.u32(..KEYS));
+        let only = self.only.filter(|_| number == 0);
         while !self.stop.load(Ordering::Relaxed) {
-            if few {
-                self.read_one(number, &client, only.0, only.1).await;
+            if let Some((group, key)) = only {
+                self.read_one(number, &client, group, key).await;
                 sleep(Duration::from_millis(random.u64(5..90))).await;
                 continue;
             }
@@ -119,7 +118,7 @@ impl Load {
                     self.read_one(number, &client, group, key).await;
                 }
             }
-            sleep(Duration::from_millis(random.u64(5..90) * self.paces[number].0.max(1))).await;
+            sleep(Duration::from_millis(random.u64(5..90) * self.paces[number].0)).await;
         }
     }
 
@@ -155,14 +154,16 @@ impl Load {
             } else if random.u8(..4) == 0 {
                 self.begin_and_write(number, &client, group, &mut random).await;
             } else {
-                self.write_one(number, &client, group, &mut random).await;
+                let key = random.u32(..KEYS);
+                let (group, key) = self.only.filter(|_| random.u8(..3) == 0).unwrap_or((group, key));
+                self.write_one(number, &client, group, key, &mut random).await;
             }
             sleep(Duration::from_millis(random.u64(5..150) * self.paces[number].1)).await;
         }
     }
 
-    async fn write_one(&self, by: usize, client: &Client, group: usize, random: &mut Rng) {
-        let (key, name) = (random.u32(..KEYS), client.group(GROUPS[group]));
+    async fn write_one(&self, by: usize, client: &Client, group: usize, key: u32, random: &mut Rng) {
+        let name = client.group(GROUPS[group]);
         let at = number(group, key);
         let _one_at_a_time = self.writers[at as usize].lock().await;
         let (begun, version) = (uptime(), self.raise(at));

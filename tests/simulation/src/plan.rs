@@ -4,8 +4,11 @@ use std::ops::Range;
 use std::time::Duration;
 
 use fastrand::Rng;
+use peanut_client::ring::Ring;
 use peanut_proto::intervals::Windows;
+use peanut_proto::membership::{DEFAULT_POINTS, NodeInfo, RingDocument};
 
+use super::load::{GROUPS, KEYS};
 use super::network::Mended;
 use super::registry::{MEMBERS, StoreFault};
 
@@ -144,10 +147,10 @@ pub enum Theme {
 impl Theme {
     /// One of them.
     pub(super) fn any(random: &mut Rng) -> Self {
-        match random.u8(..5) {
+        match random.u8(..6) {
             0 => Theme::Rings,
             1 => Theme::Stutter,
-            2 => Theme::Late,
+            2 | 3 => Theme::Late,
             _ => Theme::Everything,
         }
     }
@@ -175,9 +178,30 @@ impl Theme {
         let others = if self == Theme::Late { (random.u64(4..30), random.u64(2..8)) } else { (1, 1) };
         let mut paces = [others; CLIENTS];
         if self == Theme::Late {
-            paces[0] = (0, 30);
+            paces[0] = (1, 30);
         }
         paces
+    }
+
+    /// The key to which the first application keeps: one that moves when the last node comes or goes.
+    pub(super) fn only(self, random: &mut Rng) -> Option<(usize, u32)> {
+        let node = |at: usize| NodeInfo {
+            id: format!("n{at}"),
+            addr: String::new(),
+            zone: String::new(),
+            weight: 1,
+        };
+        let document = (0..NODES).fold(RingDocument::empty(DEFAULT_POINTS), |ring, at| {
+            ring.with(&node(at), 0).expect("a new node")
+        });
+        let ring = Ring::new(&document);
+        let last = |group: usize, key: u32| {
+            let place = ring.place(GROUPS[group], key.to_string().as_bytes());
+            place.is_some_and(|place| ring.members()[place.owner].id == format!("n{}", NODES - 1))
+        };
+        let keys = (0..GROUPS.len()).flat_map(|group| (0..KEYS).map(move |key| (group, key)));
+        let keys: Vec<_> = keys.filter(|(group, key)| last(*group, *key)).collect();
+        (self == Theme::Late).then(|| keys[random.usize(..keys.len())])
     }
 
     /// The member of the registry by which one watches that starts.

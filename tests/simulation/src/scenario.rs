@@ -185,7 +185,7 @@ impl Fleet {
             App { host: world.add_host(), down: 0, paused: 0, failover }
         });
         let apps = apps.collect();
-        let (load, random) = (Load::new(theme.paces(random)), random.fork());
+        let (load, random) = (Load::new(theme.paces(random), theme.only(random)), random.fork());
         Fleet {
             world,
             store,
