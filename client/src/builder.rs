@@ -11,6 +11,7 @@ use peanut_proto::registry::{LocalRegistry, Registry};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use crate::addresses::Addresses;
 use crate::client::{Client, Shared};
 use crate::config::{Config, Failover, TraceHook};
 use crate::connect::Token;
@@ -66,20 +67,20 @@ enum Source {
 }
 
 impl ClientBuilder {
-    /// Finds the fleet in etcd at these endpoints, like `http://127.0.0.1:2379`. For an etcd with TLS or users pass an
+    /// Finds the fleet in etcd at this endpoint, like `http://127.0.0.1:2379`, or at several. For an etcd with TLS or users pass an
     /// [`EtcdRegistry`](crate::registry::EtcdRegistry) to [`registry`](Self::registry).
     #[cfg(feature = "etcd")]
     #[must_use]
-    pub fn etcd<S: Into<String>>(mut self, endpoints: impl IntoIterator<Item = S>) -> Self {
-        self.source = Source::Etcd(endpoints.into_iter().map(Into::into).collect());
+    pub fn etcd(mut self, endpoints: impl Addresses) -> Self {
+        self.source = Source::Etcd(endpoints.into_list());
         self
     }
 
     /// The fleet is this list of addresses, `host:port`, for ever. All clients and nodes must be given the
     /// same list.
     #[must_use]
-    pub fn nodes<S: Into<String>>(mut self, addrs: impl IntoIterator<Item = S>) -> Self {
-        self.source = Source::Nodes(addrs.into_iter().map(Into::into).collect());
+    pub fn nodes(mut self, addrs: impl Addresses) -> Self {
+        self.source = Source::Nodes(addrs.into_list());
         self
     }
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, ErrorKind};
-use crate::group::Group;
+use crate::group::{Detailed, Group};
 
 /// A group of values of type `T`, which the nodes keep as JSON. Cheap to clone.
 ///
@@ -40,12 +40,30 @@ impl Group {
 }
 
 impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
-    /// As [`Group::get`].
+    /// As [`Group::get`]. A value that is no such document, as of an earlier version of the application, is deleted, where this client may do
+    /// that, and asked for once more.
     ///
     /// # Errors
-    /// As [`Group::get`], and [`ErrorKind::Codec`] where the value is no such document.
+    /// As [`Group::get`], and [`ErrorKind::Codec`] where the value is no such document still.
     pub async fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<T>, Error> {
-        self.group.get(key).await?.map(|bytes| decode(&bytes)).transpose()
+        let Some(bytes) = self.group.get(&key).await? else { return Ok(None) };
+        match decode(&bytes) {
+            Ok(value) => Ok(Some(value)),
+            Err(error) => match self.group.delete(&key).await {
+                Ok(()) => self.group.get(&key).await?.map(|bytes| decode(&bytes)).transpose(),
+                Err(_) => Err(error),
+            },
+        }
+    }
+
+    /// As [`Group::get_detailed`], of a value that is decoded.
+    ///
+    /// # Errors
+    /// As [`Group::get_detailed`], and [`ErrorKind::Codec`] where the value is no such document.
+    pub async fn get_detailed(&self, key: impl AsRef<[u8]>) -> Result<(Option<T>, Detailed), Error> {
+        let detailed = self.group.get_detailed(key).await?;
+        let value = detailed.value.as_ref().map(|bytes| decode(bytes)).transpose()?;
+        Ok((value, detailed))
     }
 
     /// As [`Group::get_many`].
@@ -73,10 +91,27 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
         self.group.delete(key).await
     }
 
-    /// As [`Group::get_or_load`].
+    /// As [`Group::delete_many`].
+    pub async fn delete_many<K: AsRef<[u8]>>(
+        &self,
+        keys: impl IntoIterator<Item = K>,
+    ) -> Vec<Result<(), Error>> {
+        self.group.delete_many(keys).await
+    }
+
+    /// As [`Group::clear`].
     ///
     /// # Errors
-    /// As [`Group::get_or_load`], and [`ErrorKind::Codec`] where the value is no such document.
+    /// As [`Group::clear`].
+    pub async fn clear(&self) -> Result<(), Error> {
+        self.group.clear().await
+    }
+
+    /// As [`Group::get_or_load`]. A value that is no such document, as of an earlier version of the application, is deleted and loaded
+    /// again.
+    ///
+    /// # Errors
+    /// As [`Group::get_or_load`], and [`ErrorKind::Codec`] where the value is no such document still.
     pub async fn get_or_load<E, L>(
         &self,
         key: impl AsRef<[u8]>,
@@ -86,11 +121,20 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
         E: fmt::Display,
         L: Future<Output = Result<Option<T>, E>>,
     {
-        let load = || async {
+        let mut load = Some(async || {
             let value = load().await.map_err(|error| error.to_string())?;
             value.map(|value| encode(&value).map_err(|error| error.to_string())).transpose()
-        };
-        self.group.get_or_load(key, load).await?.map(|bytes| decode(&bytes)).transpose()
+        });
+        let stored = self.group.get_or_load(&key, || load.take().expect("it is asked for once")()).await?;
+        let Some(bytes) = stored else { return Ok(None) };
+        match (decode(&bytes), load) {
+            (Err(_), Some(load)) => {
+                self.group.delete(&key).await?;
+                let loaded = self.group.get_or_load(&key, load).await?;
+                loaded.map(|bytes| decode(&bytes)).transpose()
+            }
+            (decoded, _) => decoded.map(Some),
+        }
     }
 
     /// The group itself, whose values are bytes.

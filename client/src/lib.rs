@@ -10,6 +10,7 @@
 //! An application that builds against this crate with feature `etcd` (the default) needs `protoc` for
 //! etcd's client; without the feature there are fixed lists and registries of one process.
 
+mod addresses;
 mod builder;
 mod claims;
 mod client;
@@ -45,6 +46,7 @@ mod tls;
 mod unary;
 mod write;
 
+pub use addresses::Addresses;
 pub use builder::ClientBuilder;
 pub use client::{Client, NodeStatus};
 pub use config::Failover;

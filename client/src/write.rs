@@ -74,6 +74,7 @@ pub(crate) async fn write(
         if is_kept || is_ticket || attempt == MAX_FILLS || Instant::now() >= wanted.deadline {
             break;
         }
+        sleep(ROOM_FIRST).await;
         match Box::pin(delete(client, &wanted, 0, group_name, begun)).await {
             Ok(Deleted { routing: now, reply: Some(again) }) => (routing, reply) = (now, again),
             // The key has been deleted before, and the value is not there, which any cache may come to.
@@ -155,7 +156,6 @@ async fn fill(
     let mut pauses = Backoff::new(ROOM_FIRST, ROOM_LONGEST);
     let mut pause = || sleep(pauses.next_delay(fastrand::f64()));
     if lease.token == 0 {
-        pause().await;
         return Ok(false);
     }
     let token = if without(Mechanism::Tokens) { 0 } else { lease.token };

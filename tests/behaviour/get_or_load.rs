@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use peanut_client::{Client, ErrorKind};
+use peanut_client::{Client, ErrorKind, Source};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
@@ -285,6 +285,33 @@ async fn values_of_a_type_are_kept_as_json() {
     assert_eq!(scores, [630, 589]);
     players.delete("Jack").await.unwrap();
     assert_eq!(players.get("Jack").await.unwrap(), None);
+    let gone = players.delete_many(["Tom", "Jack"]).await;
+    assert!(gone.iter().all(Result::is_ok));
+    players.set("Tom", &tom(), None).await.unwrap();
+    let (value, detailed) = players.get_detailed("Tom").await.unwrap();
+    assert_eq!((value, detailed.source), (Some(tom()), Source::Hit));
+    players.clear().await.unwrap();
+    assert_eq!(players.get("Tom").await.unwrap(), None);
+}
+
+/// As an application finds what an earlier version of it has stored.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_that_cannot_be_decoded_is_loaded_again() {
+    let (_etcd, _servers, clients) = two_clients(1).await;
+    let players = clients[0].group("g").json::<Player>();
+    let tom = || Player { name: "Tom".to_owned(), score: 630 };
+    players.bytes().set("Tom", "no document", None).await.unwrap();
+    let loaded = players.get_or_load("Tom", || async { Ok::<_, String>(Some(tom())) }).await.unwrap();
+    assert_eq!(loaded, Some(tom()));
+    assert_eq!(players.get("Tom").await.unwrap(), Some(tom()));
     players.bytes().set("Sam", "no document", None).await.unwrap();
-    assert_eq!(players.get("Sam").await.unwrap_err().kind(), ErrorKind::Codec);
+    assert_eq!(players.get("Sam").await.unwrap(), None, "nobody loads for this group");
+    for key in ["Ann", "Ben"] {
+        players.bytes().set(key, "no document", None).await.unwrap();
+    }
+    let many = players.get_many(["Ann", "Ben"]).await;
+    assert!(many.iter().all(|got| got.as_ref().is_err_and(|error| error.kind() == ErrorKind::Codec)));
+    players.bytes().set("Ann", r#"{"name":"Ann"}"#, None).await.unwrap();
+    let failing = players.get_or_load("Ann", || async { Err::<Option<Player>, _>("the database is down") });
+    assert_eq!(failing.await.unwrap_err().kind(), ErrorKind::Loader);
 }

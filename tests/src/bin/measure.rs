@@ -63,7 +63,7 @@ async fn start_with(binary: &Path, settings: &str, small: &str) -> ServerProcess
 }
 
 async fn connect(addrs: &[String]) -> Client {
-    Client::builder().nodes(addrs.iter().cloned()).build().await.expect("a client of a fixed list")
+    Client::builder().nodes(addrs).build().await.expect("a client of a fixed list")
 }
 
 async fn load(group: &Group) {
