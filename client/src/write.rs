@@ -153,14 +153,13 @@ async fn fill(
     lease: &Reply,
 ) -> Result<bool, Error> {
     let Want::Write(Write::Set { key, outcome, ttl_ms, .. }) = wanted.want else { return Ok(true) };
-    let mut pauses = Backoff::new(ROOM_FIRST, ROOM_LONGEST);
-    let mut pause = || sleep(pauses.next_delay(fastrand::f64()));
     if lease.token == 0 {
         return Ok(false);
     }
     let token = if without(Mechanism::Tokens) { 0 } else { lease.token };
     let set = Write::Set { key, outcome, ttl_ms, token };
     let ask = Wanted { want: Want::Write(set), ..*wanted }.ask(ring_version, 0, false);
+    let mut pauses = Backoff::new(ROOM_FIRST, ROOM_LONGEST);
     loop {
         match owner.write(&ask, Instant::now()).await {
             Ok(_) => {
@@ -171,7 +170,7 @@ async fn fill(
             Err(Refusal::Final(error))
                 if error.kind() == ErrorKind::Overloaded && Instant::now() < wanted.deadline =>
             {
-                pause().await;
+                sleep(pauses.next_delay(fastrand::f64())).await;
             }
             Err(Refusal::Final(error)) if error.kind() != ErrorKind::DeadlineExceeded => return Err(error),
             Err(refusal) => {
@@ -222,21 +221,22 @@ impl OneNode<'_> {
         owned_since: u64,
     ) -> Result<Option<Reply>, Refusal> {
         let has_registry = self.client.registry.is_some();
-        let reach = || Reach {
-            is_down: node.is_down(),
-            is_mostly_down: self.routing.mostly_down(),
-            is_leased: self.client.is_alive(node.id()),
-            has_registry,
+        // The fleet and the registry's view are looked at only where it matters: most nodes are up, and answer.
+        let reach = |has_failed: bool| {
+            let is_down = node.is_down();
+            let is_mostly_down = is_down && self.routing.mostly_down();
+            let is_leased = !(is_down || has_failed) || self.client.is_alive(node.id());
+            Reach { is_down, is_mostly_down, is_leased, has_registry }
         };
         let mut delivery = Delivery::new(part);
         let mut last = Refusal::Elsewhere(Error::at(ErrorKind::Unavailable, node.id(), "the node is down"));
-        let mut step = delivery.begin(reach());
+        let mut step = delivery.begin(reach(false));
         loop {
             match step {
                 Step::Ask => match self.ask(node, owned_since).await {
                     Ok(reply) => return Ok(Some(reply)),
                     Err(refusal) => {
-                        step = delivery.after(Err(refusal.failed()), reach());
+                        step = delivery.after(Err(refusal.failed()), reach(true));
                         last = refusal;
                     }
                 },

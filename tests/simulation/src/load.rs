@@ -100,25 +100,26 @@ impl Load {
     pub(super) async fn read(self: Arc<Self>, number: usize, client: Client, mut random: Rng) {
         let only = self.only.filter(|_| number == 0);
         while !self.stop.load(Ordering::Relaxed) {
-            if let Some((group, key)) = only {
-                self.read_one(number, &client, group, key).await;
-                sleep(Duration::from_millis(random.u64(5..90))).await;
-                continue;
-            }
-            let group = random.usize(..GROUPS.len());
-            if random.u8(..12) == 0 {
-                self.read_many(number, &client, group).await;
-            } else {
-                let is_cancelled = random.u8(..15) == 0;
-                let key = random.u32(..KEYS);
-                if is_cancelled {
-                    let read = self.read_one(number, &client, group, key);
-                    let _ = timeout(Duration::from_millis(random.u64(..20)), read).await;
-                } else {
-                    self.read_one(number, &client, group, key).await;
-                }
+            match only {
+                Some((group, key)) => drop(self.read_one(number, &client, group, key).await),
+                None => self.read_any(number, &client, &mut random).await,
             }
             sleep(Duration::from_millis(random.u64(5..90) * self.paces[number].0)).await;
+        }
+    }
+
+    /// Reads any key, or all of a group, and may give up before it has.
+    async fn read_any(&self, number: usize, client: &Client, random: &mut Rng) {
+        let group = random.usize(..GROUPS.len());
+        if random.u8(..12) == 0 {
+            return self.read_many(number, client, group).await;
+        }
+        let is_cancelled = random.u8(..15) == 0;
+        let read = self.read_one(number, client, group, random.u32(..KEYS));
+        if is_cancelled {
+            let _ = timeout(Duration::from_millis(random.u64(..20)), read).await;
+        } else {
+            read.await;
         }
     }
 

@@ -185,6 +185,9 @@ impl Theme {
 
     /// The key to which the first application keeps: one that moves when the last node comes or goes.
     pub(super) fn only(self, random: &mut Rng) -> Option<(usize, u32)> {
+        if self != Theme::Late {
+            return None;
+        }
         let node = |at: usize| NodeInfo {
             id: format!("n{at}"),
             addr: String::new(),
@@ -201,7 +204,7 @@ impl Theme {
         };
         let keys = (0..GROUPS.len()).flat_map(|group| (0..KEYS).map(move |key| (group, key)));
         let keys: Vec<_> = keys.filter(|(group, key)| last(*group, *key)).collect();
-        (self == Theme::Late).then(|| keys[random.usize(..keys.len())])
+        Some(keys[random.usize(..keys.len())])
     }
 
     /// The member of the registry by which one watches that starts.
