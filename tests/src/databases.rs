@@ -44,6 +44,8 @@ impl Database {
         let folder = folder_of("mysql");
         let mut install = as_user("mysql", &debian("mariadb-install-db", "/usr/bin"));
         install.args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"]);
+        // A server that starts removes all temporary tables of its directory, those of others that run there too.
+        install.env("TMPDIR", folder.path());
         quiet(install.arg(format!("--datadir={}", folder.path().join("data").display())));
         let root = |port| format!("mysql://root@127.0.0.1:{port}/");
         let mut database = Database::start(folder, mariadb, root).await;
@@ -191,6 +193,7 @@ fn mariadb(folder: &Path, port: u16) -> Command {
         .arg(format!("--datadir={}", folder.join("data").display()))
         .arg(format!("--socket={}", folder.join("socket").display()))
         .arg(format!("--pid-file={}", folder.join("pid").display()))
+        .arg(format!("--tmpdir={}", folder.display()))
         .args([&format!("--port={port}"), "--bind-address=127.0.0.1", "--skip-name-resolve"]);
     command
 }

@@ -23,7 +23,19 @@ impl Process {
     /// # Panics
     /// Where it cannot be started.
     pub fn start(name: &str, command: &mut Command) -> Self {
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        Process::start_with(Stdio::null(), name, command)
+    }
+
+    /// Starts a command whose stdin ends with this process, however that ends.
+    ///
+    /// # Panics
+    /// Where it cannot be started.
+    pub fn start_with_stdin(name: &str, command: &mut Command) -> Self {
+        Process::start_with(Stdio::piped(), name, command)
+    }
+
+    fn start_with(stdin: Stdio, name: &str, command: &mut Command) -> Self {
+        command.stdin(stdin).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|e| panic!("cannot start {name} ({command:?}): {e}"));
         let log = Arc::new(Mutex::new(Vec::new()));
         let (lines, sink) = (BufReader::new(child.stderr.take().expect("stderr is piped")), log.clone());

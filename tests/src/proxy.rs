@@ -91,8 +91,11 @@ impl Proxy {
             while let Ok((inbound, from)) = listener.accept().await {
                 let mut number = 0;
                 counted.send_modify(|state| (number, state.accepted) = (state.accepted, state.accepted + 1));
-                let connection = Connection { number, process: processes.of(from) };
-                tokio::spawn(carry(inbound, to, connection, counted.subscribe()));
+                let (processes, state) = (processes.clone(), counted.subscribe());
+                tokio::spawn(async move {
+                    let process = processes.of(from).await;
+                    carry(inbound, to, Connection { number, process }, state).await;
+                });
             }
         });
         Proxy { addr, state, _accepting: AbortOnDropHandle::new(accepting) }
@@ -199,25 +202,31 @@ impl Processes {
         self.0.lock().push(process);
     }
 
-    /// The process that opened the connection which comes from there.
-    fn of(&self, from: SocketAddr) -> Option<u32> {
-        let processes = self.0.lock();
+    /// The process that opened the connection which comes from there. Reading /proc takes some milliseconds where there are many
+    /// processes and sockets, for which no task may wait.
+    async fn of(&self, from: SocketAddr) -> Option<u32> {
+        let processes = self.0.lock().clone();
         if processes.is_empty() {
             return None;
         }
-        // Addresses are in hexadecimal digits, the port last; the tenth field is the socket's inode.
-        let local = format!("{:08X}:{:04X}", u32::from(Ipv4Addr::LOCALHOST).swap_bytes(), from.port());
-        let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
-        let mut lines = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-        let line = lines.find(|fields| fields.get(1) == Some(&local.as_str()))?;
-        let socket = format!("socket:[{}]", line.get(9)?);
-        let has_it = |process: &u32| {
-            let open = std::fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten().flatten();
-            let mut open = open.filter_map(|entry| std::fs::read_link(entry.path()).ok());
-            open.any(|file| file == Path::new(&socket))
-        };
-        processes.iter().copied().find(has_it)
+        tokio::task::spawn_blocking(move || opened(&processes, from)).await.ok().flatten()
     }
+}
+
+/// Which of the processes opened the connection that comes from there.
+fn opened(processes: &[u32], from: SocketAddr) -> Option<u32> {
+    // Addresses are in hexadecimal digits, the port last; the tenth field is the socket's inode.
+    let local = format!("{:08X}:{:04X}", u32::from(Ipv4Addr::LOCALHOST).swap_bytes(), from.port());
+    let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
+    let mut lines = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let line = lines.find(|fields| fields.get(1) == Some(&local.as_str()))?;
+    let socket = format!("socket:[{}]", line.get(9)?);
+    let has_it = |process: &u32| {
+        let open = std::fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten().flatten();
+        let mut open = open.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+        open.any(|file| file == Path::new(&socket))
+    };
+    processes.iter().copied().find(has_it)
 }
 
 #[cfg(test)]

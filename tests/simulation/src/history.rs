@@ -9,9 +9,10 @@ use std::fmt;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 
 /// One operation, as its caller saw it. Times count from the beginning of the history.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Op {
     /// The key.
     pub key: u32,
@@ -24,7 +25,7 @@ pub struct Op {
 }
 
 /// What an operation did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
     /// A set or delete of this version was acknowledged.
     Written(u64),

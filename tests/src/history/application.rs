@@ -90,7 +90,8 @@ impl Application {
 impl Running {
     /// One write is one line, whole or not there.
     fn add(&self, key: u32, begun: Duration, kind: Kind) {
-        let line = encode(&Op { key, kind, begun, ended: uptime() });
+        let op = Op { key, kind, begun, ended: uptime() };
+        let line = serde_json::to_string(&op).expect("an operation can be written") + "\n";
         let _ = self.ops.lock().write_all(line.as_bytes());
     }
 
@@ -151,38 +152,9 @@ impl Running {
     }
 }
 
-fn encode(op: &Op) -> String {
-    let (kind, version) = match op.kind {
-        Kind::Written(version) => ('w', version),
-        Kind::WriteFailed(version) => ('f', version),
-        Kind::Read(version) => ('r', version),
-        Kind::ReadAbsent => ('a', 0),
-        Kind::ReadFailed => ('e', 0),
-    };
-    format!("{kind} {} {version} {} {}\n", op.key, op.begun.as_nanos(), op.ended.as_nanos())
-}
-
-fn decode(line: &str) -> Option<Op> {
-    let fields: Vec<_> = line.split(' ').collect();
-    let [kind, key, version, begun, ended] = fields[..] else { return None };
-    let version = version.parse().ok()?;
-    let kind = match kind {
-        "w" => Kind::Written(version),
-        "f" => Kind::WriteFailed(version),
-        "r" => Kind::Read(version),
-        "a" => Kind::ReadAbsent,
-        "e" => Kind::ReadFailed,
-        _ => return None,
-    };
-    let time = |nanos: &str| Some(Duration::from_nanos(nanos.parse().ok()?));
-    Some(Op { key: key.parse().ok()?, kind, begun: time(begun)?, ended: time(ended)? })
-}
-
-/// What an application has told.
-///
-/// # Panics
-/// Where the file is not there, or is not of operations.
+/// What an application has told so far; nothing before it has begun. It may be writing its last line.
 pub(super) fn told(ops: &Path) -> Vec<Op> {
-    let ops = std::fs::read_to_string(ops).expect("the application has made it");
-    ops.lines().map(|line| decode(line).expect("a line of an application")).collect()
+    let ops = std::fs::read_to_string(ops).unwrap_or_default();
+    let whole = ops.rfind('\n').map_or("", |end| &ops[..end]);
+    whole.lines().map(|line| serde_json::from_str(line).expect("a line of an application")).collect()
 }

@@ -1,17 +1,17 @@
 //! The processes of a scenario, and what can be done to them: each fault begins and ends by itself, so that several overlap.
 
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use peanut_client::Client;
+use peanut_simulation::history::Op;
 use tempfile::TempDir;
 
-use super::application::Application;
+use super::application::{self, Application};
 use super::origin::Origin;
 use super::{APPLICATIONS, FAILOVER_TTL, Fault, Scenario};
-use crate::{Etcd, Processes, Proxy, ServerProcess, free_port, group_from};
+use crate::{Etcd, Process, Processes, Proxy, ServerProcess, free_port, group_from};
 
 /// Members that a fleet has at most.
 const MOST_MEMBERS: usize = 5;
@@ -30,32 +30,11 @@ struct Node {
 /// An application, and the proxy that it reaches etcd through.
 struct App {
     to_etcd: Proxy,
-    process: Running,
+    process: Process,
     down: u32,
     paused: u32,
     /// Processes of it so far.
     starts: u64,
-}
-
-/// A process that ends with its handle.
-struct Running(Child);
-
-impl Running {
-    fn kill(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-
-    fn signal(&self, signal: Signal) {
-        // It may have ended.
-        let _ = kill(Pid::from_raw(self.0.id() as i32), signal);
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.kill();
-    }
 }
 
 /// The processes.
@@ -134,7 +113,7 @@ impl Fleet {
         self.folder.path().join(format!("ops{app}"))
     }
 
-    fn spawn(&self, number: usize, to_etcd: &Proxy, starts: u64) -> Running {
+    fn spawn(&self, number: usize, to_etcd: &Proxy, starts: u64) -> Process {
         let application = Application {
             etcd: to_etcd.endpoint(),
             origin: self.origin.url.clone(),
@@ -146,9 +125,8 @@ impl Fleet {
         };
         let mut command = Command::new(&self.scenario.program);
         command.arg("application").args(application.words());
-        command.stdin(Stdio::piped()).stdout(Stdio::null());
-        let process = Running(command.spawn().expect("the application starts"));
-        self.apps_processes.add(process.0.id());
+        let process = Process::start_with_stdin("application", &mut command);
+        self.apps_processes.add(process.id());
         process
     }
 
@@ -193,7 +171,7 @@ impl Fleet {
             Fault::CutClientFromEtcd if stalls => self.apps[app].to_etcd.stall(),
             Fault::CutClientFromEtcd => self.apps[app].to_etcd.cut(),
             Fault::CutLink => {
-                let process = self.apps[app].process.0.id();
+                let process = self.apps[app].process.id();
                 if stalls {
                     it.front.stall_from(process);
                 } else {
@@ -205,8 +183,11 @@ impl Fleet {
                 self.apps[app].process.kill();
             }
             Fault::SleepClient => {
-                self.apps[app].paused += 1;
-                self.apps[app].process.signal(Signal::SIGSTOP);
+                let app = &mut self.apps[app];
+                app.paused += 1;
+                if app.down == 0 && app.paused == 1 {
+                    app.process.signal(Signal::SIGSTOP);
+                }
             }
         }
         Some(Begun { fault, node, app })
@@ -214,7 +195,7 @@ impl Fleet {
 
     /// Ends a fault.
     pub(super) async fn end(&mut self, Begun { fault, node, app }: Begun) {
-        let process = self.apps[app].process.0.id();
+        let process = self.apps[app].process.id();
         let it = &mut self.nodes[node];
         match fault {
             Fault::Nothing | Fault::Join | Fault::Drain => {}
@@ -256,17 +237,22 @@ impl Fleet {
                 }
             }
             Fault::SleepClient => {
-                self.apps[app].paused -= 1;
-                if self.apps[app].paused == 0 {
-                    self.apps[app].process.signal(Signal::SIGCONT);
+                let app = &mut self.apps[app];
+                app.paused -= 1;
+                if app.down == 0 && app.paused == 0 {
+                    app.process.signal(Signal::SIGCONT);
                 }
             }
         }
     }
 
-    /// Has all applications end, and gives what they told, by application.
-    pub(super) fn stop_applications(&mut self) -> Vec<PathBuf> {
+    /// What the applications have told so far.
+    pub(super) fn told(&self) -> Vec<Op> {
+        (0..self.apps.len()).flat_map(|app| application::told(&self.ops(app))).collect()
+    }
+
+    /// Ends all applications.
+    pub(super) fn stop_applications(&mut self) {
         self.apps.iter_mut().for_each(|app| app.process.kill());
-        (0..self.apps.len()).map(|app| self.ops(app)).collect()
     }
 }

@@ -16,6 +16,8 @@ use tokio::time::sleep;
 pub use application::Application;
 use fleet::{Begun, Fleet};
 
+use crate::eventually;
+
 /// Keys of the one group; a multiple of the number of applications.
 const KEYS: u32 = 120;
 const APPLICATIONS: u32 = 4;
@@ -24,6 +26,9 @@ const TROUBLE: Duration = Duration::from_millis(6000);
 /// What was mended last has its effects for so long.
 const SETTLE: Duration = Duration::from_millis(2500);
 const FAILOVER_TTL: Duration = Duration::from_secs(1);
+/// A scenario goes on until so many have been answered.
+const READS: usize = 500;
+const WRITES: usize = 100;
 /// Beyond `failover_ttl` an outdated copy may be on its way for a moment.
 const SLACK: Duration = Duration::from_millis(300);
 
@@ -137,30 +142,44 @@ impl Scenario {
         let mut fleet = Fleet::start(self, is_strict, &mut random).await;
         let faults = go_through(&mut fleet, &choice, count, &mut random).await;
         sleep(SETTLE).await;
-        let told = fleet.stop_applications();
-        let told: Vec<Op> = told.iter().flat_map(|ops| application::told(ops)).collect();
+        // On a busy machine that takes longer than all that was planned.
+        eventually("the applications to read and write", async || {
+            let told = fleet.told();
+            let (reads, writes) = (
+                of(&told, |kind| matches!(kind, Kind::Read(_))),
+                of(&told, |kind| matches!(kind, Kind::Written(_))),
+            );
+            (reads >= READS && writes >= WRITES).then_some(())
+        })
+        .await;
+        fleet.stop_applications();
+        let told = fleet.told();
         let versions = &fleet.origin.versions;
         let rings = fleet.client.ring().version();
         // Every write raises the version by one.
         let allowed = |key: u32| versions.version(key) + rings;
-        let number = |wanted: fn(&Kind) -> bool| told.iter().filter(|op| wanted(&op.kind)).count();
         let bound = if is_strict { Duration::ZERO } else { FAILOVER_TTL + SLACK };
         let all: Vec<_> = versions.made.ops().into_iter().chain(told.iter().copied()).collect();
         Outcome {
             faults,
             violations: check(&all, bound),
             reads: (
-                number(|kind| matches!(kind, Kind::Read(_) | Kind::ReadFailed)),
-                number(|kind| matches!(kind, Kind::ReadFailed)),
+                of(&told, |kind| matches!(kind, Kind::Read(_) | Kind::ReadFailed)),
+                of(&told, |kind| matches!(kind, Kind::ReadFailed)),
             ),
             writes: (
-                number(|kind| matches!(kind, Kind::Written(_) | Kind::WriteFailed(_))),
-                number(|kind| matches!(kind, Kind::WriteFailed(_))),
+                of(&told, |kind| matches!(kind, Kind::Written(_) | Kind::WriteFailed(_))),
+                of(&told, |kind| matches!(kind, Kind::WriteFailed(_))),
             ),
             loads: (0..KEYS).map(|key| versions.loads(key)).sum(),
             loaded_too_often: (0..KEYS).filter(|key| versions.loads(*key) > allowed(*key)).collect(),
         }
     }
+}
+
+/// How many of the operations are wanted ones.
+fn of(told: &[Op], wanted: fn(&Kind) -> bool) -> usize {
+    told.iter().filter(|op| wanted(&op.kind)).count()
 }
 
 /// Begins faults at random times, and ends each when it is time. Gives what was done.
