@@ -53,6 +53,15 @@ impl LocalRegistry {
         }
     }
 
+    /// An empty registry in the place of this one, as if its data had been lost. It does not know this one's leases, nor gives another lease
+    /// the number of one of them: etcd's are made of the time.
+    #[must_use]
+    pub fn emptied(&self) -> Self {
+        let emptied = LocalRegistry::new();
+        emptied.shared.state.lock().last_lease = self.shared.state.lock().last_lease;
+        emptied
+    }
+
     /// A registry that says of `fleet`: these addresses are its nodes, all alive, for ever.
     pub fn fixed<S: Into<String>>(fleet: &str, addrs: impl IntoIterator<Item = S>) -> Self {
         let registry = LocalRegistry::new();
@@ -280,6 +289,15 @@ mod tests {
         assert_eq!(begun.elapsed().as_secs(), 5);
         assert!(!registry.renew(lease).await.unwrap());
         assert!(registry.put("/p/leased", b"late".to_vec(), Some(lease)).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn an_emptied_registry_takes_no_lease_for_another() {
+        let registry = LocalRegistry::new();
+        let before = registry.grant(Duration::from_secs(5)).await.unwrap();
+        let emptied = registry.emptied();
+        let after = emptied.grant(Duration::from_secs(5)).await.unwrap();
+        assert!(before != after && !emptied.renew(before).await.unwrap());
     }
 
     #[tokio::test]

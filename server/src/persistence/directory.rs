@@ -218,6 +218,7 @@ impl Directory {
     }
 
     fn sync(&self) -> io::Result<()> {
+        self.may_fail()?;
         // A folder can be opened for this on Unix only; elsewhere the system sees to it.
         if cfg!(unix) { File::open(&self.path)?.sync_all() } else { Ok(()) }
     }

@@ -29,6 +29,7 @@ use peanut_proto::clock::wall_clock_ms;
 #[derive(Debug, Default)]
 pub(super) struct Faults {
     is_set: AtomicBool,
+    is_once: AtomicBool,
     calls_left: AtomicI64,
 }
 
@@ -38,12 +39,19 @@ impl Faults {
         self.is_set.store(true, Ordering::Relaxed);
     }
 
+    /// One call fails, and none after it.
+    fn fail_once_after(&self, calls: i64) {
+        self.is_once.store(true, Ordering::Relaxed);
+        self.fail_after(calls);
+    }
+
     fn end(&self) {
         self.is_set.store(false, Ordering::Relaxed);
     }
 
     pub(super) fn next(&self) -> io::Result<()> {
         if self.is_set.load(Ordering::Relaxed) && self.calls_left.fetch_sub(1, Ordering::Relaxed) <= 0 {
+            self.is_set.store(!self.is_once.load(Ordering::Relaxed), Ordering::Relaxed);
             return Err(io::Error::from(io::ErrorKind::StorageFull));
         }
         Ok(())
@@ -475,6 +483,31 @@ fn a_disk_that_fails_at_any_step_costs_a_warning_and_works_again_when_it_does() 
         assert_eq!(life.value("k0").as_deref(), Some("new"));
     }
     assert!((30..=40).contains(&failures), "{failures} times it failed, told once each");
+}
+
+/// Segments that the writer was at when the disk failed are removed as well: what is written later does not get there.
+#[test]
+fn after_a_disk_failed_at_any_step_nothing_from_before_comes_back() {
+    let mut failures = 0;
+    for calls in 0..40 {
+        let folder = tempfile::tempdir().unwrap();
+        let mut life = Life::with(&folder, CHECK, 1 << 20, 20_000);
+        life.writer.directory.faults.fail_once_after(calls);
+        for n in 0..200 {
+            life.store(&format!("k{n}"), &"x".repeat(100));
+            life.tick();
+            if life.writer.journal.stats().is_failing {
+                break;
+            }
+        }
+        life.writer.finish();
+        let has_failed = life.writer.journal.stats().is_failing;
+        failures += u32::from(has_failed);
+        drop(life);
+        let life = Life::with(&folder, CHECK, 1 << 20, 1 << 20);
+        assert_eq!(life.cache.entries().len() == 0, has_failed, "after {calls} calls");
+    }
+    assert!((30..=40).contains(&failures), "{failures} times it failed");
 }
 
 #[test]

@@ -394,25 +394,23 @@ impl Writer {
             );
         }
         self.failed = Some(Failed { retry_at: now + pause, pause });
-        self.drop_all();
+        if let Err(error) = self.drop_all() {
+            tracing::warn!(group = self.cache.name(), %error, "segments cannot be removed; they may come back outdated");
+        }
     }
 
-    /// What is on the disk can be outdated by what does not get there any more.
-    fn drop_all(&mut self) {
-        let open = self.open.take().map(|open| open.file.0);
-        self.sealed.extend(open);
-        let directory = &self.directory;
-        self.sealed.retain(|segment| directory.remove(segment).is_err());
+    /// Removes every segment that the directory has: what is on the disk can be outdated by what does not get there any more. The
+    /// directory is asked, as a segment at which a call has failed may be one that the writer does not know.
+    fn drop_all(&mut self) -> io::Result<()> {
+        self.open = None;
+        let segments = self.directory.list()?;
+        segments.iter().map(|segment| self.directory.remove(segment)).fold(Ok(()), Result::and)?;
+        self.sealed.clear();
+        Ok(())
     }
 
     fn try_again(&mut self, now: Instant) {
-        self.drop_all();
-        let tried = if self.sealed.is_empty() {
-            self.dump(now + self.limits.seal_interval)
-        } else {
-            Err(io::Error::other("segments cannot be removed"))
-        };
-        match tried {
+        match self.drop_all().and_then(|()| self.dump(now + self.limits.seal_interval)) {
             Ok(()) => {
                 self.failed = None;
                 self.journal.counters.is_failing.store(false, Ordering::Relaxed);

@@ -110,7 +110,7 @@ impl Store {
     pub(super) fn empty(&self) {
         self.end_watches();
         let _ = self.0.jobs.send(Box::new(|registry| {
-            *registry = LocalRegistry::new();
+            *registry = registry.emptied();
             Box::pin(std::future::ready(()))
         }));
     }
