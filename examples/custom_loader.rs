@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use peanut_client::registry::LocalRegistry;
 use peanut_client::{Client, ErrorKind};
-use peanut_server::{Group, Loaded, Loader, LoaderError, Server};
+use peanut_server::{Group, LoadRequest, Loaded, Loader, LoaderError, Server};
 use tokio::net::TcpListener;
 
 /// Counts the primes below a number: slow enough to be worth keeping.
 struct Primes;
 
 impl Loader for Primes {
-    async fn load(&self, _group: &str, key: &[u8]) -> Result<Loaded, LoaderError> {
-        let below: u32 = std::str::from_utf8(key)?.parse()?;
+    async fn load(&self, request: &LoadRequest) -> Result<Loaded, LoaderError> {
+        let below: u32 = request.text()?.parse()?;
         if below > 1_000_000 {
             return Err("that would take too long".into());
         }
@@ -20,7 +20,7 @@ impl Loader for Primes {
         let count = tokio::task::spawn_blocking(move || (2..below).filter(|n| is_prime(*n)).count()).await?;
         // What took long to find is kept for longer.
         let ttl = Duration::from_secs(60 + u64::from(below / 100));
-        Ok(Loaded::found_for(count.to_string(), ttl))
+        Ok(Loaded::found(count.to_string()).ttl(ttl))
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use crate::addresses::Addresses;
 use crate::client::{Client, Shared};
-use crate::config::{Config, Failover, TraceHook};
+use crate::config::{Config, DEADLINE, Failover, TraceHook};
 use crate::connect::Token;
 use crate::error::{Error, ErrorKind};
 use crate::lane::Choice;
@@ -24,7 +24,6 @@ use crate::tls::Tls;
 /// As many as can be told apart.
 const MOST_UNCACHED_LOADS: usize = 1 << 20;
 const DAY: Duration = Duration::from_secs(24 * 3600);
-const DEADLINE: Bounds = Bounds::new(Duration::from_millis(1), DAY);
 const CONNECT_TIMEOUT: Bounds = Bounds::new(Duration::from_millis(1), Duration::from_secs(3600));
 const READY_TIMEOUT: Bounds = Bounds::new(Duration::ZERO, DAY);
 const HAND_OVER: Bounds = Bounds::new(Duration::ZERO, DAY);

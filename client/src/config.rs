@@ -4,12 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use peanut_proto::bounds::Bounds;
 use peanut_proto::intervals::Windows;
 use peanut_proto::limits::is_traceparent;
 
 use crate::connect::Token;
 #[cfg(feature = "tls")]
 use crate::tls::ReadTls;
+
+/// How long a call may take.
+pub(crate) const DEADLINE: Bounds = Bounds::new(Duration::from_millis(1), Duration::from_secs(24 * 3600));
 
 /// Settings that every part of the client may look at.
 #[derive(Clone, Debug)]

@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, ErrorKind};
 use crate::group::{Detailed, Group};
+use peanut_proto::loaded::Loaded;
 
 /// A group of values of type `T`, which the nodes keep as JSON. Cheap to clone.
 ///
@@ -79,8 +80,22 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
     ///
     /// # Errors
     /// As [`Group::set`], and [`ErrorKind::Codec`] where the value cannot be written as JSON.
-    pub async fn set(&self, key: impl AsRef<[u8]>, value: &T, ttl: Option<Duration>) -> Result<(), Error> {
-        self.group.set(key, encode(value)?, ttl).await
+    pub async fn set(&self, key: impl AsRef<[u8]>, value: &T) -> Result<(), Error> {
+        self.group.set(key, encode(value)?).await
+    }
+
+    /// As [`Group::set_with_ttl`].
+    ///
+    /// # Errors
+    /// As [`set`](Self::set).
+    pub async fn set_with_ttl(&self, key: impl AsRef<[u8]>, value: &T, ttl: Duration) -> Result<(), Error> {
+        self.group.set_with_ttl(key, encode(value)?, ttl).await
+    }
+
+    /// As [`Group::with_deadline`].
+    #[must_use]
+    pub fn with_deadline(&self, deadline: Duration) -> Self {
+        JsonGroup { group: self.group.with_deadline(deadline), values: PhantomData }
     }
 
     /// As [`Group::delete`].
@@ -112,18 +127,23 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
     ///
     /// # Errors
     /// As [`Group::get_or_load`], and [`ErrorKind::Codec`] where the value is no such document still.
-    pub async fn get_or_load<E, L>(
+    pub async fn get_or_load<V, E, L>(
         &self,
         key: impl AsRef<[u8]>,
         load: impl FnOnce() -> L,
     ) -> Result<Option<T>, Error>
     where
-        E: fmt::Display,
-        L: Future<Output = Result<Option<T>, E>>,
+        V: Into<Loaded<T>>,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+        L: Future<Output = Result<V, E>>,
     {
         let mut load = Some(async || {
-            let value = load().await.map_err(|error| error.to_string())?;
-            value.map(|value| encode(&value).map_err(|error| error.to_string())).transpose()
+            let (value, ttl) = load().await.map_err(Into::into)?.into().into_parts();
+            let loaded = Loaded::from(value.map(|value| encode(&value)).transpose()?);
+            Ok::<Loaded, Box<dyn std::error::Error + Send + Sync>>(match ttl {
+                Some(ttl) => loaded.ttl(ttl),
+                None => loaded,
+            })
         });
         let stored = self.group.get_or_load(&key, || load.take().expect("it is asked for once")()).await?;
         let Some(bytes) = stored else { return Ok(None) };
@@ -152,7 +172,7 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
 }
 
 fn codec(what: &str, error: serde_json::Error) -> Error {
-    Error::caused_by(ErrorKind::Codec, None, format!("{what}: {error}"), error)
+    Error::caused_by(ErrorKind::Codec, None, what, error)
 }
 
 impl<T> Clone for JsonGroup<T> {

@@ -54,6 +54,7 @@ pub use error::{Error, ErrorKind};
 pub use group::{BegunWrite, Detailed, Group, Source};
 #[cfg(feature = "json")]
 pub use json::JsonGroup;
+pub use peanut_proto::loaded::Loaded;
 pub use peanut_proto::membership::{Notice, PartialGroup, SharedAddress};
 pub use peanut_proto::registry;
 #[cfg(feature = "tls")]

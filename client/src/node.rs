@@ -404,8 +404,7 @@ impl Node {
     }
 
     pub(crate) fn too_late(&self) -> Error {
-        let why = format!("no answer within {:?}", self.config.deadline);
-        Error::at(ErrorKind::DeadlineExceeded, &self.id, why)
+        Error::at(ErrorKind::DeadlineExceeded, &self.id, "no answer by the call's deadline")
     }
 
     /// Takes in what was seen of the node. One that goes down is probed until it is back.

@@ -9,12 +9,12 @@
 //! the key meanwhile, the write is done; else it begins again under the new ring.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::future::{OptionFuture, join, join_all, try_join_all};
 use peanut_proto::backoff::Backoff;
-use peanut_proto::clock::wall_clock_ms;
+use peanut_proto::clock::{uptime, wall_clock_ms};
 use peanut_proto::frame::Write;
 use peanut_proto::intervals::{RECOVERED, SILENCE_BEFORE_HINT};
 use peanut_proto::membership::{self, FORMAT, Undelivered, check_name};
@@ -162,8 +162,11 @@ async fn fill(
     let mut pauses = Backoff::new(ROOM_FIRST, ROOM_LONGEST);
     loop {
         match owner.write(&ask, Instant::now()).await {
-            Ok(_) => {
+            Ok(reply) => {
                 lease.end_lease();
+                if !reply.ttl.is_zero() && reply.ttl < Duration::from_millis(ttl_ms) {
+                    tell_of_bound(wanted.group_name, reply.ttl);
+                }
                 return Ok(true);
             }
             // Many deletes are answered at once, and then all their values are to be sent: they wait for one another.
@@ -179,6 +182,19 @@ async fn fill(
                 return Ok(false);
             }
         }
+    }
+}
+
+/// Says that a value stays fresh for a shorter time than was asked for: at most once a second in a process.
+fn tell_of_bound(group: &str, max_ttl: Duration) {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    let now = uptime().as_secs().max(1);
+    if LAST.swap(now, Ordering::Relaxed) != now {
+        tracing::warn!(
+            group,
+            ?max_ttl,
+            "the group's max_ttl is shorter than the lifetime of a value that was set"
+        );
     }
 }
 

@@ -7,6 +7,7 @@
 //! - [`registry`] is the store behind them: etcd, or one process.
 //! - `tls` (a feature) reads certificates, for both sides.
 //! - [`discovery`] keeps a view of them current.
+//! - [`loaded`] is what a loader found, of a node or of an application.
 //! - [`intervals`] holds the times that processes rely on one another for.
 //! - [`clock`] and [`machine`] are what both sides take from the system, and what a simulator replaces.
 //!
@@ -26,6 +27,7 @@ pub mod frame;
 mod generated;
 pub mod intervals;
 pub mod limits;
+pub mod loaded;
 pub mod machine;
 pub mod membership;
 pub mod registry;

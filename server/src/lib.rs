@@ -54,7 +54,7 @@ pub use loader::GrpcLoader;
 pub use loader::HttpLoader;
 #[cfg(feature = "redis")]
 pub use loader::RedisLoader;
-pub use loader::{Loaded, Loader, LoaderError, LoaderFn, StaticLoader, loader_fn, trace_context};
+pub use loader::{LoadRequest, Loaded, Loader, LoaderError, LoaderFn, StaticLoader, loader_fn};
 #[cfg(feature = "sql")]
 pub use loader::{SqlLoader, SqlOptions};
 pub use peanut_proto::registry;

@@ -154,7 +154,7 @@ async fn counts_are_what_was_done_and_health_says_whether_to_send_anybody() {
     }
     scores.get("Nobody").await.unwrap();
     scores.get("Nobody").await.unwrap();
-    scores.set("Jack", "1", None).await.unwrap();
+    scores.set("Jack", "1").await.unwrap();
     scores.delete("Jack").await.unwrap();
     client.group("broken").get("x").await.unwrap_err();
     let status = status(&admin).await;
@@ -200,7 +200,7 @@ async fn what_was_refused_is_counted_by_what_was_answered() {
         };
         let reader = client("secret-of-the-reader").await;
         reader.group("scores").get("Tom").await.unwrap();
-        reader.group("scores").set("Tom", "1", None).await.unwrap_err();
+        reader.group("scores").set("Tom", "1").await.unwrap_err();
         reader.group("nowhere").get("Tom").await.unwrap_err();
         client("secret-of-a-thief").await.group("scores").get("Tom").await.unwrap_err();
     }
@@ -288,7 +288,7 @@ fn the_table_of_metrics_is_what_a_client_says() {
             for _ in 0..5 {
                 client.group("scores").get("Tom").await.unwrap();
             }
-            client.group("scores").set("Tom", "1", None).await.unwrap();
+            client.group("scores").set("Tom", "1").await.unwrap();
             client.group("broken").get("x").await.unwrap_err();
             let mut sums = BTreeMap::new();
             let said = eventually("the counts to be told", async || {

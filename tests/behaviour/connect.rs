@@ -38,12 +38,12 @@ fn loader(name: &str, kind: &str, url: &str) -> String {
 
 /// A database with a table `scores`.
 async fn database(path: &std::path::Path) -> String {
-    use peanut_server::{Loader as _, SqlLoader};
+    use peanut_server::{LoadRequest, Loader as _, SqlLoader};
     let url = format!("sqlite:{}", path.display());
     let make = format!("{url}?mode=rwc");
     // A statement like any other.
     let maker = SqlLoader::new(&make, "CREATE TABLE scores (id TEXT, score TEXT DEFAULT '?')").unwrap();
-    maker.load("", b"").await.unwrap();
+    let _ = maker.load(&LoadRequest::new("", "")).await.unwrap();
     url
 }
 

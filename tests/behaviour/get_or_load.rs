@@ -32,7 +32,9 @@ async fn ask(
             };
             let value = client.group("g").get_or_load(key, load).await;
             value.map(|value| value.map(|v| String::from_utf8(v.to_vec()).unwrap())).map_err(|error| {
-                assert!(error.to_string().contains("no such table"), "{error}");
+                let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+                assert!(format!("{error}: {source}").contains("no such table"), "{error}");
+                assert!(source.is_empty() || !error.to_string().contains(&source), "told twice: {error}");
                 error.kind()
             })
         });
@@ -257,7 +259,7 @@ async fn what_was_written_meanwhile_stays() {
     let group = clients[0].group("g");
     let other = clients[1].group("g");
     let load = || async {
-        other.set("k", "written", None).await.map_err(|error| error.to_string())?;
+        other.set("k", "written").await.map_err(|error| error.to_string())?;
         Ok::<_, String>(Some("loaded before"))
     };
     assert_eq!(group.get_or_load("k", load).await.unwrap().unwrap(), "loaded before");
@@ -279,7 +281,7 @@ async fn values_of_a_type_are_kept_as_json() {
     let loaded = players.get_or_load("Tom", || async { Ok::<_, String>(Some(tom())) }).await.unwrap();
     assert_eq!(loaded, Some(tom()));
     assert_eq!(players.bytes().get("Tom").await.unwrap().unwrap(), r#"{"name":"Tom","score":630}"#);
-    players.set("Jack", &Player { name: "Jack".to_owned(), score: 589 }, None).await.unwrap();
+    players.set("Jack", &Player { name: "Jack".to_owned(), score: 589 }).await.unwrap();
     let scores: Vec<u32> =
         players.get_many(["Tom", "Jack"]).await.into_iter().map(|got| got.unwrap().unwrap().score).collect();
     assert_eq!(scores, [630, 589]);
@@ -287,7 +289,7 @@ async fn values_of_a_type_are_kept_as_json() {
     assert_eq!(players.get("Jack").await.unwrap(), None);
     let gone = players.delete_many(["Tom", "Jack"]).await;
     assert!(gone.iter().all(Result::is_ok));
-    players.set("Tom", &tom(), None).await.unwrap();
+    players.set("Tom", &tom()).await.unwrap();
     let (value, detailed) = players.get_detailed("Tom").await.unwrap();
     assert_eq!((value, detailed.source), (Some(tom()), Source::Hit));
     players.clear().await.unwrap();
@@ -300,18 +302,142 @@ async fn a_value_that_cannot_be_decoded_is_loaded_again() {
     let (_etcd, _servers, clients) = two_clients(1).await;
     let players = clients[0].group("g").json::<Player>();
     let tom = || Player { name: "Tom".to_owned(), score: 630 };
-    players.bytes().set("Tom", "no document", None).await.unwrap();
+    players.bytes().set("Tom", "no document").await.unwrap();
     let loaded = players.get_or_load("Tom", || async { Ok::<_, String>(Some(tom())) }).await.unwrap();
     assert_eq!(loaded, Some(tom()));
     assert_eq!(players.get("Tom").await.unwrap(), Some(tom()));
-    players.bytes().set("Sam", "no document", None).await.unwrap();
+    players.bytes().set("Sam", "no document").await.unwrap();
     assert_eq!(players.get("Sam").await.unwrap(), None, "nobody loads for this group");
     for key in ["Ann", "Ben"] {
-        players.bytes().set(key, "no document", None).await.unwrap();
+        players.bytes().set(key, "no document").await.unwrap();
     }
     let many = players.get_many(["Ann", "Ben"]).await;
     assert!(many.iter().all(|got| got.as_ref().is_err_and(|error| error.kind() == ErrorKind::Codec)));
-    players.bytes().set("Ann", r#"{"name":"Ann"}"#, None).await.unwrap();
+    players.bytes().set("Ann", r#"{"name":"Ann"}"#).await.unwrap();
     let failing = players.get_or_load("Ann", || async { Err::<Option<Player>, _>("the database is down") });
     assert_eq!(failing.await.unwrap_err().kind(), ErrorKind::Loader);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_keys_are_loaded_by_one_call_of_the_closure() {
+    let (_etcd, _servers, clients) = two_clients(3).await;
+    let keys: Vec<String> = (0..50).map(|n| format!("k{n}")).collect();
+    for client in &clients {
+        client.group("g").clear().await.unwrap();
+        let group = client.group("g");
+        group.set("k0", "set").await.unwrap();
+        group.set_many([("k1", "set"), ("k2", "set")]).await.into_iter().for_each(|set| set.unwrap());
+        let calls = std::sync::Mutex::new(Vec::new());
+        let load = |missing: Vec<bytes::Bytes>| {
+            calls.lock().unwrap().push(missing.len());
+            async move {
+                let found = missing.into_iter().filter(|key| key != "k49");
+                Ok::<_, std::io::Error>(found.map(|key| (key.clone(), key)).collect::<Vec<_>>())
+            }
+        };
+        let twice: Vec<String> = keys.iter().cloned().chain(["", "k3"].map(str::to_owned)).collect();
+        let found = group.get_or_load_many(&twice, load).await;
+        for (at, (key, found)) in twice.iter().zip(&found).enumerate() {
+            match at {
+                0..=2 => assert_eq!(found.as_ref().unwrap().as_ref().unwrap(), "set"),
+                49 => assert_eq!(found.as_ref().unwrap(), &None),
+                50 => assert_eq!(found.as_ref().unwrap_err().kind(), ErrorKind::InvalidArgument),
+                _ => assert_eq!(found.as_ref().unwrap().as_ref().unwrap(), key),
+            }
+        }
+        let calls = calls.into_inner().unwrap();
+        assert_eq!(calls.iter().sum::<usize>(), 47, "each once: {calls:?}");
+        // All are kept, also that one is not there.
+        let none = |_| async { Err::<Vec<(String, String)>, _>("nothing is to be loaded") };
+        assert!(group.get_or_load_many(&keys, none).await.iter().all(Result::is_ok));
+    }
+}
+
+/// Two callers each of whom holds what the other one waits for.
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_that_load_overlapping_keys_do_not_wait_for_one_another() {
+    let (_etcd, _servers, clients) = two_clients(1).await;
+    let loads = Arc::new(AtomicUsize::new(0));
+    let mut callers = JoinSet::new();
+    for n in 0..8 {
+        let (group, loads) = (clients[n % 2].group("g"), loads.clone());
+        callers.spawn(async move {
+            let mut keys: Vec<String> = (0..40).map(|key| ((key * 7 + n * 11) % 40).to_string()).collect();
+            keys.truncate(30);
+            let load = |missing: Vec<bytes::Bytes>| {
+                loads.fetch_add(missing.len(), Ordering::SeqCst);
+                async move {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    Ok::<_, String>(missing.into_iter().map(|key| (key, "loaded")).collect::<Vec<_>>())
+                }
+            };
+            let found = group.get_or_load_many(&keys, load).await;
+            assert!(found.into_iter().all(|found| found.unwrap().unwrap() == "loaded"));
+        });
+    }
+    callers.join_all().await;
+    assert_eq!(loads.load(Ordering::SeqCst), 40);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_of_many_that_fails_fails_its_keys_and_names_its_error() {
+    let (_etcd, _servers, clients) = two_clients(1).await;
+    let group = clients[0].group("g");
+    group.set("kept", "set").await.unwrap();
+    let load = |_| async { Err::<Vec<(String, String)>, _>(std::io::Error::other("no such table")) };
+    let found = group.get_or_load_many(["kept", "a", "b"], load).await;
+    assert_eq!(found[0].as_ref().unwrap().as_ref().unwrap(), "set");
+    for failed in &found[1..] {
+        let error = failed.as_ref().unwrap_err();
+        let source = std::error::Error::source(error).unwrap().downcast_ref::<std::io::Error>();
+        assert_eq!(
+            (error.kind(), source.unwrap().to_string()),
+            (ErrorKind::Loader, "no such table".to_owned())
+        );
+    }
+}
+
+/// A lifetime that comes with a value, and one with a call.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_loaded_value_may_have_a_lifetime_and_a_call_a_deadline() {
+    use peanut_client::Loaded as Found;
+    let (_etcd, _servers, clients) = two_clients(1).await;
+    for client in &clients {
+        let group = client.group("g");
+        group.clear().await.unwrap();
+        let short = || async { Ok::<_, String>(Found::found("v").ttl(Duration::from_millis(1))) };
+        assert_eq!(group.get_or_load("short", short).await.unwrap().unwrap(), "v");
+        peanut_tests::eventually("it to expire", async || {
+            group.get("short").await.unwrap().is_none().then_some(())
+        })
+        .await;
+        let for_an_hour = || async { Ok::<_, String>(Found::found("v").ttl(Duration::from_secs(3600))) };
+        group.get_or_load("long", for_an_hour).await.unwrap();
+        let ttl = group.get_detailed("long").await.unwrap().ttl;
+        // A group's is ten minutes; lanes tell how long it is.
+        assert!(ttl.is_zero() || ttl > Duration::from_secs(3000), "{ttl:?}");
+
+        let never = || async { std::future::pending::<Result<Option<String>, String>>().await };
+        let stuck = tokio::spawn({
+            let group = group.clone();
+            async move { group.get_or_load("stuck", never).await }
+        });
+        let begun = peanut_tests::now();
+        let hurried = group.with_deadline(Duration::from_millis(50));
+        peanut_tests::eventually("the other to load", async || {
+            let error = hurried
+                .get_or_load("stuck", || async { Err::<Option<String>, _>("mine runs") })
+                .await
+                .unwrap_err();
+            (error.kind() == ErrorKind::DeadlineExceeded).then_some(())
+        })
+        .await;
+        assert!(begun.elapsed() < Duration::from_secs(8), "the client's is 10 s: {:?}", begun.elapsed());
+        stuck.abort();
+        for bad in [Duration::ZERO, Duration::MAX] {
+            let error = group.with_deadline(bad).get("k").await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+            assert!(error.to_string().contains("deadline: must be from 1ms to 1d"), "{error}");
+        }
+    }
 }

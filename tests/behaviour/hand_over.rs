@@ -110,7 +110,7 @@ async fn what_was_written_after_a_change_of_the_ring_is_not_handed_over_from_bef
     with_nodes(&writer, 2).await;
     let keys: Vec<String> = (0..500).map(|n| format!("k{n}")).collect();
     for key in &keys {
-        writer.group("g").set(key, "old", None).await.unwrap();
+        writer.group("g").set(key, "old").await.unwrap();
     }
     let _third = server(&etcd, "", &groups).await;
     with_nodes(&reader, 3).await;

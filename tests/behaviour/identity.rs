@@ -40,7 +40,7 @@ async fn a_node_of_another_fleet_at_a_dead_ones_address_is_not_believed() {
             assert!(many.iter().all(Result::is_err), "{many:?}");
         }
         // What is written is left for the node that is meant.
-        client.group("g").set("k", "written", None).await.unwrap();
+        client.group("g").set("k", "written").await.unwrap();
         client.group("g").delete("j").await.unwrap();
         client.probe().await;
         assert!(!client.nodes()[0].up, "a stranger does not pass for the node");
@@ -68,7 +68,7 @@ async fn a_client_that_starts_before_its_fleet_waits_for_it() {
     let error = lazy.group("scores").get("Tom").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(error.to_string().contains("has not been found yet: etcd at"), "{error}");
-    assert_eq!(lazy.group("scores").set("Tom", "1", None).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(lazy.group("scores").set("Tom", "1").await.unwrap_err().kind(), ErrorKind::Unavailable);
 
     let etcd = Etcd::start().await;
     let lazy = client_of(&etcd).deadline(Duration::from_secs(20)).build_lazy().unwrap();

@@ -184,10 +184,9 @@ async fn a_node_that_names_a_ring_which_there_is_not_is_not_believed() {
             Client::builder().registry(registry).deadline(Duration::from_secs(1)).build().await.unwrap();
         let group = client.group("g");
         // A write waits for the ring that it hears of, until the registry turns out not to have it.
-        peanut_tests::eventually("the node to be found out", async || group.set("k", "v", None).await.ok())
-            .await;
+        peanut_tests::eventually("the node to be found out", async || group.set("k", "v").await.ok()).await;
         for _ in 0..10 {
-            group.set("k", "v", None).await.unwrap();
+            group.set("k", "v").await.unwrap();
             assert_eq!(group.get("k").await.unwrap().unwrap(), "k");
         }
     }

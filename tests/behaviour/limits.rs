@@ -45,7 +45,7 @@ fn value(key: usize, length: usize) -> Vec<u8> {
 
 async fn set_all(group: &Group, keys: usize, length: usize) {
     for some in (0..keys).collect::<Vec<_>>().chunks(64) {
-        let sets = some.iter().map(async |key| group.set(key.to_string(), value(*key, length), None).await);
+        let sets = some.iter().map(async |key| group.set(key.to_string(), value(*key, length)).await);
         assert!(join_all(sets).await.iter().all(Result::is_ok));
     }
 }
@@ -60,7 +60,7 @@ async fn answers_longer_than_a_message_come_in_several_and_hold_up_nobody() {
             let group = group.clone();
             async move {
                 for n in 0..50 {
-                    group.set("bystander", n.to_string(), None).await.unwrap();
+                    group.set("bystander", n.to_string()).await.unwrap();
                     assert_eq!(group.get("bystander").await.unwrap().unwrap(), n.to_string());
                 }
             }
@@ -115,7 +115,7 @@ fn get(id: u32, key: &[u8], on_miss: OnMiss) -> GetOperation<'_> {
 async fn others_are_answered(server: &ServerProcess) {
     let client = Client::builder().nodes([server.addr()]).deadline(PATIENCE).build().await.unwrap();
     for n in 0..20 {
-        client.group("g").set("other", n.to_string(), None).await.unwrap();
+        client.group("g").set("other", n.to_string()).await.unwrap();
         assert_eq!(client.group("g").get("other").await.unwrap().unwrap(), n.to_string());
     }
 }
@@ -123,7 +123,7 @@ async fn others_are_answered(server: &ServerProcess) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frame_that_asks_for_gigabytes_takes_no_more_than_is_sent() {
     let (mut server, client) = node("").await;
-    client.group("g").set("k", vec![7; 60 << 10], None).await.unwrap();
+    client.group("g").set("k", vec![7; 60 << 10]).await.unwrap();
     let before = resident(&mut server);
     let channel = channel(&server).await;
     let mut lane = raw_lane(&channel).await;
@@ -386,7 +386,7 @@ async fn messages_that_are_begun_and_not_ended_take_no_more_than_there_is_room_f
 #[tokio::test(flavor = "multi_thread")]
 async fn lists_of_millions_of_keys_take_no_more_than_there_is_room_for() {
     let (mut server, client) = node("").await;
-    client.group("g").set("k", "v", None).await.unwrap();
+    client.group("g").set("k", "v").await.unwrap();
     let before = resident(&mut server);
     let channel = channel(&server).await;
     let calls = (0..30).map(|call| {
@@ -417,11 +417,11 @@ async fn names_and_messages_of_every_length_break_no_lane() {
     let (_server, client) = node("").await;
     let group = client.group("g");
     let long = "x".repeat(20 << 20);
-    let error = group.get_or_load("k", || async { Err::<Option<Bytes>, _>(&long) }).await.unwrap_err();
+    let error = group.get_or_load("k", || async { Err::<Option<Bytes>, _>(long.clone()) }).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Loader);
     assert!(error.to_string().len() < 4096);
     let error = client.group(&"g".repeat(10 << 20)).get("k").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
-    group.set("k", "v", None).await.unwrap();
+    group.set("k", "v").await.unwrap();
     assert_eq!(group.get("k").await.unwrap().unwrap(), "v");
 }

@@ -33,7 +33,7 @@ async fn logs_are_text_pretty_or_json_and_have_no_keys_above_debug() {
         let client = Client::builder().nodes([&addr]).build().await.unwrap();
         for key in ["Tom", "a-key-of-somebody", ""] {
             let _ = client.group("scores").get(key).await;
-            let _ = client.group("scores").set(key, "v", None).await;
+            let _ = client.group("scores").set(key, "v").await;
             let _ = client.group("scores").delete(key).await;
         }
         let log = process.log();

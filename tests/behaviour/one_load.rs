@@ -82,7 +82,7 @@ async fn one_node(load_timeout: Duration) -> OneNode {
                 // Blocks its thread, as a loader that should be async but is not.
                 b"blocked" => std::thread::sleep(Duration::from_secs(3)),
                 b"slow" => tokio::time::sleep(Duration::from_millis(700)).await,
-                b"missing" => return Ok(Loaded::NotFound),
+                b"missing" => return Ok(Loaded::not_found()),
                 b"broken" => return Err("no such table: scores".into()),
                 _ => {}
             }

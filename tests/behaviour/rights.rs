@@ -58,11 +58,11 @@ async fn rights_are_for_keys_and_setting_deleting_and_clearing_are_told_apart() 
             let group = group(who).await;
             let expect = |may: bool| if may { "ok" } else { "PermissionDenied" };
             assert_eq!(said(group.get("Tom").await), expect(read), "{who}");
-            assert_eq!(said(group.set("Tom", "1", None).await), expect(set), "{who}");
+            assert_eq!(said(group.set("Tom", "1").await), expect(set), "{who}");
             assert_eq!(said(group.delete("Tom").await), expect(delete), "{who}");
             assert_eq!(said(group.clear().await), expect(clear), "{who}");
             assert_eq!(said(group.get("user/1").await), expect(read_own), "{who}");
-            assert_eq!(said(group.set("user/1", "1", None).await), expect(set_own), "{who}");
+            assert_eq!(said(group.set("user/1", "1").await), expect(set_own), "{who}");
             assert_eq!(said(group.delete("user/1").await), expect(delete_own), "{who}");
         }
         // Many keys at once have many answers.
@@ -97,7 +97,7 @@ async fn open_lanes_lose_what_is_taken_from_their_tokens_and_get_what_is_given()
     let all_say = async |what: &str, get: &str, set: &str| {
         for group in &groups {
             eventually(what, async || {
-                let now = (said(group.get("Tom").await), said(group.set("Tom", "1", None).await));
+                let now = (said(group.get("Tom").await), said(group.set("Tom", "1").await));
                 bystander.get("Jack").await.expect("others are left alone");
                 (now == (get.to_owned(), set.to_owned())).then_some(())
             })
@@ -136,7 +136,7 @@ async fn open_lanes_lose_what_is_taken_from_their_tokens_and_get_what_is_given()
     all_say("the token to be none", "Unauthenticated", "Unauthenticated").await;
     server.configure(&config(&app("read = [\"*\"]")));
     all_say("the token to be back", "ok", "PermissionDenied").await;
-    bystander.set("Jack", "1", None).await.unwrap();
+    bystander.set("Jack", "1").await.unwrap();
     let log = server.process().log().join("\n");
     assert!(!log.contains("secret-of-the"), "a secret is in the log: {log}");
 }
@@ -163,7 +163,7 @@ async fn refusals_are_logged_by_the_tokens_name_and_not_once_for_each() {
     let mut server = ServerProcess::start_with(SERVER, &format!("{}{tokens}{SCORES}", node_of(&addr))).await;
     let reader = of(&addr, false).token("secret-of-the-reader").build().await.unwrap().group("scores");
     for _ in 0..200 {
-        assert_eq!(said(reader.set("Tom", "1", None).await), "PermissionDenied");
+        assert_eq!(said(reader.set("Tom", "1").await), "PermissionDenied");
     }
     let thief = of(&addr, false).token("secret-of-a-thief").build().await.unwrap().group("scores");
     for _ in 0..20 {
@@ -211,7 +211,7 @@ async fn the_name_in_a_certificate_is_as_good_as_a_token_until_it_is_revoked_or_
         // A machine may take longer to come here than the certificate is good for.
         assert!(first == "ok" || unary || first == "Unavailable", "{first}");
         let app = group(&app, unary).await;
-        assert_eq!(said(app.set("Tom", "1", None).await), "ok");
+        assert_eq!(said(app.set("Tom", "1").await), "ok");
         let reader = group(&reader, unary).await;
         assert_eq!(
             (said(reader.get("Tom").await), said(reader.delete("Tom").await)),

@@ -24,7 +24,7 @@ async fn works(client: &Client) {
         assert_eq!(group.get("Tom").await.unwrap().unwrap(), "630");
         let many = group.get_many(["Tom", "Jack"]).await;
         assert!(many.iter().all(|answer| answer.as_ref().unwrap().is_some()), "{many:?}");
-        group.set("Sam", "567", None).await.unwrap();
+        group.set("Sam", "567").await.unwrap();
         group.delete("Sam").await.unwrap();
     }
 }

@@ -67,7 +67,7 @@ async fn with_mutual_tls_only_who_has_a_certificate_is_let_in_and_nodes_are_know
     let server = ServerProcess::start_with(SERVER, &config).await;
     let client = of(&server).tls(tls(&authority, &app)).build().await.unwrap();
     assert_eq!(client.group("scores").get("Tom").await.unwrap().unwrap(), "630");
-    client.group("scores").set("Tom", "1", None).await.unwrap();
+    client.group("scores").set("Tom", "1").await.unwrap();
     client.probe().await;
     assert!(client.nodes()[0].up, "probes go the same way");
     let unary = of(&server).tls(tls(&authority, &app)).unary().build().await.unwrap();
@@ -178,14 +178,14 @@ async fn tokens_give_rights_to_groups_and_two_secrets_are_good_at_a_time() {
         };
         for secret in ["old-secret-of-the-app", "new-secret-of-the-app"] {
             let scores = client(secret).build().await.unwrap().group("scores");
-            scores.set("Tom", "1", None).await.unwrap();
+            scores.set("Tom", "1").await.unwrap();
             assert_eq!(scores.get("Tom").await.unwrap().unwrap(), "1");
             scores.delete("Tom").await.unwrap();
         }
         let scores = client("secret-of-a-reader").build().await.unwrap().group("scores");
         assert_eq!(scores.get("Tom").await.unwrap().unwrap(), "630");
         let denied = [
-            scores.set("Tom", "1", None).await.unwrap_err(),
+            scores.set("Tom", "1").await.unwrap_err(),
             scores.delete("Tom").await.unwrap_err(),
             scores.clear().await.unwrap_err(),
         ];
@@ -232,7 +232,7 @@ async fn a_reader_changes_nothing_by_way_of_the_registry_either() {
         client.deadline(LONG).build().await.unwrap()
     };
     let (writer, reader) = (client("writer").await, client("reader").await);
-    writer.group("scores").set("Tom", "1", None).await.unwrap();
+    writer.group("scores").set("Tom", "1").await.unwrap();
     let denied = reader.group("scores").clear().await.unwrap_err();
     assert_eq!(denied.kind(), ErrorKind::PermissionDenied);
     assert_eq!(reader.group("scores").get("Tom").await.unwrap().unwrap(), "1");
@@ -260,7 +260,7 @@ async fn nobody_is_believed_what_they_say_of_the_ring() {
     };
     assert_eq!(ask("reader", u64::MAX).await, 1);
     let writer = Client::builder().etcd([etcd.endpoint()]).token("secret-of-the-writer").deadline(LONG);
-    writer.build().await.unwrap().group("scores").set("Tom", "1", None).await.unwrap();
+    writer.build().await.unwrap().group("scores").set("Tom", "1").await.unwrap();
     assert_eq!(ask("writer", 7).await, 1, "nor is anybody else: the registry has no such ring");
     let unknown = tonic::Code::Unauthenticated;
     let status = raw.get(peanut_proto::v1::GetRequest::default()).await.unwrap_err();

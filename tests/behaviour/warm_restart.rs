@@ -308,7 +308,7 @@ async fn a_group_that_was_away_comes_back_without_what_it_had() {
         found
     };
     for name in ["stays", "goes"] {
-        client.group(name).set("k", "old", None).await.unwrap();
+        client.group(name).set("k", "old").await.unwrap();
     }
     let mut restart = async |config: &str| {
         server.process().signal(Signal::SIGTERM);

@@ -60,7 +60,7 @@ async fn one_node() -> OneNode {
             b"largest" => Ok(Loaded::found(vec![0; MAX_VALUE_BYTES])),
             b"broken" => Err("no such table: scores".into()),
             b"talkative" => Err("x".repeat(200_000).into()),
-            b"missing" => Ok(Loaded::NotFound),
+            b"missing" => Ok(Loaded::not_found()),
             _ => Ok(Loaded::found("value")),
         }
     });

@@ -36,7 +36,7 @@ async fn what_is_set_is_shown_and_what_is_deleted_or_cleared_is_loaded_anew() {
         let group = client.group("g");
         let keys: Vec<String> = (0..50).map(|n| format!("{unary}-{n}")).collect();
         for key in &keys {
-            group.set(key, format!("set {key}"), None).await.unwrap();
+            group.set(key, format!("set {key}")).await.unwrap();
             assert_eq!(text(&other, key).await, Some(format!("set {key}")));
         }
         let before = origin.asked().values().sum::<u64>();
@@ -52,14 +52,14 @@ async fn what_is_set_is_shown_and_what_is_deleted_or_cleared_is_loaded_anew() {
         assert_eq!(origin.asked().values().sum::<u64>() - before, 90);
         // A value as long as values may be, and one beyond.
         let long = vec![b'x'; 8 << 20];
-        group.set("long", &long, Some(Duration::from_secs(60))).await.unwrap();
+        group.set_with_ttl("long", &long, Duration::from_secs(60)).await.unwrap();
         assert!(other.group("g").get("long").await.unwrap().unwrap() == long);
-        let error = group.set("long", vec![b'x'; (8 << 20) + 1], None).await.unwrap_err();
+        let error = group.set("long", vec![b'x'; (8 << 20) + 1]).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TooLarge);
         assert_eq!(group.delete("").await.unwrap_err().kind(), ErrorKind::InvalidArgument);
         assert_eq!(client.group("none").clear().await.unwrap_err().kind(), ErrorKind::UnknownGroup);
         // A lifetime of its own.
-        group.set("short", "x", Some(Duration::from_millis(50))).await.unwrap();
+        group.set_with_ttl("short", "x", Duration::from_millis(50)).await.unwrap();
         tokio::time::sleep(Duration::from_millis(60)).await;
         assert_eq!(text(&client, "short").await.as_deref(), Some("value of short"));
     }
@@ -75,7 +75,7 @@ async fn a_load_in_progress_is_not_kept_over_a_write() {
         async move { text(&client, "k").await }
     });
     eventually("the load to begin", async || (origin.asked_for("k") == 1).then_some(())).await;
-    client.group("g").set("k", "set", None).await.unwrap();
+    client.group("g").set("k", "set").await.unwrap();
     assert_eq!(text(&client, "k").await.as_deref(), Some("set"), "and this get did not join the load");
     assert_eq!(loading.await.unwrap().as_deref(), Some("value of k"), "who waited has what was loaded");
     assert_eq!(text(&client, "k").await.as_deref(), Some("set"));
@@ -94,7 +94,7 @@ async fn a_node_that_was_asleep_does_not_show_what_was_deleted_meanwhile() {
     for round in 0..3 {
         let key = format!("k{round}");
         let old = format!("old {round}");
-        writer.group("g").set(&key, &old, None).await.unwrap();
+        writer.group("g").set(&key, &old).await.unwrap();
         // Whoever has not heard yet that the node is back asks its successor, which has not been told the value.
         for client in [&reader, &patient] {
             let reads = async || (text(client, &key).await.as_ref() == Some(&old)).then_some(());
@@ -145,7 +145,7 @@ async fn a_node_that_was_killed_does_not_restore_what_was_deleted_meanwhile_or_j
     let (just_before, rest) = rest.split_at(20);
     let (meanwhile, set_meanwhile) = rest.split_at(20);
     for key in &mine {
-        group.set(key, "old", None).await.unwrap();
+        group.set(key, "old").await.unwrap();
     }
     for key in just_before {
         group.delete(key).await.unwrap();
@@ -157,7 +157,7 @@ async fn a_node_that_was_killed_does_not_restore_what_was_deleted_meanwhile_or_j
         group.delete(key).await.unwrap();
     }
     for key in &set_meanwhile[..10] {
-        group.set(key, "new", None).await.unwrap();
+        group.set(key, "new").await.unwrap();
         // The successor has not been given it: what is late there must not bring it back.
         assert_eq!(text(&client, key).await, Some(format!("value of {key}")));
     }
@@ -191,7 +191,7 @@ async fn many_invalidations_for_one_node_become_one_for_the_group() {
     let keys: Vec<String> = (0..2_000).map(|n| format!("k{n}")).collect();
     let mine: Vec<&String> = keys.iter().filter(|key| owner_of(&client, &servers, key) == 0).collect();
     for key in &mine {
-        client.group("g").set(key, "old", None).await.unwrap();
+        client.group("g").set(key, "old").await.unwrap();
     }
     servers[0].process().signal(Signal::SIGSTOP);
     let deleted = client.group("g").delete_many(&mine).await;
@@ -215,7 +215,7 @@ async fn without_owner_and_registry_a_delete_says_so() {
     let (mut etcd, mut servers) = fleet(2, &group_from("g", origin.url(), "")).await;
     let client = client(&etcd, 2).await;
     let key = (0..).map(|n| format!("k{n}")).find(|key| owner_of(&client, &servers, key) == 0).unwrap();
-    client.group("g").set(&key, "old", None).await.unwrap();
+    client.group("g").set(&key, "old").await.unwrap();
     etcd.stop();
     servers[0].process().kill();
     let error = client.group("g").delete(&key).await.unwrap_err();
@@ -235,7 +235,7 @@ async fn a_strict_write_reaches_the_successor_too_and_without_failover_nobody_is
     strict.wait_for_ring(2).await.unwrap();
     off.wait_for_ring(2).await.unwrap();
     let key = (0..).map(|n| format!("k{n}")).find(|key| owner_of(&strict, &servers, key) == 0).unwrap();
-    strict.group("g").set(&key, "1", None).await.unwrap();
+    strict.group("g").set(&key, "1").await.unwrap();
     servers[0].process().kill();
     assert_eq!(off.group("g").get(&key).await.unwrap_err().kind(), ErrorKind::Unavailable);
     assert_eq!(text(&strict, &key).await, Some(format!("value of {key}")), "the successor forgot, and loads");

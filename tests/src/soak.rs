@@ -213,7 +213,7 @@ async fn mixed(group: Group, shared: Arc<Shared>) {
         let key = format!("key-{}.", fastrand::u32(..KEYS));
         let value = || format!("{key}{}", "v".repeat(fastrand::usize(..2_000)));
         match fastrand::u32(..100) {
-            0..10 => drop(shared.count(group.set(&key, value(), None).await)),
+            0..10 => drop(shared.count(group.set(&key, value()).await)),
             10..15 => drop(shared.count(group.delete(&key).await)),
             15..17 => {
                 let keys = (0..50).map(|_| format!("key-{}.", fastrand::u32(..KEYS))).collect::<Vec<_>>();
@@ -251,7 +251,7 @@ async fn long_values(endpoint: String, shared: Arc<Shared>) {
         let key = format!("long-{}.", fastrand::u32(..30));
         let mut value = key.clone().into_bytes();
         value.resize(LONG_BYTES, b'x');
-        shared.count(group.set(&key, &value, None).await);
+        shared.count(group.set(&key, &value).await);
         if let Some(Some(value)) = shared.count(group.get(&key).await) {
             shared.check(&key, &value);
         }

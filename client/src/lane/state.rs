@@ -138,6 +138,13 @@ struct Pieces {
 }
 
 impl Operation {
+    /// Whether an answer does for both, in the time that the new one has: the node goes by the first one's deadline.
+    fn does_for(&self, ask: &Ask<'_>, now: Instant) -> bool {
+        let time = ask.deadline.saturating_duration_since(now);
+        let is_in_time = self.callers.first().is_some_and(|first| first.deadline + time / 8 >= ask.deadline);
+        is_in_time && self.is_same(ask)
+    }
+
     fn is_same(&self, ask: &Ask<'_>) -> bool {
         (self.hash, self.group, self.failover) == (ask.hash, ask.group, ask.failover)
             && (self.owned_since, self.ring_version) == (ask.owned_since, ask.ring_version)
@@ -193,7 +200,7 @@ impl LaneState {
             && let Some(same) = self.by_key.find(ask.hash, |id| {
                 let other = &operations[*id as usize];
                 // One that is on its way may be answered with what was before a write that has ended meanwhile.
-                other.shared_in.is_some_and(|frame| frame >= self.frames_sent) && other.is_same(ask)
+                other.shared_in.is_some_and(|frame| frame >= self.frames_sent) && other.does_for(ask, now)
             })
         {
             operations[*same as usize].callers.push(caller);

@@ -26,7 +26,7 @@ use crate::budget::Budget;
 use crate::error::Failure;
 use crate::flight::{Landed, Pilot};
 use crate::group::Policy;
-use crate::loader::{Loaded, LoaderError, in_trace};
+use crate::loader::{LoadRequest, Loaded, LoaderError};
 use crate::store::Entry;
 
 /// How long nothing is refreshed after a load has failed.
@@ -154,7 +154,7 @@ impl Cache {
             let queue = self.loads.queue.lock();
             queue.launched.ahead_of(caller) + queue.begun.len()
         };
-        let at_once = self.policy.max_loads.saturating_mul(self.loader.most_keys());
+        let at_once = self.policy.max_loads.saturating_mul(self.loader.max_batch_size());
         if ahead < at_once {
             return None;
         }
@@ -169,7 +169,7 @@ impl Cache {
     /// Has all that is queued loaded, each in its turn.
     pub(crate) fn launch(self: &Arc<Self>) {
         let mut queue = self.loads.queue.lock();
-        let most = self.loader.most_keys();
+        let most = self.loader.max_batch_size();
         let deadline = Instant::now() + self.policy.load_timeout;
         for (caller, mut load) in std::mem::take(&mut queue.begun) {
             load.deadline = Some(deadline);
@@ -223,7 +223,7 @@ impl Cache {
 
     /// How many keys one turn loads.
     fn keys_at_once(&self) -> usize {
-        let most = self.loader.most_keys();
+        let most = self.loader.max_batch_size();
         if most == 1 {
             return 1;
         }
@@ -233,7 +233,7 @@ impl Cache {
 
     /// How large the next value is taken for: as the largest of those that were loaded lately.
     pub(super) fn expected_bytes(&self) -> usize {
-        let unknown = match self.loader.most_keys() {
+        let unknown = match self.loader.max_batch_size() {
             _ if self.loader.is_none() => 0,
             1 => UNKNOWN_BYTES,
             _ => UNKNOWN_AMONG_MANY_BYTES,
@@ -256,16 +256,22 @@ impl Cache {
         let begun = Instant::now();
         // Of several callers the first: a load is in one trace.
         let traced = loads.iter().map(|load| &load.get.traceparent).find(|trace| !trace.is_empty());
-        let traceparent = traced.and_then(|trace| std::str::from_utf8(trace).ok()).map(str::to_owned);
-        let keys: Vec<Bytes> = loads.iter().map(|load| load.get.key.clone()).collect();
-        let Origin { found, has_failed } = self.load(keys, traceparent, deadline).await;
+        let traceparent: Option<Arc<str>> =
+            traced.and_then(|trace| std::str::from_utf8(trace).ok()).map(Arc::from);
+        let request = |load: &Load| LoadRequest {
+            group: self.group.clone(),
+            key: load.get.key.clone(),
+            deadline,
+            traceparent: traceparent.clone(),
+        };
+        let Origin { found, has_failed } = self.load(loads.iter().map(request).collect(), deadline).await;
         let took = begun.elapsed();
         self.metrics.loaded(found.len(), took);
         self.loads.took(took);
         found.iter().for_each(|found| {
             self.loads.largest.add(match found {
-                Ok(Loaded::Found { value, .. }) => value.len(),
-                _ => 0,
+                Ok(loaded) => loaded.value().map_or(0, Bytes::len),
+                Err(_) => 0,
             })
         });
         let failures = found.iter().filter(|found| found.is_err()).count();
@@ -294,11 +300,11 @@ impl Cache {
 
     /// Runs the loader in a task of its own: a panic ends only that task, and a loader that blocks its
     /// thread does not keep the time-out from passing. One result for each key.
-    async fn load(&self, keys: Vec<Bytes>, traceparent: Option<String>, deadline: Instant) -> Origin {
-        let many = keys.len();
+    async fn load(&self, requests: Vec<LoadRequest>, deadline: Instant) -> Origin {
+        let many = requests.len();
+        let traceparent = requests.first().and_then(|request| request.traceparent.as_deref());
         let span = tracing::debug_span!("load", group = &*self.group, keys = many, traceparent);
-        let load = self.loader.clone().load(self.group.clone(), keys);
-        let load = in_trace(traceparent, load).instrument(span);
+        let load = self.loader.clone().load(requests).instrument(span);
         let begun = Instant::now();
         let load = AbortOnDropHandle::new(tokio::spawn(load));
         let (failure, has_failed) = match timeout_at(deadline, load).await {
@@ -331,15 +337,15 @@ impl Cache {
     }
 
     fn entry(&self, found: Loaded, loaded: Instant, get: &Get) -> Landed {
-        let (value, ttl) = match found {
-            Loaded::Found { value, .. } if value.len() > MAX_VALUE_BYTES => {
+        let (value, ttl) = match found.into_parts() {
+            (Some(value), _) if value.len() > MAX_VALUE_BYTES => {
                 let why = format!("the value has {} bytes; the limit is {MAX_VALUE_BYTES}", value.len());
                 return Err(Failure::new(ErrorCode::ValueTooLarge, why));
             }
-            Loaded::Found { value, ttl } => (Some(value.into()), ttl.unwrap_or(self.policy.ttl)),
+            (Some(value), ttl) => (Some(value.into()), ttl.unwrap_or(self.policy.ttl)),
             // Some client may bring it at any time.
-            Loaded::NotFound if self.loader.is_none() => (None, Duration::ZERO),
-            Loaded::NotFound => (None, self.policy.negative_ttl),
+            (None, _) if self.loader.is_none() => (None, Duration::ZERO),
+            (None, _) => (None, self.policy.negative_ttl),
         };
         let ttl = self.jittered(self.bounded(ttl, get.origin));
         let expires = loaded + self.kept_for(ttl, get.origin, value.is_some());

@@ -52,12 +52,12 @@ fn fixture(adjust: impl FnOnce(Group) -> Group) -> (Arc<Cache>, Arc<AtomicUsize>
             async move {
                 let count = loads.fetch_add(1, Ordering::SeqCst) + 1;
                 match key[0] {
-                    b'm' => return Ok(Loaded::NotFound),
+                    b'm' => return Ok(Loaded::not_found()),
                     b'e' => return Err("no such table".into()),
                     b'p' => panic!("loader bug"),
                     b'b' => sleep(Duration::from_secs(60)).await,
                     b'g' => gate.notified().await,
-                    b'z' => return Ok(Loaded::found_for("not kept", Duration::ZERO)),
+                    b'z' => return Ok(Loaded::found("not kept").ttl(Duration::ZERO)),
                     _ => {}
                 }
                 Ok::<_, LoaderError>(Loaded::found(format!("{count}")))

@@ -109,6 +109,8 @@ impl Cache {
             }
         };
         let length = value.as_ref().map_or(0, |value: &Value| value.len());
+        // What was asked for, as far as it is granted.
+        let granted = set.ttl.map_or(Duration::ZERO, |ttl| ttl.min(self.policy.max_ttl));
         let entry = |stamp, origin| {
             let ttl = self.bounded(set.ttl.unwrap_or_else(|| self.jittered(ttl)), origin);
             let expires = now + self.kept_for(ttl, origin, value.is_some());
@@ -121,7 +123,7 @@ impl Cache {
             if !self.store.fits(&key, length) {
                 return Err(self.too_large(length));
             }
-            return Ok(Begun::Answered(self.filled(fill)));
+            return Ok(Begun::Answered(Answer { ttl: granted, ..self.filled(fill) }));
         }
         let entry = entry(set.stamp, set.origin);
         self.metrics.sets.fetch_add(1, Ordering::Relaxed);

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{Loaded, Loader, LoaderError};
+use super::{LoadRequest, Loaded, Loader, LoaderError};
 
 /// A loader from an async closure over the key.
 ///
@@ -31,7 +31,7 @@ where
     F: Fn(Bytes) -> R + Send + Sync + 'static,
     R: Future<Output = Result<Loaded, LoaderError>> + Send + 'static,
 {
-    fn load(&self, _group: &str, key: &[u8]) -> impl Future<Output = Result<Loaded, LoaderError>> + Send {
-        (self.0)(Bytes::copy_from_slice(key))
+    fn load(&self, request: &LoadRequest) -> impl Future<Output = Result<Loaded, LoaderError>> + Send {
+        (self.0)(request.key.clone())
     }
 }

@@ -9,14 +9,14 @@ use futures_util::future::BoxFuture;
 use peanut_proto::limits::MAX_MESSAGE_BYTES;
 use peanut_proto::loader_v1::load_result::Result as Answer;
 use peanut_proto::loader_v1::loader_client::LoaderClient;
-use peanut_proto::loader_v1::{Found, LoadRequest, LoadResponse};
+use peanut_proto::loader_v1::{self, Found, LoadResponse};
 use tokio::time::{Instant, timeout_at};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::reconnect::Reconnect;
-use super::{Loaded, Loader, LoaderError, check_timeout, trace_context, with_causes};
+use super::{LoadRequest, Loaded, Loader, LoaderError, check_timeout, with_causes};
 
 /// Keys in one call at most.
 const MOST_KEYS: usize = 100;
@@ -67,32 +67,32 @@ impl GrpcLoader {
         Ok(GrpcLoader { channel: Arc::new(channel), timeout, fingerprint: xxh3_64(url.as_bytes()) })
     }
 
-    fn ask<'a>(
-        &'a self,
-        group: &'a str,
-        keys: &'a [Bytes],
-    ) -> BoxFuture<'a, Vec<Result<Loaded, LoaderError>>> {
+    fn ask<'a>(&'a self, requests: &'a [LoadRequest]) -> BoxFuture<'a, Vec<Result<Loaded, LoaderError>>> {
         Box::pin(async move {
-            let response = match self.call(group, keys).await {
+            let Some(first) = requests.first() else { return Vec::new() };
+            let response = match self.call(&first.group, requests).await {
                 Ok(response) => response,
-                Err(Failed::Status(status)) if keys.len() > 1 && may_be_of_a_key(&status) => {
-                    let (first, second) = keys.split_at(keys.len() / 2);
-                    return [self.ask(group, first).await, self.ask(group, second).await].concat();
+                Err(Failed::Status(status)) if requests.len() > 1 && may_be_of_a_key(&status) => {
+                    let (first, second) = requests.split_at(requests.len() / 2);
+                    return [self.ask(first).await, self.ask(second).await].concat();
                 }
-                Err(failed) => return vec![Err(self.told(&failed)); keys.len()],
+                Err(failed) => return vec![Err(self.told(&failed)); requests.len()],
             };
-            if response.results.len() != keys.len() {
-                let (asked, answered) = (keys.len(), response.results.len());
+            if response.results.len() != requests.len() {
+                let (asked, answered) = (requests.len(), response.results.len());
                 let why = format!("the loader service was asked for {asked} keys and answered {answered}");
-                return vec![Err(why.into()); keys.len()];
+                return vec![Err(why.into()); requests.len()];
             }
             let results = response.results.into_iter().map(|result| match result.result {
                 Some(Answer::Found(Found { value, ttl_ms })) => {
                     // A copy, so that a small value does not keep the whole message.
-                    let value = Bytes::copy_from_slice(&value);
-                    Ok(Loaded::Found { value, ttl: ttl_ms.map(Duration::from_millis) })
+                    let loaded = Loaded::found(Bytes::copy_from_slice(&value));
+                    Ok(match ttl_ms {
+                        Some(ttl_ms) => loaded.ttl(Duration::from_millis(ttl_ms)),
+                        None => loaded,
+                    })
                 }
-                Some(Answer::NotFound(_)) => Ok(Loaded::NotFound),
+                Some(Answer::NotFound(_)) => Ok(Loaded::not_found()),
                 Some(Answer::Error(why)) => Err(LoaderError::of_key(why)),
                 None => Err(LoaderError::of_key("the loader service left a result empty")),
             });
@@ -101,13 +101,16 @@ impl GrpcLoader {
     }
 
     /// Makes one call: once more, where the connection breaks on which the service had answered before.
-    async fn call(&self, group: &str, keys: &[Bytes]) -> Result<LoadResponse, Failed> {
+    async fn call(&self, group: &str, requests: &[LoadRequest]) -> Result<LoadResponse, Failed> {
+        let keys: Vec<Bytes> = requests.iter().map(|request| request.key.clone()).collect();
+        let trace = requests.first().and_then(|request| request.traceparent.as_deref());
         let deadline = Instant::now() + self.timeout;
         let mut is_second = false;
         loop {
-            let mut request = Request::new(LoadRequest { group: group.to_owned(), keys: keys.to_vec() });
+            let mut request =
+                Request::new(loader_v1::LoadRequest { group: group.to_owned(), keys: keys.clone() });
             request.set_timeout(deadline.saturating_duration_since(Instant::now()));
-            if let Some(traceparent) = trace_context().and_then(|trace| trace.parse().ok()) {
+            if let Some(traceparent) = trace.and_then(|trace| trace.parse().ok()) {
                 request.metadata_mut().insert("traceparent", traceparent);
             }
             let used = self.channel.begin();
@@ -191,16 +194,16 @@ impl Loader for GrpcLoader {
         self.fingerprint
     }
 
-    fn most_keys(&self) -> usize {
+    fn max_batch_size(&self) -> usize {
         MOST_KEYS
     }
 
-    async fn load(&self, group: &str, key: &[u8]) -> Result<Loaded, LoaderError> {
-        let mut results = self.ask(group, &[Bytes::copy_from_slice(key)]).await;
+    async fn load(&self, request: &LoadRequest) -> Result<Loaded, LoaderError> {
+        let mut results = self.ask(std::slice::from_ref(request)).await;
         results.pop().unwrap_or_else(|| Err("the loader service answered nothing".into()))
     }
 
-    async fn load_many(&self, group: &str, keys: &[Bytes]) -> Vec<Result<Loaded, LoaderError>> {
-        self.ask(group, keys).await
+    async fn load_many(&self, requests: &[LoadRequest]) -> Vec<Result<Loaded, LoaderError>> {
+        self.ask(requests).await
     }
 }

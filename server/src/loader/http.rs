@@ -15,7 +15,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use self::address::Address;
 use super::reconnect::{Reconnect, Use};
-use super::{Loaded, Loader, LoaderError, check_timeout, trace_context};
+use super::{LoadRequest, Loaded, Loader, LoaderError, check_timeout};
 
 /// Most redirects of one load.
 const MOST_REDIRECTS: usize = 5;
@@ -78,10 +78,10 @@ impl HttpLoader {
     }
 
     /// Asks for a URL: once more, where a connection breaks that had been idle.
-    async fn ask(&self, used: &Use<'_, Client>, url: Url, deadline: Instant) -> Answer {
-        let mut answer = send(used.connection(), url.clone(), deadline).await;
+    async fn ask(&self, used: &Use<'_, Client>, url: Url, trace: Option<&str>, deadline: Instant) -> Answer {
+        let mut answer = send(used.connection(), url.clone(), trace, deadline).await;
         if used.may_repeat() && answer.as_ref().is_err_and(|error| has_broken(error, deadline)) {
-            answer = send(&self.once, url, deadline).await;
+            answer = send(&self.once, url, trace, deadline).await;
         }
         answer
     }
@@ -101,10 +101,10 @@ impl Loader for HttpLoader {
         self.fingerprint
     }
 
-    async fn load(&self, group: &str, key: &[u8]) -> Result<Loaded, LoaderError> {
-        let url = self.address.of(group, key)?;
+    async fn load(&self, request: &LoadRequest) -> Result<Loaded, LoaderError> {
+        let (url, trace) = (self.address.of(&request.group, &request.key)?, request.traceparent.as_deref());
         let (used, deadline) = (self.client.begin(), Instant::now() + self.timeout);
-        let loaded = match self.ask(&used, url, deadline).await {
+        let loaded = match self.ask(&used, url, trace, deadline).await {
             Ok(response) => read(response).await,
             // Without the URL, in which there may be secrets.
             Err(error) if error.is_redirect() => Err(LoaderError::of_key(error.without_url())),
@@ -130,7 +130,7 @@ impl Loader for HttpLoader {
 async fn read(response: Response) -> Result<Loaded, LoaderError> {
     match response.status() {
         StatusCode::OK => {}
-        StatusCode::NOT_FOUND | StatusCode::GONE => return Ok(Loaded::NotFound),
+        StatusCode::NOT_FOUND | StatusCode::GONE => return Ok(Loaded::not_found()),
         status => {
             let why = format!("the origin answered {status}");
             // Of these the origin does not say that it is in trouble.
@@ -140,12 +140,16 @@ async fn read(response: Response) -> Result<Loaded, LoaderError> {
     }
     let now = SystemTime::UNIX_EPOCH + Duration::from_millis(wall_clock_ms());
     let ttl = freshness::lifetime(response.headers(), now);
-    Ok(Loaded::Found { value: read_body(response).await?, ttl })
+    let loaded = Loaded::found(read_body(response).await?);
+    Ok(match ttl {
+        Some(ttl) => loaded.ttl(ttl),
+        None => loaded,
+    })
 }
 
-async fn send(client: &Client, url: Url, deadline: Instant) -> Answer {
+async fn send(client: &Client, url: Url, trace: Option<&str>, deadline: Instant) -> Answer {
     let mut request = client.get(url).timeout(deadline.saturating_duration_since(Instant::now()));
-    if let Some(traceparent) = trace_context() {
+    if let Some(traceparent) = trace {
         request = request.header("traceparent", traceparent);
     }
     request.send().await

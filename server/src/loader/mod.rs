@@ -31,11 +31,13 @@ pub use closure::{LoaderFn, loader_fn};
 pub use grpc::GrpcLoader;
 #[cfg(feature = "http")]
 pub use http::HttpLoader;
+pub use peanut_proto::loaded::Loaded;
 #[cfg(feature = "redis")]
 pub use redis::RedisLoader;
 #[cfg(feature = "sql")]
 pub use sql::{SqlLoader, SqlOptions};
 pub use r#static::StaticLoader;
+use tokio::time::Instant;
 
 /// The bytes of values that loaders take in one answer for many keys. What does not fit is asked for again, fewer keys at a time, so that
 /// an answer takes no more memory than four of the longest values.
@@ -52,13 +54,13 @@ fn check_timeout(timeout: Duration) -> Result<(), LoaderError> {
 /// Where a group's missing values come from.
 ///
 /// ```
-/// use peanut_server::{Loaded, Loader, LoaderError};
+/// use peanut_server::{LoadRequest, Loaded, Loader, LoaderError};
 ///
 /// struct Squares;
 ///
 /// impl Loader for Squares {
-///     async fn load(&self, _group: &str, key: &[u8]) -> Result<Loaded, LoaderError> {
-///         let number: u64 = std::str::from_utf8(key)?.parse()?;
+///     async fn load(&self, request: &LoadRequest) -> Result<Loaded, LoaderError> {
+///         let number: u64 = request.text()?.parse()?;
 ///         Ok(Loaded::found((number * number).to_string()))
 ///     }
 /// }
@@ -69,22 +71,21 @@ pub trait Loader: Send + Sync + 'static {
     /// # Errors
     /// Whatever keeps the loader from knowing. The message reaches every caller that waits; nothing is
     /// remembered, so the next get loads again. That the origin has no such key is not an error but
-    /// [`Loaded::NotFound`].
-    fn load(&self, group: &str, key: &[u8]) -> impl Future<Output = Result<Loaded, LoaderError>> + Send;
+    /// [`Loaded::not_found`].
+    fn load(&self, request: &LoadRequest) -> impl Future<Output = Result<Loaded, LoaderError>> + Send;
 
-    /// Loads many keys at once, where [`most_keys`](Self::most_keys) says that it can: one result for each key, in their
-    /// order. By default each is loaded by itself.
+    /// Loads many keys of one group at once, where [`max_batch_size`](Self::max_batch_size) says that it can: one result for each
+    /// request, in their order. By default each is loaded by itself.
     fn load_many(
         &self,
-        group: &str,
-        keys: &[Bytes],
+        requests: &[LoadRequest],
     ) -> impl Future<Output = Vec<Result<Loaded, LoaderError>>> + Send {
-        join_all(keys.iter().map(|key| self.load(group, key)))
+        join_all(requests.iter().map(|request| self.load(request)))
     }
 
     /// The most keys that [`load_many`](Self::load_many) takes at once; 1, the default: it is not called. Keys that are missed in the same moment
     /// are loaded together, and so are those that wait for their turn.
-    fn most_keys(&self) -> usize {
+    fn max_batch_size(&self) -> usize {
         1
     }
 
@@ -104,51 +105,34 @@ pub trait Loader: Send + Sync + 'static {
     }
 }
 
-/// What a loader found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Loaded {
-    /// The origin has this value.
-    Found {
-        /// The value.
-        value: Bytes,
-        /// How long it stays fresh, in place of the group's `ttl`; zero: it is not kept at all.
-        ttl: Option<Duration>,
-    },
-    /// The origin has no such key. That is remembered for the group's `negative_ttl`.
-    NotFound,
+/// What a loader is asked for: one key, by when, and in whose trace.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct LoadRequest {
+    /// The group.
+    pub group: Arc<str>,
+    /// The key, 1 to 1024 bytes.
+    pub key: Bytes,
+    /// When the load's time is over, after the group's `load_timeout`: the load is dropped then.
+    pub deadline: Instant,
+    /// The W3C trace context (`traceparent`) of the get that caused the load, where it has one. Loaders over HTTP and gRPC send it on.
+    pub traceparent: Option<Arc<str>>,
 }
 
-impl Loaded {
-    /// The origin has this value; it lives as long as the group says.
-    pub fn found(value: impl Into<Bytes>) -> Self {
-        Loaded::Found { value: value.into(), ttl: None }
+impl LoadRequest {
+    /// A request without a trace whose deadline is a minute ahead, for tests of loaders.
+    pub fn new(group: &str, key: impl Into<Bytes>) -> Self {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        LoadRequest { group: group.into(), key: key.into(), deadline, traceparent: None }
     }
 
-    /// The origin has this value and says how long it stays fresh.
-    pub fn found_for(value: impl Into<Bytes>, ttl: Duration) -> Self {
-        Loaded::Found { value: value.into(), ttl: Some(ttl) }
+    /// The key as text.
+    ///
+    /// # Errors
+    /// Where it is not UTF-8: an error that is this key's alone.
+    pub fn text(&self) -> Result<&str, LoaderError> {
+        std::str::from_utf8(&self.key).map_err(LoaderError::of_key)
     }
-}
-
-impl<V: Into<Bytes>> From<Option<V>> for Loaded {
-    fn from(value: Option<V>) -> Self {
-        value.map_or(Loaded::NotFound, Loaded::found)
-    }
-}
-
-tokio::task_local! {
-    static TRACE: Option<String>;
-}
-
-/// The W3C trace context (`traceparent`) of the call for which a load runs, where it has one and this is called in the loader's
-/// own task. Loaders over HTTP and gRPC send it on.
-pub fn trace_context() -> Option<String> {
-    TRACE.try_with(Clone::clone).ok().flatten()
-}
-
-/// Runs a load in the trace of whoever asked.
-pub(crate) fn in_trace<F: Future>(traceparent: Option<String>, load: F) -> impl Future<Output = F::Output> {
-    TRACE.scope(traceparent, load)
 }
 
 /// Why a loader could not say what it found. Any error converts into it; its message is what callers see.
@@ -232,15 +216,15 @@ impl AnyLoader {
     }
 
     /// The most keys that it takes at once; at least one.
-    pub(crate) fn most_keys(&self) -> usize {
-        self.0.as_ref().map_or(1, |loader| loader.most_keys().max(1))
+    pub(crate) fn max_batch_size(&self) -> usize {
+        self.0.as_ref().map_or(1, |loader| loader.max_batch_size().max(1))
     }
 
-    pub(crate) async fn load(self, group: Arc<str>, keys: Vec<Bytes>) -> Vec<Result<Loaded, LoaderError>> {
-        match (self.0, &keys[..]) {
-            (Some(loader), [key]) => vec![loader.load(&group, key).await],
-            (Some(loader), keys) => loader.load_many(&group, keys).await,
-            (None, keys) => vec![Ok(Loaded::NotFound); keys.len()],
+    pub(crate) async fn load(self, requests: Vec<LoadRequest>) -> Vec<Result<Loaded, LoaderError>> {
+        match (self.0, &requests[..]) {
+            (Some(loader), [request]) => vec![loader.load(request).await],
+            (Some(loader), requests) => loader.load_many(requests).await,
+            (None, requests) => vec![Ok(Loaded::not_found()); requests.len()],
         }
     }
 }
@@ -252,39 +236,56 @@ impl fmt::Debug for AnyLoader {
 }
 
 trait DynLoader: Send + Sync {
-    fn load<'a>(&'a self, group: &'a str, key: &'a [u8]) -> BoxFuture<'a, Result<Loaded, LoaderError>>;
+    fn load<'a>(&'a self, request: &'a LoadRequest) -> BoxFuture<'a, Result<Loaded, LoaderError>>;
     fn load_many<'a>(
         &'a self,
-        group: &'a str,
-        keys: &'a [Bytes],
+        requests: &'a [LoadRequest],
     ) -> BoxFuture<'a, Vec<Result<Loaded, LoaderError>>>;
     fn check<'a>(&'a self, group: &'a str) -> BoxFuture<'a, Result<(), LoaderError>>;
-    fn most_keys(&self) -> usize;
+    fn max_batch_size(&self) -> usize;
     fn fingerprint(&self) -> u64;
 }
 
 impl<L: Loader> DynLoader for L {
-    fn load<'a>(&'a self, group: &'a str, key: &'a [u8]) -> BoxFuture<'a, Result<Loaded, LoaderError>> {
-        Box::pin(Loader::load(self, group, key))
+    fn load<'a>(&'a self, request: &'a LoadRequest) -> BoxFuture<'a, Result<Loaded, LoaderError>> {
+        Box::pin(Loader::load(self, request))
     }
 
     fn load_many<'a>(
         &'a self,
-        group: &'a str,
-        keys: &'a [Bytes],
+        requests: &'a [LoadRequest],
     ) -> BoxFuture<'a, Vec<Result<Loaded, LoaderError>>> {
-        Box::pin(Loader::load_many(self, group, keys))
+        Box::pin(Loader::load_many(self, requests))
     }
 
     fn check<'a>(&'a self, group: &'a str) -> BoxFuture<'a, Result<(), LoaderError>> {
         Box::pin(Loader::check(self, group))
     }
 
-    fn most_keys(&self) -> usize {
-        Loader::most_keys(self)
+    fn max_batch_size(&self) -> usize {
+        Loader::max_batch_size(self)
     }
 
     fn fingerprint(&self) -> u64 {
         Loader::fingerprint(self)
+    }
+}
+
+/// Asks a loader for some keys of group `g`, in tests.
+#[cfg(test)]
+pub(crate) mod asked {
+    use super::{Bytes, LoadRequest, Loaded, Loader, LoaderError};
+
+    pub(crate) async fn one(loader: &impl Loader, key: &[u8]) -> Result<Loaded, LoaderError> {
+        loader.load(&LoadRequest::new("g", key.to_vec())).await
+    }
+
+    #[cfg(feature = "sql")]
+    pub(crate) async fn many<K: Into<Bytes>>(
+        loader: &impl Loader,
+        keys: impl IntoIterator<Item = K>,
+    ) -> Vec<Result<Loaded, LoaderError>> {
+        let requests: Vec<_> = keys.into_iter().map(|key| LoadRequest::new("g", key)).collect();
+        loader.load_many(&requests).await
     }
 }

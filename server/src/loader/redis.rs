@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout_at};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::reconnect::Reconnect;
-use super::{Loaded, Loader, LoaderError, MOST_BATCH_BYTES, check_timeout};
+use super::{LoadRequest, Loaded, Loader, LoaderError, MOST_BATCH_BYTES, check_timeout};
 
 /// Keys in one pipeline at most.
 const MOST_KEYS: usize = 500;
@@ -158,7 +158,7 @@ impl RedisLoader {
         places: &[Vec<u8>],
         loaded: &mut [Option<Result<Loaded, LoaderError>>],
     ) {
-        let is_empty = |loaded: &Option<Result<Loaded, LoaderError>>| matches!(loaded, Some(Ok(Loaded::Found { value, .. })) if value.is_empty());
+        let is_empty = |loaded: &Option<Result<Loaded, LoaderError>>| matches!(loaded, Some(Ok(loaded)) if loaded.value().is_some_and(Bytes::is_empty));
         let empty: Vec<usize> = (0..loaded.len()).filter(|at| is_empty(&loaded[*at])).collect();
         if empty.is_empty() {
             return;
@@ -192,24 +192,24 @@ impl Loader for RedisLoader {
     /// Logs in and asks for a key that nobody has.
     async fn check(&self, group: &str) -> Result<(), LoaderError> {
         let key = format!("peanut-check-{:016x}", fastrand::u64(..));
-        self.load(group, key.as_bytes()).await.map(drop)
+        self.load(&LoadRequest::new(group, key)).await.map(drop)
     }
 
     fn fingerprint(&self) -> u64 {
         self.fingerprint
     }
 
-    fn most_keys(&self) -> usize {
+    fn max_batch_size(&self) -> usize {
         MOST_KEYS
     }
 
-    async fn load(&self, _group: &str, key: &[u8]) -> Result<Loaded, LoaderError> {
-        let mut loaded = self.load_places(&[self.place(key)]).await;
+    async fn load(&self, request: &LoadRequest) -> Result<Loaded, LoaderError> {
+        let mut loaded = self.load_places(&[self.place(&request.key)]).await;
         loaded.pop().unwrap_or_else(|| Err("Redis answered nothing".into()))
     }
 
-    async fn load_many(&self, _group: &str, keys: &[Bytes]) -> Vec<Result<Loaded, LoaderError>> {
-        let places: Vec<_> = keys.iter().map(|key| self.place(key)).collect();
+    async fn load_many(&self, requests: &[LoadRequest]) -> Vec<Result<Loaded, LoaderError>> {
+        let places: Vec<_> = requests.iter().map(|request| self.place(&request.key)).collect();
         self.load_places(&places).await
     }
 }

@@ -23,7 +23,7 @@ use futures_util::stream::iter;
 use xxhash_rust::xxh3::xxh3_64;
 
 use self::rows::Rows;
-use super::{Loaded, Loader, LoaderError, check_timeout};
+use super::{LoadRequest, Loaded, Loader, LoaderError, check_timeout};
 
 /// More than a database has, and still far from harm.
 const MOST_CONNECTIONS: u32 = 10_000;
@@ -165,7 +165,7 @@ impl SqlLoader {
             let again: Vec<Bytes> = keys.iter().filter(|key| rows.loaded(key).is_none()).cloned().collect();
             let mut again = self.batch(&again).await.into_iter();
             keys.iter()
-                .map(|key| rows.loaded(key).or_else(|| again.next()).unwrap_or(Ok(Loaded::NotFound)))
+                .map(|key| rows.loaded(key).or_else(|| again.next()).unwrap_or(Ok(Loaded::not_found())))
                 .collect()
         })
     }
@@ -209,16 +209,17 @@ impl Loader for SqlLoader {
         xxh3_64(format!("{}\0{}", self.database.name(), self.query).as_bytes())
     }
 
-    async fn load(&self, _group: &str, key: &[u8]) -> Result<Loaded, LoaderError> {
-        self.one(key).await
+    async fn load(&self, request: &LoadRequest) -> Result<Loaded, LoaderError> {
+        self.one(&request.key).await
     }
 
-    fn most_keys(&self) -> usize {
+    fn max_batch_size(&self) -> usize {
         if self.batch_query.is_some() { MOST_KEYS } else { 1 }
     }
 
-    async fn load_many(&self, _group: &str, keys: &[Bytes]) -> Vec<Result<Loaded, LoaderError>> {
-        self.batch(keys).await
+    async fn load_many(&self, requests: &[LoadRequest]) -> Vec<Result<Loaded, LoaderError>> {
+        let keys: Vec<Bytes> = requests.iter().map(|request| request.key.clone()).collect();
+        self.batch(&keys).await
     }
 }
 

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use super::{Loaded, Loader, LoaderError};
+use super::{LoadRequest, Loaded, Loader, LoaderError};
 
 /// A loader over a fixed table.
 #[derive(Clone, Debug, Default)]
@@ -26,7 +26,7 @@ impl Loader for StaticLoader {
         self.entries.iter().fold(0, |sum, (key, value)| sum ^ xxh3_64_with_seed(value, xxh3_64(key)))
     }
 
-    async fn load(&self, _group: &str, key: &[u8]) -> Result<Loaded, LoaderError> {
-        Ok(self.entries.get(key).cloned().into())
+    async fn load(&self, request: &LoadRequest) -> Result<Loaded, LoaderError> {
+        Ok(self.entries.get(&request.key[..]).cloned().into())
     }
 }

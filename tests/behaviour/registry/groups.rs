@@ -39,13 +39,13 @@ async fn clear_clears_whatever_the_record_of_the_group_says() {
         br#"{"format":9,"generation":"x"}"#.to_vec(),
     ];
     let key = keys().group("g");
-    client.group("other").set("k", "kept", None).await.unwrap();
+    client.group("other").set("k", "kept").await.unwrap();
     for (round, bad) in bad.into_iter().enumerate() {
         let shown = String::from_utf8_lossy(&bad).into_owned();
         put(&etcd, &key, bad).await;
         // What an honest number does meanwhile is to clear; afterwards what is set stays.
         eventually("a value to stay", async || {
-            client.group("g").set("k", "old", None).await.unwrap();
+            client.group("g").set("k", "old").await.unwrap();
             tokio::time::sleep(Duration::from_millis(200)).await;
             (text(&client, "g", "k").await == "old").then_some(())
         })
@@ -70,7 +70,7 @@ async fn clear_clears_whatever_the_record_of_the_group_says() {
         assert!(generation.generation < u64::MAX / 2, "{shown}");
     }
     // And where the registry has lost the record altogether.
-    client.group("g").set("k", "old", None).await.unwrap();
+    client.group("g").set("k", "old").await.unwrap();
     etcd.registry().delete(&key).await.unwrap();
     client.group("g").clear().await.unwrap();
     assert_eq!(text(&client, "g", "k").await, "value of k");
@@ -185,10 +185,10 @@ async fn groups_of_any_name_are_cleared_and_invalidated() {
     let client = client_of(&etcd).deadline(PATIENT).build().await.unwrap();
     for name in names {
         let group = client.group(name);
-        group.set("k", "old", None).await.unwrap();
+        group.set("k", "old").await.unwrap();
         group.clear().await.unwrap();
         assert_eq!(text(&client, name, "k").await, "value of k", "{name}");
-        group.set("k", "old", None).await.unwrap();
+        group.set("k", "old").await.unwrap();
     }
     servers[0].process().signal(nix::sys::signal::Signal::SIGSTOP);
     for name in names {

@@ -38,7 +38,7 @@ async fn five_mebibytes_of_invalidations_stop_no_client_and_their_node_reads_the
     let (of_g, of_other) = (owned("g"), owned("other"));
     for (group, keys) in [("g", &of_g), ("other", &of_other)] {
         for key in keys {
-            before.group(group).set(key, "old", None).await.unwrap();
+            before.group(group).set(key, "old").await.unwrap();
         }
     }
     // What is set is written to the disk every tenth of a second.
@@ -138,8 +138,8 @@ async fn a_malformed_invalidation_costs_the_group_that_its_key_names() {
     };
     let set = async || {
         for group in ["g", "other"] {
-            client.group(group).set("k", "set", None).await.unwrap();
-            client.group(group).set("k2", "set", None).await.unwrap();
+            client.group(group).set("k", "set").await.unwrap();
+            client.group(group).set("k2", "set").await.unwrap();
         }
     };
     let bad = [
@@ -251,7 +251,7 @@ async fn a_second_process_of_one_node_id_takes_no_hints_from_the_first() {
     let mut first = ServerProcess::start_with(SERVER, &config()).await;
     first.registered().await;
     let client = client(&etcd, 1).await;
-    client.group("g").set("k", "old", None).await.unwrap();
+    client.group("g").set("k", "old").await.unwrap();
     // It holds its lease, and reads nothing for a while.
     first.process().signal(Signal::SIGSTOP);
     let mut second = ServerProcess::start_with(SERVER, &config()).await;

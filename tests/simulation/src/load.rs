@@ -174,10 +174,10 @@ impl Load {
         tracing::trace!(key = at, version, is_set, "write");
         let ttl = (random.u8(..4) == 0).then(|| Duration::from_millis(random.u64(200..3000)));
         let write = async {
-            if is_set {
-                name.set(key.to_string(), version.to_string(), ttl).await
-            } else {
-                name.delete(key.to_string()).await
+            match ttl {
+                _ if !is_set => name.delete(key.to_string()).await,
+                Some(ttl) => name.set_with_ttl(key.to_string(), version.to_string(), ttl).await,
+                None => name.set(key.to_string(), version.to_string()).await,
             }
         };
         let patience = if random.u8(..15) == 0 { random.u64(..15) } else { 60_000 };
@@ -197,11 +197,8 @@ impl Load {
         tracing::trace!(key = at, version, "write that was begun");
         let mut ending = Ending { load: self, by, key: at, begun, kind: Kind::WriteFailed(version) };
         sleep(Duration::from_millis(random.u64(..10))).await;
-        let ended = if is_absent(version) {
-            write.delete().await
-        } else {
-            write.set(version.to_string(), None).await
-        };
+        let ended =
+            if is_absent(version) { write.delete().await } else { write.set(version.to_string()).await };
         ending.ended(ended.is_ok());
     }
 

@@ -139,8 +139,8 @@ impl Running {
             };
             let value = version.to_string();
             let done = match ticket {
-                Some(ticket) => ticket.set(value, None).await,
-                None if random.bool() => group.set(key.to_string(), value, None).await,
+                Some(ticket) => ticket.set(value).await,
+                None if random.bool() => group.set(key.to_string(), value).await,
                 None => group.delete(key.to_string()).await,
             };
             self.add(

@@ -118,7 +118,7 @@ impl Bench {
     /// One call that was due at `due`.
     async fn call(&self, due: Instant, shard: usize) {
         let errors = if self.sets > 0.0 && fastrand::f64() < self.sets {
-            let sets = (0..self.batch).map(|_| self.group.set(self.key(), &self.value, None));
+            let sets = (0..self.batch).map(|_| self.group.set(self.key(), &self.value));
             let done = futures_util::future::join_all(sets).await;
             done.iter().filter(|done| done.is_err()).count() as u64
         } else if self.batch == 1 {

@@ -58,7 +58,12 @@ async fn run(args: &Args) -> Result<ExitCode, Error> {
     match &args.command {
         Command::Get { group, key } => get::run(&client, group, key, args.json).await,
         Command::Set { group, key, value, ttl } => {
-            client.group(group).set(key, value, *ttl).await.map(|()| ExitCode::SUCCESS)
+            let group = client.group(group);
+            let set = match ttl {
+                Some(ttl) => group.set_with_ttl(key, value, *ttl).await,
+                None => group.set(key, value).await,
+            };
+            set.map(|()| ExitCode::SUCCESS)
         }
         Command::Delete { group, keys } => {
             let deleted = client.group(group).delete_many(keys).await;

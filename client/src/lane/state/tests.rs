@@ -98,6 +98,18 @@ fn value(receiver: &mut oneshot::Receiver<Answer>) -> Bytes {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_get_joins_none_that_has_much_less_time() {
+    let mut fixture = fixture(LIMITS);
+    let now = fixture.now;
+    let with = |ms| Ask { deadline: now + Duration::from_millis(ms), ..ask("Tom", now) };
+    let _hurried = fixture.push(&with(1000));
+    let _about_as_long = fixture.push(&with(1100));
+    assert_eq!(fixture.lane.in_flight(), 1);
+    let _patient = fixture.push(&with(9000));
+    assert_eq!(fixture.lane.in_flight(), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_waiting_goes_into_one_frame_and_answers_come_in_any_order() {
     let mut f = fixture(LIMITS);
     let (mut a, mut b) = (f.get("a"), f.get("b"));
@@ -207,10 +219,10 @@ async fn a_late_answer_finds_no_stranger_in_its_place() {
 async fn each_caller_has_a_deadline_of_its_own() {
     let mut f = fixture(LIMITS);
     let now = f.now;
-    let mut hasty = f.push(&Ask { deadline: now + Duration::from_millis(10), ..ask("a", now) });
+    let mut hasty = f.push(&Ask { deadline: now + Duration::from_millis(900), ..ask("a", now) });
     let mut patient = f.get("a");
     let mut deliveries = Vec::new();
-    f.lane.expire(now + Duration::from_millis(10), &mut deliveries);
+    f.lane.expire(now + Duration::from_millis(900), &mut deliveries);
     deliveries.into_iter().for_each(Delivery::tell);
     assert_eq!(hasty.try_recv().unwrap(), Err(Failure::Late));
     let id = f.sent()[0].id;

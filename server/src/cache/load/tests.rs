@@ -21,29 +21,29 @@ struct Calls {
 }
 
 impl Loader for Calls {
-    async fn load(&self, group: &str, key: &[u8]) -> Result<Loaded, LoaderError> {
-        self.load_many(group, &[Bytes::copy_from_slice(key)]).await.remove(0)
+    async fn load(&self, request: &LoadRequest) -> Result<Loaded, LoaderError> {
+        self.load_many(std::slice::from_ref(request)).await.remove(0)
     }
 
-    async fn load_many(&self, _: &str, keys: &[Bytes]) -> Vec<Result<Loaded, LoaderError>> {
+    async fn load_many(&self, requests: &[LoadRequest]) -> Vec<Result<Loaded, LoaderError>> {
         let call = {
             let mut calls = self.keys.lock();
-            calls.push(keys.len());
+            calls.push(requests.len());
             calls.len()
         };
         let broken = self.broken.load(Ordering::Relaxed);
         // An origin that is down says so sooner.
         sleep(Duration::from_millis(if broken { 100 } else { 1000 })).await;
-        let load = |key: &Bytes| match &key[..] {
+        let load = |request: &LoadRequest| match &request.key[..] {
             b"bad" => Err(LoaderError::of_key("no number")),
-            b"gone" if call > 1 => Ok(Loaded::NotFound),
+            b"gone" if call > 1 => Ok(Loaded::not_found()),
             _ if broken => Err("the origin is down".into()),
             _ => Ok(Loaded::found(format!("call {call}"))),
         };
-        keys.iter().map(load).collect()
+        requests.iter().map(load).collect()
     }
 
-    fn most_keys(&self) -> usize {
+    fn max_batch_size(&self) -> usize {
         5
     }
 }

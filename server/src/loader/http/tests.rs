@@ -1,7 +1,7 @@
 //! The HTTP loader against real origins.
 
 use std::net::SocketAddr;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use tokio::net::TcpListener;
 
 use super::*;
+use crate::loader::asked;
 
 /// What an origin was asked: paths with queries, and whether a trace or a login came along.
 type Asked = Arc<Mutex<Vec<(String, bool)>>>;
@@ -57,14 +58,14 @@ fn loader_of(addr: SocketAddr) -> HttpLoader {
 #[tokio::test]
 async fn statuses_and_lifetimes_are_read() {
     let loader = loader_of(origin().await.0);
-    let load = async |key: &str| loader.load("scores", key.as_bytes()).await;
-    let for_seconds = |seconds| Loaded::found_for("value", Duration::from_secs(seconds));
+    let load = async |key: &str| loader.load(&LoadRequest::new("scores", key.to_owned())).await;
+    let for_seconds = |seconds| Loaded::found("value").ttl(Duration::from_secs(seconds));
     assert_eq!(load("Tom").await.unwrap(), Loaded::found("value"));
     assert_eq!(load("minute").await.unwrap(), for_seconds(60));
     assert_eq!(load("private").await.unwrap(), for_seconds(0));
     assert_eq!(load("unkept").await.unwrap(), for_seconds(0));
-    assert_eq!(load("missing").await.unwrap(), Loaded::NotFound);
-    assert_eq!(load("gone").await.unwrap(), Loaded::NotFound);
+    assert_eq!(load("missing").await.unwrap(), Loaded::not_found());
+    assert_eq!(load("gone").await.unwrap(), Loaded::not_found());
     assert!(load("broken").await.unwrap_err().to_string().contains("500"));
     let huge = load("huge").await.unwrap_err();
     assert!(huge.to_string().contains("8388608") && huge.is_of_key());
@@ -94,7 +95,7 @@ async fn every_key_comes_back_as_itself_and_dots_are_refused() {
     }
     for key in keys {
         asked.lock().unwrap().clear();
-        let loaded = loader.load("my group", &key).await;
+        let loaded = loader.load(&LoadRequest::new("my group", key.clone())).await;
         let asked = std::mem::take(&mut *asked.lock().unwrap());
         if matches!(&key[..], b"." | b"..") {
             assert!(loaded.unwrap_err().is_of_key() && asked.is_empty());
@@ -113,11 +114,13 @@ async fn redirects_are_followed_at_the_origin_and_name_what_is_elsewhere() {
     let ((addr, asked), (other, strangers)) = (origin().await, origin().await);
     let url = format!("http://me:secret@{addr}/g/{{key}}");
     let loader = HttpLoader::new(&url, Duration::from_secs(30)).unwrap();
-    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".to_owned();
+    let trace: Arc<str> = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into();
     let load = async |key: String| {
-        crate::loader::in_trace(Some(trace.clone()), loader.load("g", key.as_bytes())).await
+        let mut request = LoadRequest::new("g", key);
+        request.traceparent = Some(trace.clone());
+        loader.load(&request).await
     };
-    assert_eq!(load("moved".to_owned()).await.unwrap(), Loaded::found_for("value", Duration::from_secs(60)));
+    assert_eq!(load("moved".to_owned()).await.unwrap(), Loaded::found("value").ttl(Duration::from_secs(60)));
     assert_eq!(asked.lock().unwrap().last().unwrap(), &("/elsewhere/minute".to_owned(), true));
     let error = load("circle".to_owned()).await.unwrap_err();
     assert!(error.to_string().contains("too often"), "{error}");
@@ -143,10 +146,10 @@ async fn redirects_are_followed_at_the_origin_and_name_what_is_elsewhere() {
 async fn a_silent_or_absent_origin_is_an_error() {
     let (addr, _) = origin().await;
     let loader = HttpLoader::new(&format!("http://{addr}/{{key}}"), Duration::from_millis(200)).unwrap();
-    assert!(loader.load("g", b"slow").await.unwrap_err().to_string().contains("timed out"));
+    assert!(asked::one(&loader, b"slow").await.unwrap_err().to_string().contains("timed out"));
 
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    assert!(loader_of(closed).load("g", b"k").await.unwrap_err().to_string().contains("refused"));
+    assert!(asked::one(&loader_of(closed), b"k").await.unwrap_err().to_string().contains("refused"));
 }
 
 /// A port before another, with connections that swallow what is sent on them from the moment on that this is sent.
@@ -181,10 +184,10 @@ async fn over_http2_a_silent_connection_is_noticed_by_pings_and_costs_no_load() 
     let loader =
         HttpLoader::with(&format!("http://{addr}/{{key}}"), Duration::from_secs(3), builder).unwrap();
     for round in 1..4 {
-        loader.load("g", b"k").await.unwrap();
+        let _ = asked::one(&loader, b"k").await.unwrap();
         silenced.send_replace(round);
     }
-    loader.load("g", b"k").await.unwrap();
+    let _ = asked::one(&loader, b"k").await.unwrap();
 }
 
 #[tokio::test]
@@ -194,12 +197,12 @@ async fn after_a_load_that_had_no_answer_in_time_others_have_new_connections() {
     let loader = HttpLoader::new(&format!("http://{addr}/{{key}}"), Duration::from_secs(1)).unwrap();
     // Four connections.
     let together = async || {
-        let loads = (0..4).map(|_| loader.load("g", b"k"));
+        let loads = (0..4).map(|_| asked::one(&loader, b"k"));
         futures_util::future::join_all(loads).await.into_iter().for_each(|loaded| drop(loaded.unwrap()));
     };
     together().await;
     silenced.send_replace(1000);
-    assert!(loader.load("g", b"k").await.unwrap_err().to_string().contains("timed out"));
+    assert!(asked::one(&loader, b"k").await.unwrap_err().to_string().contains("timed out"));
     silenced.send_replace(4);
     together().await;
 }

@@ -67,7 +67,7 @@ impl Rows {
     /// What is known of a key; `None` where it has to be asked for again.
     pub(super) fn loaded(&self, key: &[u8]) -> Option<Result<Loaded, LoaderError>> {
         match self.found.get(key).cloned().flatten() {
-            None => Some(Ok(Loaded::NotFound)),
+            None => Some(Ok(Loaded::not_found())),
             Some(Found::Value(value)) => Some(Ok(value.into())),
             Some(Found::TooLong(length)) => {
                 let why = format!("the value has {length} bytes; the limit is {MAX_VALUE_BYTES}");
@@ -94,7 +94,7 @@ mod tests {
         assert_eq!(again, ["4", "5"]);
         assert!(rows.loaded(b"3").unwrap().is_ok() && rows.bytes <= MOST_BATCH_BYTES);
         assert!(rows.loaded(b"6").unwrap().unwrap_err().to_string().contains("8388608"));
-        assert_eq!(rows.loaded(b"7").unwrap().unwrap(), Loaded::NotFound);
+        assert_eq!(rows.loaded(b"7").unwrap().unwrap(), Loaded::not_found());
         assert!(!rows.are_by_another_comparison());
     }
 

@@ -5,6 +5,7 @@ use std::str::FromStr as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 
 use super::*;
+use crate::loader::asked;
 
 async fn database() -> (tempfile::TempDir, String) {
     let dir = tempfile::tempdir().unwrap();
@@ -28,30 +29,31 @@ const QUERY: &str = "SELECT value FROM scores WHERE key = ?";
 async fn the_first_column_is_the_value() {
     let (_dir, url) = database().await;
     let loader = SqlLoader::new(&url, QUERY).unwrap();
-    let load = async |key: &[u8]| loader.load("scores", key).await.unwrap();
+    let load = async |key: &[u8]| asked::one(&loader, key).await.unwrap();
     assert_eq!(load(b"Tom").await, Loaded::found("630"));
     assert_eq!(load(b"number").await, Loaded::found("42"));
     assert_eq!(load(b"real").await, Loaded::found("1.5"));
     assert_eq!(load(b"blob").await, Loaded::found(vec![0, 255]));
     assert_eq!(load(b"\xfe").await, Loaded::found("binary key"));
-    assert_eq!(load(b"none").await, Loaded::NotFound);
-    assert_eq!(load(b"Tom' OR '1'='1").await, Loaded::NotFound, "a key is bound, never pasted in");
+    assert_eq!(load(b"none").await, Loaded::not_found());
+    assert_eq!(load(b"Tom' OR '1'='1").await, Loaded::not_found(), "a key is bound, never pasted in");
 }
 
 #[tokio::test]
 async fn what_fails_names_what_failed() {
     let (dir, url) = database().await;
     let error =
-        SqlLoader::new(&url, "SELECT value FROM nowhere WHERE key = ?").unwrap().load("g", b"k").await;
+        asked::one(&SqlLoader::new(&url, "SELECT value FROM nowhere WHERE key = ?").unwrap(), b"k").await;
     assert!(error.unwrap_err().to_string().contains("no such table: nowhere"));
     let missing = format!("sqlite:{}", dir.path().join("missing.db").display());
-    let error = SqlLoader::new(&missing, QUERY).unwrap().load("g", b"k").await;
+    let error = asked::one(&SqlLoader::new(&missing, QUERY).unwrap(), b"k").await;
     let error = error.unwrap_err().to_string();
     assert!(error.contains("unable to open database file") && error.contains("missing.db`"), "{error}");
     let other = dir.path().join("other.db");
     std::fs::write(&other, "This is a text, and a long one, of more bytes than a header has. ".repeat(9))
         .unwrap();
-    let error = SqlLoader::new(&format!("sqlite:{}", other.display()), QUERY).unwrap().load("g", b"k").await;
+    let error =
+        asked::one(&SqlLoader::new(&format!("sqlite:{}", other.display()), QUERY).unwrap(), b"k").await;
     let error = error.unwrap_err().to_string();
     assert!(error.contains("not a database") && error.contains("other.db`"), "{error}");
 }
@@ -103,9 +105,9 @@ async fn tables_change_while_a_loader_runs() {
     ] {
         sqlx::raw_sql(sqlx::AssertSqlSafe(change)).execute(&pool).await.unwrap();
         for _ in 0..3 {
-            let expected = expected.map_or(Loaded::NotFound, Loaded::found);
-            assert_eq!(loader.load("g", b"Tom").await.unwrap(), expected, "{change}");
-            let many = loader.load_many("g", &["Tom".into(), "absent".into()]).await.swap_remove(0);
+            let expected = expected.map_or(Loaded::not_found(), Loaded::found);
+            assert_eq!(asked::one(&loader, b"Tom").await.unwrap(), expected, "{change}");
+            let many = asked::many(&loader, ["Tom", "absent"]).await.swap_remove(0);
             assert_eq!(many.unwrap(), expected, "{change}");
         }
     }
@@ -124,7 +126,7 @@ async fn one_bad_key_of_many_costs_only_itself() {
         sqlx::query("INSERT OR IGNORE INTO scores VALUES (?, 1)").bind(key).execute(&pool).await.unwrap();
     }
     let loader = SqlLoader::with_options(&url, query, options).unwrap();
-    let many = loader.load_many("g", &keys.map(Bytes::from)).await;
+    let many = asked::many(&loader, keys).await;
     assert!(many[1].as_ref().unwrap_err().to_string().contains("malformed JSON"), "{many:?}");
     for (at, value) in [(0, "1"), (2, "2"), (3, "3")] {
         assert_eq!(*many[at].as_ref().unwrap(), Loaded::found(value));
@@ -147,11 +149,11 @@ async fn a_statement_that_takes_too_long_is_ended_and_gives_its_connection_back(
     };
     let loader = SqlLoader::with_options(&url, endless, options).unwrap();
     for _ in 0..2 {
-        let error = loader.load("g", b"endless").await.unwrap_err();
+        let error = asked::one(&loader, b"endless").await.unwrap_err();
         assert!(error.to_string().contains("took longer than 100ms"), "{error}");
-        assert_eq!(loader.load("g", b"short").await.unwrap(), Loaded::found("9"));
+        assert_eq!(asked::one(&loader, b"short").await.unwrap(), Loaded::found("9"));
     }
-    let many = loader.load_many("g", &["endless".into(), "other".into()]).await;
+    let many = asked::many(&loader, ["endless", "other"]).await;
     assert!(many[0].as_ref().unwrap_err().to_string().contains("took longer than"), "{many:?}");
 }
 
@@ -161,17 +163,17 @@ async fn many_keys_are_one_query_and_the_same_as_one_by_one() {
     let batch_query = Some("SELECT key, value FROM scores WHERE key IN (?)".to_owned());
     let options = SqlOptions { batch_query, ..SqlOptions::default() };
     let loader = SqlLoader::with_options(&url, QUERY, options).unwrap();
-    assert_eq!(SqlLoader::new(&url, QUERY).unwrap().most_keys(), 1);
-    assert_eq!(loader.most_keys(), MOST_KEYS);
+    assert_eq!(SqlLoader::new(&url, QUERY).unwrap().max_batch_size(), 1);
+    assert_eq!(loader.max_batch_size(), MOST_KEYS);
     for keys in [&["Tom"][..], &["Tom", "number", "absent", "none", "blob"], &["real", "Tom", "Tom"]] {
         let keys: Vec<Bytes> = keys.iter().map(|key| Bytes::from(*key)).collect();
-        let many = loader.load_many("scores", &keys).await;
+        let many = asked::many(&loader, keys.clone()).await;
         for (key, found) in keys.iter().zip(many) {
-            assert_eq!(found.unwrap(), loader.load("scores", key).await.unwrap(), "{key:?}");
+            assert_eq!(found.unwrap(), asked::one(&loader, key).await.unwrap(), "{key:?}");
         }
     }
     let binary = [Bytes::from_static(b"\xfe"), "Tom".into()];
-    let found: Vec<_> = loader.load_many("scores", &binary).await.into_iter().map(Result::unwrap).collect();
+    let found: Vec<_> = asked::many(&loader, binary.clone()).await.into_iter().map(Result::unwrap).collect();
     assert_eq!(found, [Loaded::found("binary key"), Loaded::found("630")]);
 }
 
@@ -182,9 +184,9 @@ async fn keys_that_the_database_takes_for_others_are_found_as_one_by_one() {
     let batch_query = Some("SELECT key, value FROM scores WHERE key COLLATE NOCASE IN (?)".to_owned());
     let loader =
         SqlLoader::with_options(&url, nocase, SqlOptions { batch_query, ..SqlOptions::default() }).unwrap();
-    let found = loader.load_many("scores", &["tom".into(), "absent".into()]).await;
+    let found = asked::many(&loader, ["tom", "absent"]).await;
     let found: Vec<_> = found.into_iter().map(Result::unwrap).collect();
-    assert_eq!(found, [Loaded::found("630"), Loaded::NotFound]);
+    assert_eq!(found, [Loaded::found("630"), Loaded::not_found()]);
 }
 
 #[test]

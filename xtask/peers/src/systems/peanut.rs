@@ -53,6 +53,6 @@ impl Caller for Peanut {
     }
 
     async fn set(&mut self, key: &str, value: &str) -> bool {
-        self.group.set(key, value.to_owned(), None).await.is_ok()
+        self.group.set(key, value.to_owned()).await.is_ok()
     }
 }

@@ -1,0 +1,343 @@
+//! Gets of a group whose missing values the application loads itself: once for all who ask in the whole fleet, under fill tokens.
+
+use std::collections::HashMap;
+use std::error::Error as StdError;
+use std::pin::pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
+use peanut_proto::frame::{Filled, Write};
+use peanut_proto::limits::MAX_VALUE_BYTES;
+use peanut_proto::loaded::Loaded;
+use peanut_proto::v1::{OnMiss, Outcome};
+use tokio::time::{Instant, sleep};
+use tracing::Instrument as _;
+
+use super::Group;
+use crate::error::{Error, ErrorKind};
+use crate::failover::{self, Answered, Wanted};
+use crate::fill;
+use crate::lane::Want;
+
+/// The longest message of the application's loader that is told to others, in bytes.
+const MAX_MESSAGE_BYTES: usize = 1024;
+/// How long a load of many keys waits for more keys to load, after the last answer for one.
+const GATHER: Duration = Duration::from_millis(2);
+
+/// What the application's loader may fail with.
+type LoaderError = Box<dyn StdError + Send + Sync>;
+
+/// What a key that may have to be loaded by this caller came to.
+enum Boarded {
+    Answered(Result<Option<Bytes>, Error>),
+    /// This caller is to load it, and holds the fill token.
+    Leads(Answered),
+    /// No node can be asked.
+    Unreachable(Error),
+}
+
+impl Group {
+    /// The value of a key; where it is missing `load` is run, once for all who ask in the whole fleet at the same time, and what
+    /// it brings is stored at the key's owner.
+    ///
+    /// For values that only the application can load. The others wait for the one whose `load` runs, up to their deadline. Where
+    /// that one dies, or takes longer than the group's `load_timeout`, the next one's `load` is run. It brings an `Option` of a value, where `None` says
+    /// that there is no such key, which is remembered for the group's `negative_ttl`; or a [`Loaded`], which may say how long the value
+    /// stays fresh. The group's own loader is not asked; the kind
+    /// `none` is for groups that need none. A caller that is cancelled or panics while its `load` runs gives way to the next at once;
+    /// what a late `load` brings is stored all the same where nobody has written the key meanwhile.
+    ///
+    /// Where no node can be asked, `load` is run too, for this caller alone, and its value is not kept: at most
+    /// [`uncached_loads`](crate::ClientBuilder::uncached_loads) at a time in this client, beyond which the call fails.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// use peanut_client::Loaded;
+    ///
+    /// # async fn f(client: peanut_client::Client) -> Result<(), peanut_client::Error> {
+    /// let pages = client.group("pages");
+    /// let page = pages.get_or_load("/", || async { std::fs::read("index.html").map(Some) }).await?;
+    /// let news = pages.get_or_load("/news", || async {
+    ///     std::fs::read("news.html").map(|page| Loaded::found(page).ttl(Duration::from_secs(30)))
+    /// });
+    /// # drop((page, news.await?)); Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::Loader`] where `load` fails, with its error as the source here, and with its message for all who wait for it; else as
+    /// [`get`](Self::get).
+    #[doc(alias = "get_with")]
+    #[doc(alias = "try_get_with")]
+    pub async fn get_or_load<T, E, L>(
+        &self,
+        key: impl AsRef<[u8]>,
+        load: impl FnOnce() -> L,
+    ) -> Result<Option<Bytes>, Error>
+    where
+        T: Into<Loaded>,
+        E: Into<LoaderError>,
+        L: Future<Output = Result<T, E>>,
+    {
+        let key = key.as_ref();
+        let leads = match self.board(key).await {
+            Boarded::Answered(answer) => return answer,
+            Boarded::Leads(answered) => answered,
+            Boarded::Unreachable(error) => {
+                let Ok(_turn) = self.client.uncached.try_acquire() else { return self.settle(Err(error)) };
+                tracing::debug!(%error, "no node can be asked; the value is loaded and not kept");
+                let loaded = load().await.map_err(failed)?;
+                self.client.counters.loaded_uncached();
+                return Ok(loaded.into().into_parts().0);
+            }
+        };
+        // Where this is cancelled or panics, the lease is given back with the answer.
+        let loaded = load().await.map(Into::into).map_err(failed);
+        self.finish(key, leads, loaded).await
+    }
+
+    /// As [`get_or_load`](Self::get_or_load), of many keys: the values in the order of the keys, each with an error of its own where there is
+    /// one. `load` is called with the keys that are missing and that nobody else is loading, and brings pairs of a key and its
+    /// value; a key for which it brings none is not found. It may be called several times, each time with other keys, one call after the other.
+    ///
+    /// ```no_run
+    /// # use bytes::Bytes;
+    /// # async fn select(keys: Vec<Bytes>) -> Result<Vec<(Bytes, String)>, std::io::Error> { Ok(vec![]) }
+    /// # async fn f(client: peanut_client::Client) -> Result<(), peanut_client::Error> {
+    /// let scores = client.group("scores");
+    /// // One query for all that are missing.
+    /// let found = scores.get_or_load_many(["Tom", "Jack", "Sam"], |missing| select(missing)).await;
+    /// # drop(found); Ok(()) }
+    /// ```
+    pub async fn get_or_load_many<K, F, V, I, E, L>(
+        &self,
+        keys: impl IntoIterator<Item = K>,
+        mut load: impl FnMut(Vec<Bytes>) -> L,
+    ) -> Vec<Result<Option<Bytes>, Error>>
+    where
+        K: AsRef<[u8]>,
+        F: AsRef<[u8]>,
+        V: Into<Loaded>,
+        I: IntoIterator<Item = (F, V)>,
+        E: Into<LoaderError>,
+        L: Future<Output = Result<I, E>>,
+    {
+        let keys: Vec<Bytes> = keys.into_iter().map(|key| Bytes::copy_from_slice(key.as_ref())).collect();
+        let mut found: HashMap<Bytes, Result<Option<Bytes>, Error>> = HashMap::new();
+        let mut different: Vec<&Bytes> = keys.iter().collect();
+        different.sort_unstable();
+        different.dedup();
+        for portion in different.chunks(self.client.config.keys_in_flight) {
+            self.load_portion(portion, &mut load, &mut found).await;
+        }
+        keys.iter().map(|key| found.get(key).cloned().expect("every key has been asked for")).collect()
+    }
+
+    /// Gets keys, all at the same time, and loads those that this caller is to load.
+    async fn load_portion<F, V, I, E, L>(
+        &self,
+        keys: &[&Bytes],
+        load: &mut impl FnMut(Vec<Bytes>) -> L,
+        found: &mut HashMap<Bytes, Result<Option<Bytes>, Error>>,
+    ) where
+        F: AsRef<[u8]>,
+        V: Into<Loaded>,
+        I: IntoIterator<Item = (F, V)>,
+        E: Into<LoaderError>,
+        L: Future<Output = Result<I, E>>,
+    {
+        let mut boarding = FuturesUnordered::new();
+        for key in keys {
+            boarding.push(self.board_key(key));
+        }
+        let (mut leads, mut unreachable, mut answers) = (Vec::new(), Vec::new(), Vec::new());
+        let mut take = |(key, boarded): (&Bytes, Boarded), leads: &mut Vec<(Bytes, Answered)>| match boarded {
+            Boarded::Answered(answer) => answers.push((key.clone(), answer)),
+            Boarded::Leads(answered) => leads.push((key.clone(), answered)),
+            Boarded::Unreachable(error) => unreachable.push((key.clone(), error)),
+        };
+        loop {
+            // Those that others load are answered later: they are not waited for where there is something to load.
+            tokio::select! {
+                biased;
+                Some(boarded) = boarding.next() => {
+                    take(boarded, &mut leads);
+                    continue;
+                }
+                () = sleep(GATHER), if !leads.is_empty() && !boarding.is_empty() => {}
+                else => {}
+            }
+            if leads.is_empty() {
+                break;
+            }
+            let led = std::mem::take(&mut leads);
+            let mut loading = pin!(load_all(load, led.iter().map(|(key, _)| key.clone()).collect()));
+            let loaded = loop {
+                tokio::select! {
+                    biased;
+                    loaded = &mut loading => break loaded,
+                    Some(boarded) = boarding.next() => take(boarded, &mut leads),
+                }
+            };
+            let mut filling = Vec::with_capacity(led.len());
+            for (key, answered) in led {
+                let loaded = loaded.as_ref().map(|loaded| of_key(loaded, &key)).map_err(Error::clone);
+                filling.push(self.finish_key(key, answered, loaded));
+            }
+            found.extend(join_all(filling).await);
+        }
+        found.extend(answers);
+        self.load_uncached(unreachable, load, found).await;
+    }
+
+    /// Loads what no node could be asked for.
+    async fn load_uncached<F, V, I, E, L>(
+        &self,
+        unreachable: Vec<(Bytes, Error)>,
+        load: &mut impl FnMut(Vec<Bytes>) -> L,
+        found: &mut HashMap<Bytes, Result<Option<Bytes>, Error>>,
+    ) where
+        F: AsRef<[u8]>,
+        V: Into<Loaded>,
+        I: IntoIterator<Item = (F, V)>,
+        E: Into<LoaderError>,
+        L: Future<Output = Result<I, E>>,
+    {
+        if unreachable.is_empty() {
+            return;
+        }
+        let Ok(_turn) = self.client.uncached.try_acquire() else {
+            found.extend(unreachable.into_iter().map(|(key, error)| (key, self.settle(Err(error)))));
+            return;
+        };
+        let keys: Vec<Bytes> = unreachable.into_iter().map(|(key, _)| key).collect();
+        tracing::debug!(keys = keys.len(), "no node can be asked; the values are loaded and not kept");
+        let loaded = load_all(load, keys.clone()).await;
+        for key in keys {
+            let value = match &loaded {
+                Ok(loaded) => Ok(of_key(loaded, &key).into_parts().0),
+                Err(error) => Err(error.clone()),
+            };
+            self.client.counters.loaded_uncached();
+            found.insert(key, value);
+        }
+    }
+
+    async fn board_key<'a>(&self, key: &'a Bytes) -> (&'a Bytes, Boarded) {
+        (key, self.board(key).await)
+    }
+
+    /// Asks for a key, and is answered, or told to load it.
+    async fn board(&self, key: &[u8]) -> Boarded {
+        if let Err(error) = self.check(key) {
+            return Boarded::Answered(Err(error));
+        }
+        let (client, now) = (&*self.client, Instant::now());
+        let trace = client.config.traceparent();
+        let want = Want::Get { on_miss: OnMiss::Lease, token: 0 };
+        let wanted = Wanted { want, traceparent: &trace, ..self.wanted(key, now) };
+        let answered = match failover::get(client, wanted, now).instrument(self.span()).await {
+            Ok(answered) if answered.reply.outcome == Outcome::Fill => answered,
+            // The application's own origin may well be there.
+            Err(error) if error.kind() == ErrorKind::Unavailable => return Boarded::Unreachable(error),
+            other => return Boarded::Answered(self.settle(other)),
+        };
+        let Answered { reply, node, ring_version, failover } = &answered;
+        if !failover
+            && reply.may_hand_over(*ring_version)
+            && let Some(found) = fill::former_value(client, &wanted, node, *ring_version, reply).await
+        {
+            return Boarded::Answered(self.settle(Ok(Answered { reply: found, ..answered })));
+        }
+        Boarded::Leads(answered)
+    }
+
+    async fn finish_key(
+        &self,
+        key: Bytes,
+        leads: Answered,
+        loaded: Result<Loaded, Error>,
+    ) -> (Bytes, Result<Option<Bytes>, Error>) {
+        let answer = self.finish(&key, leads, loaded).await;
+        (key, answer)
+    }
+
+    /// Brings what was loaded to the node that has given the token.
+    async fn finish(
+        &self,
+        key: &[u8],
+        leads: Answered,
+        loaded: Result<Loaded, Error>,
+    ) -> Result<Option<Bytes>, Error> {
+        let Answered { reply, node, ring_version, failover } = leads;
+        let message = loaded.as_ref().err().map(message_of).unwrap_or_default();
+        let loaded = loaded.map(Loaded::into_parts);
+        let (outcome, ttl) = match &loaded {
+            Ok((Some(value), _)) if value.len() > MAX_VALUE_BYTES => {
+                (Filled::Failed("the value is too long to be kept"), None)
+            }
+            Ok((Some(value), ttl)) => (Filled::Value(value), *ttl),
+            Ok((None, _)) => (Filled::NotFound, None),
+            Err(_) => (Filled::Failed(&message), None),
+        };
+        let ttl_ms = super::writes::ttl_ms(ttl);
+        // The load may have taken all the time that the get had.
+        let wanted = Wanted { deadline: Instant::now() + self.deadline, ..self.wanted(key, Instant::now()) };
+        let write = Write::Set { key, outcome, ttl_ms, token: reply.token };
+        fill::fill(&wanted, &node, ring_version, write, &reply).await;
+        match loaded {
+            Ok((value, _)) => {
+                let outcome = if value.is_some() { Outcome::Loaded } else { Outcome::NotFound };
+                self.client.counters.answered(outcome, failover);
+                Ok(value)
+            }
+            Err(error) => {
+                self.client.counters.failed();
+                Err(error)
+            }
+        }
+    }
+}
+
+async fn load_all<F, V, I, E, L>(
+    load: &mut impl FnMut(Vec<Bytes>) -> L,
+    keys: Vec<Bytes>,
+) -> Result<HashMap<Vec<u8>, Loaded>, Error>
+where
+    F: AsRef<[u8]>,
+    V: Into<Loaded>,
+    I: IntoIterator<Item = (F, V)>,
+    E: Into<LoaderError>,
+    L: Future<Output = Result<I, E>>,
+{
+    let loaded = load(keys).await.map_err(failed)?;
+    Ok(loaded.into_iter().map(|(key, value)| (key.as_ref().to_vec(), value.into())).collect())
+}
+
+fn of_key(loaded: &HashMap<Vec<u8>, Loaded>, key: &[u8]) -> Loaded {
+    loaded.get(key).cloned().unwrap_or_else(Loaded::not_found)
+}
+
+/// That the application's loader has failed.
+fn failed(error: impl Into<LoaderError>) -> Error {
+    Error::caused_by(ErrorKind::Loader, None, "the application's loader failed", error)
+}
+
+/// What others who wait are told: the loader's own message and those of its causes.
+fn message_of(error: &Error) -> String {
+    let mut messages: Vec<String> = Vec::new();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        messages.push(error.to_string());
+        cause = error.source();
+    }
+    messages.retain(|message| !message.is_empty());
+    let mut message = if messages.is_empty() { error.to_string() } else { messages.join(": ") };
+    if message.len() > MAX_MESSAGE_BYTES {
+        message.truncate(message.floor_char_boundary(MAX_MESSAGE_BYTES));
+        message.push('…');
+    }
+    message
+}

@@ -1,0 +1,250 @@
+//! A group as an application uses it: gets here, [`loads`] by the application's own loader, and [`writes`].
+
+mod loads;
+mod writes;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use peanut_proto::limits::check_key;
+use peanut_proto::membership::check_name;
+use peanut_proto::v1::Outcome;
+use tokio::time::Instant;
+use tracing::Instrument as _;
+
+use crate::client::Shared;
+use crate::config::DEADLINE;
+use crate::error::{Error, ErrorKind};
+use crate::failover::{self, Answered, Wanted};
+use crate::lane::Want;
+use crate::ring::key_hash;
+
+pub use writes::BegunWrite;
+
+/// A value, and where it came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Detailed {
+    /// As of [`Group::get`].
+    pub value: Option<Bytes>,
+    /// How it was come by.
+    pub source: Source,
+    /// How long ago its load began, whole milliseconds; of a value that was set or handed over, since then.
+    pub age: Duration,
+    /// How long it stays fresh, whole milliseconds; zero where it is stale, or not kept.
+    pub ttl: Duration,
+    /// The id of the node that answered.
+    pub node: String,
+    /// Whether that one answered in the owner's place.
+    pub failover: bool,
+}
+
+/// How a value was come by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Source {
+    /// It was in the node's store.
+    Hit,
+    /// It was in the node's store, past its time to live, and the origin could not be asked.
+    Stale,
+    /// This get had it loaded.
+    Loaded,
+    /// Another get was having it loaded.
+    Coalesced,
+    /// The origin has no such key, as was loaded or known.
+    NotFound,
+}
+
+/// A group of a fleet: a namespace of keys. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Group {
+    client: Arc<Shared>,
+    name: Arc<str>,
+    /// Numeric alias of the group on the wire.
+    number: u32,
+    /// How long a call may take.
+    deadline: Duration,
+    /// What every call fails with: a name that no group can have, or a deadline out of bounds.
+    invalid: Option<Error>,
+}
+
+impl Group {
+    pub(crate) fn new(client: Arc<Shared>, name: &str) -> Self {
+        let invalid = check_name(name).err().map(|why| invalid(format!("the group's name {why}")));
+        let number = if invalid.is_none() { client.group_number(name) } else { u32::MAX };
+        let deadline = client.config.deadline;
+        Group { client, name: name.into(), number, deadline, invalid }
+    }
+
+    fn check(&self, key: &[u8]) -> Result<(), Error> {
+        match &self.invalid {
+            Some(error) => Err(error.clone()),
+            None => check_key(key).map_err(invalid),
+        }
+    }
+
+    /// The same group, whose calls may take this long, in place of the client's
+    /// [`deadline`](crate::ClientBuilder::deadline); 1 ms to a day. The group itself keeps its own.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # async fn f(scores: peanut_client::Group) -> Result<(), peanut_client::Error> {
+    /// let score = scores.with_deadline(Duration::from_millis(20)).get("Tom").await?;
+    /// # drop(score); Ok(()) }
+    /// ```
+    ///
+    /// A silent node's successor is asked after a quarter of the client's deadline: a call with less time than that fails with
+    /// [`ErrorKind::DeadlineExceeded`] before. A deadline out of bounds makes every call fail with [`ErrorKind::InvalidArgument`].
+    #[must_use]
+    pub fn with_deadline(&self, deadline: Duration) -> Self {
+        let out_of_bounds = DEADLINE.check(deadline).err().map(|why| invalid(format!("deadline: {why}")));
+        Group { deadline, invalid: self.invalid.clone().or(out_of_bounds), ..self.clone() }
+    }
+
+    /// The group's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The value of a key, from the node that owns it, which loads it where it is missing. `None`: the
+    /// origin has no such key.
+    ///
+    /// A key has 1 to 1024 bytes. The client's deadline, or that of [`with_deadline`](Self::with_deadline), bounds the call; a load that outlives it goes on
+    /// at the node, for whoever asks next.
+    ///
+    /// # Errors
+    /// As [`ErrorKind`] has them. Where the owner cannot be reached its successor is asked, so
+    /// [`ErrorKind::Unavailable`] means that both could not.
+    pub async fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Bytes>, Error> {
+        self.get_from(key.as_ref(), Instant::now()).await
+    }
+
+    /// As [`get`](Self::get), and tells where the value came from.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub async fn get_detailed(&self, key: impl AsRef<[u8]>) -> Result<Detailed, Error> {
+        let (key, now) = (key.as_ref(), Instant::now());
+        self.check(key)?;
+        let trace = self.client.config.traceparent();
+        let wanted = Wanted { traceparent: &trace, ..self.wanted(key, now) };
+        let answer = failover::get(&self.client, wanted, now).instrument(self.span()).await;
+        let about = answer.as_ref().ok().map(|answered| {
+            let source = match answered.reply.outcome {
+                Outcome::Loaded => Source::Loaded,
+                Outcome::Coalesced => Source::Coalesced,
+                Outcome::Stale => Source::Stale,
+                Outcome::NotFound => Source::NotFound,
+                _ => Source::Hit,
+            };
+            let Answered { reply, node, failover, .. } = answered;
+            (source, reply.age, reply.ttl, node.id().to_owned(), *failover)
+        });
+        let value = self.settle(answer)?;
+        let (source, age, ttl, node, failover) = about.expect("it was answered");
+        Ok(Detailed { value, source, age, ttl, node, failover })
+    }
+
+    /// The values of many keys, in their order, each with an error of its own where there is one.
+    ///
+    /// Every owner is asked for all its keys in one round, at the same time as the others, under one
+    /// deadline.
+    #[doc(alias = "mget")]
+    pub async fn get_many<K: AsRef<[u8]>>(
+        &self,
+        keys: impl IntoIterator<Item = K>,
+    ) -> Vec<Result<Option<Bytes>, Error>> {
+        let now = Instant::now();
+        let keys: Vec<K> = keys.into_iter().collect();
+        let checked: Vec<Result<(), Error>> = keys.iter().map(|key| self.check(key.as_ref())).collect();
+        let asked = keys.iter().zip(&checked).filter(|(_, checked)| checked.is_ok());
+        let trace = self.client.config.traceparent();
+        let asked = asked.map(|(key, _)| Wanted { traceparent: &trace, ..self.wanted(key.as_ref(), now) });
+        let wanted: Vec<_> = asked.collect();
+        let answers = failover::get_many(&self.client, &wanted, now).instrument(self.span()).await;
+        let mut answers = answers.into_iter().map(|answer| self.settle(answer));
+        let next =
+            |checked: Result<(), Error>| checked.and_then(|()| answers.next().expect("one for each key"));
+        checked.into_iter().map(next).collect()
+    }
+
+    async fn get_from(&self, key: &[u8], now: Instant) -> Result<Option<Bytes>, Error> {
+        self.check(key)?;
+        let trace = self.client.config.traceparent();
+        let wanted = Wanted { traceparent: &trace, ..self.wanted(key, now) };
+        self.settle(failover::get(&self.client, wanted, now).instrument(self.span()).await)
+    }
+
+    fn span(&self) -> tracing::Span {
+        tracing::debug_span!("get", group = &*self.name)
+    }
+
+    fn wanted<'a>(&'a self, key: &'a [u8], now: Instant) -> Wanted<'a> {
+        self.client.keep_background();
+        let hash = key_hash(&self.name, key);
+        Wanted {
+            hash,
+            want: Want::LOAD,
+            traceparent: "",
+            group: self.number,
+            group_name: &self.name,
+            key,
+            deadline: now + self.deadline,
+        }
+    }
+
+    /// Takes in what an answer says besides the value, and gives the value.
+    fn settle(&self, answer: Result<Answered, Error>) -> Result<Option<Bytes>, Error> {
+        let client = &self.client;
+        match answer {
+            Ok(Answered { reply, failover, .. }) => {
+                client.counters.answered(reply.outcome, failover);
+                match reply.outcome {
+                    Outcome::Hit | Outcome::Loaded | Outcome::Coalesced | Outcome::Stale => {
+                        Ok(Some(reply.value))
+                    }
+                    Outcome::NotFound => Ok(None),
+                    other => {
+                        let why = format!("the node answered a get with {}", other.as_str_name());
+                        Err(Error::new(ErrorKind::Protocol, why))
+                    }
+                }
+            }
+            Err(error) => {
+                client.counters.failed();
+                Err(error)
+            }
+        }
+    }
+}
+
+fn invalid(why: String) -> Error {
+    Error::new(ErrorKind::InvalidArgument, why)
+}
+
+#[cfg(test)]
+mod tests {
+    /// Thousands of them wait at a time, each in memory of its own; what they seldom need is in boxes.
+    #[tokio::test]
+    async fn what_waits_for_an_answer_is_small() {
+        let client = crate::Client::builder().nodes(["127.0.0.1:1"]).build().await.unwrap();
+        let group = client.group("g");
+        let sizes = [size_of_val(&group.get("k")), size_of_val(&group.get_many(["k"]))];
+        assert!(sizes.iter().all(|size| *size <= 1056), "{sizes:?} bytes");
+        let set = size_of_val(&group.set("k", "v"));
+        assert!(set <= 1792, "{set} bytes");
+    }
+
+    #[tokio::test]
+    async fn calls_can_be_spawned() {
+        let client = crate::Client::builder().nodes(["127.0.0.1:1"]).build().await.unwrap();
+        let group = client.group("g");
+        let keys = || (0..2).map(|key| key.to_string());
+        let spawned = tokio::spawn(async move {
+            let deleted = group.delete_many(keys()).await;
+            (deleted.len(), group.get_many(keys()).await.len(), group.begin_write("k").await.is_ok())
+        });
+        assert_eq!(spawned.await.unwrap(), (2, 2, false));
+    }
+}
