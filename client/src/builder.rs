@@ -297,12 +297,10 @@ impl ClientBuilder {
             }
             #[cfg(feature = "etcd")]
             Source::Etcd(endpoints) => {
-                use peanut_proto::registry::EtcdRegistry;
+                use peanut_proto::registry::{EtcdRegistry, RegistryError};
                 let registry = EtcdRegistry::new(endpoints, EtcdRegistry::DEFAULT_TIMEOUT);
-                Arc::new(
-                    registry
-                        .map_err(|e| Error::caused_by(ErrorKind::Configuration, None, e.to_string(), e))?,
-                )
+                let unusable = |error: RegistryError| Error::new(ErrorKind::Configuration, error.to_string());
+                Arc::new(registry.map_err(unusable)?)
             }
             Source::Nodes(addrs) if addrs.is_empty() => {
                 return Err(Error::new(ErrorKind::Configuration, "the list of nodes is empty"));
@@ -339,7 +337,7 @@ impl Found {
 fn not_ready(fleet: &str, waited: Duration, discovered: &watch::Receiver<Discovered>) -> Error {
     match &discovered.borrow().trouble {
         Some(trouble) => {
-            let why = format!("fleet `{fleet}` was not found within {waited:?}: {trouble}");
+            let why = format!("fleet `{fleet}` was not found within {waited:?}");
             Error::caused_by(ErrorKind::Unavailable, None, why, trouble.clone())
         }
         None => Error::new(ErrorKind::Unavailable, format!("fleet `{fleet}` has no nodes after {waited:?}")),

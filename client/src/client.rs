@@ -275,7 +275,7 @@ impl Shared {
                 let discovered = self.discovered.borrow();
                 return Err(match &discovered.trouble {
                     Some(trouble) => {
-                        let why = format!("the fleet has not been found yet: {trouble}");
+                        let why = "the fleet has not been found yet";
                         Error::caused_by(ErrorKind::Unavailable, None, why, trouble.clone())
                     }
                     None => Error::new(ErrorKind::Unavailable, "the fleet has no nodes yet"),

@@ -52,11 +52,6 @@ impl Error {
         Error(Arc::new(Inner { kind, node: None, message: message.into(), source: None }))
     }
 
-    /// An error of kind [`ErrorKind::Configuration`], for those who describe clients.
-    pub fn configuration(message: impl Into<String>) -> Self {
-        Error::new(ErrorKind::Configuration, message)
-    }
-
     pub(crate) fn at(kind: ErrorKind, node: &str, message: impl Into<String>) -> Self {
         Error(Arc::new(Inner { kind, node: Some(node.to_owned()), message: message.into(), source: None }))
     }

@@ -113,7 +113,7 @@ async fn get_again(
         let then = plan.after(refusal.failed(), owner_is_down);
         let error = match (refusal, before) {
             (Refusal::OwnerOnly(error), Some(before)) => {
-                let why = format!("{before}; its successor: {error}");
+                let why = format!("{}; its successor could not answer for it", before.message());
                 Error::caused_by(ErrorKind::Unavailable, before.node(), why, error)
             }
             (refusal, _) => refusal.into_error(),
@@ -166,7 +166,10 @@ pub(crate) fn has_no_group(client: &Shared, wanted: &Wanted<'_>, error: &Error) 
         format!("{} have it", with_group.join(", "))
     };
     let why = format!("{}; {tail}", error.message());
-    Error::caused_by(ErrorKind::UnknownGroup, error.node(), why, error.clone())
+    match error.node() {
+        Some(node) => Error::at(ErrorKind::UnknownGroup, node, why),
+        None => Error::new(ErrorKind::UnknownGroup, why),
+    }
 }
 
 /// Asks nodes that have the group, in the place of one that has not; they keep what they load for a short time.

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, ErrorKind};
-use crate::group::{Detailed, Group};
+use crate::group::{BegunWrite, Detailed, Group};
 use peanut_proto::loaded::Loaded;
 
 /// A group of values of type `T`, which the nodes keep as JSON. Cheap to clone.
@@ -98,6 +98,31 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
         JsonGroup { group: self.group.with_deadline(deadline), values: PhantomData }
     }
 
+    /// As [`Group::begin_write`].
+    ///
+    /// # Errors
+    /// As [`Group::begin_write`].
+    pub async fn begin_write(&self, key: impl AsRef<[u8]>) -> Result<BegunJsonWrite<T>, Error> {
+        Ok(BegunJsonWrite { write: self.group.begin_write(key).await?, values: PhantomData })
+    }
+
+    /// As [`Group::set_many`]; a value that cannot be written as JSON is an error of its own, with [`ErrorKind::Codec`].
+    pub async fn set_many<'a, K: AsRef<[u8]>>(
+        &self,
+        entries: impl IntoIterator<Item = (K, &'a T)>,
+    ) -> Vec<Result<(), Error>>
+    where
+        T: 'a,
+    {
+        let entries = entries.into_iter().map(|(key, value)| encode(value).map(|value| (key, value)));
+        let (mut good, mut results) = (Vec::new(), Vec::new());
+        for entry in entries {
+            results.push(entry.map(|entry| good.push(entry)));
+        }
+        let mut written = self.group.set_many(good).await.into_iter();
+        results.into_iter().map(|encoded| encoded.and_then(|()| written.next().unwrap_or(Ok(())))).collect()
+    }
+
     /// As [`Group::delete`].
     ///
     /// # Errors
@@ -160,6 +185,48 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
     /// The group itself, whose values are bytes.
     pub fn bytes(&self) -> &Group {
         &self.group
+    }
+}
+
+/// A write of a JSON value that has begun; see [`Group::begin_write`].
+#[derive(Debug)]
+pub struct BegunJsonWrite<T> {
+    write: BegunWrite,
+    values: PhantomData<fn(T)>,
+}
+
+impl<T: Serialize> BegunJsonWrite<T> {
+    /// As [`BegunWrite::set`].
+    ///
+    /// # Errors
+    /// As [`BegunWrite::set`], and [`ErrorKind::Codec`] where the value cannot be written as JSON: the key is deleted then.
+    pub async fn set(self, value: &T) -> Result<(), Error> {
+        self.end(value, None).await
+    }
+
+    /// As [`BegunWrite::set_with_ttl`].
+    ///
+    /// # Errors
+    /// As [`set`](Self::set).
+    pub async fn set_with_ttl(self, value: &T, ttl: Duration) -> Result<(), Error> {
+        self.end(value, Some(ttl)).await
+    }
+
+    async fn end(self, value: &T, ttl: Option<Duration>) -> Result<(), Error> {
+        match (encode(value), ttl) {
+            (Ok(value), None) => self.write.set(value).await,
+            (Ok(value), Some(ttl)) => self.write.set_with_ttl(value, ttl).await,
+            // The database has been written by now.
+            (Err(error), _) => self.write.delete().await.and(Err(error)),
+        }
+    }
+
+    /// As [`BegunWrite::delete`].
+    ///
+    /// # Errors
+    /// As [`Group::delete`].
+    pub async fn delete(self) -> Result<(), Error> {
+        self.write.delete().await
     }
 }
 

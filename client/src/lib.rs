@@ -53,7 +53,7 @@ pub use config::Failover;
 pub use error::{Error, ErrorKind};
 pub use group::{BegunWrite, Detailed, Group, Source};
 #[cfg(feature = "json")]
-pub use json::JsonGroup;
+pub use json::{BegunJsonWrite, JsonGroup};
 pub use peanut_proto::loaded::Loaded;
 pub use peanut_proto::membership::{Notice, PartialGroup, SharedAddress};
 pub use peanut_proto::registry;

@@ -14,6 +14,8 @@ pub(crate) async fn take_out(client: &Shared, node: &str) -> Result<(), Error> {
     match change_ring(&**registry, &client.keys, |ring| ring.drained(node, wall_clock_ms())).await {
         Ok(true) => Ok(()),
         Ok(false) => Err(Error::new(ErrorKind::InvalidArgument, format!("the ring has no node `{node}`"))),
-        Err(error) => Err(Error::caused_by(ErrorKind::Unavailable, None, error.to_string(), error)),
+        Err(error) => {
+            Err(Error::caused_by(ErrorKind::Unavailable, None, "the ring could not be changed", error))
+        }
     }
 }

@@ -18,7 +18,6 @@ use crate::unary::refused;
 
 /// What a node tells of itself; counts are since its start.
 #[derive(Clone, Debug, PartialEq)]
-#[cfg_attr(feature = "cli", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct NodeReport {
     /// Version of the build.
@@ -43,7 +42,6 @@ pub struct NodeReport {
 
 /// What a node tells of a group.
 #[derive(Clone, Debug, PartialEq)]
-#[cfg_attr(feature = "cli", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct GroupReport {
     /// Its name.
@@ -79,7 +77,6 @@ pub struct GroupReport {
     /// Of the origin: `closed`, `open` or `returning`.
     pub breaker: String,
     /// What is asked for most, the hottest first.
-    #[cfg_attr(feature = "cli", serde(skip))]
     pub hot_keys: Vec<(Bytes, f64)>,
 }
 

@@ -204,17 +204,17 @@ pub(crate) fn refused(node: &Arc<Node>, status: Status, deadline: Instant) -> Re
         return node.said(code, status.message(), deadline);
     }
     let message = reason(&status);
-    let error = |kind, status| Error::caused_by(kind, Some(node.id()), message, Box::new(status));
+    let error = |kind| Error::at(kind, node.id(), message);
     match status.code() {
         // How tonic refuses a message that is too long, on either side.
-        Code::OutOfRange => Refusal::Final(error(ErrorKind::TooLarge, status)),
-        Code::DeadlineExceeded => Refusal::Final(error(ErrorKind::DeadlineExceeded, status)),
+        Code::OutOfRange => Refusal::Final(error(ErrorKind::TooLarge)),
+        Code::DeadlineExceeded => Refusal::Final(error(ErrorKind::DeadlineExceeded)),
         // Whatever it looks like, a call that ends after its deadline was ended by it.
-        _ if Instant::now() >= deadline => Refusal::Final(error(ErrorKind::DeadlineExceeded, status)),
+        _ if Instant::now() >= deadline => Refusal::Final(error(ErrorKind::DeadlineExceeded)),
         // A transport that is gone, or that leads to some other server, arrives as any of the others.
         _ => {
             node.lost(&status);
-            Refusal::Elsewhere(error(ErrorKind::Unavailable, status))
+            Refusal::Elsewhere(error(ErrorKind::Unavailable))
         }
     }
 }

@@ -403,7 +403,7 @@ impl OneNode<'_> {
 
 fn neither(because: &Error, node: &Node, registry: Option<RegistryError>) -> Error {
     let why = match &registry {
-        Some(error) => format!("{because}; nor could a hint be stored for it: {error}"),
+        Some(_) => format!("{because}; nor could a hint be stored for it"),
         None => format!("{because}; nor could a hint be stored for it in time"),
     };
     match registry {
@@ -429,7 +429,7 @@ pub(crate) async fn clear(client: &Shared, wanted: Wanted<'_>, begun: Instant) -
             match timeout_at(wanted.deadline, raise(&**registry, &key)).await {
                 Ok(Ok(generation)) => generation,
                 Ok(Err(error)) => {
-                    let why = format!("the registry did not take the new generation: {error}");
+                    let why = "the registry did not take the new generation";
                     return Err(Error::caused_by(ErrorKind::Unavailable, None, why, error));
                 }
                 Err(_) => {

@@ -39,6 +39,8 @@ pub mod segment;
 mod server;
 mod service;
 pub mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod threads;
 mod wake;
 

@@ -90,7 +90,16 @@ fn main() -> ExitCode {
 }
 
 fn demo() -> Result<(), Failed> {
-    let build = ["build", "--release", "-p", "peanut-server", "-p", "peanut-examples"];
+    let build = [
+        "build",
+        "--release",
+        "-p",
+        "peanut-server",
+        "--features",
+        "peanut-server/full",
+        "-p",
+        "peanut-examples",
+    ];
     Cargo::new(&[&build[..], &["--bin", "peanut-server", "--example", "demo"]].concat()).run("building")?;
     run::run("demo", &mut run::built("release/examples/demo")?)
 }
@@ -203,7 +212,8 @@ fn bench_peers(args: &[&str]) -> Result<(), Failed> {
     } else {
         args.to_vec()
     };
-    Cargo::new(&["build", "--release", "-p", "peanut-server"]).run("building the server")?;
+    Cargo::new(&["build", "--release", "-p", "peanut-server", "--features", "full"])
+        .run("building the server")?;
     let server = run::built("release/peanut-server")?;
     let cargo = peers("peanut-peers")?.arg("--peanut-server").arg(server.get_program());
     args.iter().fold(cargo, Cargo::arg).run("side by side")

@@ -3,14 +3,15 @@
 use std::path::Path;
 use std::time::Duration;
 
-use peanut_client::registry::{EtcdRegistry, RegistryError};
-use peanut_client::{Client, ClientBuilder, Error, Tls, TlsFiles};
+use peanut_client::registry::EtcdRegistry;
+use peanut_client::{Client, ClientBuilder, Tls, TlsFiles};
 
 use crate::args::{Args, Command, Security};
+use crate::failure::Failure;
 
 const LIVE_DEADLINE: Duration = Duration::from_secs(1);
 
-pub(crate) async fn connect(args: &Args) -> Result<Client, Error> {
+pub(crate) async fn connect(args: &Args) -> Result<Client, Failure> {
     // What comes every second does not wait for longer for a node that is silent.
     let is_live = matches!(args.command, Command::Stat { .. } | Command::Top);
     let deadline = if is_live { args.deadline.min(LIVE_DEADLINE) } else { args.deadline };
@@ -26,12 +27,12 @@ pub(crate) async fn connect(args: &Args) -> Result<Client, Error> {
     builder = secure(builder, &args.security)?;
     let builder = match &args.nodes {
         Some(nodes) => builder.nodes(nodes),
-        None => builder.registry(etcd(args).map_err(|error| refuse(&error.to_string()))?),
+        None => builder.registry(etcd(args)?),
     };
-    builder.build().await
+    Ok(builder.build().await?)
 }
 
-fn secure(mut builder: ClientBuilder, security: &Security) -> Result<ClientBuilder, Error> {
+fn secure(mut builder: ClientBuilder, security: &Security) -> Result<ClientBuilder, Failure> {
     if let Some(ca) = &security.tls_ca {
         let mut tls = Tls::new(ca);
         if let (Some(cert), Some(key)) = (&security.tls_cert, &security.tls_key) {
@@ -45,12 +46,11 @@ fn secure(mut builder: ClientBuilder, security: &Security) -> Result<ClientBuild
     Ok(builder)
 }
 
-fn etcd(args: &Args) -> Result<EtcdRegistry, RegistryError> {
+fn etcd(args: &Args) -> Result<EtcdRegistry, Failure> {
     let Security { etcd_user, etcd_password_file, etcd_ca, etcd_cert, etcd_key, .. } = &args.security;
     let mut registry = EtcdRegistry::new(&args.etcd, EtcdRegistry::DEFAULT_TIMEOUT)?;
     if let (Some(user), Some(file)) = (etcd_user, etcd_password_file) {
-        let password = secret(file).map_err(|error| RegistryError::new(error.to_string()))?;
-        registry = registry.user(user, password);
+        registry = registry.user(user, secret(file)?);
         if args.security.etcd_insecure {
             registry = registry.insecure();
         }
@@ -64,12 +64,8 @@ fn etcd(args: &Args) -> Result<EtcdRegistry, RegistryError> {
 }
 
 /// A secret from a file of its own, without the line's end.
-fn secret(file: &Path) -> Result<String, Error> {
+fn secret(file: &Path) -> Result<String, Failure> {
     let text = std::fs::read_to_string(file);
-    let text = text.map_err(|error| refuse(&format!("{}: {error}", file.display())))?;
+    let text = text.map_err(|error| Failure::new(format!("{}: {error}", file.display())))?;
     Ok(text.trim_end().to_owned())
-}
-
-fn refuse(why: &str) -> Error {
-    Error::configuration(why)
 }

@@ -4,7 +4,7 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use peanut_client::{Client, Error};
+use peanut_client::Client;
 use ratatui::Frame;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyModifiers};
 use ratatui::layout::{Constraint, Layout};
@@ -14,6 +14,7 @@ use ratatui::widgets::{Block, Borders, Cell, Paragraph, Row, Table};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
+use crate::failure::Failure;
 use crate::fleet::{Look, Rates, health, percent, short, short_bytes, short_time, sum};
 use crate::stat::uptime;
 use crate::{FAILED, fail};
@@ -22,7 +23,7 @@ const HOT_KEYS: u32 = 20;
 const EVERY: Duration = Duration::from_secs(1);
 
 /// Draws until `q`, escape or ctrl-C.
-pub(crate) async fn run(client: &Client, fleet: &str) -> Result<ExitCode, Error> {
+pub(crate) async fn run(client: &Client, fleet: &str) -> Result<ExitCode, Failure> {
     if !std::io::stdout().is_terminal() {
         return Ok(fail("top draws on a terminal; `peanut stat` and `peanut nodes` print lines"));
     }

@@ -4,10 +4,11 @@ use std::process::ExitCode;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use peanut_client::{Client, Error};
+use peanut_client::Client;
 use serde::Serialize;
 
 use crate::NOT_FOUND;
+use crate::failure::Failure;
 use crate::output::{print_bytes, print_json};
 
 /// `value` where the value is text, else `value_base64`.
@@ -22,7 +23,7 @@ struct Output<'a> {
     value_base64: Option<String>,
 }
 
-pub(crate) async fn run(client: &Client, group: &str, key: &str, json: bool) -> Result<ExitCode, Error> {
+pub(crate) async fn run(client: &Client, group: &str, key: &str, json: bool) -> Result<ExitCode, Failure> {
     let value = client.group(group).get(key).await?;
     if json {
         let text = value.as_deref().map(std::str::from_utf8);

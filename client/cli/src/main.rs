@@ -6,6 +6,7 @@ mod args;
 mod bench;
 mod certify;
 mod connect;
+mod failure;
 mod fleet;
 mod get;
 mod output;
@@ -17,7 +18,7 @@ use std::process::ExitCode;
 
 use args::{Args, Command};
 use clap::CommandFactory as _;
-use peanut_client::Error;
+use failure::Failure;
 
 const NOT_FOUND: u8 = 1;
 const FAILED: u8 = 2;
@@ -44,7 +45,7 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(args: &Args) -> Result<ExitCode, Error> {
+async fn run(args: &Args) -> Result<ExitCode, Failure> {
     if let Command::Completions { shell } = &args.command {
         clap_complete::generate(*shell, &mut Args::command(), "peanut", &mut std::io::stdout());
         return Ok(ExitCode::SUCCESS);
@@ -63,15 +64,16 @@ async fn run(args: &Args) -> Result<ExitCode, Error> {
                 Some(ttl) => group.set_with_ttl(key, value, *ttl).await,
                 None => group.set(key, value).await,
             };
-            set.map(|()| ExitCode::SUCCESS)
+            Ok(set.map(|()| ExitCode::SUCCESS)?)
         }
         Command::Delete { group, keys } => {
             let deleted = client.group(group).delete_many(keys).await;
-            deleted.into_iter().collect::<Result<(), Error>>().map(|()| ExitCode::SUCCESS)
+            deleted.into_iter().collect::<Result<(), _>>()?;
+            Ok(ExitCode::SUCCESS)
         }
-        Command::Clear { group } => client.group(group).clear().await.map(|()| ExitCode::SUCCESS),
-        Command::Drain { node } => client.drain(node).await.map(|()| ExitCode::SUCCESS),
-        Command::Remove { node } => client.remove(node).await.map(|()| ExitCode::SUCCESS),
+        Command::Clear { group } => Ok(client.group(group).clear().await.map(|()| ExitCode::SUCCESS)?),
+        Command::Drain { node } => Ok(client.drain(node).await.map(|()| ExitCode::SUCCESS)?),
+        Command::Remove { node } => Ok(client.remove(node).await.map(|()| ExitCode::SUCCESS)?),
         Command::Stat { interval, count } => Ok(stat::stat(&client, *interval, *count, args.json).await),
         Command::Top => top::run(&client, &args.fleet).await,
         Command::Nodes => Ok(stat::nodes(&client, args.json).await),

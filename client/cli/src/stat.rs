@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use peanut_client::{Client, NodeReport};
 use serde::Serialize;
+use serde_json::json;
 use tokio::time::sleep;
 
 use crate::FAILED;
+use crate::failure::Failure;
 use crate::fleet::{Look, Rates, health, percent, short, short_bytes, short_time, sum};
 use crate::output::{print_json, print_line, print_table};
 
@@ -96,10 +98,46 @@ struct NodeOutput<'a> {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     notices: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    report: Option<&'a NodeReport>,
+    report: Option<serde_json::Value>,
     /// Why there is no report.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
+}
+
+/// A node's report as JSON, durations as serde has them.
+fn report_json(report: &NodeReport) -> serde_json::Value {
+    let duration = |time: Duration| json!({ "secs": time.as_secs(), "nanos": time.subsec_nanos() });
+    let groups = report.groups.iter().map(|group| {
+        json!({
+            "name": group.name,
+            "entries": group.entries,
+            "used_bytes": group.used_bytes,
+            "capacity_bytes": group.capacity_bytes,
+            "hits": group.hits,
+            "stale": group.stale,
+            "loaded": group.loaded,
+            "coalesced": group.coalesced,
+            "negative": group.negative,
+            "errors": group.errors,
+            "loads": group.loads,
+            "load_time": duration(group.load_time),
+            "load_failures": group.load_failures,
+            "evicted": group.evicted,
+            "flights": group.flights,
+            "breaker": group.breaker,
+        })
+    });
+    json!({
+        "build": report.build,
+        "uptime": duration(report.uptime),
+        "is_ready": report.is_ready,
+        "ring_version": report.ring_version,
+        "lanes": report.lanes,
+        "connections": report.connections,
+        "in_flight": report.in_flight,
+        "registry_age": duration(report.registry_age),
+        "groups": groups.collect::<Vec<_>>(),
+    })
 }
 
 /// A table of the nodes; fails where none answers.
@@ -122,8 +160,8 @@ pub(crate) async fn nodes(client: &Client, json: bool) -> ExitCode {
                 share: node.share,
                 health: health(node, report),
                 notices: about(&node.id),
-                report: report.as_ref().ok(),
-                error: report.as_ref().err().map(ToString::to_string),
+                report: report.as_ref().ok().map(report_json),
+                error: report.as_ref().err().map(|error| Failure::from(error.clone()).to_string()),
             })
             .collect();
         print_json(&nodes);

@@ -1,0 +1,99 @@
+//! The service itself: a handler reads through the cache, and writes the database first and the cache after it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::routing::get;
+use axum::{Json, Router};
+use peanut_client::{Client, JsonGroup};
+use serde::{Deserialize, Serialize};
+use sqlx::PgPool;
+
+/// What is known of a player.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Player {
+    pub(crate) name: String,
+    pub(crate) score: i64,
+}
+
+/// The table `players (name text PRIMARY KEY, score bigint)`.
+#[derive(Clone, Debug)]
+pub(crate) struct Database(PgPool);
+
+impl Database {
+    pub(crate) async fn connect(url: &str) -> Result<Self, sqlx::Error> {
+        let pool = PgPool::connect(url).await?;
+        sqlx::query("CREATE TABLE IF NOT EXISTS players (name text PRIMARY KEY, score bigint NOT NULL)")
+            .execute(&pool)
+            .await?;
+        Ok(Database(pool))
+    }
+
+    pub(crate) async fn player(&self, name: &str) -> Result<Option<Player>, sqlx::Error> {
+        let found = sqlx::query_as::<_, (String, i64)>("SELECT name, score FROM players WHERE name = $1");
+        let found = found.bind(name).fetch_optional(&self.0).await?;
+        Ok(found.map(|(name, score)| Player { name, score }))
+    }
+
+    pub(crate) async fn store(&self, player: &Player) -> Result<(), sqlx::Error> {
+        let insert = "INSERT INTO players VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET score = $2";
+        sqlx::query(insert).bind(&player.name).bind(player.score).execute(&self.0).await?;
+        Ok(())
+    }
+}
+
+/// Players by name, from the cache and behind it the database.
+#[derive(Debug)]
+pub(crate) struct Scores {
+    database: Database,
+    players: JsonGroup<Player>,
+}
+
+impl Scores {
+    pub(crate) fn new(database: Database, client: &Client) -> Arc<Self> {
+        let players = client.group("players").with_deadline(Duration::from_secs(2)).json();
+        Arc::new(Scores { database, players })
+    }
+}
+
+/// What a handler fails with: the log has the reason, the caller has the status.
+struct Failed(StatusCode);
+
+impl axum::response::IntoResponse for Failed {
+    fn into_response(self) -> axum::response::Response {
+        self.0.into_response()
+    }
+}
+
+impl<E: std::error::Error> From<E> for Failed {
+    fn from(error: E) -> Self {
+        eprintln!("{error}");
+        Failed(StatusCode::SERVICE_UNAVAILABLE)
+    }
+}
+
+pub(crate) fn router(scores: Arc<Scores>) -> Router {
+    Router::new().route("/scores/{name}", get(read).put(write)).with_state(scores)
+}
+
+/// One query in the whole fleet for each player that is missing, whoever asks.
+async fn read(State(scores): State<Arc<Scores>>, Path(name): Path<String>) -> Result<Json<Player>, Failed> {
+    let found = scores.players.get_or_load(&name, || scores.database.player(&name)).await?;
+    found.map(Json).ok_or(Failed(StatusCode::NOT_FOUND))
+}
+
+/// `begin_write` before the database is written: of two requests that write a player at the same time, neither leaves an older score
+/// in the cache.
+async fn write(
+    State(scores): State<Arc<Scores>>,
+    Path(name): Path<String>,
+    Json(score): Json<i64>,
+) -> Result<StatusCode, Failed> {
+    let player = Player { name, score };
+    let begun = scores.players.begin_write(&player.name).await?;
+    scores.database.store(&player).await?;
+    begun.set(&player).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,72 @@
+//! The handlers against a fleet in this process and a PostgreSQL of their own.
+
+use axum::body::{Body, to_bytes};
+use axum::http::{Method, Request, StatusCode};
+use peanut_client::Client;
+use peanut_server::Group;
+use peanut_server::testing::TestFleet;
+use tower::ServiceExt as _;
+
+use crate::service::{Database, Player, Scores, router};
+
+struct App {
+    router: axum::Router,
+    database: Database,
+    client: Client,
+    _fleet: TestFleet,
+    _postgres: peanut_tests::Database,
+}
+
+async fn app() -> App {
+    let postgres = peanut_tests::Database::postgres(&[]).await;
+    let fleet = TestFleet::start(2, [Group::without_loader("players")]).await.unwrap();
+    let client = Client::builder().registry(fleet.registry()).build().await.unwrap();
+    let database = Database::connect(postgres.url()).await.unwrap();
+    let router = router(Scores::new(database.clone(), &client));
+    App { router, database, client, _fleet: fleet, _postgres: postgres }
+}
+
+impl App {
+    async fn call(&self, method: Method, name: &str, body: &str) -> (StatusCode, String) {
+        let request = Request::builder().method(method).uri(format!("/scores/{name}"));
+        let request = request.header("content-type", "application/json").body(Body::from(body.to_owned()));
+        let response = self.router.clone().oneshot(request.unwrap()).await.unwrap();
+        let status = response.status();
+        let body = to_bytes(response.into_body(), 1 << 20).await.unwrap();
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    async fn get(&self, name: &str) -> (StatusCode, String) {
+        self.call(Method::GET, name, "").await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_score_is_queried_once_and_shown_when_it_was_written() {
+    let app = app().await;
+    assert_eq!(app.get("Tom").await.0, StatusCode::NOT_FOUND);
+    assert_eq!(app.call(Method::PUT, "Tom", "630").await.0, StatusCode::NO_CONTENT);
+    for _ in 0..5 {
+        assert_eq!(app.get("Tom").await, (StatusCode::OK, r#"{"name":"Tom","score":630}"#.to_owned()));
+    }
+    // What the database is told past the cache shows when the entry is deleted.
+    app.database.store(&Player { name: "Tom".to_owned(), score: 631 }).await.unwrap();
+    assert!(app.get("Tom").await.1.contains("630"), "it is in the cache");
+    app.client.group("players").delete("Tom").await.unwrap();
+    assert!(app.get("Tom").await.1.contains("631"));
+    assert_eq!(app.client.stats().uncached, 0);
+    assert_eq!(app.call(Method::PUT, "Tom", "no number").await.0, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_dies_costs_no_request() {
+    let app = app().await;
+    for n in 0..20 {
+        let put = app.call(Method::PUT, &format!("player-{n}"), &n.to_string()).await;
+        assert_eq!(put.0, StatusCode::NO_CONTENT);
+    }
+    app._fleet.kill(0);
+    for n in 0..20 {
+        assert_eq!(app.get(&format!("player-{n}")).await.0, StatusCode::OK);
+    }
+}
