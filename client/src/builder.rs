@@ -6,20 +6,21 @@ use std::time::Duration;
 use peanut_proto::address;
 use peanut_proto::bounds::Bounds;
 use peanut_proto::discovery::{Discovered, Discovery};
+use peanut_proto::fixed::fixed_list;
 use peanut_proto::membership::{FleetView, Keys, check_name};
-use peanut_proto::registry::{LocalRegistry, Registry};
+use peanut_proto::registry::Registry;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::addresses::Addresses;
-use crate::client::{Client, Shared};
+use crate::client::Client;
 use crate::config::{Config, DEADLINE, Failover, TraceHook};
-use crate::connect::Token;
 use crate::error::{Error, ErrorKind};
 use crate::lane::Choice;
 use crate::routing::{CurrentRouting, Routing};
 #[cfg(feature = "tls")]
 use crate::tls::Tls;
+use crate::token::Token;
 
 /// As many as can be told apart.
 const MOST_UNCACHED_LOADS: usize = 1 << 20;
@@ -83,7 +84,7 @@ impl ClientBuilder {
         self
     }
 
-    /// Finds the fleet in this registry, for example a [`LocalRegistry`] that servers in the same process
+    /// Finds the fleet in this registry, for example a [`LocalRegistry`](peanut_proto::registry::LocalRegistry) that servers in the same process
     /// share.
     #[must_use]
     pub fn registry(mut self, registry: impl Registry) -> Self {
@@ -305,7 +306,7 @@ impl ClientBuilder {
             Source::Nodes(addrs) if addrs.is_empty() => {
                 return Err(Error::new(ErrorKind::Configuration, "the list of nodes is empty"));
             }
-            Source::Nodes(addrs) => Arc::new(LocalRegistry::fixed(fleet, addrs)),
+            Source::Nodes(addrs) => Arc::new(fixed_list(fleet, addrs)),
             Source::Registry(registry) => registry,
         };
         let keys = Keys::new(fleet);
@@ -330,7 +331,7 @@ impl Found {
     fn client(self, fleet: &str, routing: Routing) -> Client {
         let Found { config, discovery, left_in, keys } = self;
         let routing = Arc::new(CurrentRouting::new(routing));
-        Client::from_shared(Shared::new(config, routing, fleet, (left_in, keys), discovery))
+        Client::new(config, routing, fleet, (left_in, keys), discovery)
     }
 }
 

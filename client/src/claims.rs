@@ -43,7 +43,7 @@ struct Claim {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Heard {
     /// Read the registry again.
-    Ask,
+    Attempt,
     /// It is being read.
     Asked,
     /// Nothing: the ring that it named before does not exist, as has just turned out.
@@ -67,7 +67,7 @@ impl Claims {
             None => 0,
         };
         self.last = Some(Claim { version, heard: now, raises });
-        Heard::Ask
+        Heard::Attempt
     }
 
     fn refute(&mut self, now: Instant) -> Heard {
@@ -92,29 +92,29 @@ mod tests {
     #[test]
     fn the_registry_is_read_once_for_a_ring_and_waited_for_a_short_time() {
         let (now, mut claims) = (Instant::now(), Claims::default());
-        assert_eq!(claims.hear(5, told(4, Some(now)), now), Heard::Ask);
+        assert_eq!(claims.hear(5, told(4, Some(now)), now), Heard::Attempt);
         let later = now + Duration::from_millis(100);
         assert_eq!(claims.hear(5, told(4, Some(now)), later), Heard::Asked, "that read began before");
         assert_eq!(claims.wait_until(later), now + PATIENCE);
-        assert_eq!(claims.hear(6, told(5, Some(later)), later), Heard::Ask, "it was right");
+        assert_eq!(claims.hear(6, told(5, Some(later)), later), Heard::Attempt, "it was right");
         assert_eq!(claims.wait_until(later), later + PATIENCE);
     }
 
     #[test]
     fn who_names_a_ring_that_there_is_not_is_not_believed_for_a_while() {
         let (now, mut claims) = (Instant::now(), Claims::default());
-        assert_eq!(claims.hear(u64::MAX, told(4, None), now), Heard::Ask);
+        assert_eq!(claims.hear(u64::MAX, told(4, None), now), Heard::Attempt);
         let read = now + Duration::from_millis(1);
         assert_eq!(claims.hear(u64::MAX, told(4, Some(read)), read), Heard::Refuted);
         assert_eq!(claims.hear(5, told(4, Some(read)), read), Heard::Doubted, "whatever it says");
         assert_eq!(claims.wait_until(read), read, "nobody waits");
-        assert_eq!(claims.hear(5, told(4, Some(read)), read + DOUBT), Heard::Ask);
+        assert_eq!(claims.hear(5, told(4, Some(read)), read + DOUBT), Heard::Attempt);
     }
 
     #[test]
     fn ever_later_rings_are_not_believed_for_long_without_the_registry() {
         let (now, mut claims) = (Instant::now(), Claims::default());
         let heard = (5..100).map(|version| claims.hear(version, told(4, None), now));
-        assert_eq!(heard.filter(|heard| *heard == Heard::Ask).count(), 1 + MOST_RAISES as usize);
+        assert_eq!(heard.filter(|heard| *heard == Heard::Attempt).count(), 1 + MOST_RAISES as usize);
     }
 }

@@ -1,33 +1,24 @@
 //! The client: what an application holds.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-use parking_lot::Mutex;
-use peanut_proto::discovery::{Discovered, Discovery};
-use peanut_proto::membership::{FleetView, Keys, Notice};
+use peanut_proto::discovery::Discovery;
+use peanut_proto::membership::{Keys, Notice};
 use peanut_proto::registry::Registry;
-use peanut_proto::v1::Outcome;
-use tokio::sync::{Semaphore, watch};
-use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::builder::ClientBuilder;
-use crate::claims::{Heard, Told};
 use crate::config::Config;
 use crate::discovery;
 use crate::error::{Error, ErrorKind};
-use crate::failover::{Answered, RetryBudget, Wanted};
 use crate::group::Group;
-use crate::lane::Reply;
 use crate::membership;
-use crate::node::Node;
-use crate::recent::{self, RecentWrites};
+use crate::repeat;
 use crate::ring::Ring;
-use crate::routing::{CurrentRouting, Route, Routing};
-use crate::stats::{Counters, Stats};
+use crate::routing::{CurrentRouting, Routing};
+use crate::shared::Shared;
+use crate::stats::Stats;
 
 /// A client of one fleet. Cheap to clone; all clones share their connections.
 ///
@@ -46,38 +37,6 @@ use crate::stats::{Counters, Stats};
 #[derive(Clone, Debug)]
 pub struct Client {
     shared: Arc<Shared>,
-}
-
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) config: Config,
-    pub(crate) routing: Arc<CurrentRouting>,
-    pub(crate) budget: RetryBudget,
-    pub(crate) counters: Counters,
-    pub(crate) recent: RecentWrites,
-    /// Loads of the application's where no node can be asked.
-    pub(crate) uncached: Semaphore,
-    /// Where hints can be stored for nodes; `None` where the fleet is a fixed list.
-    pub(crate) registry: Option<Arc<dyn Registry>>,
-    pub(crate) keys: Keys,
-    #[cfg(feature = "metrics")]
-    fleet: String,
-    groups: Mutex<HashMap<String, u32>>,
-    discovery: Discovery,
-    discovered: watch::Receiver<Discovered>,
-    /// Makes each ring a routing table.
-    follower: Mutex<Option<AbortOnDropHandle<()>>>,
-    /// The runtime that the client's tasks were on has ended.
-    is_stranded: Arc<AtomicBool>,
-}
-
-/// Says so when it is dropped.
-struct Stranded(Arc<AtomicBool>);
-
-impl Drop for Stranded {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Release);
-    }
 }
 
 /// What a client knows of a node.
@@ -106,9 +65,15 @@ impl Client {
         ClientBuilder::default()
     }
 
-    pub(crate) fn from_shared(shared: Shared) -> Self {
-        let shared = Arc::new(shared);
-        shared.begin_background();
+    pub(crate) fn new(
+        config: Config,
+        routing: Arc<CurrentRouting>,
+        fleet: &str,
+        registry: (Option<Arc<dyn Registry>>, Keys),
+        discovery: Discovery,
+    ) -> Self {
+        let shared = Arc::new(Shared::new(config, routing, fleet, registry, discovery, begin_background));
+        begin_background(&shared);
         Client { shared }
     }
 
@@ -203,174 +168,28 @@ impl Client {
     }
 }
 
-impl Shared {
-    pub(crate) fn new(
-        config: Config,
-        routing: Arc<CurrentRouting>,
-        fleet: &str,
-        (registry, keys): (Option<Arc<dyn Registry>>, Keys),
-        discovery: Discovery,
-    ) -> Self {
-        #[cfg(not(feature = "metrics"))]
-        let _ = fleet;
-        Shared {
-            #[cfg(feature = "metrics")]
-            fleet: fleet.to_owned(),
-            routing,
-            budget: RetryBudget::new(),
-            counters: Counters::default(),
-            recent: RecentWrites::new(config.windows.recent_writes),
-            uncached: Semaphore::new(config.uncached_loads),
-            config,
-            registry,
-            keys,
-            groups: Mutex::default(),
-            discovered: discovery.subscribe(),
-            discovery,
-            follower: Mutex::new(None),
-            is_stranded: Arc::default(),
-        }
-    }
+/// Says so when it is dropped.
+struct Stranded(Arc<AtomicBool>);
 
-    /// Begins what goes on beside the calls, on the caller's runtime: the ring is followed, and recent writes are repeated. It ends
-    /// with the client.
-    fn begin_background(self: &Arc<Self>) {
-        let stranded = Stranded(self.is_stranded.clone());
-        let follow = discovery::follow(self.discovered.clone(), self.routing.clone(), self.config.clone());
-        let follower = tokio::spawn(async move {
-            let _stranded = stranded;
-            follow.await;
-        });
-        *self.follower.lock() = Some(AbortOnDropHandle::new(follower));
-        let follow = recent::follow(Arc::downgrade(self), self.discovered.clone(), self.routing.subscribe());
-        tokio::spawn(follow);
-        #[cfg(feature = "metrics")]
-        tokio::spawn(crate::metrics::publish(Arc::downgrade(self), self.fleet.clone()));
+impl Drop for Stranded {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
     }
+}
 
-    /// Begins it anew where the runtime that it was on has ended: a client may outlive runtimes.
-    pub(crate) fn keep_background(self: &Arc<Self>) {
-        if self.is_stranded.load(Ordering::Relaxed) && self.is_stranded.swap(false, Ordering::AcqRel) {
-            self.discovery.go_on();
-            self.begin_background();
-        }
-    }
-
-    /// The number of a group in this client, the same each time.
-    pub(crate) fn group_number(&self, name: &str) -> u32 {
-        let mut groups = self.groups.lock();
-        let next = u32::try_from(groups.len()).unwrap_or(u32::MAX);
-        *groups.entry(name.to_owned()).or_insert(next)
-    }
-
-    /// The routing table, when the fleet has been found.
-    pub(crate) async fn wait_for_nodes(&self, deadline: Instant) -> Result<Arc<Routing>, Error> {
-        let mut ring = self.routing.subscribe();
-        loop {
-            let routing = self.routing.get();
-            if !routing.nodes().is_empty() {
-                return Ok(routing);
-            }
-            if !matches!(timeout_at(deadline, ring.changed()).await, Ok(Ok(()))) {
-                let discovered = self.discovered.borrow();
-                return Err(match &discovered.trouble {
-                    Some(trouble) => {
-                        let why = "the fleet has not been found yet";
-                        Error::caused_by(ErrorKind::Unavailable, None, why, trouble.clone())
-                    }
-                    None => Error::new(ErrorKind::Unavailable, "the fleet has no nodes yet"),
-                });
-            }
-        }
-    }
-
-    /// The routing table, once it has nodes.
-    pub(crate) async fn routing_with_nodes(&self, deadline: Instant) -> Result<Arc<Routing>, Error> {
-        let routing = self.routing.get();
-        if routing.nodes().is_empty() { Box::pin(self.wait_for_nodes(deadline)).await } else { Ok(routing) }
-    }
-
-    /// Waits until the ring has at least this version.
-    pub(crate) async fn wait_for_ring(&self, version: u64) -> Result<(), Error> {
-        let mut discovered = self.discovered.clone();
-        loop {
-            if self.routing.get().ring.version() >= version {
-                return Ok(());
-            }
-            // The routing table follows discovery within a moment.
-            tokio::select! {
-                biased;
-                changed = discovered.changed() => changed.map_err(|e| Error::caused_by(
-                    ErrorKind::Unavailable, None, "the client has stopped watching", e,
-                ))?,
-                () = sleep(Duration::from_millis(5)) => {}
-            }
-        }
-    }
-
-    /// Whether a key has had another owner since the ring under which it was answered, as far as the node that answered knows, and
-    /// the registry tells in time. An answer from an owner of old may be outdated.
-    pub(crate) async fn has_moved(&self, wanted: &Wanted<'_>, answered: &Answered) -> bool {
-        let Answered { reply, node, ring_version, failover } = answered;
-        // With a token in hand the value is about to be loaded.
-        if reply.ring_version <= *ring_version || reply.outcome == Outcome::Fill {
-            return false;
-        }
-        let until = node.claims().lock().wait_until(Instant::now());
-        // In a box, as all that gets seldom need, so that those that wait for an answer are small.
-        let waiting = timeout_at(until.min(wanted.deadline), self.wait_for_ring(reply.ring_version));
-        let _ = Box::pin(waiting).await;
-        let routing = self.routing.get();
-        // Who was asked in the owner's place has to be the one that writes are done at, too.
-        let is_another = |route: &Route<'_>| route.successor.is_none_or(|it| it.id() != node.id());
-        routing.has_moved_since(wanted.hash, *ring_version)
-            || (*failover && routing.route(wanted.hash).is_some_and(|route| is_another(&route)))
-    }
-
-    /// The fleet as the registry tells it.
-    pub(crate) fn view(&self) -> Arc<FleetView> {
-        self.discovered.borrow().view.clone()
-    }
-
+/// Begins what goes on beside the calls, on the caller's runtime: the ring is followed, and recent writes are repeated. It ends
+/// with the client.
+fn begin_background(shared: &Arc<Shared>) {
+    let stranded = Stranded(shared.is_stranded.clone());
+    let follow = discovery::follow(shared.discovered.clone(), shared.routing.clone(), shared.config.clone());
+    let follower = tokio::spawn(async move {
+        let _stranded = stranded;
+        follow.await;
+    });
+    *shared.follower.lock() = Some(AbortOnDropHandle::new(follower));
+    let follow =
+        repeat::follow(Arc::downgrade(shared), shared.discovered.clone(), shared.routing.subscribe());
+    tokio::spawn(follow);
     #[cfg(feature = "metrics")]
-    pub(crate) fn discovered(&self) -> Discovered {
-        self.discovered.borrow().clone()
-    }
-
-    /// Whether a node holds a lease in the registry, as far as is known.
-    pub(crate) fn is_alive(&self, id: &str) -> bool {
-        self.discovered.borrow().view.live.contains_key(id)
-    }
-
-    /// Takes in what a node that was chosen by a ring says of the ring with its answer: where it knows a later one, the registry is read
-    /// again. The answer names the client's own ring where the node is not believed.
-    pub(crate) fn heed(&self, node: &Node, reply: Reply, chosen_by: u64) -> Reply {
-        // Nearly always, so it costs nothing.
-        if reply.ring_version <= chosen_by {
-            return reply;
-        }
-        let known = self.routing.get().ring.version();
-        if reply.ring_version <= known {
-            return reply;
-        }
-        let told = {
-            let discovered = self.discovered.borrow();
-            Told { version: discovered.view.ring.version, read: discovered.read }
-        };
-        match node.claims().lock().hear(reply.ring_version, told, Instant::now()) {
-            Heard::Ask => self.discovery.reload(),
-            Heard::Asked => {}
-            Heard::Refuted => {
-                let (node, registry) = (node.id(), told.version);
-                tracing::warn!(
-                    node,
-                    registry,
-                    "a node has named a ring that the registry does not have; it is not believed for a while"
-                );
-                return Reply { ring_version: known, ..reply };
-            }
-            Heard::Doubted => return Reply { ring_version: known, ..reply },
-        }
-        reply
-    }
+    tokio::spawn(crate::metrics::publish(Arc::downgrade(shared), shared.fleet.clone()));
 }

@@ -8,9 +8,9 @@ use peanut_proto::bounds::Bounds;
 use peanut_proto::intervals::Windows;
 use peanut_proto::limits::is_traceparent;
 
-use crate::connect::Token;
 #[cfg(feature = "tls")]
 use crate::tls::ReadTls;
+use crate::token::Token;
 
 /// How long a call may take.
 pub(crate) const DEADLINE: Bounds = Bounds::new(Duration::from_millis(1), Duration::from_secs(24 * 3600));

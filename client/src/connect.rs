@@ -4,11 +4,12 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use peanut_proto::limits::CALL_TO_KEY;
-use tonic::metadata::{Ascii, Binary, MetadataMap, MetadataValue};
+use tonic::metadata::{Binary, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 
 use crate::config::Config;
 use crate::connection::ConnectionTask;
+use crate::token::Token;
 
 /// HTTP/2 pings on a connection that hears nothing, so that one which died silently is noticed.
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
@@ -16,29 +17,6 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How much a node may send ahead of what this side has read.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 2 << 20;
-
-/// The token that this client shows.
-#[derive(Clone)]
-pub(crate) struct Token(MetadataValue<Ascii>);
-
-impl Token {
-    /// `None` where it cannot be sent.
-    pub(crate) fn new(secret: &str) -> Option<Self> {
-        let mut value: MetadataValue<Ascii> = format!("Bearer {secret}").parse().ok()?;
-        value.set_sensitive(true);
-        Some(Token(value))
-    }
-
-    pub(crate) fn show(&self, metadata: &mut MetadataMap) {
-        metadata.insert("authorization", self.0.clone());
-    }
-}
-
-impl std::fmt::Debug for Token {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Token")
-    }
-}
 
 /// Makes connections to one node.
 #[derive(Debug)]

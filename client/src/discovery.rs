@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use crate::config::Config;
-use crate::node::Probed;
+use crate::monitor::Probed;
 use crate::routing::{CurrentRouting, Routing};
 
 /// How long a ring without most of its nodes is doubted at most.

@@ -7,109 +7,46 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use futures_util::stream::iter;
 use tokio::time::{Instant, sleep};
-use tower::retry::budget::{Budget as _, TpsBudget};
 
-use crate::client::Shared;
 use crate::config::Failover;
 use crate::error::{Error, ErrorKind};
 use crate::fill;
-use crate::lane::{Ask, Reply, Want};
-use crate::node::{Node, Refusal};
+use crate::node::Node;
 use crate::plan::{ReadPlan, Role, Standing, Then};
+use crate::refusal::Refusal;
+use crate::request::{Attempt, Placement, Request};
 use crate::ring::key_hash;
-
-/// Retries as a part of all calls (0.2) plus some that are always there (100 each second), counted over
-/// ten seconds.
-#[derive(Debug)]
-pub(crate) struct RetryBudget {
-    budget: TpsBudget,
-    calls: AtomicU64,
-}
-
-/// The budget takes a lock, so only each fifth call is counted, five times as much.
-const COUNTED: u64 = 5;
-
-impl RetryBudget {
-    pub(crate) fn new() -> Self {
-        let budget = TpsBudget::new(Duration::from_secs(10), 100, 0.2 * COUNTED as f32);
-        RetryBudget { budget, calls: AtomicU64::new(0) }
-    }
-
-    fn deposit(&self) {
-        if self.calls.fetch_add(1, Ordering::Relaxed).is_multiple_of(COUNTED) {
-            self.budget.deposit();
-        }
-    }
-
-    fn withdraw(&self) -> bool {
-        self.budget.withdraw()
-    }
-}
-
-/// What is asked for, whomever it is asked of.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Wanted<'a> {
-    pub(crate) group: u32,
-    pub(crate) group_name: &'a str,
-    pub(crate) key: &'a [u8],
-    /// Of group and key.
-    pub(crate) hash: u64,
-    pub(crate) deadline: Instant,
-    pub(crate) want: Want<'a>,
-    /// W3C trace context of the caller; empty: none.
-    pub(crate) traceparent: &'a str,
-}
-
-impl<'a> Wanted<'a> {
-    /// As a node is asked for it.
-    pub(crate) fn ask(&self, ring_version: u64, owned_since: u64, failover: bool) -> Ask<'a> {
-        let Wanted { group, group_name, key, hash, deadline, want, traceparent } = *self;
-        Ask { group, group_name, key, hash, ring_version, owned_since, failover, deadline, want, traceparent }
-    }
-}
-
-/// An answer, and how it was come by.
-#[derive(Debug)]
-pub(crate) struct Answered {
-    pub(crate) reply: Reply,
-    /// Who gave it.
-    pub(crate) node: Arc<Node>,
-    pub(crate) failover: bool,
-    /// Version of the ring by which the node was chosen.
-    pub(crate) ring_version: u64,
-}
+use crate::shared::{Answered, Shared};
 
 /// Asks for a key until there is an answer that stands. The routing table is looked at for each attempt,
 /// since the ring may have changed.
-pub(crate) async fn get(client: &Shared, wanted: Wanted<'_>, now: Instant) -> Result<Answered, Error> {
+pub(crate) async fn get(client: &Shared, request: Request<'_>, now: Instant) -> Result<Answered, Error> {
     client.budget.deposit();
     let mut plan = ReadPlan::new(client.config.failover);
-    let refusal = match attempt(client, &wanted, &mut plan, now).await {
-        Ok(answered) if !client.has_moved(&wanted, &answered).await => return Ok(answered),
+    let refusal = match attempt(client, &request, &mut plan, now).await {
+        Ok(answered) if !client.has_moved(&request, &answered).await => return Ok(answered),
         Ok(answered) => moved(&answered),
         Err(refusal) => refusal,
     };
-    Box::pin(get_again(client, wanted, plan, refusal)).await
+    Box::pin(get_again(client, request, plan, refusal)).await
 }
 
 /// Further attempts, after one that has failed.
 async fn get_again(
     client: &Shared,
-    wanted: Wanted<'_>,
+    request: Request<'_>,
     mut plan: ReadPlan,
     mut refusal: Refusal,
 ) -> Result<Answered, Error> {
     let mut before: Option<Error> = None;
     loop {
         let routing = client.routing.get();
-        let owner_is_down = routing.route(wanted.hash).is_none_or(|route| route.owner.is_down());
+        let owner_is_down = routing.route(request.hash).is_none_or(|route| route.owner.is_down());
         let then = plan.after(refusal.failed(), owner_is_down);
         let error = match (refusal, before) {
             (Refusal::OwnerOnly(error), Some(before)) => {
@@ -120,20 +57,20 @@ async fn get_again(
         };
         let pause = match then {
             Then::Fail => return Err(error),
-            Then::AskWhereGroupIs => return get_where_it_is(client, wanted, error).await,
+            Then::AskWhereGroupIs => return get_where_it_is(client, request, error).await,
             Then::Retry(pause) => pause,
         };
         tracing::debug!(%error, "attempt failed");
-        if Instant::now() >= wanted.deadline || !client.budget.withdraw() {
+        if Instant::now() >= request.deadline || !client.budget.withdraw() {
             return Err(error);
         }
         if !pause.is_zero() {
             let pause = pause.mul_f64(0.5 + fastrand::f64() / 2.0);
-            sleep(pause.min(wanted.deadline.saturating_duration_since(Instant::now()))).await;
+            sleep(pause.min(request.deadline.saturating_duration_since(Instant::now()))).await;
         }
         before = Some(error);
-        refusal = match attempt(client, &wanted, &mut plan, Instant::now()).await {
-            Ok(answered) if !client.has_moved(&wanted, &answered).await => return Ok(answered),
+        refusal = match attempt(client, &request, &mut plan, Instant::now()).await {
+            Ok(answered) if !client.has_moved(&request, &answered).await => return Ok(answered),
             Ok(answered) => moved(&answered),
             Err(refusal) => refusal,
         };
@@ -142,24 +79,24 @@ async fn get_again(
 
 /// The nodes that say that they have a group, in the order in which a key is asked for there: while a configuration is rolled out,
 /// a key's owner may not have the group yet.
-pub(crate) fn nodes_with_group(client: &Shared, wanted: &Wanted<'_>) -> Vec<Arc<Node>> {
+pub(crate) fn nodes_with_group(client: &Shared, request: &Request<'_>) -> Vec<Arc<Node>> {
     if client.config.failover == Failover::Off {
         return Vec::new();
     }
     let view = client.view();
-    let with_group = view.nodes_with_group(wanted.group_name);
+    let with_group = view.nodes_with_group(request.group_name);
     let routing = client.routing.get();
     let nodes = routing.nodes().iter().filter(|node| with_group.contains(&node.id()) && !node.is_down());
     let mut nodes: Vec<_> = nodes.cloned().collect();
     // Everybody goes by the same order, which is another for each key.
-    nodes.sort_by_key(|node| key_hash(node.id(), wanted.key));
+    nodes.sort_by_key(|node| key_hash(node.id(), request.key));
     nodes
 }
 
 /// Where no node that was to answer has the group.
-pub(crate) fn has_no_group(client: &Shared, wanted: &Wanted<'_>, error: &Error) -> Error {
+pub(crate) fn has_no_group(client: &Shared, request: &Request<'_>, error: &Error) -> Error {
     let view = client.view();
-    let with_group = view.nodes_with_group(wanted.group_name);
+    let with_group = view.nodes_with_group(request.group_name);
     let tail = if with_group.is_empty() {
         "nor has any other".to_owned()
     } else {
@@ -173,10 +110,10 @@ pub(crate) fn has_no_group(client: &Shared, wanted: &Wanted<'_>, error: &Error) 
 }
 
 /// Asks nodes that have the group, in the place of one that has not; they keep what they load for a short time.
-async fn get_where_it_is(client: &Shared, wanted: Wanted<'_>, error: Error) -> Result<Answered, Error> {
+async fn get_where_it_is(client: &Shared, request: Request<'_>, error: Error) -> Result<Answered, Error> {
     let ring_version = client.routing.get().ring.version();
-    for node in nodes_with_group(client, &wanted).into_iter().take(2) {
-        let reply = node.get(&wanted.ask(ring_version, 0, true), Instant::now()).await;
+    for node in nodes_with_group(client, &request).into_iter().take(2) {
+        let reply = node.get(&request.at(Placement::in_its_place(ring_version)), Instant::now()).await;
         match reply {
             Ok(reply) => {
                 let reply = client.heed(&node, reply, ring_version);
@@ -188,7 +125,7 @@ async fn get_where_it_is(client: &Shared, wanted: Wanted<'_>, error: Error) -> R
             }
         }
     }
-    Err(has_no_group(client, &wanted, &error))
+    Err(has_no_group(client, &request, &error))
 }
 
 /// The answer of a node that was not the owner any more.
@@ -201,20 +138,20 @@ fn moved(answered: &Answered) -> Refusal {
 /// down, are asked for one by one as by [`get`]. The answers come in the order of the keys.
 pub(crate) async fn get_many(
     client: &Shared,
-    wanted: &[Wanted<'_>],
+    request: &[Request<'_>],
     now: Instant,
 ) -> Vec<Result<Answered, Error>> {
     let (budget, most_at_once) = (&client.budget, client.config.keys_in_flight);
     let table = client.routing.get();
     let ring_version = table.ring.version();
     // By the place in the table.
-    let mut by_owner = BTreeMap::<usize, (&Arc<Node>, Vec<usize>, Vec<Ask<'_>>)>::new();
-    for (at, wanted) in wanted.iter().enumerate() {
-        let Some(route) = table.route(wanted.hash).filter(|route| !route.owner.is_left()) else { continue };
-        if table.former(wanted.hash, route.owned_since, client.config.hand_over, now).is_some() {
+    let mut by_owner = BTreeMap::<usize, (&Arc<Node>, Vec<usize>, Vec<Attempt<'_>>)>::new();
+    for (at, request) in request.iter().enumerate() {
+        let Some(route) = table.route(request.hash).filter(|route| !route.owner.is_left()) else { continue };
+        if table.former(request.hash, route.owned_since, client.config.hand_over, now).is_some() {
             continue;
         }
-        let ask = wanted.ask(ring_version, route.owned_since, false);
+        let ask = request.at(Placement::owner(ring_version, route.owned_since));
         let owner = by_owner
             .entry(std::ptr::from_ref(route.owner).addr())
             .or_insert_with(|| (route.owner, vec![], vec![]));
@@ -231,22 +168,22 @@ pub(crate) async fn get_many(
         }
         answers
     });
-    let mut answered: Vec<Option<Result<Answered, Error>>> = wanted.iter().map(|_| None).collect();
+    let mut answered: Vec<Option<Result<Answered, Error>>> = request.iter().map(|_| None).collect();
     for (at, answer) in join_all(rounds).await.into_iter().flatten() {
         answered[at] = match answer {
             Ok(reply) => {
-                let node = table.route(wanted[at].hash).expect("it was asked").owner.clone();
+                let node = table.route(request[at].hash).expect("it was asked").owner.clone();
                 let reply = client.heed(&node, reply, ring_version);
                 let answered = Answered { reply, node, failover: false, ring_version };
-                let is_moved = client.has_moved(&wanted[at], &answered).await;
+                let is_moved = client.has_moved(&request[at], &answered).await;
                 (!is_moved).then_some(Ok(answered))
             }
             Err(Refusal::Final(error)) => Some(Err(error)),
             Err(refusal) => (!budget.withdraw()).then(|| Err(refusal.into_error())),
         };
     }
-    let left = (0..wanted.len()).filter(|at| answered[*at].is_none()).collect::<Vec<_>>();
-    let left = left.into_iter().map(|at| async move { (at, get(client, wanted[at], Instant::now()).await) });
+    let left = (0..request.len()).filter(|at| answered[*at].is_none()).collect::<Vec<_>>();
+    let left = left.into_iter().map(|at| async move { (at, get(client, request[at], Instant::now()).await) });
     let left: Vec<_> = iter(left).buffer_unordered(most_at_once).collect().await;
     left.into_iter().for_each(|(at, answer)| answered[at] = Some(answer));
     answered.into_iter().map(|answer| answer.expect("every key has been asked for")).collect()
@@ -254,16 +191,16 @@ pub(crate) async fn get_many(
 
 async fn attempt(
     client: &Shared,
-    wanted: &Wanted<'_>,
+    request: &Request<'_>,
     plan: &mut ReadPlan,
     now: Instant,
 ) -> Result<Answered, Refusal> {
     let mut routing = client.routing.get();
     if routing.nodes().is_empty() {
         // In a box, as all that is rare.
-        routing = Box::pin(client.wait_for_nodes(wanted.deadline)).await.map_err(Refusal::Final)?;
+        routing = Box::pin(client.wait_for_nodes(request.deadline)).await.map_err(Refusal::Final)?;
     }
-    let Some(route) = routing.route(wanted.hash) else {
+    let Some(route) = routing.route(request.hash) else {
         return Err(Refusal::Elsewhere(Error::new(ErrorKind::Unavailable, "the fleet has no nodes")));
     };
     let standing = |node: &Arc<Node>| Standing {
@@ -282,15 +219,15 @@ async fn attempt(
     let failover = role == Role::Successor;
     let ring_version = routing.ring.version();
     if !failover
-        && wanted.want.can_be_shared()
-        && let Some(former) = routing.former(wanted.hash, route.owned_since, client.config.hand_over, now)
+        && request.op.can_be_shared()
+        && let Some(former) = routing.former(request.hash, route.owned_since, client.config.hand_over, now)
     {
         let versions = (ring_version, route.owned_since);
-        let reply = Box::pin(fill::hand_over(client, wanted, node, former, versions, now)).await?;
+        let reply = Box::pin(fill::hand_over(client, request, node, former, versions, now)).await?;
         return Ok(Answered { reply, node: node.clone(), failover, ring_version });
     }
     let owned_since = plan.good_since(role, route.owned_since, ring_version);
-    let ask = wanted.ask(ring_version, owned_since, failover);
+    let ask = request.at(Placement { ring_version, owned_since, failover });
     let reply = client.heed(node, node.get(&ask, now).await?, ring_version);
     Ok(Answered { reply, node: node.clone(), failover, ring_version })
 }

@@ -10,27 +10,29 @@ use peanut_proto::frame::{Filled, Write};
 use peanut_proto::v1::{OnMiss, Outcome};
 use tokio::time::{Instant, timeout};
 
-use crate::client::Shared;
 use crate::error::ErrorKind;
-use crate::failover::Wanted;
-use crate::lane::{Reply, Want};
-use crate::node::{Node, Refusal};
+use crate::lane::Reply;
+use crate::node::Node;
+use crate::refusal::Refusal;
+use crate::request::{Op, Placement, Request};
 use crate::routing::Former;
+use crate::shared::Shared;
 
 /// Gets a key from its new owner, which has the value from the former one where that still has it.
 pub(crate) async fn hand_over(
     client: &Shared,
-    wanted: &Wanted<'_>,
+    request: &Request<'_>,
     owner: &Arc<Node>,
     former: Former<'_>,
     (ring_version, owned_since): (u64, u64),
     now: Instant,
 ) -> Result<Reply, Refusal> {
-    let lease = Wanted { want: Want::Get { on_miss: OnMiss::Lease, token: 0 }, ..*wanted };
-    let reply = match owner.get(&lease.ask(ring_version, owned_since, false), now).await {
+    let lease = Request { op: Op::Get { on_miss: OnMiss::Lease, token: 0 }, ..*request };
+    let reply = match owner.get(&lease.at(Placement::owner(ring_version, owned_since)), now).await {
         // Who may not write fills nobody.
         Err(Refusal::Final(denied)) if denied.kind() == ErrorKind::PermissionDenied => {
-            let reply = owner.get(&wanted.ask(ring_version, owned_since, false), Instant::now()).await;
+            let reply =
+                owner.get(&request.at(Placement::owner(ring_version, owned_since)), Instant::now()).await;
             return reply.map(|reply| client.heed(owner, reply, ring_version));
         }
         reply => client.heed(owner, reply?, ring_version),
@@ -40,52 +42,63 @@ pub(crate) async fn hand_over(
     }
     let token = reply.token;
     let found = if reply.may_hand_over(ring_version) {
-        peek(client, wanted, former, ring_version).await
+        peek(client, request, former, ring_version).await
     } else {
         None
     };
     let Some(found) = found else {
-        let back = Wanted { want: Want::Get { on_miss: OnMiss::Load, token }, ..*wanted };
-        let loaded = owner.get(&back.ask(ring_version, owned_since, false), Instant::now()).await;
+        let back = Request { op: Op::Get { on_miss: OnMiss::Load, token }, ..*request };
+        let loaded = owner.get(&back.at(Placement::owner(ring_version, owned_since)), Instant::now()).await;
         return loaded.inspect(|_| reply.end_lease()).map(|loaded| client.heed(owner, loaded, ring_version));
     };
     client.counters.handed_over();
-    fill_with(&found, wanted, owner, ring_version, &reply).await;
+    fill_with(&found, request, owner, ring_version, &reply).await;
     Ok(Reply { ring_version: reply.ring_version, ..found })
 }
 
 /// What the former owner has of a key that its owner has given a token for; the owner has it then as well.
 pub(crate) async fn former_value(
     client: &Shared,
-    wanted: &Wanted<'_>,
+    request: &Request<'_>,
     owner: &Arc<Node>,
     ring_version: u64,
     lease: &Reply,
 ) -> Option<Reply> {
     let routing = client.routing.get();
-    let owned_since = routing.route(wanted.hash)?.owned_since;
-    let former = routing.former(wanted.hash, owned_since, client.config.hand_over, Instant::now())?;
-    let found = peek(client, wanted, former, ring_version).await?;
+    let owned_since = routing.route(request.hash)?.owned_since;
+    let former = routing.former(request.hash, owned_since, client.config.hand_over, Instant::now())?;
+    let found = peek(client, request, former, ring_version).await?;
     client.counters.handed_over();
-    fill_with(&found, wanted, owner, ring_version, lease).await;
+    fill_with(&found, request, owner, ring_version, lease).await;
     Some(found)
 }
 
-async fn fill_with(found: &Reply, wanted: &Wanted<'_>, owner: &Arc<Node>, ring_version: u64, lease: &Reply) {
+async fn fill_with(
+    found: &Reply,
+    request: &Request<'_>,
+    owner: &Arc<Node>,
+    ring_version: u64,
+    lease: &Reply,
+) {
     let outcome =
         if found.outcome == Outcome::NotFound { Filled::NotFound } else { Filled::Value(&found.value) };
     let ttl_ms = u64::try_from(found.ttl.as_millis()).unwrap_or(u64::MAX).max(1);
-    let write = Write::Set { key: wanted.key, outcome, ttl_ms, token: lease.token };
-    fill(wanted, owner, ring_version, write, lease).await;
+    let write = Write::Set { key: request.key, outcome, ttl_ms, token: lease.token };
+    fill(request, owner, ring_version, write, lease).await;
 }
 
 /// What the former owner has.
-async fn peek(client: &Shared, wanted: &Wanted<'_>, former: Former<'_>, ring_version: u64) -> Option<Reply> {
+async fn peek(
+    client: &Shared,
+    request: &Request<'_>,
+    former: Former<'_>,
+    ring_version: u64,
+) -> Option<Reply> {
     if former.node.is_down() {
         return None;
     }
-    let peek = Wanted { want: Want::Get { on_miss: OnMiss::Peek, token: 0 }, ..*wanted };
-    let ask = peek.ask(ring_version, former.owned_since, false);
+    let peek = Request { op: Op::Get { on_miss: OnMiss::Peek, token: 0 }, ..*request };
+    let ask = peek.at(Placement::owner(ring_version, former.owned_since));
     // It may be on its way out; the origin is there.
     let found =
         timeout(client.config.suspect_after(), former.node.get(&ask, Instant::now())).await.ok()?.ok()?;
@@ -94,14 +107,14 @@ async fn peek(client: &Shared, wanted: &Wanted<'_>, former: Former<'_>, ring_ver
 
 /// Brings a value. Where that fails the token is given back, or runs out, and another is given one.
 pub(crate) async fn fill(
-    wanted: &Wanted<'_>,
+    request: &Request<'_>,
     node: &Arc<Node>,
     ring_version: u64,
     write: Write<'_>,
     lease: &Reply,
 ) {
-    let fill = Wanted { want: Want::Write(write), ..*wanted };
-    match node.write(&fill.ask(ring_version, 0, false), Instant::now()).await {
+    let fill = Request { op: Op::Write(write), ..*request };
+    match node.write(&fill.at(Placement::owner(ring_version, 0)), Instant::now()).await {
         Ok(reply) => {
             lease.end_lease();
             tracing::trace!(node = node.id(), outcome = reply.outcome.as_str_name(), "filled");

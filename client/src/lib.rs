@@ -11,6 +11,7 @@
 //! etcd's client; without the feature there are fixed lists and registries of one process.
 
 mod addresses;
+mod budget;
 mod builder;
 mod claims;
 mod client;
@@ -34,15 +35,21 @@ mod lane;
 mod membership;
 #[cfg(feature = "metrics")]
 mod metrics;
+mod monitor;
 mod node;
 mod plan;
 mod recent;
+mod refusal;
+mod repeat;
 mod report;
+mod request;
 pub mod ring;
 mod routing;
+mod shared;
 mod stats;
 #[cfg(feature = "tls")]
 mod tls;
+mod token;
 mod unary;
 mod write;
 

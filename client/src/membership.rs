@@ -3,8 +3,8 @@
 use peanut_proto::change::change_ring;
 use peanut_proto::clock::wall_clock_ms;
 
-use crate::client::Shared;
 use crate::error::{Error, ErrorKind};
+use crate::shared::Shared;
 
 /// Takes a node out of the ring and keeps it from joining again by itself.
 pub(crate) async fn take_out(client: &Shared, node: &str) -> Result<(), Error> {

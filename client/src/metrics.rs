@@ -8,7 +8,7 @@ use std::time::Duration;
 use ::metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use crate::client::Shared;
+use crate::shared::Shared;
 use crate::stats::Stats;
 
 const EVERY: Duration = Duration::from_secs(1);

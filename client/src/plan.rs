@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::config::Failover;
+use crate::refusal::Failed;
 use crate::routing::{Handle, Routing};
 
 /// Attempts that one get makes at most.
@@ -25,21 +26,6 @@ pub(crate) struct Standing {
     pub(crate) is_left: bool,
     /// It holds no lease in the registry, and may not have been told of writes.
     pub(crate) is_unleased: bool,
-}
-
-/// How an attempt failed, by what may be done about it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Failed {
-    /// What the node said is final.
-    Finally,
-    /// The node could not be reached, or the ring changed meanwhile.
-    Elsewhere,
-    /// The same node may answer on another lane.
-    Again,
-    /// Only the key's owner can say.
-    OwnerOnly,
-    /// The node does not have the group.
-    NoGroup,
 }
 
 /// What a get does after an attempt that failed.
@@ -193,7 +179,7 @@ impl Reach {
 /// What comes next at a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    Ask,
+    Attempt,
     /// It will read of it before it answers again.
     StoreHint,
     /// It has nothing of the group; those that have are asked.
@@ -245,7 +231,7 @@ impl Delivery {
 
     fn ask(&mut self) -> Step {
         self.asked += 1;
-        Step::Ask
+        Step::Attempt
     }
 
     fn without_it(&self, reach: Reach) -> Step {

@@ -5,25 +5,17 @@
 //! what was written in the meantime: in the last seconds, or since it has been cut off from the registry.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
-use futures_util::stream::iter;
 use parking_lot::Mutex;
-use peanut_proto::discovery::Discovered;
-use peanut_proto::frame::Write;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::client::Shared;
-use crate::failover::Wanted;
-use crate::lane::Want;
-use crate::write;
+use crate::request::Request;
+use crate::routing::Routing;
 
 /// Beyond so many the oldest are given up.
 const MOST: usize = 65_536;
-const AT_ONCE: usize = 256;
 
 #[derive(Debug)]
 pub(crate) struct RecentWrites {
@@ -58,13 +50,14 @@ impl List {
     }
 }
 
+/// A write that was done.
 #[derive(Clone, Debug)]
-struct Recent {
+pub(crate) struct Recent {
     ended: Instant,
-    group: u32,
-    group_name: Arc<str>,
-    key: Box<[u8]>,
-    hash: u64,
+    pub(crate) group: u32,
+    pub(crate) group_name: Arc<str>,
+    pub(crate) key: Box<[u8]>,
+    pub(crate) hash: u64,
     /// Version of the ring under which it was done.
     ring_version: u64,
 }
@@ -77,13 +70,13 @@ impl RecentWrites {
     }
 
     /// Takes down a write that is done.
-    pub(crate) fn add(&self, wanted: &Wanted<'_>, group_name: &Arc<str>, ring_version: u64, now: Instant) {
+    pub(crate) fn add(&self, request: &Request<'_>, group_name: &Arc<str>, ring_version: u64, now: Instant) {
         let recent = Recent {
             ended: now,
-            group: wanted.group,
+            group: request.group,
             group_name: group_name.clone(),
-            key: wanted.key.into(),
-            hash: wanted.hash,
+            key: request.key.into(),
+            hash: request.hash,
             ring_version,
         };
         let mut list = self.list.lock();
@@ -92,8 +85,7 @@ impl RecentWrites {
     }
 
     /// Those whose keys have had other owners since.
-    fn misplaced(&self, client: &Shared, now: Instant) -> Vec<Recent> {
-        let routing = client.routing.get();
+    pub(crate) fn misplaced(&self, routing: &Routing, now: Instant) -> Vec<Recent> {
         let mut misplaced = Vec::new();
         let mut list = self.list.lock();
         list.prune(now);
@@ -108,59 +100,12 @@ impl RecentWrites {
     }
 
     /// Takes in whether the registry can be read.
-    fn tell(&self, is_in_trouble: bool, now: Instant) {
+    pub(crate) fn tell(&self, is_in_trouble: bool, now: Instant) {
         let mut list = self.list.lock();
         if list.is_in_trouble || is_in_trouble {
             list.last_trouble = Some(now);
         }
         list.is_in_trouble = is_in_trouble;
-    }
-}
-
-/// Repeats misplaced writes after each change of the ring, for as long as the client lives.
-pub(crate) async fn follow(
-    client: Weak<Shared>,
-    mut discovered: watch::Receiver<Discovered>,
-    mut ring: watch::Receiver<u64>,
-) {
-    loop {
-        let is_ring = tokio::select! {
-            biased;
-            changed = discovered.changed() => changed.map(|()| false),
-            changed = ring.changed() => changed.map(|()| true),
-        };
-        let (Ok(is_ring), Some(client)) = (is_ring, client.upgrade()) else { return };
-        if !is_ring {
-            let is_in_trouble = discovered.borrow_and_update().trouble.is_some();
-            client.recent.tell(is_in_trouble, Instant::now());
-            continue;
-        }
-        let misplaced = client.recent.misplaced(&client, Instant::now());
-        if misplaced.is_empty() {
-            continue;
-        }
-        tracing::debug!(
-            writes = misplaced.len(),
-            "the ring has changed; what was just written is forgotten by its new owners"
-        );
-        let repeats = misplaced.into_iter().map(|recent| repeat(client.clone(), recent));
-        iter(repeats).buffer_unordered(AT_ONCE).collect::<()>().await;
-    }
-}
-
-async fn repeat(client: Arc<Shared>, recent: Recent) {
-    let wanted = Wanted {
-        group: recent.group,
-        group_name: &recent.group_name,
-        key: &recent.key,
-        hash: recent.hash,
-        deadline: Instant::now() + client.config.deadline,
-        want: Want::Write(Write::Delete { key: &recent.key, then_set: false, sequence: 0 }),
-        traceparent: "",
-    };
-    // Its writer was told that it is done: this is the best that can be done still.
-    if let Err(error) = write::write(&client, wanted, 0, &recent.group_name, Instant::now()).await {
-        tracing::warn!(%error, "a new owner could not be told of a write");
     }
 }
 

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::config::Config;
+use crate::lane::Owner as _;
 use crate::node::Node;
 use crate::ring::Ring;
 
@@ -27,15 +28,15 @@ pub(crate) trait Handle: Clone {
 
 impl Handle for Arc<Node> {
     fn id(&self) -> &str {
-        Node::id(self)
+        self.monitor().id()
     }
 
     fn addr(&self) -> &str {
-        Node::addr(self)
+        self.monitor().addr()
     }
 
     fn is_left(&self) -> bool {
-        Node::is_left(self)
+        self.monitor().is_left()
     }
 }
 

@@ -13,20 +13,22 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tonic::{Code, Status};
 
-use crate::config::Config;
 use crate::error::{Error, ErrorKind};
 use crate::health::Signal;
-use crate::lane::{Ask, Lease, Reply, Want};
-use crate::node::{Node, Probed, Refusal, reason};
+use crate::lane::{Lease, Reply};
+use crate::monitor::{Monitor, Probed, reason};
+use crate::refusal::Refusal;
+use crate::request::{Attempt, Op};
 
 /// By how much the deadline that a server is told lies after the caller's own.
 const DEADLINE_SLACK: Duration = Duration::from_millis(100);
 
 /// Asks a node. Where it is silent it is probed: a node that answers a probe is busy with a load and is
 /// waited for; one that does not is left.
-pub(crate) async fn get(node: &Arc<Node>, ask: &Ask<'_>, config: &Config) -> Result<Reply, Refusal> {
+pub(crate) async fn get(node: &Arc<Monitor>, ask: &Attempt<'_>) -> Result<Reply, Refusal> {
+    let config = node.config();
     let begun = Instant::now();
-    let call = timeout_at(ask.deadline, call(node, ask));
+    let call = timeout_at(ask.request.deadline, call(node, ask));
     tokio::pin!(call);
     let mut suspect_at = begun + config.suspect_after();
     loop {
@@ -48,35 +50,36 @@ pub(crate) async fn get(node: &Arc<Node>, ask: &Ask<'_>, config: &Config) -> Res
     }
 }
 
-async fn call(node: &Arc<Node>, ask: &Ask<'_>) -> Result<Reply, Refusal> {
+async fn call(node: &Arc<Monitor>, ask: &Attempt<'_>) -> Result<Reply, Refusal> {
     let Some(channel) = node.channel() else {
         return Err(Refusal::Elsewhere(Error::at(ErrorKind::Unavailable, node.id(), &*node.out_of_reach())));
     };
-    let Want::Get { on_miss, token } = ask.want else {
+    let Op::Get { on_miss, token } = ask.request.op else {
         return Err(Refusal::Final(Error::at(ErrorKind::Protocol, node.id(), "a write is no get")));
     };
     let mut request = node.request(GetRequest {
-        group: ask.group_name.to_owned(),
-        key: Bytes::copy_from_slice(ask.key),
+        group: ask.request.group_name.to_owned(),
+        key: Bytes::copy_from_slice(ask.request.key),
         on_miss: on_miss.into(),
         token,
-        ring_version: ask.ring_version,
-        owned_since: ask.owned_since,
-        failover: ask.failover,
+        ring_version: ask.placement.ring_version,
+        owned_since: ask.placement.owned_since,
+        failover: ask.placement.failover,
     });
-    if let Ok(traceparent) = ask.traceparent.parse()
-        && !ask.traceparent.is_empty()
+    if let Ok(traceparent) = ask.request.traceparent.parse()
+        && !ask.request.traceparent.is_empty()
     {
         request.metadata_mut().insert("traceparent", traceparent);
     }
     // The server need not go on for long after this side has stopped waiting.
-    request.set_timeout(ask.deadline.saturating_duration_since(Instant::now()) + DEADLINE_SLACK);
+    request.set_timeout(ask.request.deadline.saturating_duration_since(Instant::now()) + DEADLINE_SLACK);
     let mut client = PeanutClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
     match client.get(request).await {
         Ok(response) => {
             node.saw(Signal::Answered);
             let response = response.into_inner();
-            let lease = (response.token != 0).then(|| Arc::new(lease(node, ask.group_name, response.token)));
+            let lease =
+                (response.token != 0).then(|| Arc::new(lease(node, ask.request.group_name, response.token)));
             Ok(Reply {
                 lease,
                 outcome: response.outcome(),
@@ -89,12 +92,12 @@ async fn call(node: &Arc<Node>, ask: &Ask<'_>) -> Result<Reply, Refusal> {
                 ring_version: response.ring_version,
             })
         }
-        Err(status) => Err(refused(node, status, ask.deadline)),
+        Err(status) => Err(refused(node, status, ask.request.deadline)),
     }
 }
 
 /// A lease that is given back by a call of its own.
-fn lease(node: &Arc<Node>, group: &str, token: u64) -> Lease {
+fn lease(node: &Arc<Monitor>, group: &str, token: u64) -> Lease {
     let (node, group) = (Arc::downgrade(node), group.to_owned());
     Lease::new(move || {
         let (Some(node), Ok(runtime)) = (node.upgrade(), Handle::try_current()) else { return };
@@ -110,13 +113,13 @@ fn lease(node: &Arc<Node>, group: &str, token: u64) -> Lease {
 }
 
 /// Has a node write.
-pub(crate) async fn write(node: &Arc<Node>, ask: &Ask<'_>) -> Result<Reply, Refusal> {
-    let written = timeout_at(ask.deadline, call_write(node, ask)).await;
+pub(crate) async fn write(node: &Arc<Monitor>, ask: &Attempt<'_>) -> Result<Reply, Refusal> {
+    let written = timeout_at(ask.request.deadline, call_write(node, ask)).await;
     written.unwrap_or_else(|_| Err(Refusal::Final(node.too_late())))
 }
 
-async fn call_write(node: &Arc<Node>, ask: &Ask<'_>) -> Result<Reply, Refusal> {
-    let (Some(channel), Want::Write(write)) = (node.channel(), ask.want) else {
+async fn call_write(node: &Arc<Monitor>, ask: &Attempt<'_>) -> Result<Reply, Refusal> {
+    let (Some(channel), Op::Write(write)) = (node.channel(), ask.request.op) else {
         return Err(Refusal::Elsewhere(Error::at(
             ErrorKind::Unavailable,
             node.id(),
@@ -124,8 +127,8 @@ async fn call_write(node: &Arc<Node>, ask: &Ask<'_>) -> Result<Reply, Refusal> {
         )));
     };
     let client = PeanutClient::new(channel).max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let (group, ring_version) = (ask.group_name.to_owned(), ask.ring_version);
-    let timeout = ask.deadline.saturating_duration_since(Instant::now()) + DEADLINE_SLACK;
+    let (group, ring_version) = (ask.request.group_name.to_owned(), ask.placement.ring_version);
+    let timeout = ask.request.deadline.saturating_duration_since(Instant::now()) + DEADLINE_SLACK;
     let forget = async |keys, generation, all, (then_set, sequence)| {
         let (group, mut client) = (group.clone(), client.clone());
         let mut request =
@@ -147,11 +150,11 @@ async fn call_write(node: &Arc<Node>, ask: &Ask<'_>) -> Result<Reply, Refusal> {
                 value,
                 ttl_ms,
                 ring_version,
-                owned_since: ask.owned_since,
+                owned_since: ask.placement.owned_since,
                 token,
                 not_found,
                 load_error,
-                failover: ask.failover,
+                failover: ask.placement.failover,
                 release: false,
             });
             request.set_timeout(timeout);
@@ -174,16 +177,16 @@ async fn call_write(node: &Arc<Node>, ask: &Ask<'_>) -> Result<Reply, Refusal> {
         Ok((outcome, ring_version, (token, sequence))) => {
             node.saw(Signal::Answered);
             let (age, ttl) = (Duration::ZERO, Duration::ZERO);
-            let lease = (token != 0).then(|| Arc::new(lease(node, ask.group_name, token)));
+            let lease = (token != 0).then(|| Arc::new(lease(node, ask.request.group_name, token)));
             let (value, written) = (Bytes::new(), false);
             Ok(Reply { outcome, value, age, ttl, token, written, sequence, lease, ring_version })
         }
-        Err(status) => Err(refused(node, status, ask.deadline)),
+        Err(status) => Err(refused(node, status, ask.request.deadline)),
     }
 }
 
 /// Asks a node whether this client may write to a group: it is told to forget no keys.
-pub(crate) async fn may_write(node: &Arc<Node>, group: &str, deadline: Instant) -> Result<(), Refusal> {
+pub(crate) async fn may_write(node: &Arc<Monitor>, group: &str, deadline: Instant) -> Result<(), Refusal> {
     let Some(channel) = node.channel() else {
         return Err(Refusal::Elsewhere(Error::at(ErrorKind::Unavailable, node.id(), &*node.out_of_reach())));
     };
@@ -197,7 +200,7 @@ pub(crate) async fn may_write(node: &Arc<Node>, group: &str, deadline: Instant) 
 }
 
 /// Tells the node's own refusals from the transport's failures.
-pub(crate) fn refused(node: &Arc<Node>, status: Status, deadline: Instant) -> Refusal {
+pub(crate) fn refused(node: &Arc<Monitor>, status: Status, deadline: Instant) -> Refusal {
     if let Some(code) = failure::from_status(&status) {
         // Whoever is there is not the node.
         node.saw(if code == ErrorCode::WrongNode { Signal::NotConnected } else { Signal::Answered });

@@ -23,14 +23,17 @@ use peanut_proto::sabotage::{Mechanism, without};
 use peanut_proto::v1::Outcome;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-use crate::client::Shared;
 use crate::config::Failover;
 use crate::error::{Error, ErrorKind};
-use crate::failover::{self, Wanted};
-use crate::lane::{Reply, Want};
-use crate::node::{Node, Probed, Refusal};
+use crate::failover;
+use crate::lane::Reply;
+use crate::monitor::Probed;
+use crate::node::Node;
 use crate::plan::{Delivery, Duty, Part, Reach, Step, WritePlan};
+use crate::refusal::Refusal;
+use crate::request::{Op, Placement, Request};
 use crate::routing::Routing;
+use crate::shared::Shared;
 use crate::unary;
 
 /// Rings that one write may be done under.
@@ -55,27 +58,27 @@ const SWAP_ATTEMPTS: usize = 100;
 /// key's still; 0: whatever it is. Gives the key's sequence at its owner; 0 where that could not be reached.
 pub(crate) async fn write(
     client: &Shared,
-    wanted: Wanted<'_>,
+    request: Request<'_>,
     sequence: u64,
     group_name: &Arc<str>,
     begun: Instant,
 ) -> Result<u64, Error> {
-    let Want::Write(Write::Set { .. }) = wanted.want else {
-        let deleted = delete(client, &wanted, 0, group_name, begun).await?;
+    let Op::Write(Write::Set { .. }) = request.op else {
+        let deleted = delete(client, &request, 0, group_name, begun).await?;
         return Ok(deleted.reply.map_or(0, |reply| reply.sequence));
     };
-    let Deleted { routing, reply } = delete(client, &wanted, sequence, group_name, begun).await?;
+    let Deleted { routing, reply } = delete(client, &request, sequence, group_name, begun).await?;
     let Some(mut reply) = reply else { return Ok(0) };
     let (mut routing, is_ticket) = (routing, sequence != 0);
     for attempt in 1.. {
-        let Some(owner) = routing.route(wanted.hash).map(|route| route.owner) else { break };
-        let is_kept = Box::pin(fill(&wanted, owner, routing.ring.version(), &reply)).await?;
+        let Some(owner) = routing.route(request.hash).map(|route| route.owner) else { break };
+        let is_kept = Box::pin(fill(&request, owner, routing.ring.version(), &reply)).await?;
         // A value that was lost on the way is brought once more, unless another write is to come first then.
-        if is_kept || is_ticket || attempt == MAX_FILLS || Instant::now() >= wanted.deadline {
+        if is_kept || is_ticket || attempt == MAX_FILLS || Instant::now() >= request.deadline {
             break;
         }
         sleep(ROOM_FIRST).await;
-        match Box::pin(delete(client, &wanted, 0, group_name, begun)).await {
+        match Box::pin(delete(client, &request, 0, group_name, begun)).await {
             Ok(Deleted { routing: now, reply: Some(again) }) => (routing, reply) = (now, again),
             // The key has been deleted before, and the value is not there, which any cache may come to.
             Ok(_) | Err(_) => break,
@@ -93,21 +96,21 @@ struct Deleted {
 /// Deletes a key wherever its value could be shown, for itself or as the first part of a set.
 async fn delete(
     client: &Shared,
-    wanted: &Wanted<'_>,
+    request: &Request<'_>,
     sequence: u64,
     group_name: &Arc<str>,
     begun: Instant,
 ) -> Result<Deleted, Error> {
-    let then_set = matches!(wanted.want, Want::Write(Write::Set { .. }));
-    let want = Want::Write(Write::Delete { key: wanted.key, then_set, sequence });
+    let then_set = matches!(request.op, Op::Write(Write::Set { .. }));
+    let op = Op::Write(Write::Delete { key: request.key, then_set, sequence });
     for _ in 0..MAX_RINGS {
-        let routing = client.routing_with_nodes(wanted.deadline).await?;
+        let routing = client.routing_with_nodes(request.deadline).await?;
         let was_left = |owner: &Arc<Node>| owner.was_left_within(RECOVERED, begun);
-        let plan = WritePlan::new(&routing, wanted.hash, client.config.failover, begun, was_left);
+        let plan = WritePlan::new(&routing, request.hash, client.config.failover, begun, was_left);
         let Some(WritePlan { ring_version, former, owner, owned_since, successor }) = plan else {
             return Err(Error::new(ErrorKind::Unavailable, "the fleet has no nodes"));
         };
-        let to_owner = OneNode { client, routing: &routing, wanted: Wanted { want, ..*wanted }, begun };
+        let to_owner = OneNode { client, routing: &routing, request: Request { op, ..*request }, begun };
         // The former owners first: what is handed over from them meanwhile, the owner then forgets or refuses.
         if !former.is_empty() {
             Box::pin(async {
@@ -136,9 +139,9 @@ async fn delete(
         let (told, reply) = join(to_successor, to_owner).await;
         let reply = told.unwrap_or(Ok(())).and(reply).map_err(Refusal::into_error)?;
         // Before the look at the ring, so that a change after it is noticed there.
-        client.recent.add(wanted, group_name, ring_version, Instant::now());
+        client.recent.add(request, group_name, ring_version, Instant::now());
         let heard = reply.as_ref().map_or(0, |reply| reply.ring_version);
-        if !has_moved(client, &routing, heard, wanted).await? {
+        if !has_moved(client, &routing, heard, request).await? {
             return Ok(Deleted { routing, reply });
         }
     }
@@ -147,31 +150,31 @@ async fn delete(
 
 /// Stores the value of a set, after the delete. `false`: it was lost on the way, or there was no room for a token.
 async fn fill(
-    wanted: &Wanted<'_>,
+    request: &Request<'_>,
     owner: &Arc<Node>,
     ring_version: u64,
     lease: &Reply,
 ) -> Result<bool, Error> {
-    let Want::Write(Write::Set { key, outcome, ttl_ms, .. }) = wanted.want else { return Ok(true) };
+    let Op::Write(Write::Set { key, outcome, ttl_ms, .. }) = request.op else { return Ok(true) };
     if lease.token == 0 {
         return Ok(false);
     }
     let token = if without(Mechanism::Tokens) { 0 } else { lease.token };
     let set = Write::Set { key, outcome, ttl_ms, token };
-    let ask = Wanted { want: Want::Write(set), ..*wanted }.ask(ring_version, 0, false);
+    let ask = Request { op: Op::Write(set), ..*request }.at(Placement::owner(ring_version, 0));
     let mut pauses = Backoff::new(ROOM_FIRST, ROOM_LONGEST);
     loop {
         match owner.write(&ask, Instant::now()).await {
             Ok(reply) => {
                 lease.end_lease();
                 if !reply.ttl.is_zero() && reply.ttl < Duration::from_millis(ttl_ms) {
-                    tell_of_bound(wanted.group_name, reply.ttl);
+                    tell_of_bound(request.group_name, reply.ttl);
                 }
                 return Ok(true);
             }
             // Many deletes are answered at once, and then all their values are to be sent: they wait for one another.
             Err(Refusal::Final(error))
-                if error.kind() == ErrorKind::Overloaded && Instant::now() < wanted.deadline =>
+                if error.kind() == ErrorKind::Overloaded && Instant::now() < request.deadline =>
             {
                 sleep(pauses.next_delay(fastrand::f64())).await;
             }
@@ -199,18 +202,23 @@ fn tell_of_bound(group: &str, max_ttl: Duration) {
 }
 
 /// Whether the key has had another owner since it was written.
-async fn has_moved(client: &Shared, under: &Routing, heard: u64, wanted: &Wanted<'_>) -> Result<bool, Error> {
-    wait_for_ring(client, heard, wanted).await?;
+async fn has_moved(
+    client: &Shared,
+    under: &Routing,
+    heard: u64,
+    request: &Request<'_>,
+) -> Result<bool, Error> {
+    wait_for_ring(client, heard, request).await?;
     // It may be back where it was: whoever owned it in between can have filled itself with what was before.
-    Ok(client.routing.get().has_moved_since(wanted.hash, under.ring.version()))
+    Ok(client.routing.get().has_moved_since(request.hash, under.ring.version()))
 }
 
 /// Waits for a ring that nodes know.
-async fn wait_for_ring(client: &Shared, heard: u64, wanted: &Wanted<'_>) -> Result<(), Error> {
+async fn wait_for_ring(client: &Shared, heard: u64, request: &Request<'_>) -> Result<(), Error> {
     if heard <= client.routing.get().ring.version() {
         return Ok(());
     }
-    let waited = Box::pin(timeout_at(wanted.deadline, client.wait_for_ring(heard))).await;
+    let waited = Box::pin(timeout_at(request.deadline, client.wait_for_ring(heard))).await;
     if waited.is_ok_and(|waited| waited.is_ok()) {
         return Ok(());
     }
@@ -223,12 +231,12 @@ async fn wait_for_ring(client: &Shared, heard: u64, wanted: &Wanted<'_>) -> Resu
 struct OneNode<'a> {
     client: &'a Shared,
     routing: &'a Routing,
-    wanted: Wanted<'a>,
+    request: Request<'a>,
     begun: Instant,
 }
 
 impl OneNode<'_> {
-    /// Has a node forget what is wanted, now or before it answers again. Gives its reply, where it gave one.
+    /// Has a node forget what is request, now or before it answers again. Gives its reply, where it gave one.
     async fn deliver(
         &self,
         part: Part,
@@ -249,7 +257,7 @@ impl OneNode<'_> {
         let mut step = delivery.begin(reach(false));
         loop {
             match step {
-                Step::Ask => match self.ask(node, owned_since).await {
+                Step::Attempt => match self.ask(node, owned_since).await {
                     Ok(reply) => return Ok(Some(reply)),
                     Err(refusal) => {
                         step = delivery.after(Err(refusal.failed()), reach(true));
@@ -274,7 +282,7 @@ impl OneNode<'_> {
 
     /// Asks a node once.
     async fn ask(&self, node: &Arc<Node>, owned_since: u64) -> Result<Reply, Refusal> {
-        let ask = self.wanted.ask(self.routing.ring.version(), owned_since, false);
+        let ask = self.request.at(Placement::owner(self.routing.ring.version(), owned_since));
         let reply = node.write(&ask, Instant::now()).await?;
         if reply.outcome != Outcome::Done {
             let why = format!("the node answered a write with {}", reply.outcome.as_str_name());
@@ -286,9 +294,9 @@ impl OneNode<'_> {
 
     /// The same without a token: only the owner gives one.
     fn without_token(self) -> Self {
-        let Want::Write(Write::Delete { key, .. }) = self.wanted.want else { return self };
-        let want = Want::Write(Write::Delete { key, then_set: false, sequence: 0 });
-        OneNode { wanted: Wanted { want, ..self.wanted }, ..self }
+        let Op::Write(Write::Delete { key, .. }) = self.request.op else { return self };
+        let op = Op::Write(Write::Delete { key, then_set: false, sequence: 0 });
+        OneNode { request: Request { op, ..self.request }, ..self }
     }
 
     /// Has the successor forget the key, if it can be reached: what it has by then goes by itself, after `failover_ttl`. Gives why it did not.
@@ -296,7 +304,7 @@ impl OneNode<'_> {
         if successor.is_down() {
             return None;
         }
-        let ask = self.without_token().wanted.ask(self.routing.ring.version(), 0, true);
+        let ask = self.without_token().request.at(Placement::in_its_place(self.routing.ring.version()));
         let error = successor.write(&ask, Instant::now()).await.err()?.into_error();
         tracing::debug!(node = successor.id(), %error, "the successor did not delete");
         Some(error)
@@ -304,11 +312,11 @@ impl OneNode<'_> {
 
     /// Deletes at the nodes that have the group, one of which is asked in the place of a node that has not.
     async fn forget_where_it_is(&self, error: Error) -> Result<(), Error> {
-        let ask = self.without_token().wanted.ask(self.routing.ring.version(), 0, true);
-        let nodes = failover::nodes_with_group(self.client, &self.wanted);
+        let ask = self.without_token().request.at(Placement::in_its_place(self.routing.ring.version()));
+        let nodes = failover::nodes_with_group(self.client, &self.request);
         let written = join_all(nodes.iter().map(|node| node.write(&ask, Instant::now()))).await;
         if written.is_empty() {
-            return Err(failover::has_no_group(self.client, &self.wanted, &error));
+            return Err(failover::has_no_group(self.client, &self.request, &error));
         }
         written.into_iter().try_for_each(|written| written.map(drop).map_err(Refusal::into_error))
     }
@@ -322,10 +330,10 @@ impl OneNode<'_> {
         because: Error,
     ) -> Result<(), Error> {
         let Some(registry) = &self.client.registry else { return Err(because) };
-        if check_name(self.wanted.group_name).is_err() {
+        if check_name(self.request.group_name).is_err() {
             return Err(because);
         }
-        let Wanted { group_name, key, deadline, .. } = self.wanted;
+        let Request { group_name, key, deadline, .. } = self.request;
         // A node that only sleeps a little would not look.
         let silent_since = node.down_since().unwrap_or(self.begun).min(self.begun);
         if timeout_at(deadline, sleep_until(silent_since + SILENCE_BEFORE_HINT)).await.is_err() {
@@ -333,7 +341,7 @@ impl OneNode<'_> {
         }
         let prefix = self.client.keys.undelivered_of(node.id(), group_name);
         let weight = u32::try_from(1 + key.len() / KEY_BYTES_PER_HINT).unwrap_or(MAX_HINTS);
-        let is_clear = matches!(self.wanted.want, Want::Write(Write::Clear { .. }));
+        let is_clear = matches!(self.request.op, Op::Write(Write::Clear { .. }));
         let is_many = is_clear || node.hints().fetch_add(weight, Ordering::Relaxed) >= MAX_HINTS || {
             let waiting = timeout_at(deadline, registry.count(&KeyRange::prefix(&prefix))).await;
             matches!(waiting, Ok(Ok(waiting)) if waiting >= MAX_WAITING)
@@ -366,7 +374,7 @@ impl OneNode<'_> {
             Ok(Err(error)) => return Err(neither(&because, node, Some(error))),
             Err(_) => return Err(neither(&because, node, None)),
         }
-        let ask = self.wanted.ask(self.routing.ring.version(), 0, false);
+        let ask = self.request.at(Placement::owner(self.routing.ring.version(), 0));
         tokio::select! {
             biased;
             is_read = self.is_read(&**registry, node, &at) => {
@@ -414,19 +422,19 @@ fn neither(because: &Error, node: &Node, registry: Option<RegistryError>) -> Err
 
 /// Has all nodes forget a group. With a registry it is done when that has the new generation: a node that cannot be reached
 /// reads it before it answers again.
-pub(crate) async fn clear(client: &Shared, wanted: Wanted<'_>, begun: Instant) -> Result<(), Error> {
+pub(crate) async fn clear(client: &Shared, request: Request<'_>, begun: Instant) -> Result<(), Error> {
     // The name becomes part of a key, which nobody would look for.
-    if let Err(why) = check_name(wanted.group_name) {
+    if let Err(why) = check_name(request.group_name) {
         return Err(Error::new(ErrorKind::UnknownGroup, format!("no node has a group whose name {why}")));
     }
     if client.registry.is_some() && client.config.token.is_some() {
-        check_right(client, &wanted).await?;
+        check_right(client, &request).await?;
     }
     let generation = match &client.registry {
         None => 0,
         Some(registry) => {
-            let key = client.keys.group(wanted.group_name);
-            match timeout_at(wanted.deadline, raise(&**registry, &key)).await {
+            let key = client.keys.group(request.group_name);
+            match timeout_at(request.deadline, raise(&**registry, &key)).await {
                 Ok(Ok(generation)) => generation,
                 Ok(Err(error)) => {
                     let why = "the registry did not take the new generation";
@@ -439,11 +447,11 @@ pub(crate) async fn clear(client: &Shared, wanted: Wanted<'_>, begun: Instant) -
             }
         }
     };
-    let wanted = Wanted { want: Want::Write(Write::Clear { generation }), ..wanted };
+    let request = Request { op: Op::Write(Write::Clear { generation }), ..request };
     for _ in 0..MAX_RINGS {
-        let routing = client.routing_with_nodes(wanted.deadline).await?;
+        let routing = client.routing_with_nodes(request.deadline).await?;
         let nodes = routing.all_nodes(begun);
-        let one = OneNode { client, routing: &routing, wanted, begun };
+        let one = OneNode { client, routing: &routing, request, begun };
         let told = nodes.iter().map(|node| one.deliver(Part::OneOfAll, node, None, 0));
         let told = join_all(told).await;
         let has_group = |told: &Result<_, Refusal>| !matches!(told, Err(Refusal::NoGroup(_)));
@@ -458,7 +466,7 @@ pub(crate) async fn clear(client: &Shared, wanted: Wanted<'_>, begun: Instant) -
             }
         }
         // Who has come meanwhile may not have heard of it yet.
-        wait_for_ring(client, heard, &wanted).await?;
+        wait_for_ring(client, heard, &request).await?;
         if client.routing.get().ring.version() == routing.ring.version() {
             return Ok(());
         }
@@ -467,11 +475,11 @@ pub(crate) async fn clear(client: &Shared, wanted: Wanted<'_>, begun: Instant) -
 }
 
 /// Asks nodes whether this client may write to a group, until one has said so: the registry would take it from anybody.
-async fn check_right(client: &Shared, wanted: &Wanted<'_>) -> Result<(), Error> {
+async fn check_right(client: &Shared, request: &Request<'_>) -> Result<(), Error> {
     let routing = client.routing.get();
     let mut last = None;
     for node in routing.nodes().iter().filter(|node| !node.is_down()) {
-        match unary::may_write(node, wanted.group_name, wanted.deadline).await {
+        match unary::may_write(node, request.group_name, request.deadline).await {
             Ok(()) => return Ok(()),
             Err(Refusal::Elsewhere(error) | Refusal::Again(error)) => last = Some(error),
             Err(refusal) => return Err(refusal.into_error()),

@@ -1,5 +1,7 @@
 //! What a certificate says of itself: its names, and when it is good.
 
+use std::fmt;
+
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
@@ -7,7 +9,23 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 use x509_parser::revocation_list::CertificateRevocationList;
 
-use crate::tls::TlsError;
+/// Why certificates cannot be used, with the file's name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsError(String);
+
+impl TlsError {
+    pub(crate) fn new(message: String) -> Self {
+        TlsError(message)
+    }
+}
+
+impl fmt::Display for TlsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for TlsError {}
 
 /// What was read from a certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]

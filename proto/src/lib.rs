@@ -7,6 +7,7 @@
 //! - [`registry`] is the store behind them: etcd, or one process.
 //! - `tls` (a feature) reads certificates, for both sides.
 //! - [`discovery`] keeps a view of them current.
+//! - [`fixed`] is a fleet without a registry of its own.
 //! - [`loaded`] is what a loader found, of a node or of an application.
 //! - [`intervals`] holds the times that processes rely on one another for.
 //! - [`clock`] and [`machine`] are what both sides take from the system, and what a simulator replaces.
@@ -23,6 +24,7 @@ pub mod clock;
 pub mod codec;
 pub mod discovery;
 pub mod failure;
+pub mod fixed;
 pub mod frame;
 mod generated;
 pub mod intervals;

@@ -19,6 +19,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio::time::Instant;
 
 use crate::certificate::Certificate;
+pub use crate::certificate::TlsError;
 use crate::clock::wall_clock_ms;
 
 /// Files are looked at this often at most.
@@ -38,24 +39,6 @@ pub struct TlsFiles {
     pub crl: Option<PathBuf>,
 }
 
-/// Why certificates cannot be used, with the file's name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TlsError(String);
-
-impl TlsError {
-    pub(crate) fn new(message: String) -> Self {
-        TlsError(message)
-    }
-}
-
-impl fmt::Display for TlsError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for TlsError {}
-
 impl TlsFiles {
     /// What a server of this protocol (by its ALPN name) uses. With `ca`, clients need a certificate from there.
     ///
@@ -63,19 +46,19 @@ impl TlsFiles {
     /// Where there is no certificate or key, or a file cannot be used.
     pub fn server(&self, protocol: &[u8]) -> Result<ServerTls, TlsError> {
         let (Some(cert), Some(key)) = (&self.cert, &self.key) else {
-            return Err(TlsError("a server needs both `cert` and `key`".to_owned()));
+            return Err(TlsError::new("a server needs both `cert` and `key`".to_owned()));
         };
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
-            .map_err(|e| TlsError(e.to_string()))?;
+            .map_err(|e| TlsError::new(e.to_string()))?;
         let verifier = match (&self.ca, &self.crl) {
             (None, None) => None,
-            (None, Some(_)) => return Err(TlsError("`crl` is of use with `ca` only".to_owned())),
+            (None, Some(_)) => return Err(TlsError::new("`crl` is of use with `ca` only".to_owned())),
             (Some(ca), crl) => {
                 let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(ca)?), provider)
                     .with_crls(crl.as_deref().map(revocations).transpose()?.unwrap_or_default());
-                Some(builder.build().map_err(|e| TlsError(format!("{}: {e}", ca.display())))?)
+                Some(builder.build().map_err(|e| TlsError::new(format!("{}: {e}", ca.display())))?)
             }
         };
         let builder = match &verifier {
@@ -83,10 +66,11 @@ impl TlsFiles {
             Some(verifier) => builder.with_client_cert_verifier(verifier.clone()),
         };
         let chain = certificates(cert)?;
-        let own = Certificate::read(&chain[0]).map_err(|e| TlsError(format!("{}: {e}", cert.display())))?;
+        let own =
+            Certificate::read(&chain[0]).map_err(|e| TlsError::new(format!("{}: {e}", cert.display())))?;
         let mut config = builder
             .with_single_cert(chain, private_key(key)?)
-            .map_err(|e| TlsError(format!("{} and {}: {e}", cert.display(), key.display())))?;
+            .map_err(|e| TlsError::new(format!("{} and {}: {e}", cert.display(), key.display())))?;
         config.alpn_protocols = vec![protocol.to_vec()];
         Ok(ServerTls { config: Arc::new(config), own, verifier })
     }
@@ -97,23 +81,23 @@ impl TlsFiles {
     /// Where `ca` is missing, only one of `cert` and `key` is given, or a file cannot be used.
     pub fn client(&self, protocol: &[u8]) -> Result<ClientConfig, TlsError> {
         let Some(ca) = &self.ca else {
-            return Err(TlsError("`ca` is needed, to know the nodes by".to_owned()));
+            return Err(TlsError::new("`ca` is needed, to know the nodes by".to_owned()));
         };
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
-            .map_err(|e| TlsError(e.to_string()))?;
+            .map_err(|e| TlsError::new(e.to_string()))?;
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots(ca)?), provider)
             .with_crls(self.crl.as_deref().map(revocations).transpose()?.unwrap_or_default())
             .build()
-            .map_err(|e| TlsError(format!("{}: {e}", ca.display())))?;
+            .map_err(|e| TlsError::new(format!("{}: {e}", ca.display())))?;
         let builder = builder.with_webpki_verifier(verifier);
         let mut config = match (&self.cert, &self.key) {
             (None, None) => builder.with_no_client_auth(),
             (Some(cert), Some(key)) => builder
                 .with_client_auth_cert(certificates(cert)?, private_key(key)?)
-                .map_err(|e| TlsError(format!("{} and {}: {e}", cert.display(), key.display())))?,
-            _ => return Err(TlsError("of `cert` and `key` only one is given".to_owned())),
+                .map_err(|e| TlsError::new(format!("{} and {}: {e}", cert.display(), key.display())))?,
+            _ => return Err(TlsError::new("of `cert` and `key` only one is given".to_owned())),
         };
         config.alpn_protocols = vec![protocol.to_vec()];
         Ok(config)
@@ -124,7 +108,7 @@ impl TlsFiles {
     /// # Errors
     /// Where it cannot be read.
     pub fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
-        std::fs::read(path).map_err(|e| TlsError(format!("{}: {e}", path.display())))
+        std::fs::read(path).map_err(|e| TlsError::new(format!("{}: {e}", path.display())))
     }
 
     /// The certificates in a file of them.
@@ -134,7 +118,7 @@ impl TlsFiles {
     pub fn certificates(path: &Path) -> Result<Vec<Certificate>, TlsError> {
         let read = |der: &CertificateDer<'_>| Certificate::read(der);
         let read: Result<_, _> = certificates(path)?.iter().map(read).collect();
-        read.map_err(|error| TlsError(format!("{}: {error}", path.display())))
+        read.map_err(|error| TlsError::new(format!("{}: {error}", path.display())))
     }
 
     /// When the first of the lists of revoked certificates in this file is due to be replaced, in milliseconds since 1970, where they say.
@@ -145,7 +129,7 @@ impl TlsFiles {
         let mut next = None;
         for list in revocations(path)? {
             let list = crate::certificate::next_update_ms(&list);
-            let list = list.map_err(|error| TlsError(format!("{}: {error}", path.display())))?;
+            let list = list.map_err(|error| TlsError::new(format!("{}: {error}", path.display())))?;
             next = next.into_iter().chain(list).min();
         }
         Ok(next)
@@ -182,7 +166,7 @@ impl ServerTls {
         };
         let now = UnixTime::since_unix_epoch(Duration::from_millis(wall_clock_ms()));
         let verified = verifier.verify_client_cert(own, between, now);
-        verified.map(drop).map_err(|error| TlsError(error.to_string()))
+        verified.map(drop).map_err(|error| TlsError::new(error.to_string()))
     }
 }
 
@@ -199,21 +183,24 @@ fn all_of<T: PemObject>(path: &Path, what: &str) -> Result<Vec<T>, TlsError> {
     let bytes = TlsFiles::read(path)?;
     let read: Result<Vec<_>, _> = T::pem_slice_iter(&bytes).collect();
     match read {
-        Ok(list) if list.is_empty() => Err(TlsError(format!("{}: there is no {what} in it", path.display()))),
+        Ok(list) if list.is_empty() => {
+            Err(TlsError::new(format!("{}: there is no {what} in it", path.display())))
+        }
         Ok(list) => Ok(list),
-        Err(error) => Err(TlsError(format!("{}: {error}", path.display()))),
+        Err(error) => Err(TlsError::new(format!("{}: {error}", path.display()))),
     }
 }
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     let bytes = TlsFiles::read(path)?;
-    PrivateKeyDer::from_pem_slice(&bytes).map_err(|error| TlsError(format!("{}: {error}", path.display())))
+    PrivateKeyDer::from_pem_slice(&bytes)
+        .map_err(|error| TlsError::new(format!("{}: {error}", path.display())))
 }
 
 fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(path)? {
-        roots.add(certificate).map_err(|error| TlsError(format!("{}: {error}", path.display())))?;
+        roots.add(certificate).map_err(|error| TlsError::new(format!("{}: {error}", path.display())))?;
     }
     Ok(roots)
 }
@@ -298,7 +285,7 @@ mod tests {
         let files = TlsFiles { ca: Some(ca.clone()), ..TlsFiles::default() };
         let read = |files: &TlsFiles| {
             let text = TlsFiles::read(files.ca.as_ref().unwrap())?;
-            if text == b"bad" { Err(TlsError("bad".to_owned())) } else { Ok(text) }
+            if text == b"bad" { Err(TlsError::new("bad".to_owned())) } else { Ok(text) }
         };
         let mut now = Instant::now();
         let reloading = Reloading::new(files, read, now).unwrap();

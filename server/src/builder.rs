@@ -19,9 +19,9 @@ use crate::Server;
 use crate::connections::{ConnectionLimits, Handshake};
 use crate::error::Error;
 use crate::group::Group;
+use crate::node::Node;
 use crate::registration::OnShutdown;
 use crate::rights::{Token, Tokens};
-use crate::service::Node;
 
 /// Describes a [`Server`].
 #[derive(Clone, Debug)]

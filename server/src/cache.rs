@@ -26,9 +26,9 @@ use crate::error::Failure;
 use crate::flight::{Boarding, Flights, Leader, Token};
 use crate::group::{Group, Policy};
 use crate::hot::{HotKey, HotKeys};
+use crate::journal::Journal;
 use crate::loader::AnyLoader;
 use crate::metrics::GroupMetrics;
-use crate::persistence::Journal;
 use crate::store::{Entry, Origin, Store, Value};
 
 /// A group at work.

@@ -15,8 +15,8 @@ use tonic::codegen::{Service as _, http};
 use tonic::service::interceptor::InterceptedService;
 
 use crate::connections::{ConnectionLimits, Peer};
+use crate::node::Node;
 use crate::rights::Tokens;
-use crate::service::Node;
 use crate::service::bodies::Budgeted;
 use crate::{Group, StaticLoader};
 

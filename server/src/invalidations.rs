@@ -22,23 +22,14 @@ use tokio::time::{Instant, sleep};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::cache::{Begun, Delete};
+use crate::lineage::Lineage;
+use crate::node::Node;
 use crate::registration::{holder_of, in_use};
-use crate::service::Node;
 
 /// So many readings and changes are removed together.
 const AT_ONCE: usize = 256;
 /// Records that cannot be read are told of so often.
 const SAY: Duration = Duration::from_secs(10);
-
-/// The mark that a node makes in the registry at each start, and on its disk. Where the two do not agree, the node was not told of all
-/// that was invalidated: the registry has been lost or restored, or the folder is of another start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Lineage {
-    /// What the registry had when this process started.
-    pub(crate) found: Option<u64>,
-    /// This process's own.
-    pub(crate) mine: u64,
-}
 
 /// What was heard before.
 #[derive(Debug)]

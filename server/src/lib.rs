@@ -27,9 +27,12 @@ pub mod fuzzing;
 mod group;
 mod hot;
 mod invalidations;
+mod journal;
+mod lineage;
 mod loader;
 mod memory;
 mod metrics;
+mod node;
 mod notices;
 mod persistence;
 mod reconcile;
@@ -50,6 +53,7 @@ pub use builder::ServerBuilder;
 pub use error::{Error, ErrorKind};
 pub use group::Group;
 pub use hot::{HotKey, HotKeys};
+pub use journal::PersistenceStats;
 #[cfg(feature = "grpc")]
 pub use loader::GrpcLoader;
 #[cfg(feature = "http")]
@@ -62,7 +66,6 @@ pub use loader::{SqlLoader, SqlOptions};
 pub use peanut_proto::registry;
 #[cfg(feature = "tls")]
 pub use peanut_proto::tls::TlsFiles;
-pub use persistence::PersistenceStats;
 pub use registration::OnShutdown;
 pub use rights::Token;
 pub use server::{Server, ServerHandle};

@@ -19,9 +19,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::node::Node;
 use crate::notices;
 use crate::reconcile::Reconcile;
-use crate::service::Node;
 use peanut_proto::clock::wall_clock_ms;
 
 /// A compare-and-swap of the ring that loses so often in a row has met something other than neighbours.

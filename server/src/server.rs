@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use peanut_proto::address;
 use peanut_proto::discovery::Discovery;
+use peanut_proto::fixed::fixed_list;
 use peanut_proto::intervals::LEASE_TTL;
 use peanut_proto::limits::MAX_MESSAGE_BYTES;
 use peanut_proto::membership::{Keys, LiveGroup, NodeInfo};
 use peanut_proto::peanutcachepb::peanut_cache_server::PeanutCacheServer;
-use peanut_proto::registry::LocalRegistry;
 use peanut_proto::v1::admin_server::AdminServer;
 use peanut_proto::v1::peanut_server::PeanutServer;
 use tokio::net::TcpListener;
@@ -34,12 +34,14 @@ use crate::connections::{ConnectionLimiter, ConnectionLimits};
 use crate::connections::{CountStreams, Handshake, Listener};
 use crate::error::Error;
 use crate::hot::HotKey;
-use crate::invalidations::{Invalidations, Lineage};
-use crate::persistence::{Persistence, PersistenceOptions, PersistenceStats};
+use crate::invalidations::Invalidations;
+use crate::journal::PersistenceStats;
+use crate::lineage::Lineage;
+use crate::node::{Node, Running};
+use crate::persistence::{Persistence, PersistenceOptions};
 use crate::registration::Registration;
 use crate::rights::Token;
 use crate::service::bodies::Budgeted;
-use crate::service::{Node, Running};
 use crate::threads;
 
 /// Streams that one connection may have open at once; a unary call is one.
@@ -491,7 +493,7 @@ impl Server {
         let options = &self.options;
         let registry = match (&options.registry, options.nodes.is_empty()) {
             (Some(registry), _) => registry.clone(),
-            (None, false) => Arc::new(LocalRegistry::fixed(&options.fleet, options.nodes.iter())) as _,
+            (None, false) => Arc::new(fixed_list(&options.fleet, options.nodes.iter())) as _,
             (None, true) => return Ok(None),
         };
         let addr = advertised(options.advertise.as_deref(), local)?;

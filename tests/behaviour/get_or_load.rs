@@ -417,11 +417,16 @@ async fn a_loaded_value_may_have_a_lifetime_and_a_call_a_deadline() {
         // A group's is ten minutes; lanes tell how long it is.
         assert!(ttl.is_zero() || ttl > Duration::from_secs(3000), "{ttl:?}");
 
-        let never = || async { std::future::pending::<Result<Option<String>, String>>().await };
+        let runs = Arc::new(Notify::new());
         let stuck = tokio::spawn({
-            let group = group.clone();
+            let (group, runs) = (group.clone(), runs.clone());
+            let never = move || async move {
+                runs.notify_one();
+                std::future::pending::<Result<Option<String>, String>>().await
+            };
             async move { group.get_or_load("stuck", never).await }
         });
+        runs.notified().await;
         let begun = peanut_tests::now();
         let hurried = group.with_deadline(Duration::from_millis(50));
         peanut_tests::eventually("the other to load", async || {

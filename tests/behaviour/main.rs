@@ -9,6 +9,7 @@ mod cli;
 mod configuration;
 mod connect;
 mod databases;
+mod documents;
 mod etcd_outage;
 mod failover;
 mod get_or_load;

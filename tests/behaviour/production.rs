@@ -1,4 +1,4 @@
-//! The walk of the README's "In production", as it stands there.
+//! The walk of "In production" in docs/operations.md, as it stands there.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -27,13 +27,13 @@ impl Drop for Walk {
 }
 
 #[test]
-fn the_readme_has_the_walk_as_it_runs() {
-    let readme = std::fs::read_to_string(repository().join("README.md")).unwrap();
+fn the_page_has_the_walk_as_it_runs() {
+    let page = std::fs::read_to_string(repository().join("docs/operations.md")).unwrap();
     let walk = std::fs::read_to_string(repository().join("examples/production/walk.sh")).unwrap();
     let lines: Vec<&str> = walk.lines().filter(|line| !line.starts_with('#')).collect();
     assert!(lines.len() <= 10, "{} lines", lines.len());
     for line in lines {
-        assert!(readme.lines().any(|of_readme| of_readme == line), "the README does not have `{line}`");
+        assert!(page.lines().any(|of_page| of_page == line), "the page does not have `{line}`");
     }
     let config = std::fs::read_to_string(repository().join("examples/production/peanut.toml")).unwrap();
     assert!(config.contains("${DATABASE_URL}"));

@@ -295,12 +295,13 @@ fn an_address_that_others_reach_wants_tls_or_the_word_insecure() {
     tokio::runtime::Runtime::new().unwrap().block_on(process.wait_for_line("listening on 0.0.0.0"));
 }
 
-/// Users of etcd with no more rights than nodes, clients and readers need, as the README's commands have them.
+/// Users of etcd with no more rights than nodes, clients and readers need, as the commands in docs/operations.md have them.
 async fn make_users(etcd: &mut etcd_client::Client) {
     let prefix = "/peanut/default/";
     etcd.user_add("root", "root-password", None).await.unwrap();
     etcd.user_grant_role("root", "root").await.unwrap();
-    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).unwrap();
+    let page =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operations.md")).unwrap();
     let rights: [(&str, &[(PermissionType, String)]); 4] = [
         (
             "node",
@@ -345,10 +346,7 @@ async fn make_users(etcd: &mut etcd_client::Client) {
             let how = if *kind == PermissionType::Read { "read" } else { "readwrite" };
             let whole = if key.ends_with('/') { "--prefix " } else { "" };
             let command = format!("etcdctl role grant-permission {name} {how} {whole}{key}");
-            assert!(
-                readme.lines().any(|line| line.trim() == command),
-                "the README does not have `{command}`"
-            );
+            assert!(page.lines().any(|line| line.trim() == command), "the page does not have `{command}`");
             if key.contains("$node") {
                 // The test does it when it knows the nodes.
                 continue;

@@ -77,9 +77,17 @@ impl Database {
     /// Where it does not come up.
     pub async fn start_again(&mut self) {
         let mut command = (self.command)(self.folder.path(), self.port);
-        self.process = Some(Process::start("database", &mut command));
+        let mut process = Process::start("database", &mut command);
         let url = self.url.clone();
-        eventually("the database to answer", async || answers(&url).await.then_some(())).await;
+        eventually("the database to answer", async || {
+            // PostgreSQL ends at once where processes of the one before, which was killed, have not all ended yet.
+            if process.has_ended() {
+                process = Process::start("database", &mut command);
+            }
+            answers(&url).await.then_some(())
+        })
+        .await;
+        self.process = Some(process);
     }
 
     /// Ends it at once.

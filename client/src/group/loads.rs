@@ -18,9 +18,10 @@ use tracing::Instrument as _;
 
 use super::Group;
 use crate::error::{Error, ErrorKind};
-use crate::failover::{self, Answered, Wanted};
+use crate::failover;
 use crate::fill;
-use crate::lane::Want;
+use crate::request::{Op, Request};
+use crate::shared::Answered;
 
 /// The longest message of the application's loader that is told to others, in bytes.
 const MAX_MESSAGE_BYTES: usize = 1024;
@@ -236,9 +237,9 @@ impl Group {
         }
         let (client, now) = (&*self.client, Instant::now());
         let trace = client.config.traceparent();
-        let want = Want::Get { on_miss: OnMiss::Lease, token: 0 };
-        let wanted = Wanted { want, traceparent: &trace, ..self.wanted(key, now) };
-        let answered = match failover::get(client, wanted, now).instrument(self.span()).await {
+        let op = Op::Get { on_miss: OnMiss::Lease, token: 0 };
+        let request = Request { op, traceparent: &trace, ..self.request(key, now) };
+        let answered = match failover::get(client, request, now).instrument(self.span()).await {
             Ok(answered) if answered.reply.outcome == Outcome::Fill => answered,
             // The application's own origin may well be there.
             Err(error) if error.kind() == ErrorKind::Unavailable => return Boarded::Unreachable(error),
@@ -247,7 +248,7 @@ impl Group {
         let Answered { reply, node, ring_version, failover } = &answered;
         if !failover
             && reply.may_hand_over(*ring_version)
-            && let Some(found) = fill::former_value(client, &wanted, node, *ring_version, reply).await
+            && let Some(found) = fill::former_value(client, &request, node, *ring_version, reply).await
         {
             return Boarded::Answered(self.settle(Ok(Answered { reply: found, ..answered })));
         }
@@ -284,9 +285,10 @@ impl Group {
         };
         let ttl_ms = super::writes::ttl_ms(ttl);
         // The load may have taken all the time that the get had.
-        let wanted = Wanted { deadline: Instant::now() + self.deadline, ..self.wanted(key, Instant::now()) };
+        let request =
+            Request { deadline: Instant::now() + self.deadline, ..self.request(key, Instant::now()) };
         let write = Write::Set { key, outcome, ttl_ms, token: reply.token };
-        fill::fill(&wanted, &node, ring_version, write, &reply).await;
+        fill::fill(&request, &node, ring_version, write, &reply).await;
         match loaded {
             Ok((value, _)) => {
                 let outcome = if value.is_some() { Outcome::Loaded } else { Outcome::NotFound };

@@ -13,12 +13,13 @@ use peanut_proto::v1::Outcome;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
-use crate::client::Shared;
 use crate::config::DEADLINE;
 use crate::error::{Error, ErrorKind};
-use crate::failover::{self, Answered, Wanted};
-use crate::lane::Want;
+use crate::failover;
+use crate::request::{Op, Request};
 use crate::ring::key_hash;
+use crate::shared::Answered;
+use crate::shared::Shared;
 
 pub use writes::BegunWrite;
 
@@ -128,8 +129,8 @@ impl Group {
         let (key, now) = (key.as_ref(), Instant::now());
         self.check(key)?;
         let trace = self.client.config.traceparent();
-        let wanted = Wanted { traceparent: &trace, ..self.wanted(key, now) };
-        let answer = failover::get(&self.client, wanted, now).instrument(self.span()).await;
+        let request = Request { traceparent: &trace, ..self.request(key, now) };
+        let answer = failover::get(&self.client, request, now).instrument(self.span()).await;
         let about = answer.as_ref().ok().map(|answered| {
             let source = match answered.reply.outcome {
                 Outcome::Loaded => Source::Loaded,
@@ -160,9 +161,9 @@ impl Group {
         let checked: Vec<Result<(), Error>> = keys.iter().map(|key| self.check(key.as_ref())).collect();
         let asked = keys.iter().zip(&checked).filter(|(_, checked)| checked.is_ok());
         let trace = self.client.config.traceparent();
-        let asked = asked.map(|(key, _)| Wanted { traceparent: &trace, ..self.wanted(key.as_ref(), now) });
-        let wanted: Vec<_> = asked.collect();
-        let answers = failover::get_many(&self.client, &wanted, now).instrument(self.span()).await;
+        let asked = asked.map(|(key, _)| Request { traceparent: &trace, ..self.request(key.as_ref(), now) });
+        let request: Vec<_> = asked.collect();
+        let answers = failover::get_many(&self.client, &request, now).instrument(self.span()).await;
         let mut answers = answers.into_iter().map(|answer| self.settle(answer));
         let next =
             |checked: Result<(), Error>| checked.and_then(|()| answers.next().expect("one for each key"));
@@ -172,20 +173,20 @@ impl Group {
     async fn get_from(&self, key: &[u8], now: Instant) -> Result<Option<Bytes>, Error> {
         self.check(key)?;
         let trace = self.client.config.traceparent();
-        let wanted = Wanted { traceparent: &trace, ..self.wanted(key, now) };
-        self.settle(failover::get(&self.client, wanted, now).instrument(self.span()).await)
+        let request = Request { traceparent: &trace, ..self.request(key, now) };
+        self.settle(failover::get(&self.client, request, now).instrument(self.span()).await)
     }
 
     fn span(&self) -> tracing::Span {
         tracing::debug_span!("get", group = &*self.name)
     }
 
-    fn wanted<'a>(&'a self, key: &'a [u8], now: Instant) -> Wanted<'a> {
+    fn request<'a>(&'a self, key: &'a [u8], now: Instant) -> Request<'a> {
         self.client.keep_background();
         let hash = key_hash(&self.name, key);
-        Wanted {
+        Request {
             hash,
-            want: Want::LOAD,
+            op: Op::LOAD,
             traceparent: "",
             group: self.number,
             group_name: &self.name,

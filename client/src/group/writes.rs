@@ -10,8 +10,7 @@ use tokio::time::Instant;
 
 use super::Group;
 use crate::error::{Error, ErrorKind};
-use crate::failover::Wanted;
-use crate::lane::Want;
+use crate::request::{Op, Request};
 use crate::write;
 
 impl Group {
@@ -140,14 +139,14 @@ impl Group {
     pub async fn clear(&self) -> Result<(), Error> {
         self.check(b"any key")?;
         let now = Instant::now();
-        let wanted = self.wanted(b"", now);
-        write::clear(&self.client, wanted, now).await.inspect_err(|_| self.client.counters.failed())
+        let request = self.request(b"", now);
+        write::clear(&self.client, request, now).await.inspect_err(|_| self.client.counters.failed())
     }
 
     async fn write(&self, key: &[u8], write: Write<'_>, sequence: u64) -> Result<u64, Error> {
         let now = Instant::now();
-        let wanted = Wanted { want: Want::Write(write), ..self.wanted(key, now) };
-        let written = write::write(&self.client, wanted, sequence, &self.name, now).await;
+        let request = Request { op: Op::Write(write), ..self.request(key, now) };
+        let written = write::write(&self.client, request, sequence, &self.name, now).await;
         self.client.counters.written(written.is_ok());
         written
     }

@@ -24,7 +24,8 @@ use crate::config::Config;
 use crate::connect::Connector;
 use crate::connection::ConnectionTask;
 use crate::health::Signal;
-use crate::node::{Node, Probed, reason};
+use crate::lane::Owner;
+use crate::monitor::{Probed, reason};
 
 /// How often deadlines and silence are looked at while something is in flight.
 const TICK: Duration = Duration::from_millis(10);
@@ -34,7 +35,7 @@ const PARK_AFTER: Duration = Duration::from_secs(1);
 
 pub(super) struct Driver {
     pub(super) shared: Arc<Shared>,
-    pub(super) node: Weak<Node>,
+    pub(super) node: Weak<dyn Owner>,
     pub(super) connector: Arc<Connector>,
     pub(super) task: ConnectionTask,
     pub(super) work: Arc<Notify>,
@@ -207,7 +208,8 @@ impl Driver {
             && watch.pinged.is_none()
             && let Some(node) = self.node.upgrade()
         {
-            watch.probe = Some(async move { node.probe().await }.boxed());
+            let monitor = node.monitor().clone();
+            watch.probe = Some(async move { monitor.probe().await }.boxed());
             if watch.is_open {
                 watch.pinged = Some(now);
                 self.shared.state.lock().ping().into_iter().for_each(Waker::wake);
@@ -256,7 +258,7 @@ impl Driver {
 
     fn saw(&self, signal: Signal) {
         if let Some(node) = self.node.upgrade() {
-            node.saw(signal);
+            node.monitor().saw(signal);
         }
     }
 
@@ -280,7 +282,7 @@ impl Driver {
 
     fn lost(&self, status: &Status) -> Failure {
         if let Some(node) = self.node.upgrade() {
-            node.lost(status);
+            node.monitor().lost(status);
         }
         Failure::Lost(reason(status).into())
     }

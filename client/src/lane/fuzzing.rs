@@ -11,8 +11,9 @@ use peanut_proto::v1::OnMiss;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::Failure;
 use super::state::{Caller, LaneState, Limits, NextFrame, Waiter};
-use super::{Ask, Failure, Want};
+use crate::request::{Op, Placement, Request};
 
 /// How many callers wait.
 const CALLERS: usize = 40;
@@ -29,28 +30,26 @@ pub fn answers(mut input: &[u8]) {
     let mut waiting: Vec<_> = (0..CALLERS)
         .map(|at| {
             let key = keys[at / 2].as_bytes();
-            let want = match at % 8 {
-                0 | 1 => Want::LOAD,
-                2 => Want::Get { on_miss: OnMiss::Lease, token: 0 },
-                3 => Want::Get { on_miss: OnMiss::Peek, token: 0 },
-                4 => Want::Write(Write::Set { key, outcome: Filled::Value(b"v"), ttl_ms: 0, token: 7 }),
-                5 => Want::Write(Write::Delete { key, then_set: false, sequence: 0 }),
-                _ => Want::LOAD,
+            let op = match at % 8 {
+                0 | 1 => Op::LOAD,
+                2 => Op::Get { on_miss: OnMiss::Lease, token: 0 },
+                3 => Op::Get { on_miss: OnMiss::Peek, token: 0 },
+                4 => Op::Write(Write::Set { key, outcome: Filled::Value(b"v"), ttl_ms: 0, token: 7 }),
+                5 => Op::Write(Write::Delete { key, then_set: false, sequence: 0 }),
+                _ => Op::LOAD,
             };
-            let ask = Ask {
+            let request = Request {
                 group: 0,
                 group_name: "g",
                 key,
                 hash: at as u64 / 2,
-                ring_version: 3,
-                owned_since: 2,
-                failover: false,
                 deadline: now + Duration::from_secs(1 + at as u64),
-                want,
+                op,
                 traceparent: "",
             };
+            let ask = request.at(Placement::owner(3, 2));
             let (sender, receiver) = oneshot::channel();
-            let caller = Caller { waiter: Waiter::Alone(sender), deadline: ask.deadline };
+            let caller = Caller { waiter: Waiter::Alone(sender), deadline: ask.request.deadline };
             lane.push(&ask, caller, now);
             receiver
         })

@@ -27,17 +27,16 @@ use std::time::Duration;
 use futures_util::TryFutureExt as _;
 use futures_util::future::{AbortHandle, Either, abortable};
 use parking_lot::{Mutex, MutexGuard};
-use peanut_proto::frame::Write;
-use peanut_proto::v1::{ErrorCode, OnMiss, Outcome};
+use peanut_proto::v1::{ErrorCode, Outcome};
 use tokio::runtime::{Handle, Id};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout_at};
 use tower::load::Load;
 
-use crate::config::Config;
 use crate::connect::Connector;
 use crate::connection::ConnectionTask;
-use crate::node::Node;
+use crate::monitor::Monitor;
+use crate::request::Attempt;
 pub(crate) use batch::Batch;
 use batch::Part;
 pub(crate) use choice::Choice;
@@ -45,44 +44,12 @@ pub(crate) use lease::Lease;
 pub(crate) use state::Limits;
 use state::{Caller, Delivery, LaneState, Waiter};
 
-/// An operation, as it is handed to a node.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Ask<'a> {
-    /// The group's number in this client, and its name.
-    pub(crate) group: u32,
-    pub(crate) group_name: &'a str,
-    pub(crate) key: &'a [u8],
-    /// Hash of group and key.
-    pub(crate) hash: u64,
-    pub(crate) ring_version: u64,
-    pub(crate) owned_since: u64,
-    /// The node is asked in the owner's place.
-    pub(crate) failover: bool,
-    pub(crate) deadline: Instant,
-    pub(crate) want: Want<'a>,
-    /// W3C trace context of the caller; empty: none.
-    pub(crate) traceparent: &'a str,
-}
+/// Whose lane it is: what it sees of the node is told to the node's monitor.
+pub(crate) trait Owner: Send + Sync + 'static {
+    fn monitor(&self) -> &Arc<Monitor>;
 
-/// What is wanted of a key.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Want<'a> {
-    /// Its value. `token` is a fill token that is given back, or 0.
-    Get {
-        on_miss: OnMiss,
-        token: u64,
-    },
-    Write(Write<'a>),
-}
-
-impl Want<'_> {
-    /// The value, loaded where it is missing.
-    pub(crate) const LOAD: Self = Want::Get { on_miss: OnMiss::Load, token: 0 };
-
-    /// Whether one answer does for several who want this.
-    pub(crate) fn can_be_shared(&self) -> bool {
-        matches!(self, Want::Get { on_miss: OnMiss::Load, token: 0 })
-    }
+    /// A connection has died without a word: the lanes that are idle, but for this one, may have died with it.
+    fn leave_idle_lanes(&self, died: u32);
 }
 
 /// How long a driver on another runtime may stand still.
@@ -272,31 +239,30 @@ impl Lane {
     }
 
     /// Writes an operation into the next frame, or joins an identical get that is in flight.
-    pub(crate) fn ask(&self, node: &Arc<Node>, ask: &Ask<'_>, now: Instant, config: &Config) -> Asked<'_> {
+    pub(crate) fn ask(&self, node: &Arc<impl Owner>, ask: &Attempt<'_>, now: Instant) -> Asked<'_> {
         let (sender, answer) = oneshot::channel();
-        let caller = Caller { waiter: Waiter::Alone(sender), deadline: ask.deadline };
+        let caller = Caller { waiter: Waiter::Alone(sender), deadline: ask.request.deadline };
         let mut state = self.shared.state.lock();
         let writer = state.push(ask, caller, now);
-        let is_foreign = self.pushed(state, writer, node, config);
-        let afar = is_foreign.then(|| Box::new(Afar { lane: self, deadline: ask.deadline }));
+        let is_foreign = self.pushed(state, writer, node);
+        let afar = is_foreign.then(|| Box::new(Afar { lane: self, deadline: ask.request.deadline }));
         Asked { answer, afar }
     }
 
     /// As [`ask`](Self::ask), for many gets at once. Whether the driver is on another runtime.
     pub(crate) fn ask_many<'a>(
         &self,
-        node: &Arc<Node>,
-        asks: impl Iterator<Item = (&'a Ask<'a>, Part)>,
+        node: &Arc<impl Owner>,
+        asks: impl Iterator<Item = (&'a Attempt<'a>, Part)>,
         now: Instant,
-        config: &Config,
     ) -> bool {
         let mut state = self.shared.state.lock();
         let mut writer = None;
         for (ask, part) in asks {
-            let caller = Caller { waiter: Waiter::InBatch(part), deadline: ask.deadline };
+            let caller = Caller { waiter: Waiter::InBatch(part), deadline: ask.request.deadline };
             writer = state.push(ask, caller, now).or(writer);
         }
-        self.pushed(state, writer, node, config)
+        self.pushed(state, writer, node)
     }
 
     /// Sees to it that what was pushed is sent. Whether the driver is on another runtime than the caller.
@@ -304,8 +270,7 @@ impl Lane {
         &self,
         mut state: MutexGuard<'_, LaneState>,
         writer: Option<Waker>,
-        node: &Arc<Node>,
-        config: &Config,
+        node: &Arc<impl Owner>,
     ) -> bool {
         self.shared.in_flight.store(state.in_flight(), Ordering::Relaxed);
         let (is_open, was_parked) = (state.is_open(), std::mem::take(&mut state.parked));
@@ -314,7 +279,7 @@ impl Lane {
         if writer.is_some() || was_parked || !is_open {
             let mut driving = self.driving.lock();
             if driving.as_ref().is_none_or(|driving| driving.alive.strong_count() == 0) {
-                *driving = self.drive(node, config);
+                *driving = self.drive(node);
             }
             if let Some(Driving { task, work, .. }) = &*driving {
                 if let Some(writer) = writer {
@@ -329,19 +294,19 @@ impl Lane {
     }
 
     /// Makes a driver on the caller's runtime.
-    fn drive(&self, node: &Arc<Node>, config: &Config) -> Option<Driving> {
+    fn drive(&self, node: &Arc<impl Owner>) -> Option<Driving> {
         let runtime = Handle::try_current().ok()?.id();
         let number = self.shared.driver.fetch_add(1, Ordering::SeqCst) + 1;
         self.shared.state.lock().home = Some(runtime);
         let (task, work, alive) = (ConnectionTask::default(), Arc::new(Notify::new()), Arc::new(()));
         let driver = driver::Driver {
             shared: self.shared.clone(),
-            node: Arc::downgrade(node),
+            node: Arc::<_>::downgrade(node) as Weak<dyn Owner>,
             connector: self.connector.clone(),
             task: task.clone(),
             work: work.clone(),
             slot: self.slot,
-            config: config.clone(),
+            config: node.monitor().config().clone(),
         };
         let weak = Arc::downgrade(&alive);
         let alive = Alive { shared: self.shared.clone(), number, _alive: alive };

@@ -20,7 +20,8 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::batch::Part;
-use super::{Answer, Ask, Failure, Reply, Want};
+use super::{Answer, Failure, Reply};
+use crate::request::{Attempt, Op, Placement, Request};
 
 /// By when a token that is given back should have arrived.
 const RELEASE_WITHIN: Duration = Duration::from_secs(5);
@@ -139,16 +140,19 @@ struct Pieces {
 
 impl Operation {
     /// Whether an answer does for both, in the time that the new one has: the node goes by the first one's deadline.
-    fn does_for(&self, ask: &Ask<'_>, now: Instant) -> bool {
-        let time = ask.deadline.saturating_duration_since(now);
-        let is_in_time = self.callers.first().is_some_and(|first| first.deadline + time / 8 >= ask.deadline);
+    fn does_for(&self, ask: &Attempt<'_>, now: Instant) -> bool {
+        let time = ask.request.deadline.saturating_duration_since(now);
+        let is_in_time =
+            self.callers.first().is_some_and(|first| first.deadline + time / 8 >= ask.request.deadline);
         is_in_time && self.is_same(ask)
     }
 
-    fn is_same(&self, ask: &Ask<'_>) -> bool {
-        (self.hash, self.group, self.failover) == (ask.hash, ask.group, ask.failover)
-            && (self.owned_since, self.ring_version) == (ask.owned_since, ask.ring_version)
-            && self.key[..] == *ask.key
+    fn is_same(&self, ask: &Attempt<'_>) -> bool {
+        (self.hash, self.group, self.failover)
+            == (ask.request.hash, ask.request.group, ask.placement.failover)
+            && (self.owned_since, self.ring_version)
+                == (ask.placement.owned_since, ask.placement.ring_version)
+            && self.key[..] == *ask.request.key
     }
 }
 
@@ -192,12 +196,12 @@ impl LaneState {
 
     /// Takes in an operation, or tells the caller at once that there is no room. Gives the writer where it sleeps and
     /// has something to do now.
-    pub(super) fn push(&mut self, ask: &Ask<'_>, caller: Caller, now: Instant) -> Option<Waker> {
+    pub(super) fn push(&mut self, ask: &Attempt<'_>, caller: Caller, now: Instant) -> Option<Waker> {
         let operations = &mut self.operations;
-        let can_be_shared = ask.want.can_be_shared();
+        let can_be_shared = ask.request.op.can_be_shared();
         if !self.draining
             && can_be_shared
-            && let Some(same) = self.by_key.find(ask.hash, |id| {
+            && let Some(same) = self.by_key.find(ask.request.hash, |id| {
                 let other = &operations[*id as usize];
                 // One that is on its way may be answered with what was before a write that has ended meanwhile.
                 other.shared_in.is_some_and(|frame| frame >= self.frames_sent) && other.does_for(ask, now)
@@ -216,19 +220,19 @@ impl LaneState {
             self.looked = now;
         }
         let id = u32::try_from(operations.insert(Operation {
-            hash: ask.hash,
-            group: ask.group,
-            key: SmallVec::from_slice(ask.key),
-            owned_since: ask.owned_since,
-            ring_version: ask.ring_version,
-            failover: ask.failover,
+            hash: ask.request.hash,
+            group: ask.request.group,
+            key: SmallVec::from_slice(ask.request.key),
+            owned_since: ask.placement.owned_since,
+            ring_version: ask.placement.ring_version,
+            failover: ask.placement.failover,
             shared_in: None,
             callers: SmallVec::from_buf([caller]),
             pieces: None,
         }));
         let id = id.expect("far fewer operations are in flight");
         if can_be_shared {
-            self.by_key.insert_unique(ask.hash, id, |id| operations[*id as usize].hash);
+            self.by_key.insert_unique(ask.request.hash, id, |id| operations[*id as usize].hash);
         }
         self.write(id, ask, now);
         if can_be_shared {
@@ -250,36 +254,36 @@ impl LaneState {
         }
     }
 
-    fn write(&mut self, id: u32, ask: &Ask<'_>, now: Instant) {
-        let value_bytes = match ask.want {
-            Want::Write(Write::Set { outcome: Filled::Value(value), .. }) => value.len(),
+    fn write(&mut self, id: u32, ask: &Attempt<'_>, now: Instant) {
+        let value_bytes = match ask.request.op {
+            Op::Write(Write::Set { outcome: Filled::Value(value), .. }) => value.len(),
             _ => 0,
         };
         // A ring version holds for its whole frame, and a long value has one to itself.
         if self.frame.len() >= FRAME_BYTES
             || (value_bytes >= FRAME_BYTES && !self.frame.is_empty())
-            || (self.told_version != ask.ring_version && !self.frame.is_empty())
+            || (self.told_version != ask.placement.ring_version && !self.frame.is_empty())
         {
             self.close_frame(now);
         }
-        if self.told_version != ask.ring_version {
-            self.told_version = ask.ring_version;
-            self.frame.ring_version(ask.ring_version);
+        if self.told_version != ask.placement.ring_version {
+            self.told_version = ask.placement.ring_version;
+            self.frame.ring_version(ask.placement.ring_version);
         }
-        let group = ask.group as usize;
+        let group = ask.request.group as usize;
         if group >= self.told_groups.len() {
             self.told_groups.resize(group + 1, false);
         }
         if !std::mem::replace(&mut self.told_groups[group], true) {
-            self.frame.group(ask.group, ask.group_name);
+            self.frame.group(ask.request.group, ask.request.group_name);
         }
-        let remaining = ask.deadline.saturating_duration_since(now).as_millis();
+        let remaining = ask.request.deadline.saturating_duration_since(now).as_millis();
         // At least one: zero would be no deadline.
         let deadline_ms = u32::try_from(remaining).unwrap_or(u32::MAX).max(1);
-        let (group, failover) = (ask.group, ask.failover);
-        match ask.want {
-            Want::Get { on_miss, token } => {
-                let (key, owned_since) = (ask.key, ask.owned_since);
+        let (group, failover) = (ask.request.group, ask.placement.failover);
+        match ask.request.op {
+            Op::Get { on_miss, token } => {
+                let (key, owned_since) = (ask.request.key, ask.placement.owned_since);
                 self.frame.get(&GetOperation {
                     id,
                     group,
@@ -289,10 +293,10 @@ impl LaneState {
                     failover,
                     on_miss,
                     token,
-                    traceparent: ask.traceparent,
+                    traceparent: ask.request.traceparent,
                 });
             }
-            Want::Write(write) => {
+            Op::Write(write) => {
                 self.frame.write(&WriteOperation { id, group, deadline_ms, failover, write });
             }
         }
@@ -342,20 +346,17 @@ impl LaneState {
         if self.open.is_none() || self.draining {
             return None;
         }
-        let write = Want::Write(Write::Release { token });
         let (ring_version, deadline) = (self.told_version, now + RELEASE_WITHIN);
-        let ask = Ask {
+        let request = Request {
             group,
             group_name: "",
             key: &[],
             hash: 0,
-            ring_version,
-            owned_since: 0,
-            failover: false,
             deadline,
-            want: write,
+            op: Op::Write(Write::Release { token }),
             traceparent: "",
         };
+        let ask = request.at(Placement::owner(ring_version, 0));
         // Nobody waits for its answer.
         let (sender, _) = oneshot::channel();
         self.push(&ask, Caller { waiter: Waiter::Alone(sender), deadline }, now)

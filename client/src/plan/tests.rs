@@ -123,7 +123,7 @@ const REACHED: Reach = Reach { is_down: false, is_mostly_down: false, is_leased:
 fn steps(part: Part, failed: Failed, reach: Reach) -> (u32, Step) {
     let (mut delivery, mut asked) = (Delivery::new(part), 0);
     let mut step = delivery.begin(reach);
-    while step == Step::Ask {
+    while step == Step::Attempt {
         asked += 1;
         step = delivery.after(Err(failed), reach);
     }

@@ -14,7 +14,6 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{Change, Changes, Entry, KeyRange, LeaseId, Page, PageOptions, Registry, RegistryError};
-use crate::membership::{FORMAT, Keys, Liveness, RingDocument};
 
 /// A registry inside the process. Clones share it.
 #[derive(Clone, Debug)]
@@ -62,28 +61,6 @@ impl LocalRegistry {
         emptied
     }
 
-    /// A registry that says of `fleet`: these addresses are its nodes, all alive, for ever.
-    pub fn fixed<S: Into<String>>(fleet: &str, addrs: impl IntoIterator<Item = S>) -> Self {
-        let registry = LocalRegistry::new();
-        let keys = Keys::new(fleet);
-        let ring = RingDocument::fixed(addrs);
-        registry.change(|state| {
-            state.put(&keys.ring(), ring.encode(), None);
-            for member in &ring.members {
-                let live = Liveness {
-                    format: FORMAT,
-                    addr: member.addr.clone(),
-                    incarnation: "0".to_owned(),
-                    build: String::new(),
-                    started_ms: 0,
-                    groups: None,
-                };
-                state.put(&keys.live(&member.id), live.encode(), None);
-            }
-        });
-        registry
-    }
-
     /// Runs `change` on what is current and wakes the watchers.
     fn change<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
         let mut state = self.shared.state.lock();
@@ -93,6 +70,15 @@ impl LocalRegistry {
             .revision
             .send_if_modified(|seen| std::mem::replace(seen, state.revision) != state.revision);
         result
+    }
+}
+
+/// What a registry has from the beginning, for ever.
+impl FromIterator<(String, Vec<u8>)> for LocalRegistry {
+    fn from_iter<I: IntoIterator<Item = (String, Vec<u8>)>>(entries: I) -> Self {
+        let registry = LocalRegistry::new();
+        registry.change(|state| entries.into_iter().for_each(|(key, value)| state.put(&key, value, None)));
+        registry
     }
 }
 
@@ -326,13 +312,5 @@ mod tests {
             1,
             "what has changed since stays"
         );
-    }
-
-    #[tokio::test]
-    async fn a_fixed_list_is_a_ring_of_live_nodes() {
-        let registry = LocalRegistry::fixed("f", ["h:1", "h:2"]);
-        let mut view = crate::membership::FleetView::new(Keys::new("f"));
-        view.replace(registry.load("/peanut/f/").await.unwrap());
-        assert_eq!((view.ring.version, view.ring.members.len(), view.live.len()), (1, 2, 2));
     }
 }

@@ -8,7 +8,7 @@ use peanut_proto::v1::{Gets, StatusResponse};
 use serde::Serialize;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::service::Node;
+use crate::node::Node;
 
 /// Five minutes.
 const SAMPLES: usize = 300;

@@ -12,7 +12,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::metrics::{LOAD_SECONDS, OUTCOMES};
-use crate::service::Node;
+use crate::node::Node;
 
 /// All metrics of the node at this moment.
 pub(super) fn text(node: &Node) -> String {

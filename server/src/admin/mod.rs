@@ -31,8 +31,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::connections::{Connection, ConnectionLimiter, Handshake, Listener, Peer};
+use crate::node::Node;
 use crate::rights::Caller;
-use crate::service::Node;
 use crate::threads::accept;
 use history::History;
 use host::{Hosts, check_host, only_reads};

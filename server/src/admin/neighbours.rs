@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::service::Node;
+use crate::node::Node;
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const REACHED_WITHIN: Duration = Duration::from_millis(500);

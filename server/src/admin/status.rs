@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::history::{History, Sample};
 use super::metrics::code;
 use super::neighbours::Neighbours;
-use crate::service::Node;
+use crate::node::Node;
 
 const HOT_KEYS: u32 = 10;
 

@@ -9,7 +9,7 @@ use super::{Answer, Begun, Cache, Get};
 use crate::budget::{Account, Held};
 use crate::error::Failure;
 use crate::flight::Ticket;
-use crate::persistence::WriteNumber;
+use crate::journal::WriteNumber;
 
 /// An operation that waits.
 #[derive(Debug)]

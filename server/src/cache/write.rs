@@ -19,7 +19,7 @@ use super::{Answer, Begun, Cache, Waiting};
 use crate::budget::{Account, OPERATION_BYTES, Reservation};
 use crate::error::Failure;
 use crate::flight::{Fill, ThenSet, Token, Written};
-use crate::persistence::WriteNumber;
+use crate::journal::WriteNumber;
 use crate::segment::key_hash;
 use crate::store::{Entry, Origin, Value};
 

@@ -13,6 +13,21 @@ use super::{ConfigError, Source};
 use crate::group::{Group, Policy};
 use crate::loader::{AnyLoader, LoaderError, StaticLoader};
 
+/// A struct read from a file whose fields' descriptions are kept, for the documents.
+macro_rules! documented {
+    ($(#[$meta:meta])* $vis:vis struct $name:ident { $(#[doc = $doc:literal] $(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
+        $(#[$meta])*
+        $vis struct $name { $(#[doc = $doc] $(#[$field_meta])* $field: $type,)* }
+
+        impl $name {
+            /// Each field's name and description, with its default in brackets at the end.
+            #[cfg(test)]
+            pub(super) const FIELDS: &'static [(&'static str, &'static str)] = &[$((stringify!($field), $doc)),*];
+        }
+    };
+}
+pub(super) use documented;
+
 /// The groups of one source.
 #[derive(Clone, Debug)]
 pub(crate) struct Groups {
@@ -22,44 +37,71 @@ pub(crate) struct Groups {
     pub(super) source: Option<Source>,
 }
 
-/// One group.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct GroupSettings {
-    name: Spanned<String>,
-    capacity: Option<Capacity>,
-    ttl: Option<Spanned<Span>>,
-    max_ttl: Option<Span>,
-    ttl_jitter: Option<Spanned<f64>>,
-    negative_ttl: Option<Span>,
-    failover_ttl: Option<Span>,
-    load_timeout: Option<Span>,
-    max_loads: Option<usize>,
-    eviction: Option<Spanned<String>>,
-    disk_capacity: Option<Capacity>,
-    refresh_after: Option<Span>,
-    stale_if_error: Option<Span>,
-    breaker: Option<bool>,
-    loader: Spanned<LoaderSettings>,
+documented! {
+    /// One group.
+    #[derive(Clone, Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub(crate) struct GroupSettings {
+        /// Its name, by which applications ask for it
+        name: Spanned<String>,
+        /// Bytes kept in memory, overhead included [default: 64MiB]
+        capacity: Option<Capacity>,
+        /// How long a value stays fresh [default: 10m]
+        ttl: Option<Spanned<Span>>,
+        /// The longest lifetime that a loader or a client may give a value [default: 7d]
+        max_ttl: Option<Span>,
+        /// The part by which lifetimes are shortened at random, 0 to 1, so that what was loaded together does not expire together [default: 0.1]
+        ttl_jitter: Option<Spanned<f64>>,
+        /// How long it is remembered that the origin has no such key [default: 5s]
+        negative_ttl: Option<Span>,
+        /// How long a node keeps what it loads in the place of an owner that is down, at most 60s [default: 10s]
+        failover_ttl: Option<Span>,
+        /// How long a load may take [default: 5s]
+        load_timeout: Option<Span>,
+        /// How many loads run at once [default: 128]
+        max_loads: Option<usize>,
+        /// Which entries leave when there is no room: s3-fifo or lru [default: s3-fifo]
+        eviction: Option<Spanned<String>>,
+        /// Bytes on the disk, where there is a data_dir [default: twice the capacity, at least 64MiB]
+        disk_capacity: Option<Capacity>,
+        /// Age from which a value that is asked for is loaded again in the background [default: none]
+        refresh_after: Option<Span>,
+        /// How long beyond its lifetime a value answers where it cannot be loaded, or not in the caller's time [default: 0s]
+        stale_if_error: Option<Span>,
+        /// Whether the origin is left alone for 1 to 30 s when half of at least 20 loads within 10 s have failed [default: true]
+        breaker: Option<bool>,
+        /// Where missing values come from: see the next table
+        loader: Spanned<LoaderSettings>,
+    }
 }
 
-/// Where a group's values come from. One struct for all kinds, so that a mistake in it has a line.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct LoaderSettings {
-    kind: Kind,
-    entries: Option<BTreeMap<String, String>>,
-    url: Option<Spanned<String>>,
-    query: Option<String>,
-    batch_query: Option<String>,
-    max_connections: Option<u32>,
-    key: Option<String>,
-    timeout: Option<Span>,
+documented! {
+    /// Where a group's values come from. One struct for all kinds, so that a mistake in it has a line.
+    #[derive(Clone, Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub(super) struct LoaderSettings {
+        /// none, static, http, sql, redis or grpc
+        kind: Kind,
+        /// static: the keys and their values
+        entries: Option<BTreeMap<String, String>>,
+        /// http, sql, redis, grpc: where the origin is; ${NAME} in it stands for a variable of the environment
+        url: Option<Spanned<String>>,
+        /// sql: the query for one key, with one placeholder: ? or, for PostgreSQL, $1
+        query: Option<String>,
+        /// sql: the query for many keys, whose rows begin with the key [default: none]
+        batch_query: Option<String>,
+        /// sql: connections of the node to the database [default: 8]
+        max_connections: Option<u32>,
+        /// redis: the key at the origin, with {key} in it [default: {key}]
+        key: Option<String>,
+        /// http, sql, redis, grpc: how long one request to the origin may take [default: 5s; 2s for sql and redis]
+        timeout: Option<Span>,
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Kind {
+pub(super) enum Kind {
     None,
     Static,
     Http,

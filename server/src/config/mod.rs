@@ -4,6 +4,8 @@
 //! variables (clap). What is wrong is told in one line that begins with the place.
 
 mod connect;
+#[cfg(test)]
+mod document;
 mod group;
 mod log;
 mod print;

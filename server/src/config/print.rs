@@ -23,15 +23,7 @@ pub(super) fn print(matches: &ArgMatches, file: Option<&Source>) -> String {
     let (mut plain, mut tables) = (String::new(), String::new());
     let mut section = "";
     for argument in command.get_arguments() {
-        let Some(flag) = argument.get_long() else { continue };
-        if ["config", "check-config", "connect", "print-config", "group", "help", "version"].contains(&flag) {
-            continue;
-        }
-        let of_section = ["etcd", "tls"].into_iter().find(|section| flag.starts_with(&format!("{section}-")));
-        let key = match of_section {
-            Some(section) => flag[section.len() + 1..].replace('-', "_"),
-            None => flag.replace('-', "_"),
-        };
+        let Some((of_section, key, flag)) = key_of(argument) else { continue };
         let into = if of_section.is_some() { &mut tables } else { &mut plain };
         if let Some(name) = of_section.filter(|name| *name != section) {
             section = name;
@@ -92,6 +84,17 @@ pub(super) fn print(matches: &ArgMatches, file: Option<&Source>) -> String {
         }
     }
     text
+}
+
+/// The section and the key in the file of an argument that is a setting with one value, and its flag.
+pub(super) fn key_of(argument: &Arg) -> Option<(Option<&'static str>, String, &str)> {
+    let flag = argument.get_long()?;
+    if ["config", "check-config", "connect", "print-config", "group", "help", "version"].contains(&flag) {
+        return None;
+    }
+    let section = ["etcd", "tls"].into_iter().find(|section| flag.starts_with(&format!("{section}-")));
+    let key = section.map_or(flag, |section| &flag[section.len() + 1..]);
+    Some((section, key.replace('-', "_"), flag))
 }
 
 /// What was said on the command line or in a variable, as TOML of the setting's type.

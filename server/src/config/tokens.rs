@@ -7,32 +7,42 @@ use std::time::SystemTime;
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::group::documented;
 use super::{ConfigError, Source};
 use crate::{ServerHandle, Token};
 
-/// One token.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct TokenSettings {
-    name: Spanned<String>,
-    /// Each with one secret in it.
-    #[serde(default)]
-    secret_files: Vec<PathBuf>,
-    /// Names in clients' certificates.
-    #[serde(default)]
-    certificates: Vec<String>,
-    #[serde(default)]
-    read: Vec<String>,
-    #[serde(default)]
-    write: Vec<String>,
-    #[serde(default)]
-    set: Vec<String>,
-    #[serde(default)]
-    delete: Vec<String>,
-    #[serde(default)]
-    clear: Vec<String>,
-    #[serde(default)]
-    admin: bool,
+documented! {
+    /// One token.
+    #[derive(Clone, Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub(crate) struct TokenSettings {
+        /// Its name, for logs
+        name: Spanned<String>,
+        /// Files with one secret in each, any of which makes a caller known
+        #[serde(default)]
+        secret_files: Vec<PathBuf>,
+        /// Names in clients' certificates, any of which makes a caller known
+        #[serde(default)]
+        certificates: Vec<String>,
+        /// Scopes in which keys may be read: a group, group:key, group:prefix*, or *
+        #[serde(default)]
+        read: Vec<String>,
+        /// Scopes in which keys may be set, deleted and filled, and groups cleared
+        #[serde(default)]
+        write: Vec<String>,
+        /// Scopes in which keys may be set alone
+        #[serde(default)]
+        set: Vec<String>,
+        /// Scopes in which keys may be deleted alone
+        #[serde(default)]
+        delete: Vec<String>,
+        /// Groups that may be cleared
+        #[serde(default)]
+        clear: Vec<String>,
+        /// Whether the page, metrics and the commands of operators are allowed [default: false]
+        #[serde(default)]
+        admin: bool,
+    }
 }
 
 impl TokenSettings {

@@ -9,7 +9,6 @@
 //! its entries are back, and a disk that fails leaves it with its memory.
 
 mod directory;
-mod journal;
 mod restore;
 mod writer;
 
@@ -28,34 +27,16 @@ use tokio::time::{Instant, timeout_at};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::cache::Cache;
-use crate::invalidations::Lineage;
+use crate::journal::Journal;
+use crate::lineage::Lineage;
 use crate::segment::{Header, whole_length};
 use directory::{Directory, Kind, Segment};
-pub(crate) use journal::{Journal, WriteNumber};
+
 use restore::{Check, Pace, Restore};
 use writer::{Limits, Writer};
 
 /// How often what was stored is handed to the system: a process that is killed loses no more.
 const TICK: Duration = Duration::from_millis(100);
-
-/// What is known of a group's segment files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PersistenceStats {
-    /// Whether all that could be read is back.
-    pub is_restored: bool,
-    /// Entries that came back.
-    pub restored: u64,
-    /// Records that were there and did not come back: expired, damaged, misdated, of an unknown ring version, without room.
-    pub dropped: u64,
-    /// Entries that were not written because the disk did not keep up.
-    pub unwritten: u64,
-    /// Bytes of the group's segments.
-    pub disk_bytes: u64,
-    /// Times that the disk failed.
-    pub disk_errors: u64,
-    /// Whether the group is in memory only because the disk has failed; it is tried again, first after a minute.
-    pub is_failing: bool,
-}
 
 /// Where and how.
 #[derive(Clone, Debug)]

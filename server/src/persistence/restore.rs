@@ -12,8 +12,8 @@ use hashbrown::HashSet;
 use tokio::time::Instant;
 
 use super::directory::{Directory, Kind, Segment};
-use super::journal::Journal;
 use crate::cache::Cache;
+use crate::journal::Journal;
 use crate::segment::{Bad, Content, HEADER_BYTES, Header, RECORD_OVERHEAD_BYTES, Record, key_hash};
 use crate::store::{Entry, Origin, Restored};
 use peanut_proto::clock::wall_clock_ms;

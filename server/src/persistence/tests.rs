@@ -14,12 +14,12 @@ use tempfile::TempDir;
 use tokio::time::Instant;
 
 use super::directory::{Directory, Kind};
-use super::journal::Journal;
 use super::restore::{Check, Pace, Report, Restore};
 use super::take;
 use super::writer::{Limits, Writer};
 use crate::cache::Cache;
 use crate::group::Group;
+use crate::journal::Journal;
 use crate::loader::StaticLoader;
 use crate::segment::{Content, Header, Record};
 use crate::store::{Entry, Origin};

@@ -16,8 +16,8 @@ use hashbrown::HashSet;
 use tokio::time::Instant;
 
 use super::directory::{Directory, Kind, Segment};
-use super::journal::{Change, Journal};
 use crate::cache::Cache;
+use crate::journal::{Change, Journal};
 use crate::segment::{Content, HEADER_BYTES, Hashes, Header, Record, key_hash};
 use crate::store::{Entry, Origin};
 use peanut_proto::clock::wall_clock_ms;

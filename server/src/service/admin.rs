@@ -7,9 +7,10 @@ use peanut_proto::v1::{Failures, GroupStatus, HotKey, StatusRequest, StatusRespo
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
-use super::{Node, whole_ms};
+use super::whole_ms;
 use crate::breaker::Position;
 use crate::cache::Cache;
+use crate::node::Node;
 
 /// Hot keys of a group that are kept.
 const MOST_HOT_KEYS: u32 = 128;

@@ -30,11 +30,12 @@ use peanut_proto::v1::{ErrorCode, OnMiss};
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
-use super::{Node, ring_unknown, whole_ms};
+use super::whole_ms;
 use crate::budget::{Account, Held, OPERATION_BYTES, OpenLane};
 use crate::cache::{Answer, Begun, Cache, Delete, Fetched, Get, Set};
 use crate::error::Failure;
 use crate::flight::Token;
+use crate::node::{Node, ring_unknown};
 use crate::rights::{Action, Caller, GroupRights};
 use crate::store::Origin;
 

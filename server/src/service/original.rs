@@ -10,11 +10,11 @@ use peanut_proto::v1::{OnMiss, Outcome};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
-use super::Node;
 use super::bodies::Sending;
 use crate::budget::Account;
 use crate::cache::{Answer, Get};
 use crate::error::Failure;
+use crate::node::Node;
 use crate::rights::Action;
 use crate::store::Origin;
 

@@ -17,11 +17,12 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::bodies::Sending;
 use super::lane::Answers;
-use super::{Node, ring_unknown, whole_ms};
+use super::whole_ms;
 use crate::budget::Accounts;
 use crate::cache::{Begun, Delete, Fetched, Get, Set};
 use crate::connections::Peer;
 use crate::error::Failure;
+use crate::node::{Node, ring_unknown};
 use crate::rights::Action;
 use crate::store::Origin;
 

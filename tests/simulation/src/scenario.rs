@@ -477,8 +477,12 @@ impl Fleet {
         let older = std::mem::replace(&mut node.copy, present);
         match (folder, older) {
             (Folder::Empty, _) => node.folder = empty,
-            // Of an earlier run: what the same run had on its disk before is not told from what it has.
-            (Folder::Older, Some((starts, older))) if starts < node.starts => node.folder = older,
+            // Of an earlier run that has made its mark: what was on the disk earlier under the same mark is not told from what is there.
+            (Folder::Older, Some((starts, older)))
+                if starts < node.starts && marks(&older) != marks(&node.folder) =>
+            {
+                node.folder = older;
+            }
             _ => {}
         }
     }
@@ -521,6 +525,15 @@ impl Fleet {
             history,
         }
     }
+}
+
+/// The marks of starts in the folders of groups.
+fn marks(folder: &Path) -> Vec<String> {
+    let groups = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut marks: Vec<_> =
+        groups.filter_map(|group| std::fs::read_to_string(group.path().join("lineage")).ok()).collect();
+    marks.sort();
+    marks
 }
 
 fn copy_all(from: &Path, to: &Path) -> std::io::Result<()> {

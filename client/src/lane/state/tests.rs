@@ -8,6 +8,7 @@ use peanut_proto::frame::{Operation as Read, RequestField, ResponseWriter};
 use peanut_proto::v1::Outcome;
 
 use super::*;
+use crate::request::{Placement, Request};
 
 const LIMITS: Limits = Limits { operations: 100, queued_bytes: 1 << 20 };
 
@@ -31,28 +32,32 @@ fn fixture(limits: Limits) -> Fixture {
     Fixture { lane, now: Instant::now(), woken: Arc::new(Flag(false.into())) }
 }
 
-fn ask(key: &str, now: Instant) -> Ask<'_> {
-    Ask {
+fn ask(key: &str, now: Instant) -> Attempt<'_> {
+    let request = Request {
         group: 3,
         group_name: "scores",
         key: key.as_bytes(),
         // A bad hash: everything must hold when all keys collide.
         hash: 7,
-        ring_version: 5,
-        owned_since: 4,
-        failover: false,
         deadline: now + Duration::from_secs(1),
-        want: Want::LOAD,
+        op: Op::LOAD,
         traceparent: "",
-    }
+    };
+    request.at(Placement::owner(5, 4))
 }
 
-fn caller(sender: oneshot::Sender<Answer>, ask: &Ask<'_>) -> Caller {
-    Caller { waiter: Waiter::Alone(sender), deadline: ask.deadline }
+/// An attempt that differs in something.
+fn with<'a>(mut ask: Attempt<'a>, change: impl FnOnce(&mut Attempt<'a>)) -> Attempt<'a> {
+    change(&mut ask);
+    ask
+}
+
+fn caller(sender: oneshot::Sender<Answer>, ask: &Attempt<'_>) -> Caller {
+    Caller { waiter: Waiter::Alone(sender), deadline: ask.request.deadline }
 }
 
 impl Fixture {
-    fn push(&mut self, ask: &Ask<'_>) -> oneshot::Receiver<Answer> {
+    fn push(&mut self, ask: &Attempt<'_>) -> oneshot::Receiver<Answer> {
         let (sender, receiver) = oneshot::channel();
         self.lane.push(ask, caller(sender, ask), self.now);
         receiver
@@ -101,11 +106,11 @@ fn value(receiver: &mut oneshot::Receiver<Answer>) -> Bytes {
 async fn a_get_joins_none_that_has_much_less_time() {
     let mut fixture = fixture(LIMITS);
     let now = fixture.now;
-    let with = |ms| Ask { deadline: now + Duration::from_millis(ms), ..ask("Tom", now) };
-    let _hurried = fixture.push(&with(1000));
-    let _about_as_long = fixture.push(&with(1100));
+    let within = |ms| with(ask("Tom", now), |ask| ask.request.deadline = now + Duration::from_millis(ms));
+    let _hurried = fixture.push(&within(1000));
+    let _about_as_long = fixture.push(&within(1100));
     assert_eq!(fixture.lane.in_flight(), 1);
-    let _patient = fixture.push(&with(9000));
+    let _patient = fixture.push(&within(9000));
     assert_eq!(fixture.lane.in_flight(), 2);
 }
 
@@ -157,9 +162,9 @@ async fn identical_gets_share_an_operation_and_different_ones_do_not() {
     let now = f.now;
     for different in [
         ask("b", now),
-        Ask { group: 4, ..ask("a", now) },
-        Ask { failover: true, ..ask("a", now) },
-        Ask { owned_since: 5, ..ask("a", now) },
+        with(ask("a", now), |ask| ask.request.group = 4),
+        with(ask("a", now), |ask| ask.placement.failover = true),
+        with(ask("a", now), |ask| ask.placement.owned_since = 5),
     ] {
         f.push(&different);
     }
@@ -219,7 +224,8 @@ async fn a_late_answer_finds_no_stranger_in_its_place() {
 async fn each_caller_has_a_deadline_of_its_own() {
     let mut f = fixture(LIMITS);
     let now = f.now;
-    let mut hasty = f.push(&Ask { deadline: now + Duration::from_millis(900), ..ask("a", now) });
+    let mut hasty =
+        f.push(&with(ask("a", now), |ask| ask.request.deadline = now + Duration::from_millis(900)));
     let mut patient = f.get("a");
     let mut deliveries = Vec::new();
     f.lane.expire(now + Duration::from_millis(900), &mut deliveries);
@@ -308,7 +314,7 @@ async fn frames_are_bounded_and_a_ring_version_holds_for_a_whole_one() {
     assert!(frames.len() >= 3 && frames.iter().all(|bytes| *bytes < FRAME_BYTES + 2048), "{frames:?}");
 
     f.get("a");
-    f.push(&Ask { ring_version: 6, ..ask("b", f.now) });
+    f.push(&with(ask("b", f.now), |ask| ask.placement.ring_version = 6));
     assert_eq!((f.sent().len(), f.sent().len()), (1, 1));
 }
 

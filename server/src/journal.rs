@@ -14,9 +14,27 @@ use peanut_proto::machine::Worker;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
-use super::PersistenceStats;
 use crate::segment::key_hash;
 use crate::store::{Entry, Origin};
+
+/// What is known of a group's segment files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PersistenceStats {
+    /// Whether all that could be read is back.
+    pub is_restored: bool,
+    /// Entries that came back.
+    pub restored: u64,
+    /// Records that were there and did not come back: expired, damaged, misdated, of an unknown ring version, without room.
+    pub dropped: u64,
+    /// Entries that were not written because the disk did not keep up.
+    pub unwritten: u64,
+    /// Bytes of the group's segments.
+    pub disk_bytes: u64,
+    /// Times that the disk failed.
+    pub disk_errors: u64,
+    /// Whether the group is in memory only because the disk has failed; it is tried again, first after a minute.
+    pub is_failing: bool,
+}
 
 /// Bytes that wait for the disk, at most: a second and more of whatever a network brings.
 const MOST_BYTES: usize = 64 << 20;
@@ -34,16 +52,16 @@ pub(crate) struct Journal {
     impatient_from: Instant,
     is_restored: watch::Sender<bool>,
     /// `None` once all is back.
-    pub(super) written: Mutex<Option<Written>>,
+    pub(crate) written: Mutex<Option<Written>>,
     /// How many writes the disk has, or will not have.
     settled: watch::Sender<u64>,
     writer: OnceLock<Worker>,
-    pub(super) counters: Counters,
+    pub(crate) counters: Counters,
 }
 
 /// What the disk is to know.
 #[derive(Debug)]
-pub(super) enum Change {
+pub(crate) enum Change {
     /// What was loaded: if it is lost, it is loaded again.
     Loaded(Bytes, Entry),
     /// A key has made room; this is its hash.
@@ -68,25 +86,25 @@ struct Pending {
 
 /// Keys that were written while older entries come back, by hash: those are outdated.
 #[derive(Debug, Default)]
-pub(super) struct Written {
-    pub(super) keys: HashSet<u64>,
+pub(crate) struct Written {
+    pub(crate) keys: HashSet<u64>,
     /// All of them.
-    pub(super) is_cleared: bool,
+    pub(crate) is_cleared: bool,
 }
 
 /// Shared by the writer, the restore and whoever looks.
 #[derive(Debug, Default)]
-pub(super) struct Counters {
-    pub(super) restored: AtomicU64,
-    pub(super) dropped: AtomicU64,
-    pub(super) unwritten: AtomicU64,
-    pub(super) disk_bytes: AtomicU64,
-    pub(super) disk_errors: AtomicU64,
-    pub(super) is_failing: AtomicBool,
+pub(crate) struct Counters {
+    pub(crate) restored: AtomicU64,
+    pub(crate) dropped: AtomicU64,
+    pub(crate) unwritten: AtomicU64,
+    pub(crate) disk_bytes: AtomicU64,
+    pub(crate) disk_errors: AtomicU64,
+    pub(crate) is_failing: AtomicBool,
 }
 
 impl Journal {
-    pub(super) fn new(shortest: Duration, now: Instant) -> Self {
+    pub(crate) fn new(shortest: Duration, now: Instant) -> Self {
         Journal {
             pending: Mutex::default(),
             shortest,
@@ -162,16 +180,16 @@ impl Journal {
     }
 
     /// The writer has done, or has given up, what was taken with this number.
-    pub(super) fn settle(&self, WriteNumber(number): WriteNumber) {
+    pub(crate) fn settle(&self, WriteNumber(number): WriteNumber) {
         self.settled.send_if_modified(|settled| std::mem::replace(settled, number.max(*settled)) < number);
     }
 
     /// Nothing is written any more.
-    pub(super) fn end(&self) {
+    pub(crate) fn end(&self) {
         self.settle(WriteNumber(u64::MAX));
     }
 
-    pub(super) fn written_by(&self, writer: Worker) {
+    pub(crate) fn written_by(&self, writer: Worker) {
         let _ = self.writer.set(writer);
     }
 
@@ -194,18 +212,18 @@ impl Journal {
     }
 
     /// What this node keeps in another's place, or for a few seconds, is not.
-    pub(super) fn is_worth_writing(&self, entry: &Entry, now: Instant) -> bool {
+    pub(crate) fn is_worth_writing(&self, entry: &Entry, now: Instant) -> bool {
         entry.origin == Origin::Owner && entry.expires.saturating_duration_since(now) > self.shortest
     }
 
     /// Takes all that waits for the disk.
-    pub(super) fn take(&self) -> (Vec<Change>, WriteNumber) {
+    pub(crate) fn take(&self) -> (Vec<Change>, WriteNumber) {
         let mut pending = self.pending.lock();
         pending.bytes = 0;
         (std::mem::take(&mut pending.list), WriteNumber(pending.writes))
     }
 
-    pub(super) fn is_restored(&self) -> bool {
+    pub(crate) fn is_restored(&self) -> bool {
         *self.is_restored.borrow()
     }
 
@@ -214,7 +232,7 @@ impl Journal {
         !self.is_restored() && Instant::now() < self.impatient_from
     }
 
-    pub(super) fn set_restored(&self) {
+    pub(crate) fn set_restored(&self) {
         *self.written.lock() = None;
         self.is_restored.send_replace(true);
     }

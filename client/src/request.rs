@@ -1,0 +1,77 @@
+//! What is asked for, and of whom: a request, its placement by a ring, and the two together as one attempt.
+
+use peanut_proto::frame::Write;
+use peanut_proto::v1::OnMiss;
+use tokio::time::Instant;
+
+/// What is asked for, whomever it is asked of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Request<'a> {
+    /// The group's number in this client, and its name.
+    pub(crate) group: u32,
+    pub(crate) group_name: &'a str,
+    pub(crate) key: &'a [u8],
+    /// Of group and key.
+    pub(crate) hash: u64,
+    pub(crate) deadline: Instant,
+    pub(crate) op: Op<'a>,
+    /// W3C trace context of the caller; empty: none.
+    pub(crate) traceparent: &'a str,
+}
+
+/// How a ring has chosen the node that is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Placement {
+    pub(crate) ring_version: u64,
+    /// The ring version since which the node has owned the key; 0: it does not matter.
+    pub(crate) owned_since: u64,
+    /// The node is asked in the owner's place.
+    pub(crate) failover: bool,
+}
+
+impl Placement {
+    /// Of a key's owner, present or former.
+    pub(crate) fn owner(ring_version: u64, owned_since: u64) -> Self {
+        Placement { ring_version, owned_since, failover: false }
+    }
+
+    /// Of another node in the owner's place.
+    pub(crate) fn in_its_place(ring_version: u64) -> Self {
+        Placement { ring_version, owned_since: 0, failover: true }
+    }
+}
+
+/// A request as one node is asked for it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Attempt<'a> {
+    pub(crate) request: Request<'a>,
+    pub(crate) placement: Placement,
+}
+
+impl<'a> Request<'a> {
+    /// As a node is asked that was chosen so.
+    pub(crate) fn at(self, placement: Placement) -> Attempt<'a> {
+        Attempt { request: self, placement }
+    }
+}
+
+/// What is to be done with a key.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Op<'a> {
+    /// Its value. `token` is a fill token that is given back, or 0.
+    Get {
+        on_miss: OnMiss,
+        token: u64,
+    },
+    Write(Write<'a>),
+}
+
+impl Op<'_> {
+    /// The value, loaded where it is missing.
+    pub(crate) const LOAD: Self = Op::Get { on_miss: OnMiss::Load, token: 0 };
+
+    /// Whether one answer does for several who want this.
+    pub(crate) fn can_be_shared(&self) -> bool {
+        matches!(self, Op::Get { on_miss: OnMiss::Load, token: 0 })
+    }
+}

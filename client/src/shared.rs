@@ -1,0 +1,214 @@
+//! What all handles of one client share, and what a ring that nodes know makes of an answer.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+use peanut_proto::discovery::{Discovered, Discovery};
+use peanut_proto::membership::{FleetView, Keys};
+use peanut_proto::registry::Registry;
+use peanut_proto::v1::Outcome;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::budget::RetryBudget;
+use crate::claims::{Heard, Told};
+use crate::config::Config;
+use crate::error::{Error, ErrorKind};
+use crate::lane::Reply;
+use crate::node::Node;
+use crate::recent::RecentWrites;
+use crate::request::Request;
+use crate::routing::{CurrentRouting, Route, Routing};
+use crate::stats::Counters;
+
+/// An answer, and how it was come by.
+#[derive(Debug)]
+pub(crate) struct Answered {
+    pub(crate) reply: Reply,
+    /// Who gave it.
+    pub(crate) node: Arc<Node>,
+    pub(crate) failover: bool,
+    /// Version of the ring by which the node was chosen.
+    pub(crate) ring_version: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) routing: Arc<CurrentRouting>,
+    pub(crate) budget: RetryBudget,
+    pub(crate) counters: Counters,
+    pub(crate) recent: RecentWrites,
+    /// Loads of the application's where no node can be asked.
+    pub(crate) uncached: Semaphore,
+    /// Where hints can be stored for nodes; `None` where the fleet is a fixed list.
+    pub(crate) registry: Option<Arc<dyn Registry>>,
+    pub(crate) keys: Keys,
+    #[cfg(feature = "metrics")]
+    pub(crate) fleet: String,
+    groups: Mutex<HashMap<String, u32>>,
+    discovery: Discovery,
+    pub(crate) discovered: watch::Receiver<Discovered>,
+    /// Begins what goes on beside the calls, on the caller's runtime.
+    background: fn(&Arc<Shared>),
+    /// Makes each ring a routing table.
+    pub(crate) follower: Mutex<Option<AbortOnDropHandle<()>>>,
+    /// The runtime that the client's tasks were on has ended.
+    pub(crate) is_stranded: Arc<AtomicBool>,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        config: Config,
+        routing: Arc<CurrentRouting>,
+        fleet: &str,
+        (registry, keys): (Option<Arc<dyn Registry>>, Keys),
+        discovery: Discovery,
+        background: fn(&Arc<Shared>),
+    ) -> Self {
+        #[cfg(not(feature = "metrics"))]
+        let _ = fleet;
+        Shared {
+            #[cfg(feature = "metrics")]
+            fleet: fleet.to_owned(),
+            routing,
+            budget: RetryBudget::new(),
+            counters: Counters::default(),
+            recent: RecentWrites::new(config.windows.recent_writes),
+            uncached: Semaphore::new(config.uncached_loads),
+            config,
+            registry,
+            keys,
+            groups: Mutex::default(),
+            discovered: discovery.subscribe(),
+            discovery,
+            background,
+            follower: Mutex::new(None),
+            is_stranded: Arc::default(),
+        }
+    }
+
+    /// Begins it anew where the runtime that it was on has ended: a client may outlive runtimes.
+    pub(crate) fn keep_background(self: &Arc<Self>) {
+        if self.is_stranded.load(Ordering::Relaxed) && self.is_stranded.swap(false, Ordering::AcqRel) {
+            self.discovery.go_on();
+            (self.background)(self);
+        }
+    }
+
+    /// The number of a group in this client, the same each time.
+    pub(crate) fn group_number(&self, name: &str) -> u32 {
+        let mut groups = self.groups.lock();
+        let next = u32::try_from(groups.len()).unwrap_or(u32::MAX);
+        *groups.entry(name.to_owned()).or_insert(next)
+    }
+
+    /// The routing table, when the fleet has been found.
+    pub(crate) async fn wait_for_nodes(&self, deadline: Instant) -> Result<Arc<Routing>, Error> {
+        let mut ring = self.routing.subscribe();
+        loop {
+            let routing = self.routing.get();
+            if !routing.nodes().is_empty() {
+                return Ok(routing);
+            }
+            if !matches!(timeout_at(deadline, ring.changed()).await, Ok(Ok(()))) {
+                let discovered = self.discovered.borrow();
+                return Err(match &discovered.trouble {
+                    Some(trouble) => {
+                        let why = "the fleet has not been found yet";
+                        Error::caused_by(ErrorKind::Unavailable, None, why, trouble.clone())
+                    }
+                    None => Error::new(ErrorKind::Unavailable, "the fleet has no nodes yet"),
+                });
+            }
+        }
+    }
+
+    /// The routing table, once it has nodes.
+    pub(crate) async fn routing_with_nodes(&self, deadline: Instant) -> Result<Arc<Routing>, Error> {
+        let routing = self.routing.get();
+        if routing.nodes().is_empty() { Box::pin(self.wait_for_nodes(deadline)).await } else { Ok(routing) }
+    }
+
+    /// Waits until the ring has at least this version.
+    pub(crate) async fn wait_for_ring(&self, version: u64) -> Result<(), Error> {
+        let mut ring = self.routing.subscribe();
+        loop {
+            if self.routing.get().ring.version() >= version {
+                return Ok(());
+            }
+            ring.changed().await.map_err(|e| {
+                Error::caused_by(ErrorKind::Unavailable, None, "the client has stopped watching", e)
+            })?;
+        }
+    }
+
+    /// Whether a key has had another owner since the ring under which it was answered, as far as the node that answered knows, and
+    /// the registry tells in time. An answer from an owner of old may be outdated.
+    pub(crate) async fn has_moved(&self, request: &Request<'_>, answered: &Answered) -> bool {
+        let Answered { reply, node, ring_version, failover } = answered;
+        // With a token in hand the value is about to be loaded.
+        if reply.ring_version <= *ring_version || reply.outcome == Outcome::Fill {
+            return false;
+        }
+        let until = node.claims().lock().wait_until(Instant::now());
+        // In a box, as all that gets seldom need, so that those that wait for an answer are small.
+        let waiting = timeout_at(until.min(request.deadline), self.wait_for_ring(reply.ring_version));
+        let _ = Box::pin(waiting).await;
+        let routing = self.routing.get();
+        // Who was asked in the owner's place has to be the one that writes are done at, too.
+        let is_another = |route: &Route<'_>| route.successor.is_none_or(|it| it.id() != node.id());
+        routing.has_moved_since(request.hash, *ring_version)
+            || (*failover && routing.route(request.hash).is_some_and(|route| is_another(&route)))
+    }
+
+    /// The fleet as the registry tells it.
+    pub(crate) fn view(&self) -> Arc<FleetView> {
+        self.discovered.borrow().view.clone()
+    }
+
+    #[cfg(feature = "metrics")]
+    pub(crate) fn discovered(&self) -> Discovered {
+        self.discovered.borrow().clone()
+    }
+
+    /// Whether a node holds a lease in the registry, as far as is known.
+    pub(crate) fn is_alive(&self, id: &str) -> bool {
+        self.discovered.borrow().view.live.contains_key(id)
+    }
+
+    /// Takes in what a node that was chosen by a ring says of the ring with its answer: where it knows a later one, the registry is read
+    /// again. The answer names the client's own ring where the node is not believed.
+    pub(crate) fn heed(&self, node: &Node, reply: Reply, chosen_by: u64) -> Reply {
+        // Nearly always, so it costs nothing.
+        if reply.ring_version <= chosen_by {
+            return reply;
+        }
+        let known = self.routing.get().ring.version();
+        if reply.ring_version <= known {
+            return reply;
+        }
+        let told = {
+            let discovered = self.discovered.borrow();
+            Told { version: discovered.view.ring.version, read: discovered.read }
+        };
+        match node.claims().lock().hear(reply.ring_version, told, Instant::now()) {
+            Heard::Attempt => self.discovery.reload(),
+            Heard::Asked => {}
+            Heard::Refuted => {
+                let (node, registry) = (node.id(), told.version);
+                tracing::warn!(
+                    node,
+                    registry,
+                    "a node has named a ring that the registry does not have; it is not believed for a while"
+                );
+                return Reply { ring_version: known, ..reply };
+            }
+            Heard::Doubted => return Reply { ring_version: known, ..reply },
+        }
+        reply
+    }
+}

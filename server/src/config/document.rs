@@ -1,0 +1,99 @@
+//! `docs/configuration.md`, made of the settings themselves.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use clap::CommandFactory as _;
+
+use super::group::{GroupSettings, Groups, LoaderSettings};
+use super::tokens::TokenSettings;
+use super::{Flags, print};
+
+const HEAD: &str = "\
+# Configuration
+
+Made of the settings by a test of `peanut-server` (`PEANUT_WRITE_DOCS=1 cargo test -p peanut-server --features full configuration`); change them there.
+
+Every setting of the node is a key of the file (`--config FILE`, TOML), a flag and a variable. A flag wins over the variable, that over the file, and
+the file over the default. Durations are written like `500ms`, `10s`, `2m`, `7d`, sizes like `64MiB` or `1GB`. What is out of its bounds is refused at the
+start, in one line that begins with the place, with exit code 78. `--print-config` prints what each setting comes to and where that is from.
+
+## Node
+
+| key | flag, variable | meaning | default |
+|---|---|---|---|
+";
+
+/// The page as it should be.
+fn page() -> String {
+    let mut page = HEAD.to_owned();
+    for argument in Flags::command().get_arguments() {
+        let Some((section, key, flag)) = print::key_of(argument) else { continue };
+        let key = section.map_or(key.clone(), |section| format!("[{section}] {key}"));
+        let variable = argument.get_env().unwrap_or_default().to_string_lossy();
+        let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
+        let (meaning, default) = with_default(&help);
+        let _ = writeln!(page, "| `{key}` | `--{flag}`, `{variable}` | {meaning} | {default} |");
+    }
+    for (title, about, fields) in [
+        (
+            "Groups: `[[group]]`",
+            "Or inline TOML: `--group '{ name = … }'`, `PEANUT_GROUP`.",
+            GroupSettings::FIELDS,
+        ),
+        (
+            "Loaders: `[group.loader]`",
+            "What each kind does with its origin is on the page [loaders.md](loaders.md).",
+            LoaderSettings::FIELDS,
+        ),
+        (
+            "Tokens: `[[token]]`",
+            "In the file only; what they mean is on the page [security.md](security.md).",
+            TokenSettings::FIELDS,
+        ),
+    ] {
+        let _ = writeln!(page, "\n## {title}\n\n{about}\n\n| key | meaning | default |\n|---|---|---|");
+        for (key, description) in fields {
+            let (meaning, default) = with_default(description.trim());
+            let _ = writeln!(page, "| `{key}` | {meaning} | {default} |");
+        }
+    }
+    page
+}
+
+fn with_default(description: &str) -> (&str, String) {
+    let split = description.split_once(" [default: ");
+    let (meaning, default) = split.unwrap_or((description, ""));
+    (meaning, default.strip_suffix(']').map(|default| format!("`{default}`")).unwrap_or_default())
+}
+
+#[test]
+fn the_page_of_the_configuration_is_up_to_date() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/configuration.md");
+    if std::env::var_os("PEANUT_WRITE_DOCS").is_some() {
+        std::fs::write(&path, page()).unwrap();
+    }
+    // A package has no such folder beside it.
+    let Ok(written) = std::fs::read_to_string(&path) else { return };
+    assert_eq!(written, page(), "run the test with PEANUT_WRITE_DOCS=1");
+}
+
+#[test]
+fn the_defaults_of_groups_are_those_that_are_described() {
+    let mut described = String::new();
+    for (key, description) in GroupSettings::FIELDS {
+        let default = description.split_once("[default: ").and_then(|(_, rest)| rest.strip_suffix(']'));
+        let Some(default) = default.filter(|default| *default != "none" && !default.contains(' ')) else {
+            continue;
+        };
+        let is_bare = default.parse::<f64>().is_ok() || default.parse::<bool>().is_ok();
+        let value = if is_bare { default.to_owned() } else { format!("{default:?}") };
+        let _ = write!(described, "{key} = {value}, ");
+    }
+    let of = |settings: &str| {
+        let group = format!("{{ name = 'g', {settings} loader = {{ kind = 'none' }} }}");
+        format!("{:?}", group.parse::<Groups>().unwrap().build().unwrap())
+    };
+    assert!(described.contains("max_loads = 128"), "{described}");
+    assert_eq!(of(&described), of(""));
+}

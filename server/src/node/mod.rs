@@ -1,0 +1,237 @@
+//! What a node is, whatever asks it: its groups, who may do what in them, and what all of that is held to.
+//!
+//! The services, the admin port and registration stand on it.
+
+mod ring;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use peanut_proto::discovery::{Discovered, Reloader};
+use peanut_proto::limits::CALL_TO_KEY;
+use peanut_proto::v1::ErrorCode;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Status};
+
+use crate::budget::{Account, Budgets};
+use crate::cache::Cache;
+use crate::connections::{ConnectionLimiter, ConnectionLimits, Peer};
+use crate::error::Failure;
+use crate::group::Group;
+use crate::metrics::NodeMetrics;
+use crate::rights::{Caller, Rights, Tokens};
+use crate::wake::Wake;
+pub(crate) use ring::KnownRing;
+
+/// A node: its groups, its rights, its bounds, and the ring version that it knows. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Node {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    caches: BTreeMap<String, Arc<Cache>>,
+    ring: KnownRing,
+    budgets: Budgets,
+    wake: Wake,
+    stopping: CancellationToken,
+    tokens: Tokens,
+    metrics: NodeMetrics,
+    door: Arc<ConnectionLimiter>,
+    began: Instant,
+    is_leaving: AtomicBool,
+    /// What is told of it once it runs.
+    running: OnceLock<Running>,
+}
+
+/// What a node that runs knows of itself, and of its fleet where it is in one. For those who look into it only: what it
+/// answers does not depend on it.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) id: String,
+    pub(crate) fleet: String,
+    pub(crate) discovered: Option<watch::Receiver<Discovered>>,
+    pub(crate) reloader: Option<Reloader>,
+    pub(crate) joined: watch::Receiver<bool>,
+}
+
+impl Node {
+    pub(crate) fn new(
+        groups: impl IntoIterator<Item = Group>,
+        tokens: Tokens,
+        connections: ConnectionLimits,
+    ) -> Self {
+        let budgets = Budgets::new();
+        let caches = groups.into_iter().map(|group| {
+            let cache = Cache::new(group, &budgets.loading);
+            (cache.name().to_owned(), Arc::new(cache))
+        });
+        let shared = Shared {
+            caches: caches.collect(),
+            ring: KnownRing::new(),
+            budgets,
+            wake: Wake::new(),
+            stopping: CancellationToken::new(),
+            tokens,
+            metrics: NodeMetrics::default(),
+            door: ConnectionLimiter::new(connections),
+            began: Instant::now(),
+            is_leaving: AtomicBool::new(false),
+            running: OnceLock::new(),
+        };
+        Node { shared: Arc::new(shared) }
+    }
+
+    /// One without groups.
+    #[cfg(test)]
+    pub(crate) fn empty() -> Self {
+        Node::new([], Tokens::default(), ConnectionLimits::default())
+    }
+
+    /// The group of that name.
+    pub(crate) fn cache(&self, group: &str) -> Result<&Arc<Cache>, Failure> {
+        let unknown = || Failure::new(ErrorCode::UnknownGroup, format!("this node has no group `{group}`"));
+        self.shared.caches.get(group).ok_or_else(unknown)
+    }
+
+    /// Cancelled when the node stops serving: lanes say goodbye.
+    pub(crate) fn stopping(&self) -> &CancellationToken {
+        &self.shared.stopping
+    }
+
+    /// Says where loads run; else they do where they are asked for.
+    pub(crate) fn run_loads_on(&self, runtime: &Handle) {
+        self.caches().for_each(|cache| cache.run_loads_on(runtime));
+    }
+
+    /// Says what is to be told of it from now on.
+    pub(crate) fn begin_to_run(&self, running: Running) {
+        if let Some(reloader) = &running.reloader {
+            self.shared.ring.learn_from(reloader.clone());
+        }
+        let _ = self.shared.running.set(running);
+    }
+
+    pub(crate) fn running(&self) -> Option<&Running> {
+        self.shared.running.get()
+    }
+
+    /// Whether clients should be sent here: it serves, and is in the ring of its fleet.
+    pub(crate) fn is_ready(&self) -> bool {
+        !self.shared.is_leaving.load(Ordering::Relaxed)
+            && self.running().is_some_and(|running| running.discovered.is_none() || *running.joined.borrow())
+    }
+
+    /// From now on nobody new is to be sent here.
+    pub(crate) fn leave(&self) {
+        self.shared.is_leaving.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn metrics(&self) -> &NodeMetrics {
+        &self.shared.metrics
+    }
+
+    /// What bounds its connections.
+    pub(crate) fn door(&self) -> &Arc<ConnectionLimiter> {
+        &self.shared.door
+    }
+
+    pub(crate) fn tokens(&self) -> &Tokens {
+        &self.shared.tokens
+    }
+
+    pub(crate) fn uptime(&self) -> Duration {
+        self.shared.began.elapsed()
+    }
+
+    /// Lets a call in before anything of it is read but its headers, and says what it may do.
+    pub(crate) fn admit(&self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        let peer = request.extensions().get::<Peer>().cloned();
+        let caller = self.tokens().admit(request.metadata(), peer.clone()).map_err(|why| self.refuse(why))?;
+        let token = caller.rights().token();
+        let account = match &peer {
+            Some(peer) => peer.accounts.of(token),
+            None => self.shared.budgets.account(token),
+        };
+        peer.inspect(|peer| peer.presence().admitted());
+        request.extensions_mut().insert(account);
+        request.extensions_mut().insert(caller);
+        self.check_address(request)
+    }
+
+    /// Refuses a call that was meant for another node: addresses are used again.
+    pub(crate) fn check_address(&self, request: Request<()>) -> Result<Request<()>, Status> {
+        let Some(to) = request.metadata().get_bin(CALL_TO_KEY) else { return Ok(request) };
+        let to = to.to_bytes().unwrap_or_default();
+        let Some(Running { id, fleet, .. }) = self.running() else { return Ok(request) };
+        if *to == *format!("{fleet}/{id}").as_bytes() {
+            return Ok(request);
+        }
+        let why = format!("this is node `{id}` of fleet `{fleet}`, not `{}`", String::from_utf8_lossy(&to));
+        Err(self.refuse(Failure::new(ErrorCode::WrongNode, why)))
+    }
+
+    /// What a call that was let in counts for: its connection, and the token that it came with.
+    pub(crate) fn account<T>(&self, request: &Request<T>) -> Result<Arc<Account>, Failure> {
+        request.extensions().get::<Arc<Account>>().cloned().ok_or_else(not_let_in)
+    }
+
+    /// Where what connections may hold comes from.
+    pub(crate) fn budgets(&self) -> &Budgets {
+        &self.shared.budgets
+    }
+
+    /// Counts what a call is answered, in the words of gRPC.
+    pub(crate) fn refuse(&self, failure: Failure) -> Status {
+        self.metrics().failed(failure.code);
+        peanut_proto::failure::to_status(failure.code, &*failure.message)
+    }
+
+    /// Who makes a call that was let in.
+    pub(crate) fn caller<'a, T>(&self, request: &'a Request<T>) -> Result<&'a Caller, Failure> {
+        request.extensions().get::<Caller>().ok_or_else(not_let_in)
+    }
+
+    /// What a call that was let in may do.
+    pub(crate) fn rights<T>(&self, request: &Request<T>) -> Result<Arc<Rights>, Failure> {
+        self.caller(request).map(|caller| caller.rights().clone())
+    }
+
+    /// What notices that the process has slept.
+    pub(crate) fn wake(&self) -> &Wake {
+        &self.shared.wake
+    }
+
+    pub(crate) fn caches(&self) -> impl Iterator<Item = &Arc<Cache>> {
+        self.shared.caches.values()
+    }
+
+    /// The ring version that the node knows.
+    pub(crate) fn ring(&self) -> &KnownRing {
+        &self.shared.ring
+    }
+
+    /// Takes in the ring version that the registry has.
+    pub(crate) fn learn_of_ring(&self, version: u64) {
+        if self.shared.ring.learn(version) {
+            self.caches().for_each(|cache| drop(cache.clear(0, 0)));
+        }
+    }
+}
+
+/// What only a bug can be.
+fn not_let_in() -> Failure {
+    Failure::new(ErrorCode::InternalError, "a call that nobody let in")
+}
+
+/// Why an operation by a ring that the registry does not have is not done.
+pub(crate) fn ring_unknown(claimed: u64) -> Failure {
+    let why = format!("the registry of this node has no ring {claimed}");
+    Failure::new(ErrorCode::RingUnknown, why)
+}

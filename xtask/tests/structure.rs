@@ -1,0 +1,108 @@
+//! The structure of the crates: which module uses which, by their `use` lines and paths, and how long files are.
+//!
+//! Modules of one crate form no circle, but for a builder and what it builds. A folder counts as one module.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// Circles that may stay: a type and its builder name one another.
+const PAIRS: [&[&str]; 1] = [&["builder", "client"]];
+const MAX_LINES: usize = 500;
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|ending| ending == "rs") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// The code without comments and unit tests.
+fn code(file: &Path) -> String {
+    let text = std::fs::read_to_string(file).unwrap();
+    let text = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+    let lines = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+    lines.flat_map(|line| [line, "\n"]).collect()
+}
+
+/// The modules that a file's code names, as `crate::module` or in `use crate::{…}`.
+fn named(code: &str) -> BTreeSet<String> {
+    let word = |text: &str| -> String {
+        text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+    };
+    let mut names = BTreeSet::new();
+    for after in code.split("crate::").skip(1) {
+        match after.strip_prefix('{') {
+            Some(list) => names.extend(list.split('}').next().unwrap().split(',').map(|name| word(name.trim()))),
+            None => _ = names.insert(word(after)),
+        }
+    }
+    names
+}
+
+/// Which module of a crate uses which others of it.
+fn uses(source: &Path) -> BTreeMap<String, BTreeSet<String>> {
+    let mut uses: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for file in sources(source) {
+        let inside = file.strip_prefix(source).unwrap();
+        let top = inside.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs").to_owned();
+        let is_test = inside.iter().any(|part| part.to_str().unwrap().starts_with("tests"));
+        if !["lib", "main", "generated", "bin"].contains(&&*top) && !is_test {
+            uses.entry(top).or_default().extend(named(&code(&file)));
+        }
+    }
+    let modules: BTreeSet<String> = uses.keys().cloned().collect();
+    for (module, used) in &mut uses {
+        used.retain(|name| name != module && modules.contains(name));
+    }
+    uses
+}
+
+fn reaches(uses: &BTreeMap<String, BTreeSet<String>>, from: &str, to: &str) -> bool {
+    let (mut seen, mut rest) = (BTreeSet::new(), vec![from]);
+    while let Some(module) = rest.pop() {
+        for next in &uses[module] {
+            if next == to {
+                return true;
+            }
+            if seen.insert(next) {
+                rest.push(next);
+            }
+        }
+    }
+    false
+}
+
+#[test]
+fn modules_form_no_circle() {
+    for folder in ["proto/src", "client/src", "client/cli/src", "server/src"] {
+        let uses = uses(&repository().join(folder));
+        assert!(uses.len() > 5, "{folder}: {} modules", uses.len());
+        for (module, used) in &uses {
+            for other in used.iter().filter(|other| reaches(&uses, other, module)) {
+                let is_pair = PAIRS.iter().any(|pair| pair.contains(&&**module) && pair.contains(&&**other));
+                assert!(is_pair, "{folder}: `{module}` uses `{other}`, which comes back to it");
+            }
+        }
+    }
+}
+
+#[test]
+fn no_file_is_long() {
+    for folder in ["proto/src", "client", "server", "tests", "xtask", "examples"] {
+        for file in sources(&repository().join(folder)) {
+            let is_made = file.iter().any(|part| part == "generated" || part == "target");
+            let lines = std::fs::read_to_string(&file).unwrap().lines().count();
+            assert!(is_made || lines <= MAX_LINES, "{} has {lines} lines", file.display());
+        }
+    }
+}
