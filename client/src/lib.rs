@@ -14,6 +14,7 @@ mod addresses;
 mod budget;
 mod builder;
 mod claims;
+mod clear;
 mod client;
 mod config;
 mod connect;

@@ -18,7 +18,7 @@ use crate::health::Signal;
 use crate::lane::{Lease, Reply};
 use crate::monitor::{Monitor, Probed, reason};
 use crate::refusal::Refusal;
-use crate::request::{Attempt, Op};
+use crate::request::{Attempt, Op, Placement};
 
 /// By how much the deadline that a server is told lies after the caller's own.
 const DEADLINE_SLACK: Duration = Duration::from_millis(100);
@@ -137,40 +137,26 @@ async fn call_write(node: &Arc<Monitor>, ask: &Attempt<'_>) -> Result<Reply, Ref
         let answer = client.delete(request).await.map(tonic::Response::into_inner);
         answer.map(|answer| (Outcome::Done, answer.ring_version, (answer.token, answer.sequence)))
     };
+    let set = async |request| {
+        let mut request = node.request(request);
+        request.set_timeout(timeout);
+        let answer = client.clone().set(request).await.map(tonic::Response::into_inner);
+        answer.map(|answer| (answer.outcome(), answer.ring_version, (0, 0)))
+    };
     let written = match write {
         Write::Set { key, outcome, ttl_ms, token } => {
-            let (value, not_found, load_error) = match outcome {
-                Filled::Value(value) => (Bytes::copy_from_slice(value), false, String::new()),
-                Filled::NotFound => (Bytes::new(), true, String::new()),
-                Filled::Failed(message) => (Bytes::new(), false, message.to_owned()),
-            };
-            let mut request = node.request(SetRequest {
-                group: group.clone(),
-                key: Bytes::copy_from_slice(key),
-                value,
-                ttl_ms,
-                ring_version,
-                owned_since: ask.placement.owned_since,
-                token,
-                not_found,
-                load_error,
-                failover: ask.placement.failover,
-                release: false,
-            });
-            request.set_timeout(timeout);
-            let answer = client.clone().set(request).await.map(tonic::Response::into_inner);
-            answer.map(|answer| (answer.outcome(), answer.ring_version, (0, 0)))
+            let (group, key) = (group.clone(), Bytes::copy_from_slice(key));
+            let Placement { owned_since, failover, .. } = ask.placement;
+            let request =
+                SetRequest { group, key, ttl_ms, ring_version, owned_since, token, failover, ..of(outcome) };
+            set(request).await
         }
         Write::Delete { key, then_set, sequence } => {
             forget(vec![Bytes::copy_from_slice(key)], 0, false, (then_set, sequence)).await
         }
         Write::Clear { generation } => forget(Vec::new(), generation, generation == 0, (false, 0)).await,
         Write::Release { token } => {
-            let mut request =
-                node.request(SetRequest { group, token, release: true, ..SetRequest::default() });
-            request.set_timeout(timeout);
-            let answer = client.clone().set(request).await.map(tonic::Response::into_inner);
-            answer.map(|answer| (answer.outcome(), answer.ring_version, (0, 0)))
+            set(SetRequest { group: group.clone(), token, release: true, ..SetRequest::default() }).await
         }
     };
     match written {
@@ -182,6 +168,15 @@ async fn call_write(node: &Arc<Monitor>, ask: &Attempt<'_>) -> Result<Reply, Ref
             Ok(Reply { outcome, value, age, ttl, token, written, sequence, lease, ring_version })
         }
         Err(status) => Err(refused(node, status, ask.request.deadline)),
+    }
+}
+
+/// What a set brings.
+fn of(outcome: Filled<'_>) -> SetRequest {
+    match outcome {
+        Filled::Value(value) => SetRequest { value: Bytes::copy_from_slice(value), ..SetRequest::default() },
+        Filled::NotFound => SetRequest { not_found: true, ..SetRequest::default() },
+        Filled::Failed(message) => SetRequest { load_error: message.to_owned(), ..SetRequest::default() },
     }
 }
 

@@ -17,7 +17,7 @@ use peanut_proto::backoff::Backoff;
 use peanut_proto::clock::{uptime, wall_clock_ms};
 use peanut_proto::frame::Write;
 use peanut_proto::intervals::{RECOVERED, SILENCE_BEFORE_HINT};
-use peanut_proto::membership::{self, FORMAT, Undelivered, check_name};
+use peanut_proto::membership::{FORMAT, Undelivered, check_name};
 use peanut_proto::registry::{KeyRange, Registry, RegistryError};
 use peanut_proto::sabotage::{Mechanism, without};
 use peanut_proto::v1::Outcome;
@@ -34,10 +34,9 @@ use crate::refusal::Refusal;
 use crate::request::{Op, Placement, Request};
 use crate::routing::Routing;
 use crate::shared::Shared;
-use crate::unary;
 
 /// Rings that one write may be done under.
-const MAX_RINGS: usize = 8;
+pub(crate) const MAX_RINGS: usize = 8;
 /// Hints for one node, stored one by one until it is back; then one for the whole group takes the place of more. Long keys
 /// count for several, so that a process stores at most 16 KiB of keys.
 const MAX_HINTS: u32 = 64;
@@ -51,8 +50,6 @@ const ASK_AGAIN: Duration = Duration::from_millis(20);
 /// How long a value waits for room on its way, at first and at most, before it is looked for again.
 const ROOM_FIRST: Duration = Duration::from_millis(5);
 const ROOM_LONGEST: Duration = Duration::from_millis(100);
-/// A swap that loses so often has met something other than other clients.
-const SWAP_ATTEMPTS: usize = 100;
 
 /// Writes a key. On an error the write may have been done or not, here or there. The value of a set is kept only where `sequence` is the
 /// key's still; 0: whatever it is. Gives the key's sequence at its owner; 0 where that could not be reached.
@@ -202,7 +199,7 @@ fn tell_of_bound(group: &str, max_ttl: Duration) {
 }
 
 /// Whether the key has had another owner since it was written.
-async fn has_moved(
+pub(crate) async fn has_moved(
     client: &Shared,
     under: &Routing,
     heard: u64,
@@ -214,7 +211,7 @@ async fn has_moved(
 }
 
 /// Waits for a ring that nodes know.
-async fn wait_for_ring(client: &Shared, heard: u64, request: &Request<'_>) -> Result<(), Error> {
+pub(crate) async fn wait_for_ring(client: &Shared, heard: u64, request: &Request<'_>) -> Result<(), Error> {
     if heard <= client.routing.get().ring.version() {
         return Ok(());
     }
@@ -228,16 +225,16 @@ async fn wait_for_ring(client: &Shared, heard: u64, request: &Request<'_>) -> Re
 
 /// The deleting at one node.
 #[derive(Clone, Copy)]
-struct OneNode<'a> {
-    client: &'a Shared,
-    routing: &'a Routing,
-    request: Request<'a>,
-    begun: Instant,
+pub(crate) struct OneNode<'a> {
+    pub(crate) client: &'a Shared,
+    pub(crate) routing: &'a Routing,
+    pub(crate) request: Request<'a>,
+    pub(crate) begun: Instant,
 }
 
 impl OneNode<'_> {
     /// Has a node forget what is request, now or before it answers again. Gives its reply, where it gave one.
-    async fn deliver(
+    pub(crate) async fn deliver(
         &self,
         part: Part,
         node: &Arc<Node>,
@@ -418,86 +415,4 @@ fn neither(because: &Error, node: &Node, registry: Option<RegistryError>) -> Err
         Some(error) => Error::caused_by(ErrorKind::Unavailable, Some(node.id()), why, error),
         None => Error::at(ErrorKind::Unavailable, node.id(), why),
     }
-}
-
-/// Has all nodes forget a group. With a registry it is done when that has the new generation: a node that cannot be reached
-/// reads it before it answers again.
-pub(crate) async fn clear(client: &Shared, request: Request<'_>, begun: Instant) -> Result<(), Error> {
-    // The name becomes part of a key, which nobody would look for.
-    if let Err(why) = check_name(request.group_name) {
-        return Err(Error::new(ErrorKind::UnknownGroup, format!("no node has a group whose name {why}")));
-    }
-    if client.registry.is_some() && client.config.token.is_some() {
-        check_right(client, &request).await?;
-    }
-    let generation = match &client.registry {
-        None => 0,
-        Some(registry) => {
-            let key = client.keys.group(request.group_name);
-            match timeout_at(request.deadline, raise(&**registry, &key)).await {
-                Ok(Ok(generation)) => generation,
-                Ok(Err(error)) => {
-                    let why = "the registry did not take the new generation";
-                    return Err(Error::caused_by(ErrorKind::Unavailable, None, why, error));
-                }
-                Err(_) => {
-                    let why = "the registry did not take the new generation in time";
-                    return Err(Error::new(ErrorKind::DeadlineExceeded, why));
-                }
-            }
-        }
-    };
-    let request = Request { op: Op::Write(Write::Clear { generation }), ..request };
-    for _ in 0..MAX_RINGS {
-        let routing = client.routing_with_nodes(request.deadline).await?;
-        let nodes = routing.all_nodes(begun);
-        let one = OneNode { client, routing: &routing, request, begun };
-        let told = nodes.iter().map(|node| one.deliver(Part::OneOfAll, node, None, 0));
-        let told = join_all(told).await;
-        let has_group = |told: &Result<_, Refusal>| !matches!(told, Err(Refusal::NoGroup(_)));
-        let somebody_has = told.is_empty() || told.iter().any(has_group);
-        let mut heard = 0;
-        for told in told {
-            match told {
-                Ok(reply) => heard = reply.map_or(0, |reply| reply.ring_version).max(heard),
-                // A node that has no such group has nothing of it.
-                Err(Refusal::NoGroup(_)) if somebody_has => {}
-                Err(refusal) => return Err(refusal.into_error()),
-            }
-        }
-        // Who has come meanwhile may not have heard of it yet.
-        wait_for_ring(client, heard, &request).await?;
-        if client.routing.get().ring.version() == routing.ring.version() {
-            return Ok(());
-        }
-    }
-    Err(Error::new(ErrorKind::Unavailable, "the ring changed during each attempt"))
-}
-
-/// Asks nodes whether this client may write to a group, until one has said so: the registry would take it from anybody.
-async fn check_right(client: &Shared, request: &Request<'_>) -> Result<(), Error> {
-    let routing = client.routing.get();
-    let mut last = None;
-    for node in routing.nodes().iter().filter(|node| !node.is_down()) {
-        match unary::may_write(node, request.group_name, request.deadline).await {
-            Ok(()) => return Ok(()),
-            Err(Refusal::Elsewhere(error) | Refusal::Again(error)) => last = Some(error),
-            Err(refusal) => return Err(refusal.into_error()),
-        }
-    }
-    Err(last.unwrap_or_else(|| Error::new(ErrorKind::Unavailable, "no node says whether this may be done")))
-}
-
-/// Raises a group's generation, and gives it. A record that cannot be read or believed is written anew: nodes clear the group
-/// whenever it changes.
-async fn raise(registry: &dyn Registry, key: &str) -> Result<u64, RegistryError> {
-    for _ in 0..SWAP_ATTEMPTS {
-        let found = registry.get(key).await?;
-        let stored = found.as_ref().map(|entry| &entry.value[..]);
-        let next = membership::Group::next(stored, wall_clock_ms());
-        if registry.swap(key, found.map_or(0, |entry| entry.revision), next.encode()).await? {
-            return Ok(next.generation);
-        }
-    }
-    Err(RegistryError::new(format!("{key} changed {SWAP_ATTEMPTS} times in a row")))
 }

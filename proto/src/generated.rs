@@ -6,6 +6,7 @@
     clippy::all,
     clippy::allow_attributes_without_reason,
     clippy::missing_errors_doc,
+    clippy::too_many_lines,
     clippy::wildcard_imports,
     rustdoc::all,
     reason = "generated"

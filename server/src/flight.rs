@@ -19,6 +19,8 @@
 //!
 //! Whether a key has been written since is told by counters, one for many keys ([`Writes`]).
 
+mod writes;
+
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -28,7 +30,8 @@ use peanut_proto::sabotage::{Mechanism, without};
 use peanut_proto::v1::ErrorCode;
 use tokio::sync::watch;
 use tokio::time::{Duration, Instant};
-use xxhash_rust::xxh3::xxh3_64;
+
+use writes::Writes;
 
 use crate::budget::{Held, Reservation};
 use crate::error::Failure;
@@ -61,60 +64,6 @@ struct State {
     /// Late leases, the oldest first, and until when they are remembered.
     late: VecDeque<(Instant, Token)>,
     writes: Writes,
-}
-
-/// Counts the writes of keys, of many by one counter.
-#[derive(Debug)]
-struct Writes {
-    counters: Box<[u64]>,
-    /// Writes of all keys.
-    clears: u64,
-    /// Where sequences begin: another number for each process.
-    begun: u64,
-    /// For each counter the newest ring version that a writer went by, and for writes of all keys.
-    under: Box<[u64]>,
-    cleared_under: u64,
-}
-
-impl Writes {
-    const COUNTERS: usize = 1024;
-
-    fn new() -> Self {
-        let zeros = || vec![0; Writes::COUNTERS].into();
-        Writes {
-            counters: zeros(),
-            clears: 0,
-            begun: fastrand::u64(1..1 << 40),
-            under: zeros(),
-            cleared_under: 0,
-        }
-    }
-
-    fn place(key: &[u8]) -> usize {
-        xxh3_64(key) as usize % Writes::COUNTERS
-    }
-
-    /// A number that has changed where the key has been written since.
-    fn so_far(&self, key: &[u8]) -> (u64, u64) {
-        (self.counters[Writes::place(key)], self.clears)
-    }
-
-    /// A number that each write of the key raises; not zero.
-    fn sequence(&self, key: &[u8]) -> u64 {
-        let (writes, clears) = self.so_far(key);
-        self.begun + writes + clears
-    }
-
-    fn add(&mut self, key: &[u8], under: u64) {
-        let place = Writes::place(key);
-        self.counters[place] += 1;
-        self.under[place] = under.max(self.under[place]);
-    }
-
-    /// The newest ring version under which a key has been written, or more.
-    fn written_under(&self, key: &[u8]) -> u64 {
-        self.under[Writes::place(key)].max(self.cleared_under)
-    }
 }
 
 #[derive(Debug)]

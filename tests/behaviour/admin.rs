@@ -65,6 +65,7 @@ fn text_of<'a>(page: &'a str, id: &str) -> &'a str {
     from.split_once('>').unwrap().1.split_once('<').unwrap().0
 }
 
+#[expect(clippy::too_many_lines, reason = "one scene after the other")]
 #[tokio::test(flavor = "multi_thread")]
 async fn the_page_shows_a_person_the_ring_and_a_dead_node_red_within_two_seconds() {
     let (etcd, mut servers) = fleet(3).await;

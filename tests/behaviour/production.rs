@@ -39,6 +39,7 @@ fn the_page_has_the_walk_as_it_runs() {
     assert!(config.contains("${DATABASE_URL}"));
 }
 
+#[expect(clippy::too_many_lines, reason = "one scene after the other")]
 #[tokio::test(flavor = "multi_thread")]
 async fn three_nodes_over_mutual_tls_before_100_000_rows_lose_one_and_no_get() {
     let (etcd, database) = (Etcd::start().await, Database::postgres(&[]).await);

@@ -295,6 +295,7 @@ fn an_address_that_others_reach_wants_tls_or_the_word_insecure() {
     tokio::runtime::Runtime::new().unwrap().block_on(process.wait_for_line("listening on 0.0.0.0"));
 }
 
+#[expect(clippy::too_many_lines, reason = "one scene after the other")]
 /// Users of etcd with no more rights than nodes, clients and readers need, as the commands in docs/operations.md have them.
 async fn make_users(etcd: &mut etcd_client::Client) {
     let prefix = "/peanut/default/";
@@ -366,6 +367,7 @@ async fn root(etcd: &Etcd) -> etcd_client::Client {
     etcd_client::Client::connect([etcd.endpoint()], Some(options)).await.unwrap()
 }
 
+#[expect(clippy::too_many_lines, reason = "one scene after the other")]
 #[tokio::test(flavor = "multi_thread")]
 async fn an_etcd_with_users_is_used_with_the_least_rights_while_logins_expire_and_roles_change() {
     // Logins that are not used for a second expire.

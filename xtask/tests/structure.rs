@@ -15,7 +15,7 @@ fn repository() -> PathBuf {
 
 fn sources(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).unwrap().flatten() {
+    for entry in std::fs::read_dir(folder).expect("a folder").flatten() {
         let path = entry.path();
         if path.is_dir() {
             found.extend(sources(&path));
@@ -28,7 +28,7 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
 
 /// The code without comments and unit tests.
 fn code(file: &Path) -> String {
-    let text = std::fs::read_to_string(file).unwrap();
+    let text = std::fs::read_to_string(file).expect("a source");
     let text = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
     let lines = text.lines().filter(|line| !line.trim_start().starts_with("//"));
     lines.flat_map(|line| [line, "\n"]).collect()
@@ -36,13 +36,13 @@ fn code(file: &Path) -> String {
 
 /// The modules that a file's code names, as `crate::module` or in `use crate::{…}`.
 fn named(code: &str) -> BTreeSet<String> {
-    let word = |text: &str| -> String {
-        text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
-    };
+    let word =
+        |text: &str| -> String { text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect() };
     let mut names = BTreeSet::new();
     for after in code.split("crate::").skip(1) {
         match after.strip_prefix('{') {
-            Some(list) => names.extend(list.split('}').next().unwrap().split(',').map(|name| word(name.trim()))),
+            Some(list) => names
+                .extend(list.split('}').next().unwrap_or_default().split(',').map(|name| word(name.trim()))),
             None => _ = names.insert(word(after)),
         }
     }
@@ -53,9 +53,10 @@ fn named(code: &str) -> BTreeSet<String> {
 fn uses(source: &Path) -> BTreeMap<String, BTreeSet<String>> {
     let mut uses: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for file in sources(source) {
-        let inside = file.strip_prefix(source).unwrap();
-        let top = inside.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs").to_owned();
-        let is_test = inside.iter().any(|part| part.to_str().unwrap().starts_with("tests"));
+        let inside = file.strip_prefix(source).expect("it is in there").to_string_lossy().into_owned();
+        let parts: Vec<&str> = inside.split(std::path::MAIN_SEPARATOR).collect();
+        let top = parts[0].trim_end_matches(".rs").to_owned();
+        let is_test = parts.iter().any(|part| part.starts_with("tests"));
         if !["lib", "main", "generated", "bin"].contains(&&*top) && !is_test {
             uses.entry(top).or_default().extend(named(&code(&file)));
         }

@@ -9,6 +9,7 @@ use peanut_proto::limits::MAX_VALUE_BYTES;
 use tokio::time::Instant;
 
 use super::Group;
+use crate::clear;
 use crate::error::{Error, ErrorKind};
 use crate::request::{Op, Request};
 use crate::write;
@@ -140,7 +141,7 @@ impl Group {
         self.check(b"any key")?;
         let now = Instant::now();
         let request = self.request(b"", now);
-        write::clear(&self.client, request, now).await.inspect_err(|_| self.client.counters.failed())
+        clear::clear(&self.client, request, now).await.inspect_err(|_| self.client.counters.failed())
     }
 
     async fn write(&self, key: &[u8], write: Write<'_>, sequence: u64) -> Result<u64, Error> {

@@ -17,8 +17,9 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::{Code, Status, Streaming};
 
+use super::caller::Delivery;
 use super::requests::Requests;
-use super::state::{Delivery, LaneState};
+use super::state::LaneState;
 use super::{Failure, Lease, Shared};
 use crate::config::Config;
 use crate::connect::Connector;

@@ -12,7 +12,8 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Failure;
-use super::state::{Caller, LaneState, Limits, NextFrame, Waiter};
+use super::caller::{Caller, Delivery, Limits, Waiter};
+use super::state::{LaneState, NextFrame};
 use crate::request::{Op, Placement, Request};
 
 /// How many callers wait.
@@ -78,7 +79,7 @@ pub fn answers(mut input: &[u8]) {
     let mut deliveries = Vec::new();
     lane.fail_all(&Failure::Broken("over".into()), &mut deliveries);
     answered += deliveries.iter().filter(|delivery| delivery.caller.is_some()).count();
-    deliveries.into_iter().for_each(super::state::Delivery::tell);
+    deliveries.into_iter().for_each(Delivery::tell);
     assert_eq!((answered, lane.in_flight()), (CALLERS, 0), "each has one answer");
     assert!(waiting.iter_mut().all(|waiting| waiting.try_recv().is_ok()));
 }

@@ -11,6 +11,7 @@
 //! [`state`] is all of that as data, without socket or clock.
 
 mod batch;
+mod caller;
 mod choice;
 mod driver;
 #[cfg(feature = "fuzzing")]
@@ -39,10 +40,11 @@ use crate::monitor::Monitor;
 use crate::request::Attempt;
 pub(crate) use batch::Batch;
 use batch::Part;
+pub(crate) use caller::Limits;
+use caller::{Caller, Delivery, Waiter};
 pub(crate) use choice::Choice;
 pub(crate) use lease::Lease;
-pub(crate) use state::Limits;
-use state::{Caller, Delivery, LaneState, Waiter};
+use state::LaneState;
 
 /// Whose lane it is: what it sees of the node is told to the node's monitor.
 pub(crate) trait Owner: Send + Sync + 'static {

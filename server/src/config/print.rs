@@ -60,6 +60,12 @@ pub(super) fn print(matches: &ArgMatches, file: Option<&Source>) -> String {
         };
     }
     let mut text = plain + &tables;
+    print_lists(&mut text, matches, from_file.as_ref());
+    text
+}
+
+/// The groups and tokens, which are lists of tables.
+fn print_lists(text: &mut String, matches: &ArgMatches, from_file: Option<&(&str, Table)>) {
     let groups = matches.get_raw("group").into_iter().flatten().map(|raw| raw.to_string_lossy());
     let flags: Vec<_> = groups.collect();
     for group in &flags {
@@ -72,7 +78,7 @@ pub(super) fn print(matches: &ArgMatches, file: Option<&Source>) -> String {
             let _ = writeln!(text, "# {}", hide(entry.clone()));
         }
     }
-    if let Some((name, table)) = &from_file {
+    if let Some((name, table)) = from_file {
         let keys = if flags.is_empty() { &["token", "group"][..] } else { &["token"] };
         for key in keys {
             for entry in table.get(*key).and_then(Value::as_array).into_iter().flatten() {
@@ -83,7 +89,6 @@ pub(super) fn print(matches: &ArgMatches, file: Option<&Source>) -> String {
             }
         }
     }
-    text
 }
 
 /// The section and the key in the file of an argument that is a setting with one value, and its flag.

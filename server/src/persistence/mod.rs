@@ -101,36 +101,8 @@ impl Persistence {
                 tracing::warn!(%error, "what is kept of groups that this node does not have may be outdated when they are back")
             }
         }
-        let mut groups = Vec::new();
-        let mut writers = Vec::new();
-        for cache in caches {
-            let path = options.data_dir.join(cache.name());
-            let (directory, found) = match take(&path, boot) {
-                Ok(taken) => taken,
-                Err(error) => {
-                    let path = path.display();
-                    tracing::warn!(group = cache.name(), "in memory only, {path} cannot be used: {error}");
-                    continue;
-                }
-            };
-            let directory = Arc::new(directory);
-            let fingerprint = xxh3_64_with_seed(identity.as_bytes(), cache.fingerprint());
-            let journal = Arc::new(Journal::new(options.seal_interval, now));
-            let limits = Limits {
-                disk_bytes: cache.policy().disk_capacity_bytes(),
-                seal_interval: options.seal_interval,
-                fingerprint,
-                boot,
-            };
-            writers.push(Writer::new(
-                cache.clone(),
-                journal.clone(),
-                directory.clone(),
-                limits,
-                found.clone(),
-            ));
-            groups.push(Group { cache: cache.clone(), journal, directory, found, fingerprint });
-        }
+        let (groups, mut writers): (Vec<Group>, Vec<Writer>) =
+            caches.iter().filter_map(|cache| Group::take(options, identity, cache, boot, now)).unzip();
         let shared = Arc::new(Shared {
             phase: Mutex::new(Phase::Running),
             stop_restoring: AtomicBool::new(false),
@@ -239,6 +211,36 @@ impl Drop for Persistence {
         if !is_stopped {
             self.enter(Phase::Abandoned);
         }
+    }
+}
+
+impl Group {
+    /// Takes a group's folder and makes its writer; `None`, with a warning, where it cannot be used.
+    fn take(
+        options: &PersistenceOptions,
+        identity: &str,
+        cache: &Arc<Cache>,
+        boot: u64,
+        now: Instant,
+    ) -> Option<(Self, Writer)> {
+        let path = options.data_dir.join(cache.name());
+        let (directory, found) = take(&path, boot)
+            .inspect_err(|error| {
+                let path = path.display();
+                tracing::warn!(group = cache.name(), "in memory only, {path} cannot be used: {error}");
+            })
+            .ok()?;
+        let directory = Arc::new(directory);
+        let fingerprint = xxh3_64_with_seed(identity.as_bytes(), cache.fingerprint());
+        let journal = Arc::new(Journal::new(options.seal_interval, now));
+        let limits = Limits {
+            disk_bytes: cache.policy().disk_capacity_bytes(),
+            seal_interval: options.seal_interval,
+            fingerprint,
+            boot,
+        };
+        let writer = Writer::new(cache.clone(), journal.clone(), directory.clone(), limits, found.clone());
+        Some((Group { cache: cache.clone(), journal, directory, found, fingerprint }, writer))
     }
 }
 

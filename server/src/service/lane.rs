@@ -8,6 +8,9 @@
 //!
 //! What one poll does is bounded, and so is what a lane holds ([`crate::budget`]).
 
+mod named;
+mod request;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -23,21 +26,22 @@ use peanut_proto::frame::{
     AnswerFields, FRAME_BYTES, FrameError, Operation, RequestField, RequestFrame, RequestReader,
     ResponseFrame, ResponseWriter,
 };
-use peanut_proto::limits::is_traceparent;
 use peanut_proto::membership::check_name;
 use peanut_proto::v1::operation::Kind;
 use peanut_proto::v1::{ErrorCode, OnMiss};
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
+use named::Named;
+use request::LaneRequest;
+
 use super::whole_ms;
 use crate::budget::{Account, Held, OPERATION_BYTES, OpenLane};
-use crate::cache::{Answer, Begun, Cache, Delete, Fetched, Get, Set};
+use crate::cache::{Answer, Begun, Cache};
 use crate::error::Failure;
 use crate::flight::Token;
 use crate::node::{Node, ring_unknown};
-use crate::rights::{Action, Caller, GroupRights};
-use crate::store::Origin;
+use crate::rights::Caller;
 
 /// Operations of one lane that may wait for flights: as many as a client has in flight to a node by default.
 const MAX_WAITING: usize = 65_536;
@@ -96,13 +100,6 @@ pub(super) struct Answers {
     /// Operations that were read and have not begun.
     read: VecDeque<Operation>,
     frame: ResponseWriter,
-}
-
-/// A group that the client has named, and what it may do there.
-#[derive(Clone)]
-struct Named {
-    cache: Arc<Cache>,
-    rights: GroupRights,
 }
 
 /// What is left to send of a value that does not fit into a frame.
@@ -329,21 +326,7 @@ impl Answers {
             return Err(Failure::new(ErrorCode::DeadlinePassed, "the deadline had passed when it was read"));
         }
         let named = self.group(operation.group)?;
-        match operation.kind {
-            Kind::Get => named.rights.check(Action::Read, &operation.key),
-            Kind::Set => named.rights.check(Action::Set, &operation.key),
-            Kind::Delete if operation.on_miss == OnMiss::Lease => {
-                named.rights.check(Action::Set, &operation.key)
-            }
-            Kind::Delete => named.rights.check(Action::Delete, &operation.key),
-            Kind::Clear => named.rights.check(Action::Clear, &operation.key),
-            Kind::Release => named.rights.check_release(),
-        }?;
-        let may_fill = if operation.on_miss == OnMiss::Lease || operation.token != 0 {
-            named.rights.may_fill(&operation.key)
-        } else {
-            Ok(())
-        };
+        let may_fill = named.check(&operation)?;
         let cache = named.cache.clone();
         // A disk that stands still keeps writes waiting, and is no reason to refuse a get.
         let (of_kind, what) = match operation.kind {
@@ -478,88 +461,6 @@ impl Answers {
     /// Whether all is said.
     fn is_over(&self) -> bool {
         self.ended && self.reading.is_none() && self.read.is_empty() && self.waiting.is_empty()
-    }
-}
-
-/// An operation, with what it goes by.
-struct LaneRequest {
-    operation: Operation,
-    /// The ring that the client goes by.
-    ring_version: u64,
-    may_fill: Result<(), Failure>,
-    deadline: Option<Instant>,
-}
-
-impl LaneRequest {
-    /// Bytes that it holds while it waits.
-    fn bytes(&self) -> usize {
-        self.operation.key.len() + self.operation.rare.as_ref().map_or(0, |rare| rare.value.len())
-    }
-
-    /// The same, without the frame that it came in.
-    fn kept(mut self) -> Self {
-        let copy = |bytes: &mut Bytes| *bytes = Bytes::copy_from_slice(bytes);
-        copy(&mut self.operation.key);
-        if let Some(rare) = &mut self.operation.rare {
-            copy(&mut rare.value);
-            copy(&mut rare.traceparent);
-        }
-        self
-    }
-
-    fn begin(
-        self,
-        node: &Node,
-        cache: &Arc<Cache>,
-        account: &Arc<Account>,
-        now: Instant,
-    ) -> Result<Begun, Failure> {
-        let LaneRequest { operation, ring_version, may_fill, deadline } = self;
-        let (origin, rare) =
-            (Origin::of(operation.failover), operation.rare.map(|rare| *rare).unwrap_or_default());
-        match operation.kind {
-            Kind::Get => {
-                let get = Get {
-                    key: operation.key,
-                    on_miss: operation.on_miss,
-                    stamp: node.ring().stamp(ring_version),
-                    owned_since: operation.owned_since,
-                    origin,
-                    token: operation.token,
-                    traceparent: Some(rare.traceparent).filter(|it| is_traceparent(it)).unwrap_or_default(),
-                    may_fill,
-                    deadline,
-                    may_hand_over: operation.owned_since > node.ring().first(),
-                };
-                cache.begin(&get, account, now)
-            }
-            Kind::Set => {
-                let set = Set {
-                    key: operation.key,
-                    fetched: Fetched::new(rare.value, rare.not_found, rare.load_error),
-                    ttl: (rare.ttl_ms > 0).then(|| Duration::from_millis(rare.ttl_ms)),
-                    stamp: ring_version.min(node.ring().stamp(ring_version)),
-                    origin,
-                    under: node.ring().heard_of(ring_version),
-                    token: operation.token,
-                };
-                cache.set(set, now)
-            }
-            Kind::Delete => {
-                let then_set = (operation.on_miss == OnMiss::Lease).then_some(account);
-                let stamp = ring_version.min(node.ring().stamp(ring_version));
-                let delete = Delete {
-                    key: &operation.key,
-                    under: node.ring().heard_of(ring_version),
-                    stamp,
-                    then_set,
-                    sequence: rare.generation,
-                };
-                cache.delete(delete, now)
-            }
-            Kind::Clear => Ok(cache.clear(rare.generation, node.ring().heard_of(ring_version))),
-            Kind::Release => Ok(cache.release(operation.token)),
-        }
     }
 }
 

@@ -10,6 +10,7 @@ use peanut_tests::{Etcd, Origin, ServerProcess, eventually};
 use super::{LONG, hint, keys, put, put_many, text, two_groups};
 use crate::{PATIENT, SERVER, client, client_of, fleet};
 
+#[expect(clippy::too_many_lines, reason = "one scene after the other")]
 #[tokio::test(flavor = "multi_thread")]
 async fn five_mebibytes_of_invalidations_stop_no_client_and_their_node_reads_them_before_it_shows_anything() {
     let origin = Origin::start(Duration::ZERO).await;

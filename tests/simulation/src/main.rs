@@ -57,31 +57,7 @@ fn main() -> ExitCode {
     };
     let scenario = |seed| Scenario { seed, faults: args.faults, without };
     if let Some(seed) = args.seed {
-        if args.digest {
-            let mut hasher = xxhash_rust::xxh3::Xxh3::new();
-            hasher.update(scenario(seed).run().history.as_bytes());
-            println!("{:016x}", hasher.digest());
-            return ExitCode::SUCCESS;
-        }
-        if args.trace {
-            let filter = tracing_subscriber::EnvFilter::try_from_default_env();
-            let filter = filter.unwrap_or_else(|_| {
-                "peanut_server=trace,peanut_client=trace,peanut_proto=trace,peanut_simulation=trace".into()
-            });
-            tracing_subscriber::fmt()
-                .with_env_filter(filter)
-                .with_timer(VirtualTime)
-                .with_ansi(false)
-                .with_writer(std::io::stdout)
-                .init();
-        }
-        let outcome = scenario(seed).run();
-        if args.trace {
-            print!("{}", outcome.history);
-        }
-        report(seed, &outcome);
-        println!("{:?}, {} loads", outcome.operations, outcome.loads);
-        return if outcome.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        return run_one(&args, seed, &scenario(seed));
     }
     let threads = args.threads.or_else(|| thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
     let (next, end) = (AtomicU64::new(args.from), args.from + args.seeds);
@@ -130,6 +106,35 @@ fn main() -> ExitCode {
     );
     let is_good = different.into_inner().is_empty() && bad.is_empty() == without.is_none();
     if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Runs one seed, and shows what is asked for of it.
+fn run_one(args: &Args, seed: u64, scenario: &Scenario) -> ExitCode {
+    if args.digest {
+        let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+        hasher.update(scenario.run().history.as_bytes());
+        println!("{:016x}", hasher.digest());
+        return ExitCode::SUCCESS;
+    }
+    if args.trace {
+        let filter = tracing_subscriber::EnvFilter::try_from_default_env();
+        let filter = filter.unwrap_or_else(|_| {
+            "peanut_server=trace,peanut_client=trace,peanut_proto=trace,peanut_simulation=trace".into()
+        });
+        tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_timer(VirtualTime)
+            .with_ansi(false)
+            .with_writer(std::io::stdout)
+            .init();
+    }
+    let outcome = scenario.run();
+    if args.trace {
+        print!("{}", outcome.history);
+    }
+    report(seed, &outcome);
+    println!("{:?}, {} loads", outcome.operations, outcome.loads);
+    if outcome.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Of the history of a seed, from a process of its own.

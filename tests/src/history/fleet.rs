@@ -27,6 +27,19 @@ struct Node {
     paused: u32,
 }
 
+impl Node {
+    /// Ends its process, if no other fault has.
+    async fn go_down(&mut self, is_asked: bool) {
+        self.down += 1;
+        if self.down == 1 && is_asked && self.paused == 0 {
+            self.server.process().signal(Signal::SIGTERM);
+            self.server.process().ended().await;
+        } else if self.down == 1 {
+            self.server.process().kill();
+        }
+    }
+}
+
 /// An application, and the proxy that it reaches etcd through.
 struct App {
     to_etcd: Proxy,
@@ -145,15 +158,7 @@ impl Fleet {
                 self.nodes[node].is_member = self.client.drain(&id).await.is_err();
             }
             Fault::Drain => return None,
-            Fault::Restart | Fault::Kill => {
-                it.down += 1;
-                if it.down == 1 && fault == Fault::Restart && it.paused == 0 {
-                    it.server.process().signal(Signal::SIGTERM);
-                    it.server.process().ended().await;
-                } else if it.down == 1 {
-                    it.server.process().kill();
-                }
-            }
+            Fault::Restart | Fault::Kill => it.go_down(fault == Fault::Restart).await,
             Fault::Sleep => {
                 it.paused += 1;
                 if it.down == 0 && it.paused == 1 {

@@ -1,5 +1,6 @@
 //! Writes: what is late, and what comes between.
 
+use super::leases::{fill, leased};
 use super::*;
 
 /// Deletes `k` to set it; gives the token.

@@ -4,6 +4,9 @@
 //! at a time and goes to the next when a call fails. Every call has a time-out. A watch asks for progress
 //! while it is quiet, so that a connection which died without a word is noticed.
 
+mod endpoint;
+mod watch;
+
 use std::error::Error as _;
 use std::fmt;
 use std::sync::Arc;
@@ -12,22 +15,23 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use etcd_client::{
-    Client, Compare, CompareOp, ConnectOptions, EventType, GetOptions, PutOptions, Txn, TxnOp, WatchOptions,
-    WatchStream,
+    Client, Compare, CompareOp, ConnectOptions, GetOptions, PutOptions, Txn, TxnOp, WatchOptions,
 };
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 
-use crate::address;
 use crate::bounds::Bounds;
 #[cfg(feature = "tls")]
 use crate::tls::{TlsError, TlsFiles};
 #[cfg(feature = "tls")]
 use etcd_client::{Certificate, Identity, TlsOptions};
 
-use crate::intervals::{REGISTRY_CALL, WATCH_PROGRESS, WATCH_SILENCE};
+use crate::intervals::{REGISTRY_CALL, WATCH_PROGRESS};
 
-use super::{Change, Changes, Entry, KeyRange, LeaseId, Page, PageOptions, Registry, RegistryError};
+use endpoint::{check_endpoint, is_open};
+use watch::EtcdChanges;
+
+use super::{Changes, Entry, KeyRange, LeaseId, Page, PageOptions, Registry, RegistryError};
 
 /// Keys of the first page, and of the longest. Where values are long a page has fewer, since it is one message.
 const FIRST_PAGE: usize = 128;
@@ -287,30 +291,6 @@ fn range_of(range: &KeyRange, limit: usize, revision: i64, keys_only: bool) -> G
     if keys_only { options.with_keys_only() } else { options }
 }
 
-fn check_endpoint(endpoint: &str) -> Result<(), RegistryError> {
-    let rest = endpoint.split_once("://").filter(|(scheme, _)| matches!(*scheme, "http" | "https"));
-    match rest.map(|(_, rest)| address::check(host_and_port(rest))) {
-        Some(Ok(())) => Ok(()),
-        _ => {
-            // There may be a secret before it.
-            let shown = host_and_port(endpoint);
-            Err(RegistryError::new(format!("etcd endpoint `{shown}` is not like http://127.0.0.1:2379")))
-        }
-    }
-}
-
-/// What is left of an address without a user before it and slashes after it.
-fn host_and_port(rest: &str) -> &str {
-    let rest = rest.trim_end_matches('/');
-    rest.rsplit_once('@').map_or(rest, |(_, rest)| rest)
-}
-
-/// Whether others can read what is said there: it is on another machine, and speaks no TLS.
-fn is_open(endpoint: &str) -> bool {
-    let taken = endpoint.strip_prefix("http://").map(|rest| address::host_and_port(host_and_port(rest)));
-    taken.is_some_and(|taken| !taken.is_ok_and(|(host, _)| address::is_loopback(host)))
-}
-
 /// The innermost message: tonic and hyper wrap "connection refused" in several others, and
 /// `etcd_client` tells no sources.
 fn reason(error: &etcd_client::Error) -> String {
@@ -475,120 +455,5 @@ impl Registry for EtcdRegistry {
     }
 }
 
-struct EtcdChanges {
-    stream: WatchStream,
-    heard: Instant,
-    asked: Instant,
-}
-
-#[async_trait]
-impl Changes for EtcdChanges {
-    async fn next(&mut self) -> Result<Vec<Change>, RegistryError> {
-        loop {
-            let ask_at = self.heard.max(self.asked) + WATCH_PROGRESS;
-            let message = tokio::select! {
-                message = self.stream.message() => message,
-                () = tokio::time::sleep_until(self.heard + WATCH_SILENCE) => {
-                    return Err(RegistryError::new(format!("the etcd watch was silent for {WATCH_SILENCE:?}")));
-                }
-                () = tokio::time::sleep_until(ask_at) => {
-                    self.asked = Instant::now();
-                    self.stream.request_progress().await.map_err(watch_error)?;
-                    continue;
-                }
-            };
-            self.heard = Instant::now();
-            let Some(response) = message.map_err(watch_error)? else {
-                return Err(RegistryError::new("etcd closed the watch"));
-            };
-            if response.compact_revision() > 0 {
-                let at = response.compact_revision();
-                return Err(RegistryError::new(format!(
-                    "etcd has compacted what was to be watched, up to {at}"
-                )));
-            }
-            if response.canceled() {
-                let why = response.cancel_reason();
-                return Err(RegistryError::new(format!("etcd cancelled the watch: {why}")));
-            }
-            let changes = response.events().iter().filter_map(|event| {
-                let kv = event.kv()?;
-                Some(Change {
-                    key: std::str::from_utf8(kv.key()).ok()?.to_owned(),
-                    value: (event.event_type() == EventType::Put).then(|| kv.value().to_vec()),
-                    revision: kv.mod_revision(),
-                })
-            });
-            let changes: Vec<Change> = changes.collect();
-            if !changes.is_empty() {
-                return Ok(changes);
-            }
-        }
-    }
-}
-
-fn watch_error(error: etcd_client::Error) -> RegistryError {
-    RegistryError::new(format!("the etcd watch broke: {}", reason(&error))).with_source(error)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn endpoints_and_times_are_such_that_etcd_can_be_asked() {
-        let made =
-            |endpoint: &str, timeout| EtcdRegistry::new([endpoint], timeout).map_err(|it| it.to_string());
-        let second = Duration::from_secs(1);
-        for good in [
-            "127.0.0.1:2379",
-            "http://etcd-1:2379/",
-            "https://[fd00::1]:2379",
-            "http://etcd.example.:1",
-            "http://me:secret@etcd:1",
-        ] {
-            assert!(made(good, second).is_ok(), "{good}");
-        }
-        for bad in [
-            "",
-            "etcd",
-            "http://etcd",
-            "http://etcd:0",
-            "ftp://etcd:1",
-            "http://fd00::1:2379",
-            "http://[::]:2379",
-            "http://a b:1",
-            "http://etcd:2379/path",
-        ] {
-            assert!(made(bad, second).unwrap_err().contains("is not like"), "{bad}");
-        }
-        for timeout in [Duration::ZERO, Duration::from_nanos(1), Duration::from_secs(u64::MAX), Duration::MAX]
-        {
-            assert!(
-                made("etcd:2379", timeout).unwrap_err().contains("must be from 10ms to 5m"),
-                "{timeout:?}"
-            );
-        }
-    }
-
-    #[tokio::test]
-    async fn a_password_is_not_sent_for_everybody_to_read() {
-        let registry = |endpoint: &str| EtcdRegistry::new([endpoint], Duration::from_millis(100)).unwrap();
-        // Addresses that nobody has (RFC 5737).
-        let open = registry("http://192.0.2.1:2379").user("me", "password");
-        assert_eq!(open.open_endpoint(), Some("http://192.0.2.1:2379"));
-        let why = open.delete("k").await.unwrap_err().to_string();
-        assert!(why.contains("for everybody to read") && !why.contains("password:"), "{why}");
-        for other in [
-            open.clone().insecure(),
-            registry("http://192.0.2.1:2379"),
-            registry("http://127.0.0.1:1").user("me", "password"),
-        ] {
-            let why = other.delete("k").await.unwrap_err().to_string();
-            assert!(!why.contains("for everybody to read"), "{why}");
-        }
-        for own in ["http://localhost:1", "http://[::1]:1", "https://192.0.2.1:1"] {
-            assert_eq!(registry(own).open_endpoint(), None, "{own}");
-        }
-    }
-}
+mod tests;

@@ -1,0 +1,57 @@
+//! What is remembered of writes: counters by classes of keys, and under which rings they were.
+
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Counts the writes of keys, of many by one counter.
+#[derive(Debug)]
+pub(super) struct Writes {
+    pub(super) counters: Box<[u64]>,
+    /// Writes of all keys.
+    pub(super) clears: u64,
+    /// Where sequences begin: another number for each process.
+    pub(super) begun: u64,
+    /// For each counter the newest ring version that a writer went by, and for writes of all keys.
+    pub(super) under: Box<[u64]>,
+    pub(super) cleared_under: u64,
+}
+
+impl Writes {
+    const COUNTERS: usize = 1024;
+
+    pub(super) fn new() -> Self {
+        let zeros = || vec![0; Writes::COUNTERS].into();
+        Writes {
+            counters: zeros(),
+            clears: 0,
+            begun: fastrand::u64(1..1 << 40),
+            under: zeros(),
+            cleared_under: 0,
+        }
+    }
+
+    pub(super) fn place(key: &[u8]) -> usize {
+        xxh3_64(key) as usize % Writes::COUNTERS
+    }
+
+    /// A number that has changed where the key has been written since.
+    pub(super) fn so_far(&self, key: &[u8]) -> (u64, u64) {
+        (self.counters[Writes::place(key)], self.clears)
+    }
+
+    /// A number that each write of the key raises; not zero.
+    pub(super) fn sequence(&self, key: &[u8]) -> u64 {
+        let (writes, clears) = self.so_far(key);
+        self.begun + writes + clears
+    }
+
+    pub(super) fn add(&mut self, key: &[u8], under: u64) {
+        let place = Writes::place(key);
+        self.counters[place] += 1;
+        self.under[place] = under.max(self.under[place]);
+    }
+
+    /// The newest ring version under which a key has been written, or more.
+    pub(super) fn written_under(&self, key: &[u8]) -> u64 {
+        self.under[Writes::place(key)].max(self.cleared_under)
+    }
+}

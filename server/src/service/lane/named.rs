@@ -1,0 +1,35 @@
+//! A group that a lane has named, and what its caller may do there.
+
+use std::sync::Arc;
+
+use peanut_proto::frame::Operation;
+use peanut_proto::v1::OnMiss;
+use peanut_proto::v1::operation::Kind;
+
+use crate::cache::Cache;
+use crate::error::Failure;
+use crate::rights::{Action, GroupRights};
+
+/// A group that the client has named, and what it may do there.
+#[derive(Clone)]
+pub(super) struct Named {
+    pub(super) cache: Arc<Cache>,
+    pub(super) rights: GroupRights,
+}
+
+impl Named {
+    /// Whether the caller may do this. Gives whether it may be given a fill token, where it asks for one.
+    pub(super) fn check(&self, operation: &Operation) -> Result<Result<(), Failure>, Failure> {
+        let (rights, key) = (&self.rights, &operation.key);
+        match operation.kind {
+            Kind::Get => rights.check(Action::Read, key),
+            Kind::Set => rights.check(Action::Set, key),
+            Kind::Delete if operation.on_miss == OnMiss::Lease => rights.check(Action::Set, key),
+            Kind::Delete => rights.check(Action::Delete, key),
+            Kind::Clear => rights.check(Action::Clear, key),
+            Kind::Release => rights.check_release(),
+        }?;
+        let may_fill = operation.on_miss == OnMiss::Lease || operation.token != 0;
+        Ok(if may_fill { rights.may_fill(key) } else { Ok(()) })
+    }
+}

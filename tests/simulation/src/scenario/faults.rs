@@ -1,0 +1,179 @@
+//! How each fault begins and ends.
+
+use std::time::Duration;
+
+use peanut_proto::machine::Disk;
+
+use super::{Fleet, marks};
+use crate::network::{HostId, Network};
+use crate::plan::{End, FIRST_NODES, Fault, Folder, NODES};
+use crate::registry::StoreFault;
+
+impl Fleet {
+    /// Begins a fault.
+    pub(super) fn begin(&mut self, fault: Fault) {
+        match fault {
+            Fault::Kill { node, power, folder } => {
+                let it = &mut self.nodes[node];
+                it.down += 1;
+                if power {
+                    self.world.network.power_off(it.host);
+                }
+                it.stop = None;
+                self.world.kill(it.host);
+                self.swap_folder(node, folder);
+            }
+            Fault::Stop { node, leaves } => {
+                let node = &mut self.nodes[node];
+                node.down += 1;
+                if leaves {
+                    // It is told when it starts.
+                    node.leaves = true;
+                }
+                if let Some(stop) = &node.stop {
+                    stop.send_replace(true);
+                }
+            }
+            Fault::Visit => {
+                let last = NODES - 1;
+                if !self.world.is_running(self.nodes[last].host) && self.nodes[last].down == 0 {
+                    self.nodes[last].leaves = true;
+                    self.start_node(last);
+                }
+            }
+            Fault::Pause(end) => self.pause(end, 1),
+            Fault::KillClient(app) => {
+                self.apps[app].down += 1;
+                self.world.kill(self.apps[app].host);
+            }
+            Fault::Cut { from, to, one_way, .. } => self.each_link(from, to, one_way, Network::cut),
+            Fault::Slow { from, to, by } => {
+                self.each_link(from, to, false, |network, from, to| network.slow_down(from, to, by));
+            }
+            Fault::Store(fault) => self.store.fault(fault, true),
+            Fault::WatchLag { who, by } => {
+                let hosts =
+                    self.nodes.iter().map(|node| node.host).chain(self.apps.iter().map(|app| app.host));
+                let lagging = hosts.enumerate().filter(|(at, _)| who >> at & 1 == 1);
+                self.store.set_watch_lag(lagging.fold(0, |hosts, (_, host)| hosts | 1 << host), by);
+            }
+            Fault::Compaction => self.store.end_watches(),
+            Fault::Emptied => self.store.fault(StoreFault::Down, true),
+            Fault::Clock { node, by_ms } => self.world.set_clock(self.nodes[node].host, by_ms),
+            Fault::Disk { node, stalls } => {
+                let disk = if stalls { Disk::Stalled } else { Disk::Full };
+                self.world.set_disk(self.nodes[node].host, disk);
+            }
+        }
+    }
+
+    /// Ends a fault. Gives how much later it is to be tried again, where it cannot end yet.
+    pub(super) fn finish(&mut self, fault: Fault) -> Option<Duration> {
+        match fault {
+            Fault::Kill { node, .. } | Fault::Stop { node, .. } => {
+                let it = &mut self.nodes[node];
+                if it.stop.is_some() && self.world.is_running(it.host) && it.paused == 0 && it.down == 1 {
+                    // It has not ended yet.
+                    return Some(Duration::from_millis(20));
+                }
+                it.down -= 1;
+                if it.down == 0 {
+                    if self.world.is_running(it.host) {
+                        it.stop = None;
+                        self.world.kill(it.host);
+                    }
+                    it.leaves = false;
+                    if node < FIRST_NODES {
+                        self.start_node(node);
+                    }
+                }
+            }
+            Fault::Visit => {
+                let last = &self.nodes[NODES - 1];
+                if let Some(stop) = &last.stop {
+                    stop.send_replace(true);
+                }
+            }
+            Fault::Pause(end) => self.pause(end, -1),
+            Fault::KillClient(app) => {
+                self.apps[app].down -= 1;
+                if self.apps[app].down == 0 {
+                    self.start_app(app);
+                }
+            }
+            Fault::Cut { from, to, one_way, mended } => {
+                self.each_link(from, to, one_way, |network, from, to| network.mend(from, to, mended));
+            }
+            Fault::Slow { from, to, .. } => {
+                self.each_link(from, to, false, |network, from, to| {
+                    network.slow_down(from, to, Duration::ZERO);
+                });
+            }
+            Fault::Store(fault) => self.store.fault(fault, false),
+            Fault::WatchLag { .. } => self.store.set_watch_lag(0, Duration::ZERO),
+            Fault::Compaction => {}
+            Fault::Emptied => {
+                self.store.empty();
+                self.store.fault(StoreFault::Down, false);
+            }
+            Fault::Clock { node, by_ms } => self.world.set_clock(self.nodes[node].host, -by_ms),
+            Fault::Disk { node, .. } => self.world.set_disk(self.nodes[node].host, Disk::Good),
+        }
+        None
+    }
+
+    pub(super) fn pause(&mut self, end: End, by: i32) {
+        let (host, count) = match end {
+            End::Node(node) => (self.nodes[node].host, &mut self.nodes[node].paused),
+            End::Client(app) => (self.apps[app].host, &mut self.apps[app].paused),
+            End::Member(_) | End::Registry => return,
+        };
+        *count = count.saturating_add_signed(by);
+        let is_paused = *count > 0;
+        self.world.pause(host, is_paused);
+    }
+
+    pub(super) fn each_link(
+        &self,
+        from: End,
+        to: End,
+        one_way: bool,
+        each: impl Fn(&Network, HostId, HostId),
+    ) {
+        let hosts = |end| match end {
+            End::Node(node) => vec![self.nodes[node].host],
+            End::Client(app) => vec![self.apps[app].host],
+            End::Member(member) => vec![self.members[member]],
+            End::Registry => self.members.to_vec(),
+        };
+        for from in hosts(from) {
+            for to in hosts(to) {
+                each(&self.world.network, from, to);
+                if !one_way {
+                    each(&self.world.network, to, from);
+                }
+            }
+        }
+    }
+
+    pub(super) fn swap_folder(&mut self, node: usize, folder: Folder) {
+        if !self.is_warm {
+            return;
+        }
+        let present = self.copy_folder(node);
+        self.copies += 1;
+        let empty = self.folder.path().join(format!("empty{}", self.copies));
+        let node = &mut self.nodes[node];
+        let older = std::mem::replace(&mut node.copy, present);
+        match (folder, older) {
+            (Folder::Empty, _) => node.folder = empty,
+            // Of an earlier run that has made its mark: what was on the disk earlier under the same mark is not told from what is there.
+            (Folder::Older, Some((starts, older)))
+                if starts < node.starts && marks(&older) != marks(&node.folder) =>
+            {
+                node.folder = older;
+            }
+            _ => {}
+        }
+    }
+}
