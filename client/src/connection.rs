@@ -6,8 +6,8 @@
 //! work, and the futures meet at the connection's locks: seven futex calls for each get of a caller that is
 //! alone, as measured. Here they take turns in one task, and what they wake in one another does not leave it.
 //!
-//! Those outside who have something to send *knock*. When an answer has woken several callers, the first who
-//! knocks has the task queue up behind the others, so that one frame takes what all of them have to send.
+//! Callers outside the task that have something to send wake it. When an answer has woken several callers, the first wake is coalesced:
+//! the task yields once, so that the other callers run before it and one frame takes what all of them have to send.
 
 use std::fmt;
 use std::pin::Pin;
@@ -34,16 +34,16 @@ pub(crate) struct ConnectionTask {
 #[derive(Debug, Default)]
 struct Shared {
     inbox: Mutex<Inbox>,
-    /// Several have been woken who are likely to knock.
-    company: AtomicBool,
-    bell: Arc<Bell>,
+    /// Several callers have been woken that are likely to wake the task.
+    expects_more: AtomicBool,
+    wakes: Arc<WakeState>,
 }
 
 /// What has come from outside since the task last looked.
 #[derive(Default)]
 struct Inbox {
     futures: Vec<BoxFuture<'static, ()>>,
-    knocks: Vec<Waker>,
+    wakers: Vec<Waker>,
     /// Whether there is a task to look.
     running: bool,
 }
@@ -56,22 +56,22 @@ impl ConnectionTask {
         let was_running = std::mem::replace(&mut inbox.running, true);
         drop(inbox);
         if was_running {
-            self.shared.bell.ring();
+            self.shared.wakes.notify();
         } else {
             let (shared, futures) = (self.shared.clone(), FuturesUnordered::new());
-            tokio::spawn(Running { shared, futures, lingering: None, ended: false });
+            tokio::spawn(Running { shared, futures, coalescing: None, ended: false });
         }
     }
 
-    /// Wakes one of the futures from outside, with the next turn of the task that is no lingering.
-    pub(crate) fn knock(&self, future: Waker) {
-        self.shared.inbox.lock().knocks.push(future);
-        self.shared.bell.task.wake();
+    /// Wakes one of the futures from outside, on the next poll after any coalescing delay.
+    pub(crate) fn wake(&self, future: Waker) {
+        self.shared.inbox.lock().wakers.push(future);
+        self.shared.wakes.task.wake();
     }
 
-    /// Says whether several have been woken who are likely to knock, so that it is worth to linger.
-    pub(crate) fn expect_company(&self, company: bool) {
-        self.shared.company.store(company, Ordering::Relaxed);
+    /// Says whether several callers have been woken that are likely to wake the task, so that coalescing is worth a yield.
+    pub(crate) fn expect_more(&self, expects_more: bool) {
+        self.shared.expects_more.store(expects_more, Ordering::Relaxed);
     }
 }
 
@@ -86,28 +86,28 @@ struct Running {
     shared: Arc<Shared>,
     futures: FuturesUnordered<BoxFuture<'static, ()>>,
     /// Completes when those who were ready to run before have run.
-    lingering: Option<BoxFuture<'static, ()>>,
+    coalescing: Option<BoxFuture<'static, ()>>,
     /// Another task may be there already.
     ended: bool,
 }
 
 impl Running {
-    /// Lets in those who have knocked, at once or after lingering.
-    fn answer_knocks(&mut self, context: &mut Context<'_>) {
+    /// Wakes the futures that were to be woken from outside, at once or after the coalescing delay.
+    fn wake_futures(&mut self, context: &mut Context<'_>) {
         let mut inbox = self.shared.inbox.lock();
-        if inbox.knocks.is_empty() {
+        if inbox.wakers.is_empty() {
             return;
         }
-        if self.lingering.is_none() && self.shared.company.load(Ordering::Relaxed) {
-            self.lingering = Some(Box::pin(yield_now()));
+        if self.coalescing.is_none() && self.shared.expects_more.load(Ordering::Relaxed) {
+            self.coalescing = Some(Box::pin(yield_now()));
         }
-        if self.lingering.as_mut().is_some_and(|lingering| lingering.as_mut().poll(context).is_pending()) {
+        if self.coalescing.as_mut().is_some_and(|coalescing| coalescing.as_mut().poll(context).is_pending()) {
             return;
         }
-        self.lingering = None;
-        let knocks = std::mem::take(&mut inbox.knocks);
+        self.coalescing = None;
+        let wakers = std::mem::take(&mut inbox.wakers);
         drop(inbox);
-        knocks.into_iter().for_each(Waker::wake);
+        wakers.into_iter().for_each(Waker::wake);
     }
 
     /// Whether all futures have ended; then the task does too.
@@ -129,16 +129,16 @@ impl Future for Running {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let bell = self.shared.bell.clone();
-        bell.task.register(context.waker());
-        let waker = Waker::from(bell.clone());
-        bell.attend();
-        self.answer_knocks(context);
+        let wakes = self.shared.wakes.clone();
+        wakes.task.register(context.waker());
+        let waker = Waker::from(wakes.clone());
+        wakes.begin_poll();
+        self.wake_futures(context);
         for _ in 0..MAX_ROUNDS {
             if self.poll_futures(&mut Context::from_waker(&waker)) {
                 return Poll::Ready(());
             }
-            if bell.rest() {
+            if wakes.park() {
                 return Poll::Pending;
             }
             if !coop::has_budget_remaining() {
@@ -158,54 +158,54 @@ impl Drop for Running {
         }
         let mut inbox = self.shared.inbox.lock();
         inbox.running = false;
-        let (futures, knocks) = (std::mem::take(&mut inbox.futures), std::mem::take(&mut inbox.knocks));
+        let (futures, wakers) = (std::mem::take(&mut inbox.futures), std::mem::take(&mut inbox.wakers));
         drop(inbox);
-        drop((futures, knocks));
+        drop((futures, wakers));
     }
 }
 
 /// The task waits to be woken.
-const RESTING: u8 = 0;
+const PARKED: u8 = 0;
 /// The task is polling its futures.
-const ATTENDING: u8 = 1;
+const POLLING: u8 = 1;
 /// One of the futures is to be polled: the task has been woken, or goes another round.
-const RUNG: u8 = 2;
+const NOTIFIED: u8 = 2;
 
 /// What the futures are woken by: it wakes the task, unless that is polling them and will see for itself.
 #[derive(Debug, Default)]
-struct Bell {
+struct WakeState {
     state: AtomicU8,
     task: AtomicWaker,
 }
 
-impl Bell {
-    fn ring(&self) {
-        if self.state.swap(RUNG, Ordering::SeqCst) == RESTING {
+impl WakeState {
+    fn notify(&self) {
+        if self.state.swap(NOTIFIED, Ordering::SeqCst) == PARKED {
             self.task.wake();
         }
     }
 
-    fn attend(&self) {
-        self.state.store(ATTENDING, Ordering::SeqCst);
+    fn begin_poll(&self) {
+        self.state.store(POLLING, Ordering::SeqCst);
     }
 
-    /// Whether it has not been rung since the task began to attend; if it has, the task attends again.
-    fn rest(&self) -> bool {
-        let rested = self.state.compare_exchange(ATTENDING, RESTING, Ordering::SeqCst, Ordering::SeqCst);
-        if rested.is_err() {
-            self.attend();
+    /// Whether no future has been woken since the task began to poll; if one has, the task polls again.
+    fn park(&self) -> bool {
+        let parked = self.state.compare_exchange(POLLING, PARKED, Ordering::SeqCst, Ordering::SeqCst);
+        if parked.is_err() {
+            self.begin_poll();
         }
-        rested.is_ok()
+        parked.is_ok()
     }
 }
 
-impl Wake for Bell {
+impl Wake for WakeState {
     fn wake(self: Arc<Self>) {
-        self.ring();
+        self.notify();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.ring();
+        self.notify();
     }
 }
 
@@ -309,8 +309,8 @@ mod tests {
         assert!(between <= 1, "{between} turns of others while two futures woke each other five times");
     }
 
-    /// How many of three callers, woken together, have knocked when the task lets them in.
-    async fn knocks_let_in_together(company: bool) -> usize {
+    /// How many of three callers, woken together, have woken the task when it wakes its futures.
+    async fn wakes_in_one_poll(expects_more: bool) -> usize {
         let task = ConnectionTask::default();
         let sent = Arc::new(AtomicUsize::new(0));
         let (waker_in, waker) = oneshot::channel();
@@ -329,10 +329,10 @@ mod tests {
             let _ = end.send(seen.load(Ordering::SeqCst));
         });
         let waker: Waker = waker.await.unwrap();
-        task.expect_company(company);
+        task.expect_more(expects_more);
         tokio::spawn(async move {
             sent.fetch_add(1, Ordering::SeqCst);
-            task.knock(waker);
+            task.wake(waker);
             // The others are ready only behind the task.
             for _ in 0..2 {
                 let sent = sent.clone();
@@ -343,12 +343,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_knocks_in_company_is_let_in_with_the_others() {
-        assert_eq!(knocks_let_in_together(true).await, 3);
+    async fn wakes_of_several_callers_are_coalesced() {
+        assert_eq!(wakes_in_one_poll(true).await, 3);
     }
 
     #[tokio::test]
-    async fn who_knocks_alone_is_let_in_at_once() {
-        assert_eq!(knocks_let_in_together(false).await, 1);
+    async fn the_wake_of_one_caller_is_not_delayed() {
+        assert_eq!(wakes_in_one_poll(false).await, 1);
     }
 }

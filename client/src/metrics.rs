@@ -26,7 +26,7 @@ const COUNTS: [Count; 11] = [
     ("peanut_client_errors_total", None, |stats| stats.errors),
     ("peanut_client_writes_total", None, |stats| stats.writes),
     ("peanut_client_failovers_total", None, |stats| stats.failovers),
-    ("peanut_client_undelivered_total", None, |stats| stats.undelivered),
+    ("peanut_client_hints_total", None, |stats| stats.hints),
     ("peanut_client_hand_overs_total", None, |stats| stats.hand_overs),
     ("peanut_client_uncached_loads_total", None, |stats| stats.uncached),
 ];
@@ -36,10 +36,7 @@ fn describe() {
     describe_counter!("peanut_client_errors_total", "Operations that failed");
     describe_counter!("peanut_client_writes_total", "Sets and deletes that were done");
     describe_counter!("peanut_client_failovers_total", "Gets answered by the successor");
-    describe_counter!(
-        "peanut_client_undelivered_total",
-        "Writes for which a hint was stored in the registry"
-    );
+    describe_counter!("peanut_client_hints_total", "Writes for which a hint was stored in the registry");
     describe_counter!("peanut_client_hand_overs_total", "Values that former owners had");
     describe_counter!("peanut_client_uncached_loads_total", "Values loaded where no node could be asked");
     describe_gauge!("peanut_client_ring_version", "Version of the ring");

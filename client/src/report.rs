@@ -74,7 +74,7 @@ pub struct GroupReport {
     pub evicted: u64,
     /// Loads in progress or waiting.
     pub flights: u64,
-    /// Of the origin: `closed`, `open` or `returning`.
+    /// Of the origin: `closed`, `open` or `half-open`.
     pub breaker: String,
     /// What is asked for most, the hottest first.
     pub hot_keys: Vec<(Bytes, f64)>,

@@ -26,7 +26,7 @@ pub struct Stats {
     /// Answered, in one of the ways above, by the successor in place of the owner.
     pub failovers: u64,
     /// Writes for which a hint was stored in the registry, since the owner could not be reached.
-    pub undelivered: u64,
+    pub hints: u64,
     /// Values that a key's former owner still had, and that its new owner was filled with.
     pub hand_overs: u64,
     /// Values that `get_or_load` loaded without a node, since none could be asked, and did not keep.
@@ -43,7 +43,7 @@ pub(crate) struct Counters {
     errors: AtomicU64,
     failovers: AtomicU64,
     writes: AtomicU64,
-    undelivered: AtomicU64,
+    hints: AtomicU64,
     hand_overs: AtomicU64,
     uncached: AtomicU64,
 }
@@ -70,7 +70,7 @@ impl Counters {
     }
 
     pub(crate) fn stored_hint(&self) {
-        self.undelivered.fetch_add(1, Ordering::Relaxed);
+        self.hints.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn handed_over(&self) {
@@ -96,7 +96,7 @@ impl Counters {
             not_found: read(&self.not_found),
             errors: read(&self.errors),
             failovers: read(&self.failovers),
-            undelivered: read(&self.undelivered),
+            hints: read(&self.hints),
             hand_overs: read(&self.hand_overs),
             uncached: read(&self.uncached),
         }

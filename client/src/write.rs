@@ -17,7 +17,7 @@ use peanut_proto::backoff::Backoff;
 use peanut_proto::clock::{uptime, wall_clock_ms};
 use peanut_proto::frame::Write;
 use peanut_proto::intervals::{RECOVERED, SILENCE_BEFORE_HINT};
-use peanut_proto::membership::{FORMAT, Undelivered, check_name};
+use peanut_proto::membership::{FORMAT, Hint, check_name};
 use peanut_proto::registry::{KeyRange, Registry, RegistryError};
 use peanut_proto::sabotage::{Mechanism, without};
 use peanut_proto::v1::Outcome;
@@ -336,7 +336,7 @@ impl OneNode<'_> {
         if timeout_at(deadline, sleep_until(silent_since + SILENCE_BEFORE_HINT)).await.is_err() {
             return Err(because);
         }
-        let prefix = self.client.keys.undelivered_of(node.id(), group_name);
+        let prefix = self.client.keys.hints_of(node.id(), group_name);
         let weight = u32::try_from(1 + key.len() / KEY_BYTES_PER_HINT).unwrap_or(MAX_HINTS);
         let is_clear = matches!(self.request.op, Op::Write(Write::Clear { .. }));
         let is_many = is_clear || node.hints().fetch_add(weight, Ordering::Relaxed) >= MAX_HINTS || {
@@ -348,7 +348,7 @@ impl OneNode<'_> {
         // Each writer's own: none takes the place of another.
         let at =
             if is_many { format!("{prefix}{id:016x}-all") } else { format!("{prefix}{id:016x}-{number}") };
-        let hint = Undelivered {
+        let hint = Hint {
             format: FORMAT,
             keys: (!is_many).then(|| vec![key.to_vec()]),
             ring_version: self.routing.ring.version(),

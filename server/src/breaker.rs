@@ -33,7 +33,7 @@ pub(crate) type Epoch = u64;
 enum State {
     Closed { since: Instant, loads: u32, failures: u32 },
     Open { until: Instant, pause: Duration },
-    Returning { allowed: usize, running: usize, pause: Duration },
+    HalfOpen { allowed: usize, running: usize, pause: Duration },
 }
 
 /// As operators see it.
@@ -41,7 +41,7 @@ enum State {
 pub(crate) enum Position {
     Closed,
     Open,
-    Returning,
+    HalfOpen,
 }
 
 impl Breaker {
@@ -55,11 +55,11 @@ impl Breaker {
             State::Closed { .. } => true,
             State::Open { until, pause } if *until <= now => {
                 let pause = *pause;
-                self.change(State::Returning { allowed: 1, running: 1, pause });
+                self.change(State::HalfOpen { allowed: 1, running: 1, pause });
                 true
             }
             State::Open { .. } => false,
-            State::Returning { allowed, running, .. } => {
+            State::HalfOpen { allowed, running, .. } => {
                 let admits = running < allowed;
                 *running += usize::from(admits);
                 admits
@@ -86,11 +86,11 @@ impl Breaker {
             }
             // Nothing begins while it is open.
             State::Open { .. } => {}
-            State::Returning { pause, .. } if !succeeded => {
+            State::HalfOpen { pause, .. } if !succeeded => {
                 let pause = (*pause * 2).min(LONGEST_PAUSE);
                 self.open(pause, now, random);
             }
-            State::Returning { allowed, running, .. } => {
+            State::HalfOpen { allowed, running, .. } => {
                 *running = running.saturating_sub(1);
                 *allowed += 1;
                 if *allowed > self.most {
@@ -109,7 +109,7 @@ impl Breaker {
         match self.state {
             State::Closed { .. } => Position::Closed,
             State::Open { .. } => Position::Open,
-            State::Returning { .. } => Position::Returning,
+            State::HalfOpen { .. } => Position::HalfOpen,
         }
     }
 
@@ -199,6 +199,6 @@ mod tests {
         early[25..].iter().for_each(|epoch| breaker.record(*epoch, true, later, 0.0));
         assert!(breaker.admits(later).is_none(), "still one");
         breaker.record(probe, true, later, 0.0);
-        assert_eq!(breaker.position(), Position::Returning);
+        assert_eq!(breaker.position(), Position::HalfOpen);
     }
 }

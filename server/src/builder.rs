@@ -208,7 +208,7 @@ impl ServerBuilder {
         self
     }
 
-    /// A folder of this node's own, made where it is missing, from which its entries come back after a restart. Without one,
+    /// A directory of this node's own, made where it is missing, from which its entries come back after a restart. Without one,
     /// the default, a restart is cold.
     ///
     /// What is loaded is written there in the background; what a process wrote until a tenth of a second before it was killed

@@ -25,8 +25,8 @@ mod flight;
 #[doc(hidden)]
 pub mod fuzzing;
 mod group;
+mod hints;
 mod hot;
-mod invalidations;
 mod journal;
 mod lineage;
 mod loader;

@@ -74,7 +74,7 @@ impl Reconcile {
                 }
             }
             if let Err(error) = self.sweep(&view.ring).await {
-                tracing::debug!(%error, "invalidations of former nodes were not removed");
+                tracing::debug!(%error, "hints for former nodes were not removed");
             }
         }
     }
@@ -91,7 +91,7 @@ impl Reconcile {
     /// left for the others is passed over, however much it is.
     async fn sweep(&self, ring: &RingDocument) -> Result<(), RegistryError> {
         let first = PageOptions { limit: 1, keys_only: true, ..PageOptions::default() };
-        let mut rest = KeyRange::prefix(&self.keys.all_undelivered());
+        let mut rest = KeyRange::prefix(&self.keys.all_hints());
         loop {
             let mut page = self.registry.page(&rest, first).await?;
             let Some(entry) = page.entries.pop() else {
@@ -100,12 +100,12 @@ impl Reconcile {
                 rest = next;
                 continue;
             };
-            let Some(Key::Undelivered { node, .. }) = self.keys.parse(&entry.key) else {
+            let Some(Key::Hint { node, .. }) = self.keys.parse(&entry.key) else {
                 // Not one of ours: neither is what begins like it.
                 rest = rest.behind(&entry.key);
                 continue;
             };
-            let prefix = self.keys.undelivered(node);
+            let prefix = self.keys.hints_for(node);
             if !knows(ring, node) && self.is_forgotten(node).await? {
                 self.remove(&prefix).await?;
             }

@@ -158,7 +158,7 @@ impl Server {
         let services = self.services(health_service)?;
         let stop_serving = self.node.stopping().clone();
         self.node.run_loads_on(&Handle::current());
-        let limits = (self.node.door().clone(), self.handshake.clone());
+        let limits = (self.node.limiter().clone(), self.handshake.clone());
         let serving = threads::serve(self.options.threads, listener, limits, services, stop_serving);
         tokio::pin!(serving);
         let mut running = self.start(prepared, health).await;
@@ -244,7 +244,7 @@ impl Server {
         self.check_private(addr, &self.admin_handshake, ("admin", "admin on"), "read")
     }
 
-    /// Begins to keep what the groups have, where there is a folder for it.
+    /// Begins to keep what the groups have, where there is a directory for it.
     fn persistence(&self, registration: Option<&Registration>) -> Option<Persistence> {
         let ServerBuilder { data_dir, seal_interval, restore_bytes_per_second, fleet, nodes, .. } =
             &self.options;

@@ -107,9 +107,12 @@ impl Wake {
             // The count comes first: whoever sees the new time sees it.
             self.shared.sleeps.fetch_add(1, Ordering::Relaxed);
             self.rouse();
-            tracing::warn!(
-                "this process slept for {slept:.1?}; its lanes are closed and the registry is asked again"
-            );
+            // A busy machine alone takes some hundred milliseconds.
+            if slept < WORTH_A_WARNING {
+                tracing::info!("this process slept for {slept:.1?}; the registry is asked again");
+            } else {
+                tracing::warn!("this process slept for {slept:.1?}; the registry is asked again");
+            }
         }
         self.shared.ticked_ms.store(now_ms, Ordering::Release);
     }
@@ -184,6 +187,9 @@ impl Wake {
         u64::try_from(uptime().saturating_sub(self.shared.began).as_millis()).unwrap_or(u64::MAX)
     }
 }
+
+/// Sleep that somebody should look into: a machine or container that stands still.
+const WORTH_A_WARNING: Duration = Duration::from_secs(2);
 
 impl Drop for Ticking {
     fn drop(&mut self) {

@@ -152,7 +152,7 @@ pub(crate) enum Command {
         name: String,
         /// Host names and IP addresses of a node; none for an application
         hosts: Vec<String>,
-        /// Folder for the files; its `ca.key` signs, so keep it from everybody
+        /// Directory for the files; its `ca.key` signs, so keep it from everybody
         #[arg(long, default_value = "certs", value_name = "FOLDER")]
         dir: PathBuf,
         /// Days that it is good for
@@ -229,10 +229,17 @@ impl Args {
                 let said = error.to_string();
                 let first = said.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
                 let words: Vec<&str> = first.split_whitespace().collect();
-                Stop::Refuse(format!("{}; see `peanut --help`", words.join(" ")))
+                Stop::Refuse(format!("{}; see `{} --help`", words.join(" "), command_of(&said)))
             }
         })
     }
+}
+
+/// The command that a message's usage is of, like `peanut bench`.
+fn command_of(said: &str) -> String {
+    let usage = said.split("Usage: ").nth(1).unwrap_or("peanut");
+    let words = usage.split_whitespace().take_while(|word| word.chars().all(|c| c.is_ascii_lowercase()));
+    words.collect::<Vec<_>>().join(" ")
 }
 
 /// The part of sets among all.

@@ -26,6 +26,7 @@ struct Report {
     gets_per_second: f64,
     gets: u64,
     errors: u64,
+    not_found: u64,
     p50_us: f64,
     p99_us: f64,
     p999_us: f64,
@@ -64,6 +65,7 @@ pub(crate) async fn run(client: &Client, args: &BenchArgs, json: bool) -> ExitCo
     sleep(WARM_UP).await;
     bench.measuring.store(true, Ordering::Relaxed);
     let (begun, cpu_before) = (Instant::now(), cpu_time());
+    let not_found_before = client.stats().not_found;
     let mut last = (begun, 0);
     while begun.elapsed() < args.duration {
         sleep(Duration::from_millis(500).min(args.duration.saturating_sub(begun.elapsed()))).await;
@@ -78,8 +80,16 @@ pub(crate) async fn run(client: &Client, args: &BenchArgs, json: bool) -> ExitCo
     if std::io::stderr().is_terminal() {
         eprint!("\r{:70}\r", "");
     }
-    let report = bench.report(took, cpu);
+    let not_found = client.stats().not_found - not_found_before;
+    let report = Report { not_found, ..bench.report(took, cpu) };
     print(&report, json);
+    if not_found * 2 > report.gets {
+        let last = args.keys - 1;
+        eprintln!(
+            "peanut: {not_found} gets found nothing, which is not what a get of a value costs: the keys are key-0 to key-{last}; \
+             set them, or have a loader that knows them"
+        );
+    }
     if report.gets == report.errors { ExitCode::from(FAILED) } else { ExitCode::SUCCESS }
 }
 
@@ -151,6 +161,7 @@ impl Bench {
             gets_per_second: gets as f64 / took.as_secs_f64(),
             gets,
             errors: self.errors.load(Ordering::Relaxed),
+            not_found: 0,
             p50_us: us(all.value_at_quantile(0.5)),
             p99_us: us(all.value_at_quantile(0.99)),
             p999_us: us(all.value_at_quantile(0.999)),
@@ -201,8 +212,9 @@ fn print(report: &Report, json: bool) {
     if json {
         return print_json(report);
     }
-    let Report { gets_per_second, gets, errors, p50_us, p99_us, p999_us, max_us, client_cpu_us } = report;
-    print_line(&format!("{gets_per_second:.0} gets/s ({gets} gets, {errors} errors)"));
+    let Report { gets_per_second, gets, errors, not_found, p50_us, p99_us, p999_us, max_us, client_cpu_us } =
+        report;
+    print_line(&format!("{gets_per_second:.0} gets/s ({gets} gets, {errors} errors, {not_found} not found)"));
     print_line(&format!(
         "latency: p50 {p50_us:.0} us, p99 {p99_us:.0} us, p99.9 {p999_us:.0} us, max {max_us:.0} us"
     ));

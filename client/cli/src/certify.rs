@@ -43,7 +43,7 @@ pub(crate) fn run(name: &str, hosts: &[String], dir: &Path, days: u32) -> Result
     write_both((&key_file, &key.serialize_pem()), (&cert, &certificate.pem()))
 }
 
-/// The authority in this folder, a new one where there is none.
+/// The authority in this directory, a new one where there is none.
 fn authority(dir: &Path) -> Result<Issuer<'static, KeyPair>, String> {
     let (cert, key) = (dir.join("ca.pem"), dir.join("ca.key"));
     let mut params = CertificateParams::default();

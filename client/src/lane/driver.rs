@@ -227,7 +227,7 @@ impl Driver {
         self.shared.in_flight.store(state.in_flight(), Ordering::Relaxed);
         drop(state);
         if !deliveries.is_empty() {
-            self.task.expect_company(deliveries.len() > 1);
+            self.task.expect_more(deliveries.len() > 1);
         }
         for mut delivery in deliveries {
             if let Ok(reply) = &mut delivery.answer

@@ -285,7 +285,7 @@ impl Lane {
             }
             if let Some(Driving { task, work, .. }) = &*driving {
                 if let Some(writer) = writer {
-                    task.knock(writer);
+                    task.wake(writer);
                 }
                 if was_parked || !is_open {
                     work.notify_one();

@@ -24,4 +24,6 @@ pub use wire::FrameError;
 pub const FRAME_BYTES: usize = 64 << 10;
 
 #[cfg(test)]
+mod corpus;
+#[cfg(test)]
 mod tests;

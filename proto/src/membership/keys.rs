@@ -37,7 +37,7 @@ pub enum Key<'a> {
     /// The group of that name.
     Group(&'a str),
     /// An invalidation that waits for a node.
-    Undelivered {
+    Hint {
         /// The node's id.
         node: &'a str,
         /// The group. The key says it, not the record: so the registry's rights can follow groups.
@@ -79,17 +79,17 @@ impl Keys {
     }
 
     /// What the keys of all invalidations begin with.
-    pub fn all_undelivered(&self) -> String {
+    pub fn all_hints(&self) -> String {
         format!("{}undelivered/", self.prefix)
     }
 
     /// What the keys of all invalidations that wait for a node begin with.
-    pub fn undelivered(&self, node_id: &str) -> String {
+    pub fn hints_for(&self, node_id: &str) -> String {
         format!("{}undelivered/{node_id}/", self.prefix)
     }
 
     /// What the keys of a group's invalidations that wait for a node begin with.
-    pub fn undelivered_of(&self, node_id: &str, group: &str) -> String {
+    pub fn hints_of(&self, node_id: &str, group: &str) -> String {
         format!("{}undelivered/{node_id}/{group}/", self.prefix)
     }
 
@@ -108,7 +108,7 @@ impl Keys {
             Some(("undelivered", rest)) => {
                 let (node, rest) = rest.split_once('/')?;
                 let (group, name) = rest.split_once('/')?;
-                Some(Key::Undelivered { node, group, name })
+                Some(Key::Hint { node, group, name })
             }
             Some(_) => None,
         }

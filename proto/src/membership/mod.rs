@@ -15,7 +15,7 @@ mod view;
 pub use bounds::{MAX_DOCUMENT_BYTES, MAX_MEMBERS};
 pub use keys::{Key, Keys, MAX_NAME_BYTES, check_name};
 pub use notices::{Notice, PartialGroup, SharedAddress};
-pub use records::{Group, LiveGroup, Liveness, NamingRecord, RecordError, Undelivered};
+pub use records::{Group, Hint, LiveGroup, Liveness, NamingRecord, RecordError};
 pub use view::FleetView;
 
 use serde::{Deserialize, Serialize};

@@ -83,7 +83,7 @@ impl Group {
 
 /// An invalidation that could not reach its node and waits for it. Its key names the node and the group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Undelivered {
+pub struct Hint {
     /// Format of the record.
     pub format: u32,
     /// The keys to forget; absent: the whole group.
@@ -142,7 +142,7 @@ macro_rules! record {
         }
     )*};
 }
-record!(Liveness, Group, Undelivered);
+record!(Liveness, Group, Hint);
 
 /// A record in etcd cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -98,16 +98,12 @@ fn what_no_ring_can_be_built_from_is_refused_by_name() {
 
 #[test]
 fn the_other_records_read_back() {
-    let undelivered = Undelivered {
-        format: FORMAT,
-        keys: Some(vec![b"Tom".to_vec(), vec![0, 255]]),
-        ring_version: 3,
-        at_ms: 4,
-    };
-    assert_eq!(Undelivered::decode(&undelivered.encode()).unwrap(), undelivered);
-    let whole = Undelivered { keys: None, ..undelivered };
+    let hint =
+        Hint { format: FORMAT, keys: Some(vec![b"Tom".to_vec(), vec![0, 255]]), ring_version: 3, at_ms: 4 };
+    assert_eq!(Hint::decode(&hint.encode()).unwrap(), hint);
+    let whole = Hint { keys: None, ..hint };
     assert!(!String::from_utf8(whole.encode()).unwrap().contains("keys"));
-    assert_eq!(Undelivered::decode(&whole.encode()).unwrap(), whole);
+    assert_eq!(Hint::decode(&whole.encode()).unwrap(), whole);
     let naming = String::from_utf8(NamingRecord::new("h:1").encode()).unwrap();
     assert_eq!(naming, r#"{"Op":0,"Addr":"h:1","Metadata":null}"#);
     assert_eq!(NamingRecord::key("peanutcache", "h:1"), "peanutcache/h:1");
@@ -121,17 +117,15 @@ fn keys_read_back() {
     assert_eq!(keys.parse(&keys.live("h:1")), Some(Key::Live("h:1")));
     assert_eq!(keys.parse(&keys.group("scores")), Some(Key::Group("scores")));
     for group in ["scores", "späte Gäste", "a.b", "..", "%2F", "\"'", "\u{feff}"] {
-        let key = format!("{}7", keys.undelivered_of("h:1", group));
-        assert_eq!(keys.parse(&key), Some(Key::Undelivered { node: "h:1", group, name: "7" }));
+        let key = format!("{}7", keys.hints_of("h:1", group));
+        assert_eq!(keys.parse(&key), Some(Key::Hint { node: "h:1", group, name: "7" }));
         assert_eq!(keys.parse(&keys.group(group)), Some(Key::Group(group)));
     }
     assert_eq!(keys.parse("/peanut/default/undelivered/h:1/7"), None, "no group");
     let [ring, live] = keys.placement();
     assert!(ring.contains(&keys.ring()) && live.contains(&keys.live("x")));
     assert!(
-        [keys.group("g"), keys.undelivered_of("n", "g")]
-            .iter()
-            .all(|k| !ring.contains(k) && !live.contains(k))
+        [keys.group("g"), keys.hints_of("n", "g")].iter().all(|k| !ring.contains(k) && !live.contains(k))
     );
     assert_eq!(keys.parse("/peanut/default/something"), None);
     assert_eq!(keys.parse("/peanut/other/ring"), None);

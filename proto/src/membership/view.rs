@@ -150,7 +150,7 @@ impl FleetView {
                 self.live.remove(id);
                 self.unreadable.remove(id);
             }
-            (Key::Group(_) | Key::Undelivered { .. }, _) => {}
+            (Key::Group(_) | Key::Hint { .. }, _) => {}
         }
         Ok(())
     }

@@ -1,5 +1,5 @@
 //! The registry: the small, consistent store in which a fleet keeps its ring, its liveness and its
-//! undelivered invalidations.
+//! hints.
 //!
 //! [`Registry`] is what Peanut needs of such a store and no more: it knows keys, revisions and leases,
 //! not rings. [`LocalRegistry`] keeps everything in the process (embedding, tests, the demo) and serves

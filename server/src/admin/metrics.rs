@@ -37,7 +37,7 @@ type Reading<T> = (&'static str, &'static str, fn(&T) -> f64);
 const NODE_COUNTERS: [Reading<StatusResponse>; 3] = [
     ("peanut_connections_refused", "Connections that were too many", |node| node.connections_refused as f64),
     ("peanut_wakes", "Times that the process has been asleep and noticed", |node| node.wakes as f64),
-    ("peanut_undelivered_applied", "Invalidations left by clients in the registry that were done", |node| {
+    ("peanut_hints_applied", "Hints of clients in the registry that were done", |node| {
         node.invalidations as f64
     }),
 ];
@@ -94,9 +94,9 @@ const GROUP_GAUGES: [Reading<GroupStatus>; 3] = [
     ("peanut_flights", "Loads in progress or waiting, and keys that clients load", |group| {
         group.flights as f64
     }),
-    ("peanut_breaker", "Of the origin: 0 closed, 1 returning, 2 open", |group| match &*group.breaker {
+    ("peanut_breaker", "Of the origin: 0 closed, 1 half-open, 2 open", |group| match &*group.breaker {
         "open" => 2.0,
-        "returning" => 1.0,
+        "half-open" => 1.0,
         _ => 0.0,
     }),
 ];

@@ -138,7 +138,7 @@ impl ServerBuilder {
     }
 }
 
-/// Whether a folder can be made there and written to. Nothing is left there.
+/// Whether a directory can be made there and written to. Nothing is left there.
 fn check_folder(path: &Path) -> Result<(), String> {
     let refuse = |path: &Path, why: &dyn std::fmt::Display| Err(format!("{}: {why}", path.display()));
     let is_there = |path: &&Path| path.as_os_str().is_empty() || path.symlink_metadata().is_ok();
@@ -146,7 +146,7 @@ fn check_folder(path: &Path) -> Result<(), String> {
     let nearest = if nearest.as_os_str().is_empty() { Path::new(".") } else { nearest };
     match nearest.metadata() {
         Err(error) => return refuse(nearest, &error),
-        Ok(metadata) if !metadata.is_dir() => return refuse(nearest, &"it is not a folder"),
+        Ok(metadata) if !metadata.is_dir() => return refuse(nearest, &"it is not a directory"),
         Ok(_) => {}
     }
     let probe = nearest.join(format!(".peanut-{:016x}", fastrand::u64(..)));

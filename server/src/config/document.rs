@@ -73,7 +73,7 @@ fn the_page_of_the_configuration_is_up_to_date() {
     if std::env::var_os("PEANUT_WRITE_DOCS").is_some() {
         std::fs::write(&path, page()).unwrap();
     }
-    // A package has no such folder beside it.
+    // A package has no such directory beside it.
     let Ok(written) = std::fs::read_to_string(&path) else { return };
     assert_eq!(written, page(), "run the test with PEANUT_WRITE_DOCS=1");
 }

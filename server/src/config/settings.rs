@@ -77,13 +77,13 @@ settings! {
         /// Threads that serve connections; loads have others [default: one for each core]
         #[arg(long, env = "PEANUT_THREADS", value_name = "N")]
         threads: Option<NonZeroUsize>,
-        /// Folder for what is kept for a warm restart; without one a restart is cold
-        #[arg(long, env = "PEANUT_DATA_DIR", value_name = "FOLDER")]
+        /// Directory for what is kept for a warm restart; without one a restart is cold
+        #[arg(long, env = "PEANUT_DATA_DIR", value_name = "DIRECTORY")]
         data_dir: Option<PathBuf>,
         /// How often what was written is made to outlive the machine [default: 10s]
         #[arg(long, env = "PEANUT_SEAL_INTERVAL", value_name = "DURATION")]
         seal_interval: Option<Span>,
-        /// Bytes a second that are read from the folder after a start, at most [default: 256MiB]
+        /// Bytes a second that are read from the directory after a start, at most [default: 256MiB]
         #[arg(long, env = "PEANUT_RESTORE_RATE", value_name = "SIZE")]
         restore_rate: Option<Capacity>,
         /// Allow addresses other than loopback without TLS

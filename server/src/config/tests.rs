@@ -133,8 +133,8 @@ fn what_would_do_harm_later_is_refused_by_name() {
         ("advertise = \"http://h:1\"", "advertise: "),
         ("zone = \"a/b\"", "zone: "),
         ("node_id = \"\"", "node_id: "),
-        ("data_dir = \"/dev/null\"", "data_dir: /dev/null: it is not a folder"),
-        ("data_dir = \"/dev/null/x\"", "data_dir: /dev/null: it is not a folder"),
+        ("data_dir = \"/dev/null\"", "data_dir: /dev/null: it is not a directory"),
+        ("data_dir = \"/dev/null/x\"", "data_dir: /dev/null: it is not a directory"),
         ("log = \"inof\"", "log: "),
         ("log = \"a=b=c\"", "log: "),
         #[cfg(feature = "admin")]

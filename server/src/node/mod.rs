@@ -43,7 +43,7 @@ struct Shared {
     stopping: CancellationToken,
     tokens: Tokens,
     metrics: NodeMetrics,
-    door: Arc<ConnectionLimiter>,
+    limiter: Arc<ConnectionLimiter>,
     began: Instant,
     is_leaving: AtomicBool,
     /// What is told of it once it runs.
@@ -80,7 +80,7 @@ impl Node {
             stopping: CancellationToken::new(),
             tokens,
             metrics: NodeMetrics::default(),
-            door: ConnectionLimiter::new(connections),
+            limiter: ConnectionLimiter::new(connections),
             began: Instant::now(),
             is_leaving: AtomicBool::new(false),
             running: OnceLock::new(),
@@ -138,8 +138,8 @@ impl Node {
     }
 
     /// What bounds its connections.
-    pub(crate) fn door(&self) -> &Arc<ConnectionLimiter> {
-        &self.shared.door
+    pub(crate) fn limiter(&self) -> &Arc<ConnectionLimiter> {
+        &self.shared.limiter
     }
 
     pub(crate) fn tokens(&self) -> &Tokens {

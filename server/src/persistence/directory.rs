@@ -1,7 +1,7 @@
 //! The segment files of one group: their names, and every call to the file system.
 //!
 //! `<number>.<kind>` is a sealed segment, `<number>.<kind>.open` the one that is being written. Numbers only rise. Values are as secret here
-//! as they are in the origin: folders and files are for their owner only.
+//! as they are in the origin: directories and files are for their owner only.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -68,7 +68,7 @@ impl Segment {
     }
 }
 
-/// The folder of one group, which is this process's alone while it is held.
+/// The directory of one group, which is this process's alone while it is held.
 #[derive(Debug)]
 pub(super) struct Directory {
     path: PathBuf,
@@ -78,7 +78,7 @@ pub(super) struct Directory {
 }
 
 impl Directory {
-    /// Makes the folder where there is none, and takes it.
+    /// Makes the directory where there is none, and takes it.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         make_private(path)?;
         let lock = private().create(true).append(true).open(path.join(LOCK))?;
@@ -102,8 +102,8 @@ impl Directory {
         })
     }
 
-    /// Removes the segments of groups that the node does not have, given the folder that theirs are in: writes of their keys do not come
-    /// here while it runs, so they would be outdated when such a group is back. Gives the groups' names. Others' folders, and those that
+    /// Removes the segments of groups that the node does not have, given the directory that theirs are in: writes of their keys do not come
+    /// here while it runs, so they would be outdated when such a group is back. Gives the groups' names. Others' directories, and those that
     /// another process has, are left.
     pub(super) fn remove_others(parent: &Path, has: impl Fn(&OsStr) -> bool) -> io::Result<Vec<String>> {
         let mut removed = Vec::new();
@@ -128,13 +128,13 @@ impl Directory {
         Ok(removed)
     }
 
-    /// The mark of the last start that had the folder; `None` where there is none.
+    /// The mark of the last start that had the directory; `None` where there is none.
     pub(super) fn lineage(&self) -> Option<u64> {
         let text = fs::read_to_string(self.path.join(LINEAGE)).ok()?;
         u64::from_str_radix(text.trim(), 16).ok()
     }
 
-    /// Marks the folder with a start.
+    /// Marks the directory with a start.
     pub(super) fn set_lineage(&self, lineage: u64) -> io::Result<()> {
         self.may_write()?;
         let (at, next) = (self.path.join(LINEAGE), self.path.join(format!("{LINEAGE}.next")));
@@ -219,7 +219,7 @@ impl Directory {
 
     fn sync(&self) -> io::Result<()> {
         self.may_fail()?;
-        // A folder can be opened for this on Unix only; elsewhere the system sees to it.
+        // A directory can be opened for this on Unix only; elsewhere the system sees to it.
         if cfg!(unix) { File::open(&self.path)?.sync_all() } else { Ok(()) }
     }
 
@@ -242,7 +242,7 @@ impl Directory {
 const FOLDER_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 
-/// Makes a group's folder, and the one that it is in, for their owner only. One that holds other things than ours is left as it is: the
+/// Makes a group's directory, and the one that it is in, for their owner only. One that holds other things than ours is left as it is: the
 /// group's is closed all the same.
 fn make_private(path: &Path) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
@@ -259,7 +259,7 @@ fn make_private(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether there is nothing in a folder but groups' folders.
+/// Whether there is nothing in a directory but groups' directories.
 fn is_ours(folder: &Path) -> bool {
     let is_group = |entry: io::Result<fs::DirEntry>| {
         entry.is_ok_and(|entry| entry.path().join(LOCK).exists() || is_empty(&entry.path()))

@@ -86,7 +86,7 @@ enum Phase {
 }
 
 impl Persistence {
-    /// Takes the groups' folders and begins to write. `identity` names whose entries these are. A group whose folder
+    /// Takes the groups' directories and begins to write. `identity` names whose entries these are. A group whose directory
     /// cannot be used stays in memory, with a warning.
     pub(crate) fn start(options: &PersistenceOptions, identity: &str, caches: &[Arc<Cache>]) -> Self {
         let boot = boot();
@@ -127,7 +127,7 @@ impl Persistence {
         Persistence { shared, writer: writer.ok(), ended, groups, pace: options.restore_bytes_per_second }
     }
 
-    /// Marks the folders with this start, and leaves aside what is of another than the last one: the node was not told of all that was
+    /// Marks the directories with this start, and leaves aside what is of another than the last one: the node was not told of all that was
     /// invalidated since.
     pub(crate) fn take_lineage(&mut self, lineage: Lineage) {
         for (number, group) in self.groups.iter_mut().enumerate() {
@@ -135,7 +135,7 @@ impl Persistence {
             if !is_last && !group.found.is_empty() && !without(Mechanism::Lineage) {
                 tracing::warn!(
                     group = group.cache.name(),
-                    "the folder is not of the last start that the registry knows of: a cold start"
+                    "the directory is not of the last start that the registry knows of: a cold start"
                 );
                 self.shared.useless.lock().push((number, std::mem::take(&mut group.found)));
             }
@@ -215,7 +215,7 @@ impl Drop for Persistence {
 }
 
 impl Group {
-    /// Takes a group's folder and makes its writer; `None`, with a warning, where it cannot be used.
+    /// Takes a group's directory and makes its writer; `None`, with a warning, where it cannot be used.
     fn take(
         options: &PersistenceOptions,
         identity: &str,
@@ -244,7 +244,7 @@ impl Group {
     }
 }
 
-/// Takes a group's folder, and seals what an earlier process has left open there.
+/// Takes a group's directory, and seals what an earlier process has left open there.
 fn take(path: &Path, boot: u64) -> io::Result<(Directory, Vec<Segment>)> {
     let directory = Directory::open(path)?;
     let mut segments = directory.list()?;

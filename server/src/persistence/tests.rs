@@ -63,7 +63,7 @@ const FINGERPRINT: u64 = 42;
 const HOUR: Duration = Duration::from_secs(3600);
 const CHECK: Check = Check { fingerprint: FINGERPRINT, max_ttl: HOUR, newest_version: Some(9) };
 
-/// A node's life on a folder: what it had comes back when it is made.
+/// A node's life on a directory: what it had comes back when it is made.
 struct Life {
     cache: Arc<Cache>,
     writer: Writer,
@@ -142,7 +142,7 @@ fn files(folder: &TempDir) -> Vec<PathBuf> {
     segments
 }
 
-/// A folder with one segment of the keys k0 to k9, whose values are v0 to v9.
+/// A directory with one segment of the keys k0 to k9, whose values are v0 to v9.
 fn ten() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let mut life = Life::on(&folder);

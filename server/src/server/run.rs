@@ -18,7 +18,7 @@ use tonic_health::server::HealthReporter;
 use super::Server;
 use crate::connections::Listener;
 use crate::error::Error;
-use crate::invalidations::Invalidations;
+use crate::hints::HintReader;
 use crate::lineage::Lineage;
 use crate::node::{self, Node};
 use crate::persistence::Persistence;
@@ -75,11 +75,11 @@ impl Server {
         let Prepared { local, registration, persistence } = prepared;
         health.set_serving::<PeanutServer<Node>>().await;
         health.set_serving::<PeanutCacheServer<Node>>().await;
-        let watch_connections = self.node.door().clone().watch(self.handshake.clone());
+        let watch_connections = self.node.limiter().clone().watch(self.handshake.clone());
         let tasks = [tokio::spawn(watch_connections), tokio::spawn(sweep(self.node.clone()))];
         let (known, lineage) = watch::channel(None);
         let invalidations = registration.as_ref().map(|registration| {
-            let follow = Invalidations {
+            let follow = HintReader {
                 registry: registration.registry.clone(),
                 keys: registration.keys.clone(),
                 node_id: registration.node.id.clone(),

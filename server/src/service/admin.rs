@@ -34,7 +34,7 @@ impl Node {
         let fleet = running.and_then(|running| Some(running.discovered.as_ref()?.borrow().clone()));
         let age = fleet.as_ref().map(|fleet| fleet.age(Instant::now())).unwrap_or_default();
         let ring = fleet.as_ref().map(|fleet| &fleet.view.ring);
-        let (metrics, door) = (self.metrics(), self.door());
+        let (metrics, limiter) = (self.metrics(), self.limiter());
         let failures = metrics.failures().map(|(code, count)| Failures { code: code.into(), count });
         StatusResponse {
             node_id: running.map(|running| running.id.clone()).unwrap_or_default(),
@@ -43,10 +43,10 @@ impl Node {
             uptime_ms: whole_ms(self.uptime()),
             ring_version: self.ring().version(),
             lanes: read(&metrics.lanes),
-            connections: door.connections() as u64,
+            connections: limiter.connections() as u64,
             in_flight: read(&metrics.in_flight),
             groups,
-            connections_refused: door.refused() as u64,
+            connections_refused: limiter.refused() as u64,
             wakes: self.wake().sleeps(),
             invalidations: read(&metrics.invalidations),
             ring_fingerprint: ring.map_or(0, |ring| ring.fingerprint()),
@@ -84,7 +84,7 @@ fn group(cache: &Cache, hot_keys: usize) -> GroupStatus {
         breaker: match cache.breaker() {
             Position::Closed => "closed",
             Position::Open => "open",
-            Position::Returning => "returning",
+            Position::HalfOpen => "half-open",
         }
         .to_owned(),
         hot_keys: hot.map(|hot| HotKey { key: hot.key, gets_per_second: hot.gets_per_second }).collect(),

@@ -200,7 +200,7 @@ async fn groups_of_any_name_are_cleared_and_invalidated() {
         assert_eq!(text(&client, name, "k").await, "value of k", "{name}");
     }
     eventually("all to be done", async || {
-        let left = KeyRange::prefix(&keys().all_undelivered());
+        let left = KeyRange::prefix(&keys().all_hints());
         (etcd.registry().count(&left).await.unwrap() == 0).then_some(())
     })
     .await;

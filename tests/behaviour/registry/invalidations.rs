@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use peanut_proto::membership::Undelivered;
+use peanut_proto::membership::Hint;
 use peanut_proto::registry::{KeyRange, Registry as _};
 use peanut_tests::{Etcd, Origin, ServerProcess, eventually};
 
@@ -49,15 +49,15 @@ async fn five_mebibytes_of_invalidations_stop_no_client_and_their_node_reads_the
     // As 80 clients leave 64 each of the longest keys, and more for nodes that nobody knows; the ones that matter come last.
     let long = |n: usize| format!("{n:04}").repeat(256).into_bytes();
     let left = |node: &str, n: usize| {
-        (format!("{}w{:02}-{n:05}", keys().undelivered_of(node, "g"), n / 64), hint(Some(vec![long(n)])))
+        (format!("{}w{:02}-{n:05}", keys().hints_of(node, "g"), n / 64), hint(Some(vec![long(n)])))
     };
     put_many(&etcd, (0..5_200).map(|n| left(&id, n))).await;
     put_many(&etcd, (0..300).map(|n| left("stranger:1", n))).await;
     let last = |(n, key): (usize, &String)| {
-        (format!("{}zz-{n:05}", keys().undelivered_of(&id, "g")), hint(Some(vec![key.clone().into_bytes()])))
+        (format!("{}zz-{n:05}", keys().hints_of(&id, "g")), hint(Some(vec![key.clone().into_bytes()])))
     };
     put_many(&etcd, of_g.iter().enumerate().map(last)).await;
-    let all = etcd.registry().load(&keys().undelivered(&id)).await.unwrap();
+    let all = etcd.registry().load(&keys().hints_for(&id)).await.unwrap();
     assert!(all.entries.iter().map(|entry| entry.value.len()).sum::<usize>() > 5 << 20);
 
     // A client is there at once, and reads none of it.
@@ -66,7 +66,7 @@ async fn five_mebibytes_of_invalidations_stop_no_client_and_their_node_reads_the
 
     servers[0].start_again().await;
     servers[0].registered().await;
-    let mine = KeyRange::prefix(&keys().undelivered(&id));
+    let mine = KeyRange::prefix(&keys().hints_for(&id));
     eventually("all of it to be done", async || {
         (etcd.registry().count(&mine).await.unwrap() == 0).then_some(())
     })
@@ -131,7 +131,7 @@ async fn a_malformed_invalidation_costs_the_group_that_its_key_names() {
     let client = client(&etcd, 1).await;
     let id = servers[0].addr();
     let none = async || {
-        let left = KeyRange::prefix(&keys().undelivered(id));
+        let left = KeyRange::prefix(&keys().hints_for(id));
         eventually("it to be done", async || {
             (etcd.registry().count(&left).await.unwrap() == 0).then_some(())
         })
@@ -153,7 +153,7 @@ async fn a_malformed_invalidation_costs_the_group_that_its_key_names() {
     ];
     for bad in bad {
         set().await;
-        put(&etcd, &format!("{}x-1", keys().undelivered_of(id, "g")), bad).await;
+        put(&etcd, &format!("{}x-1", keys().hints_of(id, "g")), bad).await;
         none().await;
         assert_eq!(text(&client, "g", "k").await, "value of k");
         assert_eq!(text(&client, "other", "k").await, "set");
@@ -162,25 +162,23 @@ async fn a_malformed_invalidation_costs_the_group_that_its_key_names() {
     set().await;
     let liar =
         br#"{"format":1,"group":"other","keys":["aw=="],"ring_version":18446744073709551615,"at_ms":0}"#;
-    put(&etcd, &format!("{}x-2", keys().undelivered_of(id, "g")), liar.to_vec()).await;
+    put(&etcd, &format!("{}x-2", keys().hints_of(id, "g")), liar.to_vec()).await;
     none().await;
     assert_eq!(text(&client, "g", "k").await, "value of k");
     assert_eq!([text(&client, "g", "k2").await, text(&client, "other", "k").await], ["set", "set"]);
     // Of a group that the node has not, and keys that nobody knows.
     let unknown = ["undelivered/", "undelivered/x", "live", "ring/", "groups", "policy/1", "ringz"];
-    put(&etcd, &format!("{}x-3", keys().undelivered_of(id, "gone")), "garbage").await;
+    put(&etcd, &format!("{}x-3", keys().hints_of(id, "gone")), "garbage").await;
     put_many(&etcd, unknown.map(|key| (format!("{}{key}", keys().prefix()), b"?".to_vec()))).await;
-    put(&etcd, &format!("{}no-group", keys().undelivered(id)), "garbage").await;
+    put(&etcd, &format!("{}no-group", keys().hints_for(id)), "garbage").await;
     // Nor are all keys text.
     let mut raw = etcd_client::Client::connect([etcd.endpoint()], None).await.unwrap();
-    for key in
-        [keys().undelivered_of(id, "other"), keys().live(""), keys().group(""), keys().all_undelivered()]
-    {
+    for key in [keys().hints_of(id, "other"), keys().live(""), keys().group(""), keys().all_hints()] {
         raw.put([key.as_bytes(), b"\xff\xfe"].concat(), "?", None).await.unwrap();
     }
-    put(&etcd, &format!("{}x-4", keys().undelivered_of(id, "g")), hint(None)).await;
+    put(&etcd, &format!("{}x-4", keys().hints_of(id, "g")), hint(None)).await;
     eventually("the last to be done", async || {
-        (etcd.registry().count(&KeyRange::prefix(&keys().undelivered_of(id, "g"))).await.unwrap() == 0)
+        (etcd.registry().count(&KeyRange::prefix(&keys().hints_of(id, "g"))).await.unwrap() == 0)
             .then_some(())
     })
     .await;
@@ -209,10 +207,10 @@ async fn writers_do_not_overwrite_each_others_invalidations_and_leave_few() {
         let deleted = writer.group("g").delete_many(&long).await;
         assert!(deleted.iter().all(Result::is_ok), "{:?}", deleted.iter().find(|deleted| deleted.is_err()));
     }
-    let left = etcd.registry().load(&keys().undelivered(&id)).await.unwrap().entries;
-    assert!(left.iter().all(|entry| entry.key.starts_with(&keys().undelivered_of(&id, "g"))));
+    let left = etcd.registry().load(&keys().hints_for(&id)).await.unwrap().entries;
+    assert!(left.iter().all(|entry| entry.key.starts_with(&keys().hints_of(&id, "g"))));
     let whole: Vec<_> =
-        left.iter().filter(|entry| Undelivered::decode(&entry.value).unwrap().keys.is_none()).collect();
+        left.iter().filter(|entry| Hint::decode(&entry.value).unwrap().keys.is_none()).collect();
     assert!(whole.len() >= 3, "each writer has one of its own: {whole:?}");
     let bytes: usize = left.iter().map(|entry| entry.value.len()).sum();
     assert!(bytes < 3 * (40 << 10), "{bytes} bytes of 120 KB of keys");
@@ -220,18 +218,17 @@ async fn writers_do_not_overwrite_each_others_invalidations_and_leave_few() {
     // Where many wait already, the next is for the whole group, whoever leaves it.
     put_many(
         &etcd,
-        (0..1_100)
-            .map(|n| (format!("{}zz-{n}", keys().undelivered_of(&id, "g")), hint(Some(vec![b"x".to_vec()])))),
+        (0..1_100).map(|n| (format!("{}zz-{n}", keys().hints_of(&id, "g")), hint(Some(vec![b"x".to_vec()])))),
     )
     .await;
     let before = left.len() + 1_100;
     let late = client_of(&etcd).deadline(PATIENT).build().await.unwrap();
     assert!(late.group("g").delete_many(&short).await.iter().all(Result::is_ok));
-    let after = etcd.registry().count(&KeyRange::prefix(&keys().undelivered(&id))).await.unwrap();
+    let after = etcd.registry().count(&KeyRange::prefix(&keys().hints_for(&id))).await.unwrap();
     assert!(after as usize <= before + 16, "{after} after {before}");
     servers[0].process().signal(Signal::SIGCONT);
     eventually("all to be done", async || {
-        (etcd.registry().count(&KeyRange::prefix(&keys().undelivered(&id))).await.unwrap() == 0).then_some(())
+        (etcd.registry().count(&KeyRange::prefix(&keys().hints_for(&id))).await.unwrap() == 0).then_some(())
     })
     .await;
     for key in short.iter().chain(&long) {
@@ -257,7 +254,7 @@ async fn a_second_process_of_one_node_id_takes_no_hints_from_the_first() {
     first.process().signal(Signal::SIGSTOP);
     let mut second = ServerProcess::start_with(SERVER, &config()).await;
     second.process().wait_for_line("is in use at").await;
-    let at = format!("{}zz-1", keys().undelivered_of("twin", "g"));
+    let at = format!("{}zz-1", keys().hints_of("twin", "g"));
     put(&etcd, &at, hint(Some(vec![b"k".to_vec()]))).await;
     // Time enough for whoever would read it.
     tokio::time::sleep(Duration::from_secs(2)).await;

@@ -7,7 +7,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use peanut_proto::membership::{FleetView, Group, Keys, Liveness, MAX_DOCUMENT_BYTES, RingDocument, Undelivered};
+use peanut_proto::membership::{FleetView, Group, Keys, Liveness, MAX_DOCUMENT_BYTES, RingDocument, Hint};
 use peanut_proto::registry::{Change, Entry, Snapshot};
 
 const NOW_MS: u64 = 1_764_000_000_000;
@@ -18,7 +18,7 @@ fuzz_target!(|bytes: &[u8]| {
         b'r' => ring(record),
         b'l' => liveness(record),
         b'g' => group(record),
-        b'u' => undelivered(record),
+        b'u' => hint(record),
         b'k' => key(record),
         _ => {}
     }
@@ -85,9 +85,9 @@ fn group(bytes: &[u8]) {
     }
 }
 
-fn undelivered(bytes: &[u8]) {
-    if let Ok(read) = Undelivered::decode(bytes) {
-        assert_eq!(Undelivered::decode(&read.encode()).expect("it was written just now"), read);
+fn hint(bytes: &[u8]) {
+    if let Ok(read) = Hint::decode(bytes) {
+        assert_eq!(Hint::decode(&read.encode()).expect("it was written just now"), read);
     }
 }
 

@@ -32,7 +32,7 @@ pub(super) async fn watch_hints(registry: LocalRegistry, unread: Unread) {
         };
         let (now, mut still) = (uptime(), HashMap::new());
         for entry in page.entries {
-            let Some(Key::Undelivered { node, .. }) = keys.parse(&entry.key) else { continue };
+            let Some(Key::Hint { node, .. }) = keys.parse(&entry.key) else { continue };
             let Ok(Some(live)) = registry.get(&keys.live(node)).await else { continue };
             let hint = (entry.key, live.revision);
             let since = seen.get(&hint).copied().unwrap_or(now);

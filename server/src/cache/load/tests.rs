@@ -332,7 +332,7 @@ async fn an_origin_that_fails_is_left_alone_and_comes_back_one_by_one() {
         ask(&cache, "b").await
     });
     assert!(one.is_ok() && other.is_err());
-    assert_eq!(cache.breaker(), Position::Returning);
+    assert_eq!(cache.breaker(), Position::HalfOpen);
     for n in 0..4 {
         ask(&cache, &format!("n{n}")).await.unwrap();
     }

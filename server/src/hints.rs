@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use peanut_proto::backoff::Backoff;
 use peanut_proto::clock::wall_clock_ms;
-use peanut_proto::membership::{self, Key, Keys, RingDocument, Undelivered};
+use peanut_proto::membership::{self, Hint, Key, Keys, RingDocument};
 use peanut_proto::registry::{Change, KeyRange, PageOptions, Registry, RegistryError};
 use peanut_proto::sabotage::{Mechanism, without};
 use tokio::sync::{mpsc, watch};
@@ -47,7 +47,7 @@ struct Heard {
 
 /// Reads and follows what is left for one node.
 #[derive(Debug)]
-pub(crate) struct Invalidations {
+pub(crate) struct HintReader {
     pub(crate) registry: Arc<dyn Registry>,
     pub(crate) keys: Keys,
     pub(crate) node_id: String,
@@ -58,7 +58,7 @@ pub(crate) struct Invalidations {
     pub(crate) is_shared: bool,
 }
 
-impl Invalidations {
+impl HintReader {
     /// Follows for ever. `known` hears when what was left before the start has been done.
     pub(crate) async fn run(self, known: watch::Sender<Option<Lineage>>) {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
@@ -73,7 +73,7 @@ impl Invalidations {
                 Ok(()) => is_told = false,
                 Err(error) => {
                     if !std::mem::replace(&mut is_told, true) {
-                        tracing::warn!(%error, "invalidations that clients leave cannot be read; trying until they can");
+                        tracing::warn!(%error, "hints of clients cannot be read; trying until they can");
                     }
                     if begun.elapsed() > Duration::from_secs(1) {
                         backoff.reset();
@@ -118,7 +118,7 @@ impl Invalidations {
             }
         };
         let groups = KeyRange::prefix(&self.keys.group(""));
-        let mine = KeyRange::prefix(&self.keys.undelivered(&self.node_id));
+        let mine = KeyRange::prefix(&self.keys.hints_for(&self.node_id));
         let ranges = [groups, mine];
         let mut revision = 0;
         for range in &ranges {
@@ -187,13 +187,13 @@ impl Invalidations {
             let Some(value) = &change.value else { continue };
             match self.keys.parse(&change.key) {
                 Some(Key::Group(group)) => begun.extend(self.hear_of_generation(group, value, heard)),
-                Some(Key::Undelivered { group, .. }) => {
-                    match Undelivered::decode(value) {
+                Some(Key::Hint { group, .. }) => {
+                    match Hint::decode(value) {
                         Ok(record) => self.invalidate(group, record, &mut begun),
                         Err(error) if unread.insert(group.to_owned()) => {
                             if heard.said.is_none_or(|at| at.elapsed() > SAY) {
                                 heard.said = Some(Instant::now());
-                                tracing::warn!(key = change.key, %error, "an invalidation that cannot be read; its group is cleared");
+                                tracing::warn!(key = change.key, %error, "a hint that cannot be read; its group is cleared");
                             }
                             begun.extend(
                                 self.node
@@ -241,7 +241,7 @@ impl Invalidations {
         }
     }
 
-    fn invalidate(&self, group: &str, record: Undelivered, begun: &mut Vec<Begun>) {
+    fn invalidate(&self, group: &str, record: Hint, begun: &mut Vec<Begun>) {
         if without(Mechanism::Hints) {
             return;
         }
@@ -250,7 +250,7 @@ impl Invalidations {
         self.node.metrics().invalidations.fetch_add(1, atomic::Ordering::Relaxed);
         let under = self.node.ring().heard_of(record.ring_version);
         let Ok(cache) = self.node.cache(group) else { return };
-        tracing::debug!(group, keys = record.keys.as_ref().map(Vec::len), "invalidation left by a client");
+        tracing::debug!(group, keys = record.keys.as_ref().map(Vec::len), "applying a hint of a client");
         match record.keys {
             None => begun.push(cache.clear(0, under)),
             Some(keys) => begun.extend(keys.into_iter().filter_map(|key| {
