@@ -15,6 +15,7 @@ use peanut_proto::intervals::LEASE_TTL;
 use peanut_proto::membership::{Keys, LiveGroup, NodeInfo};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
+#[cfg(feature = "admin")]
 use tokio_util::task::AbortOnDropHandle;
 
 #[cfg(feature = "admin")]
