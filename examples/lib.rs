@@ -1,5 +1,5 @@
-//! Programs that use Peanut: `cargo run --example scores`, `custom_loader`, `local_fleet` or `web`. The library itself is
-//! empty, but for the code blocks of the documents, which the tests run.
+//! Programs that use Peanut: `cargo run --example scores`, `custom_loader`, `local_fleet` or `web`. The
+//! library itself is empty, but for the code blocks of the documents, which the tests run.
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

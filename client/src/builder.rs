@@ -67,7 +67,8 @@ enum Source {
 }
 
 impl ClientBuilder {
-    /// Finds the fleet in etcd at this endpoint, like `http://127.0.0.1:2379`, or at several. For an etcd with TLS or users pass an
+    /// Finds the fleet in etcd at this endpoint, like `http://127.0.0.1:2379`, or at several. For an etcd
+    /// with TLS or users pass an
     /// [`EtcdRegistry`](crate::registry::EtcdRegistry) to [`registry`](Self::registry).
     #[cfg(feature = "etcd")]
     #[must_use]
@@ -84,8 +85,8 @@ impl ClientBuilder {
         self
     }
 
-    /// Finds the fleet in this registry, for example a [`LocalRegistry`](peanut_proto::registry::LocalRegistry) that servers in the same process
-    /// share.
+    /// Finds the fleet in this registry, for example a
+    /// [`LocalRegistry`](peanut_proto::registry::LocalRegistry) that servers in the same process share.
     #[must_use]
     pub fn registry(mut self, registry: impl Registry) -> Self {
         self.source = Source::Registry(Arc::new(registry));
@@ -99,8 +100,8 @@ impl ClientBuilder {
         self
     }
 
-    /// How long an operation may take, failing over included; 1 s by default, from 1 ms to a day. A node that is silent for a
-    /// quarter of it is probed, and left if it is silent for another quarter.
+    /// How long an operation may take, failing over included; 1 s by default, from 1 ms to a day. A node that
+    /// is silent for a quarter of it is probed, and left if it is silent for another quarter.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.config.deadline = deadline;
@@ -114,17 +115,18 @@ impl ClientBuilder {
         self
     }
 
-    /// Lanes to each node, each on a connection of its own, from 1 to 256. By default two where the fleet has a
-    /// single node, so that one is filled while the other's answers are on their way, and else one: there the
-    /// other nodes' answers are, and fewer lanes have fuller frames.
+    /// Lanes to each node, each on a connection of its own, from 1 to 256. By default two where the fleet has
+    /// a single node, so that one is filled while the other's answers are on their way, and else one: there
+    /// the other nodes' answers are, and fewer lanes have fuller frames.
     #[must_use]
     pub fn lanes_per_node(mut self, lanes: usize) -> Self {
         self.config.lanes_per_node = Some(lanes);
         self
     }
 
-    /// Operations that may be in flight to one node; 65,536 by default, from one for each lane to 16 million. Beyond that, and beyond 64 MiB
-    /// that wait to be sent, operations fail at once with [`ErrorKind::Overloaded`].
+    /// Operations that may be in flight to one node; 65,536 by default, from one for each lane to 16 million.
+    /// Beyond that, and beyond 64 MiB that wait to be sent, operations fail at once with
+    /// [`ErrorKind::Overloaded`].
     #[must_use]
     pub fn operations_per_node(mut self, operations: usize) -> Self {
         self.config.operations_per_node = operations;
@@ -138,8 +140,8 @@ impl ClientBuilder {
         self
     }
 
-    /// For how long after a change of the ring a new owner is filled from the former one, in place of the origin;
-    /// 60 s by default, at most a day; zero: not at all.
+    /// For how long after a change of the ring a new owner is filled from the former one, in place of the
+    /// origin; 60 s by default, at most a day; zero: not at all.
     #[must_use]
     pub fn hand_over(mut self, window: Duration) -> Self {
         self.config.hand_over = window;
@@ -154,8 +156,8 @@ impl ClientBuilder {
         self
     }
 
-    /// How many loads of [`get_or_load`](crate::Group::get_or_load) may run at a time where no node can be asked; 64 by default.
-    /// Their values are not kept. Zero: such calls fail.
+    /// How many loads of [`get_or_load`](crate::Group::get_or_load) may run at a time where no node can be
+    /// asked; 64 by default. Their values are not kept. Zero: such calls fail.
     #[must_use]
     pub fn uncached_loads(mut self, loads: usize) -> Self {
         self.config.uncached_loads = loads.min(MOST_UNCACHED_LOADS);
@@ -177,8 +179,9 @@ impl ClientBuilder {
         self
     }
 
-    /// Asks `context` with every get for the W3C trace context (`traceparent`) of whoever calls. It goes to the node, whose span of a
-    /// load has it, and on to loaders over HTTP and gRPC. With the crates `tracing-opentelemetry` and `opentelemetry`:
+    /// Asks `context` with every get for the W3C trace context (`traceparent`) of the caller. It goes to the
+    /// node, whose span of a load has it, and on to loaders over HTTP and gRPC. With the crates
+    /// `tracing-opentelemetry` and `opentelemetry`:
     ///
     /// ```ignore
     /// builder.trace_context(|| {
@@ -261,8 +264,9 @@ impl ClientBuilder {
         Ok(found.client(&fleet, routing))
     }
 
-    /// Makes the client without waiting for the fleet: an application can start before its cache. Until the fleet is found, calls
-    /// wait for it up to their deadlines, and then fail with [`ErrorKind::Unavailable`] and what the registry says.
+    /// Makes the client without waiting for the fleet: an application can start before its cache. Until the
+    /// fleet is found, calls wait for it up to their deadlines, and then fail with [`ErrorKind::Unavailable`]
+    /// and what the registry says.
     ///
     /// # Errors
     /// [`ErrorKind::Configuration`] as [`build`](Self::build). Must be called within a runtime.

@@ -1,15 +1,16 @@
 //! What a node says of the ring: a hint to read the registry again, which the node is then held to.
 //!
-//! A node tells which ring it knows with every answer. Where that is a later one than the client's, the registry is read again and the
-//! client waits for the ring for a short time. A node that names a ring which the registry turns out not to have is not
-//! believed for a while: it is broken, or hostile, and the others are not to suffer from that.
+//! A node tells which ring it knows with every answer. Where that is a later one than the client's, the
+//! registry is read again and the client waits for the ring for a short time. A node that names a ring which
+//! the registry turns out not to have is not believed for a while: it is broken, or hostile, and the others
+//! are not to suffer from that.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How long a ring is waited for that a node has named, once for all who hear of it there: a client that is cut off from the
-/// registry goes on with what it has.
+/// How long a ring is waited for that a node has named, once for all who hear of it there: a client that is
+/// cut off from the registry goes on with what it has.
 const PATIENCE: Duration = Duration::from_millis(200);
 /// How long a node is not believed that has named a ring which there is not.
 const DOUBT: Duration = Duration::from_secs(60);

@@ -18,8 +18,8 @@ use crate::write::{MAX_RINGS, OneNode, wait_for_ring};
 /// A swap that loses so often has met something other than other clients.
 const SWAP_ATTEMPTS: usize = 100;
 
-/// Has all nodes forget a group. With a registry it is done when that has the new generation: a node that cannot be reached
-/// reads it before it answers again.
+/// Has all nodes forget a group. With a registry it is done when that has the new generation: a node that
+/// cannot be reached reads it before it answers again.
 pub(crate) async fn clear(client: &Shared, request: Request<'_>, begun: Instant) -> Result<(), Error> {
     // The name becomes part of a key, which nobody would look for.
     if let Err(why) = check_name(request.group_name) {
@@ -72,7 +72,8 @@ pub(crate) async fn clear(client: &Shared, request: Request<'_>, begun: Instant)
     Err(Error::new(ErrorKind::Unavailable, "the ring changed during each attempt"))
 }
 
-/// Asks nodes whether this client may write to a group, until one has said so: the registry would take it from anybody.
+/// Asks nodes whether this client may write to a group, until one has said so: the registry would take it
+/// from anybody.
 async fn check_right(client: &Shared, request: &Request<'_>) -> Result<(), Error> {
     let routing = client.routing.get();
     let mut last = None;
@@ -86,8 +87,8 @@ async fn check_right(client: &Shared, request: &Request<'_>) -> Result<(), Error
     Err(last.unwrap_or_else(|| Error::new(ErrorKind::Unavailable, "no node says whether this may be done")))
 }
 
-/// Raises a group's generation, and gives it. A record that cannot be read or believed is written anew: nodes clear the group
-/// whenever it changes.
+/// Raises a group's generation, and gives it. A record that cannot be read or believed is written anew: nodes
+/// clear the group whenever it changes.
 async fn raise(registry: &dyn Registry, key: &str) -> Result<u64, RegistryError> {
     for _ in 0..SWAP_ATTEMPTS {
         let found = registry.get(key).await?;

@@ -106,7 +106,8 @@ impl Client {
             .collect()
     }
 
-    /// What an operator should know of the fleet as it is now: groups that only some nodes have, members with one address.
+    /// What an operator should know of the fleet as it is now: groups that only some nodes have, members with
+    /// one address.
     pub fn notices(&self) -> Vec<Notice> {
         self.shared.discovered.borrow().view.notices()
     }
@@ -134,9 +135,9 @@ impl Client {
         self.shared.wait_for_ring(version).await
     }
 
-    /// Takes a node out of the ring while it runs. Its keys have other owners from then on, which fill themselves from it for the
-    /// time of [`hand_over`](crate::ClientBuilder::hand_over); after that it can be stopped. When it is started again it
-    /// joins again.
+    /// Takes a node out of the ring while it runs. Its keys have other owners from then on, which fill
+    /// themselves from it for the time of [`hand_over`](crate::ClientBuilder::hand_over); after that it can
+    /// be stopped. When it is started again it joins again.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] where the ring has no such node, or it is not alive;
@@ -177,8 +178,8 @@ impl Drop for Stranded {
     }
 }
 
-/// Begins what goes on beside the calls, on the caller's runtime: the ring is followed, and recent writes are repeated. It ends
-/// with the client.
+/// Begins what goes on beside the calls, on the caller's runtime: the ring is followed, and recent writes are
+/// repeated. It ends with the client.
 fn begin_background(shared: &Arc<Shared>) {
     let stranded = Stranded(shared.is_stranded.clone());
     let follow = discovery::follow(shared.discovered.clone(), shared.routing.clone(), shared.config.clone());

@@ -52,7 +52,7 @@ pub(crate) struct Config {
     pub(crate) tls: Option<ReadTls>,
 }
 
-/// Gives the trace context of whoever calls.
+/// Gives the trace context of the caller.
 #[derive(Clone)]
 pub(crate) struct TraceHook(pub(crate) Arc<dyn Fn() -> Option<String> + Send + Sync>);
 
@@ -65,12 +65,12 @@ impl std::fmt::Debug for TraceHook {
 /// What becomes of operations on keys whose owner cannot be reached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Failover {
-    /// The successor is asked, and keeps what it loads for a short time (`failover_ttl`). Clients that disagree about a
-    /// node's health may see such a copy outlive a write by at most that time.
+    /// The successor is asked, and keeps what it loads for a short time (`failover_ttl`). Clients that
+    /// disagree about a node's health may see such a copy outlive a write by at most that time.
     #[default]
     Bounded,
-    /// As [`Bounded`](Self::Bounded), and every write is done at the successor as well, so that there is no such
-    /// time. A write costs twice as much.
+    /// As [`Bounded`](Self::Bounded), and every write is done at the successor as well, so that there is no
+    /// such time. A write costs twice as much.
     Strict,
     /// Nobody is asked: the operation fails.
     Off,
@@ -133,7 +133,7 @@ impl Config {
         false
     }
 
-    /// The trace context of whoever calls; empty: none.
+    /// The trace context of the caller; empty: none.
     pub(crate) fn traceparent(&self) -> String {
         self.trace
             .as_ref()

@@ -6,8 +6,9 @@
 //! work, and the futures meet at the connection's locks: seven futex calls for each get of a caller that is
 //! alone, as measured. Here they take turns in one task, and what they wake in one another does not leave it.
 //!
-//! Callers outside the task that have something to send wake it. When an answer has woken several callers, the first wake is coalesced:
-//! the task yields once, so that the other callers run before it and one frame takes what all of them have to send.
+//! Callers outside the task that have something to send wake it. When an answer has woken several callers,
+//! the first wake is coalesced: the task yields once, so that the other callers run before it and one frame
+//! takes what all of them have to send.
 
 use std::fmt;
 use std::pin::Pin;
@@ -69,7 +70,8 @@ impl ConnectionTask {
         self.shared.wakes.task.wake();
     }
 
-    /// Says whether several callers have been woken that are likely to wake the task, so that coalescing is worth a yield.
+    /// Says whether several callers have been woken that are likely to wake the task, so that coalescing is
+    /// worth a yield.
     pub(crate) fn expect_more(&self, expects_more: bool) {
         self.shared.expects_more.store(expects_more, Ordering::Relaxed);
     }
@@ -150,7 +152,8 @@ impl Future for Running {
     }
 }
 
-/// However the task ends, by a panic of one of its futures or with its runtime, the next future has a new one.
+/// However the task ends, by a panic of one of its futures or with its runtime, the next future has a new
+/// one.
 impl Drop for Running {
     fn drop(&mut self) {
         if self.ended {

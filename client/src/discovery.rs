@@ -2,8 +2,8 @@
 //!
 //! A ring from which more than half of the nodes have vanished at once is not believed while those nodes
 //! still answer: it is more likely that a registry was restored or misled than that they all left without
-//! stopping. They write the ring again within a lease, so doubt ends after [`DOUBT`]. Nor is one to which more nodes have come than
-//! there were, without any sign of life: nodes are alive before they join.
+//! stopping. They write the ring again within a lease, so doubt ends after [`DOUBT`]. Nor is one to which
+//! more nodes have come than there were, without any sign of life: nodes are alive before they join.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -119,8 +119,8 @@ async fn most_have_vanished_but_answer(routing: &Routing, offered: &RingDocument
     answers.iter().filter(|answer| **answer == Probed::Serving).count() * 2 > vanished.len()
 }
 
-/// Says of each node whether it holds a lease. Of more than half it is not believed that they hold none: it is more likely that the registry
-/// has lost their leases.
+/// Says of each node whether it holds a lease. Of more than half it is not believed that they hold none: it
+/// is more likely that the registry has lost their leases.
 fn tell_leases(view: &FleetView, current: &CurrentRouting) {
     let routing = current.get();
     let nodes = routing.nodes().iter().filter(|_| view.revision > 0);

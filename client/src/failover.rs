@@ -77,8 +77,8 @@ async fn get_again(
     }
 }
 
-/// The nodes that say that they have a group, in the order in which a key is asked for there: while a configuration is rolled out,
-/// a key's owner may not have the group yet.
+/// The nodes that say that they have a group, in the order in which a key is asked for there: while a
+/// configuration is rolled out, a key's owner may not have the group yet.
 pub(crate) fn nodes_with_group(client: &Shared, request: &Request<'_>) -> Vec<Arc<Node>> {
     if client.config.failover == Failover::Off {
         return Vec::new();
@@ -109,7 +109,8 @@ pub(crate) fn has_no_group(client: &Shared, request: &Request<'_>, error: &Error
     }
 }
 
-/// Asks nodes that have the group, in the place of one that has not; they keep what they load for a short time.
+/// Asks nodes that have the group, in the place of one that has not; they keep what they load for a short
+/// time.
 async fn get_where_it_is(client: &Shared, request: Request<'_>, error: Error) -> Result<Answered, Error> {
     let ring_version = client.routing.get().ring.version();
     for node in nodes_with_group(client, &request).into_iter().take(2) {
@@ -134,8 +135,8 @@ fn moved(answered: &Answered) -> Refusal {
     Refusal::Elsewhere(error)
 }
 
-/// Asks for many keys: each owner for all of its keys at once. What fails on the way, and keys of owners that are
-/// down, are asked for one by one as by [`get`]. The answers come in the order of the keys.
+/// Asks for many keys: each owner for all of its keys at once. What fails on the way, and keys of owners that
+/// are down, are asked for one by one as by [`get`]. The answers come in the order of the keys.
 pub(crate) async fn get_many(
     client: &Shared,
     request: &[Request<'_>],

@@ -1,8 +1,8 @@
-//! Values that clients bring to a node under a fill token: from the former owner of a key, or from a loader of the
-//! application's.
+//! Values that clients bring to a node under a fill token: from the former owner of a key, or from a loader
+//! of the application's.
 //!
-//! A node gives one token for a missing key and has all others wait. A write of the key makes the token void, so that nothing
-//! older than a write is stored after it.
+//! A node gives one token for a missing key and has all others wait. A write of the key makes the token void,
+//! so that nothing older than a write is stored after it.
 
 use std::sync::Arc;
 

@@ -41,8 +41,8 @@ impl Group {
 }
 
 impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
-    /// As [`Group::get`]. A value that is no such document, as of an earlier version of the application, is deleted, where this client may do
-    /// that, and asked for once more.
+    /// As [`Group::get`]. A value that is no such document, as of an earlier version of the application, is
+    /// deleted, where this client may do that, and asked for once more.
     ///
     /// # Errors
     /// As [`Group::get`], and [`ErrorKind::Codec`] where the value is no such document still.
@@ -106,7 +106,8 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
         Ok(BegunJsonWrite { write: self.group.begin_write(key).await?, values: PhantomData })
     }
 
-    /// As [`Group::set_many`]; a value that cannot be written as JSON is an error of its own, with [`ErrorKind::Codec`].
+    /// As [`Group::set_many`]; a value that cannot be written as JSON is an error of its own, with
+    /// [`ErrorKind::Codec`].
     pub async fn set_many<'a, K: AsRef<[u8]>>(
         &self,
         entries: impl IntoIterator<Item = (K, &'a T)>,
@@ -147,8 +148,8 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
         self.group.clear().await
     }
 
-    /// As [`Group::get_or_load`]. A value that is no such document, as of an earlier version of the application, is deleted and loaded
-    /// again.
+    /// As [`Group::get_or_load`]. A value that is no such document, as of an earlier version of the
+    /// application, is deleted and loaded again.
     ///
     /// # Errors
     /// As [`Group::get_or_load`], and [`ErrorKind::Codec`] where the value is no such document still.
@@ -199,7 +200,8 @@ impl<T: Serialize> BegunJsonWrite<T> {
     /// As [`BegunWrite::set`].
     ///
     /// # Errors
-    /// As [`BegunWrite::set`], and [`ErrorKind::Codec`] where the value cannot be written as JSON: the key is deleted then.
+    /// As [`BegunWrite::set`], and [`ErrorKind::Codec`] where the value cannot be written as JSON: the key is
+    /// deleted then.
     pub async fn set(self, value: &T) -> Result<(), Error> {
         self.end(value, None).await
     }

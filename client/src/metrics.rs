@@ -1,6 +1,7 @@
 //! Counts through the crate `metrics`, for whichever recorder the application has installed.
 //!
-//! They are told once a second by a task of the client, so that a get costs no more than without. METRICS.md has the table.
+//! They are told once a second by a task of the client, so that a get costs no more than without. METRICS.md
+//! has the table.
 
 use std::sync::Weak;
 use std::time::Duration;

@@ -38,8 +38,8 @@ pub(crate) struct Monitor {
     addr: String,
     /// `Err`: why no connection can be made.
     connector: Result<Arc<Connector>, Arc<str>>,
-    /// For probes, and for nodes that know no lanes: of each runtime that has used it lately, the latest last. A connection
-    /// of its own: what fills a lane must not make its node look dead.
+    /// For probes, and for nodes that know no lanes: of each runtime that has used it lately, the latest
+    /// last. A connection of its own: what fills a lane must not make its node look dead.
     channels: Mutex<Vec<(Id, Channel)>>,
     config: Config,
     health: Mutex<Health>,
@@ -120,8 +120,8 @@ impl Monitor {
         self.connector.as_ref().err().cloned().unwrap_or_else(unreachable)
     }
 
-    /// Whether the node is believed to be down. While it is, somebody probes it: where the runtime that did so has ended, the
-    /// caller's.
+    /// Whether the node is believed to be down. While it is, somebody probes it: where the runtime that did
+    /// so has ended, the caller's.
     pub(crate) fn is_down(self: &Arc<Self>) -> bool {
         let is_down = self.down.load(Ordering::Relaxed);
         if is_down && !self.probing.load(Ordering::Relaxed) {
@@ -181,8 +181,8 @@ impl Monitor {
         &self.config
     }
 
-    /// The channel for unary calls and probes: one for each runtime, since a connection ends with the runtime it is on. `None` where
-    /// the node is out of reach, or outside a runtime.
+    /// The channel for unary calls and probes: one for each runtime, since a connection ends with the runtime
+    /// it is on. `None` where the node is out of reach, or outside a runtime.
     pub(crate) fn channel(&self) -> Option<Channel> {
         let (connector, runtime) = (self.connector.as_ref().ok()?, Handle::try_current().ok()?.id());
         let mut channels = self.channels.lock();
@@ -280,7 +280,8 @@ impl Monitor {
                 }
             };
             if let Some(sender) = begun {
-                // It goes on even if all who wait for it leave; the place is freed also where its runtime ends.
+                // It goes on even if all who wait for it leave; the place is freed also where its runtime
+                // ends.
                 let (node, free) = (self.clone(), FreeProbe(self.clone()));
                 tokio::spawn(async move {
                     let found = node.probe_once().await;
@@ -332,8 +333,8 @@ impl fmt::Debug for Monitor {
     }
 }
 
-/// Probes a node until it is back, or nobody holds its handle any more. Where the runtime ends first, the next who looks at the node
-/// begins anew.
+/// Probes a node until it is back, or nobody holds its handle any more. Where the runtime ends first, the
+/// next who looks at the node begins anew.
 struct Probing(Weak<Monitor>);
 
 impl Probing {

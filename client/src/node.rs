@@ -54,8 +54,9 @@ impl Owner for Node {
 }
 
 impl Node {
-    /// A handle to the node of that id at that address. Connects when it is first used. An address that
-    /// is none, or one that a token must not go to, makes a node that is never reached: it must not keep anyone from the others.
+    /// A handle to the node of that id at that address. Connects when it is first used. An invalid address,
+    /// or one that a token must not go to, yields a node whose calls always fail, and leaves the others
+    /// usable.
     pub(crate) fn new(id: &str, addr: &str, config: &Config) -> Self {
         let monitor = Arc::new(Monitor::new(id, addr, config));
         let most = config.lanes_per_node.unwrap_or(LANES_OF_ONE_NODE);
@@ -143,7 +144,8 @@ impl Node {
         self.lanes[chosen.lane].ask(self, ask, now).answer().await
     }
 
-    /// Asks the node for many keys at once. `None` where it has no lanes: then each has to be asked for alone.
+    /// Asks the node for many keys at once. `None` where it has no lanes: then each has to be asked for
+    /// alone.
     pub(crate) async fn get_many(
         self: &Arc<Self>,
         asks: &[Attempt<'_>],

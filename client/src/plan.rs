@@ -1,5 +1,6 @@
-//! What decides where a get goes and where a write has to be done, as plain data: what is known of nodes and how they answered goes in,
-//! the next step comes out. It asks nobody, waits for nothing and reads no clock; `failover.rs` and `write.rs` take the steps.
+//! What decides where a get goes and where a write has to be done, as plain data: what is known of nodes and
+//! how they answered goes in, the next step comes out. It asks nobody, waits for nothing and reads no clock;
+//! `failover.rs` and `write.rs` take the steps.
 
 use std::time::Duration;
 
@@ -51,8 +52,8 @@ impl ReadPlan {
         ReadPlan { failover, last: None, attempts: 0 }
     }
 
-    /// Whom the next attempt asks: the owner first, then whichever was not asked last; but not one that is down while the other is up.
-    /// `Err`: neither may be asked, and this is the one that was to be.
+    /// Whom the next attempt asks: the owner first, then whichever was not asked last; but not one that is
+    /// down while the other is up. `Err`: neither may be asked, and this is the one that was to be.
     pub(crate) fn next(&mut self, owner: Standing, successor: Option<Standing>) -> Result<Role, Role> {
         self.attempts += 1;
         let may_lack = |standing: Standing| self.failover == Failover::Strict && standing.is_unleased;
@@ -98,7 +99,8 @@ impl ReadPlan {
     }
 }
 
-/// Where one write has to be done, under one ring: at the former owners first, then at the owner, whose answer counts.
+/// Where one write has to be done, under one ring: at the former owners first, then at the owner, whose
+/// answer counts.
 #[derive(Clone, Debug)]
 pub(crate) struct WritePlan<N> {
     pub(crate) ring_version: u64,
@@ -106,7 +108,8 @@ pub(crate) struct WritePlan<N> {
     pub(crate) former: Vec<N>,
     pub(crate) owner: N,
     pub(crate) owned_since: u64,
-    /// Who is asked in the owner's place, and whether it has to have been told, whatever becomes of the owner.
+    /// Who is asked in the owner's place, and whether it has to have been told, whatever becomes of the
+    /// owner.
     pub(crate) successor: Option<(N, Duty)>,
 }
 
@@ -115,7 +118,8 @@ pub(crate) struct WritePlan<N> {
 pub(crate) enum Duty {
     /// It is told where the owner is not reached.
     InItsPlace,
-    /// It is told in any case, if it can be: it may have copies from an outage that is over, or others may ask it now.
+    /// It is told in any case, if it can be: it may have copies from an outage that is over, or others may
+    /// ask it now.
     Attempt,
     /// The write is not done before it is done there.
     Owed,

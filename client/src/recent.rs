@@ -1,8 +1,9 @@
 //! Writes of the last few seconds, in case the ring has changed without this client's knowing.
 //!
-//! A client that has not heard of a change yet, and a node that has not either, may agree on a write at an owner that is one
-//! no more, while others already ask the new one. As soon as the client hears of the change it has the new owner forget
-//! what was written in the meantime: in the last seconds, or since it has been cut off from the registry.
+//! A client that has not heard of a change yet, and a node that has not either, may agree on a write at an
+//! owner that is one no more, while others already ask the new one. As soon as the client hears of the change
+//! it has the new owner forget what was written in the meantime: in the last seconds, or since it has been
+//! cut off from the registry.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -24,7 +25,8 @@ pub(crate) struct RecentWrites {
 
 #[derive(Debug)]
 struct List {
-    /// How long writes are kept: longer than a change of the ring takes to reach anyone who is not cut off from the registry.
+    /// How long writes are kept: longer than a change of the ring takes to reach anyone who is not cut off
+    /// from the registry.
     window: Duration,
     writes: VecDeque<Recent>,
     /// The registry cannot be read.
@@ -34,7 +36,8 @@ struct List {
 }
 
 impl List {
-    /// Whether writes are kept however old they are: the ring may have changed at any time since the registry could be read.
+    /// Whether writes are kept however old they are: the ring may have changed at any time since the registry
+    /// could be read.
     fn keeps_all(&self, now: Instant) -> bool {
         self.is_in_trouble || self.last_trouble.is_some_and(|at| now <= at + self.window)
     }

@@ -1,4 +1,5 @@
-//! Repeats, after each change of the ring, what was written at owners that are owners no more; see [`recent`](crate::recent).
+//! Repeats, after each change of the ring, what was written at owners that are owners no more; see
+//! [`recent`](crate::recent).
 
 use std::sync::{Arc, Weak};
 

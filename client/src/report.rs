@@ -96,8 +96,8 @@ impl GroupReport {
 const MOST_REPORT_BYTES: usize = 64 << 20;
 
 impl Client {
-    /// Asks every node of the ring what it tells of itself, with at most so many hot keys of each group; in order of id. Where the
-    /// nodes have tokens this client's needs the right `admin`.
+    /// Asks every node of the ring what it tells of itself, with at most so many hot keys of each group; in
+    /// order of id. Where the nodes have tokens this client's needs the right `admin`.
     pub async fn reports(&self, hot_keys: u32) -> Vec<(NodeStatus, Result<NodeReport, Error>)> {
         let (routing, config) = (self.routing(), self.config());
         let asked = routing.nodes().iter().map(|node| report(node, config, hot_keys));

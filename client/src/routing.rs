@@ -58,7 +58,8 @@ struct Earlier<N> {
     ring: Arc<Ring>,
     nodes: Vec<N>,
     replaced: Instant,
-    /// It was held by this client; else it was made out from a later document, and may have lost some of its history.
+    /// It was held by this client; else it was made out from a later document, and may have lost some of its
+    /// history.
     is_exact: bool,
 }
 
@@ -82,9 +83,9 @@ pub(crate) struct Route<'a, N = Arc<Node>> {
 }
 
 impl<N: Handle> Routing<N> {
-    /// The routing table of a document, with handles that `make` makes. Nodes that `previous` knows at the same address keep theirs.
-    /// Writes are done at former owners for `written_to`, and those are asked for what they had for up to `hand_over`. `now_ms` is the
-    /// wall clock's.
+    /// The routing table of a document, with handles that `make` makes. Nodes that `previous` knows at the
+    /// same address keep theirs. Writes are done at former owners for `written_to`, and those are asked for
+    /// what they had for up to `hand_over`. `now_ms` is the wall clock's.
     pub(crate) fn new(
         document: &RingDocument,
         previous: Option<&Routing<N>>,
@@ -122,8 +123,9 @@ impl<N: Handle> Routing<N> {
         Routing { nodes, ring: Arc::new(Ring::new(document)), earlier, written_to }
     }
 
-    /// The nodes at which writes are done beside the owner, since clients that have not heard of a change of the ring may ask them still: who
-    /// owned the key in the last minutes, and, with `successors`, who was asked in its place.
+    /// The nodes at which writes are done beside the owner, since clients that have not heard of a change of
+    /// the ring may ask them still: who owned the key in the last minutes, and, with `successors`, who was
+    /// asked in its place.
     pub(crate) fn former_nodes(&self, hash: u64, successors: bool, now: Instant) -> Vec<&N> {
         let mut nodes = Vec::new();
         let Some(route) = self.route(hash).filter(|_| !without(Mechanism::FormerOwners)) else {
@@ -143,7 +145,8 @@ impl<N: Handle> Routing<N> {
         nodes
     }
 
-    /// The node that owned a key up to `owned_since`, if that is less than `window` ago and known for certain.
+    /// The node that owned a key up to `owned_since`, if that is less than `window` ago and known for
+    /// certain.
     pub(crate) fn former(
         &self,
         hash: u64,

@@ -146,8 +146,8 @@ impl Shared {
         }
     }
 
-    /// Whether a key has had another owner since the ring under which it was answered, as far as the node that answered knows, and
-    /// the registry tells in time. An answer from an owner of old may be outdated.
+    /// Whether a key has had another owner since the ring under which it was answered, as far as the node
+    /// that answered knows, and the registry tells in time. An answer from an owner of old may be outdated.
     pub(crate) async fn has_moved(&self, request: &Request<'_>, answered: &Answered) -> bool {
         let Answered { reply, node, ring_version, failover } = answered;
         // With a token in hand the value is about to be loaded.
@@ -180,8 +180,9 @@ impl Shared {
         self.discovered.borrow().view.live.contains_key(id)
     }
 
-    /// Takes in what a node that was chosen by a ring says of the ring with its answer: where it knows a later one, the registry is read
-    /// again. The answer names the client's own ring where the node is not believed.
+    /// Takes in what a node that was chosen by a ring says of the ring with its answer: where it knows a
+    /// later one, the registry is read again. The answer names the client's own ring where the node is not
+    /// believed.
     pub(crate) fn heed(&self, node: &Node, reply: Reply, chosen_by: u64) -> Reply {
         // Nearly always, so it costs nothing.
         if reply.ring_version <= chosen_by {

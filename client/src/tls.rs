@@ -18,7 +18,8 @@ use tower::Service;
 
 use crate::error::{Error, ErrorKind};
 
-/// TLS to the nodes. Files are PEM, and read again when they change; connections that stand keep what they were made with.
+/// TLS to the nodes. Files are PEM, and read again when they change; connections that stand keep what they
+/// were made with.
 ///
 /// ```
 /// use peanut_client::Tls;
@@ -42,8 +43,8 @@ enum NodeName {
 }
 
 impl Tls {
-    /// Trusts nodes whose certificate comes from an authority in this file, and has the host by which the node is advertised,
-    /// a name or an IP address.
+    /// Trusts nodes whose certificate comes from an authority in this file, and has the host by which the
+    /// node is advertised, a name or an IP address.
     pub fn new(ca: impl Into<PathBuf>) -> Self {
         let files = TlsFiles { ca: Some(ca.into()), ..TlsFiles::default() };
         Tls { files, name: NodeName::Address }
@@ -56,7 +57,8 @@ impl Tls {
         self
     }
 
-    /// A node's certificate is to have its id, so that no node can pass for another. Ids are to be like host names.
+    /// A node's certificate is to have its id, so that no node can pass for another. Ids are to be like host
+    /// names.
     #[must_use]
     pub fn known_by_id(mut self) -> Self {
         self.name = NodeName::Id;

@@ -197,7 +197,7 @@ pub(crate) async fn may_write(node: &Arc<Monitor>, group: &str, deadline: Instan
 /// Tells the node's own refusals from the transport's failures.
 pub(crate) fn refused(node: &Arc<Monitor>, status: Status, deadline: Instant) -> Refusal {
     if let Some(code) = failure::from_status(&status) {
-        // Whoever is there is not the node.
+        // Another process is at the address.
         node.saw(if code == ErrorCode::WrongNode { Signal::NotConnected } else { Signal::Answered });
         return node.said(code, status.message(), deadline);
     }

@@ -1,12 +1,14 @@
 //! How one write comes to be done wherever an old value could be shown.
 //!
-//! Every write is a delete: at the owner, and for a while after a change of the ring at former owners, whom clients that have not heard of it
-//! may ask still. A value follows only where a delete has been acknowledged, under the fill token that the owner gave with that, which
-//! any later write of the key makes void. So whatever is late on its way, a delete or a value, costs a load and brings nothing back.
+//! Every write is a delete: at the owner, and for a while after a change of the ring at former owners, whom
+//! clients that have not heard of it may ask still. A value follows only where a delete has been
+//! acknowledged, under the fill token that the owner gave with that, which any later write of the key makes
+//! void. So whatever is late on its way, a delete or a value, costs a load and brings nothing back.
 //!
-//! Where the owner cannot be reached, a *hint* is stored for it in the registry (hinted handoff), which it reads before it answers again, and
-//! the successor, who answers in its place meanwhile, deletes too. When all of that is done and the ring has not moved
-//! the key meanwhile, the write is done; else it begins again under the new ring.
+//! Where the owner cannot be reached, a *hint* is stored for it in the registry (hinted handoff), which it
+//! reads before it answers again, and the successor, who answers in its place meanwhile, deletes too. When
+//! all of that is done and the ring has not moved the key meanwhile, the write is done; else it begins again
+//! under the new ring.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -37,13 +39,14 @@ use crate::shared::Shared;
 
 /// Rings that one write may be done under.
 pub(crate) const MAX_RINGS: usize = 8;
-/// Hints for one node, stored one by one until it is back; then one for the whole group takes the place of more. Long keys
-/// count for several, so that a process stores at most 16 KiB of keys.
+/// Hints for one node, stored one by one until it is back; then one for the whole group takes the place of
+/// more. Long keys count for several, so that a process stores at most 16 KiB of keys.
 const MAX_HINTS: u32 = 64;
 const KEY_BYTES_PER_HINT: usize = 256;
-/// Where so many wait for a node in a group, whoever stored them, the next is for the whole group.
+/// Where so many hints of all writers wait for a node in a group, the next is for the whole group.
 const MAX_WAITING: u64 = 1024;
-/// Attempts to bring the value of a set. Without it the key is deleted, as if the value had been evicted at once.
+/// Attempts to bring the value of a set. Without it the key is deleted, as if the value had been evicted at
+/// once.
 const MAX_FILLS: u32 = 3;
 /// How often it is looked whether a node has read a hint.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
@@ -51,8 +54,9 @@ const ASK_AGAIN: Duration = Duration::from_millis(20);
 const ROOM_FIRST: Duration = Duration::from_millis(5);
 const ROOM_LONGEST: Duration = Duration::from_millis(100);
 
-/// Writes a key. On an error the write may have been done or not, here or there. The value of a set is kept only where `sequence` is the
-/// key's still; 0: whatever it is. Gives the key's sequence at its owner; 0 where that could not be reached.
+/// Writes a key. On error the write may have been applied on some nodes. The value of a set is kept only
+/// where `sequence` is the key's still; 0: whatever it is. Gives the key's sequence at its owner; 0 where
+/// that could not be reached.
 pub(crate) async fn write(
     client: &Shared,
     request: Request<'_>,
@@ -108,7 +112,8 @@ async fn delete(
             return Err(Error::new(ErrorKind::Unavailable, "the fleet has no nodes"));
         };
         let to_owner = OneNode { client, routing: &routing, request: Request { op, ..*request }, begun };
-        // The former owners first: what is handed over from them meanwhile, the owner then forgets or refuses.
+        // The former owners first: what is handed over from them meanwhile, the owner then forgets or
+        // refuses.
         if !former.is_empty() {
             Box::pin(async {
                 let other = to_owner.without_token();
@@ -145,7 +150,8 @@ async fn delete(
     Err(Error::new(ErrorKind::Unavailable, "the ring changed during each attempt"))
 }
 
-/// Stores the value of a set, after the delete. `false`: it was lost on the way, or there was no room for a token.
+/// Stores the value of a set, after the delete. `false`: it was lost on the way, or there was no room for a
+/// token.
 async fn fill(
     request: &Request<'_>,
     owner: &Arc<Node>,
@@ -169,7 +175,8 @@ async fn fill(
                 }
                 return Ok(true);
             }
-            // Many deletes are answered at once, and then all their values are to be sent: they wait for one another.
+            // Many deletes are answered at once, and then all their values are to be sent: they wait for one
+            // another.
             Err(Refusal::Final(error))
                 if error.kind() == ErrorKind::Overloaded && Instant::now() < request.deadline =>
             {
@@ -206,7 +213,7 @@ pub(crate) async fn has_moved(
     request: &Request<'_>,
 ) -> Result<bool, Error> {
     wait_for_ring(client, heard, request).await?;
-    // It may be back where it was: whoever owned it in between can have filled itself with what was before.
+    // It may be back where it was: its owner in between can have filled itself with what was before.
     Ok(client.routing.get().has_moved_since(request.hash, under.ring.version()))
 }
 
@@ -242,7 +249,8 @@ impl OneNode<'_> {
         owned_since: u64,
     ) -> Result<Option<Reply>, Refusal> {
         let has_registry = self.client.registry.is_some();
-        // The fleet and the registry's view are looked at only where it matters: most nodes are up, and answer.
+        // The fleet and the registry's view are looked at only where it matters: most nodes are up, and
+        // answer.
         let reach = |has_failed: bool| {
             let is_down = node.is_down();
             let is_mostly_down = is_down && self.routing.mostly_down();
@@ -296,7 +304,8 @@ impl OneNode<'_> {
         OneNode { request: Request { op, ..self.request }, ..self }
     }
 
-    /// Has the successor forget the key, if it can be reached: what it has by then goes by itself, after `failover_ttl`. Gives why it did not.
+    /// Has the successor forget the key, if it can be reached: what it has by then goes by itself, after
+    /// `failover_ttl`. Gives why it did not.
     async fn try_to_forget_at(self, successor: &Arc<Node>) -> Option<Error> {
         if successor.is_down() {
             return None;
@@ -318,8 +327,9 @@ impl OneNode<'_> {
         written.into_iter().try_for_each(|written| written.map(drop).map_err(Refusal::into_error))
     }
 
-    /// Stores a hint for a node that could not be reached, and has the successor forget what it is asked for meanwhile. A node
-    /// that holds a lease is waited for, until it has read the hint or can be reached after all: others may be able to ask it.
+    /// Stores a hint for a node that could not be reached, and has the successor forget what it is asked for
+    /// meanwhile. A node that holds a lease is waited for, until it has read the hint or can be reached after
+    /// all: others may be able to ask it.
     async fn store_hint(
         &self,
         node: &Arc<Node>,
@@ -357,7 +367,7 @@ impl OneNode<'_> {
         let answers = self.client.config.failover != Failover::Off;
         let successor = async { self.try_to_forget_at(successor.filter(|_| answers)?).await };
         let stored = timeout_at(deadline, registry.put(&at, hint.encode(), None));
-        // The registry would take it from anybody, so whoever has a token asks for the right first.
+        // The registry would take it from anybody, so a client with a token asks for the right first.
         let stored = if self.client.config.token.is_some() {
             match successor.await {
                 Some(denied) if denied.kind() == ErrorKind::PermissionDenied => return Err(denied),
@@ -389,14 +399,16 @@ impl OneNode<'_> {
         }
     }
 
-    /// Waits until a node that holds a lease has read its hint, which it does at once, unless it sleeps, or until it holds none. Whether it has
-    /// read it. One at whose address nothing listens has ended, whatever its lease, and reads its hints when it starts again.
+    /// Waits until a node that holds a lease has read its hint, which it does at once, unless it sleeps, or
+    /// until it holds none. Whether it has read it. One at whose address nothing listens has ended, whatever
+    /// its lease, and reads its hints when it starts again.
     async fn is_read(&self, registry: &dyn Registry, node: &Arc<Node>, at: &str) -> bool {
         let live = self.client.keys.live(node.id());
         loop {
             match registry.get(at).await {
                 Ok(None) => return true,
-                // As of now, not as of when this client last heard: a node reads its hints after it has come to hold a lease.
+                // As of now, not as of when this client last heard: a node reads its hints after it has come
+                // to hold a lease.
                 Ok(Some(_)) if matches!(registry.get(&live).await, Ok(None)) => return false,
                 Ok(Some(_)) if node.probe().await == Probed::Silent && node.is_refusing() => return false,
                 Ok(Some(_)) | Err(_) => {}

@@ -1,4 +1,5 @@
-//! The service itself: a handler reads through the cache, and writes the database first and the cache after it.
+//! The service itself: a handler reads through the cache, and writes the database first and the cache after
+//! it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,14 +79,14 @@ pub(crate) fn router(scores: Arc<Scores>) -> Router {
     Router::new().route("/scores/{name}", get(read).put(write)).with_state(scores)
 }
 
-/// One query in the whole fleet for each player that is missing, whoever asks.
+/// One query in the whole fleet for each player that is missing, for all processes.
 async fn read(State(scores): State<Arc<Scores>>, Path(name): Path<String>) -> Result<Json<Player>, Failed> {
     let found = scores.players.get_or_load(&name, || scores.database.player(&name)).await?;
     found.map(Json).ok_or(Failed(StatusCode::NOT_FOUND))
 }
 
-/// `begin_write` before the database is written: of two requests that write a player at the same time, neither leaves an older score
-/// in the cache.
+/// `begin_write` before the database is written: of two requests that write a player at the same time,
+/// neither leaves an older score in the cache.
 async fn write(
     State(scores): State<Arc<Scores>>,
     Path(name): Path<String>,

@@ -9,8 +9,8 @@ const MAX_LABEL_BYTES: usize = 63;
 /// Takes an address apart: a name or an IP address, in brackets where it is IPv6, and a port.
 ///
 /// # Errors
-/// Why nobody can be reached there: it has no port, IPv6 is without brackets, the host is not a name of one, or it is an address that stands
-/// for all of a machine's (`0.0.0.0`) or for many machines.
+/// Why nobody can be reached there: it has no port, IPv6 is without brackets, the host is not a name of one,
+/// or it is an address that stands for all of a machine's (`0.0.0.0`) or for many machines.
 pub fn host_and_port(addr: &str) -> Result<(&str, u16), String> {
     let like = "write it like 10.0.0.5:9999, [fd00::5]:9999 or node-1.example:9999";
     if addr.parse::<Ipv6Addr>().is_ok() {

@@ -1,4 +1,5 @@
-//! The one way in which a ring that is there changes: read, compare and swap, and again where another was quicker.
+//! The one way in which a ring that is there changes: read, compare and swap, and again where another was
+//! quicker.
 
 use crate::membership::{Keys, MAX_DOCUMENT_BYTES, RingDocument};
 use crate::registry::{Registry, RegistryError};
@@ -6,7 +7,8 @@ use crate::registry::{Registry, RegistryError};
 /// A swap that loses so often in a row has met something other than neighbours.
 const ATTEMPTS: usize = 100;
 
-/// Puts what `change` makes of the ring in its place. `Ok(false)`: there is no ring, or `change` would leave it as it is.
+/// Puts what `change` makes of the ring in its place. `Ok(false)`: there is no ring, or `change` would leave
+/// it as it is.
 ///
 /// # Errors
 /// Where the registry cannot be reached, or what it holds cannot be read.
@@ -31,8 +33,8 @@ pub async fn change_ring(
     Err(RegistryError::new(format!("{key} changed {ATTEMPTS} times meanwhile")))
 }
 
-/// Puts a ring in place of the one of revision `expected`, and says whether it did. One that is too long for the registry is made
-/// shorter first ([`RingDocument::fit`]).
+/// Puts a ring in place of the one of revision `expected`, and says whether it did. One that is too long for
+/// the registry is made shorter first ([`RingDocument::fit`]).
 ///
 /// # Errors
 /// Where the registry cannot be reached, or the ring breaks a rule or is too long whatever it forgets.

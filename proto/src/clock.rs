@@ -1,5 +1,5 @@
-//! The clocks that are not tokio's: the wall clock, which only documents and files need, and the time since the machine started, which goes
-//! on while it is suspended. Everything else goes by tokio's monotonic clock.
+//! The clocks that are not tokio's: the wall clock, which only documents and files need, and the time since
+//! the machine started, which goes on while it is suspended. Everything else goes by tokio's monotonic clock.
 
 use std::time::Duration;
 
@@ -14,8 +14,9 @@ pub fn wall_clock_ms() -> u64 {
     since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// Time since the machine started, where the system tells including that in which it was suspended: `CLOCK_BOOTTIME` on Linux, which
-/// `CLOCK_MONOTONIC` and so tokio's clock lag behind after a suspended virtual machine goes on. Elsewhere the monotonic clock.
+/// Time since the machine started, where the system tells including that in which it was suspended:
+/// `CLOCK_BOOTTIME` on Linux, which `CLOCK_MONOTONIC` and so tokio's clock lag behind after a suspended
+/// virtual machine goes on. Elsewhere the monotonic clock.
 pub fn uptime() -> Duration {
     #[cfg(feature = "simulation")]
     if let Some(machine) = crate::machine::simulated() {

@@ -1,15 +1,18 @@
-//! Times that processes rely on one another for: what one of them does within one of these, another waits for or allows for.
+//! Times that processes rely on one another for: what one of them does within one of these, another waits for
+//! or allows for.
 //!
-//! None is a setting, since all processes of a fleet have to agree on them. What has to be longer than what is checked when this is
-//! compiled.
+//! None is a setting, since all processes of a fleet have to agree on them. What has to be longer than what
+//! is checked when this is compiled.
 
 use std::time::Duration;
 
-/// A node that has not run for longer notices it before it answers: it was stopped, or its machine stood still.
+/// A node that has not run for longer notices it before it answers: it was stopped, or its machine stood
+/// still.
 pub const SLEEP: Duration = Duration::from_millis(300);
 /// How exactly it notices.
 pub const SLEEP_TICK: Duration = Duration::from_millis(50);
-/// A writer stores no hint for a node before that has been silent for so long: one that sleeps for less does not look for hints.
+/// A writer stores no hint for a node before that has been silent for so long: one that sleeps for less does
+/// not look for hints.
 pub const SILENCE_BEFORE_HINT: Duration = Duration::from_millis(500);
 const _: () = assert!(millis(SILENCE_BEFORE_HINT) >= millis(SLEEP) + 2 * millis(SLEEP_TICK));
 
@@ -21,12 +24,13 @@ const _: () = assert!(millis(REGISTRY_PATIENCE) > millis(REGISTRY_CALL));
 
 /// A quiet watch asks for progress this often.
 pub const WATCH_PROGRESS: Duration = Duration::from_secs(10);
-/// A watch that has heard nothing for so long, progress included, is given up: whoever watches knows by then that it may have missed a
-/// change of the ring.
+/// A watch that has heard nothing for so long, progress included, is given up: the watcher knows by then that
+/// it may have missed a change of the ring.
 pub const WATCH_SILENCE: Duration = Duration::from_secs(15);
 const _: () = assert!(millis(WATCH_SILENCE) > millis(WATCH_PROGRESS) + millis(REGISTRY_CALL));
 
-/// A ring that is older than the one that is known is believed after so long: nodes that know the newer one write it again within
+/// A ring that is older than the one that is known is believed after so long: nodes that know the newer one
+/// write it again within
 /// [`LEASE_TTL`].
 pub const OLDER_RING_BELIEVED: Duration = Duration::from_secs(15);
 /// How long a node is believed to be there after it was last heard of, where no other time is set.
@@ -39,10 +43,12 @@ pub const LONGEST_FAILOVER_TTL: Duration = Duration::from_secs(60);
 pub const RECOVERED: Duration = Duration::from_secs(60);
 const _: () = assert!(millis(RECOVERED) >= millis(LONGEST_FAILOVER_TTL));
 
-/// What writers do for the sake of those who have not heard of a change of the ring. A simulator has shorter ones, which end within a run.
+/// What writers do for the sake of those who have not heard of a change of the ring. A simulator has shorter
+/// ones, which end within a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Windows {
-    /// For so long after a change of the ring writes are done at former owners too, whom readers may ask that have not heard of it.
+    /// For so long after a change of the ring writes are done at former owners too, whom readers may ask that
+    /// have not heard of it.
     pub former_owners: Duration,
     /// Writes of so long before a writer hears of a change of the ring are done again at the new owners.
     pub recent_writes: Duration,
@@ -54,7 +60,7 @@ impl Windows {
         Windows { former_owners: Duration::from_secs(120), recent_writes: Duration::from_secs(20) };
 }
 
-// Whoever is not cut off from the registry has heard of the change by then.
+// A client that is not cut off from the registry has heard of the change by then.
 const _: () = assert!(millis(Windows::FLEET.recent_writes) > millis(WATCH_SILENCE) + millis(REGISTRY_CALL));
 const _: () = assert!(millis(Windows::FLEET.former_owners) > 2 * millis(Windows::FLEET.recent_writes));
 

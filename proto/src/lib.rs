@@ -1,7 +1,8 @@
 //! The contract of the Peanut cache: what client and server say to each other, and what a fleet keeps in
 //! its registry.
 //!
-//! - [`v1`], [`loader_v1`] and [`peanutcachepb`] are the gRPC messages and services, generated from the `.proto` files.
+//! - [`v1`], [`loader_v1`] and [`peanutcachepb`] are the gRPC messages and services, generated from the
+//!   `.proto` files.
 //! - [`frame`] is how the messages of a lane are written and read, and [`codec`] how all meet tonic.
 //! - [`membership`] is the ring document and the other records, with their key layout, as pure data.
 //! - [`registry`] is the store behind them: etcd, or one process.

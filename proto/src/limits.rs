@@ -8,7 +8,8 @@ pub const MAX_VALUE_BYTES: usize = 8 << 20;
 /// Longest gRPC message, in bytes: the longest value with its key and everything around them.
 pub const MAX_MESSAGE_BYTES: usize = MAX_VALUE_BYTES + (64 << 10);
 
-/// The metadata of a call that says for which node it is meant: `<fleet>/<node id>`. Without it any node answers.
+/// The metadata of a call that says for which node it is meant: `<fleet>/<node id>`. Without it any node
+/// answers.
 pub const CALL_TO_KEY: &str = "peanut-to-bin";
 
 /// Checks a key.

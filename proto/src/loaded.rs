@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-/// What a loader found for a key: a value, which may have a lifetime of its own, or that the origin has no such key.
+/// What a loader found for a key: a value, which may have a lifetime of its own, or that the origin has no
+/// such key.
 ///
 /// An `Option` converts into it, and so do the usual types of bytes and text:
 ///
@@ -25,7 +26,8 @@ pub struct Loaded<V = Bytes> {
 }
 
 impl<V> Loaded<V> {
-    /// The origin has this value. It stays fresh for the group's `ttl`, unless [`ttl`](Self::ttl) says otherwise.
+    /// The origin has this value. It stays fresh for the group's `ttl`, unless [`ttl`](Self::ttl) says
+    /// otherwise.
     pub fn found(value: impl Into<V>) -> Self {
         Loaded { value: Some(value.into()), ttl: None }
     }
@@ -35,8 +37,8 @@ impl<V> Loaded<V> {
         Loaded { value: None, ttl: None }
     }
 
-    /// How long the value stays fresh, in place of the group's `ttl` and at most its `max_ttl`; zero: it is not kept at all. It does not
-    /// apply where nothing was found.
+    /// How long the value stays fresh, in place of the group's `ttl` and at most its `max_ttl`; zero: it is
+    /// not kept at all. It does not apply where nothing was found.
     #[must_use]
     pub fn ttl(self, ttl: Duration) -> Self {
         Loaded { ttl: Some(ttl), ..self }

@@ -1,8 +1,8 @@
 //! What a process takes from the machine under it: clocks, sockets, and threads beside the runtime's.
 //!
-//! With the feature `simulation` a simulator may take the place of the machine, for the thread that calls [`simulate`]: sockets are the
-//! simulator's, work that otherwise has a thread of its own runs as a task, and clocks go by the runtime's paused time. Without the feature
-//! nothing of that is compiled in.
+//! With the feature `simulation` a simulator may take the place of the machine, for the thread that calls
+//! [`simulate`]: sockets are the simulator's, work that otherwise has a thread of its own runs as a task, and
+//! clocks go by the runtime's paused time. Without the feature nothing of that is compiled in.
 
 use std::io;
 #[cfg(feature = "simulation")]

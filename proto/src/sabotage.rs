@@ -1,5 +1,5 @@
-//! For tests of tests: with the feature `sabotage` one of the things that keep answers right can be turned off, so that a checker of
-//! histories can be seen to notice. Without the feature nothing can be.
+//! For tests of tests: with the feature `sabotage` one of the things that keep answers right can be turned
+//! off, so that a checker of histories can be seen to notice. Without the feature nothing can be.
 
 /// What can be turned off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +20,8 @@ pub enum Mechanism {
     HandOverBound,
     /// Values are set under a token that later writes make void.
     Tokens,
-    /// The value of a write that was begun before the database was written is kept only where no other write came between.
+    /// The value of a write that was begun before the database was written is kept only where no other write
+    /// came between.
     Sequences,
     /// A watch ends when the member of the store that it is on has lost its peers.
     Leader,

@@ -1,8 +1,8 @@
 //! Certificates in files, for both sides: read, and read again when the files change.
 //!
-//! New connections have what is in the files. Those that stand keep what they were made with; whoever holds one can have the
-//! certificate of its other side verified again with what is in force now ([`ServerTls::verify`]). Files that cannot be used leave the
-//! last good ones in force.
+//! New connections have what is in the files. Those that stand keep what they were made with; the holder of
+//! one can have the certificate of its other side verified again with what is in force now
+//! ([`ServerTls::verify`]). Files that cannot be used leave the last good ones in force.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -34,13 +34,14 @@ pub struct TlsFiles {
     pub cert: Option<PathBuf>,
     /// The key of `cert`: PKCS#8, PKCS#1 or SEC1.
     pub key: Option<PathBuf>,
-    /// Lists of revoked certificates, one of each authority in `ca` and below: a certificate whose authority has no list there is not
-    /// trusted. A list that is past its next update is still used.
+    /// Lists of revoked certificates, one of each authority in `ca` and below: a certificate whose authority
+    /// has no list there is not trusted. A list that is past its next update is still used.
     pub crl: Option<PathBuf>,
 }
 
 impl TlsFiles {
-    /// What a server of this protocol (by its ALPN name) uses. With `ca`, clients need a certificate from there.
+    /// What a server of this protocol (by its ALPN name) uses. With `ca`, clients need a certificate from
+    /// there.
     ///
     /// # Errors
     /// Where there is no certificate or key, or a file cannot be used.
@@ -121,7 +122,8 @@ impl TlsFiles {
         read.map_err(|error| TlsError::new(format!("{}: {error}", path.display())))
     }
 
-    /// When the first of the lists of revoked certificates in this file is due to be replaced, in milliseconds since 1970, where they say.
+    /// When the first of the lists of revoked certificates in this file is due to be replaced, in
+    /// milliseconds since 1970, where they say.
     ///
     /// # Errors
     /// Where it cannot be read, or has none in it.

@@ -1,9 +1,11 @@
-//! The circuit breaker of a group: an origin that fails is left alone for a while, and asked slowly at first when it is back.
+//! The circuit breaker of a group: an origin that fails is left alone for a while, and asked slowly at first
+//! when it is back.
 //!
-//! Closed, it counts; where at least half of the loads of a window have failed, and enough of them, it opens for a pause that
-//! doubles each time. After the pause it lets one load through, and with every success one more at a time (as TCP's slow start
-//! does), until as many run as may; one failure opens it again. The ready-made ones let everything through after one
-//! success, which is what an origin that has just come back bears least. It reads no clock: time and chance are arguments.
+//! Closed, it counts; where at least half of the loads of a window have failed, and enough of them, it opens
+//! for a pause that doubles each time. After the pause it lets one load through, and with every success one
+//! more at a time (as TCP's slow start does), until as many run as may; one failure opens it again. The
+//! ready-made ones let everything through after one success, which is what an origin that has just come back
+//! bears least. It reads no clock: time and chance are arguments.
 
 use std::time::Duration;
 

@@ -1,9 +1,10 @@
-//! Budgets in bytes: how much memory the operations of a connection, of a token and of the whole node may hold.
+//! Budgets in bytes: how much memory the operations of a connection, of a token and of the whole node may
+//! hold.
 //!
-//! Budgets form a tree. A child has a limit of its own and never holds more than its parent has free, so that one that takes
-//! all it can leaves as much for the next (Choudhury and Hahne, "Dynamic Queue Length Thresholds for Shared-Memory Packet
-//! Switches", IEEE/ACM Transactions on Networking 1998): alone it gets half of the parent's limit, beside `n` others that take all they can a
-//! part of `n + 2`.
+//! Budgets form a tree. A child has a limit of its own and never holds more than its parent has free, so that
+//! one that takes all it can leaves as much for the next (Choudhury and Hahne, "Dynamic Queue Length
+//! Thresholds for Shared-Memory Packet Switches", IEEE/ACM Transactions on Networking 1998): alone it gets
+//! half of the parent's limit, beside `n` others that take all they can a part of `n + 2`.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,7 +19,7 @@ pub(crate) struct Budget {
     limit: usize,
     used: AtomicUsize,
     parent: Option<Arc<Budget>>,
-    /// Whoever waits for room does so in turn.
+    /// Those who wait for room take turns.
     turn: tokio::sync::Mutex<()>,
     /// At the root: how many wait, and what wakes them when anything is given back anywhere in the tree.
     waiting: AtomicUsize,
@@ -65,7 +66,8 @@ impl Budget {
         Held { budget: self.clone(), bytes: 0 }
     }
 
-    /// Takes bytes, in turn, when there is room for them. More than can ever be held is taken for as much as can.
+    /// Takes bytes, in turn, when there is room for them. More than can ever be held is taken for as much as
+    /// can.
     pub(crate) async fn take(self: &Arc<Self>, bytes: usize) -> Held {
         self.take_estimated(|| bytes).await
     }
@@ -206,7 +208,8 @@ impl Budgets {
         }
     }
 
-    /// What one more connection may hold, as far as its callers show this token; an empty name where the node has no tokens.
+    /// What one more connection may hold, as far as its callers show this token; an empty name where the node
+    /// has no tokens.
     pub(crate) fn account(&self, token: &Arc<str>) -> Arc<Account> {
         let above = if token.is_empty() { self.node.clone() } else { self.of_token(token) };
         Arc::new(above.part(

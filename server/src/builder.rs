@@ -111,7 +111,7 @@ impl ServerBuilder {
     }
 
     /// Joins the fleet that this registry keeps. Without one, and without [`nodes`](Self::nodes), the
-    /// node answers whoever finds it.
+    /// node answers every client that finds it.
     #[must_use]
     pub fn registry(mut self, registry: impl Registry) -> Self {
         self.registry = Some(Arc::new(registry));
@@ -163,7 +163,8 @@ impl ServerBuilder {
         self
     }
 
-    /// How long the registry takes a silent node for alive; 5 s by default, whole seconds, from 1 s to an hour.
+    /// How long the registry takes a silent node for alive; 5 s by default, whole seconds, from 1 s to an
+    /// hour.
     #[must_use]
     pub fn lease_ttl(mut self, ttl: Duration) -> Self {
         self.lease_ttl = ttl;
@@ -177,21 +178,24 @@ impl ServerBuilder {
         self
     }
 
-    /// How long calls in flight may take to finish once the server is told to stop; 10 s by default, at most a day.
+    /// How long calls in flight may take to finish once the server is told to stop; 10 s by default, at most
+    /// a day.
     #[must_use]
     pub fn shutdown_deadline(mut self, deadline: Duration) -> Self {
         self.shutdown_deadline = deadline;
         self
     }
 
-    /// What becomes of the node's place in the ring when the server is told to stop; [`OnShutdown::Keep`] by default.
+    /// What becomes of the node's place in the ring when the server is told to stop; [`OnShutdown::Keep`] by
+    /// default.
     #[must_use]
     pub fn on_shutdown(mut self, on_shutdown: OnShutdown) -> Self {
         self.on_shutdown = on_shutdown;
         self
     }
 
-    /// How long a member of the fleet may have no lease before this node takes it out of the ring; 2 minutes by default, from
+    /// How long a member of the fleet may have no lease before this node takes it out of the ring; 2 minutes
+    /// by default, from
     /// [`lease_ttl`](Self::lease_ttl) to 30 days.
     #[must_use]
     pub fn forget_after(mut self, time: Duration) -> Self {
@@ -199,45 +203,46 @@ impl ServerBuilder {
         self
     }
 
-    /// Threads of their own for connections, at most 1024; 0, the default, serves them on the runtime that runs the server.
-    /// Loads always run on that one. A runtime with several threads answers small requests at nearly twice
-    /// the CPU time of a thread that has its connections to itself.
+    /// Threads of their own for connections, at most 1024; 0, the default, serves them on the runtime that
+    /// runs the server. Loads always run on that one. A runtime with several threads answers small requests
+    /// at nearly twice the CPU time of a thread that has its connections to itself.
     #[must_use]
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = threads;
         self
     }
 
-    /// A directory of this node's own, made where it is missing, from which its entries come back after a restart. Without one,
-    /// the default, a restart is cold.
+    /// A directory of this node's own, made where it is missing, from which its entries come back after a
+    /// restart. Without one, the default, a restart is cold.
     ///
-    /// What is loaded is written there in the background; what a process wrote until a tenth of a second before it was killed
-    /// comes back. Bytes are bounded for each [group](Group::disk_capacity_bytes). A disk that is full or fails leaves the
-    /// node in memory only, with a warning, and is tried again later.
+    /// What is loaded is written there in the background; what a process wrote until a tenth of a second
+    /// before it was killed comes back. Bytes are bounded for each [group](Group::disk_capacity_bytes). A
+    /// disk that is full or fails leaves the node in memory only, with a warning, and is tried again later.
     #[must_use]
     pub fn data_dir(mut self, folder: impl Into<PathBuf>) -> Self {
         self.data_dir = Some(folder.into());
         self
     }
 
-    /// How often what was written is also made to outlive the machine; 10 s by default, from 100 ms to a day. Entries that live no longer than
-    /// this are not written.
+    /// How often what was written is also made to outlive the machine; 10 s by default, from 100 ms to a day.
+    /// Entries that live no longer than this are not written.
     #[must_use]
     pub fn seal_interval(mut self, interval: Duration) -> Self {
         self.seal_interval = interval;
         self
     }
 
-    /// The most bytes a second that are read from [`data_dir`](Self::data_dir) after a start, while the node already
-    /// serves; 256 MiB by default, from 1 KiB to 1 TiB.
+    /// The most bytes a second that are read from [`data_dir`](Self::data_dir) after a start, while the node
+    /// already serves; 256 MiB by default, from 1 KiB to 1 TiB.
     #[must_use]
     pub fn restore_bytes_per_second(mut self, bytes: u64) -> Self {
         self.restore_bytes_per_second = bytes;
         self
     }
 
-    /// Speaks TLS with these certificates; where there is a `ca`, clients need a certificate from there too. The files are read
-    /// again when they change, and by [`reload_certificates`](crate::ServerHandle::reload_certificates).
+    /// Speaks TLS with these certificates; where there is a `ca`, clients need a certificate from there too.
+    /// The files are read again when they change, and by
+    /// [`reload_certificates`](crate::ServerHandle::reload_certificates).
     #[cfg(feature = "tls")]
     #[must_use]
     pub fn tls(mut self, files: TlsFiles) -> Self {
@@ -245,22 +250,23 @@ impl ServerBuilder {
         self
     }
 
-    /// Allows addresses other than loopback without TLS, on which everybody on the way can read and write. False by default.
+    /// Allows addresses other than loopback without TLS, on which everybody on the way can read and write.
+    /// False by default.
     #[must_use]
     pub fn insecure(mut self, insecure: bool) -> Self {
         self.insecure = insecure;
         self
     }
 
-    /// Adds a token. With the first one, whoever has none is refused; only health checks need none.
+    /// Adds a token. With the first one, a caller without one is refused; only health checks need none.
     #[must_use]
     pub fn token(mut self, token: Token) -> Self {
         self.tokens.push(token);
         self
     }
 
-    /// The most connections there may be; 10,000 by default, at most 10 million. For one more a connection without an admitted call is closed,
-    /// where there is one that is older than 5 s; else the new one is.
+    /// The most connections there may be; 10,000 by default, at most 10 million. For one more a connection
+    /// without an admitted call is closed, where there is one that is older than 5 s; else the new one is.
     #[must_use]
     pub fn max_connections(mut self, connections: usize) -> Self {
         self.connections.total = connections;
@@ -274,46 +280,49 @@ impl ServerBuilder {
         self
     }
 
-    /// How long a new connection may take until it speaks HTTP/2, TLS included; 5 s by default, from 10 ms to an hour.
+    /// How long a new connection may take until it speaks HTTP/2, TLS included; 5 s by default, from 10 ms to
+    /// an hour.
     #[must_use]
     pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
         self.connections.handshake = timeout;
         self
     }
 
-    /// How long a new connection may take until its first call is let in, health checks not being such calls; 30 s by default, from 1 s to a
-    /// day. What still runs on it then has 10 s to end.
+    /// How long a new connection may take until its first call is let in, health checks not being such calls;
+    /// 30 s by default, from 1 s to a day. What still runs on it then has 10 s to end.
     #[must_use]
     pub fn first_call_timeout(mut self, timeout: Duration) -> Self {
         self.connections.first_call = timeout;
         self
     }
 
-    /// How long a connection may have no stream open; 5 minutes by default, from 1 s to 30 days. An open lane is a stream. Clients are
-    /// told to connect again (GOAWAY), and lose no call.
+    /// How long a connection may have no stream open; 5 minutes by default, from 1 s to 30 days. An open lane
+    /// is a stream. Clients are told to connect again (GOAWAY), and lose no call.
     #[must_use]
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         self.connections.idle = timeout;
         self
     }
 
-    /// Whether the gRPC services are described to whoever asks (reflection), where there are tokens with one; true by default.
+    /// Whether the gRPC services are described to every caller (reflection), where there are tokens with one;
+    /// true by default.
     #[must_use]
     pub fn reflection(mut self, on: bool) -> Self {
         self.reflection = on;
         self
     }
 
-    /// A connection that has been silent for so long is asked whether anybody is there, and closed when it is silent for as
-    /// long again; 20 s by default, from 100 ms to a day.
+    /// A connection that has been silent for so long is asked whether anybody is there, and closed when it is
+    /// silent for as long again; 20 s by default, from 100 ms to a day.
     #[must_use]
     pub fn keepalive(mut self, interval: Duration) -> Self {
         self.keepalive = interval;
         self
     }
 
-    /// Serves a page, metrics and health over HTTP on this address, `/`, `/metrics`, `/healthz` and `/readyz`; with the certificates
-    /// and tokens of the gRPC port where it has any. On no address by default.
+    /// Serves a page, metrics and health over HTTP on this address, `/`, `/metrics`, `/healthz` and
+    /// `/readyz`; with the certificates and tokens of the gRPC port where it has any. On no address by
+    /// default.
     #[cfg(feature = "admin")]
     #[must_use]
     pub fn admin(mut self, addr: SocketAddr) -> Self {
@@ -321,8 +330,9 @@ impl ServerBuilder {
         self
     }
 
-    /// Names by which browsers may call the admin port, beside `localhost`, IP addresses, and the names in its certificate. A page of
-    /// another site that has its own name lead here reads nothing (DNS rebinding). Health needs no name.
+    /// Names by which browsers may call the admin port, beside `localhost`, IP addresses, and the names in
+    /// its certificate. A page of another site that has its own name lead here reads nothing (DNS rebinding).
+    /// Health needs no name.
     #[cfg(feature = "admin")]
     #[must_use]
     pub fn admin_hosts<S: Into<String>>(mut self, hosts: impl IntoIterator<Item = S>) -> Self {

@@ -69,7 +69,7 @@ pub(crate) struct Get {
     pub(crate) token: Token,
     /// W3C trace context of the caller; empty: none.
     pub(crate) traceparent: Bytes,
-    /// Whether the caller may be given a lease: why not, else.
+    /// `Err`: why the caller may not hold a fill lease.
     pub(crate) may_fill: Result<(), Failure>,
     /// When an answer is of no use any more.
     pub(crate) deadline: Option<Instant>,
@@ -205,7 +205,8 @@ impl Cache {
         self.journal.get().map(|journal| &**journal)
     }
 
-    /// Answers a get from the store, or finds or starts the flight that will. What waits counts for `account`.
+    /// Answers a get from the store, or finds or starts the flight that will. What waits counts for
+    /// `account`.
     pub(crate) fn begin(
         self: &Arc<Self>,
         get: &Get,
@@ -251,12 +252,13 @@ impl Cache {
                 .map(Begun::Answered)
                 .ok_or_else(|| Failure::new(ErrorCode::Overloaded, why));
         };
-        // There is nobody to load for whoever gives a token back; those who wait may be able to.
+        // There is nobody to load for a client that gives a token back; those who wait may be able to.
         if get.token != 0 && self.loader.is_none() {
             self.flights.void(get.token);
             return self.nothing(get).map(Begun::Answered);
         }
-        // Only who may fill can have been given a token. Others may be waiting for what it is for, so it does not wait for room itself.
+        // Only who may fill can have been given a token. Others may be waiting for what it is for, so it does
+        // not wait for room itself.
         if get.token != 0
             && get.may_fill.is_ok()
             && let Some((pilot, ticket)) =
@@ -303,7 +305,7 @@ impl Cache {
         let leader = match get.on_miss {
             OnMiss::Load | OnMiss::Peek => by_server,
             OnMiss::Lease => match &get.may_fill {
-                // Whoever is given a lease waits for nothing by then.
+                // A caller that is given a lease waits for nothing by then.
                 Ok(()) => Leader::Caller {
                     until: now + self.policy.load_timeout,
                     held: operation.take(),
@@ -362,8 +364,8 @@ impl Cache {
         self.flights.board(&get.key, get.origin, (get.stamp, owned_since(get)), leader, stored)
     }
 
-    /// Loads an entry of that age, which is fresh still, in the background: unless that is being done, or the origin has just
-    /// failed. (Groups without a loader have no such age.)
+    /// Loads an entry of that age, which is fresh still, in the background: unless that is being done, or the
+    /// origin has just failed. (Groups without a loader have no such age.)
     fn refresh(self: &Arc<Self>, get: &Get, account: &Arc<Account>, after: Duration, now: Instant) {
         if get.on_miss == OnMiss::Peek || !self.loads.may_refresh(now) {
             return;

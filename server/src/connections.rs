@@ -1,7 +1,7 @@
 //! Connections, from the socket to the first byte of HTTP: TLS, and how long all that may take.
 //!
-//! What is bounded here is bounded before anybody has said who he is. Whoever speaks no HTTP/2, or does not speak at all, is gone
-//! before the services see him; nobody else waits for him.
+//! What is bounded here is bounded before anybody has said who he is. A peer that speaks no HTTP/2, or does
+//! not speak at all, is gone before the services see him; nobody else waits for him.
 
 mod activity;
 #[cfg(feature = "tls")]

@@ -1,21 +1,22 @@
 //! Flights: one load in progress per key, for all who wait for it.
 //!
-//! The table of flights and the store are kept in step under the table's lock. Whoever misses looks into
-//! the store again with the lock held, and a landing flight stores its entry and leaves the table in one
-//! step; so a caller finds the entry or the flight, never neither, and a key is not loaded twice because
-//! a flight landed between the two looks. Writes are done under the same lock.
+//! The table of flights and the store are kept in step under the table's lock. A caller that misses looks
+//! into the store again with the lock held, and a landing flight stores its entry and leaves the table in one
+//! step; so a caller finds the entry or the flight, never neither, and a key is not loaded twice because a
+//! flight landed between the two looks. Writes are done under the same lock.
 //!
 //! A flight that has been taken out of the table, or replaced in it, is *poisoned*: those who wait still
-//! get its result, but it is not stored, and whoever comes later starts anew.
+//! get its result, but it is not stored, and later callers start anew.
 //!
-//! The leader of a flight is this server, with a [`Pilot`], or a client, which holds a *lease* with a fill token and
-//! brings the value by itself. A lease that its client gives back, or whose client has gone, is void: the others board anew, and the
-//! first of them leads. One whose client takes too long is *late*: the others board anew as well, but what it brings
-//! is stored all the same where the key has not been written since, and lands whoever waits for the key by then.
+//! The leader of a flight is this server, with a [`Pilot`], or a client, which holds a *lease* with a fill
+//! token and brings the value by itself. A lease that its client gives back, or whose client has gone, is
+//! void: the others board anew, and the first of them leads. One whose client takes too long is *late*: the
+//! others board anew as well, but what it brings is stored all the same where the key has not been written
+//! since, and lands the callers that wait for the key by then.
 //!
-//! What a flight brought is held until all who wait have taken it, and counts for whoever has caused it. Where it is larger than was
-//! reserved for it, and there is no room for the rest, it is not held: those who wait board anew, and find it in the store where it was
-//! stored.
+//! What a flight brought is held until all who wait have taken it, and counts for the connection that has
+//! caused it. Where it is larger than was reserved for it, and there is no room for the rest, it is not held:
+//! those who wait board anew, and find it in the store where it was stored.
 //!
 //! Whether a key has been written since is told by counters, one for many keys ([`Writes`]).
 
@@ -71,7 +72,7 @@ struct Flight {
     id: u64,
     /// The ring version that the node knew when it started.
     stamp: u64,
-    /// Its leader takes too long: whoever comes begins anew, and takes its place.
+    /// Its leader takes too long: the next caller begins anew, and takes its place.
     is_late: bool,
     progress: watch::Receiver<Progress>,
 }
@@ -84,7 +85,7 @@ struct Lease {
     writes: (u64, u64),
     progress: watch::Sender<Progress>,
     reserved: Reservation,
-    /// It counts for whoever holds it.
+    /// It counts for its holder.
     _held: Option<Held>,
 }
 
@@ -129,7 +130,7 @@ pub(crate) struct ThenSet {
 #[derive(Debug)]
 pub(crate) struct Written<R> {
     pub(crate) written: R,
-    /// The lease of whoever sets the key next; 0: none.
+    /// The lease of the next set of the key; 0: none.
     pub(crate) token: Token,
     /// The key's sequence now.
     pub(crate) sequence: u64,
@@ -155,8 +156,8 @@ pub(crate) enum Boarding {
     Waiter(Ticket),
     /// Start the flight, then wait for it like everyone else.
     Leader(Pilot, Ticket),
-    /// Load by itself, and bring the value under this token. The newest ring version that a writer of the key went by, or of another
-    /// key that is counted with it.
+    /// Load by itself, and bring the value under this token. The newest ring version that a writer of the key
+    /// went by, or of another key that is counted with it.
     Lease { token: Token, written_under: u64 },
     /// There is neither an entry nor a flight, and nobody to lead one.
     Nothing,
@@ -169,8 +170,8 @@ pub(crate) struct Ticket {
 }
 
 impl Ticket {
-    /// Waits for the flight. `None`: its leader is gone, and the caller is to board anew. Dropping this future disturbs
-    /// nobody.
+    /// Waits for the flight. `None`: its leader is gone, and the caller is to board anew. Dropping this
+    /// future disturbs nobody.
     pub(crate) async fn landed(mut self) -> Option<Landed> {
         match self.progress.wait_for(|progress| !matches!(progress, Progress::UnderWay)).await.as_deref() {
             Ok(Progress::Landed { landed, .. }) => Some(landed.clone()),
@@ -249,8 +250,9 @@ impl Flights {
         Boarding::Leader(Pilot { flights: self.clone(), key, id, progress, reserved }, ticket)
     }
 
-    /// Takes in what the holder of a token brings. `entry` makes the entry from the flight's stamp; `store` is called with the lock
-    /// held, unless the key was written meanwhile, and gives the value where it is stored.
+    /// Takes in what the holder of a token brings. `entry` makes the entry from the flight's stamp; `store`
+    /// is called with the lock held, unless the key was written meanwhile, and gives the value where it is
+    /// stored.
     pub(crate) fn fill(
         &self,
         key: &Bytes,
@@ -266,7 +268,8 @@ impl Flights {
         let Some(lease) = state.leases.remove(&token) else { return Fill::Refused };
         let mut landed = landed(lease.stamp, lease.key.0);
         let was_there = state.leave(&lease.key, token);
-        // A write of the key takes the flight away; one that is late has to go by the counters, which count other keys too.
+        // A write of the key takes the flight away; one that is late has to go by the counters, which count
+        // other keys too.
         let is_good = without(Mechanism::Poison) || was_there || state.writes.so_far(key) == lease.writes;
         if is_good && let Ok(entry) = &mut landed {
             entry.value = store(entry).or_else(|| entry.value.take());
@@ -280,7 +283,7 @@ impl Flights {
         if is_good { Fill::Stored } else { Fill::Refused }
     }
 
-    /// Makes a lease void: whoever waits boards anew.
+    /// Makes a lease void: callers that wait board anew.
     pub(crate) fn void(&self, token: Token) {
         let mut state = self.state.lock();
         let Some(lease) = state.leases.remove(&token) else { return };
@@ -323,8 +326,8 @@ impl Flights {
         told.into_iter().for_each(|progress| drop(progress.send_replace(Progress::Void)));
     }
 
-    /// Takes over the flight of a lease that its client gives back. `None` where it is void, late or poisoned; whoever waits for it
-    /// boards anew then.
+    /// Takes over the flight of a lease that its client gives back. `None` where it is void, late or
+    /// poisoned; callers that wait for it boards anew then.
     pub(crate) fn take_over(
         self: &Arc<Self>,
         key: &Bytes,
@@ -344,8 +347,8 @@ impl Flights {
         Some((Pilot { flights: self.clone(), key, id: token, progress, reserved }, ticket))
     }
 
-    /// Poisons the flights of a key, and writes in the same step; `under` is the ring that the writer goes by. Where the writer is to
-    /// set the key next, it is given a lease, which others wait for as for a load.
+    /// Poisons the flights of a key, and writes in the same step; `under` is the ring that the writer goes
+    /// by. Where the writer is to set the key next, it is given a lease, which others wait for as for a load.
     pub(crate) fn write<R>(
         &self,
         key: &Bytes,
@@ -387,7 +390,8 @@ impl Flights {
 impl State {
     /// Puts a flight into the table, in the place of any other.
     fn start(&mut self, key: &(Origin, Bytes), stamp: u64) -> (u64, watch::Sender<Progress>) {
-        // Tokens cannot be guessed from others, nor are those of an earlier life of the process any of this one's.
+        // Tokens cannot be guessed from others, nor are those of an earlier life of the process any of this
+        // one's.
         let id = fastrand::u64(1..);
         let (sender, progress) = watch::channel(Progress::UnderWay);
         self.table.insert(key.clone(), Flight { id, stamp, is_late: false, progress });
@@ -410,7 +414,8 @@ impl State {
         id
     }
 
-    /// Takes the flight of a key out of the table where a client leads it, and gives what tells those who wait for it.
+    /// Takes the flight of a key out of the table where a client leads it, and gives what tells those who
+    /// wait for it.
     fn take_leased(&mut self, key: &(Origin, Bytes)) -> Option<watch::Sender<Progress>> {
         let id = self.table.get(key)?.id;
         let progress = self.leases.get(&id)?.progress.clone();

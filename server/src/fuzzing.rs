@@ -1,5 +1,5 @@
-//! What fuzzers drive: the code that runs, from where a stranger's bytes come in. With the feature `fuzzing` only, and not for
-//! applications.
+//! What fuzzers drive: the code that runs, from where a stranger's bytes come in. With the feature `fuzzing`
+//! only, and not for applications.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -48,7 +48,8 @@ fn messages(mut input: &[u8]) -> Vec<Bytes> {
     messages
 }
 
-/// Says these frames on a lane, to a node with a group `s` with keys and a group `g` without a loader, and reads all answers.
+/// Says these frames on a lane, to a node with a group `s` with keys and a group `g` without a loader, and
+/// reads all answers.
 ///
 /// # Panics
 /// Where an answer cannot be read, is longer than it may be, or something is held when all is over.

@@ -39,7 +39,8 @@ const MOST_LOADS: usize = 1_000_000;
 /// Room for a segment.
 const LEAST_DISK_CAPACITY: u64 = 64 << 10;
 const MOST_DISK_CAPACITY: u64 = 1 << 60;
-/// What a small group may have on the disk by default, so that its segments are not too small to be worth their files.
+/// What a small group may have on the disk by default, so that its segments are not too small to be worth
+/// their files.
 const LEAST_DISK_BYTES: u64 = 64 << 20;
 
 /// How a group keeps and loads.
@@ -115,8 +116,8 @@ impl Group {
         Group::with_policy(name.into(), AnyLoader::new(loader), Policy::default())
     }
 
-    /// A group whose values come from clients only, by `set` and `get_or_load`: a get of a key that is missing finds
-    /// nothing.
+    /// A group whose values come from clients only, by `set` and `get_or_load`: a get of a key that is
+    /// missing finds nothing.
     pub fn without_loader(name: impl Into<String>) -> Self {
         Group::with_policy(name.into(), AnyLoader::none(), Policy::default())
     }
@@ -140,7 +141,8 @@ impl Group {
         self
     }
 
-    /// Most bytes on the disk, from 64 KiB, where the server has a [`data_dir`](crate::ServerBuilder::data_dir): twice
+    /// Most bytes on the disk, from 64 KiB, where the server has a
+    /// [`data_dir`](crate::ServerBuilder::data_dir): twice
     /// [`capacity_bytes`](Self::capacity_bytes) and at least 64 MiB by default. With less than four thirds of what is in memory, the oldest is not
     /// kept.
     #[must_use]
@@ -180,8 +182,9 @@ impl Group {
         self
     }
 
-    /// The longest time that this node keeps what it loads in the place of another that is down; 10 s by default, at most a minute: writers
-    /// delete such copies for a minute after an outage, should there be another.
+    /// The longest time that this node keeps what it loads in the place of another that is down; 10 s by
+    /// default, at most a minute: writers delete such copies for a minute after an outage, should there be
+    /// another.
     #[must_use]
     pub fn failover_ttl(mut self, ttl: Duration) -> Self {
         self.policy.failover_ttl = ttl;
@@ -196,34 +199,35 @@ impl Group {
         self
     }
 
-    /// Most loads at once, from 1 to a million. Sixteen times as many may wait for their turn; beyond that, gets that would
-    /// load are refused at once.
+    /// Most loads at once, from 1 to a million. Sixteen times as many may wait for their turn; beyond that,
+    /// gets that would load are refused at once.
     #[must_use]
     pub fn max_loads(mut self, loads: usize) -> Self {
         self.policy.max_loads = loads;
         self
     }
 
-    /// From which age on a value that is asked for is loaded again in the background, while it still answers; `None`, the
-    /// default: not before it has expired. A value that is asked for often is then never waited for.
+    /// From which age on a value that is asked for is loaded again in the background, while it still answers;
+    /// `None`, the default: not before it has expired. A value that is asked for often is then never waited
+    /// for.
     #[must_use]
     pub fn refresh_after(mut self, age: Option<Duration>) -> Self {
         self.policy.refresh_after = age;
         self
     }
 
-    /// How long beyond its time to live a value may still answer where loading it fails, takes too long, or is not tried; zero, the
-    /// default: not at all. Such an answer is marked as stale. "Not found" is never stale, nor is what was loaded in
-    /// another node's place. At most ten years.
+    /// How long beyond its time to live a value may still answer where loading it fails, takes too long, or
+    /// is not tried; zero, the default: not at all. Such an answer is marked as stale. "Not found" is never
+    /// stale, nor is what was loaded in another node's place. At most ten years.
     #[must_use]
     pub fn stale_if_error(mut self, time: Duration) -> Self {
         self.policy.stale_if_error = time;
         self
     }
 
-    /// Whether an origin is left alone for a while after half of at least 20 loads within ten seconds have failed: for a
-    /// second at first and at most half a minute; then one load is let through, and with each success one more at a time.
-    /// Gets that would load fail at once meanwhile. True by default.
+    /// Whether an origin is left alone for a while after half of at least 20 loads within ten seconds have
+    /// failed: for a second at first and at most half a minute; then one load is let through, and with each
+    /// success one more at a time. Gets that would load fail at once meanwhile. True by default.
     #[must_use]
     pub fn breaker(mut self, on: bool) -> Self {
         self.policy.breaker = on;

@@ -1,9 +1,10 @@
-//! Hints that clients have stored in the registry: invalidations for this node that they could not deliver, and the generation of
-//! each group, which rises when it is cleared.
+//! Hints that clients have stored in the registry: invalidations for this node that they could not deliver,
+//! and the generation of each group, which rises when it is cleared.
 //!
-//! The node reads it before its entries come back from the disk, whenever it wakes from sleep before it answers, and
-//! follows it while it runs; page by page, since nobody says how much there is. A record goes when what it says would outlive
-//! the process. One that cannot be read costs the group that its key names, and no other.
+//! The node reads it before its entries come back from the disk, whenever it wakes from sleep before it
+//! answers, and follows it while it runs; page by page, since nobody says how much there is. A record goes
+//! when what it says would outlive the process. One that cannot be read costs the group that its key names,
+//! and no other.
 
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
@@ -39,7 +40,8 @@ struct Heard {
     is_marked: bool,
     /// Takes what has been applied.
     done: mpsc::UnboundedSender<Applied>,
-    /// The generation of each of the node's groups that the registry had last; `None` where it could not be read.
+    /// The generation of each of the node's groups that the registry had last; `None` where it could not be
+    /// read.
     generations: HashMap<String, Option<u64>>,
     /// When it was last told of a bad record.
     said: Option<Instant>,
@@ -79,7 +81,7 @@ impl HintReader {
                         backoff.reset();
                     }
                     let pause = sleep(backoff.next_delay(fastrand::f64()));
-                    // Whoever wakes needs to know now.
+                    // A node that wakes needs to know now.
                     tokio::select! {
                         biased;
                         () = pause => {}
@@ -152,8 +154,8 @@ impl HintReader {
         }
     }
 
-    /// Holds what the registry has of this node's mark against its own, and makes it where it is not there. A node whose mark is gone may
-    /// not have been told of everything, and forgets all.
+    /// Holds what the registry has of this node's mark against its own, and makes it where it is not there. A
+    /// node whose mark is gone may not have been told of everything, and forgets all.
     async fn check_lineage(&self, heard: &mut Heard) -> Result<Lineage, RegistryError> {
         let key = self.keys.lineage(&self.node_id);
         let read = |value: &[u8]| u64::from_str_radix(std::str::from_utf8(value).ok()?, 16).ok();
@@ -213,10 +215,10 @@ impl HintReader {
         let _ = heard.done.send((begun, stale));
     }
 
-    /// A group is cleared with each new generation, also where it is no greater than the last: then the registry has lost that, or it
-    /// was none.
+    /// A group is cleared with each new generation, also where it is no greater than the last: then the
+    /// registry has lost that, or it was none.
     fn hear_of_generation(&self, group: &str, value: &[u8], heard: &mut Heard) -> Option<Begun> {
-        // Whoever has cleared it may know any ring that there is.
+        // The client that has cleared it may know any ring.
         let under = self.node.ring().heard_of_any();
         let cache = self.node.cache(group).ok()?;
         match membership::Group::decode(value) {
@@ -261,7 +263,8 @@ impl HintReader {
     }
 }
 
-/// Invalidations that have been applied: what waits for the disk, and the records, which go when that is done.
+/// Invalidations that have been applied: what waits for the disk, and the records, which go when that is
+/// done.
 type Applied = (Vec<Begun>, Vec<(String, i64)>);
 
 /// Removes records when what they say would outlive the process, many at a time.

@@ -1,9 +1,9 @@
 //! Hot keys: which keys of a group are asked for most, and how often a second.
 //!
 //! Space-Saving (Metwally, Agrawal, El Abbadi, "Efficient Computation of Frequent and Top-k Elements in Data
-//! Streams", ICDT 2005) over a sample of all gets, anew in every window of some seconds: a key is hot for what
-//! it is asked now, not for what it was asked in its life. A key that has less than 1/[`COUNTERS`] of the gets of a
-//! window may be missing; a count is too high by at most that share.
+//! Streams", ICDT 2005) over a sample of all gets, anew in every window of some seconds: a key is hot for
+//! what it is asked now, not for what it was asked in its life. A key that has less than 1/[`COUNTERS`] of
+//! the gets of a window may be missing; a count is too high by at most that share.
 
 use std::time::Duration;
 
@@ -105,7 +105,8 @@ impl Counters {
         } else if self.counters.len() < COUNTERS {
             self.counters.push(Counter { key: Bytes::copy_from_slice(key), count: 1 });
         } else if let Some(least) = self.counters.iter_mut().min_by_key(|counter| counter.count) {
-            // The newcomer takes over the count of the one it drives out: that is how much it may be too high.
+            // The newcomer takes over the count of the one it drives out: that is how much it may be too
+            // high.
             least.key = Bytes::copy_from_slice(key);
             least.count += 1;
         }

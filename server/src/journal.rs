@@ -1,7 +1,7 @@
 //! What becomes of a group's entries, on its way to the disk; and what is known of that way.
 //!
-//! The serving path puts it into a list and goes on; the writer takes the list every tenth of a second. The list is
-//! bounded: a disk that does not keep up costs entries after a restart, never memory or time.
+//! The serving path puts it into a list and goes on; the writer takes the list every tenth of a second. The
+//! list is bounded: a disk that does not keep up costs entries after a restart, never memory or time.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,7 +24,8 @@ pub struct PersistenceStats {
     pub is_restored: bool,
     /// Entries that came back.
     pub restored: u64,
-    /// Records that were there and did not come back: expired, damaged, misdated, of an unknown ring version, without room.
+    /// Records that were there and did not come back: expired, damaged, misdated, of an unknown ring version,
+    /// without room.
     pub dropped: u64,
     /// Entries that were not written because the disk did not keep up.
     pub unwritten: u64,
@@ -32,14 +33,15 @@ pub struct PersistenceStats {
     pub disk_bytes: u64,
     /// Times that the disk failed.
     pub disk_errors: u64,
-    /// Whether the group is in memory only because the disk has failed; it is tried again, first after a minute.
+    /// Whether the group is in memory only because the disk has failed; it is tried again, first after a
+    /// minute.
     pub is_failing: bool,
 }
 
 /// Bytes that wait for the disk, at most: a second and more of whatever a network brings.
 const MOST_BYTES: usize = 64 << 20;
-/// How long a load waits for its entry to come back from the disk instead, and for how long after the start any does: a big
-/// cache takes longer, and the origin is there.
+/// How long a load waits for its entry to come back from the disk instead, and for how long after the start
+/// any does: a big cache takes longer, and the origin is there.
 const PATIENCE: Duration = Duration::from_millis(500);
 const LAST_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -92,7 +94,7 @@ pub(crate) struct Written {
     pub(crate) is_cleared: bool,
 }
 
-/// Shared by the writer, the restore and whoever looks.
+/// Shared by the writer, the restore and the statistics.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) restored: AtomicU64,

@@ -1,7 +1,8 @@
 //! The mark of a start, which tells whether the registry and the disk are of the same history.
 
-/// The mark that a node makes in the registry at each start, and on its disk. Where the two do not agree, the node was not told of all
-/// that was invalidated: the registry has been lost or restored, or the directory is of another start.
+/// The mark that a node makes in the registry at each start, and on its disk. Where the two do not agree, the
+/// node was not told of all that was invalidated: the registry has been lost or restored, or the directory is
+/// of another start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Lineage {
     /// What the registry had when this process started.

@@ -1,6 +1,7 @@
 //! How much memory there is for the process.
 
-/// Bytes of the machine's memory, or of the process's control group where that has less; `None` where the system does not tell.
+/// Bytes of the machine's memory, or of the process's control group where that has less; `None` where the
+/// system does not tell.
 pub(crate) fn total_bytes() -> Option<u64> {
     let read = |path: &str| std::fs::read_to_string(path).ok();
     let of_machine = read("/proc/meminfo").and_then(|text| total(&text));

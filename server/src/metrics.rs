@@ -1,4 +1,4 @@
-//! What is counted while a node runs: cheap enough for every get, and read by whoever asks.
+//! What is counted while a node runs: cheap enough for every get, and read on demand.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;

@@ -1,7 +1,8 @@
-//! The slow loop of every node: members that are gone for good leave the ring, and what was left for them goes too.
+//! The slow loop of every node: members that are gone for good leave the ring, and what was left for them
+//! goes too.
 //!
-//! A member without a liveness record for `forget_after` has died. Where more than half of them seem to have, it is rather the
-//! registry or this node that something is the matter with, and nobody is forgotten.
+//! A member without a liveness record for `forget_after` has died. Where more than half of them seem to have,
+//! it is rather the registry or this node that something is the matter with, and nobody is forgotten.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -87,8 +88,8 @@ impl Reconcile {
         change_ring(&*self.registry, &self.keys, |ring| ring.without(id, wall_clock_ms())).await
     }
 
-    /// Removes what was left for nodes that the ring has forgotten altogether: nothing they have can be shown. What is
-    /// left for the others is passed over, however much it is.
+    /// Removes what was left for nodes that the ring has forgotten altogether: nothing they have can be
+    /// shown. What is left for the others is passed over, however much it is.
     async fn sweep(&self, ring: &RingDocument) -> Result<(), RegistryError> {
         let first = PageOptions { limit: 1, keys_only: true, ..PageOptions::default() };
         let mut rest = KeyRange::prefix(&self.keys.all_hints());

@@ -90,7 +90,7 @@ pub(crate) fn in_use(id: &str, addr: &str) -> RegistryError {
 
 impl Registration {
     /// Registers the node and keeps it registered until `stop`, then ends its lease. The node hears of
-    /// every new ring version, and whoever holds `joined` of the first success.
+    /// every new ring version, and the holder of `joined` of the first success.
     pub(crate) async fn run(
         self,
         discovery: Discovery,
@@ -363,7 +363,7 @@ fn is_member(ring: &RingDocument, node: &NodeInfo) -> bool {
 /// The ring to write so that `node` is a member; `None` where the stored one is as it should be.
 ///
 /// Where the registry holds less than this node knows (it was restored from a backup, or begun anew), the
-/// last good ring is written again under a version above both, with whoever has joined meanwhile.
+/// last good ring is written again under a version above both, with the nodes that have joined meanwhile.
 fn next_ring(
     stored: Option<&RingDocument>,
     known: &RingDocument,

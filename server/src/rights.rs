@@ -1,8 +1,9 @@
 //! Rights: who may do what to which groups and keys.
 //!
-//! A caller is known by a secret that it shows or by the names in its certificate. Both belong to a [`Token`], and tokens can
-//! change while the node runs: [`Tokens`] counts its changes, so that a lane can tell with one load whether what it knows of its
-//! caller still holds. A node without any token lets everyone do everything.
+//! A caller is known by a secret that it shows or by the names in its certificate. Both belong to a
+//! [`Token`], and tokens can change while the node runs: [`Tokens`] counts its changes, so that a lane can
+//! tell with one load whether what it knows of its caller still holds. A node without any token lets everyone
+//! do everything.
 
 mod refusals;
 mod scope;
@@ -110,7 +111,8 @@ impl Rights {
         }
     }
 
-    /// Checks one action, on a key of a group, or on all of the group where there is no key. A refusal is logged.
+    /// Checks one action, on a key of a group, or on all of the group where there is no key. A refusal is
+    /// logged.
     ///
     /// # Errors
     /// [`ErrorCode::PermissionDenied`] where the caller has no right to it.
@@ -155,7 +157,8 @@ impl Rights {
 }
 
 impl GroupRights {
-    /// Whether the caller may be given a lease to fill this key: why not, else. That is no refusal, since the node then loads by itself.
+    /// Whether the caller may be given a lease to fill this key; `Err`: why not. That is no refusal, since
+    /// the node then loads by itself.
     ///
     /// # Errors
     /// Where it may not set the key.
@@ -198,7 +201,7 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
-    /// Lets in whoever shows this secret, or has a certificate with a name that is known.
+    /// Admits a caller that shows this secret, or has a certificate with a name that is known.
     ///
     /// # Errors
     /// [`ErrorCode::Unauthenticated`] where neither is good.

@@ -10,7 +10,8 @@ use crate::error::Error;
 use crate::group::Group;
 use crate::server::Server;
 
-/// Nodes on loopback that find one another through a registry of their own: what an application's tests run against.
+/// Nodes on loopback that find one another through a registry of their own: what an application's tests run
+/// against.
 ///
 /// They end when this is dropped.
 ///
@@ -45,8 +46,8 @@ impl Drop for Node {
 }
 
 impl TestFleet {
-    /// Starts so many nodes, each with all these groups, on the caller's runtime. They are in the ring, and serve, when this returns. Their ids
-    /// are `node-0`, `node-1` and so on.
+    /// Starts so many nodes, each with all these groups, on the caller's runtime. They are in the ring, and
+    /// serve, when this returns. Their ids are `node-0`, `node-1` and so on.
     ///
     /// # Errors
     /// As [`ServerBuilder::build`](crate::ServerBuilder::build), where a group's settings cannot be.
@@ -78,7 +79,8 @@ impl TestFleet {
         self.registry.clone()
     }
 
-    /// Ends a node by its number, as `kill -9` would: it stays a member of the ring, and clients ask its successor.
+    /// Ends a node by its number, as `kill -9` would: it stays a member of the ring, and clients ask its
+    /// successor.
     ///
     /// # Panics
     /// Where there is no such node.

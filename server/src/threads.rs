@@ -100,7 +100,8 @@ pub(crate) async fn accept(
                 }
             }
             Err(error) => {
-                // Said once until it is over for a while: there may be no descriptor for seconds, and one now and then.
+                // Said once until it is over for a while: there may be no descriptor for seconds, and one now
+                // and then.
                 let last = in_trouble.replace(Instant::now());
                 if last.is_none_or(|last| last.elapsed() > OVER) {
                     tracing::warn!(%error, "connections cannot be accepted");
@@ -132,8 +133,8 @@ async fn serve_all(
     while connections.join_next().await.is_some() {}
 }
 
-/// Serves one connection to its end. When it is to retire, or all are to stop, its client is told so (GOAWAY), and what it asks
-/// until it has heard that is answered.
+/// Serves one connection to its end. When it is to retire, or all are to stop, its client is told so
+/// (GOAWAY), and what it asks until it has heard that is answered.
 async fn serve_one(
     (stream, permit): Permitted,
     services: Services,

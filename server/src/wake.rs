@@ -1,9 +1,10 @@
 //! Whether the process has been asleep: stopped, swapped out, or on a machine that stood still.
 //!
-//! Such a process wakes with its memory, and with requests waiting in its sockets, while clients have long given it up and
-//! left word in the registry. So it has to notice before it answers. A thread ticks; whoever is about to answer compares the
-//! clock with the last tick, and the first to see a gap *wakes* the node: lanes from before end, unread requests with them,
-//! and nothing is answered until the registry has been asked again, or does not answer.
+//! Such a process wakes with its memory, and with requests waiting in its sockets, while clients have long
+//! given it up and stored hints in the registry. So it has to notice before it answers. A thread ticks; a
+//! thread that is about to answer compares the clock with the last tick, and the first to see a gap *wakes*
+//! the node: lanes from before end, unread requests with them, and nothing is answered until the registry has
+//! been asked again, or does not answer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -38,7 +39,8 @@ struct Shared {
     settled: watch::Sender<u64>,
     /// Somebody asks the registry.
     asks: AtomicBool,
-    /// The node holds no lease in the registry: what it reads there is not all that it is to know when it has one.
+    /// The node holds no lease in the registry: what it reads there is not all that it is to know when it has
+    /// one.
     is_unleased: AtomicBool,
     woken: Notify,
 }
@@ -104,7 +106,7 @@ impl Wake {
         let ticked_ms = self.shared.ticked_ms.load(Ordering::Relaxed);
         let slept = Duration::from_millis(now_ms.saturating_sub(ticked_ms));
         if ticked_ms != 0 && slept > SLEEP && !without(Mechanism::Sleep) {
-            // The count comes first: whoever sees the new time sees it.
+            // The count comes first: a reader of the new time sees it.
             self.shared.sleeps.fetch_add(1, Ordering::Relaxed);
             self.rouse();
             // A busy machine alone takes some hundred milliseconds.
@@ -117,13 +119,14 @@ impl Wake {
         self.shared.ticked_ms.store(now_ms, Ordering::Release);
     }
 
-    /// Waits until what was missed in sleep is known, or the registry does not tell. Gives the number of wakes.
+    /// Waits until what was missed in sleep is known, or the registry does not tell. Gives the number of
+    /// wakes.
     pub(crate) async fn awake(&self) -> u64 {
         if self.is_awake() {
             return self.wakes();
         }
         let mut settled = self.shared.settled.subscribe();
-        // From when it had to, whoever waits and for however long.
+        // From when it had to, however long any caller waits.
         let waited = self.now_ms().saturating_sub(self.shared.roused_ms.load(Ordering::Relaxed));
         let patience = REGISTRY_PATIENCE.saturating_sub(Duration::from_millis(waited));
         if timeout(patience, settled.wait_for(|_| self.is_awake())).await.is_err() {
@@ -141,8 +144,8 @@ impl Wake {
         !self.shared.asks.load(Ordering::Relaxed) || knows()
     }
 
-    /// The node holds no lease. Writers that could not reach it do not wait for it to read their hints: it answers nothing until it has
-    /// a lease and has read them, or the registry does not answer.
+    /// The node holds no lease. Writers that could not reach it do not wait for it to read their hints: it
+    /// answers nothing until it has a lease and has read them, or the registry does not answer.
     pub(crate) fn lease_lost(&self) {
         self.shared.is_unleased.store(true, Ordering::Release);
         self.rouse();

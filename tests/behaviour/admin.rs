@@ -1,4 +1,5 @@
-//! What operators see: the page in a real browser, metrics beside their table, health, and the services behind them.
+//! What operators see: the page in a real browser, metrics beside their table, health, and the services
+//! behind them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

@@ -114,8 +114,8 @@ async fn a_bad_key_or_a_value_too_long_costs_only_itself_in_sql() {
     }
 }
 
-/// Gives each key as its own value; of `big` ones a longer value than four fit into an answer, of `long` ones more than a value may have. It
-/// takes no key that begins with `bad`, nor others with it.
+/// Gives each key as its own value; of `big` ones a longer value than four fit into an answer, of `long` ones
+/// more than a value may have. It takes no key that begins with `bad`, nor others with it.
 #[derive(Clone)]
 pub(crate) struct Echo;
 

@@ -10,7 +10,8 @@ use crate::SERVER;
 use crate::loaders::node;
 use crate::origins::get;
 
-/// Two nodes with these groups, each asking the database at `url` with a query and a batch query of its own, and a client of them.
+/// Two nodes with these groups, each asking the database at `url` with a query and a batch query of its own,
+/// and a client of them.
 async fn two_nodes(url: &str, columns: &[&str], more: &str) -> (Vec<ServerProcess>, Client) {
     let ports = [free_port(), free_port()];
     let addrs = ports.map(|port| format!("127.0.0.1:{port}"));

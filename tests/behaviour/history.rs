@@ -1,5 +1,6 @@
-//! Random scenarios under the history checker: a short sweep of what `cargo xtask history` does for long. And the proof that the
-//! checker sees: with each of the things that keep answers right turned off, it finds answers that are not.
+//! Random scenarios under the history checker: a short sweep of what `cargo xtask history` does for long. And
+//! the proof that the checker sees: with each of the things that keep answers right turned off, it finds
+//! answers that are not.
 
 use peanut_tests::history::{Fault, Scenario};
 

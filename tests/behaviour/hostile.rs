@@ -228,7 +228,8 @@ async fn running_out_of_descriptors_is_survived_without_spinning() {
     eventually("it to accept again", async || client.group("scores").get("Tom").await.ok()).await;
 }
 
-/// Speaks HTTP/2 and answers pings, and makes no call. Ends when the other side does, and says whether it said goodbye (GOAWAY) first.
+/// Speaks HTTP/2 and answers pings, and makes no call. Ends when the other side does, and says whether it
+/// said goodbye (GOAWAY) first.
 async fn polite(addr: &str) -> bool {
     let mut stream = TcpStream::connect(addr).await.unwrap();
     stream.write_all(&[PREFACE, SETTINGS].concat()).await.unwrap();

@@ -1,5 +1,5 @@
-//! Who is who: addresses are used again, and a call is for the node that it names and no other. A client that starts before its
-//! fleet, and a node that is frozen from the beginning.
+//! Who is who: addresses are used again, and a call is for the node that it names and no other. A client that
+//! starts before its fleet, and a node that is frozen from the beginning.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! What one caller asks for, honest or not, costs nobody else: answers longer than a message, frames that ask for more than memory
-//! holds, and what lanes, leases and connections may hold.
+//! What one caller asks for, honest or not, costs nobody else: answers longer than a message, frames that ask
+//! for more than memory holds, and what lanes, leases and connections may hold.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};

@@ -41,7 +41,8 @@ use std::time::Duration;
 use peanut_client::{Client, ClientBuilder};
 use peanut_tests::{Etcd, ServerProcess};
 
-/// The deadline of a client that waits for the lease of a node that stands still to end: a node is suspected after a quarter of it.
+/// The deadline of a client that waits for the lease of a node that stands still to end: a node is suspected
+/// after a quarter of it.
 const PATIENT: Duration = Duration::from_secs(12);
 const SERVER: &str = env!("CARGO_BIN_EXE_peanut-server-under-test");
 const SCORES: &str = r#"

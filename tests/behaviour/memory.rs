@@ -1,4 +1,5 @@
-//! Capacity bounds the process: what a store takes as the system counts it, and what a node keeps of large values that were loaded.
+//! Capacity bounds the process: what a store takes as the system counts it, and what a node keeps of large
+//! values that were loaded.
 
 use std::process::Command;
 use std::time::Duration;

@@ -37,7 +37,8 @@ async fn grpc_origin() -> u16 {
     port
 }
 
-/// Of the loaders here. A database opens connections one after the other, so that a busy machine needs some time for six.
+/// Of the loaders here. A database opens connections one after the other, so that a busy machine needs some
+/// time for six.
 const TIMEOUT: &str = "4s";
 
 /// Each kind of origin behind a proxy of its own, with a loader. The databases end with their handles.

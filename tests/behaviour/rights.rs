@@ -1,5 +1,5 @@
-//! Who may do what: keys, single rights, names in certificates; and what becomes of it when tokens and certificates change while
-//! connections stand.
+//! Who may do what: keys, single rights, names in certificates; and what becomes of it when tokens and
+//! certificates change while connections stand.
 
 use std::path::Path;
 use std::time::Duration;

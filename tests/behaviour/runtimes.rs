@@ -1,4 +1,5 @@
-//! A client that outlives runtimes, or is used from several: every call ends by its deadline, and the next one works.
+//! A client that outlives runtimes, or is used from several: every call ends by its deadline, and the next
+//! one works.
 
 use std::time::Duration;
 

@@ -296,7 +296,8 @@ fn an_address_that_others_reach_wants_tls_or_the_word_insecure() {
 }
 
 #[expect(clippy::too_many_lines, reason = "one scene after the other")]
-/// Users of etcd with no more rights than nodes, clients and readers need, as the commands in docs/operations.md have them.
+/// Users of etcd with no more rights than nodes, clients and readers need, as the commands in
+/// docs/operations.md have them.
 async fn make_users(etcd: &mut etcd_client::Client) {
     let prefix = "/peanut/default/";
     etcd.user_add("root", "root-password", None).await.unwrap();
@@ -447,7 +448,8 @@ async fn an_etcd_with_users_is_used_with_the_least_rights_while_logins_expire_an
     }
     scoreboard.group("scores").clear().await.unwrap();
     let refused = scoreboard.group("other").clear().await.unwrap_err();
-    assert!(refused.to_string().contains("permission denied"), "{refused}");
+    let source = std::error::Error::source(&refused).map(ToString::to_string).unwrap_or_default();
+    assert!(source.contains("permission denied"), "{refused}: {source}");
     for key in [
         format!("undelivered/{down}/other/x-1"),
         "groups/other".to_owned(),

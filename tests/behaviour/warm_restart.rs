@@ -1,4 +1,5 @@
-//! A node with a folder of its own is started again: what it had is there, what must not be is not, and the origin is left alone.
+//! A node with a folder of its own is started again: what it had is there, what must not be is not, and the
+//! origin is left alone.
 
 use std::collections::HashMap;
 use std::path::PathBuf;

@@ -81,7 +81,8 @@ async fn a_load_in_progress_is_not_kept_over_a_write() {
     assert_eq!(text(&client, "k").await.as_deref(), Some("set"));
 }
 
-/// The owner is stopped while a delete is acknowledged, and wakes with its memory and a request waiting in its socket.
+/// The owner is stopped while a delete is acknowledged, and wakes with its memory and a request waiting in
+/// its socket.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_was_asleep_does_not_show_what_was_deleted_meanwhile() {
     let origin = Origin::start(Duration::ZERO).await;
@@ -95,7 +96,8 @@ async fn a_node_that_was_asleep_does_not_show_what_was_deleted_meanwhile() {
         let key = format!("k{round}");
         let old = format!("old {round}");
         writer.group("g").set(&key, &old).await.unwrap();
-        // Whoever has not heard yet that the node is back asks its successor, which has not been told the value.
+        // Whoever has not heard yet that the node is back asks its successor, which has not been told the
+        // value.
         for client in [&reader, &patient] {
             let reads = async || (text(client, &key).await.as_ref() == Some(&old)).then_some(());
             eventually("the owner to be asked", reads).await;

@@ -56,8 +56,8 @@ impl Authority {
         self.folder.path()
     }
 
-    /// Issues a certificate with that common name, for servers of these names and addresses and for clients. One of the same
-    /// file name is replaced.
+    /// Issues a certificate with that common name, for servers of these names and addresses and for clients.
+    /// One of the same file name is replaced.
     ///
     /// # Panics
     /// Where it cannot be written.

@@ -1,5 +1,5 @@
-//! Real origins: PostgreSQL, MariaDB and Redis from the distribution's packages, each started for one test with data of
-//! its own; and PgBouncer in front of a PostgreSQL.
+//! Real origins: PostgreSQL, MariaDB and Redis from the distribution's packages, each started for one test
+//! with data of its own; and PgBouncer in front of a PostgreSQL.
 
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -44,7 +44,8 @@ impl Database {
         let folder = folder_of("mysql");
         let mut install = as_user("mysql", &debian("mariadb-install-db", "/usr/bin"));
         install.args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"]);
-        // A server that starts removes all temporary tables of its directory, those of others that run there too.
+        // A server that starts removes all temporary tables of its directory, those of others that run there
+        // too.
         install.env("TMPDIR", folder.path());
         quiet(install.arg(format!("--datadir={}", folder.path().join("data").display())));
         let root = |port| format!("mysql://root@127.0.0.1:{port}/");
@@ -80,7 +81,8 @@ impl Database {
         let mut process = Process::start("database", &mut command);
         let url = self.url.clone();
         eventually("the database to answer", async || {
-            // PostgreSQL ends at once where processes of the one before, which was killed, have not all ended yet.
+            // PostgreSQL ends at once where processes of the one before, which was killed, have not all ended
+            // yet.
             if process.has_ended() {
                 process = Process::start("database", &mut command);
             }
@@ -143,7 +145,8 @@ pub struct PgBouncer {
 }
 
 impl PgBouncer {
-    /// Starts one with the package's defaults, but for what is said in `settings`, like `pool_mode = transaction`.
+    /// Starts one with the package's defaults, but for what is said in `settings`, like `pool_mode =
+    /// transaction`.
     ///
     /// # Panics
     /// Where it is not installed, or does not come up.

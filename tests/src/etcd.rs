@@ -31,8 +31,8 @@ impl Etcd {
         Etcd::start_with(None, None).await
     }
 
-    /// Starts an empty etcd: with TLS, where a certificate with its authority is given, to clients with certificates from there
-    /// only; and with logins that expire after so many seconds of not being used.
+    /// Starts an empty etcd: with TLS, where a certificate with its authority is given, to clients with
+    /// certificates from there only; and with logins that expire after so many seconds of not being used.
     ///
     /// # Panics
     /// As [`start`](Self::start).
@@ -151,7 +151,8 @@ impl Etcd {
     }
 }
 
-/// A client for HTTP. reqwest wants a TLS provider even where no TLS is spoken; the server's own loader brings it.
+/// A client for HTTP. reqwest wants a TLS provider even where no TLS is spoken; the server's own loader
+/// brings it.
 pub fn http_client() -> reqwest::Client {
     let _ = peanut_server::HttpLoader::new("http://unused/{key}", Duration::from_secs(1));
     reqwest::Client::new()

@@ -49,8 +49,8 @@ pub async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>
     }
 }
 
-/// CPU time of a process by its number, or of this one as `self`, in steps of 10 ms; zero where the system has no
-/// /proc.
+/// CPU time of a process by its number, or of this one as `self`, in steps of 10 ms; zero where the system
+/// has no /proc.
 pub fn cpu_time(process: &str) -> Duration {
     // utime and stime are fields 14 and 15, counted in hundredths of a second on every Linux.
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();

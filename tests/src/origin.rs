@@ -10,9 +10,9 @@ use axum::http::StatusCode;
 use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 
-/// An origin. A key that begins with `missing` is not found, one with `broken` is an error, any other has
-/// the value `value of <key>`, which lives two seconds where the key begins with `for-2s` and is followed by zeros up to 8 MiB where
-/// the key begins with `8-mib`.
+/// An origin. A key that begins with `missing` is not found, one with `broken` is an error, any other has the
+/// value `value of <key>`, which lives two seconds where the key begins with `for-2s` and is followed by
+/// zeros up to 8 MiB where the key begins with `8-mib`.
 #[derive(Debug)]
 pub struct Origin {
     url: String,

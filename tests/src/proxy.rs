@@ -1,6 +1,6 @@
-//! A TCP proxy on loopback that can be cut, so that its connections end and new ones are refused service, or stalled, so that
-//! nothing comes through any more and nobody is told. Both can be done to the connections that there are, and not to later ones, or to
-//! those of one process.
+//! A TCP proxy on loopback that can be cut, so that its connections end and new ones are refused service, or
+//! stalled, so that nothing comes through any more and nobody is told. Both can be done to the connections
+//! that there are, and not to later ones, or to those of one process.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -146,7 +146,8 @@ impl Proxy {
         self.state.send_modify(|state| state.cut_before = state.accepted);
     }
 
-    /// Swallows, for ever, what is sent on the connections that there are, and never ends them; later ones are carried.
+    /// Swallows, for ever, what is sent on the connections that there are, and never ends them; later ones
+    /// are carried.
     pub fn stall_present(&self) {
         self.state.send_modify(|state| state.stalled_before = state.accepted);
     }
@@ -191,8 +192,8 @@ async fn pump(
     }
 }
 
-/// Processes of this machine whose connections are told apart; by the tables of /proc, so that there are none where the system has no such.
-/// Clones are of the same list.
+/// Processes of this machine whose connections are told apart; by the tables of /proc, so that there are none
+/// where the system has no such. Clones are of the same list.
 #[derive(Clone, Debug, Default)]
 pub struct Processes(Arc<Mutex<Vec<u32>>>);
 
@@ -202,8 +203,8 @@ impl Processes {
         self.0.lock().push(process);
     }
 
-    /// The process that opened the connection which comes from there. Reading /proc takes some milliseconds where there are many
-    /// processes and sockets, for which no task may wait.
+    /// The process that opened the connection which comes from there. Reading /proc takes some milliseconds
+    /// where there are many processes and sockets, for which no task may wait.
     async fn of(&self, from: SocketAddr) -> Option<u32> {
         let processes = self.0.lock().clone();
         if processes.is_empty() {

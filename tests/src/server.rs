@@ -22,7 +22,8 @@ pub fn group_from(name: &str, url: &str, more: &str) -> String {
     format!("[[group]]\nname = \"{name}\"\n{more}\n[group.loader]\nkind = \"http\"\nurl = \"{url}\"\n")
 }
 
-/// The configuration of a token with these rights; its secret, `secret-of-the-…`, is written to a file in `folder`.
+/// The configuration of a token with these rights; its secret, `secret-of-the-…`, is written to a file in
+/// `folder`.
 ///
 /// # Panics
 /// Where the file cannot be written.
@@ -53,7 +54,8 @@ impl ServerProcess {
         ServerProcess::start_without(None, binary, config).await
     }
 
-    /// Starts a server that lacks one of the things which keep answers right: by the names of `peanut_proto::sabotage`.
+    /// Starts a server that lacks one of the things which keep answers right: by the names of
+    /// `peanut_proto::sabotage`.
     ///
     /// # Panics
     /// Where it does not come up.

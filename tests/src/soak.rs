@@ -1,5 +1,6 @@
-//! A soak: mixed work on a fleet of real processes while nodes are killed, stand still and are started again, and clients come and go.
-//! What must not grow is measured all the while: memory, descriptors and threads of the nodes, and the tasks of the clients.
+//! A soak: mixed work on a fleet of real processes while nodes are killed, stand still and are started again,
+//! and clients come and go. What must not grow is measured all the while: memory, descriptors and threads of
+//! the nodes, and the tasks of the clients.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -45,7 +46,8 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// What has grown from the second quarter of the time to the last, or was wrong: nothing where all is well.
+    /// What has grown from the second quarter of the time to the last, or was wrong: nothing where all is
+    /// well.
     pub fn complaints(&self) -> Vec<String> {
         let mut complaints = Vec::new();
         if self.wrong > 0 {

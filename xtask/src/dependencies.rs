@@ -45,7 +45,8 @@ fn names(manifest: &str) -> impl Iterator<Item = &str> {
         .filter_map(|line| Some(line.split_once(" =")?.0))
 }
 
-/// Checks licences, bans and sources, and the advisories where their database can be had; says so where it cannot.
+/// Checks licences, bans and sources, and the advisories where their database can be had; says so where it
+/// cannot.
 pub(crate) fn deny() -> Result<(), Failed> {
     if !is_installed("cargo-deny") {
         Cargo::new(&["install", "--quiet", "--locked", "cargo-deny"]).run("installing cargo-deny")?;
@@ -60,8 +61,8 @@ pub(crate) fn deny() -> Result<(), Failed> {
     Cargo::new(&check).run("advisories")
 }
 
-/// As [`deny`], for the test command: where cargo-deny is not installed and the advisories cannot be had, installing it takes
-/// minutes for half of what it is for. Says so where nothing was checked.
+/// As [`deny`], for the test command: where cargo-deny is not installed and the advisories cannot be had,
+/// installing it takes minutes for half of what it is for. Says so where nothing was checked.
 pub(crate) fn deny_if_possible() -> Result<(), Failed> {
     if !is_installed("cargo-deny") {
         let install = ["install", "--quiet", "--locked", "cargo-deny"];

@@ -177,7 +177,8 @@ fn bench_overload(args: &[&str]) -> Result<(), Failed> {
     run::run("overload", run::built("release/overload")?.args(args))
 }
 
-/// tokio takes the seed of its random numbers in builds with this flag only, which have a folder of their own.
+/// tokio takes the seed of its random numbers in builds with this flag only, which have a folder of their
+/// own.
 fn simulate(args: &[&str]) -> Result<(), Failed> {
     let target = run::target_folder()?.join("simulation");
     let build = ["build", "--quiet", "--locked", "--release", "-p", "peanut-simulation", "--target-dir"];

@@ -1,4 +1,5 @@
-//! The structure of the crates: which module uses which, by their `use` lines and paths, and how long files are.
+//! The structure of the crates: which module uses which, by their `use` lines and paths, and how long files
+//! are.
 //!
 //! Modules of one crate form no circle, but for a builder and what it builds. A folder counts as one module.
 

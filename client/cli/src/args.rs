@@ -113,7 +113,8 @@ pub(crate) enum Command {
         /// The group
         group: String,
     },
-    /// Take a node out of the ring while it runs; it hands over what it has, and can be stopped a minute later
+    /// Take a node out of the ring while it runs; it hands over what it has, and can be stopped a minute
+    /// later
     Drain {
         /// The node's id
         node: String,

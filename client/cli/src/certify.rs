@@ -97,8 +97,8 @@ fn write_both((key, secret): (&Path, &str), (cert, open): (&Path, &str)) -> Resu
     })
 }
 
-/// Writes a file where there is none, one that only its owner may read where it is secret. What is there already, a link that leads
-/// nowhere included, is left alone (`O_EXCL`).
+/// Writes a file where there is none, one that only its owner may read where it is secret. What is there
+/// already, a link that leads nowhere included, is left alone (`O_EXCL`).
 fn write(path: &Path, text: &str, is_secret: bool) -> Result<(), String> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);

@@ -90,8 +90,8 @@ impl Look {
         names
     }
 
-    /// What was done a second since `before`, by node and group. A node that was started again since, or did not answer then,
-    /// counts from the next look on.
+    /// What was done a second since `before`, by node and group. A node that was started again since, or did
+    /// not answer then, counts from the next look on.
     pub(crate) fn since(&self, before: &Look) -> Vec<(String, String, Rates)> {
         let seconds = self.at.duration_since(before.at).as_secs_f64().max(1e-3);
         let earlier = |node: &NodeStatus, group: &GroupReport| {

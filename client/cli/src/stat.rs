@@ -62,7 +62,7 @@ pub(crate) async fn stat(client: &Client, interval: Duration, count: Option<u64>
                 line.lanes,
             )
         };
-        // Whoever read it has gone.
+        // The reader of the output has gone.
         if written.and_then(|()| std::io::stdout().flush()).is_err() {
             break;
         }

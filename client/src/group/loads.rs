@@ -1,4 +1,5 @@
-//! Gets of a group whose missing values the application loads itself: once for all who ask in the whole fleet, under fill tokens.
+//! Gets of a group whose missing values the application loads itself: once for all who ask in the whole
+//! fleet, under fill tokens.
 
 use std::collections::HashMap;
 use std::error::Error as StdError;
@@ -41,17 +42,19 @@ enum Boarded {
 }
 
 impl Group {
-    /// The value of a key; where it is missing `load` is run, once for all who ask in the whole fleet at the same time, and what
-    /// it brings is stored at the key's owner.
+    /// The value of a key; where it is missing `load` is run, once for all who ask in the whole fleet at the
+    /// same time, and what it brings is stored at the key's owner.
     ///
-    /// For values that only the application can load. The others wait for the one whose `load` runs, up to their deadline. Where
-    /// that one dies, or takes longer than the group's `load_timeout`, the next one's `load` is run. It brings an `Option` of a value, where `None` says
-    /// that there is no such key, which is remembered for the group's `negative_ttl`; or a [`Loaded`], which may say how long the value
-    /// stays fresh. The group's own loader is not asked; the kind
-    /// `none` is for groups that need none. A caller that is cancelled or panics while its `load` runs gives way to the next at once;
-    /// what a late `load` brings is stored all the same where nobody has written the key meanwhile.
+    /// For values that only the application can load. The others wait for the one whose `load` runs, up to
+    /// their deadline. Where that one dies, or takes longer than the group's `load_timeout`, the next one's
+    /// `load` is run. It brings an `Option` of a value, where `None` says that there is no such key, which is
+    /// remembered for the group's `negative_ttl`; or a [`Loaded`], which may say how long the value stays
+    /// fresh. The group's own loader is not asked; the kind `none` is for groups that need none. A caller
+    /// that is cancelled or panics while its `load` runs gives way to the next at once; what a late `load`
+    /// brings is stored all the same where nobody has written the key meanwhile.
     ///
-    /// Where no node can be asked, `load` is run too, for this caller alone, and its value is not kept: at most
+    /// Where no node can be asked, `load` is run too, for this caller alone, and its value is not kept: at
+    /// most
     /// [`uncached_loads`](crate::ClientBuilder::uncached_loads) at a time in this client, beyond which the call fails.
     ///
     /// ```no_run
@@ -99,9 +102,10 @@ impl Group {
         self.finish(key, leads, loaded).await
     }
 
-    /// As [`get_or_load`](Self::get_or_load), of many keys: the values in the order of the keys, each with an error of its own where there is
-    /// one. `load` is called with the keys that are missing and that nobody else is loading, and brings pairs of a key and its
-    /// value; a key for which it brings none is not found. It may be called several times, each time with other keys, one call after the other.
+    /// As [`get_or_load`](Self::get_or_load), of many keys: the values in the order of the keys, each with an
+    /// error of its own where there is one. `load` is called with the keys that are missing and that nobody
+    /// else is loading, and brings pairs of a key and its value; a key for which it brings none is not found.
+    /// It may be called several times, each time with other keys, one call after the other.
     ///
     /// ```no_run
     /// # use bytes::Bytes;
@@ -160,7 +164,8 @@ impl Group {
             Boarded::Unreachable(error) => unreachable.push((key.clone(), error)),
         };
         loop {
-            // Those that others load are answered later: they are not waited for where there is something to load.
+            // Those that others load are answered later: they are not waited for where there is something to
+            // load.
             tokio::select! {
                 biased;
                 Some(boarded) = boarding.next() => {

@@ -95,7 +95,8 @@ impl Group {
     /// # drop(score); Ok(()) }
     /// ```
     ///
-    /// A silent node's successor is asked after a quarter of the client's deadline: a call with less time than that fails with
+    /// A silent node's successor is asked after a quarter of the client's deadline: a call with less time
+    /// than that fails with
     /// [`ErrorKind::DeadlineExceeded`] before. A deadline out of bounds makes every call fail with [`ErrorKind::InvalidArgument`].
     #[must_use]
     pub fn with_deadline(&self, deadline: Duration) -> Self {
@@ -111,8 +112,8 @@ impl Group {
     /// The value of a key, from the node that owns it, which loads it where it is missing. `None`: the
     /// origin has no such key.
     ///
-    /// A key has 1 to 1024 bytes. The client's deadline, or that of [`with_deadline`](Self::with_deadline), bounds the call; a load that outlives it goes on
-    /// at the node, for whoever asks next.
+    /// A key has 1 to 1024 bytes. The client's deadline, or that of [`with_deadline`](Self::with_deadline),
+    /// bounds the call; a load that outlives it goes on at the node, for the next get.
     ///
     /// # Errors
     /// As [`ErrorKind`] has them. Where the owner cannot be reached its successor is asked, so

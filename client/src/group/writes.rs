@@ -17,22 +17,22 @@ use crate::write;
 impl Group {
     /// Stores a value at the node that owns the key. It stays fresh for the group's `ttl`.
     ///
-    /// When this returns `Ok`, no get of any client that begins later shows what was before, as far as ARCHITECTURE.md's
-    /// promise goes. The key is deleted first and the value follows, which takes two round trips. Where the owner cannot be reached, or another
-    /// write comes between, no value is kept.
+    /// When this returns `Ok`, no get of any client that begins later shows what was before, as far as
+    /// ARCHITECTURE.md's promise goes. The key is deleted first and the value follows, which takes two round
+    /// trips. Where the owner cannot be reached, or another write comes between, no value is kept.
     ///
     /// # Errors
-    /// As [`ErrorKind`] has them; [`ErrorKind::Unavailable`] where the owner could not be reached, and a hint could not
-    /// be stored for it in the registry, or the owner holds a lease there and has not read it by the deadline. After an error the write
-    /// may have been done or not.
+    /// As [`ErrorKind`] has them; [`ErrorKind::Unavailable`] where the owner could not be reached, and a hint
+    /// could not be stored for it in the registry, or the owner holds a lease there and has not read it by
+    /// the deadline. After an error the write may have been done or not.
     #[doc(alias = "insert")]
     #[doc(alias = "put")]
     pub async fn set(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<(), Error> {
         self.set_since(key.as_ref(), value.as_ref(), None, 0).await
     }
 
-    /// As [`set`](Self::set), of a value that stays fresh for `ttl`, at least a millisecond. The group's `max_ttl` bounds it, which the
-    /// log says.
+    /// As [`set`](Self::set), of a value that stays fresh for `ttl`, at least a millisecond. The group's
+    /// `max_ttl` bounds it, which the log says.
     ///
     /// # Errors
     /// As [`set`](Self::set).
@@ -46,8 +46,8 @@ impl Group {
         self.set_since(key.as_ref(), value.as_ref(), Some(ttl), 0).await
     }
 
-    /// Stores many values, all at the same time, each as by [`set`](Self::set); the results are in the order of the entries. Of entries with the same
-    /// key any may be the last.
+    /// Stores many values, all at the same time, each as by [`set`](Self::set); the results are in the order
+    /// of the entries. Of entries with the same key any may be the last.
     #[doc(alias = "mset")]
     pub async fn set_many<K: AsRef<[u8]>, V: AsRef<[u8]>>(
         &self,
@@ -62,9 +62,9 @@ impl Group {
         iter(sets).buffered(self.client.config.keys_in_flight).collect().await
     }
 
-    /// Begins a write of a key, before the database is written: of two applications that write a key at the same time, neither then leaves
-    /// the other's older value. [`set`](Self::set) alone is enough where one writer at a time writes a key, or where the
-    /// database and the cache are written in the same order.
+    /// Begins a write of a key, before the database is written: of two applications that write a key at the
+    /// same time, neither then leaves the other's older value. [`set`](Self::set) alone is enough where one
+    /// writer at a time writes a key, or where the database and the cache are written in the same order.
     ///
     /// ```no_run
     /// # async fn example(client: peanut_client::Client) -> Result<(), peanut_client::Error> {
@@ -102,8 +102,8 @@ impl Group {
 
     /// Has the fleet forget a key: the next get loads it. A load in progress is not kept.
     ///
-    /// When this returns `Ok`, it has happened or will have happened before the owner answers again, also where the owner
-    /// is down.
+    /// When this returns `Ok`, it has happened or will have happened before the owner answers again, also
+    /// where the owner is down.
     ///
     /// # Errors
     /// As [`set`](Self::set).
@@ -153,7 +153,8 @@ impl Group {
     }
 }
 
-/// A write that has begun, before the database is written; see [`Group::begin_write`]. Where nothing comes of it, it can be dropped.
+/// A write that has begun, before the database is written; see [`Group::begin_write`]. Where nothing comes of
+/// it, it can be dropped.
 #[derive(Debug)]
 pub struct BegunWrite {
     group: Group,
@@ -163,9 +164,10 @@ pub struct BegunWrite {
 }
 
 impl BegunWrite {
-    /// Ends the write with its value, after the database was written: as [`Group::set`], but where another write of the key has begun or
-    /// ended since this one began, or the key has another owner, it is as [`delete`](Self::delete). A write of another key of the node may have the
-    /// same effect, one in a thousand.
+    /// Ends the write with its value, after the database was written: as [`Group::set`], but where another
+    /// write of the key has begun or ended since this one began, or the key has another owner, it is as
+    /// [`delete`](Self::delete). A write of another key of the node may have the same effect, one in a
+    /// thousand.
     ///
     /// # Errors
     /// As [`Group::set`].

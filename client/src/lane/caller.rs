@@ -28,7 +28,7 @@ pub(super) enum Waiter {
 }
 
 impl Caller {
-    /// Whoever has stopped waiting is not missed.
+    /// A caller that has stopped waiting is not missed.
     pub(super) fn tell(self, answer: Answer) {
         match self.waiter {
             Waiter::Alone(sender) => {

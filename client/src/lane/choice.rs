@@ -8,9 +8,9 @@ use tower::load::Load;
 const SLOTS: usize = 4096;
 const LANE_BITS: u32 = 8;
 
-/// Chooses lanes: the less busy of two picked at random (Mitzenmacher, "The Power of Two Choices in Randomized
-/// Load Balancing"), except that a key goes where the same key is in flight, so that identical operations
-/// meet and share one.
+/// Chooses lanes: the less busy of two picked at random (Mitzenmacher, "The Power of Two Choices in
+/// Randomized Load Balancing"), except that a key goes where the same key is in flight, so that identical
+/// operations meet and share one.
 ///
 /// Each slot has the number of operations that are under way with a hash like that, and the lane they take.
 #[derive(Debug)]

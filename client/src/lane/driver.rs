@@ -272,7 +272,7 @@ impl Driver {
                 self.saw(Signal::Answered);
                 Failure::Said(code, status.message().into())
             }
-            // Whoever is there is not the node.
+            // Another process is at the address.
             Some(ErrorCode::WrongNode) => {
                 self.saw(Signal::NotConnected);
                 Failure::Lost(status.message().into())

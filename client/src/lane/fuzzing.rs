@@ -1,5 +1,5 @@
-//! What fuzzers drive: a lane with operations in flight, and what a node says of them. With the feature `fuzzing` only, and not for
-//! applications.
+//! What fuzzers drive: a lane with operations in flight, and what a node says of them. With the feature
+//! `fuzzing` only, and not for applications.
 
 use std::task::Waker;
 use std::time::Duration;

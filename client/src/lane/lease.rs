@@ -1,5 +1,5 @@
-//! A fill token that this client was given: given back where nobody brings a value for it, because the caller was cancelled,
-//! panicked, or had stopped waiting when the token came.
+//! A fill token that this client was given: given back where nobody brings a value for it, because the caller
+//! was cancelled, panicked, or had stopped waiting when the token came.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};

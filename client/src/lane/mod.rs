@@ -1,12 +1,12 @@
 //! Lanes: the way of operations to one node, many at once.
 //!
-//! A lane is one bidirectional stream on a connection of its own. Whoever has an operation writes it into
+//! A lane is one bidirectional stream on a connection of its own. A caller writes its operation into
 //! the lane's next frame and waits; when the transport is ready to send, it takes the frame as it is, with
 //! one operation in it or with hundreds. There is no timer and no task in between. One task, the driver,
-//! opens the stream, matches answers to callers, and fails whoever waits when the lane dies.
+//! opens the stream, matches answers to callers, and fails the callers that wait when the lane dies.
 //!
-//! The driver runs where the first caller does. A caller on another runtime finds the driver gone, or standing still, where that runtime
-//! is: it makes a new one, with a connection of its own.
+//! The driver runs where the first caller does. A caller on another runtime finds the driver gone, or
+//! standing still, where that runtime is: it makes a new one, with a connection of its own.
 //!
 //! [`state`] is all of that as data, without socket or clock.
 
@@ -50,7 +50,8 @@ use state::LaneState;
 pub(crate) trait Owner: Send + Sync + 'static {
     fn monitor(&self) -> &Arc<Monitor>;
 
-    /// A connection has died without a word: the lanes that are idle, but for this one, may have died with it.
+    /// A connection has died without a word: the lanes that are idle, but for this one, may have died with
+    /// it.
     fn leave_idle_lanes(&self, died: u32);
 }
 
@@ -88,8 +89,8 @@ impl PartialEq for Reply {
 impl Eq for Reply {}
 
 impl Reply {
-    /// Whether what a former owner has can be brought under the token, for a caller that goes by this ring: with a later one, or once the key
-    /// may have been written, it may be outdated.
+    /// Whether what a former owner has can be brought under the token, for a caller that goes by this ring:
+    /// with a later one, or once the key may have been written, it may be outdated.
     pub(crate) fn may_hand_over(&self, ring_version: u64) -> bool {
         self.ring_version <= ring_version && !self.written
     }
@@ -153,7 +154,7 @@ struct Shared {
     driver: AtomicU64,
 }
 
-/// What stands for a driver while it is there: when it goes, whoever waits is told.
+/// What stands for a driver while it is there: when it goes, all callers that wait are told.
 struct Alive {
     shared: Arc<Shared>,
     number: u64,
@@ -328,8 +329,8 @@ impl Lane {
         });
     }
 
-    /// Leaves an idle lane, whose connection may have died with another of the same node without a word: the next
-    /// operation opens it anew, where it would have waited to find out.
+    /// Leaves an idle lane, whose connection may have died with another of the same node without a word: the
+    /// next operation opens it anew, where it would have waited to find out.
     pub(crate) fn leave_if_idle(&self) {
         self.leave("another connection to the node has died", |_| self.shared.state.lock().in_flight() == 0);
     }

@@ -61,7 +61,7 @@ pub(super) struct LaneState {
     pub(super) parked: bool,
     /// The runtime that the driver is on.
     pub(super) home: Option<Id>,
-    /// When the driver, or whoever pushed the first operation, has looked last.
+    /// When the driver, or the caller that pushed the first operation, has looked last.
     pub(super) looked: Instant,
 }
 
@@ -88,7 +88,8 @@ struct Pieces {
 }
 
 impl Operation {
-    /// Whether an answer does for both, in the time that the new one has: the node goes by the first one's deadline.
+    /// Whether an answer does for both, in the time that the new one has: the node goes by the first one's
+    /// deadline.
     fn does_for(&self, ask: &Attempt<'_>, now: Instant) -> bool {
         let time = ask.request.deadline.saturating_duration_since(now);
         let is_in_time =
@@ -143,8 +144,8 @@ impl LaneState {
         self.open.is_some()
     }
 
-    /// Takes in an operation, or tells the caller at once that there is no room. Gives the writer where it sleeps and
-    /// has something to do now.
+    /// Takes in an operation, or tells the caller at once that there is no room. Gives the writer where it
+    /// sleeps and has something to do now.
     pub(super) fn push(&mut self, ask: &Attempt<'_>, caller: Caller, now: Instant) -> Option<Waker> {
         let operations = &mut self.operations;
         let can_be_shared = ask.request.op.can_be_shared();
@@ -152,7 +153,8 @@ impl LaneState {
             && can_be_shared
             && let Some(same) = self.by_key.find(ask.request.hash, |id| {
                 let other = &operations[*id as usize];
-                // One that is on its way may be answered with what was before a write that has ended meanwhile.
+                // One that is on its way may be answered with what was before a write that has ended
+                // meanwhile.
                 other.shared_in.is_some_and(|frame| frame >= self.frames_sent) && other.does_for(ask, now)
             })
         {
@@ -290,7 +292,8 @@ impl LaneState {
         NextFrame::Send(longer.take())
     }
 
-    /// Gives a fill token back, if the lane that brought it is open still. Gives the writer as [`push`](Self::push) does.
+    /// Gives a fill token back, if the lane that brought it is open still. Gives the writer as
+    /// [`push`](Self::push) does.
     pub(super) fn release(&mut self, group: u32, token: u64, now: Instant) -> Option<Waker> {
         if self.open.is_none() || self.draining {
             return None;

@@ -1,6 +1,7 @@
 //! Frames as released versions wrote them, read by this one: what is on the wire never changes its meaning.
 //!
-//! `proto/testdata/frames.txt` has a line for each: a name, and the bytes in hexadecimal digits. Lines are added and never changed.
+//! `proto/testdata/frames.txt` has a line for each: a name, and the bytes in hexadecimal digits. Lines are
+//! added and never changed.
 
 use std::fmt::Write as _;
 use std::path::Path;

@@ -286,7 +286,8 @@ pub struct Rare {
     pub not_found: bool,
     /// Why the load under the token has failed; empty: it has not.
     pub load_error: String,
-    /// To which generation a group is cleared; of a delete the key's sequence, which is to stand still, 0: whatever it is.
+    /// To which generation a group is cleared; of a delete the key's sequence, which is to stand still, 0:
+    /// whatever it is.
     pub generation: u64,
     /// W3C trace context of the caller, a slice of the frame; empty: none.
     pub traceparent: Bytes,

@@ -1,8 +1,9 @@
-//! What a ring document may be: what [`check`](RingDocument::check) refuses, and how one that has grown too long is made to
+//! What a ring document may be: what [`check`](RingDocument::check) refuses, and how one that has grown too
+//! long is made to
 //! [`fit`](RingDocument::fit).
 //!
-//! Whoever may write the ring stands above all nodes, but a slip or a tool gone wrong must not take a fleet down: a document
-//! beyond these bounds is read by nobody, and nodes write the last good one again.
+//! A user that may write the ring stands above all nodes, but a slip or a tool gone wrong must not take a
+//! fleet down: a document beyond these bounds is read by nobody, and nodes write the last good one again.
 
 use super::{Earlier, HASH, MOST_EARLIER, Member, RecordError, RingDocument, check_name};
 
@@ -23,7 +24,7 @@ const MAX_VERSION: u64 = 1 << 53;
 const MAX_MISSED: u64 = 1 << 20;
 
 impl RingDocument {
-    /// Checks that a ring can be built from the document. Whoever writes one does this first: what breaks
+    /// Checks that a ring can be built from the document. A writer of one does this first: what breaks
     /// a rule here would be read by nobody.
     ///
     /// # Errors
@@ -103,16 +104,18 @@ impl RingDocument {
         weights.map(|weight| self.points_of(weight)).sum()
     }
 
-    /// Whether `held`'s holder can have missed all changes up to this document. Else its version was not counted.
+    /// Whether `held`'s holder can have missed all changes up to this document. Else its version was not
+    /// counted.
     pub fn follows(&self, held: &RingDocument) -> bool {
         held.version == 0 || self.version <= held.version.saturating_add(MAX_MISSED)
     }
 
-    /// Makes a document that has grown too long shorter than `max_bytes`, as far as it goes, and leaves room for its points.
+    /// Makes a document that has grown too long shorter than `max_bytes`, as far as it goes, and leaves room
+    /// for its points.
     ///
-    /// First it forgets who the members were before, the oldest first; then who has departed. What a departed node had owned then
-    /// counts as owned only since it left, by whomever: entries from before that are loaded again, and none is shown that
-    /// should not be.
+    /// First it forgets who the members were before, the oldest first; then who has departed. What a departed
+    /// node had owned then counts as owned only since it left, by whomever: entries from before that are
+    /// loaded again, and none is shown that should not be.
     pub fn fit(&mut self, max_bytes: usize) {
         while self.encode().len() > max_bytes && self.earlier.pop().is_some() {}
         while !self.departed.is_empty()

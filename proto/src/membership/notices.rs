@@ -69,15 +69,15 @@ impl FleetView {
         Some(groups.binary_search_by(|known| known.name.as_str().cmp(group)).is_ok())
     }
 
-    /// Ids of the live members that say they have a group, in order of id. Nodes that do not say what they have are not
-    /// among them.
+    /// Ids of the live members that say they have a group, in order of id. Nodes that do not say what they
+    /// have are not among them.
     pub fn nodes_with_group(&self, group: &str) -> Vec<&str> {
         let ids = self.ring.members.iter().map(|member| member.id.as_str());
         ids.filter(|id| self.has_group(id, group) == Some(true)).collect()
     }
 
-    /// Groups that some live members have and others have not, in order of name, as in every rolling deployment. Nodes that
-    /// do not say what they have count as neither.
+    /// Groups that some live members have and others have not, in order of name, as in every rolling
+    /// deployment. Nodes that do not say what they have count as neither.
     pub fn partial_groups(&self) -> Vec<PartialGroup> {
         let mut telling = Vec::new();
         let mut by_name = BTreeMap::<&str, Vec<&str>>::new();

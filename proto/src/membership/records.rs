@@ -53,8 +53,8 @@ impl LiveGroup {
 
 /// What `clear` leaves behind: entries of an older generation are dead.
 ///
-/// A generation is one more than the last, and not less than the time in milliseconds since 1970: so the next one is newer also
-/// where the registry has lost the last, or it cannot be read.
+/// A generation is one more than the last, and not less than the time in milliseconds since 1970: so the next
+/// one is newer also where the registry has lost the last, or it cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Group {
     /// Format of the record.
@@ -67,13 +67,14 @@ impl Group {
     /// How far ahead of a clock a generation may be.
     const MAX_AHEAD_MS: u64 = 24 * 3600 * 1000;
 
-    /// Whether somebody's clock can have come to this generation. Any other number has not come from a `clear`, and no
-    /// later one could be told from it.
+    /// Whether somebody's clock can have come to this generation. Any other number has not come from a
+    /// `clear`, and no later one could be told from it.
     pub fn is_believable(generation: u64, now_ms: u64) -> bool {
         generation <= now_ms.saturating_add(Group::MAX_AHEAD_MS)
     }
 
-    /// The record that clears a group, in place of the stored one. One that cannot be read or believed is not counted on.
+    /// The record that clears a group, in place of the stored one. One that cannot be read or believed is not
+    /// counted on.
     pub fn next(stored: Option<&[u8]>, now_ms: u64) -> Self {
         let last = stored.and_then(|stored| Group::decode(stored).ok()).map_or(0, |group| group.generation);
         let last = if Group::is_believable(last, now_ms) { last } else { 0 };
@@ -159,7 +160,8 @@ impl RecordError {
         RecordError { why: why.to_string().chars().take(RecordError::MAX_CHARS).collect(), is_newer: false }
     }
 
-    /// Whether the record is of a format that a newer build writes: it is good, and not for this one to replace.
+    /// Whether the record is of a format that a newer build writes: it is good, and not for this one to
+    /// replace.
     pub fn is_newer_format(&self) -> bool {
         self.is_newer
     }

@@ -155,15 +155,15 @@ impl FleetView {
         Ok(())
     }
 
-    /// Whether the registry has no ring that this process could use, or an older one than the last good ring that it
-    /// holds: it has lost its data, and a node that notices writes the last good ring again.
+    /// Whether the registry has no ring that this process could use, or an older one than the last good ring
+    /// that it holds: it has lost its data, and a node that notices writes the last good ring again.
     pub fn ring_was_lost(&self) -> bool {
         let stored = self.stored_ring.as_ref().filter(|stored| stored.follows(&self.ring));
         !self.is_newer_ring && stored.map_or(0, |stored| stored.version) < self.ring.version
     }
 
-    /// Believes the ring in the registry although it is not one that follows the one held: nobody has repaired
-    /// it, so the fleet must have begun anew.
+    /// Believes the ring in the registry although it is not one that follows the one held: nobody has
+    /// repaired it, so the fleet must have begun anew.
     pub fn accept_stored(&mut self) {
         if let Some(stored) = &self.stored_ring {
             self.ring = stored.clone();

@@ -52,8 +52,8 @@ impl LocalRegistry {
         }
     }
 
-    /// An empty registry in the place of this one, as if its data had been lost. It does not know this one's leases, nor gives another lease
-    /// the number of one of them: etcd's are made of the time.
+    /// An empty registry in the place of this one, as if its data had been lost. It does not know this one's
+    /// leases, nor gives another lease the number of one of them: etcd's are made of the time.
     #[must_use]
     pub fn emptied(&self) -> Self {
         let emptied = LocalRegistry::new();
@@ -121,8 +121,8 @@ impl State {
 
 #[async_trait]
 impl Registry for LocalRegistry {
-    /// Reads what is current, whatever revision is asked for: nothing but the changes is kept of former ones, and these come
-    /// with a watch.
+    /// Reads what is current, whatever revision is asked for: nothing but the changes is kept of former ones,
+    /// and these come with a watch.
     async fn page(&self, range: &KeyRange, options: PageOptions) -> Result<Page, RegistryError> {
         let most = if options.limit == 0 { usize::MAX } else { options.limit };
         Ok(self.change(|state| {

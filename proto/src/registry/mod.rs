@@ -77,14 +77,15 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
     /// Where the registry cannot be reached or refuses, or no longer has the revision that is asked for.
     async fn page(&self, range: &KeyRange, options: PageOptions) -> Result<Page, RegistryError>;
 
-    /// Watches every key of these ranges, from revision `from` on, inclusive. Changes within one range come in order.
+    /// Watches every key of these ranges, from revision `from` on, inclusive. Changes within one range come
+    /// in order.
     ///
     /// # Errors
     /// Where the registry cannot be reached or refuses. A compacted `from` may also show in the stream.
     async fn watch(&self, ranges: &[KeyRange], from: i64) -> Result<Box<dyn Changes>, RegistryError>;
 
-    /// Reads every key that begins with `prefix`, page by page, all as of one revision. Whoever reads what others may have
-    /// written in any number takes the [`pages`](Self::page) one by one instead.
+    /// Reads every key that begins with `prefix`, page by page, all as of one revision. A reader of what
+    /// others may have written in any number takes the [`pages`](Self::page) one by one instead.
     ///
     /// # Errors
     /// As [`page`](Self::page).

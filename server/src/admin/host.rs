@@ -1,7 +1,8 @@
 //! By which names the admin port may be called.
 //!
-//! A page of another site can have its own name lead to this port (DNS rebinding); a browser then takes what is here for that site's and
-//! lets its scripts read it. What such a page cannot change is the name that the browser sends.
+//! A page of another site can have its own name lead to this port (DNS rebinding); a browser then takes what
+//! is here for that site's and lets its scripts read it. What such a page cannot change is the name that the
+//! browser sends.
 
 use std::net::IpAddr;
 
@@ -57,7 +58,8 @@ impl Hosts {
     }
 }
 
-/// Lets through what asks for a host that this is: one `Host`, and the target's host too where the target is a whole URL.
+/// Lets through what asks for a host that this is: one `Host`, and the target's host too where the target is
+/// a whole URL.
 pub(super) async fn check_host(State(admin): State<Admin>, request: Request, next: Next) -> Response {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let host = hosts.next().and_then(|host| host.to_str().ok());

@@ -1,5 +1,5 @@
-//! `/metrics`: the same as the admin service tells, in the text format of OpenMetrics, which Prometheus reads. METRICS.md has the
-//! table, and a test holds it against what comes from here. No key is ever a label.
+//! `/metrics`: the same as the admin service tells, in the text format of OpenMetrics, which Prometheus
+//! reads. METRICS.md has the table, and a test holds it against what comes from here. No key is ever a label.
 
 use std::fmt;
 

@@ -1,8 +1,10 @@
 //! The admin port: what operators and their tools see of a node over HTTP.
 //!
-//! `/` is a page for people, `/status` what it is made of, `/metrics` for Prometheus, `/healthz` and `/readyz` for whoever starts and
-//! stops processes. The last two tell nothing, and need neither a token nor a name; the others are for callers who know the node by one
-//! of its names, and where there are tokens by one with the right `admin`. Nothing writes. This is the one place of a node that looks at other nodes, to draw them: what the node answers does not depend on it.
+//! `/` is a page for people, `/status` what it is made of, `/metrics` for Prometheus, `/healthz` and
+//! `/readyz` for the program that starts and stops processes. The last two tell nothing, and need neither a
+//! token nor a name; the others are for callers who know the node by one of its names, and where there are
+//! tokens by one with the right `admin`. Nothing writes. This is the one place of a node that looks at other
+//! nodes, to draw them: what the node answers does not depend on it.
 
 mod history;
 mod host;
@@ -123,7 +125,8 @@ pub(crate) async fn listen(addr: SocketAddr) -> Result<Listener, crate::Error> {
         .map_err(|e| crate::Error::transport(&format!("cannot listen on {addr}, choose another `admin`"), e))
 }
 
-/// Lets in who shows a token that may: as `Bearer`, or as the password of whichever user, which is how browsers ask.
+/// Lets in who shows a token that may: as `Bearer`, or as the password of whichever user, which is how
+/// browsers ask.
 async fn authorize(State(admin): State<Admin>, request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<Peer>().cloned();
     let shown = shown(request.headers());

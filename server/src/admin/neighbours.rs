@@ -1,7 +1,8 @@
-//! Whether the other nodes of the ring can be reached: looked at once a second while somebody looks at the page.
+//! Whether the other nodes of the ring can be reached: looked at once a second while somebody looks at the
+//! page.
 //!
-//! A lease takes seconds to run out; a port that nobody listens on any more is seen at once. A connection is opened and closed, no
-//! more, so that no credentials are needed.
+//! A lease takes seconds to run out; a port that nobody listens on any more is seen at once. A connection is
+//! opened and closed, no more, so that no credentials are needed.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use crate::node::Node;
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const REACHED_WITHIN: Duration = Duration::from_millis(500);
-/// Whoever has asked so lately is looking still.
+/// A page that has asked so lately is looked at still.
 const ATTENTION: Duration = Duration::from_secs(10);
 const IDLE: Duration = Duration::from_millis(100);
 
@@ -33,7 +34,7 @@ struct State {
 }
 
 impl Neighbours {
-    /// Whether this address was reached, as far as was looked; whoever asks has it looked at for a while.
+    /// Whether this address was reached, as far as was looked; asking has it looked at for a while.
     pub(super) fn reached(&self, addr: &str) -> Option<bool> {
         let mut state = self.state.lock();
         state.asked = Some(Instant::now());

@@ -1,9 +1,9 @@
 //! Loads: the flights that this server leads, from their start to their landing.
 //!
-//! A flight that begins joins a queue. Whoever waits for one launches the queue, after everything that came in the same frame
-//! has joined it: so keys that are missed in the same moment go to the origin together, where the loader can load
-//! many at once, and nothing waits for company. Loads that run are bounded; what has queued up behind them goes
-//! together when a turn comes.
+//! A flight that begins joins a queue. The first caller that waits for one launches the queue, after
+//! everything that came in the same frame has joined it: so keys that are missed in the same moment go to the
+//! origin together, where the loader can load many at once, and nothing waits for company. Loads that run are
+//! bounded; what has queued up behind them goes together when a turn comes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -52,8 +52,8 @@ struct Queue {
     /// Those that nobody has launched yet, with who has caused them.
     begun: Vec<(usize, Load)>,
     launched: FairQueue<Load>,
-    /// Turns that are waited for. Each takes as many loads as the loader takes keys; all together take all that
-    /// have been launched.
+    /// Turns that are waited for. Each takes as many loads as the loader takes keys; all together take all
+    /// that have been launched.
     turns: usize,
 }
 
@@ -142,13 +142,13 @@ impl Loads {
 }
 
 impl Cache {
-    /// Puts a flight into the queue, for whoever has caused it.
+    /// Puts a flight into the queue, for the connection that has caused it.
     pub(super) fn queue(&self, pilot: Pilot, get: Get, caller: usize) {
         self.loads.queue.lock().begun.push((caller, Load { pilot, get, deadline: None }));
     }
 
-    /// Why a load of this caller's that begins now would not be done in time, where that is so: by what is ahead of it, and how long
-    /// loads have been taking.
+    /// Why a load of this caller's that begins now would not be done in time, where that is so: by what is
+    /// ahead of it, and how long loads have been taking.
     pub(super) fn would_be_late(&self, get: &Get, caller: usize, now: Instant) -> Option<Failure> {
         let ahead = {
             let queue = self.loads.queue.lock();
@@ -246,7 +246,7 @@ impl Cache {
             journal.restored().await;
             loads = loads.into_iter().filter_map(|load| self.land_restored(load)).collect();
         }
-        // Whoever was to lead it may have found it taken.
+        // Its leader may have found it taken.
         let Some(deadline) = loads.iter().filter_map(|load| load.deadline).max() else { return };
         let Some(epoch) = self.loads.admits() else {
             let why = format!("the origin of group `{}` is failing, and left alone for a while", self.group);

@@ -1,7 +1,7 @@
 //! The loads of a group that wait for their turn: each caller's in their order, the callers in turns.
 //!
-//! Somebody who asks for ten thousand cold keys at once does not keep the next from having one loaded (Nagle, "On Packet Switches With
-//! Infinite Storage", RFC 970). It reads no clock.
+//! Somebody who asks for ten thousand cold keys at once does not keep the next from having one loaded (Nagle,
+//! "On Packet Switches With Infinite Storage", RFC 970). It reads no clock.
 
 use std::collections::{HashMap, VecDeque};
 

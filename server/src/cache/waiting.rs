@@ -148,7 +148,7 @@ impl Cache {
                     );
                     return self.stale(get).filter(|_| may_be_stale).ok_or(failure);
                 }
-                // Whoever has stopped waiting is to lead nothing.
+                // A caller that has stopped waiting is to lead nothing.
                 None if get.deadline.is_some_and(|deadline| deadline <= Instant::now()) => {
                     let why = "the deadline passed while another's load was waited for";
                     return Err(Failure::new(ErrorCode::DeadlinePassed, why));

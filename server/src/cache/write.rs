@@ -1,8 +1,8 @@
 //! Writes: `set`, `delete`, `clear`, and the values that holders of fill tokens bring.
 //!
-//! Each is one step under the lock of the flights: the flights of the key are poisoned, the store has the new state, and the
-//! journal knows. With a journal the answer waits until the write would outlive the process, so that a delete that was
-//! answered is not undone by a restart.
+//! Each is one step under the lock of the flights: the flights of the key are poisoned, the store has the new
+//! state, and the journal knows. With a journal the answer waits until the write would outlive the process,
+//! so that a delete that was answered is not undone by a restart.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -39,7 +39,7 @@ pub(crate) struct Delete<'a> {
     pub(crate) stamp: u64,
     /// Who sets the key next, if anybody does.
     pub(crate) then_set: Option<&'a Arc<Account>>,
-    /// Whoever sets it next may do so only where this is the key's sequence still; 0: whatever it is.
+    /// The next set may be done only where this is the key's sequence still; 0: whatever it is.
     pub(crate) sequence: u64,
 }
 
@@ -163,7 +163,7 @@ impl Cache {
         self.journal().map(|journal| journal.removed(key))
     }
 
-    /// Forgets a key. Whoever is to set it next is given a token, if there is room.
+    /// Forgets a key. The caller that is to set it next is given a token, if there is room.
     pub(crate) fn delete(self: &Arc<Self>, delete: Delete<'_>, now: Instant) -> Result<Begun, Failure> {
         let Delete { key, under, stamp, then_set, sequence } = delete;
         check_key(key).map_err(|why| Failure::new(ErrorCode::InvalidRequest, why))?;
@@ -181,8 +181,9 @@ impl Cache {
         Ok(self.when_kept(number, Answer { token, sequence, ..Answer::only(Outcome::Done) }))
     }
 
-    /// Forgets all keys, as a client asks for it. The client has raised the group's `generation` in the registry before: what it says
-    /// of that is a hint, and the registry's own word is waited for, so that the clear is done once. Zero: there is no registry.
+    /// Forgets all keys, as a client asks for it. The client has raised the group's `generation` in the
+    /// registry before: what it says of that is a hint, and the registry's own word is waited for, so that
+    /// the clear is done once. Zero: there is no registry.
     pub(crate) fn clear(self: &Arc<Self>, generation: u64, under: u64) -> Begun {
         if generation == 0 {
             self.clear_where(under, |_| true)
@@ -212,7 +213,7 @@ impl Cache {
     /// Forgets all keys where the registry has a later generation of the group than is known here.
     pub(crate) fn clear_to(self: &Arc<Self>, generation: u64, under: u64) -> Begun {
         let begun = self.clear_where(under, |cache| cache.generation() < generation);
-        // Whoever waits for it is told when it is done.
+        // Callers that wait for it are told when it is done.
         self.generation.send_if_modified(|known| {
             let is_later = *known < generation;
             *known = generation.max(*known);

@@ -1,4 +1,5 @@
-//! `--check-config --connect`: whether what the configuration names is there and as it should be, one line for each.
+//! `--check-config --connect`: whether what the configuration names is there and as it should be, one line
+//! for each.
 
 #[cfg(feature = "tls")]
 use std::path::Path;

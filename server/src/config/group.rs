@@ -15,14 +15,20 @@ use crate::loader::{AnyLoader, LoaderError, StaticLoader};
 
 /// A struct read from a file whose fields' descriptions are kept, for the documents.
 macro_rules! documented {
-    ($(#[$meta:meta])* $vis:vis struct $name:ident { $(#[doc = $doc:literal] $(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
+    (
+        $(#[$meta:meta])*
+        $vis:vis struct $name:ident {
+            $($(#[doc = $doc:literal])+ $(#[serde($serde:ident)])? $field:ident: $type:ty,)*
+        }
+    ) => {
         $(#[$meta])*
-        $vis struct $name { $(#[doc = $doc] $(#[$field_meta])* $field: $type,)* }
+        $vis struct $name { $($(#[doc = $doc])+ $(#[serde($serde)])? $field: $type,)* }
 
         impl $name {
             /// Each field's name and description, with its default in brackets at the end.
             #[cfg(test)]
-            pub(super) const FIELDS: &'static [(&'static str, &'static str)] = &[$((stringify!($field), $doc)),*];
+            pub(super) const FIELDS: &'static [(&'static str, &'static str)] =
+                &[$((stringify!($field), concat!($($doc),+))),*];
         }
     };
 }
@@ -50,11 +56,13 @@ documented! {
         ttl: Option<Spanned<Span>>,
         /// The longest lifetime that a loader or a client may give a value [default: 7d]
         max_ttl: Option<Span>,
-        /// The part by which lifetimes are shortened at random, 0 to 1, so that what was loaded together does not expire together [default: 0.1]
+        /// The part by which lifetimes are shortened at random, 0 to 1, so that what was loaded together does
+        /// not expire together [default: 0.1]
         ttl_jitter: Option<Spanned<f64>>,
         /// How long it is remembered that the origin has no such key [default: 5s]
         negative_ttl: Option<Span>,
-        /// How long a node keeps what it loads in the place of an owner that is down, at most 60s [default: 10s]
+        /// How long a node keeps what it loads in the place of an owner that is down, at most 60s [default:
+        /// 10s]
         failover_ttl: Option<Span>,
         /// How long a load may take [default: 5s]
         load_timeout: Option<Span>,
@@ -66,9 +74,11 @@ documented! {
         disk_capacity: Option<Capacity>,
         /// Age from which a value that is asked for is loaded again in the background [default: none]
         refresh_after: Option<Span>,
-        /// How long beyond its lifetime a value answers where it cannot be loaded, or not in the caller's time [default: 0s]
+        /// How long beyond its lifetime a value answers where it cannot be loaded, or not in the caller's
+        /// time [default: 0s]
         stale_if_error: Option<Span>,
-        /// Whether the origin is left alone for 1 to 30 s when half of at least 20 loads within 10 s have failed [default: true]
+        /// Whether the origin is left alone for 1 to 30 s when half of at least 20 loads within 10 s have
+        /// failed [default: true]
         breaker: Option<bool>,
         /// Where missing values come from: see the next table
         loader: Spanned<LoaderSettings>,
@@ -84,7 +94,8 @@ documented! {
         kind: Kind,
         /// static: the keys and their values
         entries: Option<BTreeMap<String, String>>,
-        /// http, sql, redis, grpc: where the origin is; ${NAME} in it stands for a variable of the environment
+        /// http, sql, redis, grpc: where the origin is; ${NAME} in it stands for a variable of the
+        /// environment
         url: Option<Spanned<String>>,
         /// sql: the query for one key, with one placeholder: ? or, for PostgreSQL, $1
         query: Option<String>,
@@ -94,7 +105,8 @@ documented! {
         max_connections: Option<u32>,
         /// redis: the key at the origin, with {key} in it [default: {key}]
         key: Option<String>,
-        /// http, sql, redis, grpc: how long one request to the origin may take [default: 5s; 2s for sql and redis]
+        /// http, sql, redis, grpc: how long one request to the origin may take [default: 5s; 2s for sql and
+        /// redis]
         timeout: Option<Span>,
     }
 }
@@ -232,7 +244,8 @@ impl LoaderSettings {
     }
 }
 
-/// Puts variables of the environment in the place of each `${NAME}`, so that secrets need not stand in the file.
+/// Puts variables of the environment in the place of each `${NAME}`, so that secrets need not stand in the
+/// file.
 fn fill_in(text: &str, variable: impl Fn(&str) -> Option<String>) -> Result<String, LoaderError> {
     let mut filled = String::new();
     let mut rest = text;

@@ -3,8 +3,8 @@
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-/// Checks a filter. A word alone that is neither a level nor one of Peanut's own targets is refused, which `RUST_LOG` would take for a target:
-/// `inof` would log nothing but what is called so.
+/// Checks a filter. A word alone that is neither a level nor one of Peanut's own targets is refused, which
+/// `RUST_LOG` would take for a target: `inof` would log nothing but what is called so.
 ///
 /// # Errors
 /// What is wrong with it.

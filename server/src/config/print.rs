@@ -1,4 +1,5 @@
-//! `--print-config`: what each setting comes to and where that is from, as TOML that can be used again. Secrets are hidden.
+//! `--print-config`: what each setting comes to and where that is from, as TOML that can be used again.
+//! Secrets are hidden.
 
 use std::any::TypeId;
 use std::borrow::Cow;

@@ -38,7 +38,8 @@ settings! {
         /// How the admin port is protected: mutual, server or off [default: as gRPC is]
         #[arg(long, env = "PEANUT_ADMIN_TLS", value_name = "MUTUAL|SERVER|OFF")]
         admin_tls: Option<String>,
-        /// Names by which the admin port may be called, beside localhost, IP addresses, and those in its certificate
+        /// Names by which the admin port may be called, beside localhost, IP addresses, and those in its
+        /// certificate
         #[arg(long, env = "PEANUT_ADMIN_HOSTS", value_name = "HOST", value_delimiter = ',')]
         admin_hosts: Option<Vec<String>>,
         /// Where clients reach this node [default: listen]

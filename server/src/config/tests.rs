@@ -93,7 +93,8 @@ fn what_is_wrong_is_told_with_its_place() {
 }
 
 #[expect(clippy::too_many_lines, reason = "one scene after the other")]
-/// Every time, size, count, address, path and name that does harm later is refused now, from whichever source it comes.
+/// Every time, size, count, address, path and name that does harm later is refused now, from whichever source
+/// it comes.
 #[test]
 fn what_would_do_harm_later_is_refused_by_name() {
     let set = |line: &str| format!("{line}\n{FILE}");

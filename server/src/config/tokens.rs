@@ -86,7 +86,8 @@ pub(super) fn build(list: Vec<TokenSettings>, source: &Source) -> Result<Vec<Tok
     for settings in list {
         let at = settings.name.span();
         let token = settings.build(false)?;
-        // One by one, so that what is wrong has its line; what they have in common is looked at with the server.
+        // One by one, so that what is wrong has its line; what they have in common is looked at with the
+        // server.
         crate::rights::Tokens::new(std::slice::from_ref(&token), true)
             .map_err(|error| source.error(Some(at), error))?;
         tokens.push(token);
@@ -128,7 +129,8 @@ impl TokenFiles {
         TokenFiles { config: config.to_owned(), looked: None, trouble: None }
     }
 
-    /// Gives the server the tokens of now, where a file has changed since the last look, or `anyway`. What cannot be used changes nothing.
+    /// Gives the server the tokens of now, where a file has changed since the last look, or `anyway`. What
+    /// cannot be used changes nothing.
     pub(crate) fn look(&mut self, server: &ServerHandle, anyway: bool) {
         let as_before = |looked: &Vec<Stamp>| looked.iter().all(|(path, before)| stamp(path).1 == *before);
         if !anyway && self.looked.as_ref().is_some_and(as_before) {

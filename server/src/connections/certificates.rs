@@ -1,4 +1,5 @@
-//! Certificates of connections that stand: verified again when the time comes, or the files of authorities and revocations change.
+//! Certificates of connections that stand: verified again when the time comes, or the files of authorities
+//! and revocations change.
 
 use std::sync::Arc;
 

@@ -1,8 +1,8 @@
 //! How many connections there may be, and how long one may stay that nobody needs.
 //!
-//! A connection is a stranger's until its first call is admitted. Strangers have little time, and give way to newcomers where there are
-//! too many. After that a connection stays while it has streams, and for a while after the last. What stands is looked at every half a
-//! second: no timer and no task for each.
+//! A connection is a stranger's until its first call is admitted. Strangers have little time, and give way to
+//! newcomers where there are too many. After that a connection stays while it has streams, and for a while
+//! after the last. What stands is looked at every half a second: no timer and no task for each.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -235,7 +235,7 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         self.limiter.table.lock().remove(self.id);
-        // Whoever waits for it to end need not wait any longer.
+        // Those who wait for it to end need not wait any longer.
         self.presence.retiring.cancel();
     }
 }
@@ -266,8 +266,8 @@ impl ConnectionLimiter {
         Some(Permit { limiter: self.clone(), id, presence })
     }
 
-    /// Cuts off a stranger's connection, of this peer or else of the peer that has most of them: the one that has been silent for
-    /// longest.
+    /// Cuts off a stranger's connection, of this peer or else of the peer that has most of them: the one that
+    /// has been silent for longest.
     fn make_room(&self, table: &mut Table, among: Option<IpAddr>, now: Instant) -> bool {
         if table.next_search.is_some_and(|next| now < next) {
             return false;
@@ -299,8 +299,8 @@ impl ConnectionLimiter {
         true
     }
 
-    /// Ends connections that are of no use any more, and those whose certificate has expired or was revoked, for as long as it is
-    /// polled.
+    /// Ends connections that are of no use any more, and those whose certificate has expired or was revoked,
+    /// for as long as it is polled.
     pub(crate) async fn watch(self: Arc<Self>, handshake: Handshake) {
         let mut tick = interval(LOOK_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);

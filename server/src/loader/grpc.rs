@@ -25,12 +25,13 @@ const MOST_MESSAGE_BYTES: usize = 4 * MAX_MESSAGE_BYTES;
 
 /// Loads keys by `peanut.loader.v1.Loader/Load`.
 ///
-/// All loads share one connection. A silent one is noticed by pings while a call waits on it, and one on which a call has waited for all of
-/// its time is not used by later calls. A call whose connection breaks is made once more on a new one, if the service had answered on
-/// the old one.
+/// All loads share one connection. A silent one is noticed by pings while a call waits on it, and one on
+/// which a call has waited for all of its time is not used by later calls. A call whose connection breaks is
+/// made once more on a new one, if the service had answered on the old one.
 ///
-/// A status other than OK is every key's error. Where several keys were asked for and it may be about one of them (`INVALID_ARGUMENT`,
-/// `NOT_FOUND`, `FAILED_PRECONDITION`, `OUT_OF_RANGE`, `DATA_LOSS`), or their values are too long together, halves of them are asked for again.
+/// A status other than OK is every key's error. Where several keys were asked for and it may be about one of
+/// them (`INVALID_ARGUMENT`, `NOT_FOUND`, `FAILED_PRECONDITION`, `OUT_OF_RANGE`, `DATA_LOSS`), or their
+/// values are too long together, halves of them are asked for again.
 #[derive(Clone, Debug)]
 pub struct GrpcLoader {
     channel: Arc<Reconnect<Channel>>,
@@ -42,11 +43,13 @@ impl GrpcLoader {
     /// How long one call may take by default.
     pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 
-    /// A loader from the service at `url`, like `http://127.0.0.1:7000` or `https://loader.example:443`, whose certificate
-    /// is checked against the system's. Connects with the first load, and again when the connection is lost.
+    /// A loader from the service at `url`, like `http://127.0.0.1:7000` or `https://loader.example:443`,
+    /// whose certificate is checked against the system's. Connects with the first load, and again when the
+    /// connection is lost.
     ///
     /// # Errors
-    /// Where the URL is neither http nor https, or the time-out is not from 1 ms to an hour. Must be called within a runtime.
+    /// Where the URL is neither http nor https, or the time-out is not from 1 ms to an hour. Must be called
+    /// within a runtime.
     pub fn new(url: &str, timeout: Duration) -> Result<Self, LoaderError> {
         check_timeout(timeout)?;
         let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|e| format!("`url`: {e}"))?;
@@ -114,7 +117,8 @@ impl GrpcLoader {
                 request.metadata_mut().insert("traceparent", traceparent);
             }
             let used = self.channel.begin();
-            // As many values as there are keys, each as long as it may be, would be too much; what does not fit is asked for in halves.
+            // As many values as there are keys, each as long as it may be, would be too much; what does not
+            // fit is asked for in halves.
             let mut client =
                 LoaderClient::new(used.connection().clone()).max_decoding_message_size(MOST_MESSAGE_BYTES);
             let answer = timeout_at(deadline, client.load(request)).await;
@@ -169,8 +173,8 @@ enum Failed {
     Late,
 }
 
-/// Whether a status may be about one key of several, or about their values together: they are too long for the service's limit or for
-/// ours.
+/// Whether a status may be about one key of several, or about their values together: they are too long for
+/// the service's limit or for ours.
 fn may_be_of_a_key(status: &Status) -> bool {
     match status.code() {
         Code::InvalidArgument
@@ -178,7 +182,8 @@ fn may_be_of_a_key(status: &Status) -> bool {
         | Code::FailedPrecondition
         | Code::OutOfRange
         | Code::DataLoss => true,
-        // What gRPC says of messages that are too long, in most languages; and what services say that are asked too much.
+        // What gRPC says of messages that are too long, in most languages; and what services say that are
+        // asked too much.
         Code::ResourceExhausted => status.message().contains("larger than"),
         _ => false,
     }

@@ -20,16 +20,18 @@ use super::{LoadRequest, Loaded, Loader, LoaderError, check_timeout};
 /// Most redirects of one load.
 const MOST_REDIRECTS: usize = 5;
 
-/// Loads a key with `GET` from a URL that `{group}` and `{key}` are put into, percent-encoded. The keys `.` and `..` are refused
-/// where they would stand in the path.
+/// Loads a key with `GET` from a URL that `{group}` and `{key}` are put into, percent-encoded. The keys `.`
+/// and `..` are refused where they would stand in the path.
 ///
-/// 200 is the value. It lives as long as RFC 9111 says for a shared cache (`s-maxage`, `max-age`, `Expires`, less `Age`; not at all with
-/// `no-store`, `private`, `no-cache` or `Vary: *`), and as long as the group says where the answer says nothing. The group's
-/// `stale_if_error` holds for every value that may be kept. 404 and 410 are not found. Anything else is an error that names the status.
-/// Redirects are followed within the same scheme, host and port.
+/// 200 is the value. It lives as long as RFC 9111 says for a shared cache (`s-maxage`, `max-age`, `Expires`,
+/// less `Age`; not at all with `no-store`, `private`, `no-cache` or `Vary: *`), and as long as the group says
+/// where the answer says nothing. The group's `stale_if_error` holds for every value that may be kept. 404
+/// and 410 are not found. Anything else is an error that names the status. Redirects are followed within the
+/// same scheme, host and port.
 ///
-/// Connections are kept and used again. A load whose connection breaks before an answer has come is done once more, on a new one. After a load
-/// that had no answer in time the others' connections are new; over HTTP/2 a silent one is noticed by pings before.
+/// Connections are kept and used again. A load whose connection breaks before an answer has come is done once
+/// more, on a new one. After a load that had no answer in time the others' connections are new; over HTTP/2 a
+/// silent one is noticed by pings before.
 #[derive(Clone, Debug)]
 pub struct HttpLoader {
     client: Arc<Reconnect<Client>>,
@@ -48,8 +50,8 @@ impl HttpLoader {
     /// from connecting to the last byte.
     ///
     /// # Errors
-    /// Where the URL has no `{key}` in its path or query, is not an http or https URL, the time-out is not from 1 ms to an
-    /// hour, or the system's certificates cannot be read.
+    /// Where the URL has no `{key}` in its path or query, is not an http or https URL, the time-out is not
+    /// from 1 ms to an hour, or the system's certificates cannot be read.
     pub fn new(url: &str, timeout: Duration) -> Result<Self, LoaderError> {
         HttpLoader::with(url, timeout, Client::builder)
     }

@@ -1,8 +1,8 @@
 //! Loaders: where a missing value comes from.
 //!
-//! A loader says what it found for one key, or for several at once. It knows nothing of caching: that each key is loaded once for
-//! all who wait, that a load may take only so long and that a panic is an error like any other is the
-//! flight's business.
+//! A loader says what it found for one key, or for several at once. It knows nothing of caching: that each
+//! key is loaded once for all who wait, that a load may take only so long and that a panic is an error like
+//! any other is the flight's business.
 
 mod closure;
 #[cfg(feature = "grpc")]
@@ -39,8 +39,8 @@ pub use sql::{SqlLoader, SqlOptions};
 pub use r#static::StaticLoader;
 use tokio::time::Instant;
 
-/// The bytes of values that loaders take in one answer for many keys. What does not fit is asked for again, fewer keys at a time, so that
-/// an answer takes no more memory than four of the longest values.
+/// The bytes of values that loaders take in one answer for many keys. What does not fit is asked for again,
+/// fewer keys at a time, so that an answer takes no more memory than four of the longest values.
 #[cfg(any(feature = "redis", feature = "sql"))]
 const MOST_BATCH_BYTES: usize = 4 * peanut_proto::limits::MAX_VALUE_BYTES;
 
@@ -74,8 +74,8 @@ pub trait Loader: Send + Sync + 'static {
     /// [`Loaded::not_found`].
     fn load(&self, request: &LoadRequest) -> impl Future<Output = Result<Loaded, LoaderError>> + Send;
 
-    /// Loads many keys of one group at once, where [`max_batch_size`](Self::max_batch_size) says that it can: one result for each
-    /// request, in their order. By default each is loaded by itself.
+    /// Loads many keys of one group at once, where [`max_batch_size`](Self::max_batch_size) says that it can:
+    /// one result for each request, in their order. By default each is loaded by itself.
     fn load_many(
         &self,
         requests: &[LoadRequest],
@@ -83,14 +83,15 @@ pub trait Loader: Send + Sync + 'static {
         join_all(requests.iter().map(|request| self.load(request)))
     }
 
-    /// The most keys that [`load_many`](Self::load_many) takes at once; 1, the default: it is not called. Keys that are missed in the same moment
-    /// are loaded together, and so are those that wait for their turn.
+    /// The most keys that [`load_many`](Self::load_many) takes at once; 1, the default: it is not called.
+    /// Keys that are missed in the same moment are loaded together, and so are those that wait for their
+    /// turn.
     fn max_batch_size(&self) -> usize {
         1
     }
 
-    /// Tries whether the origin is there and understands what it will be asked, and changes nothing there; for
-    /// `peanut-server --check-config --connect`. By default nothing is tried.
+    /// Tries whether the origin is there and understands what it will be asked, and changes nothing there;
+    /// for `peanut-server --check-config --connect`. By default nothing is tried.
     ///
     /// # Errors
     /// Why it could not load.
@@ -98,8 +99,8 @@ pub trait Loader: Send + Sync + 'static {
         async { Ok(()) }
     }
 
-    /// Names the origin: what a loader with another fingerprint has loaded is not restored after a restart. By default
-    /// all loaders have the same one.
+    /// Names the origin: what a loader with another fingerprint has loaded is not restored after a restart.
+    /// By default all loaders have the same one.
     fn fingerprint(&self) -> u64 {
         0
     }
@@ -115,7 +116,8 @@ pub struct LoadRequest {
     pub key: Bytes,
     /// When the load's time is over, after the group's `load_timeout`: the load is dropped then.
     pub deadline: Instant,
-    /// The W3C trace context (`traceparent`) of the get that caused the load, where it has one. Loaders over HTTP and gRPC send it on.
+    /// The W3C trace context (`traceparent`) of the get that caused the load, where it has one. Loaders over
+    /// HTTP and gRPC send it on.
     pub traceparent: Option<Arc<str>>,
 }
 
@@ -143,7 +145,8 @@ pub struct LoaderError {
 }
 
 impl LoaderError {
-    /// An error that is this key's alone, and says nothing of how the origin is: it does not count for the group's
+    /// An error that is this key's alone, and says nothing of how the origin is: it does not count for the
+    /// group's
     /// [`breaker`](crate::Group::breaker).
     pub fn of_key(error: impl Into<LoaderError>) -> Self {
         LoaderError { of_key: true, ..error.into() }

@@ -1,7 +1,9 @@
-//! What all loads from one origin share, a connection or a client that keeps several, made anew when it has died.
+//! What all loads from one origin share, a connection or a client that keeps several, made anew when it has
+//! died.
 //!
-//! A connection can die without a sign: what is sent is swallowed, and nothing ever comes back. So one on which a load has waited for
-//! all of its time is not used by later loads. Those that use it still go on with it.
+//! A connection can die without a sign: what is sent is swallowed, and nothing ever comes back. So one on
+//! which a load has waited for all of its time is not used by later loads. Those that use it still go on with
+//! it.
 
 use parking_lot::Mutex;
 
@@ -20,8 +22,8 @@ struct Current<C> {
     has_failed: bool,
 }
 
-/// The use of a connection by one load. A load that is given up drops it without a word, and then later loads have another one, unless
-/// the origin has answered others meanwhile.
+/// The use of a connection by one load. A load that is given up drops it without a word, and then later loads
+/// have another one, unless the origin has answered others meanwhile.
 pub(super) struct Use<'a, C: Clone> {
     of: &'a Reconnect<C>,
     /// As it was when the load began.
@@ -65,8 +67,8 @@ impl<C: Clone> Use<'_, C> {
         &self.used.connection
     }
 
-    /// Whether a load that breaks may be repeated: the origin had answered, and perhaps only an idle connection was closed. Where it
-    /// had not, the origin is down.
+    /// Whether a load that breaks may be repeated: the origin had answered, and perhaps only an idle
+    /// connection was closed. Where it had not, the origin is down.
     pub(super) fn may_repeat(&self) -> bool {
         self.used.answers > 0 && !self.used.has_failed
     }
@@ -80,7 +82,8 @@ impl<C: Clone> Use<'_, C> {
         });
     }
 
-    /// The origin has failed on a new connection too. Where each load that fails has another one, that says so.
+    /// The origin has failed on a new connection too. Where each load that fails has another one, that says
+    /// so.
     #[cfg(feature = "http")]
     pub(super) fn failed(mut self) {
         self.is_over = true;

@@ -16,13 +16,16 @@ use super::{LoadRequest, Loaded, Loader, LoaderError, MOST_BATCH_BYTES, check_ti
 
 /// Keys in one pipeline at most.
 const MOST_KEYS: usize = 500;
-/// Values that are longer than their share of an answer are asked for again, so many times fewer of them at once.
+/// Values that are longer than their share of an answer are asked for again, so many times fewer of them at
+/// once.
 const FEWER: usize = 8;
 
-/// Loads strings from Redis. A key that is not there is not found; one that is no string is an error of its own.
+/// Loads strings from Redis. A key that is not there is not found; one that is no string is an error of its
+/// own.
 ///
-/// All loads share one connection. One on which a load has waited for all of its time is not used by later ones. A load whose connection
-/// breaks is done once more on a new one, if the server had answered on the old one.
+/// All loads share one connection. One on which a load has waited for all of its time is not used by later
+/// ones. A load whose connection breaks is done once more on a new one, if the server had answered on the old
+/// one.
 #[derive(Clone)]
 pub struct RedisLoader {
     /// What comes before and after a key.
@@ -40,12 +43,13 @@ impl RedisLoader {
     /// How long a command may take by default, connecting and trying again included.
     pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(2);
 
-    /// A loader from the server at `url`, like `redis://user:password@host:6379/0` (`rediss://` with TLS, `redis+unix://` for a
-    /// socket). `key` says where a key is found, like `score:{key}`. Connects with the first load, and
-    /// again when the connection is lost.
+    /// A loader from the server at `url`, like `redis://user:password@host:6379/0` (`rediss://` with TLS,
+    /// `redis+unix://` for a socket). `key` says where a key is found, like `score:{key}`. Connects with the
+    /// first load, and again when the connection is lost.
     ///
     /// # Errors
-    /// Where the URL is none of Redis's, `key` has no `{key}` in it, or the time-out is not from 1 ms to an hour.
+    /// Where the URL is none of Redis's, `key` has no `{key}` in it, or the time-out is not from 1 ms to an
+    /// hour.
     pub fn new(url: &str, key: &str, timeout: Duration) -> Result<Self, LoaderError> {
         let Some((before, after)) = key.split_once("{key}") else {
             return Err(format!("`key`: `{key}` has no {{key}} in it").into());
@@ -113,7 +117,8 @@ impl RedisLoader {
         pipeline.query_async(&mut connection).await
     }
 
-    /// Loads what is at those places. Of each no more comes than its share of an answer, so that all answers are bounded.
+    /// Loads what is at those places. Of each no more comes than its share of an answer, so that all answers
+    /// are bounded.
     async fn load_places(&self, places: &[Vec<u8>]) -> Vec<Result<Loaded, LoaderError>> {
         let mut loaded: Vec<Option<Result<Loaded, LoaderError>>> = vec![None; places.len()];
         let (mut due, mut most): (Vec<usize>, usize) = ((0..places.len()).collect(), MOST_KEYS);

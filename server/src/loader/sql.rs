@@ -32,9 +32,10 @@ const MOST_KEYS: usize = 500;
 
 /// Loads keys from SQLite, PostgreSQL, MySQL or MariaDB.
 ///
-/// The first column of the first row is the value: text, JSON and bytes as they are, numbers in decimal, booleans as `true` and
-/// `false`. Values of other types are errors that say so: cast them to text in the query. No row, and NULL, are not found.
-/// A key is bound, never pasted in: as text where it is UTF-8, else as bytes.
+/// The first column of the first row is the value: text, JSON and bytes as they are, numbers in decimal,
+/// booleans as `true` and `false`. Values of other types are errors that say so: cast them to text in the
+/// query. No row, and NULL, are not found. A key is bound, never pasted in: as text where it is UTF-8, else
+/// as bytes.
 #[derive(Clone, Debug)]
 pub struct SqlLoader {
     database: Arc<dyn Database>,
@@ -45,16 +46,16 @@ pub struct SqlLoader {
 /// How a [`SqlLoader`] asks.
 #[derive(Clone, Debug)]
 pub struct SqlOptions {
-    /// A query for many keys at once, whose rows are a key and its value; none by default. PostgreSQL has the keys in an array:
-    /// `SELECT name, score FROM scores WHERE name = ANY($1)`. The others have a list in place of the `?`:
-    /// `… WHERE name IN (?)`. A key that has no row is not found; keys are compared byte by byte with those that come back, so
-    /// where the database takes different ones for the same (a collation, `1` and `01`) do without this query.
+    /// A query for many keys at once, whose rows are a key and its value; none by default. PostgreSQL has the
+    /// keys in an array: `SELECT name, score FROM scores WHERE name = ANY($1)`. The others have a list in
+    /// place of the `?`: `… WHERE name IN (?)`. A key that has no row is not found; keys are compared byte by
+    /// byte with those that come back, so where the database takes different ones for the same (a collation,
+    /// `1` and `01`) do without this query.
     pub batch_query: Option<String>,
     /// Most connections to the database at once; 8 by default, from 1 to 10,000.
     pub max_connections: u32,
-    /// How long a statement may take, and how long a connection is waited for; 2 seconds by default, from 1 ms to an
-    /// hour. For SQLite also how long
-    /// its lock is waited for.
+    /// How long a statement may take, and how long a connection is waited for; 2 seconds by default, from 1
+    /// ms to an hour. For SQLite also how long its lock is waited for.
     pub timeout: Duration,
 }
 
@@ -78,9 +79,10 @@ trait Database: std::fmt::Debug + Send + Sync {
 }
 
 impl SqlLoader {
-    /// A loader of that query with one parameter, the key, on the database at `url`: `sqlite:scores.db?mode=ro`,
-    /// `postgres://user:password@host/database`, `mysql://user:password@host/database`. The parameter is `?`, for
-    /// PostgreSQL `$1`. The database is connected to with the first load, and again after it has failed.
+    /// A loader of that query with one parameter, the key, on the database at `url`:
+    /// `sqlite:scores.db?mode=ro`, `postgres://user:password@host/database`,
+    /// `mysql://user:password@host/database`. The parameter is `?`, for PostgreSQL `$1`. The database is
+    /// connected to with the first load, and again after it has failed.
     ///
     /// # Errors
     /// Where the URL is none of these, this build does not have that kind, or a query has no parameter.
@@ -223,8 +225,9 @@ impl Loader for SqlLoader {
     }
 }
 
-/// Whether one key among many may be to blame: a data exception (class 22 of the SQL standard), like a cast that fails; a subquery with
-/// several rows (21); what functions raise (2F, 38, 39, PostgreSQL's P0, MySQL's 45).
+/// Whether one key among many may be to blame: a data exception (class 22 of the SQL standard), like a cast
+/// that fails; a subquery with several rows (21); what functions raise (2F, 38, 39, PostgreSQL's P0, MySQL's
+/// 45).
 fn is_of_a_key(error: &sqlx::Error) -> bool {
     const CLASSES: [&str; 7] = ["21", "22", "2F", "38", "39", "45", "P0"];
     const OF_SQLITE: [&str; 4] = ["malformed JSON", "integer overflow", "bad JSON path", "too big"];
@@ -244,8 +247,8 @@ fn told(error: sqlx::Error) -> LoaderError {
     }
 }
 
-/// `query` with so many parameters in place of its `?`: a power of two, so that there are few different statements to
-/// prepare.
+/// `query` with so many parameters in place of its `?`: a power of two, so that there are few different
+/// statements to prepare.
 #[cfg(any(feature = "sqlite", feature = "mysql"))]
 fn with_parameters(query: &str, keys: usize) -> (String, usize) {
     let parameters = keys.next_power_of_two();

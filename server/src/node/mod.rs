@@ -50,8 +50,8 @@ struct Shared {
     running: OnceLock<Running>,
 }
 
-/// What a node that runs knows of itself, and of its fleet where it is in one. For those who look into it only: what it
-/// answers does not depend on it.
+/// What a node that runs knows of itself, and of its fleet where it is in one. For those who look into it
+/// only: what it answers does not depend on it.
 #[derive(Debug)]
 pub(crate) struct Running {
     pub(crate) id: String,

@@ -1,11 +1,11 @@
 //! Which ring version the node knows. The registry tells it; what callers say is a hint to look there.
 //!
-//! An entry is stamped with the version that the node knows, and a get of a key that the node has come to own under a later one waits until
-//! the registry has told of that, or is refused. So nobody can make the node forget, or keep an entry for longer
-//! than it is good, by saying a version that is none.
+//! An entry is stamped with the version that the node knows, and a get of a key that the node has come to own
+//! under a later one waits until the registry has told of that, or is refused. So nobody can make the node
+//! forget, or keep an entry for longer than it is good, by saying a version that is none.
 //!
-//! A node that has not been able to read its registry since it started goes by what callers say, since the fleet goes on without
-//! the registry; what it has stored by then is forgotten as soon as it knows.
+//! A node that has not been able to read its registry since it started goes by what callers say, since the
+//! fleet goes on without the registry; what it has stored by then is forgotten as soon as it knows.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -78,12 +78,14 @@ impl KnownRing {
         }
     }
 
-    /// The first version that was known: what was written under it and before, this process may not have been told.
+    /// The first version that was known: what was written under it and before, this process may not have been
+    /// told.
     pub(crate) fn first(&self) -> u64 {
         self.first.load(Ordering::Relaxed)
     }
 
-    /// The version that a writer goes by, as far as it is to be believed: one that the node does not know yet, but not any.
+    /// The version that a writer goes by, as far as it is to be believed: one that the node does not know
+    /// yet, but not any.
     pub(crate) fn heard_of(&self, claimed: u64) -> u64 {
         match self.version() {
             0 => claimed,
@@ -91,7 +93,8 @@ impl KnownRing {
         }
     }
 
-    /// The newest version that whoever wrote to the registry may have gone by: what the registry tells here is not late by many.
+    /// The newest version that a writer to the registry may have gone by: what the registry tells here is not
+    /// late by many.
     pub(crate) fn heard_of_any(&self) -> u64 {
         self.version().saturating_add(FEW)
     }

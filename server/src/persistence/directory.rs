@@ -1,7 +1,7 @@
 //! The segment files of one group: their names, and every call to the file system.
 //!
-//! `<number>.<kind>` is a sealed segment, `<number>.<kind>.open` the one that is being written. Numbers only rise. Values are as secret here
-//! as they are in the origin: directories and files are for their owner only.
+//! `<number>.<kind>` is a sealed segment, `<number>.<kind>.open` the one that is being written. Numbers only
+//! rise. Values are as secret here as they are in the origin: directories and files are for their owner only.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -102,9 +102,9 @@ impl Directory {
         })
     }
 
-    /// Removes the segments of groups that the node does not have, given the directory that theirs are in: writes of their keys do not come
-    /// here while it runs, so they would be outdated when such a group is back. Gives the groups' names. Others' directories, and those that
-    /// another process has, are left.
+    /// Removes the segments of groups that the node does not have, given the directory that theirs are in:
+    /// writes of their keys do not come here while it runs, so they would be outdated when such a group is
+    /// back. Gives the groups' names. Others' directories, and those that another process has, are left.
     pub(super) fn remove_others(parent: &Path, has: impl Fn(&OsStr) -> bool) -> io::Result<Vec<String>> {
         let mut removed = Vec::new();
         let entries = match fs::read_dir(parent) {
@@ -242,8 +242,8 @@ impl Directory {
 const FOLDER_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 
-/// Makes a group's directory, and the one that it is in, for their owner only. One that holds other things than ours is left as it is: the
-/// group's is closed all the same.
+/// Makes a group's directory, and the one that it is in, for their owner only. One that holds other things
+/// than ours is left as it is: the group's is closed all the same.
 fn make_private(path: &Path) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true);

@@ -5,8 +5,8 @@
 //! Cache <── restored ── Restore <─────────────────────────── Directory        another, once, from the start
 //! ```
 //!
-//! Nothing here is on the way of a get but a push onto a list after a load. Nobody waits for a disk: a node is ready before
-//! its entries are back, and a disk that fails leaves it with its memory.
+//! Nothing here is on the way of a get but a push onto a list after a load. Nobody waits for a disk: a node
+//! is ready before its entries are back, and a disk that fails leaves it with its memory.
 
 mod directory;
 mod restore;
@@ -86,8 +86,8 @@ enum Phase {
 }
 
 impl Persistence {
-    /// Takes the groups' directories and begins to write. `identity` names whose entries these are. A group whose directory
-    /// cannot be used stays in memory, with a warning.
+    /// Takes the groups' directories and begins to write. `identity` names whose entries these are. A group
+    /// whose directory cannot be used stays in memory, with a warning.
     pub(crate) fn start(options: &PersistenceOptions, identity: &str, caches: &[Arc<Cache>]) -> Self {
         let boot = boot();
         let now = Instant::now();
@@ -127,8 +127,8 @@ impl Persistence {
         Persistence { shared, writer: writer.ok(), ended, groups, pace: options.restore_bytes_per_second }
     }
 
-    /// Marks the directories with this start, and leaves aside what is of another than the last one: the node was not told of all that was
-    /// invalidated since.
+    /// Marks the directories with this start, and leaves aside what is of another than the last one: the node
+    /// was not told of all that was invalidated since.
     pub(crate) fn take_lineage(&mut self, lineage: Lineage) {
         for (number, group) in self.groups.iter_mut().enumerate() {
             let is_last = lineage.found.is_some() && group.directory.lineage() == lineage.found;
@@ -256,7 +256,8 @@ fn take(path: &Path, boot: u64) -> io::Result<(Directory, Vec<Segment>)> {
         let bytes = directory.read(&segment)?;
         let was_written_in = Header::read(&bytes).ok().map(|(header, _)| header.boot);
         if segment.kind == Kind::Writes && was_written_in != Some(boot) {
-            // The machine has gone down meanwhile: writes may be missing here that outdated anything before them.
+            // The machine has gone down meanwhile: writes may be missing here that outdated anything before
+            // them.
             for segment in &segments {
                 directory.remove(segment)?;
             }

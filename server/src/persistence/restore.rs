@@ -1,7 +1,8 @@
 //! Back from the disk: which records hold, and in which order they are read.
 //!
-//! Newest first: the first record of a key that is met is the one that holds. What the node wrote when it was stopped comes
-//! first of all, the hottest first. Everything is doubted: checksums, dates, stamps, and what a damaged file may have said.
+//! Newest first: the first record of a key that is met is the one that holds. What the node wrote when it was
+//! stopped comes first of all, the hottest first. Everything is doubted: checksums, dates, stamps, and what a
+//! damaged file may have said.
 
 use std::cmp::Reverse;
 use std::fmt;
@@ -41,7 +42,8 @@ pub(super) struct Report {
     pub(super) no_room: u64,
     /// Bytes that are no record.
     pub(super) damaged: u64,
-    /// Files that were not read: foreign, damaged, of another format, configuration or, after damage, no longer to be trusted.
+    /// Files that were not read: foreign, damaged, of another format, configuration or, after damage, no
+    /// longer to be trusted.
     pub(super) files: u64,
 }
 
@@ -235,7 +237,8 @@ impl Restore<'_> {
             seen.extend(hashes.iter());
             return;
         }
-        // The first that is met is the last that was written: whatever becomes of it, those before it hold no more.
+        // The first that is met is the last that was written: whatever becomes of it, those before it hold no
+        // more.
         if !seen.insert(key_hash(record.key)) {
             report.outdated += 1;
             return;
@@ -254,7 +257,7 @@ impl Restore<'_> {
                 let loaded = now.checked_sub(age).unwrap_or(now);
                 let entry =
                     Entry { value, loaded, expires: now + ttl, stamp: record.stamp, origin: Origin::Owner };
-                // Whoever writes says so first, and then waits for this lock.
+                // A writer says so first, and then waits for this lock.
                 let written = self.journal.written.lock();
                 let is_outdated = written
                     .as_ref()

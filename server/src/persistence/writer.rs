@@ -1,8 +1,9 @@
-//! One group's way to the disk: what was stored goes into the open segment, which is sealed when it is full or old.
+//! One group's way to the disk: what was stored goes into the open segment, which is sealed when it is full
+//! or old.
 //!
-//! The oldest segment is cleaned when there are too many bytes or files: what the store still has of it is written again, and
-//! the file goes. A disk that fails is left alone for a while, with nothing of ours on it, so that nothing outdated can come
-//! back from it; then all that the store has is written anew.
+//! The oldest segment is cleaned when there are too many bytes or files: what the store still has of it is
+//! written again, and the file goes. A disk that fails is left alone for a while, with nothing of ours on it,
+//! so that nothing outdated can come back from it; then all that the store has is written anew.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -116,7 +117,8 @@ impl Writer {
         writer
     }
 
-    /// Writes what has been stored since the last time, and does what is due. Never fails: a disk that does is left alone.
+    /// Writes what has been stored since the last time, and does what is due. Never fails: a disk that does
+    /// is left alone.
     pub(super) fn tick(&mut self, now: Instant) {
         let (changes, number) = self.journal.take();
         if let Some(failed) = self.failed {
@@ -399,8 +401,9 @@ impl Writer {
         }
     }
 
-    /// Removes every segment that the directory has: what is on the disk can be outdated by what does not get there any more. The
-    /// directory is asked, as a segment at which a call has failed may be one that the writer does not know.
+    /// Removes every segment that the directory has: what is on the disk can be outdated by what does not get
+    /// there any more. The directory is asked, as a segment at which a call has failed may be one that the
+    /// writer does not know.
     fn drop_all(&mut self) -> io::Result<()> {
         self.open = None;
         let segments = self.directory.list()?;

@@ -1,4 +1,5 @@
-//! The log of refusals: a line for the first of each token, then one in ten seconds at most that says how many there were.
+//! The log of refusals: a line for the first of each token, then one in ten seconds at most that says how
+//! many there were.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -25,7 +26,8 @@ struct Window {
 }
 
 impl Refusals {
-    /// Logs that a caller was refused, unless that was logged of late. `token` is a name, never a secret; empty where none is known.
+    /// Logs that a caller was refused, unless that was logged of late. `token` is a name, never a secret;
+    /// empty where none is known.
     pub(super) fn note(&self, token: &str, action: &str, group: &str, peer: Option<IpAddr>) {
         let who = if token.is_empty() {
             peer.map(|ip| ip.to_string()).unwrap_or_default()

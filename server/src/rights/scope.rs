@@ -1,7 +1,7 @@
 //! Which groups, and which of their keys.
 //!
-//! `scores` is a group with all of its keys, `scores:user/*` are its keys that begin with `user/`, `scores:Tom` is one key. `*` stands
-//! for every group. The first colon ends the group's name.
+//! `scores` is a group with all of its keys, `scores:user/*` are its keys that begin with `user/`,
+//! `scores:Tom` is one key. `*` stands for every group. The first colon ends the group's name.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

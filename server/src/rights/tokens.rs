@@ -21,11 +21,11 @@ const SHORTEST_SECRET: usize = 16;
 
 /// What makes a caller known to a node, and what it then may do.
 ///
-/// A caller shows one of the token's secrets as `authorization: Bearer …`, or comes with a client certificate that has one of the
-/// token's names.
+/// A caller shows one of the token's secrets as `authorization: Bearer …`, or comes with a client certificate
+/// that has one of the token's names.
 ///
-/// Groups are named as in `scores`, keys of a group as in `scores:user/*` (those that begin with `user/`) or `scores:Tom`, and `*` stands for
-/// every group.
+/// Groups are named as in `scores`, keys of a group as in `scores:user/*` (those that begin with `user/`) or
+/// `scores:Tom`, and `*` stands for every group.
 ///
 /// ```
 /// use peanut_server::Token;
@@ -71,8 +71,9 @@ impl Token {
         self
     }
 
-    /// Adds a name of client certificates: a DNS name, IP address, URI or e-mail address in their subject alternative names. The server
-    /// needs a `ca` for that, since only then it asks for certificates. A secret that is shown as well goes before it.
+    /// Adds a name of client certificates: a DNS name, IP address, URI or e-mail address in their subject
+    /// alternative names. The server needs a `ca` for that, since only then it asks for certificates. A
+    /// secret that is shown as well goes before it.
     #[must_use]
     pub fn certificate(mut self, name: impl Into<String>) -> Self {
         self.certificates.push(name.into());
@@ -86,7 +87,8 @@ impl Token {
         self
     }
 
-    /// Gives the rights to set and delete these groups or keys, and to clear the groups that are named without keys.
+    /// Gives the rights to set and delete these groups or keys, and to clear the groups that are named
+    /// without keys.
     #[must_use]
     pub fn write<S: Into<String>>(mut self, what: impl IntoIterator<Item = S>) -> Self {
         self.write.extend(what.into_iter().map(Into::into));
@@ -279,7 +281,8 @@ impl Tokens {
     /// Puts others in the place of these, and says whether they differ.
     ///
     /// # Errors
-    /// Where they cannot be used, or are none where there are some: a node does not open itself to everyone while it runs.
+    /// Where they cannot be used, or are none where there are some: a node does not open itself to everyone
+    /// while it runs.
     pub(crate) fn replace(&self, tokens: &[Token]) -> Result<bool, Error> {
         let new = Table::new(tokens, self.asks_for_certificates, &self.refusals)?;
         let mut table = self.table.write();
@@ -304,7 +307,7 @@ impl Tokens {
         Caller::admit(self, header.and_then(|value| value.strip_prefix("Bearer ")), peer)
     }
 
-    /// What whoever shows this secret, or comes from there, may do.
+    /// What a caller that shows this secret, or comes from there, may do.
     pub(super) fn rights_of(&self, shown: Option<&str>, peer: Option<&Peer>) -> Result<Arc<Rights>, Failure> {
         let table = self.table.read().clone();
         if table.0.is_empty() {

@@ -13,9 +13,9 @@
 //! | checksum, xxh3-64, of all that | 8 | flags: 1 no such key, 2 removed, 4 evicted | 1 |
 //! | | | key, value | |
 //!
-//! Of several records of a key the last one holds; *removed* says that those before it hold no more, and has times
-//! that mean nothing. *Evicted* has no key, and as its value the hashes (xxh3-64) of keys whose records before it are not
-//! needed any more.
+//! Of several records of a key the last one holds; *removed* says that those before it hold no more, and has
+//! times that mean nothing. *Evicted* has no key, and as its value the hashes (xxh3-64) of keys whose records
+//! before it are not needed any more.
 //!
 //! This is a pure codec: it opens no file and reads no clock. Every byte that is read is doubted.
 
@@ -44,8 +44,8 @@ pub struct Header {
     pub generation: u64,
     /// Of the configuration that its entries were kept under.
     pub fingerprint: u64,
-    /// Of the run of the machine in which it was written: after a crash of the machine there may be less of it than was
-    /// written, after one of the process alone there is not.
+    /// Of the run of the machine in which it was written: after a crash of the machine there may be less of
+    /// it than was written, after one of the process alone there is not.
     pub boot: u64,
     /// When it was begun, in milliseconds since 1970.
     pub written_ms: u64,

@@ -99,8 +99,8 @@ proptest! {
         prop_assert_eq!(read, entries.iter().map(record).collect::<Vec<_>>());
     }
 
-    /// One flipped bit costs at most the record it is in and, where it is in a length, what comes after; and no
-    /// record is ever read that was not written.
+    /// One flipped bit costs at most the record it is in and, where it is in a length, what comes after; and
+    /// no record is ever read that was not written.
     #[test]
     fn a_flipped_bit_makes_no_wrong_record(entries in entries(), at in any::<prop::sample::Index>(), bit in 0..8u32) {
         let mut bytes = segment(&entries);

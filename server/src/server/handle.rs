@@ -21,15 +21,16 @@ pub struct ServerHandle {
 }
 
 impl ServerHandle {
-    /// Reads the certificates again, for new connections. Where they cannot be used, the last good ones stay, with a
-    /// warning. They are also read again by themselves, within a second of a change.
+    /// Reads the certificates again, for new connections. Where they cannot be used, the last good ones stay,
+    /// with a warning. They are also read again by themselves, within a second of a change.
     #[cfg(feature = "tls")]
     pub fn reload_certificates(&self) {
         self.reloading.iter().for_each(|tls| tls.reload());
     }
 
-    /// Puts these tokens in the place of those that the server has. Open lanes have their callers' rights looked up again with their next
-    /// frame, and end with `UNAUTHENTICATED` where what let the caller in is gone. Says whether anything has changed.
+    /// Puts these tokens in the place of those that the server has. Open lanes have their callers' rights
+    /// looked up again with their next frame, and end with `UNAUTHENTICATED` where what let the caller in is
+    /// gone. Says whether anything has changed.
     ///
     /// # Errors
     /// [`ErrorKind::Configuration`](crate::ErrorKind::Configuration) where they cannot be used, or are none where there are some; those
@@ -38,8 +39,8 @@ impl ServerHandle {
         self.node.tokens().replace(tokens)
     }
 
-    /// The keys of a group that are asked for most, at most `most` and never more than 128, the hottest first; as
-    /// of the last full window of five seconds. None where there is no such group.
+    /// The keys of a group that are asked for most, at most `most` and never more than 128, the hottest
+    /// first; as of the last full window of five seconds. None where there is no such group.
     pub fn hot_keys(&self, group: &str, most: usize) -> Vec<HotKey> {
         self.node.cache(group).map(|cache| cache.hottest(most)).unwrap_or_default()
     }

@@ -70,7 +70,8 @@ impl Server {
         Ok(Prepared { local, registration, persistence })
     }
 
-    /// Starts what goes on beside the serving of calls: registration, and the reading of what clients have stored for this node.
+    /// Starts what goes on beside the serving of calls: registration, and the reading of what clients have
+    /// stored for this node.
     pub(super) async fn start(&self, prepared: Prepared, health: HealthReporter) -> Running {
         let Prepared { local, registration, persistence } = prepared;
         health.set_serving::<PeanutServer<Node>>().await;
@@ -120,7 +121,8 @@ impl Server {
         }
     }
 
-    /// Says to health checks and the registry that it stops, finishes the calls in flight within the deadline, and seals what is kept.
+    /// Says to health checks and the registry that it stops, finishes the calls in flight within the
+    /// deadline, and seals what is kept.
     pub(super) async fn drain(
         &self,
         mut serving: Pin<&mut impl Future<Output = Result<(), Error>>>,
@@ -171,8 +173,8 @@ impl Server {
 }
 
 impl Running {
-    /// Restores what was kept, where there is a registry not before it has told the ring's version and what was invalidated
-    /// meanwhile.
+    /// Restores what was kept, where there is a registry not before it has told the ring's version and what
+    /// was invalidated meanwhile.
     pub(super) async fn restore(&mut self) -> Infallible {
         if let Some(persistence) = &mut self.persistence {
             // Both end where there is no registry.

@@ -22,9 +22,9 @@ const SMALL_MESSAGE_BYTES: usize = 4 << 10;
 const UNARY_CALL: Duration = Duration::from_secs(30);
 /// Bytes of the headers of one request.
 const MAX_HEADER_BYTES: u32 = 16 << 10;
-/// Streams of one connection that were reset before they were looked at. One that has more is closed (CVE-2023-44487). Of those that are
-/// reset because of what the client did (CVE-2025-8671) it may have as many as streams: calls that are refused while their messages are
-/// on their way are among them.
+/// Streams of one connection that were reset before they were looked at. One that has more is closed
+/// (CVE-2023-44487). Of those that are reset because of what the client did (CVE-2025-8671) it may have as
+/// many as streams: calls that are refused while their messages are on their way are among them.
 const MAX_RESETS: usize = 20;
 
 impl Server {

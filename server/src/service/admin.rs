@@ -1,4 +1,5 @@
-//! `peanut.v1.Admin`: what the node knows of itself, in one piece. The admin page and the metrics are made of the same.
+//! `peanut.v1.Admin`: what the node knows of itself, in one piece. The admin page and the metrics are made of
+//! the same.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

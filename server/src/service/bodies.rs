@@ -1,8 +1,10 @@
-//! What calls hold while their messages are on their way: in, until they have been taken in, and out, until they have been sent.
+//! What calls hold while their messages are on their way: in, until they have been taken in, and out, until
+//! they have been sent.
 //!
-//! A tower service around a gRPC service that is behind what admits calls. A long message counts from its header on, before any of it is
-//! read: a unary call for which there is no room is refused, a lane waits. So of the messages that there is room for each can be
-//! read to its end, and however many are begun, they take no more memory than that.
+//! A tower service around a gRPC service that is behind what admits calls. A long message counts from its
+//! header on, before any of it is read: a unary call for which there is no room is refused, a lane waits. So
+//! of the messages that there is room for each can be read to its end, and however many are begun, they take
+//! no more memory than that.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -33,7 +35,8 @@ const MESSAGE_WITHIN: Duration = Duration::from_secs(60);
 const HEADER: usize = 5;
 /// The call that is a lane.
 const LANE: &str = "/peanut.v1.Peanut/Lane";
-/// The call whose message may be a list of millions of short keys, each of which takes this much more when it has been read.
+/// The call whose message may be a list of millions of short keys, each of which takes this much more when it
+/// has been read.
 const DELETE: &str = "/peanut.v1.Peanut/Delete";
 const BYTES_A_BYTE_OF_KEYS: usize = 16;
 
@@ -91,7 +94,8 @@ where
 struct Incoming {
     body: Body,
     account: Arc<Account>,
-    /// A lane has message after message, and lets each go when the next is asked for; a unary call has one, to its end.
+    /// A lane has message after message, and lets each go when the next is asked for; a unary call has one,
+    /// to its end.
     is_lane: bool,
     /// What a byte of a message may take when it has been read.
     bytes_a_byte: usize,

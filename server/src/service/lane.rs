@@ -1,10 +1,11 @@
 //! `Lane`: frames of operations in, frames of answers out, in the stream itself.
 //!
-//! There is no task per operation and none between the frames: polling the stream of answers reads
-//! requests. Hits are written into the outgoing frame where they are found; misses board their flights and
-//! are written into a later frame. A frame of answers is closed at its size, wherever in a frame of requests that comes: the rest of
-//! the requests waits its turn. Values longer than a frame go in pieces between other answers. A client
-//! that does not read is not read from: flow control stops the polling, and so does what waits to be sent.
+//! There is no task per operation and none between the frames: polling the stream of answers reads requests.
+//! Hits are written into the outgoing frame where they are found; misses board their flights and are written
+//! into a later frame. A frame of answers is closed at its size, wherever in a frame of requests that comes:
+//! the rest of the requests waits its turn. Values longer than a frame go in pieces between other answers. A
+//! client that does not read is not read from: flow control stops the polling, and so does what waits to be
+//! sent.
 //!
 //! What one poll does is bounded, and so is what a lane holds ([`crate::budget`]).
 
@@ -45,7 +46,8 @@ use crate::rights::Caller;
 
 /// Operations of one lane that may wait for flights: as many as a client has in flight to a node by default.
 const MAX_WAITING: usize = 65_536;
-/// Operations whose keys are looked for in memory together: few enough that all that was found is in the cache still.
+/// Operations whose keys are looked for in memory together: few enough that all that was found is in the
+/// cache still.
 const AT_A_TIME: usize = 64;
 /// Fields that one poll reads; after them others have their turn.
 const FIELDS_PER_POLL: usize = 4_096;
@@ -239,7 +241,8 @@ impl Answers {
             .node
             .cache(name)
             .map(|cache| Named { cache: cache.clone(), rights: self.caller.rights().of_group(name) });
-        // As many numbers as the node has groups, and some beside: names that a lane gives again and again take nothing.
+        // As many numbers as the node has groups, and some beside: names that a lane gives again and again
+        // take nothing.
         let most = self.node.caches().count() + UNKNOWN_GROUPS;
         if self.groups.len() >= most && !self.groups.contains_key(&number) {
             self.unknown_groups += 1;
@@ -408,7 +411,8 @@ impl Answers {
         self.long.push_back(LongValue { id, rest: answer.value.into_bytes(), _held: held });
     }
 
-    /// Keeps a lease, to give it up with the lane. Those that have been written away, or are over, are dropped now and then.
+    /// Keeps a lease, to give it up with the lane. Those that have been written away, or are over, are
+    /// dropped now and then.
     fn remember_lease(&mut self, token: Token, cache: Arc<Cache>) {
         self.leases.insert(token, cache);
         if self.leases.len() > self.many_leases {
@@ -480,12 +484,12 @@ impl Drop for Answers {
     fn drop(&mut self) {
         self.node.metrics().lanes.fetch_sub(1, Relaxed);
         self.node.metrics().in_flight.fetch_sub(self.waiting.len() as u64, Relaxed);
-        // Whoever was to fill these has gone.
+        // The client that was to fill these has gone.
         std::mem::take(&mut self.leases).into_iter().for_each(|(token, cache)| cache.void(token));
     }
 }
 
-/// When an answer is of no use any more to whoever gave it so long.
+/// When an answer is of no use any more to its caller.
 fn deadline(deadline_ms: u32, waited_ms: u32, came: Instant) -> Option<Instant> {
     (deadline_ms != 0).then(|| came + Duration::from_millis(deadline_ms.saturating_sub(waited_ms).into()))
 }

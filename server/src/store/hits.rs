@@ -1,4 +1,5 @@
-//! How often an entry was hit lately: counted with the shard locked for reading only, by many threads at once.
+//! How often an entry was hit lately: counted with the shard locked for reading only, by many threads at
+//! once.
 
 use super::atomic::{AtomicU8, Ordering};
 
@@ -14,7 +15,8 @@ impl Hits {
         Hits(AtomicU8::new(0))
     }
 
-    /// Counts a hit. Two at once may count as one: that is cheaper than an exchange, and a policy needs no more.
+    /// Counts a hit. Two at once may count as one: that is cheaper than an exchange, and a policy needs no
+    /// more.
     pub(super) fn add(&self) {
         let hits = self.get();
         if hits < MOST {

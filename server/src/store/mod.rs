@@ -1,8 +1,8 @@
 //! The store: what a group remembers, bounded in bytes.
 //!
 //! Shards with a lock each; the key's hash picks the shard. A shard is a table of slots, one for each entry,
-//! and a policy ([`Eviction`]) that keeps the slots in order and says which one leaves. The store knows entries, their
-//! age and their size, not where they come from. Time is an argument.
+//! and a policy ([`Eviction`]) that keeps the slots in order and says which one leaves. The store knows
+//! entries, their age and their size, not where they come from. Time is an argument.
 //!
 //! ```
 //! use std::time::Duration;
@@ -131,8 +131,9 @@ impl Store {
         }
     }
 
-    /// Brings what [`get`](Self::get) reads of these keys into the processor's cache. For many keys that are about to be got one
-    /// by one: the processor waits for the memory of all of them at the same time, where it would for one after the other.
+    /// Brings what [`get`](Self::get) reads of these keys into the processor's cache. For many keys that are
+    /// about to be got one by one: the processor waits for the memory of all of them at the same time, where
+    /// it would for one after the other.
     pub fn prefetch<'k>(&self, keys: impl Iterator<Item = &'k [u8]>) {
         let mut hashes: SmallVec<[u64; 64]> = keys.map(|key| self.hasher.hash_one(key)).collect();
         // The upper half picks the shard.
@@ -143,8 +144,8 @@ impl Store {
         }
     }
 
-    /// Stores a copy of an entry, for which others leave as the policy has it. An entry larger than a shard is
-    /// not stored, and nothing leaves for it.
+    /// Stores a copy of an entry, for which others leave as the policy has it. An entry larger than a shard
+    /// is not stored, and nothing leaves for it.
     pub fn insert(&self, key: &[u8], entry: &Entry) {
         self.insert_telling(key, entry, |_| {});
     }
@@ -154,8 +155,8 @@ impl Store {
         self.shard(key).0.read().fits(key.len().saturating_add(value_bytes))
     }
 
-    /// As [`insert`](Self::insert), and tells the keys that this node kept as their owner and that had to leave for it.
-    /// Gives the value as it is stored; `None` where there is none, or it is not kept.
+    /// As [`insert`](Self::insert), and tells the keys that this node kept as their owner and that had to
+    /// leave for it. Gives the value as it is stored; `None` where there is none, or it is not kept.
     pub fn insert_telling(&self, key: &[u8], entry: &Entry, evicted: impl FnMut(&[u8])) -> Option<Value> {
         let (shard, hash) = self.shard(key);
         let times = (self.ms(entry.loaded), self.ms(entry.expires));
@@ -170,8 +171,8 @@ impl Store {
         left.stored
     }
 
-    /// Stores a copy of an entry from the process's life before, unless the key has one or another would have to
-    /// leave for it. What is restored first stays the longest.
+    /// Stores a copy of an entry from the process's life before, unless the key has one or another would have
+    /// to leave for it. What is restored first stays the longest.
     pub fn restore(&self, key: &[u8], entry: &Entry) -> Restored {
         let (shard, hash) = self.shard(key);
         shard.write().restore(key, hash, entry, (self.ms(entry.loaded), self.ms(entry.expires)))
@@ -184,8 +185,8 @@ impl Store {
         found.map(|entry| entry.since(self.began))
     }
 
-    /// Shows every entry, the expired ones included, first those that should stay the longest, until `visit` breaks off. Others
-    /// may use the store meanwhile: what comes or goes in that time is shown or not.
+    /// Shows every entry, the expired ones included, first those that should stay the longest, until `visit`
+    /// breaks off. Others may use the store meanwhile: what comes or goes in that time is shown or not.
     pub fn visit_hottest_first(&self, mut visit: impl FnMut(&[u8], Entry) -> ControlFlow<()>) {
         // The places are taken down first; a place may have another entry when its turn comes.
         let orders: Vec<_> = self.shards.iter().map(|shard| shard.read().hottest_first()).collect();
@@ -210,7 +211,8 @@ impl Store {
         shard.remove(key, hash, Origin::Failover) | was_owned
     }
 
-    /// Forgets what the node holds of a key as the owner, or in the owner's place. Whether there was an entry.
+    /// Forgets what the node holds of a key as the owner, or in the owner's place. Whether there was an
+    /// entry.
     pub fn remove_of(&self, key: &[u8], origin: Origin) -> bool {
         let (shard, hash) = self.shard(key);
         shard.write().remove(key, hash, origin)
@@ -222,8 +224,8 @@ impl Store {
         self.shards.iter().map(|shard| shard.write().clear()).collect::<Vec<_>>()
     }
 
-    /// Looks for entries that have expired among the next `part` of all slots (0 to 1), and drops them. No shard
-    /// is locked for more than a few hundred slots at a time.
+    /// Looks for entries that have expired among the next `part` of all slots (0 to 1), and drops them. No
+    /// shard is locked for more than a few hundred slots at a time.
     pub fn sweep(&self, part: f64, now: Instant) {
         let now_ms = self.ms(now);
         for shard in &self.shards {

@@ -11,8 +11,8 @@ use super::slots::Slots;
 /// A policy of eviction, by name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Eviction {
-    /// S3-FIFO, the default: Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023. Keeps what
-    /// is read once out of the way of the rest, and a hit moves nothing.
+    /// S3-FIFO, the default: Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023. Keeps
+    /// what is read once out of the way of the rest, and a hit moves nothing.
     #[default]
     S3Fifo,
     /// The entry that has not been used for the longest time leaves.

@@ -107,8 +107,8 @@ impl Shard {
         self.slots.len()
     }
 
-    /// What this node keeps as the owner and what it keeps in another's place are entries of their own: neither replaces the
-    /// other.
+    /// What this node keeps as the owner and what it keeps in another's place are entries of their own:
+    /// neither replaces the other.
     fn find(&self, key: &[u8], hash: u32, origin: Origin) -> Option<u32> {
         let same = |at: &u32| {
             let slot = self.slots.get(*at);
@@ -117,8 +117,8 @@ impl Shard {
         self.by_key.find(spread(hash), same).copied()
     }
 
-    /// Reads what [`get`](Self::get) reads of keys with these hashes, step by step for all of them: no step of one waits for
-    /// memory that another's could be waiting for at the same time.
+    /// Reads what [`get`](Self::get) reads of keys with these hashes, step by step for all of them: no step
+    /// of one waits for memory that another's could be waiting for at the same time.
     pub(super) fn prefetch(&self, hashes: impl Iterator<Item = u32>) {
         let mut places = SmallVec::<[u32; 64]>::new();
         // The first that looks like it, which seldom is another.
@@ -221,7 +221,8 @@ impl Shard {
         (self.size)(key.len() + entry.value.as_ref().map_or(0, |value| value.len()))
     }
 
-    /// Makes a slot that the policy does not know yet. `None` where the key is longer than a slot has room for.
+    /// Makes a slot that the policy does not know yet. `None` where the key is longer than a slot has room
+    /// for.
     fn put(&mut self, key: &[u8], hash: u32, entry: &Entry, times: (u64, u64)) -> Option<u32> {
         if key.len() > MAX_KEY_BYTES {
             return None;

@@ -11,7 +11,8 @@ use super::{Gets, LONG, keys, put, put_many, stored_ring, text, two_groups};
 use crate::{PATIENT, SCORES, SERVER, client, client_of, fleet};
 
 #[expect(clippy::too_many_lines, reason = "one scene after the other")]
-/// Whatever a group's record says, the next `clear` clears: on running nodes, and on one that comes back warm.
+/// Whatever a group's record says, the next `clear` clears: on running nodes, and on one that comes back
+/// warm.
 #[tokio::test(flavor = "multi_thread")]
 async fn clear_clears_whatever_the_record_of_the_group_says() {
     let origin = Origin::start(Duration::ZERO).await;

@@ -46,7 +46,8 @@ async fn five_mebibytes_of_invalidations_stop_no_client_and_their_node_reads_the
     tokio::time::sleep(Duration::from_secs(1)).await;
     servers[0].process().kill();
 
-    // As 80 clients leave 64 each of the longest keys, and more for nodes that nobody knows; the ones that matter come last.
+    // As 80 clients leave 64 each of the longest keys, and more for nodes that nobody knows; the ones that
+    // matter come last.
     let long = |n: usize| format!("{n:04}").repeat(256).into_bytes();
     let left = |node: &str, n: usize| {
         (format!("{}w{:02}-{n:05}", keys().hints_of(node, "g"), n / 64), hint(Some(vec![long(n)])))

@@ -55,7 +55,8 @@ async fn text(client: &Client, group: &str, key: &str) -> String {
     String::from_utf8(value.unwrap().to_vec()).unwrap()
 }
 
-/// Gets, one after the other by each of four callers, until it is stopped: how many there were, and the errors.
+/// Gets, one after the other by each of four callers, until it is stopped: how many there were, and the
+/// errors.
 struct Gets(Arc<AtomicBool>, Vec<JoinHandle<(u64, Vec<String>)>>);
 
 impl Gets {

@@ -1,4 +1,5 @@
-//! Reads anything as a configuration: no panic, complaints of one line, and what is accepted is printed so that it is accepted again.
+//! Reads anything as a configuration: no panic, complaints of one line, and what is accepted is printed so
+//! that it is accepted again.
 
 #![no_main]
 

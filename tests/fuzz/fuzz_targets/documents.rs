@@ -1,8 +1,8 @@
-//! Reads anything as a record of a fleet: no panic, what was read is written and read again as the same, and a view that takes it keeps
-//! a ring that can be built.
+//! Reads anything as a record of a fleet: no panic, what was read is written and read again as the same, and
+//! a view that takes it keeps a ring that can be built.
 //!
-//! The first byte says which record it is: `r` the ring, `l` liveness, `g` a group, `u` an invalidation, `k` a key with a value behind a
-//! line's end.
+//! The first byte says which record it is: `r` the ring, `l` liveness, `g` a group, `u` an invalidation, `k`
+//! a key with a value behind a line's end.
 
 #![no_main]
 

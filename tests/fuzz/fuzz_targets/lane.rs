@@ -1,4 +1,5 @@
-//! Says anything on a lane to a node: no panic, answers that can be read, and nothing held when the lane is over.
+//! Says anything on a lane to a node: no panic, answers that can be read, and nothing held when the lane is
+//! over.
 
 #![no_main]
 

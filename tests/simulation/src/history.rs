@@ -1,8 +1,8 @@
 //! A history checker: what many clients did and saw, held against what writes were acknowledged when.
 //!
-//! The origin has a version for each key, which every write raises before the cache is told. Writes of one key come one
-//! after the other, so versions are in the order of time. A read that begins after a write was acknowledged must show that
-//! version or a later one, and never one that nobody had begun to write.
+//! The origin has a version for each key, which every write raises before the cache is told. Writes of one
+//! key come one after the other, so versions are in the order of time. A read that begins after a write was
+//! acknowledged must show that version or a later one, and never one that nobody had begun to write.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -81,15 +81,16 @@ impl History {
     }
 }
 
-/// The reads that break the promise, where an outdated value may be shown for `bound` after a write was acknowledged.
+/// The reads that break the promise, where an outdated value may be shown for `bound` after a write was
+/// acknowledged.
 pub fn check(ops: &[Op], bound: Duration) -> Vec<Violation> {
     let ops: Vec<_> = ops.iter().map(|op| (0, *op)).collect();
     let violations = check_with(&ops, bound, Duration::ZERO, |_, _| false);
     violations.into_iter().map(|(_, violation)| violation).collect()
 }
 
-/// As [`check`], of operations of several clients, by clocks that differ by at most `skew`; `is_absent` says which versions of a key
-/// are that it is not there.
+/// As [`check`], of operations of several clients, by clocks that differ by at most `skew`; `is_absent` says
+/// which versions of a key are that it is not there.
 pub fn check_with(
     ops: &[(usize, Op)],
     bound: Duration,

@@ -1,4 +1,5 @@
-//! Deterministic simulation of whole fleets: the real client and server, in one thread, on simulated machines.
+//! Deterministic simulation of whole fleets: the real client and server, in one thread, on simulated
+//! machines.
 //!
 //! ```text
 //! Plan ── seed ──> Scenario ── begins and ends faults ──> World ── runs by turns ──> hosts: nodes, applications, the registry
@@ -6,8 +7,9 @@
 //!                      └── Load: what applications did and saw ──> check
 //! ```
 //!
-//! Everything is drawn from the seed: the same seed gives the same history, byte for byte. What is not simulated: TLS, the admin port, etcd's own
-//! client, loaders over a network, and threads, which real processes are put through elsewhere.
+//! Everything is drawn from the seed: the same seed gives the same history, byte for byte. What is not
+//! simulated: TLS, the admin port, etcd's own client, loaders over a network, and threads, which real
+//! processes are put through elsewhere.
 
 pub mod history;
 mod load;

@@ -1,8 +1,7 @@
 //! What applications do in a scenario, and what they saw.
 //!
-//! The origin has a version for each key, raised before the cache is told: by one writer of a key at a time, or by several that begin their
-//! writes before. One in seven versions says that there
-//! is no such key.
+//! The origin has a version for each key, raised before the cache is told: by one writer of a key at a time,
+//! or by several that begin their writes before. One in seven versions says that there is no such key.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,7 +19,8 @@ use crate::history::{Kind, Op};
 
 /// Keys of each group.
 pub(super) const KEYS: u32 = 5;
-/// The groups: with a loader, with a loader and short lifetimes, without one, and one whose values the application loads.
+/// The groups: with a loader, with a loader and short lifetimes, without one, and one whose values the
+/// application loads.
 pub(super) const GROUPS: [&str; 4] = ["loaded", "short", "plain", "app"];
 
 /// Whether this version of a key says that there is no such key.
@@ -41,15 +41,16 @@ pub(super) struct Load {
     ops: Mutex<Vec<(usize, Op)>>,
     /// How much longer each application pauses between reads and between writes.
     paces: [(u64, u64); CLIENTS],
-    /// The only key that the first application reads, so that it speaks to few nodes, and hears of a change of the ring from nobody else.
+    /// The only key that the first application reads, so that it speaks to few nodes, and hears of a change
+    /// of the ring from nobody else.
     only: Option<(usize, u32)>,
     /// Applications do nothing more.
     pub(super) stop: AtomicBool,
 }
 
 impl Load {
-    /// An origin in which every key has version zero, and applications that pause so much longer between reads
-    /// and between writes. The first reads no key but `only`, where that is given.
+    /// An origin in which every key has version zero, and applications that pause so much longer between
+    /// reads and between writes. The first reads no key but `only`, where that is given.
     pub(super) fn new(paces: [(u64, u64); CLIENTS], only: Option<(usize, u32)>) -> Arc<Self> {
         let keys = GROUPS.len() * KEYS as usize;
         Arc::new(Load {

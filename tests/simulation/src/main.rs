@@ -33,7 +33,8 @@ struct Args {
     /// Faults in each; from five to nine, as the seed has it, where this is not given
     #[arg(long)]
     faults: Option<usize>,
-    /// Turn off one of the things that keep answers right, and go on until a scenario is bad; it is an error where none is
+    /// Turn off one of the things that keep answers right, and go on until a scenario is bad; it is an error
+    /// where none is
     #[arg(long)]
     without: Option<String>,
     /// Run every seed twice more, in processes of their own, and compare what happened

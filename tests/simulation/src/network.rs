@@ -1,8 +1,10 @@
-//! The simulated network: connections as pairs of pipes, and links between hosts that are slow, cut or hold what is sent.
+//! The simulated network: connections as pairs of pipes, and links between hosts that are slow, cut or hold
+//! what is sent.
 //!
-//! What is sent over a link arrives in order, no sooner than [`MIN_LATENCY`]. A link that is cut holds everything; when it is mended, what was
-//! held arrives, however late, or the connections that waited are reset, as TCP does either. A host that is paused still has a kernel:
-//! connections to it come up, and bytes wait for it. One that has lost its power says nothing; one whose process was killed resets.
+//! What is sent over a link arrives in order, no sooner than [`MIN_LATENCY`]. A link that is cut holds
+//! everything; when it is mended, what was held arrives, however late, or the connections that waited are
+//! reset, as TCP does either. A host that is paused still has a kernel: connections to it come up, and bytes
+//! wait for it. One that has lost its power says nothing; one whose process was killed resets.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;

@@ -1,4 +1,5 @@
-//! What goes wrong in a scenario, and when: faults with a beginning and an end, drawn from a seed, that overlap.
+//! What goes wrong in a scenario, and when: faults with a beginning and an end, drawn from a seed, that
+//! overlap.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -128,7 +129,8 @@ pub struct Planned {
     pub until: Duration,
 }
 
-/// The member of the registry by which, in [`Theme::Late`], one client and the nodes watch that are there from the beginning.
+/// The member of the registry by which, in [`Theme::Late`], one client and the nodes watch that are there
+/// from the beginning.
 const THEIR_MEMBER: usize = 0;
 
 /// What a scenario is about.
@@ -136,7 +138,8 @@ const THEIR_MEMBER: usize = 0;
 pub enum Theme {
     /// Everything, with windows longer than any fault.
     Everything,
-    /// Rings that come and go, with windows shorter than faults; nobody is cut off from the registry for as long.
+    /// Rings that come and go, with windows shorter than faults; nobody is cut off from the registry for as
+    /// long.
     Rings,
     /// Connections from clients that stutter: what they send is held again and again, and arrives late.
     Stutter,
@@ -160,7 +163,8 @@ impl Theme {
         Duration::from_millis(if matches!(self, Theme::Rings | Theme::Late) { 500 } else { 3000 })
     }
 
-    /// What writers do for those who have not heard of a change of the ring; more than twice as long as watches lag.
+    /// What writers do for those who have not heard of a change of the ring; more than twice as long as
+    /// watches lag.
     pub(super) fn windows(self) -> Windows {
         let recent_writes =
             Duration::from_millis(if self.hand_over() < Duration::from_secs(1) { 2500 } else { 5000 });
@@ -172,8 +176,8 @@ impl Theme {
         Duration::from_secs(if self == Theme::Late { 20 } else { 9 })
     }
 
-    /// How much longer applications pause between reads and between writes. Where one reads much and the others little, it is the first to see
-    /// what a change of the ring has left behind.
+    /// How much longer applications pause between reads and between writes. Where one reads much and the
+    /// others little, it is the first to see what a change of the ring has left behind.
     pub(super) fn paces(self, random: &mut Rng) -> [(u64, u64); CLIENTS] {
         let others = if self == Theme::Late { (random.u64(4..30), random.u64(2..8)) } else { (1, 1) };
         let mut paces = [others; CLIENTS];
@@ -303,8 +307,9 @@ fn stutter(random: &mut Rng) -> Vec<Planned> {
     planned
 }
 
-/// A node visits again and again. Shortly before it comes or goes, one client begins to sleep, or a node with it, or it and the
-/// nodes that are there lag behind, or they are left by their member of the registry, while other clients write.
+/// A node visits again and again. Shortly before it comes or goes, one client begins to sleep, or a node with
+/// it, or it and the nodes that are there lag behind, or they are left by their member of the registry, while
+/// other clients write.
 fn late(random: &mut Rng) -> Vec<Planned> {
     let accent = random.u8(..4);
     let ms = |random: &mut Rng, range: Range<u64>| Duration::from_millis(random.u64(range));
@@ -317,7 +322,8 @@ fn late(random: &mut Rng) -> Vec<Planned> {
                 (Fault::WatchLag { who, by: ms(random, 300..600) }, ms(random, 500..1000))
             }
             2 => {
-                // A machine with a node and a client on it stands still, and what the registry has to tell them comes late.
+                // A machine with a node and a client on it stands still, and what the registry has to tell
+                // them comes late.
                 let (at_node, long) = (random.usize(..FIRST_NODES), ms(random, 900..1600));
                 let node = End::Node(at_node);
                 let (from, to, by) = (End::Registry, node, ms(random, 150..300));

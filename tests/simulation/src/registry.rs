@@ -1,8 +1,10 @@
-//! The registry, as etcd is seen from a host: three members that reach one store, over links that may be slow or cut.
+//! The registry, as etcd is seen from a host: three members that reach one store, over links that may be slow
+//! or cut.
 //!
-//! A member that has lost its peers answers nothing that has to agree with them. Watches on it stand still, although it goes on to
-//! answer progress requests, unless they require a leader, as [`EtcdRegistry`](peanut_proto::registry::EtcdRegistry)'s do. The store may be down, full,
-//! compacted, or come back empty.
+//! A member that has lost its peers answers nothing that has to agree with them. Watches on it stand still,
+//! although it goes on to answer progress requests, unless they require a leader, as
+//! [`EtcdRegistry`](peanut_proto::registry::EtcdRegistry)'s do. The store may be down, full, compacted, or
+//! come back empty.
 
 use std::fmt;
 use std::sync::Arc;

@@ -34,8 +34,8 @@ const TIGHT: usize = 400;
 const SECRET: &str = "secret-of-the-applications";
 /// When nothing is wrong any more, what was wrong has its effects for so long.
 const SETTLE: Duration = Duration::from_millis(4000);
-/// The last reads have ended by then. A registry that came back empty, to a fleet whose nodes have all been started since, has older rings than
-/// clients know, which they believe after 15 seconds.
+/// The last reads have ended by then. A registry that came back empty, to a fleet whose nodes have all been
+/// started since, has older rings than clients know, which they believe after 15 seconds.
 const LAST_READS: Duration = Duration::from_secs(30);
 
 /// What is simulated.

@@ -1,6 +1,8 @@
-//! Whether nodes read what is stored for them: a hint for a node that has held one lease for long must be gone.
+//! Whether nodes read what is stored for them: a hint for a node that has held one lease for long must be
+//! gone.
 //!
-//! Writers wait for it, so that a node whose watch stands still costs failing writes and no wrong answer, which no history shows.
+//! Writers wait for it, so that a node whose watch stands still costs failing writes and no wrong answer,
+//! which no history shows.
 
 use std::collections::HashMap;
 use std::sync::Arc;

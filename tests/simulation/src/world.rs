@@ -1,8 +1,8 @@
 //! Hosts that run by turns in one thread, under one virtual time.
 //!
-//! Each host has a runtime of one thread with a paused clock, so that dropping the runtime is `kill -9` and not running it is `SIGSTOP`. All run for
-//! the same short time one after the other, which is as long as the fastest message takes: nothing that one does can matter to another
-//! before both have got there.
+//! Each host has a runtime of one thread with a paused clock, so that dropping the runtime is `kill -9` and
+//! not running it is `SIGSTOP`. All run for the same short time one after the other, which is as long as the
+//! fastest message takes: nothing that one does can matter to another before both have got there.
 
 use std::cell::Cell;
 use std::rc::Rc;

@@ -1,5 +1,5 @@
-//! `cargo xtask bench faults`: 5,000 gets a second on three nodes, second by second, while a node is killed, sleeps, and all are
-//! started again one after the other.
+//! `cargo xtask bench faults`: 5,000 gets a second on three nodes, second by second, while a node is killed,
+//! sleeps, and all are started again one after the other.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,7 +23,8 @@ struct Second {
     failed: u64,
 }
 
-/// Gets at a fixed rate, whatever becomes of earlier ones. Latency counts from the time at which a get was due.
+/// Gets at a fixed rate, whatever becomes of earlier ones. Latency counts from the time at which a get was
+/// due.
 #[derive(Default)]
 struct Load {
     seconds: Mutex<Vec<Vec<Second>>>,

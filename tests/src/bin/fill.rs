@@ -1,5 +1,5 @@
-//! Fills a store and prints what its process takes when it is left alone, as JSON: `fill SETS CAPACITY_BYTES VALUE_BYTES`, where the
-//! length of values is a number, or `mixed`: log-normal from 10 bytes to 64 KiB.
+//! Fills a store and prints what its process takes when it is left alone, as JSON: `fill SETS CAPACITY_BYTES
+//! VALUE_BYTES`, where the length of values is a number, or `mixed`: log-normal from 10 bytes to 64 KiB.
 
 use std::time::Duration;
 

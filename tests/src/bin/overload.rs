@@ -1,5 +1,6 @@
-//! `cargo xtask bench overload`: what is left of a node's goodput when five times as much is asked of it as it can do, and of the
-//! latency of well-behaved gets beside connections that are not. `loads`, `hits` or `hostile` is for one of the three parts.
+//! `cargo xtask bench overload`: what is left of a node's goodput when five times as much is asked of it as
+//! it can do, and of the latency of well-behaved gets beside connections that are not. `loads`, `hits` or
+//! `hostile` is for one of the three parts.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -83,8 +84,8 @@ async fn closed(group: &Group, callers: usize, key: fn() -> String, length: Dura
     seen
 }
 
-/// So many gets a second, whatever becomes of earlier ones: a few each millisecond, timers being no finer. A get's time counts from
-/// when it was given to the runtime.
+/// So many gets a second, whatever becomes of earlier ones: a few each millisecond, timers being no finer. A
+/// get's time counts from when it was given to the runtime.
 async fn open(group: &Group, rate: u64, key: fn() -> String, length: Duration) -> Arc<Seen> {
     let seen = Arc::new(Seen::default());
     let begun = Instant::now();
@@ -202,8 +203,9 @@ async fn hits(binary: &Path) {
     }
 }
 
-/// 5,000 gets a second beside those who do not speak as they should, to that node or to another on this machine: what both
-/// have in common is the price of the peers' own work on the same cores, and what is left is what they do to the node.
+/// 5,000 gets a second beside those who do not speak as they should, to that node or to another on this
+/// machine: what both have in common is the price of the peers' own work on the same cores, and what is left
+/// is what they do to the node.
 async fn hostile(binary: &Path) {
     let origin = Origin::start(Duration::ZERO).await;
     let config = group_from("g", origin.url(), "ttl = \"1h\"");
@@ -248,7 +250,8 @@ async fn hostile(binary: &Path) {
     }
 }
 
-/// Three seconds of gets, and 50 peers of a kind that speak to an address meanwhile; p50 and p99 in milliseconds.
+/// Three seconds of gets, and 50 peers of a kind that speak to an address meanwhile; p50 and p99 in
+/// milliseconds.
 async fn gets_beside(group: &Group, kind: Option<(usize, &str)>) -> (f64, f64) {
     let stop = Arc::new(AtomicBool::new(false));
     let peers = kind.map(|(kind, addr)| {

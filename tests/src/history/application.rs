@@ -1,5 +1,5 @@
-//! An application of a scenario, as a process of its own, which can be killed and stand still: reads and writes, and tells what it did,
-//! a line for each operation.
+//! An application of a scenario, as a process of its own, which can be killed and stand still: reads and
+//! writes, and tells what it did, a line for each operation.
 
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};

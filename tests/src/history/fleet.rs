@@ -1,4 +1,5 @@
-//! The processes of a scenario, and what can be done to them: each fault begins and ends by itself, so that several overlap.
+//! The processes of a scenario, and what can be done to them: each fault begins and ends by itself, so that
+//! several overlap.
 
 use std::path::PathBuf;
 use std::process::Command;

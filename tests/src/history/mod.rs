@@ -1,5 +1,6 @@
-//! Random scenarios: a fleet of real processes with a real etcd goes through faults that overlap, while applications, which are processes
-//! too, read and write, and what they saw is checked. A seed makes the same plan again; when what happens, machines decide.
+//! Random scenarios: a fleet of real processes with a real etcd goes through faults that overlap, while
+//! applications, which are processes too, read and write, and what they saw is checked. A seed makes the same
+//! plan again; when what happens, machines decide.
 
 mod application;
 mod fleet;

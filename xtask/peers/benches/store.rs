@@ -1,5 +1,5 @@
-//! The store beside moka, quick_cache and an `lru` behind a mutex: gets and inserts of one thread and of two, keys
-//! by Zipf's law with exponent 0.99. `cargo xtask bench store`.
+//! The store beside moka, quick_cache and an `lru` behind a mutex: gets and inserts of one thread and of two,
+//! keys by Zipf's law with exponent 0.99. `cargo xtask bench store`.
 
 use std::hint::black_box;
 use std::num::NonZeroUsize;

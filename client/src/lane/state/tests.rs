@@ -183,7 +183,8 @@ async fn identical_gets_share_an_operation_and_different_ones_do_not() {
     assert_eq!(second.try_recv().unwrap().unwrap().outcome, Outcome::Coalesced, "a load is counted once");
 }
 
-/// Somebody may have written, and know that it is done, between the sending of the first and the asking of the second.
+/// Somebody may have written, and know that it is done, between the sending of the first and the asking of
+/// the second.
 #[tokio::test(start_paused = true)]
 async fn a_get_that_is_on_its_way_is_not_joined() {
     let mut f = fixture(LIMITS);

@@ -33,12 +33,14 @@ use watch::EtcdChanges;
 
 use super::{Changes, Entry, KeyRange, LeaseId, Page, PageOptions, Registry, RegistryError};
 
-/// Keys of the first page, and of the longest. Where values are long a page has fewer, since it is one message.
+/// Keys of the first page, and of the longest. Where values are long a page has fewer, since it is one
+/// message.
 const FIRST_PAGE: usize = 128;
 const MAX_PAGE: usize = 1024;
 /// Longest message with a page. etcd itself takes no value of more than 1.5 MiB by default.
 const MAX_PAGE_BYTES: usize = 4 << 20;
-/// Longest message of a watch: etcd puts up to 1000 changes into one. Where they are longer, all is read again in pages.
+/// Longest message of a watch: etcd puts up to 1000 changes into one. Where they are longer, all is read
+/// again in pages.
 const MAX_CHANGES_BYTES: usize = 32 << 20;
 /// Keys that are deleted in one transaction; etcd takes up to 128 operations.
 const DELETED_AT_ONCE: usize = 64;
@@ -110,8 +112,8 @@ impl EtcdRegistry {
         }))
     }
 
-    /// Logs in with name and password, and again when etcd no longer takes the token that it gave. The password is not sent to another
-    /// machine without TLS.
+    /// Logs in with name and password, and again when etcd no longer takes the token that it gave. The
+    /// password is not sent to another machine without TLS.
     #[must_use]
     pub fn user(self, name: impl Into<String>, password: impl Into<String>) -> Self {
         let user = Some((name.into(), password.into()));
@@ -129,8 +131,8 @@ impl EtcdRegistry {
         self.endpoints().iter().map(String::as_str).find(|endpoint| is_open(endpoint))
     }
 
-    /// Speaks TLS, to endpoints that begin with `https://`: etcd's certificate must come from `ca`, and `cert` is shown where it is
-    /// given. The files are read for each connection.
+    /// Speaks TLS, to endpoints that begin with `https://`: etcd's certificate must come from `ca`, and
+    /// `cert` is shown where it is given. The files are read for each connection.
     #[cfg(feature = "tls")]
     #[must_use]
     pub fn tls(self, files: TlsFiles) -> Self {
@@ -158,8 +160,9 @@ impl EtcdRegistry {
         done.await.map(|response| response.succeeded())
     }
 
-    /// Runs one call on the current endpoint. Where it fails, the next call goes to the next endpoint. A login that etcd no
-    /// longer takes, because it has expired or roles were changed meanwhile, is done again once.
+    /// Runs one call on the current endpoint. Where it fails, the next call goes to the next endpoint. A
+    /// login that etcd no longer takes, because it has expired or roles were changed meanwhile, is done again
+    /// once.
     async fn call<R, F>(&self, what: &str, call: impl Fn(Client) -> F) -> Result<R, RegistryError>
     where
         F: Future<Output = Result<R, etcd_client::Error>>,

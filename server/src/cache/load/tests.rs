@@ -12,8 +12,8 @@ use crate::group::Group;
 use crate::loader::Loader;
 use crate::store::Origin;
 
-/// Knows every key, with a value that tells in which of its calls it was loaded; takes five at a time and a second for
-/// each call. Key `bad` has an error, and while it is broken all have.
+/// Knows every key, with a value that tells in which of its calls it was loaded; takes five at a time and a
+/// second for each call. Key `bad` has an error, and while it is broken all have.
 #[derive(Clone, Default)]
 struct Calls {
     keys: Arc<Mutex<Vec<usize>>>,

@@ -1,4 +1,5 @@
-//! Where a key is asked for: a URL with `{group}` and `{key}` in it, each of which is one piece of a path or query whatever bytes it has.
+//! Where a key is asked for: a URL with `{group}` and `{key}` in it, each of which is one piece of a path or
+//! query whatever bytes it has.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use reqwest::Url;

@@ -1,9 +1,10 @@
 //! How long an answer stays fresh, by RFC 9111 for a shared cache.
 //!
-//! Only the body is kept, and only for one request, which is always the same: so `Vary` matters only as `*`, and `Set-Cookie` and
-//! qualified directives (`private="set-cookie"`) not for what they name, but the qualified ones count as if they were not, which the
-//! RFC allows. There are no heuristics: an answer that says nothing lives as long as its group says. `Age` counts as it is; that of
-//! caches which set none, by `Date`, is left out, since clocks differ more often.
+//! Only the body is kept, and only for one request, which is always the same: so `Vary` matters only as `*`,
+//! and `Set-Cookie` and qualified directives (`private="set-cookie"`) not for what they name, but the
+//! qualified ones count as if they were not, which the RFC allows. There are no heuristics: an answer that
+//! says nothing lives as long as its group says. `Age` counts as it is; that of caches which set none, by
+//! `Date`, is left out, since clocks differ more often.
 
 use std::time::{Duration, SystemTime};
 
@@ -12,7 +13,8 @@ use reqwest::header::{AGE, CACHE_CONTROL, DATE, EXPIRES, HeaderMap, HeaderName, 
 /// The longest time that is told apart (RFC 9111, 1.2.2).
 const LONGEST: u64 = 1 << 31;
 
-/// How long the answer stays fresh from `now` on, when it came; zero: it must not be kept. `None` where it does not say.
+/// How long the answer stays fresh from `now` on, when it came; zero: it must not be kept. `None` where it
+/// does not say.
 pub(super) fn lifetime(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let control = Directives::of(headers);
     // Who understands 200, as we do, need not heed the `no-store` beside `must-understand`.
@@ -30,7 +32,8 @@ fn varies_by_everything(headers: &HeaderMap) -> bool {
     headers.get_all(VARY).iter().any(|value| of_value(&String::from_utf8_lossy(value.as_bytes())))
 }
 
-/// `Expires`, reckoned from `Date` so that the origin's clock need not be ours. One that is no date, like `0`, is past.
+/// `Expires`, reckoned from `Date` so that the origin's clock need not be ours. One that is no date, like
+/// `0`, is past.
 fn expires(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let date = |name: HeaderName| {
         let value = headers.get(name)?.to_str().ok()?;
@@ -79,8 +82,8 @@ impl Directives {
         self.0.iter().any(|(directive, _)| directive == name)
     }
 
-    /// The seconds of a directive: none where it has no number, or two that differ, since freshness that cannot be read is none
-    /// (RFC 9111, 4.2.1).
+    /// The seconds of a directive: none where it has no number, or two that differ, since freshness that
+    /// cannot be read is none (RFC 9111, 4.2.1).
     fn seconds(&self, name: &str) -> Option<Duration> {
         let mut said = self
             .0

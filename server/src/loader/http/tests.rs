@@ -152,7 +152,8 @@ async fn a_silent_or_absent_origin_is_an_error() {
     assert!(asked::one(&loader_of(closed), b"k").await.unwrap_err().to_string().contains("refused"));
 }
 
-/// A port before another, with connections that swallow what is sent on them from the moment on that this is sent.
+/// A port before another, with connections that swallow what is sent on them from the moment on that this is
+/// sent.
 async fn passage(to: SocketAddr) -> (SocketAddr, tokio::sync::watch::Sender<u32>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (addr, silenced) = (listener.local_addr().unwrap(), tokio::sync::watch::Sender::new(0));

@@ -1,9 +1,11 @@
-//! The connections to one database: checked out by one load at a time, given back only when they are known to be sound.
+//! The connections to one database: checked out by one load at a time, given back only when they are known to
+//! be sound.
 //!
-//! A connection goes back to the pool when its load has ended with an answer, be it an error of the database's. One on which a load
-//! was given up, or that broke, is dropped, and with it all that are idle: what silenced one (a failover, a firewall that
-//! forgot its flows) has silenced those as well. A load whose connection had served before and broke without an answer is
-//! done once more on a new connection. It knows nothing of queries.
+//! A connection goes back to the pool when its load has ended with an answer, be it an error of the
+//! database's. One on which a load was given up, or that broke, is dropped, and with it all that are idle:
+//! what silenced one (a failover, a firewall that forgot its flows) has silenced those as well. A load whose
+//! connection had served before and broke without an answer is done once more on a new connection. It knows
+//! nothing of queries.
 
 use std::fmt::Debug;
 use std::io::{Error as IoError, ErrorKind};
@@ -20,8 +22,8 @@ use super::rows::Rows;
 
 /// A connection that nobody has used for so long is not used any more.
 const MOST_IDLE: Duration = Duration::from_secs(5 * 60);
-/// The database itself ends a statement in time and says so. A silent one gets half as long again as a statement may take, at least
-/// and at most so much.
+/// The database itself ends a statement in time and says so. A silent one gets half as long again as a
+/// statement may take, at least and at most so much.
 const GRACE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(2));
 
 /// How connections to one kind of database are made, and what their errors mean.
@@ -97,8 +99,8 @@ impl<D: Dialect> Debug for Connections<D> {
     }
 }
 
-/// A connection on loan, which is dropped with its loan. A load that is given up drops it without a word; the idle ones go with it, unless
-/// the database has answered others meanwhile.
+/// A connection on loan, which is dropped with its loan. A load that is given up drops it without a word; the
+/// idle ones go with it, unless the database has answered others meanwhile.
 struct Loan<'a, D: Dialect> {
     from: &'a Connections<D>,
     connection: Option<Object<Dialer<D>>>,

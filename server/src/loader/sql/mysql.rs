@@ -1,9 +1,10 @@
 //! MySQL and MariaDB, themselves or behind a proxy.
 //!
-//! A statement's time limit is a variable of the session, since neither has a form of it for one statement that both know. A proxy
-//! that shares server connections (ProxySQL, MaxScale) keeps such a session to itself or repeats the variable where it goes, and
-//! numbers prepared statements for each client; unlike PostgreSQL's their numbers come from the server, so clients cannot collide. A
-//! server prepares a statement again by itself when its tables have changed.
+//! A statement's time limit is a variable of the session, since neither has a form of it for one statement
+//! that both know. A proxy that shares server connections (ProxySQL, MaxScale) keeps such a session to itself
+//! or repeats the variable where it goes, and numbers prepared statements for each client; unlike
+//! PostgreSQL's their numbers come from the server, so clients cannot collide. A server prepares a statement
+//! again by itself when its tables have changed.
 
 use std::str::FromStr as _;
 use std::time::Duration;
@@ -18,8 +19,8 @@ use super::connections::{Connections, Dialect};
 use super::rows::Rows;
 use super::{LoaderError, SqlOptions, with_parameters};
 
-/// Errors that end a connection, or after which its statements are not to be had: shutdown, a handle of a statement that is unknown or
-/// out of date, killed, idle for too long.
+/// Errors that end a connection, or after which its statements are not to be had: shutdown, a handle of a
+/// statement that is unknown or out of date, killed, idle for too long.
 const OF_CONNECTION: [u16; 6] = [1053, 1243, 1615, 1927, 4031, 3169];
 
 #[derive(Debug)]

@@ -1,10 +1,11 @@
 //! PostgreSQL, itself or behind a pooler.
 //!
-//! A pooler in transaction mode, like PgBouncer, gives each transaction a server connection that others used before and will use
-//! after. So nothing here outlives a transaction: each query runs in one of its own, as the unnamed statement, with its time limit set
-//! by `SET LOCAL`. Without the explicit transaction preparing and executing, two round trips, could go to different server connections. As
-//! startup parameters there are only those that PgBouncer takes by default. Statements are planned anew each time, so a
-//! table may change while a node runs.
+//! A pooler in transaction mode, like PgBouncer, gives each transaction a server connection that others used
+//! before and will use after. So nothing here outlives a transaction: each query runs in one of its own, as
+//! the unnamed statement, with its time limit set by `SET LOCAL`. Without the explicit transaction preparing
+//! and executing, two round trips, could go to different server connections. As startup parameters there are
+//! only those that PgBouncer takes by default. Statements are planned anew each time, so a table may change
+//! while a node runs.
 
 use std::str::FromStr as _;
 use std::time::Duration;
@@ -67,7 +68,8 @@ impl Dialect for Postgres {
 
     fn ends_connection(&self, error: &dyn sqlx::error::DatabaseError) -> bool {
         let code = error.code().unwrap_or_default();
-        // Connection exceptions; the server or its administrator ends it; statements that are there already, or are not.
+        // Connection exceptions; the server or its administrator ends it; statements that are there already,
+        // or are not.
         code.starts_with("08")
             || matches!(&*code, "57P01" | "57P02" | "57P03" | "57P05" | "25P03" | "26000" | "42P05")
             || code == "0A000" && error.message().contains("cached plan")
@@ -121,8 +123,8 @@ impl Dialect for Postgres {
     }
 }
 
-/// When sqlx meets a type that it does not know, like an enum, it asks for it between preparing and executing, by a simple query,
-/// which ends the unnamed statement. The next time it knows the type.
+/// When sqlx meets a type that it does not know, like an enum, it asks for it between preparing and
+/// executing, by a simple query, which ends the unnamed statement. The next time it knows the type.
 fn has_lost_statement(error: &sqlx::Error) -> bool {
     error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "26000")
 }

@@ -51,8 +51,8 @@ impl Rows {
         });
     }
 
-    /// Whether the database compares keys in a way of its own, so that rows came for others than were asked for, or one key's row
-    /// stands for two.
+    /// Whether the database compares keys in a way of its own, so that rows came for others than were asked
+    /// for, or one key's row stands for two.
     pub(super) fn are_by_another_comparison(&self) -> bool {
         let has_row =
             |(key, found): (&Bytes, &Option<Found>)| found.is_some().then(|| key.to_ascii_lowercase());

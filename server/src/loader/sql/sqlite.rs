@@ -16,7 +16,8 @@ use sqlx::{AssertSqlSafe, Row as _, Transaction, TypeInfo as _, ValueRef as _};
 use super::rows::Rows;
 use super::{Database, LoaderError, SqlOptions, with_parameters};
 
-/// A statement looks at the clock once in so many instructions of SQLite's machine: some tens of microseconds.
+/// A statement looks at the clock once in so many instructions of SQLite's machine: some tens of
+/// microseconds.
 const INSTRUCTIONS: i32 = 10_000;
 /// What an interrupted statement fails with.
 const SQLITE_INTERRUPT: &str = "9";
@@ -54,8 +55,9 @@ impl Sqlite {
         std::io::Error::new(std::io::ErrorKind::TimedOut, why).into()
     }
 
-    /// Begins to read, by the tables as they are now and stay until the end. Without that SQLite may prepare a statement by those that were,
-    /// and again while it runs, and a column more or less then ends sqlx's thread, which looks like the end of the rows.
+    /// Begins to read, by the tables as they are now and stay until the end. Without that SQLite may prepare
+    /// a statement by those that were, and again while it runs, and a column more or less then ends sqlx's
+    /// thread, which looks like the end of the rows.
     async fn begin(&self) -> Result<Transaction<'static, sqlx::Sqlite>, sqlx::Error> {
         let mut transaction = self.pool.begin().await.map_err(|error| self.told(error))?;
         let read = sqlx::raw_sql("SELECT 1 FROM sqlite_schema LIMIT 1");
@@ -74,12 +76,12 @@ impl Sqlite {
     }
 }
 
-/// What SQLite says of a file rather than of a statement: that it cannot be read or written, is damaged, cannot be opened, or is no
-/// database. It does not say which file.
+/// What SQLite says of a file rather than of a statement: that it cannot be read or written, is damaged,
+/// cannot be opened, or is no database. It does not say which file.
 const OF_FILE: [i32; 6] = [8, 10, 11, 13, 14, 26];
 
-/// Ends what this connection is asked from now on, should it take longer. A statement runs on a thread of its own, which nobody else
-/// can tell that its caller has gone.
+/// Ends what this connection is asked from now on, should it take longer. A statement runs on a thread of its
+/// own, which nobody else can tell that its caller has gone.
 #[expect(clippy::disallowed_methods, reason = "statements take real time")]
 async fn interrupt_after(timeout: Duration, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
     let begun = Instant::now();
@@ -123,7 +125,8 @@ impl Database for Sqlite {
     }
 }
 
-/// A statement that is prepared for this load: sqlx remembers the columns of those that it keeps, which their tables may lose.
+/// A statement that is prepared for this load: sqlx remembers the columns of those that it keeps, which their
+/// tables may lose.
 fn statement(query: String) -> Query<'static, sqlx::Sqlite, SqliteArguments> {
     sqlx::query(AssertSqlSafe(query)).persistent(false)
 }

@@ -35,7 +35,8 @@ fn a_disk_that_fails_at_any_step_costs_a_warning_and_works_again_when_it_does() 
     assert!((30..=40).contains(&failures), "{failures} times it failed, told once each");
 }
 
-/// Segments that the writer was at when the disk failed are removed as well: what is written later does not get there.
+/// Segments that the writer was at when the disk failed are removed as well: what is written later does not
+/// get there.
 #[test]
 fn after_a_disk_failed_at_any_step_nothing_from_before_comes_back() {
     let mut failures = 0;

@@ -167,7 +167,8 @@ impl Fleet {
         let older = std::mem::replace(&mut node.copy, present);
         match (folder, older) {
             (Folder::Empty, _) => node.folder = empty,
-            // Of an earlier run that has made its mark: what was on the disk earlier under the same mark is not told from what is there.
+            // Of an earlier run that has made its mark: what was on the disk earlier under the same mark is
+            // not told from what is there.
             (Folder::Older, Some((starts, older)))
                 if starts < node.starts && marks(&older) != marks(&node.folder) =>
             {
