@@ -466,11 +466,15 @@ async fn an_etcd_with_users_is_used_with_the_least_rights_while_logins_expire_an
     let reader = EtcdRegistry::new([etcd.endpoint()], LONG).unwrap().user("reader", "reader-password");
     let reader = Client::builder().registry(reader).deadline(LONG).build().await.unwrap();
     assert_eq!(reader.group("scores").get("Tom").await.unwrap().unwrap(), "630");
-    assert!(reader.group("scores").clear().await.unwrap_err().to_string().contains("permission denied"));
+    let refused = reader.group("scores").clear().await.unwrap_err();
+    let source = std::error::Error::source(&refused).map(ToString::to_string).unwrap_or_default();
+    assert!(source.contains("permission denied"), "{refused}: {source}");
 
     let refused = EtcdRegistry::new([etcd.endpoint()], LONG).unwrap().user("client", "wrong");
     let refused = Client::builder().registry(refused).ready_timeout(Duration::from_secs(1)).build().await;
-    assert!(refused.unwrap_err().to_string().contains("authentication failed"));
+    let refused = refused.unwrap_err();
+    let source = std::error::Error::source(&refused).map(ToString::to_string).unwrap_or_default();
+    assert!(source.contains("authentication failed"), "{refused}: {source}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
