@@ -49,6 +49,11 @@ pub async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>
     }
 }
 
+/// The message of an error's source; empty where it has none.
+pub fn source_of(error: &impl std::error::Error) -> String {
+    error.source().map(ToString::to_string).unwrap_or_default()
+}
+
 /// CPU time of a process by its number, or of this one as `self`, in steps of 10 ms; zero where the system
 /// has no /proc.
 pub fn cpu_time(process: &str) -> Duration {
