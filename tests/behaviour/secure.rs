@@ -402,7 +402,6 @@ async fn an_etcd_with_users_is_used_with_the_least_rights_while_logins_expire_an
     };
     whole(&client, 2).await;
     assert_eq!(client.group("scores").get("Tom").await.unwrap().unwrap(), "630");
-
     // Expiry, and a change of users and roles: no lease is lost for it, and new nodes are heard of.
     tokio::time::sleep(Duration::from_millis(2500)).await;
     let mut operator = root(&etcd).await;
@@ -469,7 +468,6 @@ async fn an_etcd_with_users_is_used_with_the_least_rights_while_logins_expire_an
     assert_eq!(reader.group("scores").get("Tom").await.unwrap().unwrap(), "630");
     let refused = reader.group("scores").clear().await.unwrap_err();
     assert!(peanut_tests::source_of(&refused).contains("permission denied"), "{refused}");
-
     let refused = EtcdRegistry::new([etcd.endpoint()], LONG).unwrap().user("client", "wrong");
     let refused = Client::builder().registry(refused).ready_timeout(Duration::from_secs(1)).build().await;
     let refused = refused.unwrap_err();
