@@ -165,11 +165,8 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
     {
         let mut load = Some(async || {
             let (value, ttl) = load().await.map_err(Into::into)?.into().into_parts();
-            let loaded = Loaded::from(value.map(|value| encode(&value)).transpose()?);
-            Ok::<Loaded, Box<dyn std::error::Error + Send + Sync>>(match ttl {
-                Some(ttl) => loaded.ttl(ttl),
-                None => loaded,
-            })
+            let encoded = value.map(|value| encode(&value)).transpose()?;
+            Ok::<Loaded, Box<dyn std::error::Error + Send + Sync>>(Loaded::from(encoded).ttl(ttl))
         });
         let stored = self.group.get_or_load(&key, || load.take().expect("it is asked for once")()).await?;
         let Some(bytes) = stored else { return Ok(None) };

@@ -38,10 +38,10 @@ impl<V> Loaded<V> {
     }
 
     /// How long the value stays fresh, in place of the group's `ttl` and at most its `max_ttl`; zero: it is
-    /// not kept at all. It does not apply where nothing was found.
+    /// not kept at all; `None`: as the group says. It does not apply where nothing was found.
     #[must_use]
-    pub fn ttl(self, ttl: Duration) -> Self {
-        Loaded { ttl: Some(ttl), ..self }
+    pub fn ttl(self, ttl: impl Into<Option<Duration>>) -> Self {
+        Loaded { ttl: ttl.into(), ..self }
     }
 
     /// The value; `None` where the origin has no such key.

@@ -32,6 +32,9 @@ const GATHER: Duration = Duration::from_millis(2);
 /// What the application's loader may fail with.
 type LoaderError = Box<dyn StdError + Send + Sync>;
 
+/// What a load of many keys has brought, by key.
+type Found = HashMap<Vec<u8>, Loaded>;
+
 /// What a key that may have to be loaded by this caller came to.
 enum Boarded {
     Answered(Result<Option<Bytes>, Error>),
@@ -131,6 +134,10 @@ impl Group {
     {
         let keys: Vec<Bytes> = keys.into_iter().map(|key| Bytes::copy_from_slice(key.as_ref())).collect();
         let mut found: HashMap<Bytes, Result<Option<Bytes>, Error>> = HashMap::new();
+        let mut load = |missing| {
+            let loading = load(missing);
+            async move { loading.await.map(by_key).map_err(failed) }
+        };
         let mut different: Vec<&Bytes> = keys.iter().collect();
         different.sort_unstable();
         different.dedup();
@@ -141,18 +148,12 @@ impl Group {
     }
 
     /// Gets keys, all at the same time, and loads those that this caller is to load.
-    async fn load_portion<F, V, I, E, L>(
+    async fn load_portion<L: Future<Output = Result<Found, Error>>>(
         &self,
         keys: &[&Bytes],
         load: &mut impl FnMut(Vec<Bytes>) -> L,
         found: &mut HashMap<Bytes, Result<Option<Bytes>, Error>>,
-    ) where
-        F: AsRef<[u8]>,
-        V: Into<Loaded>,
-        I: IntoIterator<Item = (F, V)>,
-        E: Into<LoaderError>,
-        L: Future<Output = Result<I, E>>,
-    {
+    ) {
         let mut boarding = FuturesUnordered::new();
         for key in keys {
             boarding.push(self.board_key(key));
@@ -179,7 +180,7 @@ impl Group {
                 break;
             }
             let led = std::mem::take(&mut leads);
-            let mut loading = pin!(load_all(load, led.iter().map(|(key, _)| key.clone()).collect()));
+            let mut loading = pin!(load(led.iter().map(|(key, _)| key.clone()).collect()));
             let loaded = loop {
                 tokio::select! {
                     biased;
@@ -199,18 +200,12 @@ impl Group {
     }
 
     /// Loads what no node could be asked for.
-    async fn load_uncached<F, V, I, E, L>(
+    async fn load_uncached<L: Future<Output = Result<Found, Error>>>(
         &self,
         unreachable: Vec<(Bytes, Error)>,
         load: &mut impl FnMut(Vec<Bytes>) -> L,
         found: &mut HashMap<Bytes, Result<Option<Bytes>, Error>>,
-    ) where
-        F: AsRef<[u8]>,
-        V: Into<Loaded>,
-        I: IntoIterator<Item = (F, V)>,
-        E: Into<LoaderError>,
-        L: Future<Output = Result<I, E>>,
-    {
+    ) {
         if unreachable.is_empty() {
             return;
         }
@@ -220,7 +215,7 @@ impl Group {
         };
         let keys: Vec<Bytes> = unreachable.into_iter().map(|(key, _)| key).collect();
         tracing::debug!(keys = keys.len(), "no node can be asked; the values are loaded and not kept");
-        let loaded = load_all(load, keys.clone()).await;
+        let loaded = load(keys.clone()).await;
         for key in keys {
             let value = match &loaded {
                 Ok(loaded) => Ok(of_key(loaded, &key).into_parts().0),
@@ -308,22 +303,11 @@ impl Group {
     }
 }
 
-async fn load_all<F, V, I, E, L>(
-    load: &mut impl FnMut(Vec<Bytes>) -> L,
-    keys: Vec<Bytes>,
-) -> Result<HashMap<Vec<u8>, Loaded>, Error>
-where
-    F: AsRef<[u8]>,
-    V: Into<Loaded>,
-    I: IntoIterator<Item = (F, V)>,
-    E: Into<LoaderError>,
-    L: Future<Output = Result<I, E>>,
-{
-    let loaded = load(keys).await.map_err(failed)?;
-    Ok(loaded.into_iter().map(|(key, value)| (key.as_ref().to_vec(), value.into())).collect())
+fn by_key<F: AsRef<[u8]>, V: Into<Loaded>>(loaded: impl IntoIterator<Item = (F, V)>) -> Found {
+    loaded.into_iter().map(|(key, value)| (key.as_ref().to_vec(), value.into())).collect()
 }
 
-fn of_key(loaded: &HashMap<Vec<u8>, Loaded>, key: &[u8]) -> Loaded {
+fn of_key(loaded: &Found, key: &[u8]) -> Loaded {
     loaded.get(key).cloned().unwrap_or_else(Loaded::not_found)
 }
 

@@ -89,11 +89,8 @@ impl GrpcLoader {
             let results = response.results.into_iter().map(|result| match result.result {
                 Some(Answer::Found(Found { value, ttl_ms })) => {
                     // A copy, so that a small value does not keep the whole message.
-                    let loaded = Loaded::found(Bytes::copy_from_slice(&value));
-                    Ok(match ttl_ms {
-                        Some(ttl_ms) => loaded.ttl(Duration::from_millis(ttl_ms)),
-                        None => loaded,
-                    })
+                    let value = Bytes::copy_from_slice(&value);
+                    Ok(Loaded::found(value).ttl(ttl_ms.map(Duration::from_millis)))
                 }
                 Some(Answer::NotFound(_)) => Ok(Loaded::not_found()),
                 Some(Answer::Error(why)) => Err(LoaderError::of_key(why)),

@@ -142,11 +142,7 @@ async fn read(response: Response) -> Result<Loaded, LoaderError> {
     }
     let now = SystemTime::UNIX_EPOCH + Duration::from_millis(wall_clock_ms());
     let ttl = freshness::lifetime(response.headers(), now);
-    let loaded = Loaded::found(read_body(response).await?);
-    Ok(match ttl {
-        Some(ttl) => loaded.ttl(ttl),
-        None => loaded,
-    })
+    Ok(Loaded::found(read_body(response).await?).ttl(ttl))
 }
 
 async fn send(client: &Client, url: Url, trace: Option<&str>, deadline: Instant) -> Answer {
