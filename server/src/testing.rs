@@ -1,6 +1,6 @@
 //! A fleet in the process of a test, without etcd, ports to choose or files.
 
-use peanut_proto::membership::Keys;
+use peanut_proto::membership::{Keys, RingDocument};
 use peanut_proto::registry::{KeyRange, LocalRegistry, Registry as _};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -105,11 +105,16 @@ impl TestFleet {
         Ok(())
     }
 
-    /// Waits until so many nodes hold a lease.
+    /// Waits until the ring has so many members. A node joins after it has come to hold a lease.
     async fn wait_for(&self, nodes: usize) {
-        let live = KeyRange::prefix(&Keys::new("default").live(""));
-        let mut changes = self.registry.watch(std::slice::from_ref(&live), 0).await.expect("it lives here");
-        while self.registry.count(&live).await.expect("it lives here") < nodes as u64 {
+        let key = Keys::new("default").ring();
+        let mut changes = self.registry.watch(&[KeyRange::key(&key)], 0).await.expect("it lives here");
+        loop {
+            let entry = self.registry.get(&key).await.expect("it lives here");
+            let ring = entry.and_then(|entry| RingDocument::decode(&entry.value).ok());
+            if ring.map_or(0, |ring| ring.members.len()) >= nodes {
+                return;
+            }
             let _ = changes.next().await;
         }
     }

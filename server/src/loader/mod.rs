@@ -275,7 +275,7 @@ impl<L: Loader> DynLoader for L {
 }
 
 /// Asks a loader for some keys of group `g`, in tests.
-#[cfg(test)]
+#[cfg(all(test, any(feature = "http", feature = "sql")))]
 pub(crate) mod asked {
     use super::{Bytes, LoadRequest, Loaded, Loader, LoaderError};
 
