@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use peanut_proto::numbers::RingVersion;
 use tokio::time::Instant;
 
 /// How long a ring is waited for that a node has named, once for all who hear of it there: a client that is
@@ -21,7 +22,7 @@ const MOST_RAISES: u32 = 16;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Told {
     /// The version of its ring.
-    pub(crate) version: u64,
+    pub(crate) version: RingVersion,
     /// When the last full read of it began that has succeeded.
     pub(crate) read: Option<Instant>,
 }
@@ -35,7 +36,7 @@ pub(crate) struct Claims {
 
 #[derive(Clone, Copy, Debug)]
 struct Claim {
-    version: u64,
+    version: RingVersion,
     heard: Instant,
     raises: u32,
 }
@@ -55,7 +56,7 @@ pub(crate) enum Heard {
 
 impl Claims {
     /// Takes in a version that is later than the client's ring.
-    pub(crate) fn hear(&mut self, version: u64, told: Told, now: Instant) -> Heard {
+    pub(crate) fn hear(&mut self, version: RingVersion, told: Told, now: Instant) -> Heard {
         if self.doubted_until.is_some_and(|until| now < until) {
             return Heard::Doubted;
         }
@@ -86,36 +87,55 @@ impl Claims {
 mod tests {
     use super::*;
 
-    fn told(version: u64, read: Option<Instant>) -> Told {
+    fn told(version: RingVersion, read: Option<Instant>) -> Told {
         Told { version, read }
     }
 
     #[test]
     fn the_registry_is_read_once_for_a_ring_and_waited_for_a_short_time() {
         let (now, mut claims) = (Instant::now(), Claims::default());
-        assert_eq!(claims.hear(5, told(4, Some(now)), now), Heard::Attempt);
+        assert_eq!(claims.hear(RingVersion(5), told(RingVersion(4), Some(now)), now), Heard::Attempt);
         let later = now + Duration::from_millis(100);
-        assert_eq!(claims.hear(5, told(4, Some(now)), later), Heard::Asked, "that read began before");
+        assert_eq!(
+            claims.hear(RingVersion(5), told(RingVersion(4), Some(now)), later),
+            Heard::Asked,
+            "that read began before"
+        );
         assert_eq!(claims.wait_until(later), now + PATIENCE);
-        assert_eq!(claims.hear(6, told(5, Some(later)), later), Heard::Attempt, "it was right");
+        assert_eq!(
+            claims.hear(RingVersion(6), told(RingVersion(5), Some(later)), later),
+            Heard::Attempt,
+            "it was right"
+        );
         assert_eq!(claims.wait_until(later), later + PATIENCE);
     }
 
     #[test]
     fn who_names_a_ring_that_there_is_not_is_not_believed_for_a_while() {
         let (now, mut claims) = (Instant::now(), Claims::default());
-        assert_eq!(claims.hear(u64::MAX, told(4, None), now), Heard::Attempt);
+        assert_eq!(claims.hear(RingVersion(u64::MAX), told(RingVersion(4), None), now), Heard::Attempt);
         let read = now + Duration::from_millis(1);
-        assert_eq!(claims.hear(u64::MAX, told(4, Some(read)), read), Heard::Refuted);
-        assert_eq!(claims.hear(5, told(4, Some(read)), read), Heard::Doubted, "whatever it says");
+        assert_eq!(
+            claims.hear(RingVersion(u64::MAX), told(RingVersion(4), Some(read)), read),
+            Heard::Refuted
+        );
+        assert_eq!(
+            claims.hear(RingVersion(5), told(RingVersion(4), Some(read)), read),
+            Heard::Doubted,
+            "whatever it says"
+        );
         assert_eq!(claims.wait_until(read), read, "nobody waits");
-        assert_eq!(claims.hear(5, told(4, Some(read)), read + DOUBT), Heard::Attempt);
+        assert_eq!(
+            claims.hear(RingVersion(5), told(RingVersion(4), Some(read)), read + DOUBT),
+            Heard::Attempt
+        );
     }
 
     #[test]
     fn ever_later_rings_are_not_believed_for_long_without_the_registry() {
         let (now, mut claims) = (Instant::now(), Claims::default());
-        let heard = (5..100).map(|version| claims.hear(version, told(4, None), now));
+        let heard =
+            (5..100).map(|version| claims.hear(RingVersion(version), told(RingVersion(4), None), now));
         assert_eq!(heard.filter(|heard| *heard == Heard::Attempt).count(), 1 + MOST_RAISES as usize);
     }
 }

@@ -4,6 +4,7 @@ use futures_util::future::join_all;
 use peanut_proto::clock::wall_clock_ms;
 use peanut_proto::frame::Write;
 use peanut_proto::membership::{self, check_name};
+use peanut_proto::numbers::{Generation, RingVersion};
 use peanut_proto::registry::{Registry, RegistryError};
 use tokio::time::{Instant, timeout_at};
 
@@ -29,7 +30,7 @@ pub(crate) async fn clear(client: &Shared, request: Request<'_>, begun: Instant)
         check_right(client, &request).await?;
     }
     let generation = match &client.registry {
-        None => 0,
+        None => Generation::NONE,
         Some(registry) => {
             let key = client.keys.group(request.group_name);
             match timeout_at(request.deadline, raise(&**registry, &key)).await {
@@ -50,14 +51,14 @@ pub(crate) async fn clear(client: &Shared, request: Request<'_>, begun: Instant)
         let routing = client.routing_with_nodes(request.deadline).await?;
         let nodes = routing.all_nodes(begun);
         let one = OneNode { client, routing: &routing, request, begun };
-        let told = nodes.iter().map(|node| one.deliver(Part::OneOfAll, node, None, 0));
+        let told = nodes.iter().map(|node| one.deliver(Part::OneOfAll, node, None, RingVersion::NONE));
         let told = join_all(told).await;
         let has_group = |told: &Result<_, Refusal>| !matches!(told, Err(Refusal::NoGroup(_)));
         let somebody_has = told.is_empty() || told.iter().any(has_group);
-        let mut heard = 0;
+        let mut heard = RingVersion::NONE;
         for told in told {
             match told {
-                Ok(reply) => heard = reply.map_or(0, |reply| reply.ring_version).max(heard),
+                Ok(reply) => heard = reply.map_or(RingVersion::NONE, |reply| reply.ring_version).max(heard),
                 // A node that has no such group has nothing of it.
                 Err(Refusal::NoGroup(_)) if somebody_has => {}
                 Err(refusal) => return Err(refusal.into_error()),
@@ -89,7 +90,7 @@ async fn check_right(client: &Shared, request: &Request<'_>) -> Result<(), Error
 
 /// Raises a group's generation, and gives it. A record that cannot be read or believed is written anew: nodes
 /// clear the group whenever it changes.
-async fn raise(registry: &dyn Registry, key: &str) -> Result<u64, RegistryError> {
+async fn raise(registry: &dyn Registry, key: &str) -> Result<Generation, RegistryError> {
     for _ in 0..SWAP_ATTEMPTS {
         let found = registry.get(key).await?;
         let stored = found.as_ref().map(|entry| &entry.value[..]);

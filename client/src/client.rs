@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use peanut_proto::discovery::Discovery;
 use peanut_proto::membership::{Keys, Notice};
+use peanut_proto::numbers::RingVersion;
 use peanut_proto::registry::Registry;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -132,7 +133,7 @@ impl Client {
     /// # Errors
     /// Never while the client lives; bound the time yourself.
     pub async fn wait_for_ring(&self, version: u64) -> Result<(), Error> {
-        self.shared.wait_for_ring(version).await
+        self.shared.wait_for_ring(RingVersion(version)).await
     }
 
     /// Takes a node out of the ring while it runs. Its keys have other owners from then on, which fill

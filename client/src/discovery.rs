@@ -72,14 +72,14 @@ async fn adopt(
     let patient = doubted_since.is_none_or(|since| since.elapsed() < DOUBT);
     if patient && most_are_lifeless_newcomers(&routing, view) {
         if doubted_since.is_none() {
-            let (held, offered) = (routing.ring.version(), view.ring.version);
+            let (held, offered) = (routing.ring.version().0, view.ring.version.0);
             tracing::warn!(held, offered, "most nodes of a ring are new and not alive; keeping the old one");
         }
         return true;
     }
     if patient && most_have_vanished_but_answer(&routing, &view.ring).await {
         if doubted_since.is_none() {
-            let (held, offered) = (routing.ring.version(), view.ring.version);
+            let (held, offered) = (routing.ring.version().0, view.ring.version.0);
             tracing::warn!(
                 held,
                 offered,
@@ -93,7 +93,7 @@ async fn adopt(
     let build = move || Routing::of(&document, Some(&routing), &config);
     match blocking(build).await {
         Ok(next) => {
-            tracing::debug!(version = next.ring.version(), nodes = next.nodes().len(), "new ring");
+            tracing::debug!(version = next.ring.version().0, nodes = next.nodes().len(), "new ring");
             current.set(next);
         }
         Err(error) => tracing::error!(%error, "a ring that could not be built; keeping the old one"),

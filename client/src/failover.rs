@@ -223,8 +223,8 @@ async fn attempt(
         && request.op.can_be_shared()
         && let Some(former) = routing.former(request.hash, route.owned_since, client.config.hand_over, now)
     {
-        let versions = (ring_version, route.owned_since);
-        let reply = Box::pin(fill::hand_over(client, request, node, former, versions, now)).await?;
+        let placement = Placement::owner(ring_version, route.owned_since);
+        let reply = Box::pin(fill::hand_over(client, request, node, former, placement, now)).await?;
         return Ok(Answered { reply, node: node.clone(), failover, ring_version });
     }
     let owned_since = plan.good_since(role, route.owned_since, ring_version);

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use peanut_proto::frame::{Filled, Write};
+use peanut_proto::numbers::{FillToken, RingVersion};
 use peanut_proto::v1::{OnMiss, Outcome};
 use tokio::time::{Instant, timeout};
 
@@ -24,35 +25,36 @@ pub(crate) async fn hand_over(
     request: &Request<'_>,
     owner: &Arc<Node>,
     former: Former<'_>,
-    (ring_version, owned_since): (u64, u64),
+    placement: Placement,
     now: Instant,
 ) -> Result<Reply, Refusal> {
-    let lease = Request { op: Op::Get { on_miss: OnMiss::Lease, token: 0 }, ..*request };
-    let reply = match owner.get(&lease.at(Placement::owner(ring_version, owned_since)), now).await {
+    let lease = Request { op: Op::Get { on_miss: OnMiss::Lease, token: FillToken::NONE }, ..*request };
+    let reply = match owner.get(&lease.at(placement), now).await {
         // Who may not write fills nobody.
         Err(Refusal::Final(denied)) if denied.kind() == ErrorKind::PermissionDenied => {
-            let reply =
-                owner.get(&request.at(Placement::owner(ring_version, owned_since)), Instant::now()).await;
-            return reply.map(|reply| client.heed(owner, reply, ring_version));
+            let reply = owner.get(&request.at(placement), Instant::now()).await;
+            return reply.map(|reply| client.heed(owner, reply, placement.ring_version));
         }
-        reply => client.heed(owner, reply?, ring_version),
+        reply => client.heed(owner, reply?, placement.ring_version),
     };
     if reply.outcome != Outcome::Fill {
         return Ok(reply);
     }
     let token = reply.token;
-    let found = if reply.may_hand_over(ring_version) {
-        peek(client, request, former, ring_version).await
+    let found = if reply.may_hand_over(placement.ring_version) {
+        peek(client, request, former, placement.ring_version).await
     } else {
         None
     };
     let Some(found) = found else {
         let back = Request { op: Op::Get { on_miss: OnMiss::Load, token }, ..*request };
-        let loaded = owner.get(&back.at(Placement::owner(ring_version, owned_since)), Instant::now()).await;
-        return loaded.inspect(|_| reply.end_lease()).map(|loaded| client.heed(owner, loaded, ring_version));
+        let loaded = owner.get(&back.at(placement), Instant::now()).await;
+        return loaded
+            .inspect(|_| reply.end_lease())
+            .map(|loaded| client.heed(owner, loaded, placement.ring_version));
     };
     client.counters.handed_over();
-    fill_with(&found, request, owner, ring_version, &reply).await;
+    fill_with(&found, request, owner, placement.ring_version, &reply).await;
     Ok(Reply { ring_version: reply.ring_version, ..found })
 }
 
@@ -61,7 +63,7 @@ pub(crate) async fn former_value(
     client: &Shared,
     request: &Request<'_>,
     owner: &Arc<Node>,
-    ring_version: u64,
+    ring_version: RingVersion,
     lease: &Reply,
 ) -> Option<Reply> {
     let routing = client.routing.get();
@@ -77,7 +79,7 @@ async fn fill_with(
     found: &Reply,
     request: &Request<'_>,
     owner: &Arc<Node>,
-    ring_version: u64,
+    ring_version: RingVersion,
     lease: &Reply,
 ) {
     let outcome =
@@ -92,12 +94,12 @@ async fn peek(
     client: &Shared,
     request: &Request<'_>,
     former: Former<'_>,
-    ring_version: u64,
+    ring_version: RingVersion,
 ) -> Option<Reply> {
     if former.node.is_down() {
         return None;
     }
-    let peek = Request { op: Op::Get { on_miss: OnMiss::Peek, token: 0 }, ..*request };
+    let peek = Request { op: Op::Get { on_miss: OnMiss::Peek, token: FillToken::NONE }, ..*request };
     let ask = peek.at(Placement::owner(ring_version, former.owned_since));
     // It may be on its way out; the origin is there.
     let found =
@@ -109,12 +111,12 @@ async fn peek(
 pub(crate) async fn fill(
     request: &Request<'_>,
     node: &Arc<Node>,
-    ring_version: u64,
+    ring_version: RingVersion,
     write: Write<'_>,
     lease: &Reply,
 ) {
     let fill = Request { op: Op::Write(write), ..*request };
-    match node.write(&fill.at(Placement::owner(ring_version, 0)), Instant::now()).await {
+    match node.write(&fill.at(Placement::owner(ring_version, RingVersion::NONE)), Instant::now()).await {
         Ok(reply) => {
             lease.end_lease();
             tracing::trace!(node = node.id(), outcome = reply.outcome.as_str_name(), "filled");

@@ -76,7 +76,7 @@ pub(crate) async fn publish(client: Weak<Shared>, fleet: String) {
         }
         told = stats;
         let (routing, discovered) = (client.routing.get(), client.discovered());
-        version.set(routing.ring.version() as f64);
+        version.set(routing.ring.version().0 as f64);
         fingerprint.set(f64::from(discovered.view.ring.fingerprint()));
         age.set(discovered.age(Instant::now()).as_secs_f64());
         let is_down = routing.nodes().iter().filter(|node| node.is_down()).count();

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use crate::config::Failover;
 use crate::refusal::Failed;
 use crate::routing::{Handle, Routing};
+use peanut_proto::numbers::RingVersion;
 
 /// Attempts that one get makes at most.
 const MAX_ATTEMPTS: u32 = 6;
@@ -72,12 +73,17 @@ impl ReadPlan {
     }
 
     /// The ring version from which on what the node has is good.
-    pub(crate) fn good_since(&self, role: Role, owned_since: u64, ring_version: u64) -> u64 {
+    pub(crate) fn good_since(
+        &self,
+        role: Role,
+        owned_since: RingVersion,
+        ring_version: RingVersion,
+    ) -> RingVersion {
         match role {
             Role::Owner => owned_since,
             // It may have been the successor before, and not have been written to in between.
             Role::Successor if self.failover == Failover::Strict => ring_version,
-            Role::Successor => 0,
+            Role::Successor => RingVersion::NONE,
         }
     }
 
@@ -103,11 +109,11 @@ impl ReadPlan {
 /// answer counts.
 #[derive(Clone, Debug)]
 pub(crate) struct WritePlan<N> {
-    pub(crate) ring_version: u64,
+    pub(crate) ring_version: RingVersion,
     /// Who may be asked by clients that have not heard of a change of the ring.
     pub(crate) former: Vec<N>,
     pub(crate) owner: N,
-    pub(crate) owned_since: u64,
+    pub(crate) owned_since: RingVersion,
     /// Who is asked in the owner's place, and whether it has to have been told, whatever becomes of the
     /// owner.
     pub(crate) successor: Option<(N, Duty)>,

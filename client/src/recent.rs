@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::request::Request;
 use crate::routing::Routing;
+use peanut_proto::numbers::RingVersion;
 
 /// Beyond so many the oldest are given up.
 const MOST: usize = 65_536;
@@ -62,7 +63,7 @@ pub(crate) struct Recent {
     pub(crate) key: Box<[u8]>,
     pub(crate) hash: u64,
     /// Version of the ring under which it was done.
-    ring_version: u64,
+    ring_version: RingVersion,
 }
 
 impl RecentWrites {
@@ -73,7 +74,13 @@ impl RecentWrites {
     }
 
     /// Takes down a write that is done.
-    pub(crate) fn add(&self, request: &Request<'_>, group_name: &Arc<str>, ring_version: u64, now: Instant) {
+    pub(crate) fn add(
+        &self,
+        request: &Request<'_>,
+        group_name: &Arc<str>,
+        ring_version: RingVersion,
+        now: Instant,
+    ) {
         let recent = Recent {
             ended: now,
             group: request.group,
@@ -123,7 +130,7 @@ mod tests {
             group_name: "g".into(),
             key: key.as_bytes().into(),
             hash: 1,
-            ring_version: 1,
+            ring_version: RingVersion(1),
         }
     }
 

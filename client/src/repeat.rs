@@ -7,6 +7,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::iter;
 use peanut_proto::discovery::Discovered;
 use peanut_proto::frame::Write;
+use peanut_proto::numbers::RingVersion;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -21,7 +22,7 @@ const AT_ONCE: usize = 256;
 pub(crate) async fn follow(
     client: Weak<Shared>,
     mut discovered: watch::Receiver<Discovered>,
-    mut ring: watch::Receiver<u64>,
+    mut ring: watch::Receiver<RingVersion>,
 ) {
     loop {
         let is_ring = tokio::select! {

@@ -1,6 +1,7 @@
 //! What is asked for, and of whom: a request, its placement by a ring, and the two together as one attempt.
 
 use peanut_proto::frame::Write;
+use peanut_proto::numbers::{FillToken, RingVersion};
 use peanut_proto::v1::OnMiss;
 use tokio::time::Instant;
 
@@ -22,22 +23,22 @@ pub(crate) struct Request<'a> {
 /// How a ring has chosen the node that is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Placement {
-    pub(crate) ring_version: u64,
+    pub(crate) ring_version: RingVersion,
     /// The ring version since which the node has owned the key; 0: it does not matter.
-    pub(crate) owned_since: u64,
+    pub(crate) owned_since: RingVersion,
     /// The node is asked in the owner's place.
     pub(crate) failover: bool,
 }
 
 impl Placement {
     /// Of a key's owner, present or former.
-    pub(crate) fn owner(ring_version: u64, owned_since: u64) -> Self {
+    pub(crate) fn owner(ring_version: RingVersion, owned_since: RingVersion) -> Self {
         Placement { ring_version, owned_since, failover: false }
     }
 
     /// Of another node in the owner's place.
-    pub(crate) fn in_its_place(ring_version: u64) -> Self {
-        Placement { ring_version, owned_since: 0, failover: true }
+    pub(crate) fn in_its_place(ring_version: RingVersion) -> Self {
+        Placement { ring_version, owned_since: RingVersion::NONE, failover: true }
     }
 }
 
@@ -61,17 +62,17 @@ pub(crate) enum Op<'a> {
     /// Its value. `token` is a fill token that is given back, or 0.
     Get {
         on_miss: OnMiss,
-        token: u64,
+        token: FillToken,
     },
     Write(Write<'a>),
 }
 
 impl Op<'_> {
     /// The value, loaded where it is missing.
-    pub(crate) const LOAD: Self = Op::Get { on_miss: OnMiss::Load, token: 0 };
+    pub(crate) const LOAD: Self = Op::Get { on_miss: OnMiss::Load, token: FillToken::NONE };
 
     /// Whether one answer does for several who want this.
     pub(crate) fn can_be_shared(&self) -> bool {
-        matches!(self, Op::Get { on_miss: OnMiss::Load, token: 0 })
+        matches!(self, Op::Get { on_miss: OnMiss::Load, token: FillToken::NONE })
     }
 }

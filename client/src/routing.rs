@@ -9,6 +9,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use peanut_proto::clock::wall_clock_ms;
 use peanut_proto::membership::{Member, RingDocument};
+use peanut_proto::numbers::RingVersion;
 use peanut_proto::sabotage::{Mechanism, without};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -68,7 +69,7 @@ struct Earlier<N> {
 pub(crate) struct Former<'a, N = Arc<Node>> {
     pub(crate) node: &'a N,
     /// Ring version since which it did, under that ring.
-    pub(crate) owned_since: u64,
+    pub(crate) owned_since: RingVersion,
 }
 
 /// Earlier rings that are kept.
@@ -79,7 +80,7 @@ const MOST_EARLIER: usize = 16;
 pub(crate) struct Route<'a, N = Arc<Node>> {
     pub(crate) owner: &'a N,
     pub(crate) successor: Option<&'a N>,
-    pub(crate) owned_since: u64,
+    pub(crate) owned_since: RingVersion,
 }
 
 impl<N: Handle> Routing<N> {
@@ -150,13 +151,13 @@ impl<N: Handle> Routing<N> {
     pub(crate) fn former(
         &self,
         hash: u64,
-        owned_since: u64,
+        owned_since: RingVersion,
         window: Duration,
         now: Instant,
     ) -> Option<Former<'_, N>> {
         // With one ring between, another may have owned the key and been written to.
         let mut earlier = self.earlier.iter().take_while(|earlier| now < earlier.replaced + window);
-        let earlier = earlier.find(|it| it.is_exact && it.ring.version() + 1 == owned_since)?;
+        let earlier = earlier.find(|it| it.is_exact && it.ring.version().plus(1) == owned_since)?;
         let place = earlier.ring.place_hash(hash)?;
         let node = &earlier.nodes[place.owner];
         let is_another = self.route(hash).is_none_or(|route| route.owner.id() != node.id());
@@ -173,7 +174,7 @@ impl<N: Handle> Routing<N> {
     }
 
     /// Whether a key has had another owner since that version of the ring.
-    pub(crate) fn has_moved_since(&self, hash: u64, version: u64) -> bool {
+    pub(crate) fn has_moved_since(&self, hash: u64, version: RingVersion) -> bool {
         self.route(hash).is_some_and(|route| route.owned_since > version)
     }
 
@@ -232,7 +233,7 @@ impl Routing {
 pub(crate) struct CurrentRouting {
     routing: ArcSwap<Routing>,
     /// Tells of each new ring, by version.
-    version: watch::Sender<u64>,
+    version: watch::Sender<RingVersion>,
 }
 
 impl CurrentRouting {
@@ -252,7 +253,7 @@ impl CurrentRouting {
     }
 
     /// Every later ring's version.
-    pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
+    pub(crate) fn subscribe(&self) -> watch::Receiver<RingVersion> {
         self.version.subscribe()
     }
 }

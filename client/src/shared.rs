@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 use peanut_proto::discovery::{Discovered, Discovery};
 use peanut_proto::membership::{FleetView, Keys};
+use peanut_proto::numbers::RingVersion;
 use peanut_proto::registry::Registry;
 use peanut_proto::v1::Outcome;
 use tokio::sync::{Semaphore, watch};
@@ -32,7 +33,7 @@ pub(crate) struct Answered {
     pub(crate) node: Arc<Node>,
     pub(crate) failover: bool,
     /// Version of the ring by which the node was chosen.
-    pub(crate) ring_version: u64,
+    pub(crate) ring_version: RingVersion,
 }
 
 #[derive(Debug)]
@@ -134,7 +135,7 @@ impl Shared {
     }
 
     /// Waits until the ring has at least this version.
-    pub(crate) async fn wait_for_ring(&self, version: u64) -> Result<(), Error> {
+    pub(crate) async fn wait_for_ring(&self, version: RingVersion) -> Result<(), Error> {
         let mut ring = self.routing.subscribe();
         loop {
             if self.routing.get().ring.version() >= version {
@@ -183,7 +184,7 @@ impl Shared {
     /// Takes in what a node that was chosen by a ring says of the ring with its answer: where it knows a
     /// later one, the registry is read again. The answer names the client's own ring where the node is not
     /// believed.
-    pub(crate) fn heed(&self, node: &Node, reply: Reply, chosen_by: u64) -> Reply {
+    pub(crate) fn heed(&self, node: &Node, reply: Reply, chosen_by: RingVersion) -> Reply {
         // Nearly always, so it costs nothing.
         if reply.ring_version <= chosen_by {
             return reply;
@@ -200,7 +201,7 @@ impl Shared {
             Heard::Attempt => self.discovery.reload(),
             Heard::Asked => {}
             Heard::Refuted => {
-                let (node, registry) = (node.id(), told.version);
+                let (node, registry) = (node.id(), told.version.0);
                 tracing::warn!(
                     node,
                     registry,

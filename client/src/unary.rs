@@ -7,8 +7,11 @@ use bytes::Bytes;
 use peanut_proto::failure;
 use peanut_proto::frame::{Filled, Write};
 use peanut_proto::limits::MAX_MESSAGE_BYTES;
+use peanut_proto::numbers::{FillToken, Generation, RingVersion};
 use peanut_proto::v1::peanut_client::PeanutClient;
-use peanut_proto::v1::{DeleteRequest, ErrorCode, GetRequest, Outcome, SetRequest};
+use peanut_proto::v1::{
+    DeleteRequest, DeleteResponse, ErrorCode, GetRequest, Outcome, SetRequest, SetResponse,
+};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tonic::{Code, Status};
@@ -61,9 +64,9 @@ async fn call(node: &Arc<Monitor>, ask: &Attempt<'_>) -> Result<Reply, Refusal> 
         group: ask.request.group_name.to_owned(),
         key: Bytes::copy_from_slice(ask.request.key),
         on_miss: on_miss.into(),
-        token,
-        ring_version: ask.placement.ring_version,
-        owned_since: ask.placement.owned_since,
+        token: token.0,
+        ring_version: ask.placement.ring_version.0,
+        owned_since: ask.placement.owned_since.0,
         failover: ask.placement.failover,
     });
     if let Ok(traceparent) = ask.request.traceparent.parse()
@@ -78,18 +81,18 @@ async fn call(node: &Arc<Monitor>, ask: &Attempt<'_>) -> Result<Reply, Refusal> 
         Ok(response) => {
             node.saw(Signal::Answered);
             let response = response.into_inner();
-            let lease =
-                (response.token != 0).then(|| Arc::new(lease(node, ask.request.group_name, response.token)));
+            let token = FillToken(response.token);
+            let lease = token.is_some().then(|| Arc::new(lease(node, ask.request.group_name, token)));
             Ok(Reply {
                 lease,
                 outcome: response.outcome(),
                 age: Duration::from_millis(response.age_ms),
                 ttl: Duration::from_millis(response.ttl_ms),
-                token: response.token,
+                token,
                 written: response.written,
                 sequence: 0,
                 value: response.value,
-                ring_version: response.ring_version,
+                ring_version: RingVersion(response.ring_version),
             })
         }
         Err(status) => Err(refused(node, status, ask.request.deadline)),
@@ -97,11 +100,12 @@ async fn call(node: &Arc<Monitor>, ask: &Attempt<'_>) -> Result<Reply, Refusal> 
 }
 
 /// A lease that is given back by a call of its own.
-fn lease(node: &Arc<Monitor>, group: &str, token: u64) -> Lease {
+fn lease(node: &Arc<Monitor>, group: &str, token: FillToken) -> Lease {
     let (node, group) = (Arc::downgrade(node), group.to_owned());
     Lease::new(move || {
         let (Some(node), Ok(runtime)) = (node.upgrade(), Handle::try_current()) else { return };
-        let release = SetRequest { group: group.clone(), token, release: true, ..SetRequest::default() };
+        let release =
+            SetRequest { group: group.clone(), token: token.0, release: true, ..SetRequest::default() };
         runtime.spawn(async move {
             let Some(channel) = node.channel() else { return };
             let mut request = node.request(release);
@@ -126,48 +130,72 @@ async fn call_write(node: &Arc<Monitor>, ask: &Attempt<'_>) -> Result<Reply, Ref
             "it cannot be written to",
         )));
     };
-    let client = PeanutClient::new(channel).max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let (group, ring_version) = (ask.request.group_name.to_owned(), ask.placement.ring_version);
+    let mut client = PeanutClient::new(channel).max_encoding_message_size(MAX_MESSAGE_BYTES);
     let timeout = ask.request.deadline.saturating_duration_since(Instant::now()) + DEADLINE_SLACK;
-    let forget = async |keys, generation, all, (then_set, sequence)| {
-        let (group, mut client) = (group.clone(), client.clone());
-        let mut request =
-            node.request(DeleteRequest { group, keys, generation, ring_version, all, then_set, sequence });
-        request.set_timeout(timeout);
-        let answer = client.delete(request).await.map(tonic::Response::into_inner);
-        answer.map(|answer| (Outcome::Done, answer.ring_version, (answer.token, answer.sequence)))
-    };
-    let set = async |request| {
-        let mut request = node.request(request);
-        request.set_timeout(timeout);
-        let answer = client.clone().set(request).await.map(tonic::Response::into_inner);
-        answer.map(|answer| (answer.outcome(), answer.ring_version, (0, 0)))
-    };
-    let written = match write {
-        Write::Set { key, outcome, ttl_ms, token } => {
-            let (group, key) = (group.clone(), Bytes::copy_from_slice(key));
-            let Placement { owned_since, failover, .. } = ask.placement;
-            let request =
-                SetRequest { group, key, ttl_ms, ring_version, owned_since, token, failover, ..of(outcome) };
-            set(request).await
+    let written = match message(ask, write) {
+        Message::Set(request) => {
+            let mut request = node.request(request);
+            request.set_timeout(timeout);
+            client.set(request).await.map(|answer| {
+                let SetResponse { outcome, ring_version } = answer.into_inner();
+                let outcome = Outcome::try_from(outcome).unwrap_or_default();
+                (outcome, ring_version, FillToken::NONE, 0)
+            })
         }
-        Write::Delete { key, then_set, sequence } => {
-            forget(vec![Bytes::copy_from_slice(key)], 0, false, (then_set, sequence)).await
-        }
-        Write::Clear { generation } => forget(Vec::new(), generation, generation == 0, (false, 0)).await,
-        Write::Release { token } => {
-            set(SetRequest { group: group.clone(), token, release: true, ..SetRequest::default() }).await
+        Message::Delete(request) => {
+            let mut request = node.request(request);
+            request.set_timeout(timeout);
+            client.delete(request).await.map(|answer| {
+                let DeleteResponse { ring_version, token, sequence } = answer.into_inner();
+                (Outcome::Done, ring_version, FillToken(token), sequence)
+            })
         }
     };
     match written {
-        Ok((outcome, ring_version, (token, sequence))) => {
+        Ok((outcome, ring_version, token, sequence)) => {
             node.saw(Signal::Answered);
-            let (age, ttl) = (Duration::ZERO, Duration::ZERO);
-            let lease = (token != 0).then(|| Arc::new(lease(node, ask.request.group_name, token)));
-            let (value, written) = (Bytes::new(), false);
-            Ok(Reply { outcome, value, age, ttl, token, written, sequence, lease, ring_version })
+            let lease = token.is_some().then(|| Arc::new(lease(node, ask.request.group_name, token)));
+            let ring_version = RingVersion(ring_version);
+            Ok(Reply { token, sequence, lease, ring_version, ..Reply::of_write(outcome) })
         }
         Err(status) => Err(refused(node, status, ask.request.deadline)),
+    }
+}
+
+/// A write as a message of its own.
+enum Message {
+    Set(SetRequest),
+    Delete(DeleteRequest),
+}
+
+fn message(ask: &Attempt<'_>, write: Write<'_>) -> Message {
+    let group = ask.request.group_name.to_owned();
+    let Placement { ring_version: RingVersion(ring_version), owned_since, failover } = ask.placement;
+    let forget = DeleteRequest { group: group.clone(), ring_version, ..DeleteRequest::default() };
+    match write {
+        Write::Set { key, outcome, ttl_ms, token } => Message::Set(SetRequest {
+            group,
+            key: Bytes::copy_from_slice(key),
+            ttl_ms,
+            ring_version,
+            owned_since: owned_since.0,
+            token: token.0,
+            failover,
+            ..of(outcome)
+        }),
+        Write::Delete { key, then_set, sequence } => Message::Delete(DeleteRequest {
+            keys: vec![Bytes::copy_from_slice(key)],
+            then_set,
+            sequence,
+            ..forget
+        }),
+        Write::Clear { generation } => {
+            let all = generation == Generation::NONE;
+            Message::Delete(DeleteRequest { generation: generation.0, all, ..forget })
+        }
+        Write::Release { token } => {
+            Message::Set(SetRequest { group, token: token.0, release: true, ..SetRequest::default() })
+        }
     }
 }
 

@@ -20,6 +20,7 @@ use peanut_proto::clock::{uptime, wall_clock_ms};
 use peanut_proto::frame::Write;
 use peanut_proto::intervals::{RECOVERED, SILENCE_BEFORE_HINT};
 use peanut_proto::membership::{FORMAT, Hint, check_name};
+use peanut_proto::numbers::{FillToken, RingVersion};
 use peanut_proto::registry::{KeyRange, Registry, RegistryError};
 use peanut_proto::sabotage::{Mechanism, without};
 use peanut_proto::v1::Outcome;
@@ -117,7 +118,10 @@ async fn delete(
         if !former.is_empty() {
             Box::pin(async {
                 let other = to_owner.without_token();
-                try_join_all(former.iter().map(|node| other.deliver(Part::Former, node, None, 0))).await
+                try_join_all(
+                    former.iter().map(|node| other.deliver(Part::Former, node, None, RingVersion::NONE)),
+                )
+                .await
             })
             .await
             .map_err(Refusal::into_error)?;
@@ -128,7 +132,7 @@ async fn delete(
             Box::pin(async {
                 let other = to_owner.without_token();
                 match duty {
-                    Duty::Owed => other.deliver(Part::Answers, node, None, 0).await.map(drop),
+                    Duty::Owed => other.deliver(Part::Answers, node, None, RingVersion::NONE).await.map(drop),
                     Duty::Attempt | Duty::InItsPlace => {
                         other.try_to_forget_at(node).await;
                         Ok(())
@@ -142,7 +146,7 @@ async fn delete(
         let reply = told.unwrap_or(Ok(())).and(reply).map_err(Refusal::into_error)?;
         // Before the look at the ring, so that a change after it is noticed there.
         client.recent.add(request, group_name, ring_version, Instant::now());
-        let heard = reply.as_ref().map_or(0, |reply| reply.ring_version);
+        let heard = reply.as_ref().map_or(RingVersion::NONE, |reply| reply.ring_version);
         if !has_moved(client, &routing, heard, request).await? {
             return Ok(Deleted { routing, reply });
         }
@@ -155,16 +159,17 @@ async fn delete(
 async fn fill(
     request: &Request<'_>,
     owner: &Arc<Node>,
-    ring_version: u64,
+    ring_version: RingVersion,
     lease: &Reply,
 ) -> Result<bool, Error> {
     let Op::Write(Write::Set { key, outcome, ttl_ms, .. }) = request.op else { return Ok(true) };
-    if lease.token == 0 {
+    if lease.token == FillToken::NONE {
         return Ok(false);
     }
-    let token = if without(Mechanism::Tokens) { 0 } else { lease.token };
+    let token = if without(Mechanism::Tokens) { FillToken::NONE } else { lease.token };
     let set = Write::Set { key, outcome, ttl_ms, token };
-    let ask = Request { op: Op::Write(set), ..*request }.at(Placement::owner(ring_version, 0));
+    let ask =
+        Request { op: Op::Write(set), ..*request }.at(Placement::owner(ring_version, RingVersion::NONE));
     let mut pauses = Backoff::new(ROOM_FIRST, ROOM_LONGEST);
     loop {
         match owner.write(&ask, Instant::now()).await {
@@ -209,7 +214,7 @@ fn tell_of_bound(group: &str, max_ttl: Duration) {
 pub(crate) async fn has_moved(
     client: &Shared,
     under: &Routing,
-    heard: u64,
+    heard: RingVersion,
     request: &Request<'_>,
 ) -> Result<bool, Error> {
     wait_for_ring(client, heard, request).await?;
@@ -218,7 +223,11 @@ pub(crate) async fn has_moved(
 }
 
 /// Waits for a ring that nodes know.
-pub(crate) async fn wait_for_ring(client: &Shared, heard: u64, request: &Request<'_>) -> Result<(), Error> {
+pub(crate) async fn wait_for_ring(
+    client: &Shared,
+    heard: RingVersion,
+    request: &Request<'_>,
+) -> Result<(), Error> {
     if heard <= client.routing.get().ring.version() {
         return Ok(());
     }
@@ -246,7 +255,7 @@ impl OneNode<'_> {
         part: Part,
         node: &Arc<Node>,
         successor: Option<&Arc<Node>>,
-        owned_since: u64,
+        owned_since: RingVersion,
     ) -> Result<Option<Reply>, Refusal> {
         let has_registry = self.client.registry.is_some();
         // The fleet and the registry's view are looked at only where it matters: most nodes are up, and
@@ -286,7 +295,7 @@ impl OneNode<'_> {
     }
 
     /// Asks a node once.
-    async fn ask(&self, node: &Arc<Node>, owned_since: u64) -> Result<Reply, Refusal> {
+    async fn ask(&self, node: &Arc<Node>, owned_since: RingVersion) -> Result<Reply, Refusal> {
         let ask = self.request.at(Placement::owner(self.routing.ring.version(), owned_since));
         let reply = node.write(&ask, Instant::now()).await?;
         if reply.outcome != Outcome::Done {
@@ -381,7 +390,7 @@ impl OneNode<'_> {
             Ok(Err(error)) => return Err(neither(&because, node, Some(error))),
             Err(_) => return Err(neither(&because, node, None)),
         }
-        let ask = self.request.at(Placement::owner(self.routing.ring.version(), 0));
+        let ask = self.request.at(Placement::owner(self.routing.ring.version(), RingVersion::NONE));
         tokio::select! {
             biased;
             is_read = self.is_read(&**registry, node, &at) => {

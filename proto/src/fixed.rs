@@ -31,6 +31,6 @@ mod tests {
         let registry = fixed_list("f", ["h:1", "h:2"]);
         let mut view = FleetView::new(Keys::new("f"));
         view.replace(registry.load("/peanut/f/").await.unwrap());
-        assert_eq!((view.ring.version, view.ring.members.len(), view.live.len()), (1, 2, 2));
+        assert_eq!((view.ring.version.0, view.ring.members.len(), view.live.len()), (1, 2, 2));
     }
 }

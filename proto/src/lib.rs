@@ -10,6 +10,7 @@
 //! - [`discovery`] keeps a view of them current.
 //! - [`fixed`] is a fleet without a registry of its own.
 //! - [`loaded`] is what a loader found, of a node or of an application.
+//! - [`numbers`] are the types of versions, tokens and generations.
 //! - [`intervals`] holds the times that processes rely on one another for.
 //! - [`clock`] and [`machine`] are what both sides take from the system, and what a simulator replaces.
 //!
@@ -33,6 +34,7 @@ pub mod limits;
 pub mod loaded;
 pub mod machine;
 pub mod membership;
+pub mod numbers;
 pub mod registry;
 pub mod sabotage;
 #[cfg(feature = "tls")]

@@ -42,7 +42,7 @@ pub struct ServerBuilder {
     pub(crate) forget_after: Duration,
     pub(crate) data_dir: Option<PathBuf>,
     pub(crate) seal_interval: Duration,
-    pub(crate) restore_bytes_per_second: u64,
+    pub(crate) restore_rate: u64,
     #[cfg(feature = "tls")]
     pub(crate) tls: Option<TlsFiles>,
     pub(crate) insecure: bool,
@@ -77,7 +77,7 @@ impl Default for ServerBuilder {
             forget_after: Server::DEFAULT_FORGET_AFTER,
             data_dir: None,
             seal_interval: Server::DEFAULT_SEAL_INTERVAL,
-            restore_bytes_per_second: Server::DEFAULT_RESTORE_BYTES_PER_SECOND,
+            restore_rate: Server::DEFAULT_RESTORE_RATE,
             #[cfg(feature = "tls")]
             tls: None,
             insecure: false,
@@ -235,8 +235,8 @@ impl ServerBuilder {
     /// The most bytes a second that are read from [`data_dir`](Self::data_dir) after a start, while the node
     /// already serves; 256 MiB by default, from 1 KiB to 1 TiB.
     #[must_use]
-    pub fn restore_bytes_per_second(mut self, bytes: u64) -> Self {
-        self.restore_bytes_per_second = bytes;
+    pub fn restore_rate(mut self, bytes: u64) -> Self {
+        self.restore_rate = bytes;
         self
     }
 

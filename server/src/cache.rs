@@ -12,6 +12,7 @@ use bytes::Bytes;
 use load::Loads;
 use parking_lot::Mutex;
 use peanut_proto::limits::check_key;
+use peanut_proto::numbers::{FillToken, Generation, RingVersion};
 use peanut_proto::sabotage::{Mechanism, without};
 use peanut_proto::v1::{ErrorCode, OnMiss, Outcome};
 use tokio::runtime::Handle;
@@ -23,7 +24,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::breaker::Position;
 use crate::budget::{Account, Budget, Held, OPERATION_BYTES, Reservation};
 use crate::error::Failure;
-use crate::flight::{Boarding, Flights, Leader, Token};
+use crate::flight::{Boarding, Flights, Leader};
 use crate::group::{Group, Policy};
 use crate::hot::{HotKey, HotKeys};
 use crate::journal::Journal;
@@ -49,7 +50,7 @@ pub(crate) struct Cache {
     /// Where entries are kept for a warm restart, if anywhere.
     journal: OnceLock<Arc<Journal>>,
     /// How many times the group has been cleared, as the registry says.
-    generation: watch::Sender<u64>,
+    generation: watch::Sender<Generation>,
     /// It has been said that a value was too large to be kept.
     is_told_of_large: AtomicBool,
 }
@@ -60,13 +61,13 @@ pub(crate) struct Get {
     pub(crate) key: Bytes,
     pub(crate) on_miss: OnMiss,
     /// The ring version that the node knows: what is loaded from now on is written under it.
-    pub(crate) stamp: u64,
+    pub(crate) stamp: RingVersion,
     /// Ring version since which this node owns the key; at most `stamp`.
-    pub(crate) owned_since: u64,
+    pub(crate) owned_since: RingVersion,
     /// Whether this node is asked as the owner or in its place.
     pub(crate) origin: Origin,
     /// A fill token that is given back; 0: none.
-    pub(crate) token: Token,
+    pub(crate) token: FillToken,
     /// W3C trace context of the caller; empty: none.
     pub(crate) traceparent: Bytes,
     /// `Err`: why the caller may not hold a fill lease.
@@ -92,7 +93,7 @@ pub(crate) struct Answer {
     pub(crate) age: Duration,
     pub(crate) ttl: Duration,
     /// With the outcome that the caller is to fill, or with a delete before a set.
-    pub(crate) token: Token,
+    pub(crate) token: FillToken,
     /// With a token: the key may have been written since the node came to own it.
     pub(crate) written: bool,
     /// Of a delete: the key's sequence.
@@ -103,7 +104,12 @@ impl Get {
     /// The same get, for what waits: it keeps nothing of the frame that it came in. A token was good once.
     fn kept(&self) -> Self {
         let copy = |bytes: &Bytes| Bytes::copy_from_slice(bytes);
-        Get { key: copy(&self.key), traceparent: copy(&self.traceparent), token: 0, ..self.clone() }
+        Get {
+            key: copy(&self.key),
+            traceparent: copy(&self.traceparent),
+            token: FillToken::NONE,
+            ..self.clone()
+        }
     }
 }
 
@@ -132,7 +138,7 @@ impl Answer {
             value: Value::default(),
             age: Duration::ZERO,
             ttl: Duration::ZERO,
-            token: 0,
+            token: FillToken::NONE,
             written: false,
             sequence: 0,
         }
@@ -153,7 +159,7 @@ impl Cache {
             tasks: Mutex::default(),
             runtime: OnceLock::new(),
             journal: OnceLock::new(),
-            generation: watch::Sender::new(0),
+            generation: watch::Sender::new(Generation::NONE),
             is_told_of_large: AtomicBool::new(false),
             policy: group.policy,
         }
@@ -253,13 +259,13 @@ impl Cache {
                 .ok_or_else(|| Failure::new(ErrorCode::Overloaded, why));
         };
         // There is nobody to load for a client that gives a token back; those who wait may be able to.
-        if get.token != 0 && self.loader.is_none() {
+        if get.token != FillToken::NONE && self.loader.is_none() {
             self.flights.void(get.token);
             return self.nothing(get).map(Begun::Answered);
         }
         // Only who may fill can have been given a token. Others may be waiting for what it is for, so it does
         // not wait for room itself.
-        if get.token != 0
+        if get.token != FillToken::NONE
             && get.may_fill.is_ok()
             && let Some((pilot, ticket)) =
                 self.flights.take_over(&get.key, get.token, Reservation::new(account, 0))
@@ -421,7 +427,7 @@ impl Cache {
             value: entry.value.clone().unwrap_or_default(),
             age: now.saturating_duration_since(entry.loaded),
             ttl: entry.expires.saturating_duration_since(now + window),
-            token: 0,
+            token: FillToken::NONE,
             written: false,
             sequence: 0,
         }
@@ -475,8 +481,8 @@ impl Cache {
 }
 
 /// Ring version since which the node owns the key, for what is stored.
-fn owned_since(get: &Get) -> u64 {
-    if without(Mechanism::Stamps) { 0 } else { get.owned_since }
+fn owned_since(get: &Get) -> RingVersion {
+    if without(Mechanism::Stamps) { RingVersion::NONE } else { get.owned_since }
 }
 
 mod load;

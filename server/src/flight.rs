@@ -27,6 +27,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use peanut_proto::numbers::{FillToken, RingVersion};
 use peanut_proto::sabotage::{Mechanism, without};
 use peanut_proto::v1::ErrorCode;
 use tokio::sync::watch;
@@ -46,9 +47,6 @@ const MOST_LATE: usize = 4096;
 /// What a flight brought: an entry, or the failure that all who waited share.
 pub(crate) type Landed = Result<Entry, Failure>;
 
-/// A fill token; never zero.
-pub(crate) type Token = u64;
-
 /// The flights of one group.
 #[derive(Debug)]
 pub(crate) struct Flights {
@@ -59,19 +57,19 @@ pub(crate) struct Flights {
 struct State {
     table: HashMap<(Origin, Bytes), Flight>,
     /// Flights that a client leads, by token, poisoned and late ones included.
-    leases: HashMap<Token, Lease>,
+    leases: HashMap<FillToken, Lease>,
     /// Leases that are not late yet, by when they will be.
-    due: BTreeSet<(Instant, Token)>,
+    due: BTreeSet<(Instant, FillToken)>,
     /// Late leases, the oldest first, and until when they are remembered.
-    late: VecDeque<(Instant, Token)>,
+    late: VecDeque<(Instant, FillToken)>,
     writes: Writes,
 }
 
 #[derive(Debug)]
 struct Flight {
-    id: u64,
+    id: FillToken,
     /// The ring version that the node knew when it started.
-    stamp: u64,
+    stamp: RingVersion,
     /// Its leader takes too long: the next caller begins anew, and takes its place.
     is_late: bool,
     progress: watch::Receiver<Progress>,
@@ -80,7 +78,7 @@ struct Flight {
 #[derive(Debug)]
 struct Lease {
     key: (Origin, Bytes),
-    stamp: u64,
+    stamp: RingVersion,
     /// The key's writes up to the time when it was given.
     writes: (u64, u64),
     progress: watch::Sender<Progress>,
@@ -117,7 +115,7 @@ impl Progress {
 #[derive(Debug)]
 pub(crate) struct ThenSet {
     /// The ring version under which the value is written.
-    pub(crate) stamp: u64,
+    pub(crate) stamp: RingVersion,
     /// When the lease is late.
     pub(crate) until: Instant,
     /// It is given only where this is the key's sequence still; 0: whatever it is.
@@ -131,7 +129,7 @@ pub(crate) struct ThenSet {
 pub(crate) struct Written<R> {
     pub(crate) written: R,
     /// The lease of the next set of the key; 0: none.
-    pub(crate) token: Token,
+    pub(crate) token: FillToken,
     /// The key's sequence now.
     pub(crate) sequence: u64,
 }
@@ -158,7 +156,7 @@ pub(crate) enum Boarding {
     Leader(Pilot, Ticket),
     /// Load by itself, and bring the value under this token. The newest ring version that a writer of the key
     /// went by, or of another key that is counted with it.
-    Lease { token: Token, written_under: u64 },
+    Lease { token: FillToken, written_under: RingVersion },
     /// There is neither an entry nor a flight, and nobody to lead one.
     Nothing,
 }
@@ -187,7 +185,7 @@ impl Ticket {
 pub(crate) struct Pilot {
     flights: Arc<Flights>,
     key: (Origin, Bytes),
-    id: u64,
+    id: FillToken,
     progress: watch::Sender<Progress>,
     reserved: Reservation,
 }
@@ -220,7 +218,7 @@ impl Flights {
         self: &Arc<Self>,
         key: &Bytes,
         origin: Origin,
-        (stamp, owned_since): (u64, u64),
+        (stamp, owned_since): (RingVersion, RingVersion),
         leader: Leader,
         stored: impl FnOnce() -> Option<Entry>,
     ) -> Boarding {
@@ -256,8 +254,8 @@ impl Flights {
     pub(crate) fn fill(
         &self,
         key: &Bytes,
-        token: Token,
-        landed: impl FnOnce(u64, Origin) -> Landed,
+        token: FillToken,
+        landed: impl FnOnce(RingVersion, Origin) -> Landed,
         store: impl FnOnce(&Entry) -> Option<Value>,
     ) -> Fill {
         let mut state = self.state.lock();
@@ -284,7 +282,7 @@ impl Flights {
     }
 
     /// Makes a lease void: callers that wait board anew.
-    pub(crate) fn void(&self, token: Token) {
+    pub(crate) fn void(&self, token: FillToken) {
         let mut state = self.state.lock();
         let Some(lease) = state.leases.remove(&token) else { return };
         state.leave(&lease.key, token);
@@ -293,7 +291,7 @@ impl Flights {
     }
 
     /// Whether a lease stands, be it late.
-    pub(crate) fn is_leased(&self, token: Token) -> bool {
+    pub(crate) fn is_leased(&self, token: FillToken) -> bool {
         self.state.lock().leases.contains_key(&token)
     }
 
@@ -331,7 +329,7 @@ impl Flights {
     pub(crate) fn take_over(
         self: &Arc<Self>,
         key: &Bytes,
-        token: Token,
+        token: FillToken,
         reserved: Reservation,
     ) -> Option<(Pilot, Ticket)> {
         let mut state = self.state.lock();
@@ -352,7 +350,7 @@ impl Flights {
     pub(crate) fn write<R>(
         &self,
         key: &Bytes,
-        under: u64,
+        under: RingVersion,
         then_set: Option<ThenSet>,
         write: impl FnOnce() -> R,
     ) -> Written<R> {
@@ -366,14 +364,14 @@ impl Flights {
         let stands =
             |then: &ThenSet| then.sequence == 0 || then.sequence == before || without(Mechanism::Sequences);
         let Some(ThenSet { stamp, until, held, reserved, .. }) = then_set.filter(stands) else {
-            return Written { written, token: 0, sequence };
+            return Written { written, token: FillToken::NONE, sequence };
         };
         let key = (Origin::Owner, Bytes::copy_from_slice(key));
         Written { written, token: state.lease(key, stamp, until, Some(held), reserved), sequence }
     }
 
     /// Poisons all flights, and writes in the same step.
-    pub(crate) fn write_all<R>(&self, under: u64, write: impl FnOnce() -> R) -> R {
+    pub(crate) fn write_all<R>(&self, under: RingVersion, write: impl FnOnce() -> R) -> R {
         let mut state = self.state.lock();
         state.table.clear();
         state.writes.clears += 1;
@@ -389,10 +387,10 @@ impl Flights {
 
 impl State {
     /// Puts a flight into the table, in the place of any other.
-    fn start(&mut self, key: &(Origin, Bytes), stamp: u64) -> (u64, watch::Sender<Progress>) {
+    fn start(&mut self, key: &(Origin, Bytes), stamp: RingVersion) -> (FillToken, watch::Sender<Progress>) {
         // Tokens cannot be guessed from others, nor are those of an earlier life of the process any of this
         // one's.
-        let id = fastrand::u64(1..);
+        let id = FillToken(fastrand::u64(1..));
         let (sender, progress) = watch::channel(Progress::UnderWay);
         self.table.insert(key.clone(), Flight { id, stamp, is_late: false, progress });
         (id, sender)
@@ -402,11 +400,11 @@ impl State {
     fn lease(
         &mut self,
         key: (Origin, Bytes),
-        stamp: u64,
+        stamp: RingVersion,
         until: Instant,
         held: Option<Held>,
         reserved: Reservation,
-    ) -> Token {
+    ) -> FillToken {
         let (id, progress) = self.start(&key, stamp);
         let writes = self.writes.so_far(&key.1);
         self.leases.insert(id, Lease { key, stamp, writes, progress, reserved, _held: held });
@@ -424,14 +422,14 @@ impl State {
     }
 
     /// Forgets a lease that has been late for long.
-    fn forget(&mut self, token: Token) {
+    fn forget(&mut self, token: FillToken) {
         if let Some(lease) = self.leases.remove(&token) {
             self.leave(&lease.key, token);
         }
     }
 
     /// Takes a flight out of the table. Whether it was there, and not poisoned.
-    fn leave(&mut self, key: &(Origin, Bytes), id: u64) -> bool {
+    fn leave(&mut self, key: &(Origin, Bytes), id: FillToken) -> bool {
         let is_there = self.table.get(key).is_some_and(|flight| flight.id == id);
         if is_there {
             self.table.remove(key);

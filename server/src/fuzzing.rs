@@ -130,6 +130,7 @@ mod tests {
     use std::path::{Path, PathBuf};
 
     use peanut_proto::frame::{Filled, GetOperation, RequestFrame, RequestWriter, Write, WriteOperation};
+    use peanut_proto::numbers::{FillToken, Generation, RingVersion};
     use peanut_proto::v1::OnMiss;
 
     use super::*;
@@ -154,7 +155,17 @@ mod tests {
 
     fn get(id: u32, group: u32, key: &[u8], on_miss: OnMiss) -> GetOperation<'_> {
         let (deadline_ms, owned_since, failover, token, traceparent) = (id * 10, 0, false, 0, "");
-        GetOperation { id, group, key, deadline_ms, owned_since, failover, on_miss, token, traceparent }
+        GetOperation {
+            id,
+            group,
+            key,
+            deadline_ms,
+            owned_since: RingVersion(owned_since),
+            failover,
+            on_miss,
+            token: FillToken(token),
+            traceparent,
+        }
     }
 
     /// What clients say, for a fuzzer to begin with.
@@ -162,14 +173,14 @@ mod tests {
         let named = |more: &dyn Fn(&mut RequestWriter)| {
             let mut frame = RequestWriter::default();
             frame.open(7);
-            frame.ring_version(1);
+            frame.ring_version(RingVersion(1));
             frame.group(0, "s");
             frame.group(1, "g");
             more(&mut frame);
             piece(&frame.take())
         };
         let write = |id, group, write| WriteOperation { id, group, deadline_ms: 0, failover: false, write };
-        let set = |outcome| Write::Set { key: b"k", outcome, ttl_ms: 5, token: 9 };
+        let set = |outcome| Write::Set { key: b"k", outcome, ttl_ms: 5, token: FillToken(9) };
         let gets = named(&|frame| {
             for (id, on_miss) in [OnMiss::Load, OnMiss::Peek, OnMiss::Lease].into_iter().enumerate() {
                 frame.get(&get(id as u32, 0, b"Tom", on_miss));
@@ -182,8 +193,8 @@ mod tests {
             frame.write(&write(2, 1, set(Filled::NotFound)));
             frame.write(&write(3, 1, set(Filled::Failed("no"))));
             frame.write(&write(4, 1, Write::Delete { key: b"k", then_set: true, sequence: 3 }));
-            frame.write(&write(5, 0, Write::Clear { generation: 2 }));
-            frame.write(&write(6, 1, Write::Release { token: 9 }));
+            frame.write(&write(5, 0, Write::Clear { generation: Generation(2) }));
+            frame.write(&write(6, 1, Write::Release { token: FillToken(9) }));
             frame.ping();
             frame.waited_ms(3);
         });
@@ -194,8 +205,12 @@ mod tests {
             piece(&frame.take())
         };
         let claims = named(&|frame| {
-            frame.ring_version(u64::MAX);
-            frame.get(&GetOperation { owned_since: 5, token: 3, ..get(1, 0, b"Tom", OnMiss::Load) });
+            frame.ring_version(RingVersion(u64::MAX));
+            frame.get(&GetOperation {
+                owned_since: RingVersion(5),
+                token: FillToken(3),
+                ..get(1, 0, b"Tom", OnMiss::Load)
+            });
         });
         vec![
             ("leases", [gets.clone(), again].concat()),

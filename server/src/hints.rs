@@ -16,6 +16,7 @@ use bytes::Bytes;
 use peanut_proto::backoff::Backoff;
 use peanut_proto::clock::wall_clock_ms;
 use peanut_proto::membership::{self, Hint, Key, Keys, RingDocument};
+use peanut_proto::numbers::{Generation, RingVersion};
 use peanut_proto::registry::{Change, KeyRange, PageOptions, Registry, RegistryError};
 use peanut_proto::sabotage::{Mechanism, without};
 use tokio::sync::{mpsc, watch};
@@ -42,7 +43,7 @@ struct Heard {
     done: mpsc::UnboundedSender<Applied>,
     /// The generation of each of the node's groups that the registry had last; `None` where it could not be
     /// read.
-    generations: HashMap<String, Option<u64>>,
+    generations: HashMap<String, Option<Generation>>,
     /// When it was last told of a bad record.
     said: Option<Instant>,
 }
@@ -169,7 +170,7 @@ impl HintReader {
                 "the registry has lost what it knew of this node, which may not have been told of all; it forgets all that it has"
             );
             let under = self.node.ring().heard_of_any();
-            done(self.node.caches().map(|cache| cache.clear(0, under))).await;
+            done(self.node.caches().map(|cache| cache.clear(Generation::NONE, under))).await;
         }
         // Where the registry does not take it now, the mark is made with the next reading.
         let made = self.registry.put(&key, format!("{:016x}", lineage.mine).into_bytes(), None).await;
@@ -198,10 +199,9 @@ impl HintReader {
                                 tracing::warn!(key = change.key, %error, "a hint that cannot be read; its group is cleared");
                             }
                             begun.extend(
-                                self.node
-                                    .cache(group)
-                                    .ok()
-                                    .map(|cache| cache.clear(0, self.node.ring().heard_of_any())),
+                                self.node.cache(group).ok().map(|cache| {
+                                    cache.clear(Generation::NONE, self.node.ring().heard_of_any())
+                                }),
                             );
                         }
                         Err(_) => {}
@@ -230,7 +230,7 @@ impl HintReader {
                     Ordering::Greater if is_believable => Some(cache.clear_to(generation, under)),
                     Ordering::Equal => None,
                     // A number that is not kept: every later one would be less.
-                    Ordering::Greater | Ordering::Less => Some(cache.clear(0, under)),
+                    Ordering::Greater | Ordering::Less => Some(cache.clear(Generation::NONE, under)),
                 }
             }
             Err(error) => {
@@ -254,9 +254,15 @@ impl HintReader {
         let Ok(cache) = self.node.cache(group) else { return };
         tracing::debug!(group, keys = record.keys.as_ref().map(Vec::len), "applying a hint of a client");
         match record.keys {
-            None => begun.push(cache.clear(0, under)),
+            None => begun.push(cache.clear(Generation::NONE, under)),
             Some(keys) => begun.extend(keys.into_iter().filter_map(|key| {
-                let delete = Delete { key: &Bytes::from(key), under, stamp: 0, then_set: None, sequence: 0 };
+                let delete = Delete {
+                    key: &Bytes::from(key),
+                    under,
+                    stamp: RingVersion::NONE,
+                    then_set: None,
+                    sequence: 0,
+                };
                 cache.delete(delete, Instant::now()).ok()
             })),
         }

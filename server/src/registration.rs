@@ -14,6 +14,7 @@ use peanut_proto::discovery::{Discovered, Discovery};
 use peanut_proto::membership::{
     DEFAULT_POINTS, FORMAT, Keys, LiveGroup, Liveness, NamingRecord, NodeInfo, RingDocument,
 };
+use peanut_proto::numbers::RingVersion;
 use peanut_proto::registry::{LeaseId, Registry, RegistryError};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
@@ -198,7 +199,7 @@ impl Registration {
         lease: &mut Option<LeaseId>,
         discovered: &mut watch::Receiver<Discovered>,
         has_joined: bool,
-    ) -> Result<u64, RegistryError> {
+    ) -> Result<RingVersion, RegistryError> {
         let known = discovered.borrow_and_update().view.ring.clone();
         self.check_that_the_id_is_free(live).await?;
         // A lease that still stands is used again, so that none is left behind to delete what a later
@@ -216,7 +217,7 @@ impl Registration {
         self.registry.put(&self.keys.live(&self.node.id), live.encode(), *lease).await?;
         self.registry.put(&naming_key, naming.encode(), *lease).await?;
         let version = self.join(&known, has_joined).await?;
-        tracing::info!(node = self.node.id, addr = self.node.addr, ring_version = version, "registered");
+        tracing::info!(node = self.node.id, addr = self.node.addr, ring_version = version.0, "registered");
         Ok(version)
     }
 
@@ -232,7 +233,7 @@ impl Registration {
 
     /// Makes the node a member as it describes itself, by compare-and-swap, and tells the ring's version.
     /// One that was a member in this life of the process, and was taken out by an operator, stays out.
-    async fn join(&self, known: &RingDocument, has_joined: bool) -> Result<u64, RegistryError> {
+    async fn join(&self, known: &RingDocument, has_joined: bool) -> Result<RingVersion, RegistryError> {
         let key = self.keys.ring();
         for _ in 0..SWAP_ATTEMPTS {
             let entry = self.registry.get(&key).await?;
@@ -248,7 +249,7 @@ impl Registration {
                 Some(Err(error)) if error.is_newer_format() => {
                     return Err(RegistryError::new(format!("will not overwrite {key}: {error}")));
                 }
-                Some(Err(error)) if known.version == 0 => {
+                Some(Err(error)) if known.version == RingVersion::NONE => {
                     let mend = "a node that knows the ring writes it again; where none does, delete the key";
                     return Err(RegistryError::new(format!("will not overwrite {key}: {error}; {mend}")));
                 }
@@ -263,7 +264,7 @@ impl Registration {
                 return Ok(ring.version);
             }
             let Some(mut ring) = next_ring(stored.as_ref(), known, &self.node, now_ms) else {
-                return Ok(stored.map_or(0, |ring| ring.version));
+                return Ok(stored.map_or(RingVersion::NONE, |ring| ring.version));
             };
             ring.forget_departed(now_ms, u64::try_from(self.max_ttl.as_millis()).unwrap_or(u64::MAX));
             let version = ring.version;
@@ -338,7 +339,7 @@ impl Registration {
                         return "the liveness record cannot be read";
                     } else if seen_alive && !alive {
                         return VANISHED;
-                    } else if view.revision > 0 && view.ring.version > 0 && !is_member(&view.ring, &self.node)
+                    } else if view.revision > 0 && view.ring.version > RingVersion::NONE && !is_member(&view.ring, &self.node)
                         && !view.ring.is_drained(&self.node.id)
                     {
                         return "the ring does not have this node as it is";
@@ -376,7 +377,7 @@ fn next_ring(
         return stored.with(node, now_ms);
     }
     let empty = RingDocument::empty(DEFAULT_POINTS);
-    let mut ring = if known.version > 0 { known.clone() } else { empty };
+    let mut ring = if known.version > RingVersion::NONE { known.clone() } else { empty };
     let base = ring.version;
     let newcomers = stored.iter().flat_map(|ring| &ring.members).map(|m| NodeInfo {
         id: m.id.clone(),
@@ -388,7 +389,7 @@ fn next_ring(
         ring = ring.with(&newcomer, now_ms).unwrap_or(ring);
     }
     if ring.version == base {
-        ring.version += 1;
+        ring.version = base.plus(1);
     }
     Some(ring)
 }

@@ -88,7 +88,7 @@ impl Server {
     /// 5 minutes.
     pub const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
     /// 256 MiB.
-    pub const DEFAULT_RESTORE_BYTES_PER_SECOND: u64 = 256 << 20;
+    pub const DEFAULT_RESTORE_RATE: u64 = 256 << 20;
 
     pub(crate) fn new(
         options: ServerBuilder,
@@ -247,12 +247,11 @@ impl Server {
 
     /// Begins to keep what the groups have, where there is a directory for it.
     fn persistence(&self, registration: Option<&Registration>) -> Option<Persistence> {
-        let ServerBuilder { data_dir, seal_interval, restore_bytes_per_second, fleet, nodes, .. } =
-            &self.options;
+        let ServerBuilder { data_dir, seal_interval, restore_rate, fleet, nodes, .. } = &self.options;
         let options = PersistenceOptions {
             data_dir: data_dir.clone()?,
             seal_interval: *seal_interval,
-            restore_bytes_per_second: *restore_bytes_per_second,
+            restore_rate: *restore_rate,
         };
         // A fixed list has no versions, so with another list everything may be outdated.
         let id = registration.map_or("", |registration| &registration.node.id);

@@ -40,7 +40,8 @@ async fn a_node_of_another_fleet_at_a_dead_ones_address_is_not_believed() {
             assert!(many.iter().all(Result::is_err), "{many:?}");
         }
         // A write leaves a hint for the node that is meant, and fails as long as that node still holds its lease.
-        eventually("the dead node's lease to end", async || client.group("g").set("k", "written").await.ok()).await;
+        eventually("the dead node's lease to end", async || client.group("g").set("k", "written").await.ok())
+            .await;
         client.group("g").delete("j").await.unwrap();
         client.probe().await;
         assert!(!client.nodes()[0].up, "a stranger does not pass for the node");

@@ -11,6 +11,7 @@ use peanut_client::{Client, ErrorKind, Group};
 use peanut_proto::frame::{
     Filled, GetOperation, RequestFrame, RequestWriter, ResponseField, ResponseFrame, Write, WriteOperation,
 };
+use peanut_proto::numbers::{FillToken, RingVersion};
 use peanut_proto::v1::peanut_client::PeanutClient;
 use peanut_proto::v1::{DeleteRequest, ErrorCode, OnMiss, Outcome};
 use peanut_tests::{PATIENCE, ServerProcess, eventually, free_port, resident_bytes};
@@ -103,10 +104,10 @@ fn get(id: u32, key: &[u8], on_miss: OnMiss) -> GetOperation<'_> {
         group: 0,
         key,
         deadline_ms: 0,
-        owned_since: 0,
+        owned_since: RingVersion::NONE,
         failover: false,
         on_miss,
-        token: 0,
+        token: FillToken::NONE,
         traceparent: "",
     }
 }
@@ -273,7 +274,7 @@ async fn what_waits_does_not_keep_the_frame_that_it_came_in() {
         // Something long beside it, which is refused.
         let long = vec![0; 7 << 20];
         let outcome = Filled::Value(&long);
-        let write = Write::Set { key: b"", outcome, ttl_ms: 0, token: 0 };
+        let write = Write::Set { key: b"", outcome, ttl_ms: 0, token: FillToken::NONE };
         frame.write(&WriteOperation { id: number * 2 + 1, group: 0, deadline_ms: 0, failover: false, write });
         lane.requests.send(frame.take()).unwrap();
     }

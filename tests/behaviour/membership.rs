@@ -7,6 +7,7 @@ use std::time::Duration;
 use peanut_client::registry::{LocalRegistry, Registry as _};
 use peanut_client::{Client, ErrorKind};
 use peanut_proto::membership::{Keys, RingDocument};
+use peanut_proto::numbers::RingVersion;
 use peanut_server::{Group, Loaded, Server, loader_fn};
 use peanut_tests::{Origin, ServerProcess, eventually, group_from, now};
 use tokio::net::TcpListener;
@@ -83,7 +84,7 @@ async fn clients_with_the_same_ring_version_agree_on_every_key() {
 async fn nodes_that_start_together_all_join() {
     let (etcd, servers) = fleet(6, SCORES).await;
     let client = client(&etcd, 6).await;
-    assert_eq!(client.ring().version(), 6, "each join is one version");
+    assert_eq!(client.ring().version(), RingVersion(6), "each join is one version");
     let mut addrs: Vec<_> = servers.iter().map(ServerProcess::addr).collect();
     addrs.sort_unstable();
     assert_eq!(client.nodes().iter().map(|node| node.addr.as_str()).collect::<Vec<_>>(), addrs);
@@ -148,20 +149,23 @@ async fn a_ring_without_most_of_its_nodes_is_doubted_while_they_answer() {
     assert_eq!(client.nodes().len(), 3, "they answer, so the ring is in doubt");
 
     // One node less is believed at once.
-    let one_gone = RingDocument { version: 9, ..whole.without(&addrs[0], 0).unwrap() };
+    let one_gone = RingDocument { version: RingVersion(9), ..whole.without(&addrs[0], 0).unwrap() };
     put_ring(&registry, &one_gone).await;
     client.wait_for_ring(9).await.unwrap();
     assert_eq!(client.nodes().len(), 2);
 
     // And so are most of them once they answer no more.
-    put_ring(&registry, &RingDocument { version: 10, ..whole }).await;
+    put_ring(&registry, &RingDocument { version: RingVersion(10), ..whole }).await;
     client.wait_for_ring(10).await.unwrap();
     nodes.truncate(1);
     let server_gone =
         |addr: String| async move { tokio::net::TcpStream::connect(addr).await.is_err().then_some(()) };
     eventually("the sockets to close", async || server_gone(addrs[2].clone()).await).await;
-    put_ring(&registry, &RingDocument { version: 11, ..most_gone }).await;
-    eventually("the ring to be believed", async || (client.ring().version() == 11).then_some(())).await;
+    put_ring(&registry, &RingDocument { version: RingVersion(11), ..most_gone }).await;
+    eventually("the ring to be believed", async || {
+        (client.ring().version() == RingVersion(11)).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

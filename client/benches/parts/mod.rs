@@ -8,6 +8,7 @@ use peanut_proto::frame::{
     AnswerFields, GetOperation, RequestFrame, RequestWriter, ResponseFrame, ResponseWriter,
 };
 use peanut_proto::membership::{NodeInfo, RingDocument};
+use peanut_proto::numbers::{FillToken, RingVersion};
 use peanut_proto::v1::{OnMiss, Outcome};
 
 pub(crate) const KEY: &[u8] = b"user:1234567";
@@ -29,10 +30,10 @@ pub(crate) fn request(writer: &mut RequestWriter, operations: u32) -> RequestFra
             group: 0,
             key: KEY,
             deadline_ms: 5000,
-            owned_since: 7,
+            owned_since: RingVersion(7),
             failover: false,
             on_miss: OnMiss::Load,
-            token: 0,
+            token: FillToken::NONE,
             traceparent: "",
         };
         writer.get(black_box(&get));
@@ -48,7 +49,7 @@ pub(crate) fn response(writer: &mut ResponseWriter, operations: u32) -> Response
             outcome: Outcome::Hit,
             age_ms: 10,
             ttl_ms: 60_000,
-            token: 0,
+            token: FillToken::NONE,
             value_bytes: 0,
             written: false,
             sequence: 0,

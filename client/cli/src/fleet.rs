@@ -73,7 +73,7 @@ pub(crate) fn sum(rates: impl IntoIterator<Item = Rates>) -> Rates {
 impl Look {
     pub(crate) async fn take(client: &Client, hot_keys: u32) -> Self {
         let nodes = client.reports(hot_keys).await;
-        Look { at: Instant::now(), ring_version: client.ring().version(), nodes }
+        Look { at: Instant::now(), ring_version: client.ring().version().0, nodes }
     }
 
     /// The groups of all nodes that have answered, with their nodes.

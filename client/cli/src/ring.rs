@@ -46,7 +46,7 @@ pub(crate) async fn run(client: &Client, fleet: &str, key: Option<(&str, &str)>,
     });
     let notices = client.notices().iter().map(ToString::to_string).collect();
     let members = nodes.iter().map(member).collect();
-    let output = Output { fleet, version: ring.version(), members, notices, key };
+    let output = Output { fleet, version: ring.version().0, members, notices, key };
     if json {
         print_json(&output);
     } else if let Some(key) = output.key {

@@ -13,6 +13,7 @@ use futures_util::stream::FuturesUnordered;
 use peanut_proto::frame::{Filled, Write};
 use peanut_proto::limits::MAX_VALUE_BYTES;
 use peanut_proto::loaded::Loaded;
+use peanut_proto::numbers::FillToken;
 use peanut_proto::v1::{OnMiss, Outcome};
 use tokio::time::{Instant, sleep};
 use tracing::Instrument as _;
@@ -237,7 +238,7 @@ impl Group {
         }
         let (client, now) = (&*self.client, Instant::now());
         let trace = client.config.traceparent();
-        let op = Op::Get { on_miss: OnMiss::Lease, token: 0 };
+        let op = Op::Get { on_miss: OnMiss::Lease, token: FillToken::NONE };
         let request = Request { op, traceparent: &trace, ..self.request(key, now) };
         let answered = match failover::get(client, request, now).instrument(self.span()).await {
             Ok(answered) if answered.reply.outcome == Outcome::Fill => answered,

@@ -6,6 +6,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::iter;
 use peanut_proto::frame::{Filled, Write};
 use peanut_proto::limits::MAX_VALUE_BYTES;
+use peanut_proto::numbers::FillToken;
 use tokio::time::Instant;
 
 use super::Group;
@@ -96,7 +97,8 @@ impl Group {
             let why = format!("the value has {} bytes; the limit is {MAX_VALUE_BYTES}", value.len());
             return Err(Error::new(ErrorKind::TooLarge, why));
         }
-        let set = Write::Set { key, outcome: Filled::Value(value), ttl_ms: ttl_ms(ttl), token: 0 };
+        let set =
+            Write::Set { key, outcome: Filled::Value(value), ttl_ms: ttl_ms(ttl), token: FillToken::NONE };
         self.write(key, set, sequence).await.map(drop)
     }
 

@@ -11,6 +11,7 @@ use futures_util::future::BoxFuture;
 use peanut_proto::failure;
 use peanut_proto::frame::ResponseFrame;
 use peanut_proto::limits::MAX_MESSAGE_BYTES;
+use peanut_proto::numbers::FillToken;
 use peanut_proto::v1::ErrorCode;
 use peanut_proto::v1::peanut_client::PeanutClient;
 use tokio::sync::Notify;
@@ -231,7 +232,7 @@ impl Driver {
         }
         for mut delivery in deliveries {
             if let Ok(reply) = &mut delivery.answer
-                && reply.token != 0
+                && reply.token != FillToken::NONE
             {
                 reply.lease = Some(Arc::new(self.lease(delivery.group, reply.token)));
             }
@@ -241,7 +242,7 @@ impl Driver {
     }
 
     /// A lease that is given back on this lane.
-    fn lease(&self, group: u32, token: u64) -> Lease {
+    fn lease(&self, group: u32, token: FillToken) -> Lease {
         let shared = Arc::downgrade(&self.shared);
         Lease::new(move || {
             if let Some(shared) = shared.upgrade() {

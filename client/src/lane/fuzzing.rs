@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::{Buf as _, Bytes};
 use peanut_proto::frame::{Filled, ResponseFrame, Write};
 use peanut_proto::limits::MAX_VALUE_BYTES;
+use peanut_proto::numbers::{FillToken, RingVersion};
 use peanut_proto::v1::OnMiss;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -31,11 +32,12 @@ pub fn answers(mut input: &[u8]) {
     let mut waiting: Vec<_> = (0..CALLERS)
         .map(|at| {
             let key = keys[at / 2].as_bytes();
+            let outcome = Filled::Value(b"v");
             let op = match at % 8 {
                 0 | 1 => Op::LOAD,
-                2 => Op::Get { on_miss: OnMiss::Lease, token: 0 },
-                3 => Op::Get { on_miss: OnMiss::Peek, token: 0 },
-                4 => Op::Write(Write::Set { key, outcome: Filled::Value(b"v"), ttl_ms: 0, token: 7 }),
+                2 => Op::Get { on_miss: OnMiss::Lease, token: FillToken::NONE },
+                3 => Op::Get { on_miss: OnMiss::Peek, token: FillToken::NONE },
+                4 => Op::Write(Write::Set { key, outcome, ttl_ms: 0, token: FillToken(7) }),
                 5 => Op::Write(Write::Delete { key, then_set: false, sequence: 0 }),
                 _ => Op::LOAD,
             };
@@ -48,7 +50,7 @@ pub fn answers(mut input: &[u8]) {
                 op,
                 traceparent: "",
             };
-            let ask = request.at(Placement::owner(3, 2));
+            let ask = request.at(Placement::owner(RingVersion(3), RingVersion(2)));
             let (sender, receiver) = oneshot::channel();
             let caller = Caller { waiter: Waiter::Alone(sender), deadline: ask.request.deadline };
             lane.push(&ask, caller, now);
@@ -103,10 +105,10 @@ mod tests {
         };
         let answer = |id, outcome| AnswerFields { id, outcome, ..AnswerFields::default() };
         let answers = piece(&|frame| {
-            frame.ring_version(9);
+            frame.ring_version(RingVersion(9));
             frame.answer(&answer(0, Outcome::Hit), b"v");
             frame.answer(&answer(1, Outcome::NotFound), b"");
-            frame.answer(&AnswerFields { token: 5, ..answer(2, Outcome::Fill) }, b"");
+            frame.answer(&AnswerFields { token: FillToken(5), ..answer(2, Outcome::Fill) }, b"");
             frame.answer(&answer(3, Outcome::Done), b"");
             frame.failure(4, ErrorCode::Overloaded, "full");
             frame.failure(5, ErrorCode::ShuttingDown, "the node stops");

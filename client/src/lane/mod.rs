@@ -28,6 +28,7 @@ use std::time::Duration;
 use futures_util::TryFutureExt as _;
 use futures_util::future::{AbortHandle, Either, abortable};
 use parking_lot::{Mutex, MutexGuard};
+use peanut_proto::numbers::{FillToken, RingVersion};
 use peanut_proto::v1::{ErrorCode, Outcome};
 use tokio::runtime::{Handle, Id};
 use tokio::sync::{Notify, oneshot};
@@ -68,7 +69,7 @@ pub(crate) struct Reply {
     /// How long the value stays fresh.
     pub(crate) ttl: Duration,
     /// The fill token, with the outcome that says so.
-    pub(crate) token: u64,
+    pub(crate) token: FillToken,
     /// With a token: the key may have been written since the node came to own it.
     pub(crate) written: bool,
     /// Of a delete: the key's sequence at the node.
@@ -76,7 +77,7 @@ pub(crate) struct Reply {
     /// Gives it back.
     pub(crate) lease: Option<Arc<Lease>>,
     /// Newest ring version that the node has heard of.
-    pub(crate) ring_version: u64,
+    pub(crate) ring_version: RingVersion,
 }
 
 impl PartialEq for Reply {
@@ -89,9 +90,24 @@ impl PartialEq for Reply {
 impl Eq for Reply {}
 
 impl Reply {
+    /// The answer to a write.
+    pub(crate) fn of_write(outcome: Outcome) -> Self {
+        Reply {
+            outcome,
+            value: bytes::Bytes::new(),
+            age: Duration::ZERO,
+            ttl: Duration::ZERO,
+            token: FillToken::NONE,
+            written: false,
+            sequence: 0,
+            lease: None,
+            ring_version: RingVersion::NONE,
+        }
+    }
+
     /// Whether what a former owner has can be brought under the token, for a caller that goes by this ring:
     /// with a later one, or once the key may have been written, it may be outdated.
-    pub(crate) fn may_hand_over(&self, ring_version: u64) -> bool {
+    pub(crate) fn may_hand_over(&self, ring_version: RingVersion) -> bool {
         self.ring_version <= ring_version && !self.written
     }
 

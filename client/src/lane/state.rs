@@ -12,6 +12,7 @@ use peanut_proto::frame::{
     ResponseFrame, Write, WriteOperation,
 };
 use peanut_proto::limits::MAX_VALUE_BYTES;
+use peanut_proto::numbers::{FillToken, RingVersion};
 use peanut_proto::v1::ErrorCode;
 use slab::Slab;
 use smallvec::SmallVec;
@@ -38,7 +39,7 @@ pub(super) struct LaneState {
     /// How many frames the transport has taken.
     frames_sent: u64,
     /// The ring version that the node has been told.
-    told_version: u64,
+    told_version: RingVersion,
     /// By number, the groups that the node has been told.
     told_groups: Vec<bool>,
     /// Operations in flight. An operation keeps its place until it is answered, even when nobody waits
@@ -47,7 +48,7 @@ pub(super) struct LaneState {
     /// Operations by hash of group and key, for those who want the same.
     by_key: HashTable<u32>,
     /// Newest ring version that the node has said.
-    heard_version: u64,
+    heard_version: RingVersion,
     /// The stream that frames are sent on; a number for each time it was opened.
     open: Option<u64>,
     /// What the first frame of the stream begins with.
@@ -70,8 +71,8 @@ struct Operation {
     hash: u64,
     group: u32,
     key: SmallVec<[u8; 24]>,
-    owned_since: u64,
-    ring_version: u64,
+    owned_since: RingVersion,
+    ring_version: RingVersion,
     failover: bool,
     /// The frame it was written into; `None` where it is nobody else's.
     shared_in: Option<u64>,
@@ -115,11 +116,11 @@ impl LaneState {
             full: VecDeque::new(),
             full_bytes: 0,
             frames_sent: 0,
-            told_version: 0,
+            told_version: RingVersion::NONE,
             told_groups: Vec::new(),
             operations: Slab::new(),
             by_key: HashTable::new(),
-            heard_version: 0,
+            heard_version: RingVersion::NONE,
             open: None,
             opening: None,
             draining: false,
@@ -294,7 +295,7 @@ impl LaneState {
 
     /// Gives a fill token back, if the lane that brought it is open still. Gives the writer as
     /// [`push`](Self::push) does.
-    pub(super) fn release(&mut self, group: u32, token: u64, now: Instant) -> Option<Waker> {
+    pub(super) fn release(&mut self, group: u32, token: FillToken, now: Instant) -> Option<Waker> {
         if self.open.is_none() || self.draining {
             return None;
         }
@@ -308,7 +309,7 @@ impl LaneState {
             op: Op::Write(Write::Release { token }),
             traceparent: "",
         };
-        let ask = request.at(Placement::owner(ring_version, 0));
+        let ask = request.at(Placement::owner(ring_version, RingVersion::NONE));
         // Nobody waits for its answer.
         let (sender, _) = oneshot::channel();
         self.push(&ask, Caller { waiter: Waiter::Alone(sender), deadline }, now)
@@ -327,7 +328,7 @@ impl LaneState {
         opening.open(client_id);
         self.opening = Some(opening.take());
         self.open = Some(epoch);
-        self.heard_version = 0;
+        self.heard_version = RingVersion::NONE;
     }
 
     /// Takes in a frame of answers.
@@ -446,7 +447,7 @@ impl LaneState {
         self.frame_begun = None;
         self.full.clear();
         self.full_bytes = 0;
-        self.told_version = 0;
+        self.told_version = RingVersion::NONE;
         self.told_groups.clear();
         self.open = None;
         self.opening = None;

@@ -80,10 +80,11 @@ fn a_lane_that_is_lost_is_no_reason_to_ask_another_node() {
 
 #[test]
 fn what_a_successor_had_from_earlier_is_good_for_bounded_clients_only() {
-    let good_since = |failover, role| ReadPlan::new(failover).good_since(role, 3, 9);
-    assert_eq!(good_since(Failover::Strict, Role::Owner), 3);
-    assert_eq!(good_since(Failover::Strict, Role::Successor), 9);
-    assert_eq!(good_since(Failover::Bounded, Role::Successor), 0);
+    let good_since =
+        |failover, role| ReadPlan::new(failover).good_since(role, RingVersion(3), RingVersion(9));
+    assert_eq!(good_since(Failover::Strict, Role::Owner), RingVersion(3));
+    assert_eq!(good_since(Failover::Strict, Role::Successor), RingVersion(9));
+    assert_eq!(good_since(Failover::Bounded, Role::Successor), RingVersion::NONE);
 }
 
 #[test]

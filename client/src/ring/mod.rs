@@ -10,6 +10,7 @@
 use std::collections::HashMap;
 
 pub use peanut_proto::membership::{Member, RingDocument};
+use peanut_proto::numbers::RingVersion;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// An immutable ring.
@@ -19,7 +20,7 @@ use xxhash_rust::xxh3::xxh3_64;
 /// index.
 #[derive(Clone, Debug)]
 pub struct Ring {
-    version: u64,
+    version: RingVersion,
     members: Vec<Member>,
     /// In order of hash, points of departed nodes included.
     points: Vec<Point>,
@@ -28,7 +29,7 @@ pub struct Ring {
     /// How far a hash is shifted to give its top bits.
     shift: u32,
     /// The different `owned_since` of all points.
-    versions: Vec<u64>,
+    versions: Vec<RingVersion>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +51,7 @@ pub struct Place {
     pub successor: Option<usize>,
     /// Ring version at which the owner came to own the key. What the owner wrote before that may have
     /// missed a write at another owner.
-    pub owned_since: u64,
+    pub owned_since: RingVersion,
 }
 
 /// The hash by which a key is placed.
@@ -87,7 +88,7 @@ impl Ring {
     }
 
     /// Version of the document it was built from. Equal versions mean equal rings.
-    pub fn version(&self) -> u64 {
+    pub fn version(&self) -> RingVersion {
         self.version
     }
 
@@ -148,7 +149,7 @@ impl Ring {
 /// A node that has points: a member, by its index, or a departed one, by the version at which it left.
 struct Holder<'a> {
     id: &'a str,
-    node: Result<u32, u64>,
+    node: Result<u32, RingVersion>,
 }
 
 /// All points of members and departed nodes, clockwise, each with the index of its holder. Where two
@@ -182,7 +183,7 @@ fn place_points(document: &RingDocument) -> (Vec<(u64, u32)>, Vec<Holder<'_>>) {
 
 /// Gives each point the member that owns its arc and the version since when: from the point clockwise to
 /// the first member's, `owned_since` is that member's `since` or the latest departure passed on the way.
-fn own(document: &RingDocument, versions: &mut Vec<u64>) -> Vec<Point> {
+fn own(document: &RingDocument, versions: &mut Vec<RingVersion>) -> Vec<Point> {
     let (placed, holders) = place_points(document);
     let node = |at: usize| holders[placed[at].1 as usize].node;
     let mut numbers = HashMap::new();
@@ -196,7 +197,7 @@ fn own(document: &RingDocument, versions: &mut Vec<u64>) -> Vec<Point> {
     let Some(start) = (0..placed.len()).rfind(|at| node(*at).is_ok()) else { return Vec::new() };
     let mut points: Vec<Point> =
         placed.iter().map(|(hash, _)| Point { hash: *hash, owner: 0, owned_since: 0 }).collect();
-    let (mut owner, mut since) = (0, 0);
+    let (mut owner, mut since) = (0, RingVersion::NONE);
     for at in (0..=start).rev().chain((start + 1..placed.len()).rev()) {
         match node(at) {
             Ok(member) => (owner, since) = (member, document.members[member as usize].since),

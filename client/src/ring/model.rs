@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 
 use peanut_proto::membership::RingDocument;
+use peanut_proto::numbers::RingVersion;
 
 use super::Ring;
 use super::tests::node;
@@ -51,19 +52,19 @@ fn run(seed: u64, defended: bool, seen: &mut Seen) {
             }
             1..6 => {
                 origin.insert(key, step as u64);
-                store.insert(key, (step as u64, ring.version()));
+                store.insert(key, (step as u64, ring.version().0));
             }
             _ => {
                 let current = origin.get(&key).copied().unwrap_or_default();
-                let since = if defended { place.owned_since } else { 0 };
-                match store.get(&key).filter(|(_, stamp)| *stamp >= since) {
+                let since = if defended { place.owned_since } else { RingVersion::NONE };
+                match store.get(&key).filter(|(_, stamp)| *stamp >= since.0) {
                     Some((value, _)) => {
                         seen.hits += 1;
                         seen.stale += u64::from(*value != current);
                     }
                     None => {
                         seen.misses += 1;
-                        store.insert(key, (current, ring.version()));
+                        store.insert(key, (current, ring.version().0));
                     }
                 }
             }

@@ -96,7 +96,7 @@ fn an_empty_ring_has_no_owners_and_a_ring_of_one_no_successors() {
     let empty = Ring::new(&RingDocument::empty(1024));
     assert_eq!(empty.place("g", b"k"), None);
     let one = Ring::new(&equal_nodes(1, 1024));
-    assert_eq!(one.place("g", b"k"), Some(Place { owner: 0, successor: None, owned_since: 1 }));
+    assert_eq!(one.place("g", b"k"), Some(Place { owner: 0, successor: None, owned_since: RingVersion(1) }));
     assert_eq!(one.shares(), [1.0]);
     let all_left = equal_nodes(1, 8).without("10.0.0.0:9999", 0).unwrap();
     assert_eq!(Ring::new(&all_left).place("g", b"k"), None);
@@ -104,7 +104,7 @@ fn an_empty_ring_has_no_owners_and_a_ring_of_one_no_successors() {
 
 /// Ownership by the words of the definition: every point of everyone who is or was there, sorted; walk
 /// clockwise to the first member's.
-fn place_naively(document: &RingDocument, hash: u64) -> Option<(String, u64, Option<String>)> {
+fn place_naively(document: &RingDocument, hash: u64) -> Option<(String, RingVersion, Option<String>)> {
     let mut circle = Vec::new();
     for member in &document.members {
         for n in 0..member.weight * document.points {
@@ -124,7 +124,7 @@ fn place_naively(document: &RingDocument, hash: u64) -> Option<(String, u64, Opt
     circle.rotate_left(first);
     let owner = circle.iter().position(|(.., left)| left.is_none())?;
     let since = document.member(&circle[owner].1).unwrap().since;
-    let passed = circle[..owner].iter().filter_map(|(.., left)| *left).max().unwrap_or(0);
+    let passed = circle[..owner].iter().filter_map(|(.., left)| *left).max().unwrap_or(RingVersion::NONE);
     let successor = circle.iter().find(|(_, id, left)| left.is_none() && *id != circle[owner].1);
     Some((circle[owner].1.clone(), since.max(passed), successor.map(|(_, id, _)| id.clone())))
 }

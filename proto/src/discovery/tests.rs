@@ -5,6 +5,7 @@ use parking_lot::Mutex;
 
 use super::*;
 use crate::membership::{Liveness, NodeInfo, RingDocument};
+use crate::numbers::RingVersion;
 use crate::registry::{Changes, KeyRange, LeaseId, LocalRegistry, Page, PageOptions};
 
 /// A local registry whose reads and watches can be made to fail.
@@ -93,26 +94,26 @@ impl Fixture {
 
 fn ring(version: u64) -> RingDocument {
     let node = NodeInfo { id: "a".into(), addr: "a:1".into(), zone: String::new(), weight: 1 };
-    RingDocument { version, ..RingDocument::empty(8).with(&node, 0).unwrap() }
+    RingDocument { version: RingVersion(version), ..RingDocument::empty(8).with(&node, 0).unwrap() }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_change_is_seen_and_the_last_view_outlives_the_registry() {
     let mut f = start();
     f.put_ring(&ring(1)).await;
-    f.seen.wait_for(|d| d.view.ring.version == 1).await.unwrap();
+    f.seen.wait_for(|d| d.view.ring.version == RingVersion(1)).await.unwrap();
 
     f.registry.down.send_replace(true);
     let held = f.seen.wait_for(|d| d.trouble.is_some()).await.unwrap().clone();
-    assert_eq!(held.view.ring.version, 1);
+    assert_eq!(held.view.ring.version, RingVersion(1));
     f.put_ring(&ring(2)).await;
     sleep(Duration::from_secs(60)).await;
     assert!(*f.registry.loads.lock() < 40, "attempts back off");
-    assert_eq!(f.seen.borrow().view.ring.version, 1);
+    assert_eq!(f.seen.borrow().view.ring.version, RingVersion(1));
 
     f.registry.down.send_replace(false);
     let back = f.seen.wait_for(|d| d.trouble.is_none()).await.unwrap();
-    assert_eq!(back.view.ring.version, 2);
+    assert_eq!(back.view.ring.version, RingVersion(2));
 }
 
 #[tokio::test(start_paused = true)]
@@ -139,16 +140,16 @@ async fn what_a_broken_watch_missed_is_read_again_deletions_too() {
 async fn an_older_ring_is_believed_only_if_nobody_repairs_it() {
     let mut f = start();
     f.put_ring(&ring(9)).await;
-    f.seen.wait_for(|d| d.view.ring.version == 9).await.unwrap();
+    f.seen.wait_for(|d| d.view.ring.version == RingVersion(9)).await.unwrap();
 
     f.put_ring(&ring(3)).await;
     f.seen.wait_for(|d| d.view.ring_was_lost()).await.unwrap();
     f.put_ring(&ring(10)).await;
-    f.seen.wait_for(|d| d.view.ring.version == 10).await.unwrap();
+    f.seen.wait_for(|d| d.view.ring.version == RingVersion(10)).await.unwrap();
 
     let begun = Instant::now();
     f.put_ring(&ring(4)).await;
-    f.seen.wait_for(|d| d.view.ring.version == 4).await.unwrap();
+    f.seen.wait_for(|d| d.view.ring.version == RingVersion(4)).await.unwrap();
     assert!(begun.elapsed() >= OLDER_RING_BELIEVED);
 }
 

@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use super::*;
+use crate::numbers::{FillToken, Generation, RingVersion};
 use crate::v1::{ErrorCode, OnMiss, Outcome};
 
 /// A request frame of each kind, by name.
@@ -21,10 +22,10 @@ fn requests() -> Vec<(&'static str, RequestFrame)> {
         group: 2,
         key: b"Tom",
         deadline_ms: 950,
-        owned_since: 41,
+        owned_since: RingVersion(41),
         failover: false,
         on_miss: OnMiss::Load,
-        token: 0,
+        token: FillToken::NONE,
         traceparent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
     };
     let written = |write| WriteOperation { id: 9, group: 2, deadline_ms: 900, failover: true, write };
@@ -33,7 +34,7 @@ fn requests() -> Vec<(&'static str, RequestFrame)> {
             "request-open",
             frame(&|to| {
                 to.open(0x1234_5678_9abc_def0);
-                to.ring_version(42);
+                to.ring_version(RingVersion(42));
                 to.group(2, "scores");
                 to.waited_ms(3);
                 to.get(&GetOperation { ..get });
@@ -44,14 +45,20 @@ fn requests() -> Vec<(&'static str, RequestFrame)> {
             "request-lease",
             frame(&|to| to.get(&GetOperation { on_miss: OnMiss::Lease, failover: true, ..get })),
         ),
-        ("request-peek", frame(&|to| to.get(&GetOperation { on_miss: OnMiss::Peek, token: 99, ..get }))),
+        (
+            "request-peek",
+            frame(&|to| to.get(&GetOperation { on_miss: OnMiss::Peek, token: FillToken(99), ..get })),
+        ),
         (
             "request-set",
             frame(&|to| {
                 let (key, outcome) = (&b"Tom"[..], Filled::Value(b"630"));
-                to.write(&written(Write::Set { key, outcome, ttl_ms: 60_000, token: 77 }));
-                to.write(&written(Write::Set { key, outcome: Filled::NotFound, ttl_ms: 0, token: 78 }));
-                to.write(&written(Write::Set { key, outcome: Filled::Failed("no"), ttl_ms: 0, token: 79 }));
+                to.write(&written(Write::Set { key, outcome, ttl_ms: 60_000, token: FillToken(77) }));
+                for (outcome, token) in
+                    [(Filled::NotFound, FillToken(78)), (Filled::Failed("no"), FillToken(79))]
+                {
+                    to.write(&written(Write::Set { key, outcome, ttl_ms: 0, token }));
+                }
             }),
         ),
         (
@@ -59,8 +66,8 @@ fn requests() -> Vec<(&'static str, RequestFrame)> {
             frame(&|to| {
                 to.write(&written(Write::Delete { key: b"Tom", then_set: false, sequence: 0 }));
                 to.write(&written(Write::Delete { key: b"Tom", then_set: true, sequence: 12 }));
-                to.write(&written(Write::Clear { generation: 1_764_000_000_000 }));
-                to.write(&written(Write::Release { token: 77 }));
+                to.write(&written(Write::Clear { generation: Generation(1_764_000_000_000) }));
+                to.write(&written(Write::Release { token: FillToken(77) }));
             }),
         ),
     ]
@@ -79,7 +86,7 @@ fn responses() -> Vec<(&'static str, ResponseFrame)> {
         (
             "response-hit",
             frame(&|to| {
-                to.ring_version(43);
+                to.ring_version(RingVersion(43));
                 to.answer(&answer, b"630");
                 to.answer(&AnswerFields { outcome: Outcome::NotFound, ..answer }, b"");
                 to.pong();
@@ -88,7 +95,8 @@ fn responses() -> Vec<(&'static str, ResponseFrame)> {
         (
             "response-fill",
             frame(&|to| {
-                let fields = AnswerFields { outcome: Outcome::Fill, token: 77, written: true, ..answer };
+                let fields =
+                    AnswerFields { outcome: Outcome::Fill, token: FillToken(77), written: true, ..answer };
                 to.answer(&fields, b"");
                 to.answer(&AnswerFields { outcome: Outcome::Done, sequence: 12, ..answer }, b"");
             }),

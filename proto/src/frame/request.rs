@@ -5,6 +5,7 @@ use bytes::{Bytes, BytesMut};
 use super::wire::{
     Fields, FrameError, Value, bytes_length, number_length, read_fields, slice_of, take_field,
 };
+use crate::numbers::{FillToken, Generation, RingVersion};
 use crate::v1::OnMiss;
 use crate::v1::operation::Kind;
 
@@ -20,13 +21,13 @@ pub struct GetOperation<'a> {
     /// Milliseconds until the answer is of no use; 0: no limit.
     pub deadline_ms: u32,
     /// Ring version since which the node has owned the key.
-    pub owned_since: u64,
+    pub owned_since: RingVersion,
     /// The node is asked in the owner's place.
     pub failover: bool,
     /// What to do on a miss.
     pub on_miss: OnMiss,
     /// A fill token that is given back; 0: none.
-    pub token: u64,
+    pub token: FillToken,
     /// W3C trace context of the caller; empty: none.
     pub traceparent: &'a str,
 }
@@ -58,7 +59,7 @@ pub enum Write<'a> {
         /// Time to live in milliseconds; 0: the group's.
         ttl_ms: u64,
         /// The fill token under which it was loaded; 0: none.
-        token: u64,
+        token: FillToken,
     },
     /// Forgets a key.
     Delete {
@@ -72,12 +73,12 @@ pub enum Write<'a> {
     /// Forgets the group.
     Clear {
         /// How many times it has been cleared; 0: not known.
-        generation: u64,
+        generation: Generation,
     },
     /// Gives a fill token back.
     Release {
         /// The token.
-        token: u64,
+        token: FillToken,
     },
 }
 
@@ -105,8 +106,8 @@ impl RequestWriter {
     }
 
     /// Says the ring version that the operations of this frame go by.
-    pub fn ring_version(&mut self, version: u64) {
-        Fields::new().number(2, version).put(&mut self.buffer);
+    pub fn ring_version(&mut self, version: RingVersion) {
+        Fields::new().number(2, version.0).put(&mut self.buffer);
     }
 
     /// Names a group, before its first operation.
@@ -124,17 +125,17 @@ impl RequestWriter {
             + bytes_length(get.key)
             + number_length(get.deadline_ms.into())
             + number_length(get.on_miss as u64)
-            + number_length(get.owned_since)
+            + number_length(get.owned_since.0)
             + number_length(get.failover.into())
-            + number_length(get.token)
+            + number_length(get.token.0)
             + bytes_length(get.traceparent.as_bytes());
         self.buffer.reserve(length + 4);
         let before = Fields::new().header(5, length).number(1, get.id.into()).number(3, get.group.into());
         before.header_of(4, get.key).put(&mut self.buffer);
         self.buffer.extend_from_slice(get.key);
         let after = Fields::new().number(5, get.deadline_ms.into()).number(6, get.on_miss as u64);
-        let after = after.number(7, get.owned_since).number(8, get.failover.into());
-        let after = after.number(11, get.token);
+        let after = after.number(7, get.owned_since.0).number(8, get.failover.into());
+        let after = after.number(11, get.token.0);
         if get.traceparent.is_empty() {
             return after.put(&mut self.buffer);
         }
@@ -154,7 +155,7 @@ impl RequestWriter {
         let (mut raised, mut on_miss) = (0, OnMiss::Load);
         match operation.write {
             Write::Set { outcome, ttl_ms, token, .. } => {
-                (ttl, fill) = (ttl_ms, token);
+                (ttl, fill) = (ttl_ms, token.0);
                 match outcome {
                     Filled::Value(bytes) => value = bytes,
                     Filled::NotFound => not_found = true,
@@ -165,8 +166,8 @@ impl RequestWriter {
                 on_miss = if then_set { OnMiss::Lease } else { on_miss };
                 raised = sequence;
             }
-            Write::Clear { generation } => raised = generation,
-            Write::Release { token } => fill = token,
+            Write::Clear { generation } => raised = generation.0,
+            Write::Release { token } => fill = token.0,
         }
         let length = number_length(operation.id.into())
             + number_length(kind as u64)
@@ -239,7 +240,7 @@ pub enum RequestField<'a> {
         client_id: u64,
     },
     /// The ring version that operations go by from here on.
-    RingVersion(u64),
+    RingVersion(RingVersion),
     /// A group's number and name.
     Group(u32, &'a str),
     /// An operation.
@@ -266,11 +267,11 @@ pub struct Operation {
     /// What to do on a miss.
     pub on_miss: OnMiss,
     /// Ring version since which the node has owned the key.
-    pub owned_since: u64,
+    pub owned_since: RingVersion,
     /// The node is asked in the owner's place.
     pub failover: bool,
     /// A fill token; 0: none.
-    pub token: u64,
+    pub token: FillToken,
     /// What else it says, if it does.
     pub rare: Option<Box<Rare>>,
 }
@@ -288,7 +289,7 @@ pub struct Rare {
     pub load_error: String,
     /// To which generation a group is cleared; of a delete the key's sequence, which is to stand still, 0:
     /// whatever it is.
-    pub generation: u64,
+    pub raised: u64,
     /// W3C trace context of the caller, a slice of the frame; empty: none.
     pub traceparent: Bytes,
 }
@@ -345,7 +346,7 @@ fn field<'a>(
 ) -> Result<Option<RequestField<'a>>, FrameError> {
     Ok(Some(match number {
         1 => read_open(value.bytes()?)?,
-        2 => RequestField::RingVersion(value.number()?),
+        2 => RequestField::RingVersion(RingVersion(value.number()?)),
         3 => read_group(value.bytes()?)?,
         4 => RequestField::WaitedMs(small(value)?),
         5 => RequestField::Operation(read_operation(frame, value.bytes()?)?),
@@ -390,9 +391,9 @@ fn read_operation(frame: &Bytes, mut from: &[u8]) -> Result<Operation, FrameErro
         key: Bytes::new(),
         deadline_ms: 0,
         on_miss: OnMiss::Load,
-        owned_since: 0,
+        owned_since: RingVersion::NONE,
         failover: false,
-        token: 0,
+        token: FillToken::NONE,
         rare: None,
     };
     while !from.is_empty() {
@@ -403,14 +404,14 @@ fn read_operation(frame: &Bytes, mut from: &[u8]) -> Result<Operation, FrameErro
             (4, value) => read.key = slice_of(frame, value.bytes()?),
             (5, value) => read.deadline_ms = small(value)?,
             (6, value) => read.on_miss = enumeration(value)?,
-            (7, value) => read.owned_since = value.number()?,
+            (7, value) => read.owned_since = RingVersion(value.number()?),
             (8, value) => read.failover = value.number()? != 0,
             (9, value) => rare(&mut read).value = slice_of(frame, value.bytes()?),
             (10, value) => rare(&mut read).ttl_ms = value.number()?,
-            (11, value) => read.token = value.number()?,
+            (11, value) => read.token = FillToken(value.number()?),
             (12, value) => rare(&mut read).not_found = value.number()? != 0,
             (13, value) => rare(&mut read).load_error = value.text()?.to_owned(),
-            (14, value) => rare(&mut read).generation = value.number()?,
+            (14, value) => rare(&mut read).raised = value.number()?,
             (15, value) => rare(&mut read).traceparent = slice_of(frame, value.bytes()?),
             _ => {}
         }

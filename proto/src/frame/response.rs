@@ -5,6 +5,7 @@ use bytes::{Bytes, BytesMut};
 use super::wire::{
     Fields, FrameError, Value, bytes_length, number_length, read_fields, slice_of, take_field, varint_length,
 };
+use crate::numbers::{FillToken, RingVersion};
 use crate::v1::{ErrorCode, Outcome};
 
 /// The fields of an answer, except its value.
@@ -19,7 +20,7 @@ pub struct AnswerFields {
     /// Milliseconds that it stays fresh.
     pub ttl_ms: u64,
     /// A fill token; 0: none.
-    pub token: u64,
+    pub token: FillToken,
     /// Length of the whole value where it comes in pieces.
     pub value_bytes: u64,
     /// With a token: the key may have been written since the node came to own it.
@@ -36,8 +37,8 @@ pub struct ResponseWriter {
 
 impl ResponseWriter {
     /// Says the newest ring version that the server has seen.
-    pub fn ring_version(&mut self, version: u64) {
-        Fields::new().number(1, version).put(&mut self.buffer);
+    pub fn ring_version(&mut self, version: RingVersion) {
+        Fields::new().number(1, version.0).put(&mut self.buffer);
     }
 
     /// Appends an answer with its value, or a piece of it.
@@ -48,7 +49,7 @@ impl ResponseWriter {
             + bytes_length(value)
             + number_length(answer.age_ms)
             + number_length(answer.ttl_ms)
-            + number_length(answer.token)
+            + number_length(answer.token.0)
             + number_length(answer.value_bytes)
             + number_length(answer.written.into())
             + number_length(answer.sequence);
@@ -57,7 +58,7 @@ impl ResponseWriter {
         before.header_of(3, value).put(&mut self.buffer);
         self.buffer.extend_from_slice(value);
         let after = Fields::new().number(4, answer.age_ms).number(5, answer.ttl_ms);
-        let after = after.number(7, answer.token).number(9, answer.value_bytes);
+        let after = after.number(7, answer.token.0).number(9, answer.value_bytes);
         after.number(10, answer.written.into()).number(11, answer.sequence).put(&mut self.buffer);
     }
 
@@ -107,7 +108,7 @@ pub struct ResponseFrame(pub Bytes);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ResponseField<'a> {
     /// The newest ring version that the server has seen.
-    RingVersion(u64),
+    RingVersion(RingVersion),
     /// An answer, with its value or a piece of it, a slice of the frame.
     Answer(AnswerFields, Bytes),
     /// An operation has failed.
@@ -134,7 +135,7 @@ impl ResponseFrame {
     #[inline]
     fn field<'a>(&'a self, number: u32, value: Value<'a>) -> Result<Option<ResponseField<'a>>, FrameError> {
         Ok(match number {
-            1 => Some(ResponseField::RingVersion(value.number()?)),
+            1 => Some(ResponseField::RingVersion(RingVersion(value.number()?))),
             2 => Some(read_answer(&self.0, value.bytes()?)?),
             4 => (value.number()? != 0).then_some(ResponseField::Closing),
             5 => (value.number()? != 0).then_some(ResponseField::Pong),
@@ -159,7 +160,7 @@ fn read_answer<'a>(frame: &Bytes, mut from: &'a [u8]) -> Result<ResponseField<'a
             (3, value) => part = value.bytes()?,
             (4, value) => answer.age_ms = value.number()?,
             (5, value) => answer.ttl_ms = value.number()?,
-            (7, value) => answer.token = value.number()?,
+            (7, value) => answer.token = FillToken(value.number()?),
             (8, value) => error = Some(value.bytes()?),
             (9, value) => answer.value_bytes = value.number()?,
             (10, value) => answer.written = value.number()? != 0,

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use prost::Message;
 
 use super::*;
+use crate::numbers::{FillToken, Generation, RingVersion};
 use crate::v1;
 use crate::v1::OnMiss;
 use crate::v1::operation::Kind;
@@ -129,7 +130,7 @@ proptest! {
     ) {
         let mut writer = RequestWriter::default();
         writer.open(client_id);
-        writer.ring_version(version);
+        writer.ring_version(RingVersion(version));
         writer.group(7, &name);
         writer.waited_ms(waited_ms);
         for o in &operations {
@@ -142,15 +143,15 @@ proptest! {
                 Kind::Get => {
                     writer.get(&GetOperation {
                         id: o.id, group: o.group, key: &o.key, deadline_ms: o.deadline_ms,
-                        owned_since: o.owned_since, failover: o.failover, on_miss: o.on_miss(), token: o.token,
+                        owned_since: RingVersion(o.owned_since), failover: o.failover, on_miss: o.on_miss(), token: FillToken(o.token),
                         traceparent: &o.traceparent,
                     });
                     continue;
                 }
-                Kind::Set => Write::Set { key: &o.key, outcome, ttl_ms: o.ttl_ms, token: o.token },
+                Kind::Set => Write::Set { key: &o.key, outcome, ttl_ms: o.ttl_ms, token: FillToken(o.token) },
                 Kind::Delete => Write::Delete { key: &o.key, then_set: o.on_miss() == OnMiss::Lease, sequence: o.generation },
-                Kind::Clear => Write::Clear { generation: o.generation },
-                Kind::Release => Write::Release { token: o.token },
+                Kind::Clear => Write::Clear { generation: Generation(o.generation) },
+                Kind::Release => Write::Release { token: FillToken(o.token) },
             };
             let (id, group, deadline_ms, failover) = (o.id, o.group, o.deadline_ms, o.failover);
             writer.write(&WriteOperation { id, group, deadline_ms, failover, write });
@@ -171,7 +172,7 @@ proptest! {
         let mut fields = frame.fields().map(Result::unwrap);
         prop_assert_eq!(fields.next(), Some(RequestField::Open { client_id }));
         if version != 0 {
-            prop_assert_eq!(fields.next(), Some(RequestField::RingVersion(version)));
+            prop_assert_eq!(fields.next(), Some(RequestField::RingVersion(RingVersion(version))));
         }
         prop_assert_eq!(fields.next(), Some(RequestField::Group(7, &name)));
         if waited_ms != 0 {
@@ -182,11 +183,11 @@ proptest! {
             let (deadline_ms, owned_since, failover, token) = (o.deadline_ms, o.owned_since, o.failover, o.token);
             let rare = Rare {
                 value: o.value, ttl_ms: o.ttl_ms, not_found: o.not_found, load_error: o.load_error,
-                generation: o.generation, traceparent: o.traceparent.into(),
+                raised: o.generation, traceparent: o.traceparent.into(),
             };
             let rare = (rare != Rare::default()).then(|| Box::new(rare));
             prop_assert_eq!(fields.next(), Some(RequestField::Operation(Operation {
-                id, kind, group, key: o.key, deadline_ms, on_miss, owned_since, failover, token, rare,
+                id, kind, group, key: o.key, deadline_ms, on_miss, owned_since: RingVersion(owned_since), failover, token: FillToken(token), rare,
             })));
         }
         prop_assert_eq!(fields.next(), Some(RequestField::Ping));
@@ -205,13 +206,13 @@ proptest! {
     #[test]
     fn responses_are_what_generated_code_reads_and_writes(answers in answers(), version in 1..u64::MAX) {
         let mut writer = ResponseWriter::default();
-        writer.ring_version(version);
+        writer.ring_version(RingVersion(version));
         for a in &answers {
             match &a.error {
                 Some(error) => writer.failure(a.id, ErrorCode::LoaderFailed, &error.message),
                 None => writer.answer(
                     &AnswerFields {
-                        id: a.id, outcome: a.outcome(), age_ms: a.age_ms, ttl_ms: a.ttl_ms, token: a.token,
+                        id: a.id, outcome: a.outcome(), age_ms: a.age_ms, ttl_ms: a.ttl_ms, token: FillToken(a.token),
                         value_bytes: a.value_bytes, written: a.written, sequence: a.sequence,
                     },
                     &a.value,
@@ -227,7 +228,7 @@ proptest! {
 
         let frame = ResponseFrame(expected.encode_to_vec().into());
         let mut fields = frame.fields().map(Result::unwrap);
-        prop_assert_eq!(fields.next(), Some(ResponseField::RingVersion(version)));
+        prop_assert_eq!(fields.next(), Some(ResponseField::RingVersion(RingVersion(version))));
         for a in answers {
             let expected = match &a.error {
                 Some(error) => ResponseField::Failure {
@@ -235,7 +236,7 @@ proptest! {
                 },
                 None => ResponseField::Answer(
                     AnswerFields {
-                        id: a.id, outcome: a.outcome(), age_ms: a.age_ms, ttl_ms: a.ttl_ms, token: a.token,
+                        id: a.id, outcome: a.outcome(), age_ms: a.age_ms, ttl_ms: a.ttl_ms, token: FillToken(a.token),
                         value_bytes: a.value_bytes, written: a.written, sequence: a.sequence,
                     },
                     a.value.clone(),

@@ -5,6 +5,8 @@
 //! A user that may write the ring stands above all nodes, but a slip or a tool gone wrong must not take a
 //! fleet down: a document beyond these bounds is read by nobody, and nodes write the last good one again.
 
+use crate::numbers::RingVersion;
+
 use super::{Earlier, HASH, MOST_EARLIER, Member, RecordError, RingDocument, check_name};
 
 /// Most members of a ring.
@@ -37,7 +39,7 @@ impl RingDocument {
         if self.points == 0 || self.points > MAX_POINTS {
             return refuse(format!("{} points are not within 1 to {MAX_POINTS}", self.points));
         }
-        if self.version > MAX_VERSION {
+        if self.version > RingVersion(MAX_VERSION) {
             return refuse(format!("version {} is more than {MAX_VERSION}", self.version));
         }
         if self.earlier.len() > MOST_EARLIER {
@@ -67,7 +69,7 @@ impl RingDocument {
         Ok(())
     }
 
-    fn check_members(&self, members: &[Member], version: u64) -> Result<(), String> {
+    fn check_members(&self, members: &[Member], version: RingVersion) -> Result<(), String> {
         if members.len() > MAX_MEMBERS {
             let why = format!("{} members are more than {MAX_MEMBERS}", members.len());
             return Err(format!("{why}; `peanut remove` takes out those that are gone"));
@@ -107,7 +109,7 @@ impl RingDocument {
     /// Whether `held`'s holder can have missed all changes up to this document. Else its version was not
     /// counted.
     pub fn follows(&self, held: &RingDocument) -> bool {
-        held.version == 0 || self.version <= held.version.saturating_add(MAX_MISSED)
+        held.version == RingVersion::NONE || self.version <= held.version.plus(MAX_MISSED)
     }
 
     /// Makes a document that has grown too long shorter than `max_bytes`, as far as it goes, and leaves room
@@ -127,7 +129,7 @@ impl RingDocument {
 
     /// Forgets so many departed nodes.
     fn forget_oldest(&mut self, count: usize) {
-        let mut left: Vec<u64> = self.departed.iter().map(|gone| gone.left).collect();
+        let mut left: Vec<RingVersion> = self.departed.iter().map(|gone| gone.left).collect();
         left.sort_unstable();
         let Some(until) = left.get(count.max(1) - 1).copied() else { return };
         self.departed.retain(|gone| gone.left > until);
@@ -172,15 +174,15 @@ mod tests {
 
     #[test]
     fn what_would_take_a_fleet_down_is_refused_by_name() {
-        refused(|r| r.version = u64::MAX, "version");
-        refused(|r| r.members[0].since = 99, "to come");
-        refused(|r| r.departed[0].left = u64::MAX, "to come");
+        refused(|r| r.version = RingVersion(u64::MAX), "version");
+        refused(|r| r.members[0].since = RingVersion(99), "to come");
+        refused(|r| r.departed[0].left = RingVersion(u64::MAX), "to come");
         refused(|r| r.members[0].weight = u32::MAX, "weight");
         refused(|r| r.departed[0].weight = 0, "weight");
         refused(|r| r.members[0].addr = "x".repeat(300_000), "longer");
         refused(|r| r.members[0].id = "x".repeat(300_000), "longer");
         refused(|r| r.earlier[0].members[0].weight = u32::MAX, "weight");
-        refused(|r| r.earlier[0].version = 99, "earlier");
+        refused(|r| r.earlier[0].version = RingVersion(99), "earlier");
         refused(|r| r.earlier[0].members[1].id = r.earlier[0].members[0].id.clone(), "twice");
         refused(|r| r.earlier = vec![r.earlier[0].clone(); 17], "earlier");
         refused(|r| r.departed.push(r.departed[0].clone()), "twice");
@@ -193,9 +195,16 @@ mod tests {
     fn a_version_that_was_not_counted_follows_nothing() {
         let held = ring(3);
         let at = |version| RingDocument { version, ..held.clone() };
-        assert!(at(4).follows(&held) && at(1_000_000).follows(&held) && at(1).follows(&held));
-        assert!(!at(1 << 52).follows(&held));
-        assert!(at(1 << 52).follows(&RingDocument::empty(8)), "who knows nothing has to believe something");
+        assert!(
+            at(RingVersion(4)).follows(&held)
+                && at(RingVersion(1_000_000)).follows(&held)
+                && at(RingVersion(1)).follows(&held)
+        );
+        assert!(!at(RingVersion(1 << 52)).follows(&held));
+        assert!(
+            at(RingVersion(1 << 52)).follows(&RingDocument::empty(8)),
+            "who knows nothing has to believe something"
+        );
     }
 
     #[test]
@@ -209,24 +218,26 @@ mod tests {
         let mut shorter = ring.clone();
         shorter.fit(whole / 2);
         assert!(shorter.encode().len() <= whole / 2 && (1..16).contains(&shorter.earlier.len()));
-        assert_eq!((&shorter.members, shorter.earlier[0].version), (&ring.members, ring.version - 1));
+        assert_eq!((&shorter.members, shorter.earlier[0].version.plus(1)), (&ring.members, ring.version));
 
         let gone = |n: u64| Departed {
             id: format!("gone{n:05}"),
             weight: 1,
-            since: 0,
-            left: 1 + n % 500,
+            since: RingVersion::NONE,
+            left: RingVersion(1 + n % 500),
             left_ms: 0,
             drained: false,
         };
         ring.departed = (0..20_000).map(gone).collect();
         ring.fit(MAX_DOCUMENT_BYTES);
         assert!(ring.encode().len() <= MAX_DOCUMENT_BYTES && ring.departed.len() > 5_000);
-        let forgotten =
-            1 + (0..500).rfind(|left| ring.departed.iter().all(|gone| gone.left != left + 1)).unwrap();
-        assert!(ring.departed.iter().all(|gone| gone.left > forgotten));
+        let forgotten = 1
+            + (0..500)
+                .rfind(|left| ring.departed.iter().all(|gone| gone.left != RingVersion(left + 1)))
+                .unwrap();
+        assert!(ring.departed.iter().all(|gone| gone.left > RingVersion(forgotten)));
         assert!(
-            ring.members.iter().all(|member| member.since >= forgotten),
+            ring.members.iter().all(|member| member.since >= RingVersion(forgotten)),
             "else an old entry could be shown"
         );
         ring.check().unwrap();

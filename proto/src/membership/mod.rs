@@ -20,6 +20,8 @@ pub use view::FleetView;
 
 use serde::{Deserialize, Serialize};
 
+use crate::numbers::RingVersion;
+
 /// The document format that this build reads and writes.
 pub const FORMAT: u32 = 1;
 /// The one hash function that rings of format 1 use.
@@ -38,7 +40,7 @@ pub struct RingDocument {
     /// Format of the document; [`FORMAT`].
     pub format: u32,
     /// Raised by one with every change. 0 is the empty ring that nobody has written yet.
-    pub version: u64,
+    pub version: RingVersion,
     /// Name of the hash function; [`HASH`].
     pub hash: String,
     /// Points per unit of weight.
@@ -58,7 +60,7 @@ pub struct RingDocument {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Earlier {
     /// Its version.
-    pub version: u64,
+    pub version: RingVersion,
     /// Wall-clock time at which it was replaced, in milliseconds since 1970.
     pub replaced_ms: u64,
     /// Its members.
@@ -79,7 +81,7 @@ pub struct Member {
     #[serde(default = "one")]
     pub weight: u32,
     /// Ring version at which it joined, or last gained weight.
-    pub since: u64,
+    pub since: RingVersion,
     /// Wall-clock time of `since`, in milliseconds since 1970.
     #[serde(default)]
     pub since_ms: u64,
@@ -93,9 +95,9 @@ pub struct Departed {
     /// The weight it left with.
     pub weight: u32,
     /// Ring version at which it had joined.
-    pub since: u64,
+    pub since: RingVersion,
     /// First ring version without it.
-    pub left: u64,
+    pub left: RingVersion,
     /// Wall-clock time of `left`, in milliseconds since 1970.
     #[serde(default)]
     pub left_ms: u64,
@@ -131,7 +133,7 @@ impl RingDocument {
     pub fn empty(points: u32) -> Self {
         RingDocument {
             format: FORMAT,
-            version: 0,
+            version: RingVersion::NONE,
             hash: HASH.to_owned(),
             points,
             members: Vec::new(),
@@ -148,9 +150,9 @@ impl RingDocument {
             let node = NodeInfo { id: addr.clone(), addr, zone: String::new(), weight: 1 };
             ring = ring.with(&node, 0).unwrap_or(ring);
         }
-        ring.version = 1;
+        ring.version = RingVersion(1);
         ring.earlier.clear();
-        ring.members.iter_mut().for_each(|member| member.since = 1);
+        ring.members.iter_mut().for_each(|member| member.since = RingVersion(1));
         ring
     }
 
@@ -165,7 +167,7 @@ impl RingDocument {
     /// it gains segments; less weight leaves a departed record, since others gain them.
     pub fn with(&self, node: &NodeInfo, now_ms: u64) -> Option<Self> {
         let mut next = self.clone();
-        next.version += 1;
+        next.version = next.version.plus(1);
         let mut member = Member {
             id: node.id.clone(),
             addr: node.addr.clone(),
@@ -200,7 +202,7 @@ impl RingDocument {
     pub fn without(&self, id: &str, now_ms: u64) -> Option<Self> {
         let at = self.members.iter().position(|member| member.id == id)?;
         let mut next = self.clone();
-        next.version += 1;
+        next.version = next.version.plus(1);
         let member = next.members.remove(at);
         next.depart(&member, now_ms);
         next.remember(self, now_ms);

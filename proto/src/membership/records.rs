@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::FORMAT;
+use crate::numbers::{Generation, RingVersion};
 
 /// That a node is alive: it holds a lease, and this record hangs on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,7 +61,7 @@ pub struct Group {
     /// Format of the record.
     pub format: u32,
     /// The group's generation.
-    pub generation: u64,
+    pub generation: Generation,
 }
 
 impl Group {
@@ -69,16 +70,16 @@ impl Group {
 
     /// Whether somebody's clock can have come to this generation. Any other number has not come from a
     /// `clear`, and no later one could be told from it.
-    pub fn is_believable(generation: u64, now_ms: u64) -> bool {
-        generation <= now_ms.saturating_add(Group::MAX_AHEAD_MS)
+    pub fn is_believable(generation: Generation, now_ms: u64) -> bool {
+        generation <= Generation(now_ms.saturating_add(Group::MAX_AHEAD_MS))
     }
 
     /// The record that clears a group, in place of the stored one. One that cannot be read or believed is not
     /// counted on.
     pub fn next(stored: Option<&[u8]>, now_ms: u64) -> Self {
-        let last = stored.and_then(|stored| Group::decode(stored).ok()).map_or(0, |group| group.generation);
-        let last = if Group::is_believable(last, now_ms) { last } else { 0 };
-        Group { format: FORMAT, generation: (last + 1).max(now_ms) }
+        let last = stored.and_then(|stored| Group::decode(stored).ok()).map(|group| group.generation);
+        let last = last.filter(|last| Group::is_believable(*last, now_ms)).unwrap_or(Generation::NONE);
+        Group { format: FORMAT, generation: Generation((last.0 + 1).max(now_ms)) }
     }
 }
 
@@ -91,7 +92,7 @@ pub struct Hint {
     #[serde(default, skip_serializing_if = "Option::is_none", with = "base64_list")]
     pub keys: Option<Vec<Vec<u8>>>,
     /// Ring version under which the invalidation was meant.
-    pub ring_version: u64,
+    pub ring_version: RingVersion,
     /// When it was written, in milliseconds since 1970.
     pub at_ms: u64,
 }

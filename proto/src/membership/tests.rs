@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::numbers::Generation;
 use crate::registry::{Change, Entry, Snapshot};
 
 fn node(id: &str, weight: u32) -> NodeInfo {
@@ -16,7 +17,7 @@ fn ring(nodes: &[(&str, u32)]) -> RingDocument {
 #[test]
 fn joining_twice_changes_nothing() {
     let once = ring(&[("b", 1), ("a", 1)]);
-    assert_eq!(once.version, 2);
+    assert_eq!(once.version, RingVersion(2));
     assert_eq!(once.members.iter().map(|m| m.id.as_str()).collect::<Vec<_>>(), ["a", "b"]);
     assert_eq!(once.with(&node("a", 1), 9), None);
 }
@@ -26,8 +27,8 @@ fn a_new_address_keeps_ownership() {
     let before = ring(&[("a", 1), ("b", 1)]);
     let moved = NodeInfo { addr: "elsewhere:2".into(), ..node("a", 1) };
     let after = before.with(&moved, 9).unwrap();
-    assert_eq!(after.version, 3);
-    assert_eq!((after.member("a").unwrap().since, after.member("a").unwrap().since_ms), (1, 5));
+    assert_eq!(after.version, RingVersion(3));
+    assert_eq!((after.member("a").unwrap().since.0, after.member("a").unwrap().since_ms), (1, 5));
     assert!(after.departed.is_empty());
 }
 
@@ -35,24 +36,31 @@ fn a_new_address_keeps_ownership() {
 fn leaving_leaves_a_record_until_the_node_is_back_with_as_much_weight() {
     let gone = ring(&[("a", 4), ("b", 1)]).without("a", 7).unwrap();
     assert_eq!(gone.without("a", 8), None);
-    let record = Departed { id: "a".into(), weight: 4, since: 1, left: 3, left_ms: 7, drained: false };
+    let record = Departed {
+        id: "a".into(),
+        weight: 4,
+        since: RingVersion(1),
+        left: RingVersion(3),
+        left_ms: 7,
+        drained: false,
+    };
     assert_eq!(gone.departed, [record]);
 
     let smaller = gone.with(&node("a", 2), 8).unwrap();
     assert_eq!(smaller.departed.len(), 1, "what a's other points covered still belongs to others since 3");
     let whole = gone.with(&node("a", 4), 8).unwrap();
     assert!(whole.departed.is_empty());
-    assert_eq!(whole.member("a").unwrap().since, 4);
+    assert_eq!(whole.member("a").unwrap().since, RingVersion(4));
 }
 
 #[test]
 fn weight_lost_is_departed_and_weight_gained_is_new() {
     let before = ring(&[("a", 4), ("b", 1)]);
     let less = before.with(&node("a", 1), 7).unwrap();
-    assert_eq!(less.member("a").unwrap().since, 1, "what it kept, it has owned all along");
-    assert_eq!((less.departed[0].weight, less.departed[0].left), (4, 3));
+    assert_eq!(less.member("a").unwrap().since, RingVersion(1), "what it kept, it has owned all along");
+    assert_eq!((less.departed[0].weight, less.departed[0].left.0), (4, 3));
     let more = before.with(&node("a", 5), 7).unwrap();
-    assert_eq!(more.member("a").unwrap().since, 3);
+    assert_eq!(more.member("a").unwrap().since, RingVersion(3));
     assert!(more.departed.is_empty());
 }
 
@@ -63,7 +71,7 @@ fn departed_records_end_with_the_longest_lifetime() {
     assert_eq!(gone.departed.len(), 1);
     gone.forget_departed(1_500, 500);
     assert!(gone.departed.is_empty());
-    assert_eq!(gone.version, 3);
+    assert_eq!(gone.version, RingVersion(3));
 }
 
 #[test]
@@ -73,7 +81,7 @@ fn the_document_reads_as_the_design_has_it() {
         "departed":[{"id":"n0","weight":1,"since":12,"left":40,"left_ms":8}],"later":"ignored"}"#;
     let json = std::str::from_utf8(json).unwrap().replace(r#""addr":"h:2""#, r#""addr":"h:2","since":3"#);
     let ring = RingDocument::decode(json.as_bytes()).unwrap();
-    assert_eq!((ring.version, ring.points, ring.members[0].id.as_str()), (42, 1024, "n1"));
+    assert_eq!((ring.version.0, ring.points, ring.members[0].id.as_str()), (42, 1024, "n1"));
     assert_eq!((ring.members[1].weight, ring.members[1].zone.as_str()), (1, ""));
     assert_eq!(RingDocument::decode(&ring.encode()).unwrap(), ring);
 }
@@ -98,8 +106,12 @@ fn what_no_ring_can_be_built_from_is_refused_by_name() {
 
 #[test]
 fn the_other_records_read_back() {
-    let hint =
-        Hint { format: FORMAT, keys: Some(vec![b"Tom".to_vec(), vec![0, 255]]), ring_version: 3, at_ms: 4 };
+    let hint = Hint {
+        format: FORMAT,
+        keys: Some(vec![b"Tom".to_vec(), vec![0, 255]]),
+        ring_version: RingVersion(3),
+        at_ms: 4,
+    };
     assert_eq!(Hint::decode(&hint.encode()).unwrap(), hint);
     let whole = Hint { keys: None, ..hint };
     assert!(!String::from_utf8(whole.encode()).unwrap().contains("keys"));
@@ -141,20 +153,20 @@ fn the_last_good_ring_stays() {
     let mut view = FleetView::new(keys.clone());
     let good = ring(&[("a", 1), ("b", 1)]);
     view.apply(put(keys.ring(), good.encode(), 10));
-    assert_eq!((view.ring.version, view.ring_revision, view.ring_was_lost()), (2, 10, false));
+    assert_eq!((view.ring.version.0, view.ring_revision, view.ring_was_lost()), (2, 10, false));
 
     view.apply(put(keys.ring(), b"broken".to_vec(), 11));
-    assert_eq!((view.ring.version, view.ring_revision, view.ring_was_lost()), (2, 11, true));
+    assert_eq!((view.ring.version.0, view.ring_revision, view.ring_was_lost()), (2, 11, true));
     view.apply(Change { key: keys.ring(), value: None, revision: 12 });
-    assert_eq!((view.ring.version, view.ring_revision, view.ring_was_lost()), (2, 0, true));
+    assert_eq!((view.ring.version.0, view.ring_revision, view.ring_was_lost()), (2, 0, true));
     view.replace(Snapshot { revision: 2, entries: vec![] });
-    assert_eq!((view.ring.version, view.revision, view.ring_was_lost()), (2, 2, true));
+    assert_eq!((view.ring.version.0, view.revision, view.ring_was_lost()), (2, 2, true));
 
     let older = ring(&[("z", 1)]);
     view.apply(put(keys.ring(), older.encode(), 3));
-    assert_eq!((view.ring.version, view.ring_was_lost()), (2, true));
+    assert_eq!((view.ring.version.0, view.ring_was_lost()), (2, true));
     view.accept_stored();
-    assert_eq!((view.ring.version, view.ring_was_lost()), (1, false));
+    assert_eq!((view.ring.version.0, view.ring_was_lost()), (1, false));
 }
 
 #[test]
@@ -163,17 +175,17 @@ fn a_ring_that_was_not_counted_or_cannot_be_read_is_lost_and_one_of_a_newer_buil
     let mut view = FleetView::new(keys.clone());
     let good = ring(&[("a", 1), ("b", 1)]);
     view.apply(put(keys.ring(), good.encode(), 10));
-    let ahead = RingDocument { version: 1 << 50, ..good.clone() };
+    let ahead = RingDocument { version: RingVersion(1 << 50), ..good.clone() };
     view.apply(put(keys.ring(), ahead.encode(), 11));
-    assert_eq!((view.ring.version, view.ring_was_lost()), (2, true));
+    assert_eq!((view.ring.version.0, view.ring_was_lost()), (2, true));
     view.apply(put(keys.ring(), br#"{"format":2,"version":3}"#.to_vec(), 12));
-    assert_eq!((view.ring.version, view.ring_revision, view.ring_was_lost()), (2, 12, false));
+    assert_eq!((view.ring.version.0, view.ring_revision, view.ring_was_lost()), (2, 12, false));
     let bogus = (0..10_000).map(|n| Member { id: format!("bogus{n}"), ..good.members[0].clone() });
-    let bogus = RingDocument { version: 3, members: bogus.collect(), ..good.clone() };
+    let bogus = RingDocument { version: RingVersion(3), members: bogus.collect(), ..good.clone() };
     view.apply(put(keys.ring(), bogus.encode(), 13));
-    assert_eq!((view.ring.version, view.ring_was_lost()), (2, true));
-    view.apply(put(keys.ring(), RingDocument { version: 3, ..good }.encode(), 14));
-    assert_eq!((view.ring.version, view.ring_was_lost()), (3, false));
+    assert_eq!((view.ring.version.0, view.ring_was_lost()), (2, true));
+    view.apply(put(keys.ring(), RingDocument { version: RingVersion(3), ..good }.encode(), 14));
+    assert_eq!((view.ring.version.0, view.ring_was_lost()), (3, false));
 }
 
 #[test]
@@ -208,19 +220,22 @@ fn liveness_that_cannot_be_read_changes_nothing_else_and_strangers_are_few() {
 #[test]
 fn every_generation_leaves_room_for_the_next() {
     let now = 1_764_000_000_000;
-    let stored = |generation: u64| Group { format: FORMAT, generation }.encode();
+    let stored = |generation: u64| Group { format: FORMAT, generation: Generation(generation) }.encode();
     let next = |stored: &[u8]| Group::next(Some(stored), now).generation;
-    assert_eq!(Group::next(None, now).generation, now);
-    assert_eq!([next(&stored(5)), next(&stored(now)), next(&stored(now + 9))], [now, now + 1, now + 10]);
+    assert_eq!(Group::next(None, now).generation, Generation(now));
+    assert_eq!(
+        [next(&stored(5)), next(&stored(now)), next(&stored(now + 9))],
+        [now, now + 1, now + 10].map(Generation)
+    );
     for bogus in [u64::MAX, u64::MAX - 1, 1 << 63, now + 100_000_000_000] {
-        assert!(!Group::is_believable(bogus, now));
-        assert_eq!(next(&stored(bogus)), now, "{bogus}");
+        assert!(!Group::is_believable(Generation(bogus), now));
+        assert_eq!(next(&stored(bogus)), Generation(now), "{bogus}");
     }
-    assert_eq!(next(&stored(u64::from(u32::MAX))), now);
+    assert_eq!(next(&stored(u64::from(u32::MAX))), Generation(now));
     for garbage in [&b""[..], b"{", b"\xff\xfe", br#"{"format":2}"#, br#"{"format":1,"generation":-1}"#] {
-        assert_eq!(next(garbage), now);
+        assert_eq!(next(garbage), Generation(now));
     }
-    assert_eq!(Group::next(Some(&stored(0)), 0).generation, 1, "without a clock it still counts");
+    assert_eq!(Group::next(Some(&stored(0)), 0).generation, Generation(1), "without a clock it still counts");
 }
 
 proptest! {

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::{Key, Keys, Liveness, RecordError, RingDocument};
+use crate::numbers::RingVersion;
 use crate::registry::{Change, Entry, Snapshot};
 
 /// Nodes that are not members, and whose liveness is known all the same, at most.
@@ -122,8 +123,8 @@ impl FleetView {
                     self.ring = ring;
                 } else {
                     tracing::warn!(
-                        stored = ring.version,
-                        held = self.ring.version,
+                        stored = ring.version.0,
+                        held = self.ring.version.0,
                         "the registry holds an older ring than this process"
                     );
                 }
@@ -159,7 +160,7 @@ impl FleetView {
     /// that it holds: it has lost its data, and a node that notices writes the last good ring again.
     pub fn ring_was_lost(&self) -> bool {
         let stored = self.stored_ring.as_ref().filter(|stored| stored.follows(&self.ring));
-        !self.is_newer_ring && stored.map_or(0, |stored| stored.version) < self.ring.version
+        !self.is_newer_ring && stored.map_or(RingVersion::NONE, |stored| stored.version) < self.ring.version
     }
 
     /// Believes the ring in the registry although it is not one that follows the one held: nobody has

@@ -69,7 +69,7 @@ impl ServerBuilder {
                 return Err(Error::of_setting(setting, format!("must be from 1 to {MAX_CONNECTIONS}")));
             }
         }
-        if !RESTORE_RATE.contains(&self.restore_bytes_per_second) {
+        if !RESTORE_RATE.contains(&self.restore_rate) {
             return Err(Error::of_setting("restore_rate", "must be from 1KiB to 1TiB a second"));
         }
         if let Some(folder) = &self.data_dir {

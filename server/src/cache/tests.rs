@@ -13,10 +13,10 @@ fn get(key: &str) -> Get {
     Get {
         key: Bytes::copy_from_slice(key.as_bytes()),
         on_miss: OnMiss::Load,
-        stamp: 1,
-        owned_since: 1,
+        stamp: RingVersion(1),
+        owned_since: RingVersion(1),
         origin: Origin::Owner,
-        token: 0,
+        token: FillToken::NONE,
         traceparent: Bytes::new(),
         may_fill: Ok(()),
         deadline: None,
@@ -26,7 +26,12 @@ fn get(key: &str) -> Get {
 
 /// Deletes a key.
 fn delete(cache: &Arc<Cache>, key: &Bytes) -> Begun {
-    cache.delete(Delete { key, under: 1, stamp: 1, then_set: None, sequence: 0 }, Instant::now()).unwrap()
+    cache
+        .delete(
+            Delete { key, under: RingVersion(1), stamp: RingVersion(1), then_set: None, sequence: 0 },
+            Instant::now(),
+        )
+        .unwrap()
 }
 
 /// Begins a get, and whatever load it needs, without waiting for it.
@@ -335,14 +340,16 @@ async fn a_poisoned_flight_answers_those_who_wait_and_stores_nothing() {
 async fn a_flight_from_before_the_node_owned_the_key_is_not_joined() {
     let (cache, _, gate) = fixture(|g| g);
     let old = begin(&cache, &get("gated"));
-    let new = begin(&cache, &Get { stamp: 5, owned_since: 5, ..get("gated") });
+    let new = begin(&cache, &Get { stamp: RingVersion(5), owned_since: RingVersion(5), ..get("gated") });
     tokio::task::yield_now().await;
     gate.notify_waiters();
     assert_eq!(
         (old.answer().await.unwrap().value, new.answer().await.unwrap().value),
         ("1".into(), "2".into())
     );
-    let seen = ask(&cache, Get { stamp: 5, owned_since: 5, ..get("gated") }).await.unwrap();
+    let seen = ask(&cache, Get { stamp: RingVersion(5), owned_since: RingVersion(5), ..get("gated") })
+        .await
+        .unwrap();
     assert_eq!((seen.outcome, &*seen.value), (Outcome::Hit, &b"2"[..]));
 }
 
@@ -365,25 +372,32 @@ async fn what_a_reader_says_removes_nothing_where_there_is_no_loader() {
         key: get("k").key,
         fetched: Fetched::Value("v".into()),
         ttl: None,
-        stamp: 5,
+        stamp: RingVersion(5),
         origin: Origin::Owner,
-        under: 1,
-        token: 0,
+        under: RingVersion(1),
+        token: FillToken::NONE,
     };
     let _ = cache.set(set, Instant::now()).unwrap();
     let denied = || Err(Failure::new(ErrorCode::PermissionDenied, "no"));
-    let read = |owned_since, origin| Get { stamp: 9, owned_since, origin, may_fill: denied(), ..get("k") };
-    assert_eq!(ask(&cache, read(9, Origin::Owner)).await.unwrap().outcome, Outcome::NotFound);
-    let failure = ask(&cache, read(0, Origin::Failover)).await.unwrap_err();
+    let read = |owned_since, origin| Get {
+        stamp: RingVersion(9),
+        owned_since,
+        origin,
+        may_fill: denied(),
+        ..get("k")
+    };
+    assert_eq!(ask(&cache, read(RingVersion(9), Origin::Owner)).await.unwrap().outcome, Outcome::NotFound);
+    let failure = ask(&cache, read(RingVersion::NONE, Origin::Failover)).await.unwrap_err();
     assert_eq!(failure.code, ErrorCode::NoLoader, "it cannot tell whether there is such a key");
-    assert_eq!(ask(&cache, read(5, Origin::Owner)).await.unwrap().outcome, Outcome::Hit);
+    assert_eq!(ask(&cache, read(RingVersion(5), Origin::Owner)).await.unwrap().outcome, Outcome::Hit);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_key_has_one_load_whatever_is_said_of_rings() {
     let (cache, loads, gate) = fixture(|g| g);
-    let callers: Vec<_> =
-        (0..100).map(|n| begin(&cache, &Get { stamp: 100, owned_since: n, ..get("gated") })).collect();
+    let callers: Vec<_> = (0..100)
+        .map(|n| begin(&cache, &Get { stamp: RingVersion(100), owned_since: RingVersion(n), ..get("gated") }))
+        .collect();
     tokio::task::yield_now().await;
     gate.notify_waiters();
     for caller in callers {
@@ -397,27 +411,31 @@ async fn a_clear_is_done_once_and_none_is_skipped_for_what_a_client_says() {
     let (cache, _, _) = fixture(|g| g);
     for foretold in [2, u64::from(u32::MAX), u64::MAX, 0] {
         ask(&cache, get("k")).await.unwrap();
-        cache.clear(foretold, 1).answer().await.unwrap();
+        cache.clear(Generation(foretold), RingVersion(1)).answer().await.unwrap();
         assert_eq!(
             (cache.entries().len(), cache.generation()),
-            (0, 0),
+            (0, Generation::NONE),
             "it is cleared, and nothing is believed"
         );
     }
     // The registry's word comes while the client's waits: what is set after that stays.
     ask(&cache, get("k")).await.unwrap();
-    let told = tokio::spawn(cache.clear(2, 1).answer());
+    let told = tokio::spawn(cache.clear(Generation(2), RingVersion(1)).answer());
     tokio::task::yield_now().await;
     assert_eq!(cache.entries().len(), 1);
-    cache.clear_to(2, 1).answer().await.unwrap();
+    cache.clear_to(Generation(2), RingVersion(1)).answer().await.unwrap();
     told.await.unwrap().unwrap();
-    assert_eq!((cache.entries().len(), cache.generation()), (0, 2));
+    assert_eq!((cache.entries().len(), cache.generation().0), (0, 2));
     ask(&cache, get("k")).await.unwrap();
-    for begun in [cache.clear_to(2, 1), cache.clear(2, 1), cache.clear(1, 1)] {
+    for begun in [
+        cache.clear_to(Generation(2), RingVersion(1)),
+        cache.clear(Generation(2), RingVersion(1)),
+        cache.clear(Generation(1), RingVersion(1)),
+    ] {
         begun.answer().await.unwrap();
     }
     assert_eq!(cache.entries().len(), 1, "it has been done");
-    cache.clear_to(3, 1).answer().await.unwrap();
+    cache.clear_to(Generation(3), RingVersion(1)).answer().await.unwrap();
     assert_eq!(cache.entries().len(), 0);
 }
 
@@ -432,10 +450,10 @@ async fn a_value_that_is_too_large_to_be_kept_is_counted_and_set_says_so() {
         key: get("k").key,
         fetched: Fetched::Value(vec![0; length].into()),
         ttl: None,
-        stamp: 1,
+        stamp: RingVersion(1),
         origin: Origin::Owner,
-        under: 1,
-        token: 0,
+        under: RingVersion(1),
+        token: FillToken::NONE,
     };
     let _ = cache.set(set(100), Instant::now()).unwrap();
     assert_eq!(ask(&cache, get("k")).await.unwrap().outcome, Outcome::Hit);

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use peanut_proto::numbers::{Generation, RingVersion};
 use peanut_proto::v1::{ErrorCode, Outcome};
 use tokio::time::{Instant, timeout_at};
 
@@ -26,7 +27,7 @@ pub(crate) enum Waiting {
     /// A get, until there is room for the value that it asks for.
     Room { cache: Arc<Cache>, get: Box<Get>, account: Arc<Account>, operation: Held },
     /// A clear, until the registry has told of it, or has not in time.
-    Registry { cache: Arc<Cache>, generation: u64, under: u64 },
+    Registry { cache: Arc<Cache>, generation: Generation, under: RingVersion },
     /// A write, until it would outlive the process.
     Disk { cache: Arc<Cache>, number: WriteNumber, answer: Answer },
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use peanut_proto::limits::{MAX_VALUE_BYTES, check_key};
 use peanut_proto::machine::drop_in_background;
+use peanut_proto::numbers::{FillToken, Generation, RingVersion};
 use peanut_proto::v1::{ErrorCode, Outcome};
 use smallvec::SmallVec;
 use tokio::time::{Instant, timeout};
@@ -18,7 +19,7 @@ use tokio::time::{Instant, timeout};
 use super::{Answer, Begun, Cache, Waiting};
 use crate::budget::{Account, OPERATION_BYTES, Reservation};
 use crate::error::Failure;
-use crate::flight::{Fill, ThenSet, Token, Written};
+use crate::flight::{Fill, ThenSet, Written};
 use crate::journal::WriteNumber;
 use crate::segment::key_hash;
 use crate::store::{Entry, Origin, Value};
@@ -34,9 +35,9 @@ const SET_WITHIN: Duration = Duration::from_millis(250);
 pub(crate) struct Delete<'a> {
     pub(crate) key: &'a Bytes,
     /// The ring that the writer goes by.
-    pub(crate) under: u64,
+    pub(crate) under: RingVersion,
     /// The ring version under which a value is stored that the writer sets next.
-    pub(crate) stamp: u64,
+    pub(crate) stamp: RingVersion,
     /// Who sets the key next, if anybody does.
     pub(crate) then_set: Option<&'a Arc<Account>>,
     /// The next set may be done only where this is the key's sequence still; 0: whatever it is.
@@ -51,12 +52,12 @@ pub(crate) struct Set {
     /// `None`: the group's.
     pub(crate) ttl: Option<Duration>,
     /// Version of the ring that chose this node, as far as the node knows it.
-    pub(crate) stamp: u64,
+    pub(crate) stamp: RingVersion,
     pub(crate) origin: Origin,
     /// The ring that the writer goes by.
-    pub(crate) under: u64,
+    pub(crate) under: RingVersion,
     /// The token under which it was fetched; 0: none.
-    pub(crate) token: Token,
+    pub(crate) token: FillToken,
 }
 
 /// What a client has fetched.
@@ -94,12 +95,12 @@ impl Cache {
                 let why = format!("the value has {} bytes; the limit is {MAX_VALUE_BYTES}", value.len());
                 return Err(Failure::new(ErrorCode::ValueTooLarge, why));
             }
-            Fetched::Value(value) if !self.store.fits(&key, value.len()) && set.token == 0 => {
+            Fetched::Value(value) if !self.store.fits(&key, value.len()) && set.token == FillToken::NONE => {
                 return Err(self.forget_instead(&key, value.len(), set.under));
             }
             Fetched::Value(value) => (Some(Bytes::copy_from_slice(&value).into()), self.policy.ttl),
             Fetched::NotFound => (None, self.policy.negative_ttl),
-            Fetched::Failed(_) if set.token == 0 => {
+            Fetched::Failed(_) if set.token == FillToken::NONE => {
                 return refuse("only the holder of a fill token can say that a load has failed".to_owned());
             }
             Fetched::Failed(message) => {
@@ -116,10 +117,10 @@ impl Cache {
             let expires = now + self.kept_for(ttl, origin, value.is_some());
             Entry { value, loaded: now, expires, stamp, origin }
         };
-        if set.token != 0 {
+        if set.token != FillToken::NONE {
             let landed = |stamp, origin| Ok(entry(stamp, origin));
             let fill = self.flights.fill(&key, set.token, landed, |entry| self.keep(&key, entry));
-            tracing::trace!(group = &*self.group, ?key, ?fill, token = set.token, "a value was brought");
+            tracing::trace!(group = &*self.group, ?key, ?fill, token = set.token.0, "a value was brought");
             if !self.store.fits(&key, length) {
                 return Err(self.too_large(length));
             }
@@ -135,7 +136,7 @@ impl Cache {
     }
 
     /// Forgets a key whose new value is too large to be kept, and says so.
-    fn forget_instead(&self, key: &Bytes, length: usize, under: u64) -> Failure {
+    fn forget_instead(&self, key: &Bytes, length: usize, under: RingVersion) -> Failure {
         self.flights.write(key, under, None, || self.remove(key));
         self.is_too_large(key, length);
         self.too_large(length)
@@ -177,15 +178,15 @@ impl Cache {
         });
         let Written { written: number, token, sequence } =
             self.flights.write(&key, under, then_set, || self.remove(&key));
-        tracing::trace!(group = &*self.group, ?key, under, token, "deleted");
+        tracing::trace!(group = &*self.group, ?key, under = under.0, token = token.0, "deleted");
         Ok(self.when_kept(number, Answer { token, sequence, ..Answer::only(Outcome::Done) }))
     }
 
     /// Forgets all keys, as a client asks for it. The client has raised the group's `generation` in the
     /// registry before: what it says of that is a hint, and the registry's own word is waited for, so that
     /// the clear is done once. Zero: there is no registry.
-    pub(crate) fn clear(self: &Arc<Self>, generation: u64, under: u64) -> Begun {
-        if generation == 0 {
+    pub(crate) fn clear(self: &Arc<Self>, generation: Generation, under: RingVersion) -> Begun {
+        if generation == Generation::NONE {
             self.clear_where(under, |_| true)
         } else if generation <= self.generation() {
             self.done(None)
@@ -197,8 +198,8 @@ impl Cache {
     /// Waits for the registry to tell of a generation, and clears without where it does not.
     pub(super) async fn clear_when_told(
         self: &Arc<Self>,
-        generation: u64,
-        under: u64,
+        generation: Generation,
+        under: RingVersion,
     ) -> Result<Answer, Failure> {
         let mut told = self.generation.subscribe();
         if timeout(TELL_WITHIN, told.wait_for(|known| *known >= generation)).await.is_err() {
@@ -211,7 +212,7 @@ impl Cache {
     }
 
     /// Forgets all keys where the registry has a later generation of the group than is known here.
-    pub(crate) fn clear_to(self: &Arc<Self>, generation: u64, under: u64) -> Begun {
+    pub(crate) fn clear_to(self: &Arc<Self>, generation: Generation, under: RingVersion) -> Begun {
         let begun = self.clear_where(under, |cache| cache.generation() < generation);
         // Callers that wait for it are told when it is done.
         self.generation.send_if_modified(|known| {
@@ -222,7 +223,7 @@ impl Cache {
         begun
     }
 
-    fn clear_where(self: &Arc<Self>, under: u64, is_due: impl FnOnce(&Cache) -> bool) -> Begun {
+    fn clear_where(self: &Arc<Self>, under: RingVersion, is_due: impl FnOnce(&Cache) -> bool) -> Begun {
         let cleared = self.flights.write_all(under, || {
             if !is_due(self) {
                 return None;
@@ -232,7 +233,7 @@ impl Cache {
         });
         let Some((entries, number)) = cleared else { return self.done(None) };
         self.metrics.clears.fetch_add(1, Ordering::Relaxed);
-        tracing::trace!(group = &*self.group, under, "cleared");
+        tracing::trace!(group = &*self.group, under = under.0, "cleared");
         // Freeing millions of entries takes a while.
         drop_in_background(entries);
         self.done(number)
@@ -250,22 +251,22 @@ impl Cache {
     }
 
     /// How many times the group has been cleared, as far as is known.
-    pub(crate) fn generation(&self) -> u64 {
+    pub(crate) fn generation(&self) -> Generation {
         *self.generation.borrow()
     }
 
     /// Gives up a lease whose client has gone, or brings nothing.
-    pub(crate) fn void(&self, token: Token) {
+    pub(crate) fn void(&self, token: FillToken) {
         self.flights.void(token);
     }
 
     /// Whether a lease stands.
-    pub(crate) fn is_leased(&self, token: Token) -> bool {
+    pub(crate) fn is_leased(&self, token: FillToken) -> bool {
         self.flights.is_leased(token)
     }
 
     /// What a client that gives up its lease is answered.
-    pub(crate) fn release(self: &Arc<Self>, token: Token) -> Begun {
+    pub(crate) fn release(self: &Arc<Self>, token: FillToken) -> Begun {
         self.void(token);
         self.done(None)
     }

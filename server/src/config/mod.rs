@@ -249,7 +249,7 @@ impl Config {
             builder = builder.on_shutdown(parsed);
         }
         if let Some(Capacity(bytes)) = settings.restore_rate {
-            builder = builder.restore_bytes_per_second(bytes as u64);
+            builder = builder.restore_rate(bytes as u64);
         }
         let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         builder = builder.threads(settings.threads.map_or_else(cores, NonZeroUsize::get));

@@ -1,5 +1,6 @@
 //! What is remembered of writes: counters by classes of keys, and under which rings they were.
 
+use peanut_proto::numbers::RingVersion;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Counts the writes of keys, of many by one counter.
@@ -11,21 +12,20 @@ pub(super) struct Writes {
     /// Where sequences begin: another number for each process.
     pub(super) begun: u64,
     /// For each counter the newest ring version that a writer went by, and for writes of all keys.
-    pub(super) under: Box<[u64]>,
-    pub(super) cleared_under: u64,
+    pub(super) under: Box<[RingVersion]>,
+    pub(super) cleared_under: RingVersion,
 }
 
 impl Writes {
     const COUNTERS: usize = 1024;
 
     pub(super) fn new() -> Self {
-        let zeros = || vec![0; Writes::COUNTERS].into();
         Writes {
-            counters: zeros(),
+            counters: vec![0; Writes::COUNTERS].into(),
             clears: 0,
             begun: fastrand::u64(1..1 << 40),
-            under: zeros(),
-            cleared_under: 0,
+            under: vec![RingVersion::NONE; Writes::COUNTERS].into(),
+            cleared_under: RingVersion::NONE,
         }
     }
 
@@ -44,14 +44,14 @@ impl Writes {
         self.begun + writes + clears
     }
 
-    pub(super) fn add(&mut self, key: &[u8], under: u64) {
+    pub(super) fn add(&mut self, key: &[u8], under: RingVersion) {
         let place = Writes::place(key);
         self.counters[place] += 1;
         self.under[place] = under.max(self.under[place]);
     }
 
     /// The newest ring version under which a key has been written, or more.
-    pub(super) fn written_under(&self, key: &[u8]) -> u64 {
+    pub(super) fn written_under(&self, key: &[u8]) -> RingVersion {
         self.under[Writes::place(key)].max(self.cleared_under)
     }
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use peanut_proto::discovery::{Discovered, Reloader};
 use peanut_proto::limits::CALL_TO_KEY;
+use peanut_proto::numbers::{Generation, RingVersion};
 use peanut_proto::v1::ErrorCode;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -218,9 +219,9 @@ impl Node {
     }
 
     /// Takes in the ring version that the registry has.
-    pub(crate) fn learn_of_ring(&self, version: u64) {
+    pub(crate) fn learn_of_ring(&self, version: RingVersion) {
         if self.shared.ring.learn(version) {
-            self.caches().for_each(|cache| drop(cache.clear(0, 0)));
+            self.caches().for_each(|cache| drop(cache.clear(Generation::NONE, RingVersion::NONE)));
         }
     }
 }
@@ -231,7 +232,7 @@ fn not_let_in() -> Failure {
 }
 
 /// Why an operation by a ring that the registry does not have is not done.
-pub(crate) fn ring_unknown(claimed: u64) -> Failure {
+pub(crate) fn ring_unknown(claimed: RingVersion) -> Failure {
     let why = format!("the registry of this node has no ring {claimed}");
     Failure::new(ErrorCode::RingUnknown, why)
 }

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use peanut_proto::discovery::Reloader;
+use peanut_proto::numbers::RingVersion;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
@@ -22,12 +23,12 @@ const FAR_AHEAD: u64 = 16;
 /// So many rings may have come meanwhile.
 const FEW: u64 = 2;
 /// The version where there is no registry.
-const FIXED: u64 = 1;
+const FIXED: RingVersion = RingVersion(1);
 
 /// What the node knows.
 #[derive(Debug)]
 pub(crate) struct KnownRing {
-    version: watch::Sender<u64>,
+    version: watch::Sender<RingVersion>,
     /// Asks the registry again; there is none where the node has no registry.
     registry: OnceLock<Reloader>,
     /// Something was stored by what a caller said.
@@ -38,7 +39,7 @@ pub(crate) struct KnownRing {
 
 impl KnownRing {
     pub(crate) fn new() -> Self {
-        let (version, registry) = (watch::Sender::new(0), OnceLock::new());
+        let (version, registry) = (watch::Sender::new(RingVersion::NONE), OnceLock::new());
         KnownRing { version, registry, was_blind: AtomicBool::new(false), first: AtomicU64::new(0) }
     }
 
@@ -48,29 +49,29 @@ impl KnownRing {
     }
 
     /// The version, as the registry tells it; 0 where it has not told yet.
-    pub(crate) fn version(&self) -> u64 {
+    pub(crate) fn version(&self) -> RingVersion {
         let version = *self.version.borrow();
-        if version == 0 && self.registry.get().is_none() { FIXED } else { version }
+        if version == RingVersion::NONE && self.registry.get().is_none() { FIXED } else { version }
     }
 
     /// Takes in what the registry says. Whether what was stored before is to be forgotten.
-    pub(crate) fn learn(&self, version: u64) -> bool {
-        let was_unknown = *self.version.borrow() == 0;
+    pub(crate) fn learn(&self, version: RingVersion) -> bool {
+        let was_unknown = *self.version.borrow() == RingVersion::NONE;
         if was_unknown {
-            self.first.store(version, Ordering::Relaxed);
+            self.first.store(version.0, Ordering::Relaxed);
         }
         self.version.send_if_modified(|known| {
             let is_later = *known < version;
             *known = version.max(*known);
             is_later
         });
-        was_unknown && version > 0 && self.was_blind.swap(false, Ordering::Relaxed)
+        was_unknown && version > RingVersion::NONE && self.was_blind.swap(false, Ordering::Relaxed)
     }
 
     /// The version that goes for a caller's claim: the node's own, or the claim where the node cannot know.
-    pub(crate) fn stamp(&self, claimed: u64) -> u64 {
+    pub(crate) fn stamp(&self, claimed: RingVersion) -> RingVersion {
         match self.version() {
-            0 => {
+            RingVersion::NONE => {
                 self.was_blind.store(true, Ordering::Relaxed);
                 claimed
             }
@@ -80,29 +81,29 @@ impl KnownRing {
 
     /// The first version that was known: what was written under it and before, this process may not have been
     /// told.
-    pub(crate) fn first(&self) -> u64 {
-        self.first.load(Ordering::Relaxed)
+    pub(crate) fn first(&self) -> RingVersion {
+        RingVersion(self.first.load(Ordering::Relaxed))
     }
 
     /// The version that a writer goes by, as far as it is to be believed: one that the node does not know
     /// yet, but not any.
-    pub(crate) fn heard_of(&self, claimed: u64) -> u64 {
+    pub(crate) fn heard_of(&self, claimed: RingVersion) -> RingVersion {
         match self.version() {
-            0 => claimed,
-            known => claimed.min(known.saturating_add(FAR_AHEAD)),
+            RingVersion::NONE => claimed,
+            known => claimed.min(known.plus(FAR_AHEAD)),
         }
     }
 
     /// The newest version that a writer to the registry may have gone by: what the registry tells here is not
     /// late by many.
-    pub(crate) fn heard_of_any(&self) -> u64 {
-        self.version().saturating_add(FEW)
+    pub(crate) fn heard_of_any(&self) -> RingVersion {
+        self.version().plus(FEW)
     }
 
     /// Whether a version is known here; where it is not, the registry is asked.
-    pub(crate) fn knows(&self, claimed: u64) -> bool {
+    pub(crate) fn knows(&self, claimed: RingVersion) -> bool {
         let known = self.version();
-        if claimed <= known || known == 0 {
+        if claimed <= known || known == RingVersion::NONE {
             return true;
         }
         if let Some(registry) = self.registry.get() {
@@ -112,7 +113,7 @@ impl KnownRing {
     }
 
     /// Waits until the registry has told of a version, for a short time. Whether it has.
-    pub(crate) async fn look_for(&self, claimed: u64) -> bool {
+    pub(crate) async fn look_for(&self, claimed: RingVersion) -> bool {
         if self.knows(claimed) {
             return true;
         }
@@ -131,17 +132,24 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_version_that_the_registry_does_not_tell_is_not_known_and_changes_nothing() {
         let ring = KnownRing::new();
-        assert!(ring.knows(1) && !ring.knows(2), "without a registry there is one ring");
+        assert!(
+            ring.knows(RingVersion(1)) && !ring.knows(RingVersion(2)),
+            "without a registry there is one ring"
+        );
         let registry = Reloader::default();
         ring.learn_from(registry.clone());
-        assert!(ring.knows(u64::MAX), "nothing has been read yet");
-        assert_eq!(ring.stamp(7), 7);
-        assert!(ring.learn(5), "what was stored by then is forgotten");
-        assert_eq!((ring.stamp(u64::MAX), ring.stamp(0), ring.version()), (5, 5, 5));
-        assert!(!ring.look_for(6).await && registry.is_asked().await);
-        assert!(!ring.learn(6));
-        assert!(ring.look_for(6).await);
-        ring.learn(4);
-        assert_eq!(ring.version(), 6);
+        assert!(ring.knows(RingVersion(u64::MAX)), "nothing has been read yet");
+        assert_eq!(ring.stamp(RingVersion(7)), RingVersion(7));
+        const FIVE: RingVersion = RingVersion(5);
+        assert!(ring.learn(FIVE), "what was stored by then is forgotten");
+        assert_eq!(
+            (ring.stamp(RingVersion(u64::MAX)), ring.stamp(RingVersion::NONE), ring.version()),
+            (FIVE, FIVE, FIVE)
+        );
+        assert!(!ring.look_for(RingVersion(6)).await && registry.is_asked().await);
+        assert!(!ring.learn(RingVersion(6)));
+        assert!(ring.look_for(RingVersion(6)).await);
+        ring.learn(RingVersion(4));
+        assert_eq!(ring.version(), RingVersion(6));
     }
 }

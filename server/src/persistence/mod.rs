@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use peanut_proto::machine::{Pause, Worker};
+use peanut_proto::numbers::RingVersion;
 use peanut_proto::sabotage::{Mechanism, without};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
@@ -43,7 +44,7 @@ const TICK: Duration = Duration::from_millis(100);
 pub(crate) struct PersistenceOptions {
     pub(crate) data_dir: PathBuf,
     pub(crate) seal_interval: Duration,
-    pub(crate) restore_bytes_per_second: u64,
+    pub(crate) restore_rate: u64,
 }
 
 /// The writing of all groups' segments. Dropping it ends the writing where it stands.
@@ -124,7 +125,7 @@ impl Persistence {
             }
             Err(error) => tracing::warn!("in memory only, no thread to write with: {error}"),
         }
-        Persistence { shared, writer: writer.ok(), ended, groups, pace: options.restore_bytes_per_second }
+        Persistence { shared, writer: writer.ok(), ended, groups, pace: options.restore_rate }
     }
 
     /// Marks the directories with this start, and leaves aside what is of another than the last one: the node
@@ -146,7 +147,7 @@ impl Persistence {
     }
 
     /// Brings back in the background what the disk has. `newest_version` is the ring's, where it is known.
-    pub(crate) fn restore(&mut self, newest_version: Option<u64>) {
+    pub(crate) fn restore(&mut self, newest_version: Option<RingVersion>) {
         let (groups, shared) = (std::mem::take(&mut self.groups), self.shared.clone());
         let mut pace = Pace::new(self.pace, Instant::now());
         let reader = Worker::start("peanut-restore", move |pause| async move {

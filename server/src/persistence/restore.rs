@@ -19,6 +19,7 @@ use crate::segment::{Bad, Content, HEADER_BYTES, Header, RECORD_OVERHEAD_BYTES, 
 use crate::store::{Entry, Origin, Restored};
 use peanut_proto::clock::wall_clock_ms;
 use peanut_proto::machine::Pause;
+use peanut_proto::numbers::RingVersion;
 
 /// Clocks are set right by this much without any harm.
 const TOLERANCE_MS: u64 = 1_000;
@@ -77,7 +78,7 @@ pub(super) struct Check {
     pub(super) fingerprint: u64,
     pub(super) max_ttl: Duration,
     /// The newest version that the ring has had, where that is known.
-    pub(super) newest_version: Option<u64>,
+    pub(super) newest_version: Option<RingVersion>,
 }
 
 enum Verdict {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use peanut_proto::machine::Pause;
+use peanut_proto::numbers::{Generation, RingVersion};
 use tempfile::TempDir;
 use tokio::time::Instant;
 
@@ -61,7 +62,7 @@ impl Faults {
 const BOOT: u64 = 7;
 const FINGERPRINT: u64 = 42;
 const HOUR: Duration = Duration::from_secs(3600);
-const CHECK: Check = Check { fingerprint: FINGERPRINT, max_ttl: HOUR, newest_version: Some(9) };
+const CHECK: Check = Check { fingerprint: FINGERPRINT, max_ttl: HOUR, newest_version: Some(RingVersion(9)) };
 
 /// A node's life on a directory: what it had comes back when it is made.
 struct Life {
@@ -111,7 +112,8 @@ impl Life {
     fn store_for(&self, key: &str, value: &str, ttl: Duration) {
         let now = Instant::now();
         let value = Some(value.as_bytes().to_vec().into());
-        let entry = Entry { value, loaded: now, expires: now + ttl, stamp: 3, origin: Origin::Owner };
+        let entry =
+            Entry { value, loaded: now, expires: now + ttl, stamp: RingVersion(3), origin: Origin::Owner };
         self.store_entry(key, &entry);
     }
 
@@ -175,12 +177,18 @@ fn write(folder: &TempDir, name: &str, header: Header, records: &[Record<'_>]) {
 }
 
 fn header() -> Header {
-    Header { generation: 0, fingerprint: FINGERPRINT, boot: BOOT, written_ms: wall_clock_ms() }
+    Header { generation: Generation::NONE, fingerprint: FINGERPRINT, boot: BOOT, written_ms: wall_clock_ms() }
 }
 
 fn record<'a>(key: &'a str, content: Content<'a>) -> Record<'a> {
     let now_ms = wall_clock_ms();
-    Record { expires_ms: now_ms + 600_000, loaded_ms: now_ms - 1000, stamp: 3, key: key.as_bytes(), content }
+    Record {
+        expires_ms: now_ms + 600_000,
+        loaded_ms: now_ms - 1000,
+        stamp: RingVersion(3),
+        key: key.as_bytes(),
+        content,
+    }
 }
 
 fn value<'a>(key: &'a str, value: &'a str) -> Record<'a> {
@@ -197,7 +205,7 @@ fn entries_come_back_as_they_were_after_a_stop_and_after_a_kill() {
             value: Some(b"630".to_vec().into()),
             loaded: now - Duration::from_secs(60),
             expires: now + Duration::from_secs(600),
-            stamp: 8,
+            stamp: RingVersion(8),
             origin: Origin::Owner,
         };
         life.store_entry("Tom", &entry);
@@ -214,12 +222,14 @@ fn entries_come_back_as_they_were_after_a_stop_and_after_a_kill() {
         let life = Life::on(&folder);
         assert_eq!(life.report, Report { restored: 2, ..Report::default() });
         let now = Instant::now();
-        let tom = life.cache.entries().get(b"Tom", Origin::Owner, 8, now).unwrap();
+        let tom = life.cache.entries().get(b"Tom", Origin::Owner, RingVersion(8), now).unwrap();
         assert_eq!(tom.value.unwrap(), b"630");
         assert!((58..62).contains(&(now - tom.loaded).as_secs()), "{:?}", now - tom.loaded);
         assert!((598..601).contains(&(tom.expires - now).as_secs()));
-        assert_eq!(tom.stamp, 8);
-        assert!(life.cache.entries().get(b"Jack", Origin::Owner, 0, now).unwrap().value.is_none());
+        assert_eq!(tom.stamp, RingVersion(8));
+        assert!(
+            life.cache.entries().get(b"Jack", Origin::Owner, RingVersion::NONE, now).unwrap().value.is_none()
+        );
         assert!(life.cache.entries().peek(b"elsewhere", Origin::Owner, now).is_none());
     }
 }
@@ -254,7 +264,7 @@ fn what_was_expired_outdated_or_misdated_does_not_come_back() {
         Record { expires_ms: now_ms - 1, ..value("expired", "new") },
         record("removed", Content::Removed),
         Record { loaded_ms: now_ms + 60_000, expires_ms: now_ms + 120_000, ..value("future", "new") },
-        Record { stamp: 10, ..value("unowned", "new") },
+        Record { stamp: RingVersion(10), ..value("unowned", "new") },
         // Nothing lives longer than an hour.
         Record { loaded_ms: now_ms - 4_000_000, ..value("aged", "new") },
     ];
@@ -383,7 +393,7 @@ fn the_hottest_come_back_where_not_all_have_room() {
     (0..1000).for_each(|n| life.store(&format!("k{n}"), &"x".repeat(1000)));
     let hot: Vec<String> = (0..1000).step_by(20).map(|n| format!("k{n}")).collect();
     for key in hot.iter().chain(&hot) {
-        life.cache.entries().get(key.as_bytes(), Origin::Owner, 0, Instant::now()).unwrap();
+        life.cache.entries().get(key.as_bytes(), Origin::Owner, RingVersion::NONE, Instant::now()).unwrap();
     }
     life.stop();
     let life = Life::with(&folder, CHECK, 100_000, 64 << 20);
@@ -414,7 +424,10 @@ fn bytes_and_files_are_bounded_and_what_lives_is_not_lost() {
     let hit = |life: &Life| {
         (0..50).all(|n| {
             let key = format!("stays{n}");
-            life.cache.entries().get(key.as_bytes(), Origin::Owner, 0, Instant::now()).is_some()
+            life.cache
+                .entries()
+                .get(key.as_bytes(), Origin::Owner, RingVersion::NONE, Instant::now())
+                .is_some()
         })
     };
     let mut most = 0;

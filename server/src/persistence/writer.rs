@@ -22,6 +22,7 @@ use crate::journal::{Change, Journal};
 use crate::segment::{Content, HEADER_BYTES, Hashes, Header, Record, key_hash};
 use crate::store::{Entry, Origin};
 use peanut_proto::clock::wall_clock_ms;
+use peanut_proto::numbers::RingVersion;
 
 /// A segment that has so many bytes is sealed, unless an eighth of what the group may have is less.
 const SEGMENT_BYTES: u64 = 16 << 20;
@@ -199,7 +200,8 @@ impl Writer {
                 }
                 Change::Removed(key) => {
                     let (content, key) = (Content::Removed, &key[..]);
-                    let record = Record { expires_ms: 0, loaded_ms: 0, stamp: 0, key, content };
+                    let record =
+                        Record { expires_ms: 0, loaded_ms: 0, stamp: RingVersion::NONE, key, content };
                     self.append(Kind::Writes, &record, now)?;
                 }
                 Change::Cleared => {
@@ -224,7 +226,11 @@ impl Writer {
         let mut hashes = Vec::new();
         evicted.drain().for_each(|hash| Hashes::append(&mut hashes, hash));
         let content = Content::Evicted(Hashes::new(&hashes));
-        self.append(Kind::Loads, &Record { expires_ms: 0, loaded_ms: 0, stamp: 0, key: &[], content }, now)
+        self.append(
+            Kind::Loads,
+            &Record { expires_ms: 0, loaded_ms: 0, stamp: RingVersion::NONE, key: &[], content },
+            now,
+        )
     }
 
     fn append_entry(&mut self, kind: Kind, key: &[u8], entry: &Entry, now: Now) -> io::Result<()> {

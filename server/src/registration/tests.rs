@@ -63,14 +63,14 @@ async fn nodes_join_stay_alive_and_say_goodbye_without_leaving() {
     settle().await;
     sleep(Duration::from_secs(60)).await;
     let seen = view(&registry).await;
-    assert_eq!((seen.ring.version, seen.ring.members.len(), seen.live.len()), (2, 2, 2));
+    assert_eq!((seen.ring.version.0, seen.ring.members.len(), seen.live.len()), (2, 2, 2));
     assert_eq!(naming(&registry).await, ["peanutcache/a:1", "peanutcache/b:1"]);
-    assert_eq!(a.node.ring().version(), 2, "a node hears of new rings");
+    assert_eq!(a.node.ring().version(), RingVersion(2), "a node hears of new rings");
 
     a.stop.cancel();
     a.task.await.unwrap();
     let seen = view(&registry).await;
-    assert_eq!((seen.ring.version, seen.live.len(), seen.live.contains_key("b")), (2, 1, true));
+    assert_eq!((seen.ring.version.0, seen.live.len(), seen.live.contains_key("b")), (2, 1, true));
     assert_eq!(naming(&registry).await, ["peanutcache/b:1"]);
     b.stop.cancel();
 }
@@ -87,7 +87,7 @@ async fn a_lost_lease_is_granted_again_with_all_its_keys() {
     assert!(begun.elapsed() < Duration::from_secs(5));
     assert_eq!(view(&registry).await.live.len(), 1);
     assert_eq!(naming(&registry).await, ["peanutcache/a:1"]);
-    assert_eq!(view(&registry).await.ring.version, 1, "membership was not touched");
+    assert_eq!(view(&registry).await.ring.version, RingVersion(1), "membership was not touched");
     a.stop.cancel();
 }
 
@@ -101,8 +101,8 @@ async fn a_lost_ring_is_written_again_from_the_last_good_one() {
     registry.delete("/peanut/f/ring").await.unwrap();
     settle().await;
     let seen = view(&registry).await;
-    assert_eq!((seen.ring.version, seen.ring.members.len()), (3, 2), "b is down, but a member");
-    assert_eq!(seen.ring.member("b").unwrap().since, 2);
+    assert_eq!((seen.ring.version.0, seen.ring.members.len()), (3, 2), "b is down, but a member");
+    assert_eq!(seen.ring.member("b").unwrap().since, RingVersion(2));
     a.stop.cancel();
 }
 
@@ -139,7 +139,7 @@ async fn a_second_node_of_the_same_id_does_not_join() {
     let second = start_as(&registry, NodeInfo { addr: "elsewhere:2".into(), ..info("a") });
     sleep(Duration::from_secs(60)).await;
     let seen = view(&registry).await;
-    assert_eq!((seen.ring.version, seen.ring.members[0].addr.as_str()), (1, "a:1"));
+    assert_eq!((seen.ring.version.0, seen.ring.members[0].addr.as_str()), (1, "a:1"));
     // And takes over when the first one is gone.
     first.stop.cancel();
     first.task.await.unwrap();
@@ -154,10 +154,10 @@ fn an_older_stored_ring_is_merged_under_a_version_above_both() {
     let stored = RingDocument::empty(8).with(&info("new"), 0).unwrap();
     let next = next_ring(Some(&stored), &known, &info("a"), 0).unwrap();
     let ids: Vec<_> = next.members.iter().map(|m| m.id.as_str()).collect();
-    assert_eq!((next.version, ids), (3, vec!["a", "b", "new"]));
+    assert_eq!((next.version.0, ids), (3, vec!["a", "b", "new"]));
     assert_eq!(next_ring(Some(&known), &known, &info("a"), 0), None);
-    assert_eq!(next_ring(None, &known, &info("a"), 0).unwrap().version, 3);
-    assert_eq!(next_ring(None, &RingDocument::empty(8), &info("a"), 0).unwrap().version, 1);
+    assert_eq!(next_ring(None, &known, &info("a"), 0).unwrap().version, RingVersion(3));
+    assert_eq!(next_ring(None, &RingDocument::empty(8), &info("a"), 0).unwrap().version, RingVersion(1));
 }
 
 async fn put(registry: &LocalRegistry, key: &str, value: &[u8]) {
@@ -172,7 +172,8 @@ async fn a_ring_that_cannot_be_used_is_written_again_from_the_last_good_one() {
     settle().await;
     let good = view(&registry).await.ring;
     let member = good.members[0].clone();
-    let with = |members: Vec<_>| RingDocument { version: 9, members, ..(*good).clone() }.encode();
+    let with =
+        |members: Vec<_>| RingDocument { version: RingVersion(9), members, ..(*good).clone() }.encode();
     let bogus =
         (0..10_000).map(|n| peanut_proto::membership::Member { id: format!("bogus{n}"), ..member.clone() });
     let garbage = [
@@ -182,16 +183,16 @@ async fn a_ring_that_cannot_be_used_is_written_again_from_the_last_good_one() {
         with(vec![member.clone(), member.clone()]),
         with(bogus.collect()),
         with(vec![peanut_proto::membership::Member { weight: 0, ..member.clone() }]),
-        RingDocument { version: u64::MAX, ..(*good).clone() }.encode(),
-        RingDocument { version: 1 << 50, ..(*good).clone() }.encode(),
+        RingDocument { version: RingVersion(u64::MAX), ..(*good).clone() }.encode(),
+        RingDocument { version: RingVersion(1 << 50), ..(*good).clone() }.encode(),
     ];
     for (at, garbage) in garbage.iter().enumerate() {
         put(&registry, "/peanut/f/ring", garbage).await;
         sleep(Duration::from_secs(5)).await;
         let seen = view(&registry).await.ring;
         let ids: Vec<_> = seen.members.iter().map(|member| member.id.as_str()).collect();
-        assert_eq!((ids, seen.version), (vec!["a", "b"], 3 + at as u64), "garbage {at}");
-        assert_eq!(seen.members[0].since, 1, "nobody's entries are outdated by it");
+        assert_eq!((ids, seen.version.0), (vec!["a", "b"], 3 + at as u64), "garbage {at}");
+        assert_eq!(seen.members[0].since, RingVersion(1), "nobody's entries are outdated by it");
     }
     drop((a, b));
 }

@@ -21,6 +21,7 @@
 
 use std::fmt;
 
+use peanut_proto::numbers::{Generation, RingVersion};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 const MAGIC: &[u8; 8] = b"PEANUTSG";
@@ -41,7 +42,7 @@ const HASH_BYTES: usize = 8;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     /// The group's generation: in a later one nothing of this one holds.
-    pub generation: u64,
+    pub generation: Generation,
     /// Of the configuration that its entries were kept under.
     pub fingerprint: u64,
     /// Of the run of the machine in which it was written: after a crash of the machine there may be less of
@@ -59,7 +60,7 @@ pub struct Record<'a> {
     /// When its load began, in milliseconds since 1970.
     pub loaded_ms: u64,
     /// Ring version that it was written under.
-    pub stamp: u64,
+    pub stamp: RingVersion,
     /// The key.
     pub key: &'a [u8],
     /// What is known of it.
@@ -133,7 +134,7 @@ impl Header {
         let begin = to.len();
         to.extend_from_slice(MAGIC);
         to.extend_from_slice(&FORMAT.to_le_bytes());
-        to.extend_from_slice(&self.generation.to_le_bytes());
+        to.extend_from_slice(&self.generation.0.to_le_bytes());
         to.extend_from_slice(&self.fingerprint.to_le_bytes());
         to.extend_from_slice(&self.boot.to_le_bytes());
         to.extend_from_slice(&self.written_ms.to_le_bytes());
@@ -161,7 +162,10 @@ impl Header {
         if xxh3_64(&from[..HEADER_BYTES - CHECKSUM_BYTES]) != checksum {
             return Err(NoSegment::Damaged);
         }
-        Ok((Header { generation, fingerprint, boot, written_ms }, Records { rest: fields.0 }))
+        Ok((
+            Header { generation: Generation(generation), fingerprint, boot, written_ms },
+            Records { rest: fields.0 },
+        ))
     }
 }
 
@@ -185,7 +189,7 @@ impl Record<'_> {
         to.extend_from_slice(&[0; CHECKSUM_BYTES]);
         to.extend_from_slice(&self.expires_ms.to_le_bytes());
         to.extend_from_slice(&self.loaded_ms.to_le_bytes());
-        to.extend_from_slice(&self.stamp.to_le_bytes());
+        to.extend_from_slice(&self.stamp.0.to_le_bytes());
         to.extend_from_slice(&key_bytes.to_le_bytes());
         to.push(flags);
         to.extend_from_slice(self.key);
@@ -261,7 +265,7 @@ fn read_body(body: &[u8]) -> Option<Record<'_>> {
         EVICTED => Content::Evicted(Hashes(fields.0)),
         _ => return None,
     };
-    Some(Record { expires_ms, loaded_ms, stamp, key, content })
+    Some(Record { expires_ms, loaded_ms, stamp: RingVersion(stamp), key, content })
 }
 
 /// Takes numbers and bytes off the front.

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 const HEADER: Header =
-    Header { generation: 5, fingerprint: 0xf00d, boot: 0xb007, written_ms: 1_700_000_000_000 };
+    Header { generation: Generation(5), fingerprint: 0xf00d, boot: 0xb007, written_ms: 1_700_000_000_000 };
 
 /// Key, value, expires, loaded, stamp, removed.
 type Entry = (Vec<u8>, Option<Vec<u8>>, u64, u64, u64, bool);
@@ -17,7 +17,7 @@ fn record((key, value, expires_ms, loaded_ms, stamp, removed): &Entry) -> Record
         Some(value) => Content::Value(value),
         None => Content::Negative,
     };
-    Record { expires_ms: *expires_ms, loaded_ms: *loaded_ms, stamp: *stamp, key, content }
+    Record { expires_ms: *expires_ms, loaded_ms: *loaded_ms, stamp: RingVersion(*stamp), key, content }
 }
 
 fn segment(entries: &[Entry]) -> Vec<u8> {

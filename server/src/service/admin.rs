@@ -42,7 +42,7 @@ impl Node {
             fleet: running.map(|running| running.fleet.clone()).unwrap_or_default(),
             build: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_ms: whole_ms(self.uptime()),
-            ring_version: self.ring().version(),
+            ring_version: self.ring().version().0,
             lanes: read(&metrics.lanes),
             connections: limiter.connections() as u64,
             in_flight: read(&metrics.in_flight),

@@ -28,6 +28,7 @@ use peanut_proto::frame::{
     ResponseFrame, ResponseWriter,
 };
 use peanut_proto::membership::check_name;
+use peanut_proto::numbers::{FillToken, RingVersion};
 use peanut_proto::v1::operation::Kind;
 use peanut_proto::v1::{ErrorCode, OnMiss};
 use tokio::time::Instant;
@@ -40,7 +41,6 @@ use super::whole_ms;
 use crate::budget::{Account, Held, OPERATION_BYTES, OpenLane};
 use crate::cache::{Answer, Begun, Cache};
 use crate::error::Failure;
-use crate::flight::Token;
 use crate::node::{Node, ring_unknown};
 use crate::rights::Caller;
 
@@ -81,11 +81,11 @@ pub(super) struct Answers {
     /// How often the node had woken when the lane was opened.
     wakes: u64,
     /// Fill tokens that this lane was given, with their groups, until their values come.
-    leases: BTreeMap<Token, Arc<Cache>>,
+    leases: BTreeMap<FillToken, Arc<Cache>>,
     many_leases: usize,
     /// The ring that the client goes by.
-    ring_version: u64,
-    told_version: u64,
+    ring_version: RingVersion,
+    told_version: RingVersion,
     waiting: FuturesUnordered<BoxFuture<'static, Landed>>,
     /// How many of them wait for the disk.
     for_disk: usize,
@@ -137,8 +137,8 @@ impl Answers {
             wakes,
             leases: BTreeMap::new(),
             many_leases: MANY_LEASES,
-            ring_version: 0,
-            told_version: 0,
+            ring_version: RingVersion::NONE,
+            told_version: RingVersion::NONE,
             waiting: FuturesUnordered::new(),
             for_disk: 0,
             long: VecDeque::new(),
@@ -340,7 +340,7 @@ impl Answers {
             let why = format!("{MAX_WAITING} {what} of this lane are waiting");
             return Err(Failure::new(ErrorCode::Overloaded, why));
         }
-        if operation.token != 0 {
+        if operation.token != FillToken::NONE {
             self.leases.remove(&operation.token);
         }
         let claimed = match operation.kind {
@@ -349,7 +349,7 @@ impl Answers {
             Kind::Get => operation.owned_since,
             Kind::Set => self.ring_version,
             Kind::Delete if operation.on_miss == OnMiss::Lease => self.ring_version,
-            Kind::Delete | Kind::Clear | Kind::Release => 0,
+            Kind::Delete | Kind::Clear | Kind::Release => RingVersion::NONE,
         };
         if operation.owned_since > self.ring_version {
             let why = "a key cannot have been owned since a later ring than the caller's";
@@ -393,7 +393,7 @@ impl Answers {
         let length = answer.value.len();
         if length <= FRAME_BYTES {
             self.frame.answer(&fields, &answer.value);
-            if answer.token != 0 {
+            if answer.token != FillToken::NONE {
                 self.remember_lease(answer.token, cache);
             }
             return;
@@ -413,7 +413,7 @@ impl Answers {
 
     /// Keeps a lease, to give it up with the lane. Those that have been written away, or are over, are
     /// dropped now and then.
-    fn remember_lease(&mut self, token: Token, cache: Arc<Cache>) {
+    fn remember_lease(&mut self, token: FillToken, cache: Arc<Cache>) {
         self.leases.insert(token, cache);
         if self.leases.len() > self.many_leases {
             self.leases.retain(|token, cache| cache.is_leased(*token));

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use peanut_proto::numbers::{FillToken, RingVersion};
 use peanut_proto::peanutcachepb::peanut_cache_server::PeanutCache;
 use peanut_proto::peanutcachepb::{GetRequest, GetResponse};
 use peanut_proto::v1::{OnMiss, Outcome};
@@ -47,10 +48,10 @@ impl Node {
         let get = Get {
             key: Bytes::from(key.into_bytes()),
             on_miss: OnMiss::Load,
-            stamp: self.ring().stamp(0),
-            owned_since: 0,
+            stamp: self.ring().stamp(RingVersion::NONE),
+            owned_since: RingVersion::NONE,
             origin: Origin::Owner,
-            token: 0,
+            token: FillToken::NONE,
             traceparent: Bytes::new(),
             may_fill: Ok(()),
             deadline: None,

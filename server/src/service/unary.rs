@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use peanut_proto::frame::{RequestFrame, ResponseFrame};
 use peanut_proto::limits::is_traceparent;
+use peanut_proto::numbers::{FillToken, Generation, RingVersion};
 use peanut_proto::v1::peanut_server::Peanut;
 use peanut_proto::v1::{
     DeleteRequest, DeleteResponse, ErrorCode, GetRequest, GetResponse, OnMiss, SetRequest, SetResponse,
@@ -70,22 +71,23 @@ impl Node {
         rights.check(Action::Read, &request.group, Some(&request.key))?;
         self.wake().awake().await;
         let cache = self.cache(&request.group)?;
-        if request.owned_since > request.ring_version {
+        let (by, owned_since) = (RingVersion(request.ring_version), RingVersion(request.owned_since));
+        if owned_since > by {
             let why = "a key cannot have been owned since a later ring than the caller's";
             return Err(Failure::new(ErrorCode::InvalidRequest, why));
         }
         // A former owner that does not know yet that it is one may be written to still.
         let is_peek = request.on_miss == OnMiss::Peek as i32;
-        let claimed = if is_peek { request.ring_version } else { request.owned_since };
+        let claimed = if is_peek { by } else { owned_since };
         if !self.ring().look_for(claimed).await {
             return Err(ring_unknown(claimed));
         }
-        self.ring().knows(request.ring_version);
+        self.ring().knows(by);
         let get = Get {
-            stamp: self.ring().stamp(request.ring_version),
+            stamp: self.ring().stamp(by),
             traceparent: traceparent.unwrap_or_default(),
             may_fill: rights.of_group(cache.name()).may_fill(&request.key),
-            may_hand_over: request.owned_since > self.ring().first(),
+            may_hand_over: owned_since > self.ring().first(),
             ..read(request)?
         };
         let begun = cache.begin(&get, &account, Instant::now())?;
@@ -95,11 +97,11 @@ impl Node {
         let mut response = Response::new(GetResponse {
             outcome: answer.outcome.into(),
             value: answer.value.into_bytes(),
-            ring_version: self.ring().version(),
+            ring_version: self.ring().version().0,
             age_ms: whole_ms(answer.age),
             ttl_ms: whole_ms(answer.ttl),
             near_ms: 0,
-            token: answer.token,
+            token: answer.token.0,
             written: answer.written,
         });
         response.extensions_mut().insert(Sending { held: Arc::new(held) });
@@ -116,22 +118,23 @@ impl Node {
         }
         self.wake().awake().await;
         let cache = self.cache(&request.group)?;
-        if !self.ring().look_for(request.ring_version).await {
-            return Err(ring_unknown(request.ring_version));
+        let (by, token) = (RingVersion(request.ring_version), FillToken(request.token));
+        if !self.ring().look_for(by).await {
+            return Err(ring_unknown(by));
         }
-        let ring_version = self.ring().version();
+        let RingVersion(ring_version) = self.ring().version();
         if request.release {
-            let answer = cache.release(request.token).answer().await?;
+            let answer = cache.release(token).answer().await?;
             return Ok(SetResponse { outcome: answer.outcome.into(), ring_version });
         }
         let set = Set {
             key: request.key,
             fetched: Fetched::new(request.value, request.not_found, request.load_error),
             ttl: (request.ttl_ms > 0).then(|| Duration::from_millis(request.ttl_ms)),
-            stamp: request.ring_version.min(self.ring().stamp(request.ring_version)),
+            stamp: by.min(self.ring().stamp(by)),
             origin: Origin::of(request.failover),
-            under: self.ring().heard_of(request.ring_version),
-            token: request.token,
+            under: self.ring().heard_of(by),
+            token,
         };
         let answer = cache.set(set, Instant::now())?.answer().await?;
         Ok(SetResponse { outcome: answer.outcome.into(), ring_version })
@@ -151,15 +154,16 @@ impl Node {
             of_group.check(Action::Clear, &[])?;
         }
         self.wake().awake().await;
-        if request.then_set && !self.ring().look_for(request.ring_version).await {
-            return Err(ring_unknown(request.ring_version));
+        let by = RingVersion(request.ring_version);
+        if request.then_set && !self.ring().look_for(by).await {
+            return Err(ring_unknown(by));
         }
-        self.ring().knows(request.ring_version);
-        let ring_version = self.ring().version();
+        self.ring().knows(by);
+        let RingVersion(ring_version) = self.ring().version();
         let cache = self.cache(&request.group)?;
-        let (under, now) = (self.ring().heard_of(request.ring_version), Instant::now());
-        let stamp = request.ring_version.min(self.ring().stamp(request.ring_version));
-        let (mut token, mut sequence) = (0, 0);
+        let (under, now) = (self.ring().heard_of(by), Instant::now());
+        let stamp = by.min(self.ring().stamp(by));
+        let (mut token, mut sequence) = (FillToken::NONE, 0);
         // All are forgotten before the first is waited for.
         let mut begun = Vec::new();
         for some in request.keys.chunks(KEYS_AT_A_TIME) {
@@ -174,13 +178,13 @@ impl Node {
             yield_now().await;
         }
         if request.all || request.generation > 0 {
-            begun.extend(cache.clear(request.generation, under).waiting());
+            begun.extend(cache.clear(Generation(request.generation), under).waiting());
         }
         for waiting in begun {
             let answer = waiting.answer().await?;
             (token, sequence) = (answer.token.max(token), answer.sequence);
         }
-        Ok(DeleteResponse { ring_version, token, sequence })
+        Ok(DeleteResponse { ring_version, token: token.0, sequence })
     }
 }
 
@@ -191,10 +195,10 @@ fn read(request: GetRequest) -> Result<Get, Failure> {
     Ok(Get {
         key: request.key,
         on_miss,
-        stamp: request.ring_version,
-        owned_since: request.owned_since,
+        stamp: RingVersion(request.ring_version),
+        owned_since: RingVersion(request.owned_since),
         origin: Origin::of(request.failover),
-        token: request.token,
+        token: FillToken(request.token),
         traceparent: Bytes::new(),
         may_fill: Ok(()),
         deadline: None,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Value;
+use peanut_proto::numbers::RingVersion;
 
 /// Why a node holds an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -34,7 +35,7 @@ pub struct Entry {
     /// From when on it is not shown any more.
     pub expires: Instant,
     /// Ring version of the request that caused the load.
-    pub stamp: u64,
+    pub stamp: RingVersion,
     /// Why the node holds it.
     pub origin: Origin,
 }
@@ -45,7 +46,7 @@ pub(super) struct StoredEntry {
     pub(super) value: Option<Value>,
     pub(super) loaded_ms: u64,
     pub(super) expires_ms: u64,
-    pub(super) stamp: u64,
+    pub(super) stamp: RingVersion,
     pub(super) origin: Origin,
 }
 

@@ -50,6 +50,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 pub use entry::{Entry, Origin};
+use peanut_proto::numbers::RingVersion;
 pub use policy::Eviction;
 pub use shard::Restored;
 use shard::{Evicted, Found, Shard, Size};
@@ -112,7 +113,7 @@ impl Store {
 
     /// The entry of a key, if it is fresh and was written by `origin` under ring version `owned_since`
     /// or a later one.
-    pub fn get(&self, key: &[u8], origin: Origin, owned_since: u64, now: Instant) -> Option<Entry> {
+    pub fn get(&self, key: &[u8], origin: Origin, owned_since: RingVersion, now: Instant) -> Option<Entry> {
         let (shard, hash) = self.shard(key);
         let now_ms = self.ms(now);
         let found = if self.promotes {

@@ -5,6 +5,7 @@
 use super::hits::Hits;
 use super::value::Record;
 use super::{Origin, Value};
+use peanut_proto::numbers::RingVersion;
 
 /// No slot.
 pub(super) const NONE: u32 = u32::MAX;
@@ -77,14 +78,14 @@ impl Slot {
     }
 
     /// The ring version under which it was written.
-    pub(super) fn stamp(&self) -> u64 {
+    pub(super) fn stamp(&self) -> RingVersion {
         let mut bytes = [0; 8];
         bytes[..7].copy_from_slice(&self.stamp);
-        u64::from_le_bytes(bytes)
+        RingVersion(u64::from_le_bytes(bytes))
     }
 
-    pub(super) fn set_stamp(&mut self, stamp: u64) {
-        self.stamp.copy_from_slice(&stamp.min(MAX_STAMP).to_le_bytes()[..7]);
+    pub(super) fn set_stamp(&mut self, stamp: RingVersion) {
+        self.stamp.copy_from_slice(&stamp.0.min(MAX_STAMP).to_le_bytes()[..7]);
     }
 
     fn bytes(&self) -> &[u8] {

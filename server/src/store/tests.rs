@@ -11,7 +11,7 @@ use super::*;
 
 mod under_loom;
 
-fn entry(value: &[u8], now: Instant, ttl_ms: u64, stamp: u64) -> Entry {
+fn entry(value: &[u8], now: Instant, ttl_ms: u64, stamp: RingVersion) -> Entry {
     Entry {
         value: Some(value.to_vec().into()),
         loaded: now,
@@ -21,7 +21,7 @@ fn entry(value: &[u8], now: Instant, ttl_ms: u64, stamp: u64) -> Entry {
     }
 }
 
-fn value(store: &Store, key: &[u8], owned_since: u64, now: Instant) -> Option<Value> {
+fn value(store: &Store, key: &[u8], owned_since: RingVersion, now: Instant) -> Option<Value> {
     store.get(key, Origin::Owner, owned_since, now).map(|entry| entry.value.expect("a value was stored"))
 }
 
@@ -33,9 +33,9 @@ fn both(capacity_bytes: usize) -> impl Iterator<Item = (Store, Instant)> {
 #[tokio::test(start_paused = true)]
 async fn an_entry_lives_until_it_expires() {
     for (store, now) in both(1 << 20) {
-        store.insert(b"k", &entry(b"v", now, 100, 0));
-        assert_eq!(value(&store, b"k", 0, now + Duration::from_millis(99)).unwrap(), "v");
-        assert_eq!(value(&store, b"k", 0, now + Duration::from_millis(100)), None::<Value>);
+        store.insert(b"k", &entry(b"v", now, 100, RingVersion::NONE));
+        assert_eq!(value(&store, b"k", RingVersion::NONE, now + Duration::from_millis(99)).unwrap(), "v");
+        assert_eq!(value(&store, b"k", RingVersion::NONE, now + Duration::from_millis(100)), None::<Value>);
         assert_eq!(store.used_bytes(), 0, "what has expired is dropped when it is met");
     }
 }
@@ -45,7 +45,7 @@ async fn an_entry_lives_until_it_expires() {
 async fn what_is_prefetched_stays_as_it_was() {
     for (store, now) in both(128 << 20) {
         let key = |n: u32| n.to_be_bytes();
-        (0..1000).for_each(|n| store.insert(&key(n), &entry(b"v", now, 100, 0)));
+        (0..1000).for_each(|n| store.insert(&key(n), &entry(b"v", now, 100, RingVersion::NONE)));
         let keys: Vec<_> = (0..2000).chain(0..10).map(key).collect();
         let hottest = |store: &Store| {
             let mut keys = Vec::new();
@@ -59,7 +59,7 @@ async fn what_is_prefetched_stays_as_it_was() {
         store.prefetch(keys.iter().map(|key| &key[..]));
         store.prefetch(std::iter::empty());
         assert_eq!((store.used_bytes(), hottest(&store)), before);
-        assert!((0..2000).all(|n| value(&store, &key(n), 0, now).is_some() == (n < 1000)));
+        assert!((0..2000).all(|n| value(&store, &key(n), RingVersion::NONE, now).is_some() == (n < 1000)));
     }
 }
 
@@ -67,15 +67,17 @@ async fn what_is_prefetched_stays_as_it_was() {
 async fn what_has_expired_leaves_without_being_asked_for() {
     for (store, now) in both(64 << 20) {
         for key in 0..10_000_u32 {
-            store.insert(&key.to_be_bytes(), &entry(b"v", now, if key % 2 == 0 { 100 } else { 10_000 }, 0));
+            store.insert(
+                &key.to_be_bytes(),
+                &entry(b"v", now, if key % 2 == 0 { 100 } else { 10_000 }, RingVersion::NONE),
+            );
         }
         let later = now + Duration::from_millis(100);
         (0..10).for_each(|_| store.sweep(0.1, later));
         assert_eq!(store.len(), 5_000);
-        assert!(
-            (0..10_000_u32)
-                .all(|key| value(&store, &key.to_be_bytes(), 0, later).is_some() == (key % 2 == 1))
-        );
+        assert!((0..10_000_u32).all(|key| {
+            value(&store, &key.to_be_bytes(), RingVersion::NONE, later).is_some() == (key % 2 == 1)
+        }));
         assert_eq!(store.used_bytes(), 5_000 * (4 + 1 + Store::OVERHEAD_BYTES));
     }
 }
@@ -83,19 +85,19 @@ async fn what_has_expired_leaves_without_being_asked_for() {
 #[tokio::test(start_paused = true)]
 async fn an_entry_from_before_the_node_owned_the_key_is_a_miss() {
     for (store, now) in both(1 << 20) {
-        store.insert(b"k", &entry(b"v", now, 100, 7));
-        assert_eq!(value(&store, b"k", 7, now).unwrap(), "v");
-        assert!(value(&store, b"k", 8, now).is_none());
+        store.insert(b"k", &entry(b"v", now, 100, RingVersion(7)));
+        assert_eq!(value(&store, b"k", RingVersion(7), now).unwrap(), "v");
+        assert!(value(&store, b"k", RingVersion(8), now).is_none());
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn failover_entries_and_owned_entries_do_not_answer_for_each_other() {
     for (store, now) in both(1 << 20) {
-        store.insert(b"k", &entry(b"v", now, 100, 7));
-        assert!(store.get(b"k", Origin::Failover, 0, now).is_none());
-        store.insert(b"k", &Entry { origin: Origin::Failover, ..entry(b"w", now, 100, 7) });
-        let value = |origin| store.get(b"k", origin, 0, now).unwrap().value.unwrap();
+        store.insert(b"k", &entry(b"v", now, 100, RingVersion(7)));
+        assert!(store.get(b"k", Origin::Failover, RingVersion::NONE, now).is_none());
+        store.insert(b"k", &Entry { origin: Origin::Failover, ..entry(b"w", now, 100, RingVersion(7)) });
+        let value = |origin| store.get(b"k", origin, RingVersion::NONE, now).unwrap().value.unwrap();
         assert_eq!((value(Origin::Failover), value(Origin::Owner)), ("w".into(), "v".into()));
         assert!(store.remove_of(b"k", Origin::Failover) && !store.remove_of(b"k", Origin::Failover));
         assert!(store.remove(b"k") && store.is_empty(), "all there is of it");
@@ -106,13 +108,13 @@ async fn failover_entries_and_owned_entries_do_not_answer_for_each_other() {
 async fn stamps_of_every_size_are_kept_and_an_impossible_one_is_less_than_it_says() {
     for (store, now) in both(1 << 20) {
         for stamp in [0, 1, u64::from(u32::MAX), 1 << 32, (1 << 56) - 1] {
-            store.insert(b"k", &entry(b"v", now, 100, stamp));
-            assert!(store.get(b"k", Origin::Owner, stamp, now).is_some(), "{stamp}");
-            assert!(store.get(b"k", Origin::Owner, stamp + 1, now).is_none(), "{stamp}");
+            store.insert(b"k", &entry(b"v", now, 100, RingVersion(stamp)));
+            assert!(store.get(b"k", Origin::Owner, RingVersion(stamp), now).is_some(), "{stamp}");
+            assert!(store.get(b"k", Origin::Owner, RingVersion(stamp + 1), now).is_none(), "{stamp}");
         }
-        store.insert(b"k", &entry(b"v", now, 100, u64::MAX));
-        assert!(store.get(b"k", Origin::Owner, 1 << 40, now).is_some());
-        assert!(store.get(b"k", Origin::Owner, u64::MAX, now).is_none());
+        store.insert(b"k", &entry(b"v", now, 100, RingVersion(u64::MAX)));
+        assert!(store.get(b"k", Origin::Owner, RingVersion(1 << 40), now).is_some());
+        assert!(store.get(b"k", Origin::Owner, RingVersion(u64::MAX), now).is_none());
     }
 }
 
@@ -120,32 +122,36 @@ async fn stamps_of_every_size_are_kept_and_an_impossible_one_is_less_than_it_say
 async fn an_entry_comes_back_as_it_was_stored() {
     for (store, now) in both(1 << 20) {
         let later = now + Duration::from_secs(100);
-        let negative = Entry { value: None, origin: Origin::Failover, ..entry(b"", later, 5_000, 3) };
+        let negative =
+            Entry { value: None, origin: Origin::Failover, ..entry(b"", later, 5_000, RingVersion(3)) };
         store.insert(b"none", &negative);
-        store.insert(b"empty", &entry(b"", later, 5_000, 9));
-        let found = store.get(b"none", Origin::Failover, 0, later).unwrap();
+        store.insert(b"empty", &entry(b"", later, 5_000, RingVersion(9)));
+        let found = store.get(b"none", Origin::Failover, RingVersion::NONE, later).unwrap();
         assert!(found.value.is_none());
-        assert_eq!((found.stamp, found.expires), (3, negative.expires));
+        assert_eq!((found.stamp.0, found.expires), (3, negative.expires));
         let age = later - found.loaded;
         assert!(
             age < Duration::from_millis(64),
             "an entry may look older than it is by a step, not younger: {age:?}"
         );
-        assert_eq!(value(&store, b"empty", 0, later).unwrap(), "");
+        assert_eq!(value(&store, b"empty", RingVersion::NONE, later).unwrap(), "");
         assert!(store.remove(b"empty") && !store.remove(b"empty"));
-        assert!(value(&store, b"empty", 0, later).is_none());
+        assert!(value(&store, b"empty", RingVersion::NONE, later).is_none());
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_value_larger_than_a_shard_evicts_nothing() {
     for (store, now) in both(1000) {
-        store.insert(b"small", &entry(b"1", now, 100, 0));
-        store.insert(b"big", &entry(&[0; 910], now, 100, 0));
-        assert!(value(&store, b"big", 0, now).is_none());
-        assert!(value(&store, b"small", 0, now).is_some());
-        store.insert(b"small", &entry(&[0; 910], now, 100, 0));
-        assert!(value(&store, b"small", 0, now).is_none(), "nor does the old value stand for it");
+        store.insert(b"small", &entry(b"1", now, 100, RingVersion::NONE));
+        store.insert(b"big", &entry(&[0; 910], now, 100, RingVersion::NONE));
+        assert!(value(&store, b"big", RingVersion::NONE, now).is_none());
+        assert!(value(&store, b"small", RingVersion::NONE, now).is_some());
+        store.insert(b"small", &entry(&[0; 910], now, 100, RingVersion::NONE));
+        assert!(
+            value(&store, b"small", RingVersion::NONE, now).is_none(),
+            "nor does the old value stand for it"
+        );
     }
 }
 
@@ -154,13 +160,13 @@ async fn with_s3_fifo_a_scan_does_not_drive_out_what_is_read_again_and_again() {
     let now = Instant::now();
     let survivors = Eviction::ALL.map(|eviction| {
         let store = Store::of_entries(100, 1, eviction, now);
-        let used = |key: u32| value(&store, &key.to_be_bytes(), 0, now).is_some();
+        let used = |key: u32| value(&store, &key.to_be_bytes(), RingVersion::NONE, now).is_some();
         for key in 0..50_u32 {
-            store.insert(&key.to_be_bytes(), &entry(b"v", now, 1000, 0));
+            store.insert(&key.to_be_bytes(), &entry(b"v", now, 1000, RingVersion::NONE));
             assert!(used(key) && used(key));
         }
         for key in 1000..2000_u32 {
-            store.insert(&key.to_be_bytes(), &entry(b"v", now, 1000, 0));
+            store.insert(&key.to_be_bytes(), &entry(b"v", now, 1000, RingVersion::NONE));
         }
         (0..50).filter(|key| used(*key)).count()
     });
@@ -171,8 +177,8 @@ async fn with_s3_fifo_a_scan_does_not_drive_out_what_is_read_again_and_again() {
 #[tokio::test(start_paused = true)]
 async fn a_value_outlives_its_entry() {
     for (store, now) in both(1 << 20) {
-        store.insert(b"k", &entry(b"value", now, 100, 0));
-        let bytes = value(&store, b"k", 0, now).unwrap().into_bytes();
+        store.insert(b"k", &entry(b"value", now, 100, RingVersion::NONE));
+        let bytes = value(&store, b"k", RingVersion::NONE, now).unwrap().into_bytes();
         store.remove(b"k");
         drop(store);
         assert_eq!(bytes, "value");
@@ -239,7 +245,7 @@ proptest! {
                     let now = begin + Duration::from_millis(at as u64);
                     match what {
                         0 => {
-                            store.insert(&[key], &entry(&vec![key; size], now, ttl_ms, 0));
+                            store.insert(&[key], &entry(&vec![key; size], now, ttl_ms, RingVersion::NONE));
                             model.insert(key, (size, now + Duration::from_millis(ttl_ms)));
                         }
                         1 => {
@@ -247,7 +253,7 @@ proptest! {
                             model.remove(&key);
                         }
                         2 => store.sweep(0.3, now),
-                        _ => if let Some(found) = value(&store, &[key], 0, now) {
+                        _ => if let Some(found) = value(&store, &[key], RingVersion::NONE, now) {
                             let (size, expires) = model[&key];
                             assert!(found.len() == size && found.iter().all(|byte| *byte == key) && now < expires);
                         }
@@ -281,10 +287,10 @@ proptest! {
                             hit
                         }
                     };
-                    let hit = value(store, &key.to_be_bytes(), 0, now).is_some();
+                    let hit = value(store, &key.to_be_bytes(), RingVersion::NONE, now).is_some();
                     assert_eq!(hit, expected, "{eviction}, key {key}");
                     if !hit {
-                        store.insert(&key.to_be_bytes(), &entry(b"", now, 1000, 0));
+                        store.insert(&key.to_be_bytes(), &entry(b"", now, 1000, RingVersion::NONE));
                     }
                 }
             }

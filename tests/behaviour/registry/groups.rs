@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use peanut_client::ErrorKind;
 use peanut_proto::membership::{self, FORMAT};
+use peanut_proto::numbers::Generation;
 use peanut_proto::registry::{KeyRange, Registry as _};
 use peanut_tests::{Etcd, Origin, ServerProcess, eventually, group_from};
 
@@ -28,7 +29,8 @@ async fn clear_clears_whatever_the_record_of_the_group_says() {
     let mut server = ServerProcess::start_with(SERVER, &config).await;
     server.registered().await;
     let client = client(&etcd, 1).await;
-    let record = |generation: u64| membership::Group { format: FORMAT, generation }.encode();
+    let record =
+        |generation: u64| membership::Group { format: FORMAT, generation: Generation(generation) }.encode();
     let bad = [
         record(1),
         record(u64::from(u32::MAX)),
@@ -69,7 +71,7 @@ async fn clear_clears_whatever_the_record_of_the_group_says() {
         assert_eq!(text(&client, "g", "k").await, "value of k", "{shown}");
         let generation =
             membership::Group::decode(&etcd.registry().get(&key).await.unwrap().unwrap().value).unwrap();
-        assert!(generation.generation < u64::MAX / 2, "{shown}");
+        assert!(generation.generation < Generation(u64::MAX / 2), "{shown}");
     }
     // And where the registry has lost the record altogether.
     client.group("g").set("k", "old").await.unwrap();

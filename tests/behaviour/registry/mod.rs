@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use peanut_client::Client;
 use peanut_proto::membership::{FORMAT, Hint, Keys, RingDocument};
+use peanut_proto::numbers::RingVersion;
 use peanut_proto::registry::Registry as _;
 use peanut_tests::{Etcd, Origin, group_from};
 use tokio::task::JoinHandle;
@@ -35,7 +36,7 @@ async fn stored_ring(etcd: &Etcd) -> Option<RingDocument> {
 
 /// An invalidation of these keys, or of the whole group.
 fn hint(of: Option<Vec<Vec<u8>>>) -> Vec<u8> {
-    Hint { format: FORMAT, keys: of, ring_version: 1, at_ms: 0 }.encode()
+    Hint { format: FORMAT, keys: of, ring_version: RingVersion(1), at_ms: 0 }.encode()
 }
 
 /// Writes many keys at once.

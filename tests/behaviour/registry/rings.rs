@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use peanut_proto::membership::{self, Member, RingDocument};
+use peanut_proto::numbers::RingVersion;
 use peanut_proto::registry::Registry as _;
 use peanut_tests::{Etcd, ServerProcess, eventually};
 
@@ -20,8 +21,9 @@ async fn a_bad_ring_document_is_written_again_and_no_client_loses_its_ring() {
         let named = |n| Member { id: format!("bogus-{n}"), addr: format!("192.0.2.1:{n}"), ..member.clone() };
         (0..count).map(named).collect::<Vec<_>>()
     };
-    let with =
-        |members| RingDocument { version: good.version + 1, points: 160, members, ..good.clone() }.encode();
+    let with = |members| {
+        RingDocument { version: good.version.plus(1), points: 160, members, ..good.clone() }.encode()
+    };
     let bad: [(&str, Vec<u8>); 8] = [
         ("nothing", Vec::new()),
         ("garbage", b"garbage".to_vec()),
@@ -29,13 +31,21 @@ async fn a_bad_ring_document_is_written_again_and_no_client_loses_its_ring() {
         ("10,000 bogus members", with(bogus(10_000))),
         ("1,025 bogus members", with(bogus(1_025))),
         ("members twice", with([good.members.clone(), good.members.clone()].concat())),
-        ("the last version there is", RingDocument { version: u64::MAX, ..good.clone() }.encode()),
-        ("a version that was not counted", RingDocument { version: 1 << 52, ..good.clone() }.encode()),
+        (
+            "the last version there is",
+            RingDocument { version: RingVersion(u64::MAX), ..good.clone() }.encode(),
+        ),
+        (
+            "a version that was not counted",
+            RingDocument { version: RingVersion(1 << 52), ..good.clone() }.encode(),
+        ),
     ];
     for (what, bad) in bad {
         put(&etcd, &keys().ring(), bad).await;
         let mended = eventually(what, async || {
-            stored_ring(&etcd).await.filter(|ring| ring.version < 1_000 && ring.members.len() == 3)
+            stored_ring(&etcd)
+                .await
+                .filter(|ring| ring.version < RingVersion(1_000) && ring.members.len() == 3)
         })
         .await;
         assert_eq!(mended.members, good.members, "{what}");
@@ -57,17 +67,18 @@ async fn a_ring_of_mostly_lifeless_newcomers_is_doubted() {
     let bogus = |n| Member {
         id: format!("bogus-{n}"),
         addr: format!("192.0.2.1:{n}"),
-        since: good.version + 1,
+        since: good.version.plus(1),
         ..good.members[0].clone()
     };
     let mut members: Vec<_> = (1..900).map(bogus).collect();
     members.extend(good.members.clone());
-    let version = good.version + 1;
+    let version = good.version.plus(1);
     put(&etcd, &keys().ring(), RingDocument { version, members, points: 160, ..good.clone() }.encode()).await;
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(client.nodes().len(), 2);
-    put(&etcd, &keys().ring(), RingDocument { version: version + 1, ..good }.encode()).await;
-    eventually("the ring after it", async || (client.ring().version() == version + 1).then_some(())).await;
+    put(&etcd, &keys().ring(), RingDocument { version: version.plus(1), ..good }.encode()).await;
+    eventually("the ring after it", async || (client.ring().version() == version.plus(1)).then_some(()))
+        .await;
     gets.none_failed().await;
 }
 
@@ -97,18 +108,18 @@ async fn a_node_joins_a_ring_whose_document_has_grown_long_and_one_that_is_full_
         addr: format!("192.0.2.1:{n}"),
         zone: String::new(),
         weight: 1,
-        since: 1,
+        since: RingVersion(1),
         since_ms: 0,
     };
     let members: Vec<_> = (1..1_024).map(member).collect();
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis() as u64;
     let earlier = (1..12).rev().map(|version| membership::Earlier {
-        version,
+        version: RingVersion(version),
         replaced_ms: now,
         members: members.clone(),
     });
     let ring = RingDocument {
-        version: 12,
+        version: RingVersion(12),
         members: members.clone(),
         earlier: earlier.collect(),
         ..RingDocument::empty(64)
@@ -118,7 +129,7 @@ async fn a_node_joins_a_ring_whose_document_has_grown_long_and_one_that_is_full_
     let mut first = ServerProcess::start(SERVER, &etcd.endpoint(), SCORES).await;
     first.registered().await;
     let stored = stored_ring(&etcd).await.unwrap();
-    assert_eq!((stored.version, stored.members.len()), (13, 1_024));
+    assert_eq!((stored.version.0, stored.members.len()), (13, 1_024));
     assert!(!stored.earlier.is_empty() && stored.encode().len() <= membership::MAX_DOCUMENT_BYTES);
 
     let mut second = ServerProcess::start(SERVER, &etcd.endpoint(), SCORES).await;

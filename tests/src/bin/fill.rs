@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use peanut_proto::numbers::RingVersion;
 use peanut_server::store::{Entry, Eviction, Origin, Store};
 use peanut_tests::resident_bytes;
 use serde_json::json;
@@ -28,7 +29,7 @@ async fn main() {
             value: Some(bytes[..length].to_vec().into()),
             loaded: now,
             expires: now + Duration::from_secs(3600),
-            stamp: 0,
+            stamp: RingVersion::NONE,
             origin: Origin::Owner,
         };
         store.insert(format!("{key:0>16}").as_bytes(), &entry);

@@ -156,7 +156,7 @@ impl Scenario {
         fleet.stop_applications();
         let told = fleet.told();
         let versions = &fleet.origin.versions;
-        let rings = fleet.client.ring().version();
+        let rings = fleet.client.ring().version().0;
         // Every write raises the version by one.
         let allowed = |key: u32| versions.version(key) + rings;
         let bound = if is_strict { Duration::ZERO } else { FAILOVER_TTL + SLACK };

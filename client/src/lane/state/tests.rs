@@ -43,7 +43,7 @@ fn ask(key: &str, now: Instant) -> Attempt<'_> {
         op: Op::LOAD,
         traceparent: "",
     };
-    request.at(Placement::owner(5, 4))
+    request.at(Placement::owner(RingVersion(5), RingVersion(4)))
 }
 
 /// An attempt that differs in something.
@@ -122,10 +122,14 @@ async fn what_is_waiting_goes_into_one_frame_and_answers_come_in_any_order() {
     let fields: Vec<_> = frame.fields().map(Result::unwrap).collect();
     assert_eq!(
         fields[..3],
-        [RequestField::Open { client_id: 9 }, RequestField::RingVersion(5), RequestField::Group(3, "scores")]
+        [
+            RequestField::Open { client_id: 9 },
+            RequestField::RingVersion(RingVersion(5)),
+            RequestField::Group(3, "scores")
+        ]
     );
     let RequestField::Operation(first) = &fields[3] else { panic!("an operation was expected") };
-    assert_eq!((&first.key[..], first.deadline_ms, first.owned_since), (&b"a"[..], 1000, 4));
+    assert_eq!((&first.key[..], first.deadline_ms, first.owned_since.0), (&b"a"[..], 1000, 4));
     let RequestField::Operation(second) = &fields[4] else { panic!("an operation was expected") };
     assert_eq!(f.next(), NextFrame::Later);
 
@@ -164,7 +168,7 @@ async fn identical_gets_share_an_operation_and_different_ones_do_not() {
         ask("b", now),
         with(ask("a", now), |ask| ask.request.group = 4),
         with(ask("a", now), |ask| ask.placement.failover = true),
-        with(ask("a", now), |ask| ask.placement.owned_since = 5),
+        with(ask("a", now), |ask| ask.placement.owned_since = RingVersion(5)),
     ] {
         f.push(&different);
     }
@@ -315,7 +319,7 @@ async fn frames_are_bounded_and_a_ring_version_holds_for_a_whole_one() {
     assert!(frames.len() >= 3 && frames.iter().all(|bytes| *bytes < FRAME_BYTES + 2048), "{frames:?}");
 
     f.get("a");
-    f.push(&with(ask("b", f.now), |ask| ask.placement.ring_version = 6));
+    f.push(&with(ask("b", f.now), |ask| ask.placement.ring_version = RingVersion(6)));
     assert_eq!((f.sent().len(), f.sent().len()), (1, 1));
 }
 

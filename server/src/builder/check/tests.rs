@@ -53,8 +53,8 @@ async fn counts_and_sizes_have_bounds() {
         (builder().max_connections(usize::MAX), "max_connections: "),
         (builder().max_connections_per_peer(0), "max_connections_per_peer: "),
         (builder().max_connections_per_peer(usize::MAX), "max_connections_per_peer: "),
-        (builder().restore_bytes_per_second(0), "restore_rate: "),
-        (builder().restore_bytes_per_second(u64::MAX), "restore_rate: "),
+        (builder().restore_rate(0), "restore_rate: "),
+        (builder().restore_rate(u64::MAX), "restore_rate: "),
         (Server::builder().group(group().capacity_bytes(usize::MAX)), "capacity: "),
         (
             Server::builder()

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::AtomicBool;
 
+use peanut_proto::numbers::{FillToken, RingVersion};
 use peanut_proto::v1::{OnMiss, Outcome};
 use tokio::time::{advance, sleep};
 
@@ -68,10 +69,10 @@ fn get(key: impl AsRef<str>) -> Get {
     Get {
         key: Bytes::copy_from_slice(key.as_ref().as_bytes()),
         on_miss: OnMiss::Load,
-        stamp: 1,
-        owned_since: 1,
+        stamp: RingVersion(1),
+        owned_since: RingVersion(1),
         origin: Origin::Owner,
-        token: 0,
+        token: FillToken::NONE,
         traceparent: Bytes::new(),
         may_fill: Ok(()),
         deadline: None,
@@ -80,7 +81,12 @@ fn get(key: impl AsRef<str>) -> Get {
 }
 
 fn delete(cache: &Arc<Cache>, key: &Bytes) -> Begun {
-    cache.delete(Delete { key, under: 1, stamp: 1, then_set: None, sequence: 0 }, Instant::now()).unwrap()
+    cache
+        .delete(
+            Delete { key, under: RingVersion(1), stamp: RingVersion(1), then_set: None, sequence: 0 },
+            Instant::now(),
+        )
+        .unwrap()
 }
 
 async fn ask(cache: &Arc<Cache>, key: &str) -> Result<Answer, Failure> {

@@ -3,20 +3,20 @@
 use super::*;
 
 /// The token of a lease.
-pub(super) async fn leased(cache: &Arc<Cache>) -> Token {
+pub(super) async fn leased(cache: &Arc<Cache>) -> FillToken {
     let lease = ask(cache, Get { on_miss: OnMiss::Lease, ..get("k") }).await.unwrap();
     assert_eq!(lease.outcome, Outcome::Fill);
     lease.token
 }
 
-pub(super) fn fill(cache: &Arc<Cache>, token: Token, value: &'static str) -> Outcome {
+pub(super) fn fill(cache: &Arc<Cache>, token: FillToken, value: &'static str) -> Outcome {
     let set = Set {
         key: get("k").key,
         fetched: Fetched::Value(value.into()),
         ttl: None,
-        stamp: 1,
+        stamp: RingVersion(1),
         origin: Origin::Owner,
-        under: 1,
+        under: RingVersion(1),
         token,
     };
     match cache.set(set, Instant::now()).unwrap() {

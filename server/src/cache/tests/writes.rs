@@ -4,9 +4,15 @@ use super::leases::{fill, leased};
 use super::*;
 
 /// Deletes `k` to set it; gives the token.
-async fn delete_to_set(cache: &Arc<Cache>, under: u64) -> Token {
+async fn delete_to_set(cache: &Arc<Cache>, under: u64) -> FillToken {
     let account = crate::budget::Budgets::new().account(&"".into());
-    let delete = Delete { key: &get("k").key, under, stamp: 1, then_set: Some(&account), sequence: 0 };
+    let delete = Delete {
+        key: &get("k").key,
+        under: RingVersion(under),
+        stamp: RingVersion(1),
+        then_set: Some(&account),
+        sequence: 0,
+    };
     let answer = cache.delete(delete, Instant::now()).unwrap().answer().await.unwrap();
     assert_eq!(answer.outcome, Outcome::Done);
     answer.token
@@ -30,7 +36,7 @@ async fn a_value_follows_its_delete_and_one_that_is_overtaken_is_not_kept() {
         match later {
             "set" => assert_eq!(fill(&cache, delete_to_set(&cache, 1).await, "later"), Outcome::Done),
             "delete" => drop(delete(&cache, &get("k").key)),
-            _ => drop(cache.clear(0, 1)),
+            _ => drop(cache.clear(Generation::NONE, RingVersion(1))),
         }
         assert_eq!(fill(&cache, late, "late"), Outcome::Refused, "after a {later}");
         let found = ask(&cache, get("k")).await.unwrap();
@@ -51,22 +57,28 @@ async fn who_holds_a_lease_is_told_whether_the_key_was_written_since_the_node_ca
     let (cache, _, _) = fixture(|g| g);
     let lease = |owned_since, may_hand_over| Get {
         on_miss: OnMiss::Lease,
-        stamp: 9,
+        stamp: RingVersion(9),
         owned_since,
         may_hand_over,
         ..get("k")
     };
     let mut told = Vec::new();
     for (under, owned_since, may_hand_over) in [(4, 5, true), (5, 5, true), (5, 6, true), (4, 6, false)] {
-        let delete = Delete { key: &get("k").key, under, stamp: 1, then_set: None, sequence: 0 };
+        let delete = Delete {
+            key: &get("k").key,
+            under: RingVersion(under),
+            stamp: RingVersion(1),
+            then_set: None,
+            sequence: 0,
+        };
         let _ = cache.delete(delete, Instant::now()).unwrap();
-        let answer = ask(&cache, lease(owned_since, may_hand_over)).await.unwrap();
+        let answer = ask(&cache, lease(RingVersion(owned_since), may_hand_over)).await.unwrap();
         assert_eq!(answer.outcome, Outcome::Fill);
         told.push(answer.written);
     }
     assert_eq!(told, [false, true, false, true], "the last by a process that was not there");
-    let _ = cache.clear(0, 7);
-    assert!(ask(&cache, lease(7, true)).await.unwrap().written);
+    let _ = cache.clear(Generation::NONE, RingVersion(7));
+    assert!(ask(&cache, lease(RingVersion(7), true)).await.unwrap().written);
 }
 
 #[tokio::test(start_paused = true)]
@@ -92,17 +104,18 @@ async fn a_write_that_was_begun_keeps_its_value_only_where_no_other_came_between
     let cache = Arc::new(Cache::alone(Group::without_loader("g").capacity_bytes(1 << 20)));
     let account = crate::budget::Budgets::new().account(&"".into());
     let begin = async |then_set, sequence| {
-        let delete = Delete { key: &get("k").key, under: 1, stamp: 1, then_set, sequence };
+        let delete =
+            Delete { key: &get("k").key, under: RingVersion(1), stamp: RingVersion(1), then_set, sequence };
         cache.delete(delete, Instant::now()).unwrap().answer().await.unwrap()
     };
     let alone = begin(None, 0).await.sequence;
-    assert!(begin(Some(&account), alone).await.token != 0);
+    assert!(begin(Some(&account), alone).await.token != FillToken::NONE);
 
     let (first, second) = (begin(None, 0).await.sequence, begin(None, 0).await.sequence);
     assert!(first != 0 && second != 0);
-    assert!(begin(Some(&account), second).await.token != 0, "nothing came since it began");
-    assert_eq!(begin(Some(&account), first).await.token, 0, "the other did");
+    assert!(begin(Some(&account), second).await.token != FillToken::NONE, "nothing came since it began");
+    assert_eq!(begin(Some(&account), first).await.token, FillToken::NONE, "the other did");
     let third = begin(None, 0).await.sequence;
-    let _ = cache.clear(0, 1);
-    assert_eq!(begin(Some(&account), third).await.token, 0);
+    let _ = cache.clear(Generation::NONE, RingVersion(1));
+    assert_eq!(begin(Some(&account), third).await.token, FillToken::NONE);
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use peanut_proto::frame::Operation;
 use peanut_proto::limits::is_traceparent;
+use peanut_proto::numbers::{Generation, RingVersion};
 use peanut_proto::v1::OnMiss;
 use peanut_proto::v1::operation::Kind;
 use tokio::time::Instant;
@@ -20,7 +21,7 @@ use crate::store::Origin;
 pub(super) struct LaneRequest {
     pub(super) operation: Operation,
     /// The ring that the client goes by.
-    pub(super) ring_version: u64,
+    pub(super) ring_version: RingVersion,
     pub(super) may_fill: Result<(), Failure>,
     pub(super) deadline: Option<Instant>,
 }
@@ -88,11 +89,11 @@ impl LaneRequest {
                     under: node.ring().heard_of(ring_version),
                     stamp,
                     then_set,
-                    sequence: rare.generation,
+                    sequence: rare.raised,
                 };
                 cache.delete(delete, now)
             }
-            Kind::Clear => Ok(cache.clear(rare.generation, node.ring().heard_of(ring_version))),
+            Kind::Clear => Ok(cache.clear(Generation(rare.raised), node.ring().heard_of(ring_version))),
             Kind::Release => Ok(cache.release(operation.token)),
         }
     }
