@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 
 pub use peanut_proto::membership::{Member, RingDocument};
-use peanut_proto::numbers::RingVersion;
+pub use peanut_proto::numbers::RingVersion;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// An immutable ring.

@@ -50,7 +50,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 pub use entry::{Entry, Origin};
-use peanut_proto::numbers::RingVersion;
+pub use peanut_proto::numbers::RingVersion;
 pub use policy::Eviction;
 pub use shard::Restored;
 use shard::{Evicted, Found, Shard, Size};

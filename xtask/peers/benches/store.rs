@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use peanut_server::HotKeys;
-use peanut_server::store::{Entry, Eviction, Origin, Store};
+use peanut_server::store::{Entry, Eviction, Origin, RingVersion, Store};
 use peanut_tests::now;
 
 const KEYS: usize = 200_000;
@@ -29,7 +29,7 @@ struct Peanut(Store, tokio::time::Instant);
 
 impl Cache for Peanut {
     fn get(&self, key: &[u8]) -> bool {
-        black_box(self.0.get(key, Origin::Owner, 0, self.1)).is_some()
+        black_box(self.0.get(key, Origin::Owner, RingVersion::NONE, self.1)).is_some()
     }
 
     fn insert(&self, key: &[u8], value: &Bytes) {
@@ -37,7 +37,7 @@ impl Cache for Peanut {
             value: Some(value.clone().into()),
             loaded: self.1,
             expires: self.1 + Duration::from_secs(3600),
-            stamp: 0,
+            stamp: RingVersion::NONE,
             origin: Origin::Owner,
         };
         self.0.insert(key, &entry);

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use peanut_server::store::{Entry, Eviction, Origin, Store};
+use peanut_server::store::{Entry, Eviction, Origin, RingVersion, Store};
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -118,10 +118,10 @@ fn store(trace: &[u64], entries: usize, shards: usize, eviction: Eviction) -> f6
     let now = Instant::now();
     let store = Store::of_entries(entries, shards, eviction, now);
     let expires = now + Duration::from_secs(1 << 20);
-    let entry = Entry { value: None, loaded: now, expires, stamp: 0, origin: Origin::Owner };
+    let entry = Entry { value: None, loaded: now, expires, stamp: RingVersion::NONE, origin: Origin::Owner };
     ratio(
         trace,
-        |key| store.get(&key.to_be_bytes(), Origin::Owner, 0, now).is_some(),
+        |key| store.get(&key.to_be_bytes(), Origin::Owner, RingVersion::NONE, now).is_some(),
         |key| store.insert(&key.to_be_bytes(), &entry),
     )
 }
