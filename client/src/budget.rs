@@ -23,9 +23,14 @@ impl RetryBudget {
     }
 
     pub(crate) fn deposit(&self) {
-        if self.calls.fetch_add(1, Ordering::Relaxed).is_multiple_of(COUNTED) {
-            self.budget.deposit();
-        }
+        self.deposit_for(1);
+    }
+
+    /// Takes in that so many keys are asked for.
+    pub(crate) fn deposit_for(&self, keys: usize) {
+        let before = self.calls.fetch_add(keys as u64, Ordering::Relaxed);
+        let counted = (before + keys as u64).div_ceil(COUNTED) - before.div_ceil(COUNTED);
+        (0..counted).for_each(|_| self.budget.deposit());
     }
 
     pub(crate) fn withdraw(&self) -> bool {

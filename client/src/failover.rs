@@ -5,12 +5,8 @@
 //! that failed would only be asked again elsewhere. Every attempt after the first draws on a budget, so
 //! that a fleet in trouble is not asked twice as much because of it.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use futures_util::StreamExt as _;
-use futures_util::future::join_all;
-use futures_util::stream::iter;
 use tokio::time::{Instant, sleep};
 
 use crate::config::Failover;
@@ -19,7 +15,7 @@ use crate::fill;
 use crate::node::Node;
 use crate::plan::{ReadPlan, Role, Standing, Then};
 use crate::refusal::Refusal;
-use crate::request::{Attempt, Placement, Request};
+use crate::request::{Placement, Request};
 use crate::ring::key_hash;
 use crate::shared::{Answered, Shared};
 
@@ -133,61 +129,6 @@ async fn get_where_it_is(client: &Shared, request: Request<'_>, error: Error) ->
 fn moved(answered: &Answered) -> Refusal {
     let error = Error::at(ErrorKind::Unavailable, answered.node.id(), "the ring changed meanwhile");
     Refusal::Elsewhere(error)
-}
-
-/// Asks for many keys: each owner for all of its keys at once. What fails on the way, and keys of owners that
-/// are down, are asked for one by one as by [`get`]. The answers come in the order of the keys.
-pub(crate) async fn get_many(
-    client: &Shared,
-    request: &[Request<'_>],
-    now: Instant,
-) -> Vec<Result<Answered, Error>> {
-    let (budget, most_at_once) = (&client.budget, client.config.keys_in_flight);
-    let table = client.routing.get();
-    let ring_version = table.ring.version();
-    // By the place in the table.
-    let mut by_owner = BTreeMap::<usize, (&Arc<Node>, Vec<usize>, Vec<Attempt<'_>>)>::new();
-    for (at, request) in request.iter().enumerate() {
-        let Some(route) = table.route(request.hash).filter(|route| !route.owner.is_left()) else { continue };
-        if table.former(request.hash, route.owned_since, client.config.hand_over, now).is_some() {
-            continue;
-        }
-        let ask = request.at(Placement::owner(ring_version, route.owned_since));
-        let owner = by_owner
-            .entry(std::ptr::from_ref(route.owner).addr())
-            .or_insert_with(|| (route.owner, vec![], vec![]));
-        owner.1.push(at);
-        owner.2.push(ask);
-    }
-    let rounds = by_owner.into_values().map(|(owner, places, asks)| async move {
-        let mut answers = Vec::with_capacity(asks.len());
-        // Places go with their chunk: one that is not answered must not shift those of the next.
-        for (places, asks) in places.chunks(most_at_once).zip(asks.chunks(most_at_once)) {
-            asks.iter().for_each(|_| budget.deposit());
-            let chunk = owner.get_many(asks, now).await.into_iter().flatten();
-            answers.extend(places.iter().copied().zip(chunk));
-        }
-        answers
-    });
-    let mut answered: Vec<Option<Result<Answered, Error>>> = request.iter().map(|_| None).collect();
-    for (at, answer) in join_all(rounds).await.into_iter().flatten() {
-        answered[at] = match answer {
-            Ok(reply) => {
-                let node = table.route(request[at].hash).expect("it was asked").owner.clone();
-                let reply = client.heed(&node, reply, ring_version);
-                let answered = Answered { reply, node, failover: false, ring_version };
-                let is_moved = client.has_moved(&request[at], &answered).await;
-                (!is_moved).then_some(Ok(answered))
-            }
-            Err(Refusal::Final(error)) => Some(Err(error)),
-            Err(refusal) => (!budget.withdraw()).then(|| Err(refusal.into_error())),
-        };
-    }
-    let left = (0..request.len()).filter(|at| answered[*at].is_none()).collect::<Vec<_>>();
-    let left = left.into_iter().map(|at| async move { (at, get(client, request[at], Instant::now()).await) });
-    let left: Vec<_> = iter(left).buffer_unordered(most_at_once).collect().await;
-    left.into_iter().for_each(|(at, answer)| answered[at] = Some(answer));
-    answered.into_iter().map(|answer| answer.expect("every key has been asked for")).collect()
 }
 
 async fn attempt(

@@ -33,6 +33,7 @@ mod health;
 #[cfg(feature = "json")]
 mod json;
 mod lane;
+mod many;
 mod membership;
 #[cfg(feature = "metrics")]
 mod metrics;

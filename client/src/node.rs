@@ -6,18 +6,20 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::time::{Instant, timeout_at};
+use peanut_proto::frame::FRAME_BYTES;
+use peanut_proto::numbers::RingVersion;
+use smallvec::SmallVec;
+use tokio::time::Instant;
 
 use crate::claims::Claims;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind};
-use crate::lane::{Answer, Batch, Choice, Failure, Lane, Limits, Owner, Reply};
+use crate::lane::{Answer, Choice, Failure, Lane, Limits, Owner, Reply};
 use crate::monitor::Monitor;
 use crate::refusal::Refusal;
-use crate::request::Attempt;
+use crate::request::{Attempt, Key, ManyAttempt, Placement, Request};
 use crate::unary;
 
 /// Lanes to the only node of a fleet.
@@ -97,7 +99,7 @@ impl Node {
         if !self.is_unary_only() {
             match self.ask_a_lane(ask, now).await {
                 Err(Failure::Unimplemented) => self.set_unary_only(),
-                answer => return answer.map_err(|failure| self.failed(failure, ask)),
+                answer => return answer.map_err(|failure| self.failed(failure, ask.request.deadline)),
             }
         }
         Box::pin(unary::get(&self.monitor, ask)).await
@@ -115,7 +117,7 @@ impl Node {
         if !self.is_unary_only() {
             match lane.ask(self, ask, now).answer().await {
                 Err(Failure::Unimplemented) => self.set_unary_only(),
-                answer => return answer.map_err(|failure| self.failed(failure, ask)),
+                answer => return answer.map_err(|failure| self.failed(failure, ask.request.deadline)),
             }
         }
         Box::pin(unary::write(&self.monitor, ask)).await
@@ -144,56 +146,37 @@ impl Node {
         self.lanes[chosen.lane].ask(self, ask, now).answer().await
     }
 
-    /// Asks the node for many keys at once. `None` where it has no lanes: then each has to be asked for
-    /// alone.
+    /// Asks the node for many keys at once, which it owns since the version beside each: `keys` are in the
+    /// order of those. `None` where it has no lanes: then each has to be asked for alone.
     pub(crate) async fn get_many(
         self: &Arc<Self>,
-        asks: &[Attempt<'_>],
+        request: &Request<'_>,
+        ring_version: RingVersion,
+        keys: &[(RingVersion, Key<'_>)],
         now: Instant,
     ) -> Option<Vec<Result<Reply, Refusal>>> {
         if self.lanes.is_empty() || self.is_unary_only() {
             return None;
         }
-        let answers = self.ask_lanes(asks, now).await;
+        let lane = Choice::less_busy(self.lanes(), |lanes| fastrand::usize(..lanes));
+        let mut asks = SmallVec::<[ManyAttempt<'_>; 1]>::new();
+        for keys in keys.chunk_by(|(a, _), (b, _)| a == b) {
+            let placement = Placement::owner(ring_version, keys[0].0);
+            let parts = Parts { rest: keys };
+            asks.extend(parts.map(|keys| ManyAttempt { request: *request, placement, keys }));
+        }
+        let answers = self.lanes[lane].ask_many(self, &asks, now).answers().await;
         if answers.iter().any(|answer| matches!(answer, Err(Failure::Unimplemented))) {
             self.set_unary_only();
             return None;
         }
-        let refusals =
-            |(answer, ask): (Answer, &Attempt<'_>)| answer.map_err(|failure| self.failed(failure, ask));
-        Some(answers.into_iter().zip(asks).map(refusals).collect())
+        let refusals = |answer: Answer| answer.map_err(|failure| self.failed(failure, request.deadline));
+        Some(answers.into_iter().map(refusals).collect())
     }
 
-    /// All go onto one lane, except those whose keys are in flight on another.
-    async fn ask_lanes(self: &Arc<Self>, asks: &[Attempt<'_>], now: Instant) -> Vec<Answer> {
-        let lane = Choice::less_busy(self.lanes(), |lanes| fastrand::usize(..lanes));
-        let chosen: Vec<_> = asks.iter().map(|ask| self.choice.join(ask.request.hash, lane)).collect();
-        let (mut batch, parts) = Batch::new(asks.len());
-        let mut is_foreign = false;
-        let mut by_lane: Vec<Vec<_>> = self.lanes.iter().map(|_| Vec::new()).collect();
-        for ((chosen, ask), part) in chosen.iter().zip(asks).zip(parts) {
-            by_lane[chosen.lane].push((ask, part));
-        }
-        for (lane, asks) in self.lanes.iter().zip(by_lane).filter(|(_, asks)| !asks.is_empty()) {
-            is_foreign |= lane.ask_many(self, asks.into_iter(), now);
-        }
-        if !is_foreign {
-            return batch.await;
-        }
-        let deadline = asks.iter().map(|ask| ask.request.deadline).max().unwrap_or(now);
-        while Instant::now() < deadline {
-            let until = deadline.min(Instant::now() + Duration::from_millis(100));
-            if let Ok(answers) = timeout_at(until, &mut batch).await {
-                return answers;
-            }
-            self.lanes.iter().for_each(Lane::leave_if_still);
-        }
-        batch.so_far()
-    }
-
-    fn failed(&self, failure: Failure, ask: &Attempt<'_>) -> Refusal {
+    fn failed(&self, failure: Failure, deadline: Instant) -> Refusal {
         match failure {
-            Failure::Said(code, message) => self.said(code, &message, ask.request.deadline),
+            Failure::Said(code, message) => self.said(code, &message, deadline),
             Failure::Late => Refusal::Final(self.too_late()),
             Failure::Full(why) => Refusal::Final(Error::at(ErrorKind::Overloaded, self.id(), why)),
             Failure::Lost(why) => Refusal::Elsewhere(Error::at(ErrorKind::Unavailable, self.id(), &*why)),
@@ -208,6 +191,25 @@ impl Node {
 impl fmt::Debug for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Node").field("id", &self.id()).field("addr", &self.addr()).finish_non_exhaustive()
+    }
+}
+
+/// Keys in parts that are no longer than a frame, as far as one key is not.
+struct Parts<'k> {
+    rest: &'k [(RingVersion, Key<'k>)],
+}
+
+impl<'k> Iterator for Parts<'k> {
+    type Item = &'k [(RingVersion, Key<'k>)];
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut bytes = 0;
+        let fits = |(_, key): &&(RingVersion, Key<'_>)| {
+            bytes += key.bytes.len();
+            bytes <= FRAME_BYTES
+        };
+        let keys = self.rest.iter().take_while(fits).count().max(1);
+        (!self.rest.is_empty()).then(|| self.rest.split_off(..keys.min(self.rest.len())).unwrap_or_default())
     }
 }
 

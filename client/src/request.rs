@@ -56,6 +56,30 @@ impl<'a> Request<'a> {
     }
 }
 
+/// A key, and the hash of group and key.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Key<'a> {
+    pub(crate) bytes: &'a [u8],
+    pub(crate) hash: u64,
+}
+
+impl<'a> Request<'a> {
+    /// The same for another key.
+    pub(crate) fn of(&self, key: Key<'a>) -> Self {
+        Request { key: key.bytes, hash: key.hash, ..*self }
+    }
+}
+
+/// Keys of one group that one node is asked for together, all as the owner since the same ring.
+#[derive(Debug)]
+pub(crate) struct ManyAttempt<'a> {
+    /// The request of each, but for its key.
+    pub(crate) request: Request<'a>,
+    pub(crate) placement: Placement,
+    /// Each with the version since which the node owns it, which is the placement's.
+    pub(crate) keys: &'a [(RingVersion, Key<'a>)],
+}
+
 /// What is to be done with a key.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Op<'a> {

@@ -45,6 +45,7 @@ pub(crate) fn request(writer: &mut RequestWriter, operations: u32) -> RequestFra
 pub(crate) fn response(writer: &mut ResponseWriter, operations: u32) -> ResponseFrame {
     for id in 0..operations {
         let fields = AnswerFields {
+            position: 0,
             id,
             outcome: Outcome::Hit,
             age_ms: 10,

@@ -16,7 +16,8 @@ use tracing::Instrument as _;
 use crate::config::DEADLINE;
 use crate::error::{Error, ErrorKind};
 use crate::failover;
-use crate::request::{Op, Request};
+use crate::many;
+use crate::request::{Key, Op, Request};
 use crate::ring::key_hash;
 use crate::shared::Answered;
 use crate::shared::Shared;
@@ -159,23 +160,29 @@ impl Group {
     ) -> Vec<Result<Option<Bytes>, Error>> {
         let now = Instant::now();
         let keys: Vec<K> = keys.into_iter().collect();
-        let checked: Vec<Result<(), Error>> = keys.iter().map(|key| self.check(key.as_ref())).collect();
-        let asked = keys.iter().zip(&checked).filter(|(_, checked)| checked.is_ok());
+        let (mut asked, mut refused) = (Vec::with_capacity(keys.len()), Vec::new());
+        for (at, key) in keys.iter().enumerate() {
+            let bytes = key.as_ref();
+            match self.check(bytes) {
+                Ok(()) => asked.push(Key { bytes, hash: key_hash(&self.name, bytes) }),
+                Err(error) => refused.push((at, error)),
+            }
+        }
         let trace = self.client.config.traceparent();
-        let asked = asked.map(|(key, _)| Request { traceparent: &trace, ..self.request(key.as_ref(), now) });
-        let request: Vec<_> = asked.collect();
-        let answers = failover::get_many(&self.client, &request, now).instrument(self.span()).await;
-        let mut answers = answers.into_iter().map(|answer| self.settle(answer));
-        let next =
-            |checked: Result<(), Error>| checked.and_then(|()| answers.next().expect("one for each key"));
-        checked.into_iter().map(next).collect()
+        let request = Request { traceparent: &trace, ..self.request(&[], now) };
+        let got = Box::pin(many::get(&self.client, request, &asked, now)).instrument(self.span()).await;
+        let mut values: Vec<_> = got.into_iter().map(|got| self.value(got)).collect();
+        // In the order of their places, so that each is right when it is its turn.
+        refused.into_iter().for_each(|(at, error)| values.insert(at, Err(error)));
+        values
     }
 
     async fn get_from(&self, key: &[u8], now: Instant) -> Result<Option<Bytes>, Error> {
         self.check(key)?;
         let trace = self.client.config.traceparent();
         let request = Request { traceparent: &trace, ..self.request(key, now) };
-        self.settle(failover::get(&self.client, request, now).instrument(self.span()).await)
+        let answer = failover::get(&self.client, request, now).instrument(self.span()).await;
+        self.settle(answer)
     }
 
     fn span(&self) -> tracing::Span {
@@ -198,9 +205,13 @@ impl Group {
 
     /// Takes in what an answer says besides the value, and gives the value.
     fn settle(&self, answer: Result<Answered, Error>) -> Result<Option<Bytes>, Error> {
+        self.value(answer.map(|answered| (answered.reply, answered.failover)))
+    }
+
+    fn value(&self, answer: many::Got) -> Result<Option<Bytes>, Error> {
         let client = &self.client;
         match answer {
-            Ok(Answered { reply, failover, .. }) => {
+            Ok((reply, failover)) => {
                 client.counters.answered(reply.outcome, failover);
                 match reply.outcome {
                     Outcome::Hit | Outcome::Loaded | Outcome::Coalesced | Outcome::Stale => {

@@ -231,10 +231,11 @@ impl Driver {
             self.task.expect_more(deliveries.len() > 1);
         }
         for mut delivery in deliveries {
-            if let Ok(reply) = &mut delivery.answer
-                && reply.token != FillToken::NONE
+            // A get of many keys asks for no token.
+            if let Delivery::One { answer: Ok(reply), group, .. } = &mut delivery
+                && reply.token.is_some()
             {
-                reply.lease = Some(Arc::new(self.lease(delivery.group, reply.token)));
+                reply.lease = Some(Arc::new(self.lease(*group, reply.token)));
             }
             delivery.tell();
         }

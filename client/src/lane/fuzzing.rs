@@ -12,13 +12,15 @@ use peanut_proto::v1::OnMiss;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::Failure;
-use super::caller::{Caller, Delivery, Limits, Waiter};
+use super::caller::{Caller, Delivery, Limits};
 use super::state::{LaneState, NextFrame};
-use crate::request::{Op, Placement, Request};
+use super::{Answer, Failure};
+use crate::request::{Key, ManyAttempt, Op, Placement, Request};
 
-/// How many callers wait.
+/// How many callers wait for one answer each, how many for those of many keys, and of how many.
 const CALLERS: usize = 40;
+const MANY: usize = 2;
+const KEYS: usize = 5;
 
 /// Takes in frames of answers, each behind its length in two bytes, for operations of all kinds.
 ///
@@ -26,7 +28,7 @@ const CALLERS: usize = 40;
 /// Where a caller has no answer in the end, or more than one, or something that no node may say.
 pub fn answers(mut input: &[u8]) {
     let now = Instant::now();
-    let mut lane = LaneState::new(Limits { operations: CALLERS, queued_bytes: 1 << 20 });
+    let mut lane = LaneState::new(Limits { operations: CALLERS + MANY * KEYS, queued_bytes: 1 << 20 });
     lane.opened(1, 1);
     let keys: Vec<String> = (0..CALLERS / 2).map(|key| format!("k{key}")).collect();
     let mut waiting: Vec<_> = (0..CALLERS)
@@ -52,11 +54,12 @@ pub fn answers(mut input: &[u8]) {
             };
             let ask = request.at(Placement::owner(RingVersion(3), RingVersion(2)));
             let (sender, receiver) = oneshot::channel();
-            let caller = Caller { waiter: Waiter::Alone(sender), deadline: ask.request.deadline };
+            let caller = Caller { sender, deadline: ask.request.deadline };
             lane.push(&ask, caller, now);
             receiver
         })
         .collect();
+    let mut waiting_for_many: Vec<_> = (0..MANY).map(|at| push_many(&mut lane, &keys, at, now)).collect();
     assert!(matches!(lane.next_frame(1, now, Waker::noop()), NextFrame::Send(_)));
     let mut answered = 0;
     let mut is_broken = false;
@@ -70,20 +73,51 @@ pub fn answers(mut input: &[u8]) {
         if rest.len() % 3 == 0 {
             lane.expire(now + Duration::from_secs(10), &mut deliveries);
         }
-        for delivery in deliveries {
-            if let Ok(reply) = &delivery.answer {
-                assert!(reply.value.len() <= MAX_VALUE_BYTES);
-            }
-            answered += usize::from(delivery.caller.is_some());
-            delivery.tell();
-        }
+        answered += tell(deliveries);
     }
     let mut deliveries = Vec::new();
     lane.fail_all(&Failure::Broken("over".into()), &mut deliveries);
-    answered += deliveries.iter().filter(|delivery| delivery.caller.is_some()).count();
-    deliveries.into_iter().for_each(Delivery::tell);
-    assert_eq!((answered, lane.in_flight()), (CALLERS, 0), "each has one answer");
+    answered += tell(deliveries);
+    assert_eq!((answered, lane.in_flight()), (CALLERS + MANY * KEYS, 0), "each has one answer");
     assert!(waiting.iter_mut().all(|waiting| waiting.try_recv().is_ok()));
+    assert!(waiting_for_many.iter_mut().all(|waiting| waiting.try_recv().unwrap().len() == KEYS));
+}
+
+fn push_many(
+    lane: &mut LaneState,
+    keys: &[String],
+    at: usize,
+    now: Instant,
+) -> oneshot::Receiver<Vec<Answer>> {
+    let keys = keys[..KEYS].iter().map(|key| (RingVersion(2), Key { bytes: key.as_bytes(), hash: 7 }));
+    let keys: Vec<_> = keys.collect();
+    let deadline = now + Duration::from_secs(5 + 10 * at as u64);
+    let request =
+        Request { group: 0, group_name: "g", key: &[], hash: 0, deadline, op: Op::LOAD, traceparent: "" };
+    let placement = Placement::owner(RingVersion(3), RingVersion(2));
+    let (sender, receiver) = oneshot::channel();
+    lane.push_many(&ManyAttempt { request, placement, keys: &keys }, sender, now);
+    receiver
+}
+
+/// Tells all who wait; says how many answers they were told.
+fn tell(deliveries: Vec<Delivery>) -> usize {
+    let check = |answer: &Answer| {
+        assert!(answer.as_ref().map_or(0, |reply| reply.value.len()) <= MAX_VALUE_BYTES);
+    };
+    let told = deliveries.iter().map(|delivery| match delivery {
+        Delivery::One { caller, answer, .. } => {
+            check(answer);
+            usize::from(caller.is_some())
+        }
+        Delivery::Many { answers, .. } => {
+            answers.iter().for_each(check);
+            answers.len()
+        }
+    });
+    let told = told.sum();
+    deliveries.into_iter().for_each(Delivery::tell);
+    told
 }
 
 #[cfg(test)]
@@ -96,22 +130,25 @@ mod tests {
     use super::*;
 
     /// What nodes say, for a fuzzer to begin with.
-    fn seeds() -> [(&'static str, Vec<u8>); 3] {
+    fn seeds() -> [(&'static str, Vec<u8>); 4] {
         let piece = |write: &dyn Fn(&mut ResponseWriter)| {
             let mut frame = ResponseWriter::default();
             write(&mut frame);
             let frame = frame.take().0;
             [u16::try_from(frame.len()).unwrap().to_be_bytes().as_slice(), &frame].concat()
         };
-        let answer = |id, outcome| AnswerFields { id, outcome, ..AnswerFields::default() };
+        // Even numbers are single operations, odd ones of many keys.
+        let answer = |id: u32, outcome| AnswerFields { id: id * 2, outcome, ..AnswerFields::default() };
+        let of_many =
+            |position, outcome| AnswerFields { id: 1, position, outcome, ..AnswerFields::default() };
         let answers = piece(&|frame| {
             frame.ring_version(RingVersion(9));
             frame.answer(&answer(0, Outcome::Hit), b"v");
             frame.answer(&answer(1, Outcome::NotFound), b"");
             frame.answer(&AnswerFields { token: FillToken(5), ..answer(2, Outcome::Fill) }, b"");
             frame.answer(&answer(3, Outcome::Done), b"");
-            frame.failure(4, ErrorCode::Overloaded, "full");
-            frame.failure(5, ErrorCode::ShuttingDown, "the node stops");
+            frame.failure((8, 0), ErrorCode::Overloaded, "full");
+            frame.failure((10, 0), ErrorCode::ShuttingDown, "the node stops");
             frame.pong();
             frame.closing();
         });
@@ -120,8 +157,17 @@ mod tests {
             frame.answer(&answer(0, Outcome::Unspecified), b"va");
             frame.answer(&answer(0, Outcome::Unspecified), b"lu");
         });
+        let many = piece(&|frame| {
+            frame.answer(&of_many(3, Outcome::Hit), b"v");
+            frame.answer(&AnswerFields { value_bytes: 4, ..of_many(0, Outcome::Loaded) }, b"");
+            frame.failure((1, 1), ErrorCode::Overloaded, "full");
+            frame.answer(&of_many(0, Outcome::Unspecified), b"va");
+            frame.answer(&of_many(2, Outcome::NotFound), b"");
+            frame.answer(&of_many(0, Outcome::Unspecified), b"lu");
+            frame.answer(&of_many(4, Outcome::Hit), b"w");
+        });
         let stranger = piece(&|frame| frame.answer(&answer(1000, Outcome::Hit), b"v"));
-        [("answers", answers), ("long", long), ("stranger", stranger)]
+        [("answers", answers), ("long", long), ("many", many), ("stranger", stranger)]
     }
 
     #[test]

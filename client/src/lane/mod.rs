@@ -10,7 +10,6 @@
 //!
 //! [`state`] is all of that as data, without socket or clock.
 
-mod batch;
 mod caller;
 mod choice;
 mod driver;
@@ -38,11 +37,9 @@ use tower::load::Load;
 use crate::connect::Connector;
 use crate::connection::ConnectionTask;
 use crate::monitor::Monitor;
-use crate::request::Attempt;
-pub(crate) use batch::Batch;
-use batch::Part;
+use crate::request::{Attempt, ManyAttempt};
 pub(crate) use caller::Limits;
-use caller::{Caller, Delivery, Waiter};
+use caller::{Caller, Delivery};
 pub(crate) use choice::Choice;
 pub(crate) use lease::Lease;
 use state::LaneState;
@@ -219,17 +216,45 @@ impl Asked<'_> {
     }
 }
 
+/// Gets of many keys that were handed to a lane.
+pub(crate) struct AskedMany<'a> {
+    /// For each of them the answers, and how many there are.
+    answers: Vec<(oneshot::Receiver<Vec<Answer>>, usize)>,
+    afar: Option<Afar<'a>>,
+}
+
+impl AskedMany<'_> {
+    /// Waits for the answers to all keys, in their order.
+    pub(crate) async fn answers(self) -> Vec<Answer> {
+        let mut all = Vec::new();
+        for (answers, keys) in self.answers {
+            let answers = match &self.afar {
+                None => answers.await.map_err(|_| dropped()),
+                Some(afar) => Box::pin(afar.wait(answers)).await,
+            };
+            let mut answers = answers.unwrap_or_else(|failure| vec![Err(failure); keys]);
+            // As a rule there is one.
+            if all.is_empty() { all = answers } else { all.append(&mut answers) }
+        }
+        all
+    }
+}
+
 impl Afar<'_> {
-    async fn answer(self: Box<Self>, mut answer: oneshot::Receiver<Answer>) -> Answer {
+    async fn answer(self: Box<Self>, answer: oneshot::Receiver<Answer>) -> Answer {
+        self.wait(answer).await.unwrap_or_else(Err)
+    }
+
+    async fn wait<A>(&self, mut answer: oneshot::Receiver<A>) -> Result<A, Failure> {
         while Instant::now() < self.deadline {
             let until = self.deadline.min(Instant::now() + STANDSTILL);
             match timeout_at(until, &mut answer).await {
-                Ok(answer) => return answer.unwrap_or_else(|_| Err(dropped())),
+                Ok(answer) => return answer.map_err(|_| dropped()),
                 Err(_) => self.lane.leave_if_still(),
             }
         }
         // What the driver has said in the last moment counts.
-        answer.try_recv().unwrap_or(Err(Failure::Late))
+        answer.try_recv().map_err(|_| Failure::Late)
     }
 }
 
@@ -260,7 +285,7 @@ impl Lane {
     /// Writes an operation into the next frame, or joins an identical get that is in flight.
     pub(crate) fn ask(&self, node: &Arc<impl Owner>, ask: &Attempt<'_>, now: Instant) -> Asked<'_> {
         let (sender, answer) = oneshot::channel();
-        let caller = Caller { waiter: Waiter::Alone(sender), deadline: ask.request.deadline };
+        let caller = Caller { sender, deadline: ask.request.deadline };
         let mut state = self.shared.state.lock();
         let writer = state.push(ask, caller, now);
         let is_foreign = self.pushed(state, writer, node);
@@ -268,20 +293,23 @@ impl Lane {
         Asked { answer, afar }
     }
 
-    /// As [`ask`](Self::ask), for many gets at once. Whether the driver is on another runtime.
-    pub(crate) fn ask_many<'a>(
+    /// As [`ask`](Self::ask), for gets of many keys.
+    pub(crate) fn ask_many(
         &self,
         node: &Arc<impl Owner>,
-        asks: impl Iterator<Item = (&'a Attempt<'a>, Part)>,
+        asks: &[ManyAttempt<'_>],
         now: Instant,
-    ) -> bool {
+    ) -> AskedMany<'_> {
         let mut state = self.shared.state.lock();
-        let mut writer = None;
-        for (ask, part) in asks {
-            let caller = Caller { waiter: Waiter::InBatch(part), deadline: ask.request.deadline };
-            writer = state.push(ask, caller, now).or(writer);
+        let (mut answers, mut writer) = (Vec::with_capacity(asks.len()), None);
+        for ask in asks {
+            let (sender, answer) = oneshot::channel();
+            writer = state.push_many(ask, sender, now).or(writer);
+            answers.push((answer, ask.keys.len()));
         }
-        self.pushed(state, writer, node)
+        let is_foreign = self.pushed(state, writer, node);
+        let deadline = asks.iter().map(|ask| ask.request.deadline).max().unwrap_or(now);
+        AskedMany { answers, afar: is_foreign.then_some(Afar { lane: self, deadline }) }
     }
 
     /// Sees to it that what was pushed is sent. Whether the driver is on another runtime than the caller.

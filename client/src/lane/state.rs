@@ -1,5 +1,7 @@
 //! What a lane knows, without socket or clock: the frame that is being written, and who waits for what.
 
+mod many;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Waker;
@@ -8,8 +10,8 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use hashbrown::HashTable;
 use peanut_proto::frame::{
-    AnswerFields, FRAME_BYTES, Filled, FrameError, GetOperation, RequestFrame, RequestWriter, ResponseField,
-    ResponseFrame, Write, WriteOperation,
+    AnswerFields, FRAME_BYTES, Filled, FrameError, GetManyOperation, GetOperation, RequestFrame,
+    RequestWriter, ResponseField, ResponseFrame, Write, WriteOperation,
 };
 use peanut_proto::limits::MAX_VALUE_BYTES;
 use peanut_proto::numbers::{FillToken, RingVersion};
@@ -20,9 +22,10 @@ use tokio::runtime::Id;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::caller::{Caller, Delivery, Limits, Waiter};
+use super::caller::{Caller, Delivery, Limits};
 use super::{Answer, Failure, Reply};
-use crate::request::{Attempt, Op, Placement, Request};
+use crate::request::{Attempt, ManyAttempt, Op, Placement, Request};
+use many::Many;
 
 /// By when a token that is given back should have arrived.
 const RELEASE_WITHIN: Duration = Duration::from_secs(5);
@@ -45,6 +48,10 @@ pub(super) struct LaneState {
     /// Operations in flight. An operation keeps its place until it is answered, even when nobody waits
     /// for it any more, so that a late answer finds no stranger there.
     operations: Slab<Operation>,
+    /// Gets of many keys in flight; the two have even and odd numbers on the wire.
+    many: Slab<Many>,
+    /// How many of their keys have not been answered.
+    many_keys: usize,
     /// Operations by hash of group and key, for those who want the same.
     by_key: HashTable<u32>,
     /// Newest ring version that the node has said.
@@ -88,6 +95,38 @@ struct Pieces {
     whole: usize,
 }
 
+impl Pieces {
+    /// Takes in an answer, or a piece of one. `Some`: it is whole now.
+    fn assemble(
+        pieces: &mut Option<Box<Pieces>>,
+        answer: &AnswerFields,
+        value: Bytes,
+    ) -> Result<Option<(AnswerFields, Bytes)>, FrameError> {
+        match pieces {
+            None if answer.value_bytes == 0 => Ok(Some((*answer, value))),
+            None => {
+                let whole =
+                    usize::try_from(answer.value_bytes).ok().filter(|whole| *whole <= MAX_VALUE_BYTES);
+                let whole = whole.ok_or(FrameError::TOO_LONG)?;
+                let mut bytes = BytesMut::with_capacity(whole);
+                bytes.extend_from_slice(&value);
+                *pieces = Some(Box::new(Pieces { first: *answer, value: bytes, whole }));
+                Ok(None)
+            }
+            Some(begun) => {
+                if begun.value.len() + value.len() > begun.whole {
+                    return Err(FrameError::TOO_LONG);
+                }
+                begun.value.extend_from_slice(&value);
+                if begun.value.len() < begun.whole {
+                    return Ok(None);
+                }
+                Ok(Some((begun.first, std::mem::take(&mut begun.value).freeze())))
+            }
+        }
+    }
+}
+
 impl Operation {
     /// Whether an answer does for both, in the time that the new one has: the node goes by the first one's
     /// deadline.
@@ -119,6 +158,8 @@ impl LaneState {
             told_version: RingVersion::NONE,
             told_groups: Vec::new(),
             operations: Slab::new(),
+            many: Slab::new(),
+            many_keys: 0,
             by_key: HashTable::new(),
             heard_version: RingVersion::NONE,
             open: None,
@@ -134,11 +175,12 @@ impl LaneState {
 
     /// Since when there has been something in flight; `None` while nothing is.
     pub(super) fn busy_since(&self) -> Option<Instant> {
-        self.busy_since.filter(|_| !self.operations.is_empty())
+        self.busy_since.filter(|_| self.in_flight() > 0)
     }
 
+    /// Keys in flight, and other operations.
     pub(super) fn in_flight(&self) -> usize {
-        self.operations.len()
+        self.operations.len() + self.many_keys
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -166,11 +208,8 @@ impl LaneState {
             caller.tell(Err(failure));
             return None;
         }
+        self.begin(now);
         let operations = &mut self.operations;
-        if operations.is_empty() {
-            self.busy_since = Some(now);
-            self.looked = now;
-        }
         let id = u32::try_from(operations.insert(Operation {
             hash: ask.request.hash,
             group: ask.request.group,
@@ -186,18 +225,56 @@ impl LaneState {
         if can_be_shared {
             self.by_key.insert_unique(ask.request.hash, id, |id| operations[*id as usize].hash);
         }
-        self.write(id, ask, now);
+        self.write(id << 1, ask, now);
         if can_be_shared {
             self.operations[id as usize].shared_in = Some(self.frames_sent + self.full.len() as u64);
         }
         self.writer.take()
     }
 
+    /// Takes in a get of many keys, as [`push`](Self::push) does a single operation.
+    pub(super) fn push_many(
+        &mut self,
+        ask: &ManyAttempt<'_>,
+        caller: oneshot::Sender<Vec<Answer>>,
+        now: Instant,
+    ) -> Option<Waker> {
+        if let Err(failure) = self.room() {
+            // A caller that has stopped waiting is not missed.
+            let _ = caller.send(vec![Err(failure); ask.keys.len()]);
+            return None;
+        }
+        self.begin(now);
+        self.many_keys += ask.keys.len();
+        let request = &ask.request;
+        let id = self.many.insert(Many::new(ask.keys.len(), caller, request.deadline));
+        let id = u32::try_from(id).expect("far fewer operations are in flight") << 1 | 1;
+        self.make_ready(request, ask.placement.ring_version, 0, now);
+        let get = GetManyOperation {
+            id,
+            group: request.group,
+            deadline_ms: deadline_ms(request.deadline, now),
+            owned_since: ask.placement.owned_since,
+            traceparent: request.traceparent,
+        };
+        self.frame.get_many(&get, ask.keys.iter().map(|(_, key)| key.bytes));
+        self.frame_begun.get_or_insert(now);
+        self.writer.take()
+    }
+
+    /// Something is in flight from now on.
+    fn begin(&mut self, now: Instant) {
+        if self.in_flight() == 0 {
+            self.busy_since = Some(now);
+            self.looked = now;
+        }
+    }
+
     /// Whether one more operation may be taken in.
     fn room(&self) -> Result<(), Failure> {
         if self.draining {
             Err(LaneState::closing())
-        } else if self.operations.len() >= self.limits.operations {
+        } else if self.in_flight() >= self.limits.operations {
             Err(Failure::Full("too many operations are in flight to this node"))
         } else if self.full_bytes + self.frame.len() >= self.limits.queued_bytes {
             Err(Failure::Full("too many bytes wait to be sent to this node"))
@@ -211,27 +288,8 @@ impl LaneState {
             Op::Write(Write::Set { outcome: Filled::Value(value), .. }) => value.len(),
             _ => 0,
         };
-        // A ring version holds for its whole frame, and a long value has one to itself.
-        if self.frame.len() >= FRAME_BYTES
-            || (value_bytes >= FRAME_BYTES && !self.frame.is_empty())
-            || (self.told_version != ask.placement.ring_version && !self.frame.is_empty())
-        {
-            self.close_frame(now);
-        }
-        if self.told_version != ask.placement.ring_version {
-            self.told_version = ask.placement.ring_version;
-            self.frame.ring_version(ask.placement.ring_version);
-        }
-        let group = ask.request.group as usize;
-        if group >= self.told_groups.len() {
-            self.told_groups.resize(group + 1, false);
-        }
-        if !std::mem::replace(&mut self.told_groups[group], true) {
-            self.frame.group(ask.request.group, ask.request.group_name);
-        }
-        let remaining = ask.request.deadline.saturating_duration_since(now).as_millis();
-        // At least one: zero would be no deadline.
-        let deadline_ms = u32::try_from(remaining).unwrap_or(u32::MAX).max(1);
+        self.make_ready(&ask.request, ask.placement.ring_version, value_bytes, now);
+        let deadline_ms = deadline_ms(ask.request.deadline, now);
         let (group, failover) = (ask.request.group, ask.placement.failover);
         match ask.request.op {
             Op::Get { on_miss, token } => {
@@ -253,6 +311,28 @@ impl LaneState {
             }
         }
         self.frame_begun.get_or_insert(now);
+    }
+
+    /// Has the frame say what the next operation goes by.
+    fn make_ready(&mut self, request: &Request<'_>, by: RingVersion, value_bytes: usize, now: Instant) {
+        // A ring version holds for its whole frame, and a long value has one to itself.
+        if self.frame.len() >= FRAME_BYTES
+            || (value_bytes >= FRAME_BYTES && !self.frame.is_empty())
+            || (self.told_version != by && !self.frame.is_empty())
+        {
+            self.close_frame(now);
+        }
+        if self.told_version != by {
+            self.told_version = by;
+            self.frame.ring_version(by);
+        }
+        let group = request.group as usize;
+        if group >= self.told_groups.len() {
+            self.told_groups.resize(group + 1, false);
+        }
+        if !std::mem::replace(&mut self.told_groups[group], true) {
+            self.frame.group(request.group, request.group_name);
+        }
     }
 
     fn close_frame(&mut self, now: Instant) {
@@ -312,7 +392,7 @@ impl LaneState {
         let ask = request.at(Placement::owner(ring_version, RingVersion::NONE));
         // Nobody waits for its answer.
         let (sender, _) = oneshot::channel();
-        self.push(&ask, Caller { waiter: Waiter::Alone(sender), deadline }, now)
+        self.push(&ask, Caller { sender, deadline }, now)
     }
 
     /// Asks the node whether it still reads the lane.
@@ -341,8 +421,8 @@ impl LaneState {
             match field? {
                 ResponseField::RingVersion(version) => self.heard_version = version,
                 ResponseField::Answer(answer, value) => self.take_answer(&answer, value, deliveries)?,
-                ResponseField::Failure { id, code, message } => {
-                    self.finish(id, Err(Failure::Said(code, message.into())), deliveries)?;
+                ResponseField::Failure { id, position, code, message } => {
+                    self.finish((id, position), Err(Failure::Said(code, message.into())), deliveries)?;
                 }
                 ResponseField::Pong => {}
                 ResponseField::Closing => {
@@ -365,37 +445,39 @@ impl LaneState {
         value: Bytes,
         deliveries: &mut Vec<Delivery>,
     ) -> Result<(), FrameError> {
-        let operation = self.operations.get_mut(answer.id as usize).ok_or(FrameError::UNKNOWN_ID)?;
-        let (answer, value) = match &mut operation.pieces {
-            None if answer.value_bytes == 0 => (*answer, value),
-            None => {
-                let whole =
-                    usize::try_from(answer.value_bytes).ok().filter(|whole| *whole <= MAX_VALUE_BYTES);
-                let whole = whole.ok_or(FrameError::TOO_LONG)?;
-                let mut bytes = BytesMut::with_capacity(whole);
-                bytes.extend_from_slice(&value);
-                operation.pieces = Some(Box::new(Pieces { first: *answer, value: bytes, whole }));
-                return Ok(());
-            }
-            Some(pieces) => {
-                if pieces.value.len() + value.len() > pieces.whole {
-                    return Err(FrameError::TOO_LONG);
-                }
-                pieces.value.extend_from_slice(&value);
-                if pieces.value.len() < pieces.whole {
-                    return Ok(());
-                }
-                (pieces.first, std::mem::take(&mut pieces.value).freeze())
-            }
+        let at = answer.id as usize >> 1;
+        let whole = if is_of_many(answer.id) {
+            self.many.get_mut(at).ok_or(FrameError::UNKNOWN_ID)?.assemble(answer, value)?
+        } else {
+            let operation = self.operations.get_mut(at).ok_or(FrameError::UNKNOWN_ID)?;
+            Pieces::assemble(&mut operation.pieces, answer, value)?
         };
+        let Some((answer, value)) = whole else { return Ok(()) };
         let AnswerFields { outcome, token, age_ms, ttl_ms, written, sequence, .. } = answer;
         let (age, ttl) = (Duration::from_millis(age_ms), Duration::from_millis(ttl_ms));
         let ring_version = self.heard_version;
         let reply = Reply { outcome, value, age, ttl, token, written, sequence, lease: None, ring_version };
-        self.finish(answer.id, Ok(reply), deliveries)
+        self.finish((answer.id, answer.position), Ok(reply), deliveries)
     }
 
-    fn finish(&mut self, id: u32, answer: Answer, deliveries: &mut Vec<Delivery>) -> Result<(), FrameError> {
+    fn finish(
+        &mut self,
+        (id, position): (u32, u32),
+        answer: Answer,
+        deliveries: &mut Vec<Delivery>,
+    ) -> Result<(), FrameError> {
+        let is_of_many = is_of_many(id);
+        let id = id >> 1;
+        if is_of_many {
+            let many = self.many.get_mut(id as usize).ok_or(FrameError::UNKNOWN_ID)?;
+            many.take(position, answer)?;
+            self.many_keys -= 1;
+            if many.left() == 0 {
+                deliveries.extend(many.deliver(&Failure::Late));
+                self.many.remove(id as usize);
+            }
+            return Ok(());
+        }
         let operation = self.operations.try_remove(id as usize).ok_or(FrameError::UNKNOWN_ID)?;
         if let Ok(entry) = self.by_key.find_entry(operation.hash, |other| *other == id) {
             entry.remove();
@@ -403,12 +485,12 @@ impl LaneState {
         let (mut callers, group) = (operation.callers.into_iter(), operation.group);
         let first = callers.next();
         // The load was the first one's; the others shared it.
-        deliveries.extend(callers.map(|caller| Delivery {
+        deliveries.extend(callers.map(|caller| Delivery::One {
             caller: Some(caller),
             answer: answer.clone().map(Reply::shared),
             group,
         }));
-        deliveries.push(Delivery { caller: first, answer, group });
+        deliveries.push(Delivery::One { caller: first, answer, group });
         Ok(())
     }
 
@@ -420,7 +502,8 @@ impl LaneState {
             while at < operation.callers.len() {
                 if operation.callers[at].deadline <= now {
                     let caller = Some(operation.callers.swap_remove(at));
-                    deliveries.push(Delivery { caller, answer: Err(Failure::Late), group: operation.group });
+                    let (answer, group) = (Err(Failure::Late), operation.group);
+                    deliveries.push(Delivery::One { caller, answer, group });
                 } else {
                     at += 1;
                 }
@@ -430,18 +513,21 @@ impl LaneState {
                 operation.shared_in = None;
             }
         }
+        deliveries.extend(self.many.iter_mut().filter_map(|(_, many)| many.expire(now)));
     }
 
     /// The stream is gone: everyone who waits is told, and the next operation begins anew.
     pub(super) fn fail_all(&mut self, failure: &Failure, deliveries: &mut Vec<Delivery>) {
         for operation in self.operations.drain() {
             let group = operation.group;
-            deliveries.extend(operation.callers.into_iter().map(|caller| Delivery {
+            deliveries.extend(operation.callers.into_iter().map(|caller| Delivery::One {
                 caller: Some(caller),
                 answer: Err(failure.clone()),
                 group,
             }));
         }
+        deliveries.extend(self.many.drain().filter_map(|mut many| many.deliver(failure)));
+        self.many_keys = 0;
         self.by_key.clear();
         self.frame = RequestWriter::default();
         self.frame_begun = None;
@@ -460,6 +546,16 @@ impl LaneState {
     pub(super) fn closing() -> Failure {
         Failure::Said(ErrorCode::ShuttingDown, Arc::from("the node is shutting down"))
     }
+}
+
+/// Milliseconds until a deadline: at least one, since zero would be no deadline.
+fn deadline_ms(deadline: Instant, now: Instant) -> u32 {
+    u32::try_from(deadline.saturating_duration_since(now).as_millis()).unwrap_or(u32::MAX).max(1)
+}
+
+/// Whether a number on the wire is that of a get of many keys.
+fn is_of_many(id: u32) -> bool {
+    id & 1 == 1
 }
 
 /// What there is to send.

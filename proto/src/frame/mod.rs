@@ -13,8 +13,8 @@ mod response;
 mod wire;
 
 pub use request::{
-    Filled, GetOperation, Operation, Rare, RequestField, RequestFrame, RequestReader, RequestWriter, Write,
-    WriteOperation,
+    Filled, GetManyOperation, GetOperation, Operation, Rare, RequestField, RequestFrame, RequestReader,
+    RequestWriter, Write, WriteOperation,
 };
 pub use response::{AnswerFields, ResponseField, ResponseFrame, ResponseWriter};
 pub use wire::FrameError;

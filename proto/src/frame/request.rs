@@ -3,7 +3,7 @@
 use bytes::{Bytes, BytesMut};
 
 use super::wire::{
-    Fields, FrameError, Value, bytes_length, number_length, read_fields, slice_of, take_field,
+    Fields, FrameError, Value, bytes_length, number_length, slice_of, take_field, varint_length,
 };
 use crate::numbers::{FillToken, Generation, RingVersion};
 use crate::v1::OnMiss;
@@ -28,6 +28,21 @@ pub struct GetOperation<'a> {
     pub on_miss: OnMiss,
     /// A fill token that is given back; 0: none.
     pub token: FillToken,
+    /// W3C trace context of the caller; empty: none.
+    pub traceparent: &'a str,
+}
+
+/// A get of many keys, ready to be written.
+#[derive(Clone, Copy, Debug)]
+pub struct GetManyOperation<'a> {
+    /// Unique among those in flight on the lane.
+    pub id: u32,
+    /// Number of the group.
+    pub group: u32,
+    /// Milliseconds until the answers are of no use; 0: no limit.
+    pub deadline_ms: u32,
+    /// Ring version since which the node has owned all of the keys.
+    pub owned_since: RingVersion,
     /// W3C trace context of the caller; empty: none.
     pub traceparent: &'a str,
 }
@@ -143,6 +158,26 @@ impl RequestWriter {
         self.buffer.extend_from_slice(get.traceparent.as_bytes());
     }
 
+    /// Appends a get of many keys.
+    pub fn get_many<'k>(&mut self, get: &GetManyOperation<'_>, keys: impl Iterator<Item = &'k [u8]> + Clone) {
+        let key_length = |key: &[u8]| 1 + varint_length(key.len() as u64) + key.len();
+        let length = number_length(get.id.into())
+            + number_length(get.group.into())
+            + number_length(get.deadline_ms.into())
+            + number_length(get.owned_since.0)
+            + bytes_length(get.traceparent.as_bytes())
+            + keys.clone().map(key_length).sum::<usize>();
+        self.buffer.reserve(length + 10);
+        let fields = Fields::new().header(7, length).number(1, get.id.into()).number(2, get.group.into());
+        let fields = fields.number(3, get.deadline_ms.into()).number(4, get.owned_since.0);
+        fields.header_of(5, get.traceparent.as_bytes()).put(&mut self.buffer);
+        self.buffer.extend_from_slice(get.traceparent.as_bytes());
+        for key in keys {
+            Fields::new().header(6, key.len()).put(&mut self.buffer);
+            self.buffer.extend_from_slice(key);
+        }
+    }
+
     /// Appends a write.
     pub fn write(&mut self, operation: &WriteOperation<'_>) {
         let (kind, key) = match operation.write {
@@ -256,6 +291,8 @@ pub enum RequestField<'a> {
 pub struct Operation {
     /// The client's number for it.
     pub id: u32,
+    /// Of a get of many keys: the position of this one.
+    pub position: u32,
     /// What is to be done.
     pub kind: Kind,
     /// Number of the group.
@@ -295,14 +332,16 @@ pub struct Rare {
 }
 
 impl RequestFrame {
-    /// The fields, in the order in which they stand. Unknown ones are passed over.
+    /// The fields, in the order in which they stand. Unknown ones are passed over. Ends after the first error.
+    /// A get of many keys is read as one operation for each.
     pub fn fields(&self) -> impl Iterator<Item = Result<RequestField<'_>, FrameError>> {
-        read_fields(&self.0, |number, value| field(&self.0, number, value))
+        let mut place = Place::default();
+        std::iter::from_fn(move || place.next_field(&self.0))
     }
 
     /// Reads the frame field by field, with pauses.
     pub fn into_reader(self) -> RequestReader {
-        RequestReader { frame: self.0, at: 0 }
+        RequestReader { frame: self.0, place: Place::default() }
     }
 }
 
@@ -310,31 +349,72 @@ impl RequestFrame {
 #[derive(Debug)]
 pub struct RequestReader {
     frame: Bytes,
+    place: Place,
+}
+
+/// How far a frame has been read.
+#[derive(Debug, Default)]
+struct Place {
+    at: usize,
+    /// The last field before `at`, where it is a get of many keys that have not all been read.
+    many: Option<Many>,
+}
+
+/// A get of many keys that is being read: each key becomes an operation.
+#[derive(Debug)]
+struct Many {
+    /// The operation but for its key and position.
+    get: Operation,
+    position: u32,
+    /// What is left of the message begins here, and ends with it.
     at: usize,
 }
 
 impl RequestReader {
-    /// What an operation begins with: its field number and wire type.
+    /// What operations begin with: their field numbers and wire types.
     const OPERATION: u8 = 5 << 3 | 2;
+    const GET_MANY: u8 = 7 << 3 | 2;
 
-    /// The next field; `None` at the end. Unknown ones are passed over. Ends after the first error.
+    /// The next field, as [`RequestFrame::fields`] has them; `None` at the end.
     pub fn next_field(&mut self) -> Option<Result<RequestField<'_>, FrameError>> {
-        while self.at < self.frame.len() {
-            let mut rest = &self.frame[self.at..];
-            let read = take_field(&mut rest).and_then(|(number, value)| field(&self.frame, number, value));
-            self.at = if read.is_ok() { self.frame.len() - rest.len() } else { self.frame.len() };
-            match read {
-                Ok(Some(field)) => return Some(Ok(field)),
-                Ok(None) => {}
-                Err(error) => return Some(Err(error)),
-            }
-        }
-        None
+        self.place.next_field(&self.frame)
     }
 
     /// Whether the next field is an operation, as far as its first byte tells.
     pub fn is_at_operation(&self) -> bool {
-        self.frame.get(self.at) == Some(&RequestReader::OPERATION)
+        let begins = [RequestReader::OPERATION, RequestReader::GET_MANY];
+        self.place.many.is_some() || self.frame.get(self.place.at).is_some_and(|byte| begins.contains(byte))
+    }
+}
+
+impl Place {
+    fn next_field<'a>(&mut self, frame: &'a Bytes) -> Option<Result<RequestField<'a>, FrameError>> {
+        loop {
+            if let Some(operation) = next_of_many(frame, &mut self.many, self.at) {
+                return Some(Ok(RequestField::Operation(operation)));
+            }
+            if self.at >= frame.len() {
+                return None;
+            }
+            let mut rest = &frame[self.at..];
+            let read = take_field(&mut rest);
+            self.at = frame.len() - rest.len();
+            let read = read.and_then(|(number, value)| match number {
+                7 => {
+                    self.many = Some(read_many(frame, value.bytes()?, self.at)?);
+                    Ok(None)
+                }
+                _ => field(frame, number, value),
+            });
+            match read {
+                Ok(Some(field)) => return Some(Ok(field)),
+                Ok(None) => {}
+                Err(error) => {
+                    self.at = frame.len();
+                    return Some(Err(error));
+                }
+            }
+        }
     }
 }
 
@@ -353,6 +433,43 @@ fn field<'a>(
         6 if value.number()? != 0 => RequestField::Ping,
         _ => return Ok(None),
     }))
+}
+
+/// The next key of the get of many that is being read, which ends at `end`.
+#[inline]
+fn next_of_many(frame: &Bytes, reading: &mut Option<Many>, end: usize) -> Option<Operation> {
+    let many = reading.as_mut()?;
+    let mut rest = &frame[many.at..end];
+    while !rest.is_empty() {
+        // It was read before, so this does not fail.
+        let (number, value) = take_field(&mut rest).ok()?;
+        if let (6, Value::Bytes(key)) = (number, value) {
+            many.at = end - rest.len();
+            let position = many.position;
+            many.position += 1;
+            return Some(Operation { key: slice_of(frame, key), position, ..many.get.clone() });
+        }
+    }
+    *reading = None;
+    None
+}
+
+/// Reads all of a get of many but its keys, which are the fields that it ends with as a rule. `end` is where
+/// it ends in the frame.
+fn read_many(frame: &Bytes, message: &[u8], end: usize) -> Result<Many, FrameError> {
+    let (mut get, mut from) = (nothing(), message);
+    while !from.is_empty() {
+        match take_field(&mut from)? {
+            (1, value) => get.id = small(value)?,
+            (2, value) => get.group = small(value)?,
+            (3, value) => get.deadline_ms = small(value)?,
+            (4, value) => get.owned_since = RingVersion(value.number()?),
+            (5, value) => rare(&mut get).traceparent = slice_of(frame, value.bytes()?),
+            (6, value) => value.bytes().map(drop)?,
+            _ => {}
+        }
+    }
+    Ok(Many { get, position: 0, at: end - message.len() })
 }
 
 #[inline]
@@ -384,18 +501,7 @@ fn read_group(mut from: &[u8]) -> Result<RequestField<'_>, FrameError> {
 
 #[inline]
 fn read_operation(frame: &Bytes, mut from: &[u8]) -> Result<Operation, FrameError> {
-    let mut read = Operation {
-        id: 0,
-        kind: Kind::Get,
-        group: 0,
-        key: Bytes::new(),
-        deadline_ms: 0,
-        on_miss: OnMiss::Load,
-        owned_since: RingVersion::NONE,
-        failover: false,
-        token: FillToken::NONE,
-        rare: None,
-    };
+    let mut read = nothing();
     while !from.is_empty() {
         match take_field(&mut from)? {
             (1, value) => read.id = small(value)?,
@@ -417,6 +523,23 @@ fn read_operation(frame: &Bytes, mut from: &[u8]) -> Result<Operation, FrameErro
         }
     }
     Ok(read)
+}
+
+/// An operation that says nothing.
+fn nothing() -> Operation {
+    Operation {
+        id: 0,
+        position: 0,
+        kind: Kind::Get,
+        group: 0,
+        key: Bytes::new(),
+        deadline_ms: 0,
+        on_miss: OnMiss::Load,
+        owned_since: RingVersion::NONE,
+        failover: false,
+        token: FillToken::NONE,
+        rare: None,
+    }
 }
 
 fn rare(operation: &mut Operation) -> &mut Rare {

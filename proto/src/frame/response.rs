@@ -13,6 +13,8 @@ use crate::v1::{ErrorCode, Outcome};
 pub struct AnswerFields {
     /// The operation's number.
     pub id: u32,
+    /// Of a get of many keys: the position of the key.
+    pub position: u32,
     /// How the answer came about; unspecified in a further piece of a value.
     pub outcome: Outcome,
     /// Milliseconds since the value was loaded.
@@ -52,26 +54,36 @@ impl ResponseWriter {
             + number_length(answer.token.0)
             + number_length(answer.value_bytes)
             + number_length(answer.written.into())
-            + number_length(answer.sequence);
+            + number_length(answer.sequence)
+            + number_length(answer.position.into());
         self.buffer.reserve(length + 10);
         let before = Fields::new().header(2, length).number(1, answer.id.into()).number(2, outcome);
         before.header_of(3, value).put(&mut self.buffer);
         self.buffer.extend_from_slice(value);
         let after = Fields::new().number(4, answer.age_ms).number(5, answer.ttl_ms);
         let after = after.number(7, answer.token.0).number(9, answer.value_bytes);
-        after.number(10, answer.written.into()).number(11, answer.sequence).put(&mut self.buffer);
+        after
+            .number(10, answer.written.into())
+            .number(11, answer.sequence)
+            .number(12, answer.position.into())
+            .put(&mut self.buffer);
     }
 
     /// Appends the answer that an operation has failed.
-    pub fn failure(&mut self, id: u32, code: ErrorCode, message: &str) {
+    pub fn failure(&mut self, (id, position): (u32, u32), code: ErrorCode, message: &str) {
         let outcome = Outcome::Failed as u64;
         let error = number_length(code as u64) + bytes_length(message.as_bytes());
         let header = 1 + varint_length(error as u64);
-        let length = number_length(id.into()) + number_length(outcome) + header + error;
+        let length = number_length(id.into())
+            + number_length(outcome)
+            + header
+            + error
+            + number_length(position.into());
         let fields = Fields::new().header(2, length).number(1, id.into()).number(2, outcome);
         let fields = fields.header(8, error).number(1, code as u64).header_of(2, message.as_bytes());
         fields.put(&mut self.buffer);
         self.buffer.extend_from_slice(message.as_bytes());
+        Fields::new().number(12, position.into()).put(&mut self.buffer);
     }
 
     /// Says that the server is about to close the lane.
@@ -115,6 +127,8 @@ pub enum ResponseField<'a> {
     Failure {
         /// The operation's number.
         id: u32,
+        /// Of a get of many keys: the position of the key.
+        position: u32,
         /// Why.
         code: ErrorCode,
         /// Why, in words.
@@ -165,16 +179,20 @@ fn read_answer<'a>(frame: &Bytes, mut from: &'a [u8]) -> Result<ResponseField<'a
             (9, value) => answer.value_bytes = value.number()?,
             (10, value) => answer.written = value.number()? != 0,
             (11, value) => answer.sequence = value.number()?,
+            (12, value) => {
+                answer.position =
+                    u32::try_from(value.number()?).map_err(|_| FrameError("a position is too large"))?;
+            }
             _ => {}
         }
     }
     match error {
-        Some(error) => read_failure(answer.id, error),
+        Some(error) => read_failure((answer.id, answer.position), error),
         None => Ok(ResponseField::Answer(answer, slice_of(frame, part))),
     }
 }
 
-fn read_failure(id: u32, mut from: &[u8]) -> Result<ResponseField<'_>, FrameError> {
+fn read_failure((id, position): (u32, u32), mut from: &[u8]) -> Result<ResponseField<'_>, FrameError> {
     let (mut code, mut message) = (ErrorCode::Unspecified, "");
     while !from.is_empty() {
         match take_field(&mut from)? {
@@ -186,5 +204,5 @@ fn read_failure(id: u32, mut from: &[u8]) -> Result<ResponseField<'_>, FrameErro
             _ => {}
         }
     }
-    Ok(ResponseField::Failure { id, code, message })
+    Ok(ResponseField::Failure { id, position, code, message })
 }

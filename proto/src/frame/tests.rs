@@ -26,6 +26,8 @@ struct LaneRequest {
     operations: Vec<v1::Operation>,
     #[prost(bool, tag = "6")]
     ping: bool,
+    #[prost(message, repeated, tag = "7")]
+    get_many: Vec<v1::GetMany>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -102,23 +104,34 @@ fn answers() -> impl Strategy<Value = Vec<v1::Answer>> {
         any::<u64>(),
         any::<u64>(),
         any::<Option<String>>(),
+        any::<u32>(),
     );
-    let one = one.prop_map(|(id, outcome, value, age_ms, ttl_ms, token, value_bytes, error)| match error {
-        None => v1::Answer {
-            id,
-            outcome,
-            value: value.into(),
-            age_ms,
-            ttl_ms,
-            token,
-            value_bytes,
-            ..v1::Answer::default()
-        },
-        Some(message) => {
-            let error = v1::Error { code: ErrorCode::LoaderFailed.into(), message };
-            v1::Answer { id, outcome: Outcome::Failed.into(), error: Some(error), ..v1::Answer::default() }
-        }
-    });
+    let one =
+        one.prop_map(|(id, outcome, value, age_ms, ttl_ms, token, value_bytes, error, key)| match error {
+            None => v1::Answer {
+                id,
+                outcome,
+                value: value.into(),
+                age_ms,
+                ttl_ms,
+                token,
+                value_bytes,
+                key,
+                written: key % 2 == 1,
+                sequence: token,
+                ..v1::Answer::default()
+            },
+            Some(message) => {
+                let error = v1::Error { code: ErrorCode::LoaderFailed.into(), message };
+                v1::Answer {
+                    id,
+                    outcome: Outcome::Failed.into(),
+                    error: Some(error),
+                    key,
+                    ..v1::Answer::default()
+                }
+            }
+        });
     prop::collection::vec(one, 0..20)
 }
 
@@ -165,6 +178,7 @@ proptest! {
             operations: operations.clone(),
             waited_ms,
             ping: true,
+            get_many: vec![],
         });
 
         let whole = LaneRequest { operations: operations.clone(), ..read };
@@ -187,7 +201,7 @@ proptest! {
             };
             let rare = (rare != Rare::default()).then(|| Box::new(rare));
             prop_assert_eq!(fields.next(), Some(RequestField::Operation(Operation {
-                id, kind, group, key: o.key, deadline_ms, on_miss, owned_since: RingVersion(owned_since), failover, token: FillToken(token), rare,
+                id, position: 0, kind, group, key: o.key, deadline_ms, on_miss, owned_since: RingVersion(owned_since), failover, token: FillToken(token), rare,
             })));
         }
         prop_assert_eq!(fields.next(), Some(RequestField::Ping));
@@ -204,15 +218,61 @@ proptest! {
     }
 
     #[test]
+    fn gets_of_many_keys_are_what_generated_code_reads_and_writes_and_an_operation_for_each(
+        gets in prop::collection::vec((any::<u32>(), any::<u32>(), any::<u32>(), any::<u64>(), "|[0-9a-f]{9}",
+            prop::collection::vec(prop::collection::vec(any::<u8>(), 0..200), 0..9)), 0..4),
+    ) {
+        let gets: Vec<_> = gets.into_iter().map(|(id, group, deadline_ms, owned_since, traceparent, keys)| {
+            let keys = keys.into_iter().map(Bytes::from).collect();
+            v1::GetMany { id, group, deadline_ms, owned_since, traceparent, keys }
+        }).collect();
+        let mut writer = RequestWriter::default();
+        for get in &gets {
+            let v1::GetMany { id, group, deadline_ms, owned_since, ref traceparent, .. } = *get;
+            let owned_since = RingVersion(owned_since);
+            let many = GetManyOperation { id, group, deadline_ms, owned_since, traceparent };
+            writer.get_many(&many, get.keys.iter().map(|key| &key[..]));
+        }
+        writer.ping();
+        let written = writer.take();
+        let read = LaneRequest::decode(written.0.clone()).unwrap();
+        prop_assert_eq!(&read.get_many, &gets);
+        let expected: Vec<_> = gets.iter().flat_map(|get| (0..).zip(&get.keys).map(|(position, key)| {
+            let traceparent = Bytes::from(get.traceparent.clone());
+            let rare = Rare { traceparent, ..Rare::default() };
+            Operation {
+                id: get.id, position, kind: Kind::Get, group: get.group, key: key.clone(), deadline_ms: get.deadline_ms,
+                on_miss: OnMiss::Load, owned_since: RingVersion(get.owned_since), failover: false,
+                token: FillToken::NONE, rare: (rare != Rare::default()).then(|| Box::new(rare)),
+            }
+        })).map(RequestField::Operation).chain([RequestField::Ping]).collect();
+        // As others write it, the ping stands first.
+        let theirs = RequestFrame(read.encode_to_vec().into());
+        for frame in [written, theirs] {
+            let mut fields: Vec<_> = frame.fields().map(Result::unwrap).collect();
+            fields.sort_by_key(|field| matches!(field, RequestField::Ping));
+            prop_assert_eq!(&fields, &expected);
+            let mut reader = frame.clone().into_reader();
+            let read = (0..fields.len()).filter(|_| {
+                let may_be = reader.is_at_operation();
+                let is_operation = matches!(reader.next_field(), Some(Ok(RequestField::Operation(_))));
+                assert!(may_be || !is_operation);
+                is_operation
+            });
+            prop_assert_eq!(read.count(), expected.len() - 1);
+        }
+    }
+
+    #[test]
     fn responses_are_what_generated_code_reads_and_writes(answers in answers(), version in 1..u64::MAX) {
         let mut writer = ResponseWriter::default();
         writer.ring_version(RingVersion(version));
         for a in &answers {
             match &a.error {
-                Some(error) => writer.failure(a.id, ErrorCode::LoaderFailed, &error.message),
+                Some(error) => writer.failure((a.id, a.key), ErrorCode::LoaderFailed, &error.message),
                 None => writer.answer(
                     &AnswerFields {
-                        id: a.id, outcome: a.outcome(), age_ms: a.age_ms, ttl_ms: a.ttl_ms, token: FillToken(a.token),
+                        id: a.id, position: a.key, outcome: a.outcome(), age_ms: a.age_ms, ttl_ms: a.ttl_ms, token: FillToken(a.token),
                         value_bytes: a.value_bytes, written: a.written, sequence: a.sequence,
                     },
                     &a.value,
@@ -232,11 +292,11 @@ proptest! {
         for a in answers {
             let expected = match &a.error {
                 Some(error) => ResponseField::Failure {
-                    id: a.id, code: ErrorCode::LoaderFailed, message: &error.message,
+                    id: a.id, position: a.key, code: ErrorCode::LoaderFailed, message: &error.message,
                 },
                 None => ResponseField::Answer(
                     AnswerFields {
-                        id: a.id, outcome: a.outcome(), age_ms: a.age_ms, ttl_ms: a.ttl_ms, token: FillToken(a.token),
+                        id: a.id, position: a.key, outcome: a.outcome(), age_ms: a.age_ms, ttl_ms: a.ttl_ms, token: FillToken(a.token),
                         value_bytes: a.value_bytes, written: a.written, sequence: a.sequence,
                     },
                     a.value.clone(),

@@ -54,8 +54,8 @@ pub(super) struct Fields {
 }
 
 impl Fields {
-    /// Five numbers, each with its tag, and a byte more.
-    const MOST: usize = 56;
+    /// What an answer ends with: five long numbers, a short one and a bit, each with its tag.
+    const MOST: usize = 64;
 
     pub(super) fn new() -> Self {
         Fields { bytes: [0; Fields::MOST], length: 0 }

@@ -233,6 +233,25 @@ pub mod operation {
         }
     }
 }
+/// A get of many keys that the node owns, as one operation: each key is loaded where it is missing, and answered on its
+/// own, as soon as there is an answer.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetMany {
+    /// As in Operation, as the fields of the same names.
+    #[prost(uint32, tag = "1")]
+    pub id: u32,
+    #[prost(uint32, tag = "2")]
+    pub group: u32,
+    #[prost(uint32, tag = "3")]
+    pub deadline_ms: u32,
+    /// Of all keys.
+    #[prost(uint64, tag = "4")]
+    pub owned_since: u64,
+    #[prost(string, tag = "5")]
+    pub traceparent: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", repeated, tag = "6")]
+    pub keys: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Answer {
     #[prost(uint32, tag = "1")]
@@ -263,6 +282,9 @@ pub struct Answer {
     /// Of a DELETE: as in DeleteResponse.
     #[prost(uint64, tag = "11")]
     pub sequence: u64,
+    /// Of a GetMany: which of its keys is answered, by position, from 0.
+    #[prost(uint32, tag = "12")]
+    pub key: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Invalidation {

@@ -58,7 +58,10 @@ const MAX_LONG_BYTES: usize = 64 << 20;
 /// Leases from which on a lane looks for those that have ended.
 const MANY_LEASES: usize = 1_024;
 
-type Landed = (u32, Arc<Cache>, bool, Result<Answer, Failure>);
+/// What an answer is to: the client's number of the operation, and the position of the key where it has many.
+type Target = (u32, u32);
+
+type Landed = (Target, Arc<Cache>, bool, Result<Answer, Failure>);
 
 /// The stream of answers of one lane.
 pub(super) struct Answers {
@@ -92,7 +95,7 @@ pub(super) struct Answers {
     long: VecDeque<LongValue>,
     long_bytes: usize,
     /// An answer for whose value there is no room yet: nothing more is begun before it.
-    stalled: Option<(u32, Arc<Cache>, Answer)>,
+    stalled: Option<(Target, Arc<Cache>, Answer)>,
     /// What is left of the frame that is being read.
     reading: Option<RequestReader>,
     /// For how long its operations had waited when it was sent.
@@ -106,7 +109,7 @@ pub(super) struct Answers {
 
 /// What is left to send of a value that does not fit into a frame.
 struct LongValue {
-    id: u32,
+    to: Target,
     rest: Bytes,
     _held: Option<Held>,
 }
@@ -272,33 +275,33 @@ impl Answers {
     }
 
     fn begin(&mut self, operation: Operation, now: Instant) {
-        let id = operation.id;
+        let to = (operation.id, operation.position);
         match self.try_begin(operation, now) {
-            Ok(Some((cache, Begun::Answered(answer)))) => self.answer(id, cache, answer),
+            Ok(Some((cache, Begun::Answered(answer)))) => self.answer(to, cache, answer),
             Ok(Some((cache, Begun::Waiting(waiting)))) => {
                 let is_for_disk = waiting.is_for_disk();
-                self.wait(id, cache, is_for_disk, waiting.answer());
+                self.wait(to, cache, is_for_disk, waiting.answer());
             }
             Ok(None) => {}
-            Err(failure) => self.refuse(id, &failure),
+            Err(failure) => self.refuse(to, &failure),
         }
     }
 
     fn wait(
         &mut self,
-        id: u32,
+        to: Target,
         cache: Arc<Cache>,
         is_for_disk: bool,
         answer: impl Future<Output = Result<Answer, Failure>> + Send + 'static,
     ) {
         self.node.metrics().in_flight.fetch_add(1, Relaxed);
         self.for_disk += usize::from(is_for_disk);
-        self.waiting.push(async move { (id, cache, is_for_disk, answer.await) }.boxed());
+        self.waiting.push(async move { (to, cache, is_for_disk, answer.await) }.boxed());
     }
 
-    fn refuse(&mut self, id: u32, failure: &Failure) {
+    fn refuse(&mut self, to: Target, failure: &Failure) {
         self.node.metrics().failed(failure.code);
-        self.frame.failure(id, failure.code, &failure.message);
+        self.frame.failure(to, failure.code, &failure.message);
     }
 
     fn group(&self, number: u32) -> Result<&Named, Failure> {
@@ -360,7 +363,7 @@ impl Answers {
             let begun = request.begin(&self.node, &cache, &self.account, now)?;
             return Ok(Some((cache, begun)));
         }
-        let (id, request) = (request.operation.id, request.kept());
+        let (to, request) = ((request.operation.id, request.operation.position), request.kept());
         let Some(held) = self.account.operations.try_take(OPERATION_BYTES + request.bytes()) else {
             return Err(Failure::new(
                 ErrorCode::Overloaded,
@@ -368,7 +371,7 @@ impl Answers {
             ));
         };
         let (node, account, waits) = (self.node.clone(), self.account.clone(), cache.clone());
-        self.wait(id, cache, false, async move {
+        self.wait(to, cache, false, async move {
             if !node.ring().look_for(claimed).await {
                 return Err(ring_unknown(claimed));
             }
@@ -379,9 +382,11 @@ impl Answers {
         Ok(None)
     }
 
-    fn answer(&mut self, id: u32, cache: Arc<Cache>, answer: Answer) {
+    fn answer(&mut self, to: Target, cache: Arc<Cache>, answer: Answer) {
+        let (id, position) = to;
         let mut fields = AnswerFields {
             id,
+            position,
             outcome: answer.outcome,
             age_ms: whole_ms(answer.age),
             ttl_ms: whole_ms(answer.ttl),
@@ -401,14 +406,14 @@ impl Answers {
         let held = self.account.values.try_take(length);
         // For one at a time there always is.
         if held.is_none() && !self.long.is_empty() {
-            self.stalled = Some((id, cache, answer));
+            self.stalled = Some((to, cache, answer));
             return;
         }
         self.long_bytes += length;
         fields.value_bytes = length as u64;
         // An empty first piece: values go out in turn, not as they come in.
         self.frame.answer(&fields, &[]);
-        self.long.push_back(LongValue { id, rest: answer.value.into_bytes(), _held: held });
+        self.long.push_back(LongValue { to, rest: answer.value.into_bytes(), _held: held });
     }
 
     /// Keeps a lease, to give it up with the lane. Those that have been written away, or are over, are
@@ -425,7 +430,8 @@ impl Answers {
     fn write_piece(&mut self) {
         let Some(mut long) = self.long.pop_front() else { return };
         let piece = long.rest.split_to(long.rest.len().min(FRAME_BYTES));
-        self.frame.answer(&AnswerFields { id: long.id, ..AnswerFields::default() }, &piece);
+        let (id, position) = long.to;
+        self.frame.answer(&AnswerFields { id, position, ..AnswerFields::default() }, &piece);
         self.long_bytes -= piece.len();
         if !long.rest.is_empty() {
             self.long.push_back(long);
@@ -437,20 +443,20 @@ impl Answers {
             self.closing = true;
             self.frame.closing();
         }
-        if let Some((id, cache, answer)) = self.stalled.take() {
-            self.answer(id, cache, answer);
+        if let Some((to, cache, answer)) = self.stalled.take() {
+            self.answer(to, cache, answer);
         }
         self.poll_requests(context)?;
         // After the requests: a flight that was boarded just now has to be polled to be heard of.
         while self.has_room()
-            && let Poll::Ready(Some((id, cache, was_for_disk, landed))) =
+            && let Poll::Ready(Some((to, cache, was_for_disk, landed))) =
                 self.waiting.poll_next_unpin(context)
         {
             self.for_disk -= usize::from(was_for_disk);
             self.node.metrics().in_flight.fetch_sub(1, Relaxed);
             match landed {
-                Ok(answer) => self.answer(id, cache, answer),
-                Err(failure) => self.refuse(id, &failure),
+                Ok(answer) => self.answer(to, cache, answer),
+                Err(failure) => self.refuse(to, &failure),
             }
         }
         if self.frame.len() < FRAME_BYTES {

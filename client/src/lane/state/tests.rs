@@ -8,7 +8,7 @@ use peanut_proto::frame::{Operation as Read, RequestField, ResponseWriter};
 use peanut_proto::v1::Outcome;
 
 use super::*;
-use crate::request::{Placement, Request};
+use crate::request::{Key, Placement, Request};
 
 const LIMITS: Limits = Limits { operations: 100, queued_bytes: 1 << 20 };
 
@@ -53,7 +53,7 @@ fn with<'a>(mut ask: Attempt<'a>, change: impl FnOnce(&mut Attempt<'a>)) -> Atte
 }
 
 fn caller(sender: oneshot::Sender<Answer>, ask: &Attempt<'_>) -> Caller {
-    Caller { waiter: Waiter::Alone(sender), deadline: ask.request.deadline }
+    Caller { sender, deadline: ask.request.deadline }
 }
 
 impl Fixture {
@@ -355,4 +355,97 @@ async fn a_closing_lane_takes_nothing_more_and_ends_when_it_has_sent_all() {
     assert_eq!(f.next(), NextFrame::Ended);
     f.hit(id, b"v").unwrap();
     assert_eq!(value(&mut before), "v", "what was in flight is answered");
+}
+
+impl Fixture {
+    /// Asks for keys as one operation; its number, and the answers.
+    fn get_many(&mut self, keys: &[&str]) -> (u32, oneshot::Receiver<Vec<Answer>>) {
+        let keys: Vec<_> =
+            keys.iter().map(|key| (RingVersion(4), Key { bytes: key.as_bytes(), hash: 7 })).collect();
+        let Attempt { request, placement } = ask("", self.now);
+        let (sender, receiver) = oneshot::channel();
+        self.lane.push_many(&ManyAttempt { request, placement, keys: &keys }, sender, self.now);
+        let sent = match self.next() {
+            NextFrame::Send(frame) => RequestFrame::clone(&frame),
+            _ => return (0, receiver),
+        };
+        let id = sent.fields().find_map(|field| match field.unwrap() {
+            RequestField::Operation(operation) => Some(operation.id),
+            _ => None,
+        });
+        (id.unwrap(), receiver)
+    }
+
+    fn hit_of_many(&mut self, id: u32, position: u32, value: &[u8]) -> Result<(), FrameError> {
+        let fields = AnswerFields { id, position, outcome: Outcome::Hit, ..AnswerFields::default() };
+        self.answer(|frame| frame.answer(&fields, value))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_keys_are_one_operation_whose_answers_come_in_any_order_and_in_pieces() {
+    let mut f = fixture(LIMITS);
+    let (id, mut many) = f.get_many(&["a", "b", "c"]);
+    let mut single = f.get("a");
+    assert_eq!(f.lane.in_flight(), 4, "each key counts");
+    let single_id = f.sent()[0].id;
+    let piece = AnswerFields { id, value_bytes: 4, outcome: Outcome::Loaded, ..AnswerFields::default() };
+    f.answer(|frame| {
+        frame.answer(&piece, b"ab");
+        frame.failure((id, 1), ErrorCode::LoaderFailed, "no");
+    })
+    .unwrap();
+    f.hit_of_many(id, 2, b"c").unwrap();
+    assert!(many.try_recv().is_err(), "a piece is missing");
+    f.answer(|frame| frame.answer(&AnswerFields { id, ..AnswerFields::default() }, b"cd")).unwrap();
+    let answers = many.try_recv().unwrap();
+    let values = answers.iter().map(|answer| answer.as_ref().map(|reply| reply.value.clone()));
+    let no = Failure::Said(ErrorCode::LoaderFailed, "no".into());
+    assert_eq!(values.collect::<Vec<_>>(), [Ok("abcd".into()), Err(&no), Ok("c".into())]);
+    f.hit(single_id, b"a").unwrap();
+    assert_eq!((value(&mut single), f.lane.in_flight()), ("a".into(), 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_many_keys_those_that_are_not_answered_by_the_deadline_are_late_and_find_no_stranger() {
+    let mut f = fixture(LIMITS);
+    let (id, mut many) = f.get_many(&["a", "b"]);
+    f.hit_of_many(id, 1, b"b").unwrap();
+    let mut deliveries = Vec::new();
+    f.lane.expire(f.now + Duration::from_secs(2), &mut deliveries);
+    deliveries.into_iter().for_each(Delivery::tell);
+    let answers = many.try_recv().unwrap();
+    assert_eq!(answers[0], Err(Failure::Late));
+    assert_eq!(answers[1].as_ref().unwrap().value, "b");
+    let (other, mut others) = f.get_many(&["c"]);
+    assert_ne!(other, id, "the place is taken until the node has said all");
+    f.hit_of_many(id, 0, b"a").unwrap();
+    f.hit_of_many(other, 0, b"c").unwrap();
+    assert_eq!((others.try_recv().unwrap().len(), f.lane.in_flight()), (1, 0));
+    assert!(f.hit_of_many(id, 0, b"a").is_err(), "it is over");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_to_a_key_that_was_not_asked_for_or_a_second_one_breaks_the_lane() {
+    for position in [0, 2, u32::MAX] {
+        let mut f = fixture(LIMITS);
+        let (id, mut many) = f.get_many(&["a", "b"]);
+        f.hit_of_many(id, 0, b"a").unwrap();
+        assert!(f.hit_of_many(id, position, b"x").is_err());
+        let mut deliveries = Vec::new();
+        f.lane.fail_all(&Failure::Broken("of that".into()), &mut deliveries);
+        deliveries.into_iter().for_each(Delivery::tell);
+        let answers = many.try_recv().unwrap();
+        assert_eq!((answers[0].is_ok(), &answers[1]), (true, &Err(Failure::Broken("of that".into()))));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_there_is_no_room_all_of_many_keys_are_refused_and_one_call_may_be_larger_than_the_room() {
+    let mut f = fixture(Limits { operations: 2, queued_bytes: 1 << 20 });
+    let (id, mut first) = f.get_many(&["a", "b", "c"]);
+    let (_, mut second) = f.get_many(&["d"]);
+    assert!(matches!(second.try_recv().unwrap()[..], [Err(Failure::Full(_))]));
+    (0..3).for_each(|position| f.hit_of_many(id, position, b"v").unwrap());
+    assert!(first.try_recv().unwrap().iter().all(Result::is_ok));
 }

@@ -1,0 +1,147 @@
+//! How many keys find their answers: each owner is asked for all of its keys in one operation.
+//!
+//! What fails on the way, keys of owners that are down, and those that have just changed their owner, are
+//! asked for one by one, as [`failover`] does it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures_util::StreamExt as _;
+use futures_util::future::join_all;
+use futures_util::stream::iter;
+use hashbrown::HashTable;
+use peanut_proto::numbers::RingVersion;
+use tokio::time::Instant;
+
+use crate::error::Error;
+use crate::failover;
+use crate::lane::Reply;
+use crate::node::Node;
+use crate::refusal::Refusal;
+use crate::request::{Key, Request};
+use crate::routing::Routing;
+use crate::shared::{Answered, Shared};
+
+/// What there is of a key: an answer, and whether it was given in the owner's place.
+pub(crate) type Got = Result<(Reply, bool), Error>;
+
+/// The keys that one node is asked for, in the order of the ring versions since which it owns them.
+struct OfOwner<'a> {
+    owner: &'a Arc<Node>,
+    keys: Vec<(RingVersion, Key<'a>)>,
+    /// Where the keys stand in the call.
+    places: Vec<usize>,
+}
+
+/// Asks for many keys; `request` is what is asked for each. The answers come in the order of the keys. A key
+/// that is there twice is asked for once.
+pub(crate) async fn get(client: &Shared, request: Request<'_>, keys: &[Key<'_>], now: Instant) -> Vec<Got> {
+    let table = client.routing.get();
+    let mut got: Vec<Option<Got>> = keys.iter().map(|_| None).collect();
+    let (by_owner, twins) = by_owner(client, &table, keys, now);
+    let rounds = by_owner.into_iter().map(|of_owner| ask_owner(client, &request, &table, of_owner, now));
+    for (at, answer) in join_all(rounds).await.into_iter().flatten() {
+        got[at] = settle(client, &request.of(keys[at]), &table, answer).await;
+    }
+    let mut is_twin = vec![false; if twins.is_empty() { 0 } else { keys.len() }];
+    twins.iter().for_each(|(at, _)| is_twin[*at] = true);
+    let left = (0..keys.len()).filter(|at| got[*at].is_none() && is_twin.get(*at) != Some(&true));
+    let left = left.collect::<Vec<_>>().into_iter().map(|at| async move {
+        let answered = failover::get(client, request.of(keys[at]), Instant::now()).await;
+        (at, answered.map(|answered| (answered.reply, answered.failover)))
+    });
+    let left: Vec<_> = iter(left).buffer_unordered(client.config.keys_in_flight).collect().await;
+    left.into_iter().for_each(|(at, answer)| got[at] = Some(answer));
+    for (at, first) in twins {
+        got[at] = got[first].clone();
+    }
+    got.into_iter().map(|got| got.expect("every key has been asked for")).collect()
+}
+
+/// The keys by their owners, and which are the same as one before.
+fn by_owner<'a>(
+    client: &Shared,
+    table: &'a Routing,
+    keys: &'a [Key<'a>],
+    now: Instant,
+) -> (Vec<OfOwner<'a>>, Vec<(usize, usize)>) {
+    // By the place in the table.
+    let mut by_owner = BTreeMap::<usize, OfOwner<'_>>::new();
+    let (mut seen, mut twins) = (HashTable::<usize>::with_capacity(keys.len()), Vec::new());
+    for (at, key) in keys.iter().enumerate() {
+        let is_same = |other: &usize| keys[*other].bytes == key.bytes;
+        if let Some(first) = seen.find(key.hash, is_same) {
+            twins.push((at, *first));
+            continue;
+        }
+        seen.insert_unique(key.hash, at, |other| keys[*other].hash);
+        let Some(route) = table.route(key.hash).filter(|route| !route.owner.is_left()) else { continue };
+        if table.former(key.hash, route.owned_since, client.config.hand_over, now).is_some() {
+            continue;
+        }
+        let owner = by_owner.entry(std::ptr::from_ref(route.owner).addr()).or_insert_with(|| OfOwner {
+            owner: route.owner,
+            keys: Vec::new(),
+            places: Vec::new(),
+        });
+        owner.keys.push((route.owned_since, *key));
+        owner.places.push(at);
+    }
+    (by_owner.into_values().map(OfOwner::sorted).collect(), twins)
+}
+
+impl OfOwner<'_> {
+    fn sorted(self) -> Self {
+        // Nearly always, unless the ring has changed lately.
+        if self.keys.is_sorted_by_key(|(since, _)| *since) {
+            return self;
+        }
+        let mut both: Vec<_> = self.keys.into_iter().zip(self.places).collect();
+        both.sort_by_key(|((since, _), _)| *since);
+        let (keys, places) = both.into_iter().unzip();
+        OfOwner { owner: self.owner, keys, places }
+    }
+}
+
+/// Asks one owner for all of its keys, so many at once as may be in flight. Those that are missing from the
+/// answers have to be asked for alone.
+async fn ask_owner(
+    client: &Shared,
+    request: &Request<'_>,
+    table: &Routing,
+    of_owner: OfOwner<'_>,
+    now: Instant,
+) -> Vec<(usize, Result<Reply, Refusal>)> {
+    let OfOwner { owner, keys, places } = of_owner;
+    let mut answers = Vec::with_capacity(keys.len());
+    let at_once = client.config.keys_in_flight;
+    for (keys, places) in keys.chunks(at_once).zip(places.chunks(at_once)) {
+        client.budget.deposit_for(keys.len());
+        let portion = owner.get_many(request, table.ring.version(), keys, now).await;
+        answers.extend(places.iter().copied().zip(portion.into_iter().flatten()));
+    }
+    answers
+}
+
+/// What an owner's answer comes to; `None`: the key has to be asked for again.
+async fn settle(
+    client: &Shared,
+    request: &Request<'_>,
+    table: &Routing,
+    answer: Result<Reply, Refusal>,
+) -> Option<Got> {
+    let ring_version = table.ring.version();
+    match answer {
+        // Nearly always.
+        Ok(reply) if reply.ring_version <= ring_version => Some(Ok((reply, false))),
+        Ok(reply) => {
+            let node = table.route(request.hash)?.owner.clone();
+            let reply = client.heed(&node, reply, ring_version);
+            let answered = Answered { reply, node, failover: false, ring_version };
+            let is_moved = client.has_moved(request, &answered).await;
+            (!is_moved).then_some(Ok((answered.reply, false)))
+        }
+        Err(Refusal::Final(error)) => Some(Err(error)),
+        Err(refusal) => (!client.budget.withdraw()).then(|| Err(refusal.into_error())),
+    }
+}
