@@ -340,12 +340,18 @@ impl Found {
 }
 
 fn not_ready(fleet: &str, waited: Duration, discovered: &watch::Receiver<Discovered>) -> Error {
+    let at = Keys::new(fleet).ring();
     match &discovered.borrow().trouble {
         Some(trouble) => {
             let why = format!("fleet `{fleet}` was not found within {waited:?}");
             Error::caused_by(ErrorKind::Unavailable, None, why, trouble.clone())
         }
-        None => Error::new(ErrorKind::Unavailable, format!("fleet `{fleet}` has no nodes after {waited:?}")),
+        None => Error::new(
+            ErrorKind::Unavailable,
+            format!(
+                "fleet `{fleet}` has no nodes after {waited:?}: nobody has written `{at}` in this registry"
+            ),
+        ),
     }
 }
 

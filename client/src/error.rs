@@ -108,9 +108,15 @@ impl From<ErrorCode> for ErrorKind {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0.node {
-            Some(node) => write!(f, "node {node}: {}", self.0.message),
-            None => f.write_str(&self.0.message),
+            Some(node) => write!(f, "node {node}: {}", self.0.message)?,
+            None => f.write_str(&self.0.message)?,
         }
+        let mut source = std::error::Error::source(self).filter(|_| f.alternate());
+        while let Some(cause) = source {
+            write!(f, ": {cause}")?;
+            source = cause.source();
+        }
+        Ok(())
     }
 }
 

@@ -186,8 +186,9 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
     }
 }
 
-/// A write of a JSON value that has begun; see [`Group::begin_write`].
+/// A write of a JSON value that has begun; see [`BegunWrite`].
 #[derive(Debug)]
+#[must_use = "end it with `set` or `delete` after the database was written"]
 pub struct BegunJsonWrite<T> {
     write: BegunWrite,
     values: PhantomData<fn(T)>,

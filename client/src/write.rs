@@ -428,6 +428,11 @@ impl OneNode<'_> {
 }
 
 fn neither(because: &Error, node: &Node, registry: Option<RegistryError>) -> Error {
+    // Whose name the error has anyway.
+    let because = match because.node() {
+        Some(id) if id == node.id() => because.message().to_owned(),
+        _ => because.to_string(),
+    };
     let why = match &registry {
         Some(_) => format!("{because}; nor could a hint be stored for it"),
         None => format!("{because}; nor could a hint be stored for it in time"),

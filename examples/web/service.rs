@@ -21,7 +21,7 @@ pub(crate) struct Player {
 
 /// The table `players (name text PRIMARY KEY, score bigint)`.
 #[derive(Clone, Debug)]
-pub(crate) struct Database(PgPool);
+pub(crate) struct Database(pub(crate) PgPool);
 
 impl Database {
     pub(crate) async fn connect(url: &str) -> Result<Self, sqlx::Error> {
@@ -68,9 +68,16 @@ impl axum::response::IntoResponse for Failed {
     }
 }
 
-impl<E: std::error::Error> From<E> for Failed {
+impl<E: Into<Box<dyn std::error::Error + Send + Sync>>> From<E> for Failed {
     fn from(error: E) -> Self {
+        // A source is not part of its error's message.
+        let error: Box<dyn std::error::Error + Send + Sync> = error.into();
         eprintln!("{error}");
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            eprintln!("  because: {error}");
+            cause = error.source();
+        }
         Failed(StatusCode::SERVICE_UNAVAILABLE)
     }
 }
@@ -85,16 +92,26 @@ async fn read(State(scores): State<Arc<Scores>>, Path(name): Path<String>) -> Re
     found.map(Json).ok_or(Failed(StatusCode::NOT_FOUND))
 }
 
-/// `begin_write` before the database is written: of two requests that write a player at the same time,
-/// neither leaves an older score in the cache.
+/// In a task of its own: when a caller hangs up axum drops the handler, and the write is not to end between
+/// the database and the cache.
 async fn write(
     State(scores): State<Arc<Scores>>,
     Path(name): Path<String>,
     Json(score): Json<i64>,
 ) -> Result<StatusCode, Failed> {
-    let player = Player { name, score };
-    let begun = scores.players.begin_write(&player.name).await?;
-    scores.database.store(&player).await?;
-    begun.set(&player).await?;
-    Ok(StatusCode::NO_CONTENT)
+    tokio::spawn(async move { scores.write(&Player { name, score }).await }).await?
+}
+
+impl Scores {
+    /// `begin_write` before the database is written: of two requests that write a player at the same time,
+    /// neither leaves an older score in the cache.
+    async fn write(&self, player: &Player) -> Result<StatusCode, Failed> {
+        let begun = self.players.begin_write(&player.name).await?;
+        if let Err(error) = self.database.store(player).await {
+            begun.delete().await?; // it may have been committed all the same
+            return Err(error.into());
+        }
+        begun.set(player).await?;
+        Ok(StatusCode::NO_CONTENT)
+    }
 }

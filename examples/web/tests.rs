@@ -1,10 +1,13 @@
 //! The handlers against a fleet in this process and a PostgreSQL of their own.
 
+use std::time::Duration;
+
 use axum::body::{Body, to_bytes};
 use axum::http::{Method, Request, StatusCode};
 use peanut_client::Client;
 use peanut_server::Group;
 use peanut_server::testing::TestFleet;
+use tokio::time::timeout;
 use tower::ServiceExt as _;
 
 use crate::service::{Database, Player, Scores, router};
@@ -24,6 +27,17 @@ async fn app() -> App {
     let database = Database::connect(postgres.url()).await.unwrap();
     let router = router(Scores::new(database.clone(), &client));
     App { router, database, client, _fleet: fleet, _postgres: postgres }
+}
+
+impl Database {
+    /// Keeps a player's row from being written until the transaction ends.
+    async fn lock(&self, name: &str) -> sqlx::pool::PoolConnection<sqlx::Postgres> {
+        let mut connection = self.0.acquire().await.unwrap();
+        sqlx::query("BEGIN").execute(&mut *connection).await.unwrap();
+        let lock = sqlx::query("SELECT * FROM players WHERE name = $1 FOR UPDATE").bind(name);
+        lock.execute(&mut *connection).await.unwrap();
+        connection
+    }
 }
 
 impl App {
@@ -56,6 +70,23 @@ async fn a_score_is_queried_once_and_shown_when_it_was_written() {
     assert!(app.get("Tom").await.1.contains("631"));
     assert_eq!(app.client.stats().uncached, 0);
     assert_eq!(app.call(Method::PUT, "Tom", "no number").await.0, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_hangs_up_leaves_no_older_score_in_the_cache() {
+    let app = app().await;
+    assert_eq!(app.call(Method::PUT, "Tom", "630").await.0, StatusCode::NO_CONTENT);
+    // The row is locked, so that the write waits for the database when its caller has gone.
+    let mut lock = app.database.lock("Tom").await;
+    let hung_up = timeout(Duration::from_millis(300), app.call(Method::PUT, "Tom", "999")).await;
+    assert!(hung_up.is_err(), "the database is locked");
+    assert!(app.get("Tom").await.1.contains("630"), "it is what the database has");
+    sqlx::query("COMMIT").execute(&mut *lock).await.unwrap();
+    peanut_tests::eventually("the new score, which stays", async || {
+        app.get("Tom").await.1.contains("999").then_some(())
+    })
+    .await;
+    assert!(app.get("Tom").await.1.contains("999"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

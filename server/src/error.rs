@@ -83,7 +83,13 @@ impl fmt::Display for Error {
         if let Some(setting) = self.setting {
             write!(f, "{setting}: ")?;
         }
-        f.write_str(&self.message)
+        f.write_str(&self.message)?;
+        let mut source = std::error::Error::source(self).filter(|_| f.alternate());
+        while let Some(cause) = source {
+            write!(f, ": {cause}")?;
+            source = cause.source();
+        }
+        Ok(())
     }
 }
 

@@ -85,6 +85,11 @@ impl TestFleet {
     /// # Panics
     /// Where there is no such node.
     pub fn kill(&self, node: usize) {
+        assert!(
+            node < self.nodes.len(),
+            "the fleet has {} nodes, and none of number {node}",
+            self.nodes.len()
+        );
         self.nodes[node].running.abort();
     }
 

@@ -57,7 +57,7 @@ impl Group {
     /// that is cancelled or panics while its `load` runs gives way to the next at once; what a late `load`
     /// brings is stored all the same where nobody has written the key meanwhile.
     ///
-    /// Where no node can be asked, `load` is run too, for this caller alone, and its value is not kept: at
+    /// Where no node can be asked, or a quarter of the deadline goes by before the fleet is found, `load` is run too, for this caller alone, and its value is not kept: at
     /// most
     /// [`uncached_loads`](crate::ClientBuilder::uncached_loads) at a time in this client, beyond which the call fails.
     ///
@@ -237,6 +237,11 @@ impl Group {
             return Boarded::Answered(Err(error));
         }
         let (client, now) = (&*self.client, Instant::now());
+        if client.routing.get().nodes().is_empty()
+            && let Err(error) = Box::pin(client.wait_for_nodes(self.patience(now))).await
+        {
+            return Boarded::Unreachable(error);
+        }
         let trace = client.config.traceparent();
         let op = Op::Get { on_miss: OnMiss::Lease, token: FillToken::NONE };
         let request = Request { op, traceparent: &trace, ..self.request(key, now) };
@@ -254,6 +259,12 @@ impl Group {
             return Boarded::Answered(self.settle(Ok(Answered { reply: found, ..answered })));
         }
         Boarded::Leads(answered)
+    }
+
+    /// Until when a caller that can load by itself waits for the fleet to be found.
+    fn patience(&self, now: Instant) -> Instant {
+        let is_in_trouble = self.client.discovered.borrow().trouble.is_some();
+        if is_in_trouble { now } else { now + self.deadline / 4 }
     }
 
     async fn finish_key(

@@ -7,7 +7,8 @@ use futures_util::stream::iter;
 use peanut_proto::frame::{Filled, Write};
 use peanut_proto::limits::MAX_VALUE_BYTES;
 use peanut_proto::numbers::FillToken;
-use tokio::time::Instant;
+use tokio::runtime::Handle;
+use tokio::time::{Instant, sleep};
 
 use super::Group;
 use crate::clear;
@@ -25,7 +26,8 @@ impl Group {
     /// # Errors
     /// As [`ErrorKind`] has them; [`ErrorKind::Unavailable`] where the owner could not be reached, and a hint
     /// could not be stored for it in the registry, or the owner holds a lease there and has not read it by
-    /// the deadline. After an error the write may have been done or not.
+    /// the deadline. After an error the write may have been done or not. Where the future is dropped before
+    /// it is ready, the key is deleted in the background.
     #[doc(alias = "insert")]
     #[doc(alias = "put")]
     pub async fn set(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<(), Error> {
@@ -82,7 +84,7 @@ impl Group {
         let key = key.as_ref();
         self.check(key)?;
         let sequence = self.write(key, Write::Delete { key, then_set: false, sequence: 0 }, 0).await?;
-        Ok(BegunWrite { group: self.clone(), key: key.into(), sequence })
+        Ok(BegunWrite { group: self.clone(), key: key.into(), sequence, has_ended: false })
     }
 
     async fn set_since(
@@ -149,20 +151,74 @@ impl Group {
     async fn write(&self, key: &[u8], write: Write<'_>, sequence: u64) -> Result<u64, Error> {
         let now = Instant::now();
         let request = Request { op: Op::Write(write), ..self.request(key, now) };
+        let unfinished = Unfinished { group: self, key };
         let written = write::write(&self.client, request, sequence, &self.name, now).await;
+        std::mem::forget(unfinished);
         self.client.counters.written(written.is_ok());
         written
     }
+
+    /// Deletes a key on the caller's runtime, for a caller that waits for nothing any more; and once more
+    /// after `again`.
+    fn delete_in_background(&self, key: &[u8], again: Option<Duration>) {
+        let Ok(runtime) = Handle::try_current() else {
+            tracing::warn!(group = self.name(), "a write was dropped unfinished where there is no runtime");
+            return;
+        };
+        let (group, key) = (self.clone(), Box::<[u8]>::from(key));
+        runtime.spawn(async move {
+            group.delete_unguarded(&key).await;
+            if let Some(again) = again {
+                sleep(again).await;
+                group.delete_unguarded(&key).await;
+            }
+        });
+    }
+
+    async fn delete_unguarded(&self, key: &[u8]) {
+        let now = Instant::now();
+        let delete = Write::Delete { key, then_set: false, sequence: 0 };
+        let request = Request { op: Op::Write(delete), ..self.request(key, now) };
+        if let Err(error) = write::write(&self.client, request, 0, &self.name, now).await {
+            tracing::warn!(group = self.name(), %error, "the key of a write that was dropped was not deleted");
+        }
+    }
 }
 
-/// A write that has begun, before the database is written; see [`Group::begin_write`]. Where nothing comes of
-/// it, it can be dropped.
+/// A write that is under way. A caller that stops waiting for it has perhaps written its database by then, so
+/// what is left of the write is done as a delete.
+struct Unfinished<'a> {
+    group: &'a Group,
+    key: &'a [u8],
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        self.group.delete_in_background(self.key, None);
+    }
+}
+
+/// A write that has begun, before the database is written; see [`Group::begin_write`].
+///
+/// One that is dropped without an end has the key deleted in the background, at once and once more after the
+/// call's deadline: its database write may have been done. A statement that is committed later than that is not
+/// seen, so a handler that its server drops when the caller hangs up writes in a task of its own.
 #[derive(Debug)]
+#[must_use = "end it with `set` or `delete` after the database was written"]
 pub struct BegunWrite {
     group: Group,
     key: Box<[u8]>,
     /// Of the key, at its owner.
     sequence: u64,
+    has_ended: bool,
+}
+
+impl Drop for BegunWrite {
+    fn drop(&mut self) {
+        if !self.has_ended {
+            self.group.delete_in_background(&self.key, Some(self.group.deadline));
+        }
+    }
 }
 
 impl BegunWrite {
@@ -185,20 +241,24 @@ impl BegunWrite {
         self.end(value.as_ref(), Some(ttl)).await
     }
 
-    async fn end(self, value: &[u8], ttl: Option<Duration>) -> Result<(), Error> {
-        match self.sequence {
+    async fn end(mut self, value: &[u8], ttl: Option<Duration>) -> Result<(), Error> {
+        let ended = match self.sequence {
             // The owner could not be reached: nobody knows what it is told meanwhile.
-            0 => self.delete().await,
+            0 => self.group.delete(&self.key).await,
             sequence => self.group.set_since(&self.key, value, ttl, sequence).await,
-        }
+        };
+        self.has_ended = true;
+        ended
     }
 
     /// Ends the write without a value, after the database was written.
     ///
     /// # Errors
     /// As [`Group::delete`].
-    pub async fn delete(self) -> Result<(), Error> {
-        self.group.delete(&self.key).await
+    pub async fn delete(mut self) -> Result<(), Error> {
+        let ended = self.group.delete(&self.key).await;
+        self.has_ended = true;
+        ended
     }
 }
 

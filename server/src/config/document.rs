@@ -12,10 +12,11 @@ use super::{Flags, print};
 const HEAD: &str = "\
 # Configuration
 
-Made of the settings by a test of `peanut-server` (`PEANUT_WRITE_DOCS=1 cargo test -p peanut-server --features full configuration`); change them there.
+Generated from the code by a test of `peanut-server` (`PEANUT_WRITE_DOCS=1 cargo test -p peanut-server --features full configuration`): edit the settings there, not
+this page. The settings of a client are at [the end](#client).
 
-Every setting of the node is a key of the file (`--config FILE`, TOML), a flag and a variable. A flag wins over the variable, that over the file, and
-the file over the default. Durations are written like `500ms`, `10s`, `2m`, `7d`, sizes like `64MiB` or `1GB`. What is out of its bounds is refused at the
+Every setting of the node is a key of the file (`--config FILE`, TOML), a flag and a variable. A flag overrides the variable, which overrides the
+file, which overrides the default. Durations are written like `500ms`, `10s`, `2m`, `7d`, sizes like `64MiB` or `1GB`. What is out of its bounds is refused at the
 start, in one line that begins with the place, with exit code 78. `--print-config` prints what each setting comes to and where that is from.
 
 ## Node
@@ -58,7 +59,37 @@ fn page() -> String {
             let _ = writeln!(page, "| `{key}` | {meaning} | {default} |");
         }
     }
+    client_settings(&mut page);
     page
+}
+
+/// The methods of `ClientBuilder` that set something, from their documentation.
+fn client_settings(page: &mut String) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../client/src/builder.rs");
+    let Ok(code) = std::fs::read_to_string(path) else { return };
+    page.push_str(
+        "\n## Client\n\nMethods of `Client::builder()`; a value out of its bounds is an error of `build`.\n\n\
+         | method | meaning |\n|---|---|\n",
+    );
+    let mut description = String::new();
+    for line in code.lines().map(str::trim) {
+        if let Some(words) = line.strip_prefix("///") {
+            let _ = write!(description, "{words}");
+        } else if let Some(method) = line.strip_prefix("pub fn ").filter(|rest| rest.contains("(mut self")) {
+            let name = method.split('(').next().unwrap_or_default();
+            // Up to an example; a link in the code's documents is none on this page.
+            let meaning = description.split("```").next().unwrap_or_default();
+            let meaning = meaning.split("](").map(|part| match part.split_once(')') {
+                Some((target, rest)) if target.contains("::") => rest,
+                _ => part,
+            });
+            let meaning = meaning.collect::<String>().replace(['[', ']'], "");
+            let _ = writeln!(page, "| `{name}` | {} |", meaning.trim().trim_end_matches(':'));
+            description.clear();
+        } else if !line.starts_with("#[") || line.contains("simulation") {
+            description.clear();
+        }
+    }
 }
 
 fn with_default(description: &str) -> (&str, String) {

@@ -13,6 +13,9 @@ use super::{ConfigError, Source};
 use crate::group::{Group, Policy};
 use crate::loader::{AnyLoader, LoaderError, StaticLoader};
 
+/// What a capacity in a file is at least: less has lost its unit.
+const LEAST_CAPACITY_BYTES: usize = 64 << 10;
+
 /// A struct read from a file whose fields' descriptions are kept, for the documents.
 macro_rules! documented {
     (
@@ -175,6 +178,10 @@ impl GroupSettings {
                 .parse()
                 .map_err(|why| source.error(Some(name.span()), format!("eviction: {why}")))?,
         };
+        if let Some(Capacity(bytes @ 1..LEAST_CAPACITY_BYTES)) = self.capacity {
+            let why = format!("capacity of {bytes} bytes is below 64KiB; is its unit missing, as in 64MiB?");
+            return Err(source.error(Some(name), why));
+        }
         let policy = Policy {
             capacity_bytes: self.capacity.map_or(default.capacity_bytes, |Capacity(bytes)| bytes),
             ttl: span(self.ttl.map(Spanned::into_inner), default.ttl.min(max_ttl)),

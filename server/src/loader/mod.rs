@@ -65,6 +65,10 @@ fn check_timeout(timeout: Duration) -> Result<(), LoaderError> {
 ///     }
 /// }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no `Loader`",
+    note = "wrap a closure in `loader_fn`, or implement `Loader`"
+)]
 pub trait Loader: Send + Sync + 'static {
     /// Loads one key.
     ///
