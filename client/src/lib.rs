@@ -26,7 +26,7 @@ mod fill;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing {
-    pub use crate::lane::fuzzing::answers;
+    pub use crate::lane::fuzzing::{GetsOfALane, answers};
 }
 mod group;
 mod health;

@@ -26,8 +26,9 @@ cargo xtask <command>
              fleets of real processes through random faults that overlap, and what their clients saw checked
   soak [--minutes N]
              mixed work and faults on real processes for an hour, and whether anything has grown
-  bench instructions
-             count the instructions of those parts under valgrind (installs it, and gungraun-runner)
+  bench instructions [--record]
+             count the instructions of the parts on the way of a get under valgrind (installs it), and fail where one
+             has grown by over 5 %; with `--record` write the counts to benchmarks/instructions.json
   bench fleet [PART]
              measure small values beside large ones, fleets of one to eight nodes, idle clients, and what a folder
              for warm restarts costs; only one of these with `large`, `fleets`, `idle` or `warm`
@@ -59,7 +60,8 @@ fn main() -> ExitCode {
         Some("soak") => soak(rest),
         Some("bench") => match rest.split_first() {
             None => bench(),
-            Some((&"instructions", [])) => bench_instructions(),
+            Some((&"instructions", [])) => bench_instructions(&[]),
+            Some((&"instructions", [&"--record"])) => bench_instructions(&["--record"]),
             Some((&"fleet", rest)) => bench_fleet(rest),
             Some((&"faults", [])) => bench_faults(),
             Some((&"overload", rest)) => bench_overload(rest),
@@ -92,7 +94,8 @@ fn main() -> ExitCode {
 fn demo() -> Result<(), Failed> {
     let build = [
         "build",
-        "--release",
+        "--profile",
+        "quick",
         "-p",
         "peanut-server",
         "--features",
@@ -101,7 +104,7 @@ fn demo() -> Result<(), Failed> {
         "peanut-examples",
     ];
     Cargo::new(&[&build[..], &["--bin", "peanut-server", "--example", "demo"]].concat()).run("building")?;
-    run::run("demo", &mut run::built("release/examples/demo")?)
+    run::run("demo", &mut run::built("quick/examples/demo")?)
 }
 
 fn test() -> Result<(), Failed> {
@@ -154,53 +157,50 @@ fn bench() -> Result<(), Failed> {
     Cargo::new(&["bench", "-p", "peanut-client", "--bench", "ring", "--bench", "frames"]).run("benchmarks")
 }
 
-/// The runner has to be of the library's version, which Cargo.lock knows.
-fn bench_instructions() -> Result<(), Failed> {
+const INSTRUCTIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../benchmarks/instructions.json");
+
+fn bench_instructions(args: &[&str]) -> Result<(), Failed> {
     install::valgrind()?;
-    let lock = include_str!("../../Cargo.lock");
-    let version =
-        lock.split_once("name = \"gungraun\"\nversion = \"").and_then(|(_, rest)| rest.split('"').next());
-    let version = version.ok_or_else(|| Failed("Cargo.lock has no gungraun".to_owned()))?;
-    let install = ["install", "--quiet", "--locked", "gungraun-runner", "--version", version];
-    Cargo::new(&install).run("the runner")?;
-    Cargo::new(&["bench", "-p", "peanut-client", "--bench", "instructions"]).run("instructions")
+    let build = ["build", "--profile", "quick", "-p", "peanut-tests", "--features", "fuzzing", "--bin"];
+    Cargo::new(&build).arg("instructions").run("building")?;
+    run::run("instructions", run::built("quick/instructions")?.arg(INSTRUCTIONS).args(args))
 }
 
 fn bench_faults() -> Result<(), Failed> {
     install::etcd()?;
-    Cargo::new(&["build", "--release", "-p", "peanut-tests", "--bins"]).run("building")?;
-    run::run("faults", &mut run::built("release/faults")?)
+    Cargo::new(&["build", "--profile", "quick", "-p", "peanut-tests", "--bins"]).run("building")?;
+    run::run("faults", &mut run::built("quick/faults")?)
 }
 
 fn bench_overload(args: &[&str]) -> Result<(), Failed> {
-    Cargo::new(&["build", "--release", "-p", "peanut-tests", "--bins"]).run("building")?;
-    run::run("overload", run::built("release/overload")?.args(args))
+    Cargo::new(&["build", "--profile", "quick", "-p", "peanut-tests", "--bins"]).run("building")?;
+    run::run("overload", run::built("quick/overload")?.args(args))
 }
 
 /// tokio takes the seed of its random numbers in builds with this flag only, which have a folder of their
 /// own.
 fn simulate(args: &[&str]) -> Result<(), Failed> {
     let target = run::target_folder()?.join("simulation");
-    let build = ["build", "--quiet", "--locked", "--release", "-p", "peanut-simulation", "--target-dir"];
+    let build = ["build", "--quiet", "--locked", "--profile", "quick", "-p", "peanut-simulation", "--target-dir"];
     Cargo::new(&build).arg(&target).env("RUSTFLAGS", "--cfg tokio_unstable").run("building the simulator")?;
-    run::run("simulate", std::process::Command::new(target.join("release/simulate")).args(args))
+    run::run("simulate", std::process::Command::new(target.join("quick/simulate")).args(args))
 }
 
 fn history(args: &[&str]) -> Result<(), Failed> {
     install::etcd()?;
-    Cargo::new(&["build", "--release", "-p", "peanut-tests", "--bins"]).run("building")?;
-    run::run("history", run::built("release/history")?.args(args))
+    Cargo::new(&["build", "--profile", "quick", "-p", "peanut-tests", "--bins"]).run("building")?;
+    run::run("history", run::built("quick/history")?.args(args))
 }
 
 fn soak(args: &[&str]) -> Result<(), Failed> {
     install::etcd()?;
-    Cargo::new(&["build", "--release", "-p", "peanut-tests", "--bins"]).run("building")?;
-    run::run("soak", run::built("release/soak")?.args(args))
+    Cargo::new(&["build", "--profile", "quick", "-p", "peanut-tests", "--bins"]).run("building")?;
+    run::run("soak", run::built("quick/soak")?.args(args))
 }
 
 fn bench_fleet(args: &[&str]) -> Result<(), Failed> {
-    Cargo::new(&["build", "--release", "-p", "peanut-tests", "--bins"]).run("building")?;
-    run::run("fleets", run::built("release/measure")?.args(args))
+    Cargo::new(&["build", "--profile", "quick", "-p", "peanut-tests", "--bins"]).run("building")?;
+    run::run("fleets", run::built("quick/measure")?.args(args))
 }
 
 const PEERS: &str = "xtask/peers/Cargo.toml";

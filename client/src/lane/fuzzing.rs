@@ -1,14 +1,16 @@
-//! What fuzzers drive: a lane with operations in flight, and what a node says of them. With the feature
+//! What fuzzers and counts of instructions drive: a lane with operations in flight, and what a node says of
+//! them. With the feature
 //! `fuzzing` only, and not for applications.
 
 use std::task::Waker;
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
-use peanut_proto::frame::{Filled, ResponseFrame, Write};
+use peanut_proto::frame::{AnswerFields, Filled, RequestField, ResponseFrame, ResponseWriter, Write};
 use peanut_proto::limits::MAX_VALUE_BYTES;
 use peanut_proto::numbers::{FillToken, RingVersion};
-use peanut_proto::v1::OnMiss;
+use peanut_proto::v1::{OnMiss, Outcome};
+use smallvec::SmallVec;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -83,6 +85,55 @@ pub fn answers(mut input: &[u8]) {
     assert!(waiting_for_many.iter_mut().all(|waiting| waiting.try_recv().unwrap().len() == KEYS));
 }
 
+/// Gets that go through a lane, all of whose way at the client is counted: pushed, sent, answered, delivered.
+#[derive(Debug)]
+pub struct GetsOfALane {
+    lane: LaneState,
+    writer: ResponseWriter,
+    now: Instant,
+}
+
+impl GetsOfALane {
+    /// A lane that is open.
+    #[expect(clippy::new_without_default, reason = "it reads the clock")]
+    pub fn new() -> Self {
+        let mut lane = LaneState::new(Limits { operations: 1 << 16, queued_bytes: 64 << 20 });
+        lane.opened(1, 1);
+        GetsOfALane { lane, writer: ResponseWriter::default(), now: Instant::now() }
+    }
+
+    /// So many gets, each of another key, in one frame and answered by one.
+    ///
+    /// # Panics
+    /// Where one has no answer.
+    pub fn turn(&mut self, gets: u32) {
+        let mut waiting = SmallVec::<[oneshot::Receiver<Answer>; 16]>::new();
+        for at in 0..gets {
+            let key = at.to_le_bytes();
+            let deadline = self.now + Duration::from_secs(1);
+            let hash = u64::from(at).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let request =
+                Request { group: 0, group_name: "g", key: &key, hash, deadline, op: Op::LOAD, traceparent: "" };
+            let ask = request.at(Placement::owner(RingVersion(3), RingVersion(2)));
+            let (sender, receiver) = oneshot::channel();
+            self.lane.push(&ask, Caller { sender, deadline }, self.now);
+            waiting.push(receiver);
+        }
+        let sent = self.lane.next_frame(1, self.now, Waker::noop());
+        let NextFrame::Send(frame) = sent else { panic!("a frame was pushed") };
+        for field in frame.fields() {
+            if let Ok(RequestField::Operation(operation)) = field {
+                let answer = AnswerFields { id: operation.id, outcome: Outcome::Hit, ..AnswerFields::default() };
+                self.writer.answer(&answer, &[b'v'; 100]);
+            }
+        }
+        let mut deliveries = Vec::new();
+        assert!(self.lane.take_answers(&self.writer.take(), &mut deliveries).is_ok());
+        deliveries.into_iter().for_each(Delivery::tell);
+        assert!(waiting.iter_mut().all(|waiting| waiting.try_recv().is_ok()));
+    }
+}
+
 fn push_many(
     lane: &mut LaneState,
     keys: &[String],
@@ -124,8 +175,7 @@ fn tell(deliveries: Vec<Delivery>) -> usize {
 mod tests {
     use std::path::Path;
 
-    use peanut_proto::frame::{AnswerFields, ResponseWriter};
-    use peanut_proto::v1::{ErrorCode, Outcome};
+    use peanut_proto::v1::ErrorCode;
 
     use super::*;
 

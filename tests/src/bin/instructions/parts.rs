@@ -1,0 +1,143 @@
+//! The parts on the way of a get, each run so many times.
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use peanut_client::fuzzing::GetsOfALane;
+use peanut_client::ring::{Ring, key_hash};
+use peanut_proto::frame::{
+    AnswerFields, GetManyOperation, GetOperation, RequestFrame, RequestWriter, ResponseFrame, ResponseWriter,
+};
+use peanut_proto::membership::{NodeInfo, RingDocument};
+use peanut_proto::numbers::{FillToken, RingVersion};
+use peanut_proto::v1::{OnMiss, Outcome};
+use peanut_server::store::{Entry, Eviction, Origin, Store, Value};
+use tokio::time::Instant;
+
+const KEY: &[u8] = b"user:1234567";
+const VALUE: &[u8] = &[b'v'; 100];
+/// Operations of a frame, and keys of an operation of many.
+const OF_A_FRAME: u32 = 16;
+const OF_MANY: u32 = 100;
+
+/// A part: its name, for how many operations one turn of it counts, and the turn.
+pub(crate) type Part = (&'static str, u32, fn(u32));
+
+pub(crate) const PARTS: [Part; 9] = [
+    ("route", 1, route),
+    ("request written", OF_A_FRAME, requests_written),
+    ("request read", OF_A_FRAME, requests_read),
+    ("request of many keys written", OF_MANY, many_written),
+    ("request of many keys read", OF_MANY, many_read),
+    ("answer written", OF_A_FRAME, answers_written),
+    ("answer read", OF_A_FRAME, answers_read),
+    ("lane: pushed, sent and taken", OF_A_FRAME, lane),
+    ("store: hit", 1, hit),
+];
+
+fn route(times: u32) {
+    let document = (0..100).fold(RingDocument::empty(1024), |ring, n| {
+        let id = format!("10.0.0.{n}:9999");
+        ring.with(&NodeInfo { addr: id.clone(), id, zone: String::new(), weight: 1 }, 0).expect("a new node")
+    });
+    let ring = Ring::new(&document);
+    for _ in 0..times {
+        black_box(ring.place_hash(key_hash(black_box("scores"), black_box(KEY))));
+    }
+}
+
+fn requests(writer: &mut RequestWriter) -> RequestFrame {
+    for id in 0..OF_A_FRAME {
+        let get = GetOperation {
+            id,
+            group: 0,
+            key: KEY,
+            deadline_ms: 5000,
+            owned_since: RingVersion(7),
+            failover: false,
+            on_miss: OnMiss::Load,
+            token: FillToken::NONE,
+            traceparent: "",
+        };
+        writer.get(black_box(&get));
+    }
+    writer.take()
+}
+
+fn requests_of_many(writer: &mut RequestWriter) -> RequestFrame {
+    let owned_since = RingVersion(7);
+    let get = GetManyOperation { id: 1, group: 0, deadline_ms: 5000, owned_since, traceparent: "" };
+    writer.get_many(black_box(&get), (0..OF_MANY).map(|_| black_box(KEY)));
+    writer.take()
+}
+
+fn answers(writer: &mut ResponseWriter) -> ResponseFrame {
+    for id in 0..OF_A_FRAME {
+        let fields =
+            AnswerFields { id, outcome: Outcome::Hit, age_ms: 10, ttl_ms: 60_000, ..AnswerFields::default() };
+        writer.answer(black_box(&fields), black_box(VALUE));
+    }
+    writer.take()
+}
+
+fn requests_written(times: u32) {
+    let mut writer = RequestWriter::default();
+    (0..times).for_each(|_| drop(black_box(requests(&mut writer))));
+}
+
+fn requests_read(times: u32) {
+    let frame = requests(&mut RequestWriter::default());
+    read(&frame, times);
+}
+
+fn many_written(times: u32) {
+    let mut writer = RequestWriter::default();
+    (0..times).for_each(|_| drop(black_box(requests_of_many(&mut writer))));
+}
+
+fn many_read(times: u32) {
+    let frame = requests_of_many(&mut RequestWriter::default());
+    read(&frame, times);
+}
+
+fn read(frame: &RequestFrame, times: u32) {
+    for _ in 0..times {
+        let mut reader = black_box(frame).clone().into_reader();
+        while let Some(field) = reader.next_field() {
+            let _ = black_box(field);
+        }
+    }
+}
+
+fn answers_written(times: u32) {
+    let mut writer = ResponseWriter::default();
+    (0..times).for_each(|_| drop(black_box(answers(&mut writer))));
+}
+
+fn answers_read(times: u32) {
+    let frame = answers(&mut ResponseWriter::default());
+    for _ in 0..times {
+        black_box(black_box(&frame).fields().map(black_box).count());
+    }
+}
+
+fn lane(times: u32) {
+    let mut lane = GetsOfALane::new();
+    (0..times).for_each(|_| lane.turn(OF_A_FRAME));
+}
+
+fn hit(times: u32) {
+    let now = Instant::now();
+    let store = Store::new(64 << 20, Eviction::S3Fifo, now);
+    let entry = Entry {
+        value: Some(Value::from(VALUE)),
+        loaded: now,
+        expires: now + Duration::from_secs(3600),
+        stamp: RingVersion(1),
+        origin: Origin::Owner,
+    };
+    store.insert(KEY, &entry);
+    for _ in 0..times {
+        black_box(store.get(black_box(KEY), Origin::Owner, RingVersion(1), now));
+    }
+}
