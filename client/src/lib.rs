@@ -47,6 +47,7 @@ mod report;
 mod request;
 pub mod ring;
 mod routing;
+mod sequences;
 mod shared;
 mod stats;
 #[cfg(feature = "tls")]

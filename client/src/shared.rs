@@ -23,6 +23,7 @@ use crate::node::Node;
 use crate::recent::RecentWrites;
 use crate::request::Request;
 use crate::routing::{CurrentRouting, Route, Routing};
+use crate::sequences::Sequences;
 use crate::stats::Counters;
 
 /// An answer, and how it was come by.
@@ -43,6 +44,7 @@ pub(crate) struct Shared {
     pub(crate) budget: RetryBudget,
     pub(crate) counters: Counters,
     pub(crate) recent: RecentWrites,
+    pub(crate) sequences: Sequences,
     /// Loads of the application's where no node can be asked.
     pub(crate) uncached: Semaphore,
     /// Where hints can be stored for nodes; `None` where the fleet is a fixed list.
@@ -79,6 +81,7 @@ impl Shared {
             budget: RetryBudget::new(),
             counters: Counters::default(),
             recent: RecentWrites::new(config.windows.recent_writes),
+            sequences: Sequences::default(),
             uncached: Semaphore::new(config.uncached_loads),
             config,
             registry,

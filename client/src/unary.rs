@@ -183,6 +183,16 @@ fn message(ask: &Attempt<'_>, write: Write<'_>) -> Message {
             failover,
             ..of(outcome)
         }),
+        // The value follows under the token.
+        Write::Replace { key, .. } => Message::Delete(DeleteRequest {
+            keys: vec![Bytes::copy_from_slice(key)],
+            then_set: true,
+            ..forget
+        }),
+        Write::ReplaceOrForget { key, sequence, .. } => {
+            let keys = vec![Bytes::copy_from_slice(key)];
+            Message::Delete(DeleteRequest { keys, then_set: true, sequence, ..forget })
+        }
         Write::Delete { key, then_set, sequence } => Message::Delete(DeleteRequest {
             keys: vec![Bytes::copy_from_slice(key)],
             then_set,

@@ -17,7 +17,7 @@ use std::time::Duration;
 use futures_util::future::{OptionFuture, join, join_all, try_join_all};
 use peanut_proto::backoff::Backoff;
 use peanut_proto::clock::{uptime, wall_clock_ms};
-use peanut_proto::frame::Write;
+use peanut_proto::frame::{Filled, Write};
 use peanut_proto::intervals::{RECOVERED, SILENCE_BEFORE_HINT};
 use peanut_proto::membership::{FORMAT, Hint, check_name};
 use peanut_proto::numbers::{FillToken, RingVersion};
@@ -52,6 +52,8 @@ const MAX_FILLS: u32 = 3;
 /// How often it is looked whether a node has read a hint.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
 /// How long a value waits for room on its way, at first and at most, before it is looked for again.
+/// The longest value that goes with its delete.
+const MAX_AT_ONCE: usize = 16 << 10;
 const ROOM_FIRST: Duration = Duration::from_millis(5);
 const ROOM_LONGEST: Duration = Duration::from_millis(100);
 
@@ -71,6 +73,10 @@ pub(crate) async fn write(
     };
     let Deleted { routing, reply } = delete(client, &request, sequence, group_name, begun).await?;
     let Some(mut reply) = reply else { return Ok(0) };
+    if reply.outcome == Outcome::Stored {
+        tell_of_bound(&request, &reply);
+        return Ok(reply.sequence);
+    }
     let (mut routing, is_ticket) = (routing, sequence != 0);
     for attempt in 1.. {
         let Some(owner) = routing.route(request.hash).map(|route| route.owner) else { break };
@@ -81,6 +87,7 @@ pub(crate) async fn write(
         }
         sleep(ROOM_FIRST).await;
         match Box::pin(delete(client, &request, 0, group_name, begun)).await {
+            Ok(Deleted { reply: Some(again), .. }) if again.outcome == Outcome::Stored => break,
             Ok(Deleted { routing: now, reply: Some(again) }) => (routing, reply) = (now, again),
             // The key has been deleted before, and the value is not there, which any cache may come to.
             Ok(_) | Err(_) => break,
@@ -103,8 +110,6 @@ async fn delete(
     group_name: &Arc<str>,
     begun: Instant,
 ) -> Result<Deleted, Error> {
-    let then_set = matches!(request.op, Op::Write(Write::Set { .. }));
-    let op = Op::Write(Write::Delete { key: request.key, then_set, sequence });
     for _ in 0..MAX_RINGS {
         let routing = client.routing_with_nodes(request.deadline).await?;
         let was_left = |owner: &Arc<Node>| owner.was_left_within(RECOVERED, begun);
@@ -112,6 +117,7 @@ async fn delete(
         let Some(WritePlan { ring_version, former, owner, owned_since, successor }) = plan else {
             return Err(Error::new(ErrorKind::Unavailable, "the fleet has no nodes"));
         };
+        let op = Op::Write(at_once(client, request, sequence, owner.id()));
         let to_owner = OneNode { client, routing: &routing, request: Request { op, ..*request }, begun };
         // The former owners first: what is handed over from them meanwhile, the owner then forgets or
         // refuses.
@@ -141,9 +147,23 @@ async fn delete(
             })
         }));
         let in_its_place = successor.as_ref().map(|(node, _)| node);
-        let to_owner = to_owner.deliver(Part::Answers, &owner, in_its_place, owned_since);
-        let (told, reply) = join(to_successor, to_owner).await;
+        let answer = to_owner.deliver(Part::Answers, &owner, in_its_place, owned_since);
+        let (told, mut reply) = join(to_successor, answer).await;
+        // There is no room for so many values at once: the deletes go first.
+        if to_owner.has_value()
+            && matches!(&reply, Err(Refusal::Final(error)) if error.kind() == ErrorKind::Overloaded)
+        {
+            reply = Box::pin(async {
+                let op = Op::Write(deleted_first(request, sequence));
+                let to_owner = OneNode { request: Request { op, ..*request }, ..to_owner };
+                to_owner.deliver(Part::Answers, &owner, in_its_place, owned_since).await
+            })
+            .await;
+        }
         let reply = told.unwrap_or(Ok(())).and(reply).map_err(Refusal::into_error)?;
+        if let Some(reply) = &reply {
+            client.sequences.learn(owner.id(), request.group, request.key, reply.sequence);
+        }
         // Before the look at the ring, so that a change after it is noticed there.
         client.recent.add(request, group_name, ring_version, Instant::now());
         let heard = reply.as_ref().map_or(RingVersion::NONE, |reply| reply.ring_version);
@@ -152,6 +172,29 @@ async fn delete(
         }
     }
     Err(Error::new(ErrorKind::Unavailable, "the ring changed during each attempt"))
+}
+
+/// The delete of a write.
+fn deleted_first<'a>(request: &Request<'a>, sequence: u64) -> Write<'a> {
+    let then_set = matches!(request.op, Op::Write(Write::Set { .. }));
+    Write::Delete { key: request.key, then_set, sequence }
+}
+
+/// The delete and the value of a set as one operation, where the key's sequence is known: from the write that was
+/// begun, or from this client's last one. Else, and for a long value, the delete alone.
+fn at_once<'a>(client: &Shared, request: &Request<'a>, sequence: u64, owner: &str) -> Write<'a> {
+    let delete = deleted_first(request, sequence);
+    let Op::Write(Write::Set { key, outcome: Filled::Value(value), ttl_ms, .. }) = request.op else {
+        return delete;
+    };
+    if value.len() > MAX_AT_ONCE {
+        return delete;
+    }
+    if sequence != 0 {
+        return Write::ReplaceOrForget { key, value, ttl_ms, sequence };
+    }
+    let known = client.sequences.known(owner, request.group, key);
+    known.map_or(delete, |sequence| Write::Replace { key, value, ttl_ms, sequence })
 }
 
 /// Stores the value of a set, after the delete. `false`: it was lost on the way, or there was no room for a
@@ -175,9 +218,7 @@ async fn fill(
         match owner.write(&ask, Instant::now()).await {
             Ok(reply) => {
                 lease.end_lease();
-                if !reply.ttl.is_zero() && reply.ttl < Duration::from_millis(ttl_ms) {
-                    tell_of_bound(request.group_name, reply.ttl);
-                }
+                tell_of_bound(request, &reply);
                 return Ok(true);
             }
             // Many deletes are answered at once, and then all their values are to be sent: they wait for one
@@ -197,8 +238,13 @@ async fn fill(
     }
 }
 
-/// Says that a value stays fresh for a shorter time than was asked for: at most once a second in a process.
-fn tell_of_bound(group: &str, max_ttl: Duration) {
+/// Says where a value stays fresh for a shorter time than was asked for: at most once a second in a process.
+fn tell_of_bound(request: &Request<'_>, reply: &Reply) {
+    let Op::Write(Write::Set { ttl_ms, .. }) = request.op else { return };
+    let (group, max_ttl) = (request.group_name, reply.ttl);
+    if max_ttl.is_zero() || max_ttl >= Duration::from_millis(ttl_ms) {
+        return;
+    }
     static LAST: AtomicU64 = AtomicU64::new(0);
     let now = uptime().as_secs().max(1);
     if LAST.swap(now, Ordering::Relaxed) != now {
@@ -298,7 +344,7 @@ impl OneNode<'_> {
     async fn ask(&self, node: &Arc<Node>, owned_since: RingVersion) -> Result<Reply, Refusal> {
         let ask = self.request.at(Placement::owner(self.routing.ring.version(), owned_since));
         let reply = node.write(&ask, Instant::now()).await?;
-        if reply.outcome != Outcome::Done {
+        if !matches!(reply.outcome, Outcome::Done | Outcome::Stored) {
             let why = format!("the node answered a write with {}", reply.outcome.as_str_name());
             return Err(Refusal::Final(Error::at(ErrorKind::Protocol, node.id(), why)));
         }
@@ -306,10 +352,17 @@ impl OneNode<'_> {
         Ok(self.client.heed(node, reply, self.routing.ring.version()))
     }
 
+    /// Whether it brings a value with the delete.
+    fn has_value(&self) -> bool {
+        matches!(self.request.op, Op::Write(Write::Replace { .. } | Write::ReplaceOrForget { .. }))
+    }
+
     /// The same without a token: only the owner gives one.
     fn without_token(self) -> Self {
-        let Op::Write(Write::Delete { key, .. }) = self.request.op else { return self };
-        let op = Op::Write(Write::Delete { key, then_set: false, sequence: 0 });
+        if matches!(self.request.op, Op::Write(Write::Clear { .. })) {
+            return self;
+        }
+        let op = Op::Write(Write::Delete { key: self.request.key, then_set: false, sequence: 0 });
         OneNode { request: Request { op, ..self.request }, ..self }
     }
 

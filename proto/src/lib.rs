@@ -11,6 +11,7 @@
 //! - [`fixed`] is a fleet without a registry of its own.
 //! - [`loaded`] is what a loader found, of a node or of an application.
 //! - [`numbers`] are the types of versions, tokens and generations.
+//! - [`sequence`] numbers the writes of a key.
 //! - [`intervals`] holds the times that processes rely on one another for.
 //! - [`clock`] and [`machine`] are what both sides take from the system, and what a simulator replaces.
 //!
@@ -37,6 +38,7 @@ pub mod membership;
 pub mod numbers;
 pub mod registry;
 pub mod sabotage;
+pub mod sequence;
 #[cfg(feature = "tls")]
 pub mod tls;
 

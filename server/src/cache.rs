@@ -491,7 +491,7 @@ mod waiting;
 mod write;
 
 pub(crate) use waiting::Waiting;
-pub(crate) use write::{Delete, Fetched, Set};
+pub(crate) use write::{Condition, Delete, Fetched, Set};
 
 #[cfg(test)]
 mod tests;

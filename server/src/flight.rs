@@ -356,14 +356,32 @@ impl Flights {
     ) -> Written<R> {
         let mut state = self.state.lock();
         let before = state.writes.sequence(key);
-        for origin in [Origin::Owner, Origin::Failover].into_iter().filter(|_| !without(Mechanism::Poison)) {
-            state.table.remove(&(origin, key.clone()));
-        }
-        state.writes.add(key, under);
+        state.poison(key, under);
         let (written, sequence) = (write(), state.writes.sequence(key));
         let stands =
             |then: &ThenSet| then.sequence == 0 || then.sequence == before || without(Mechanism::Sequences);
         let Some(ThenSet { stamp, until, held, reserved, .. }) = then_set.filter(stands) else {
+            return Written { written, token: FillToken::NONE, sequence };
+        };
+        let key = (Origin::Owner, Bytes::copy_from_slice(key));
+        Written { written, token: state.lease(key, stamp, until, Some(held), reserved), sequence }
+    }
+
+    /// As [`write`](Self::write), which is told whether `sequence` was the key's still. Where it was not the
+    /// writer is given the lease.
+    pub(crate) fn replace<R>(
+        &self,
+        key: &Bytes,
+        under: RingVersion,
+        sequence: u64,
+        or_lease: Option<ThenSet>,
+        write: impl FnOnce(bool) -> R,
+    ) -> Written<R> {
+        let mut state = self.state.lock();
+        let stands = state.writes.sequence(key) == sequence || without(Mechanism::Sequences);
+        state.poison(key, under);
+        let (written, sequence) = (write(stands), state.writes.sequence(key));
+        let Some(ThenSet { stamp, until, held, reserved, .. }) = or_lease.filter(|_| !stands) else {
             return Written { written, token: FillToken::NONE, sequence };
         };
         let key = (Origin::Owner, Bytes::copy_from_slice(key));
@@ -386,6 +404,14 @@ impl Flights {
 }
 
 impl State {
+    /// Takes the flights of a key out of the table, and counts the write that does it.
+    fn poison(&mut self, key: &Bytes, under: RingVersion) {
+        for origin in [Origin::Owner, Origin::Failover].into_iter().filter(|_| !without(Mechanism::Poison)) {
+            self.table.remove(&(origin, key.clone()));
+        }
+        self.writes.add(key, under);
+    }
+
     /// Puts a flight into the table, in the place of any other.
     fn start(&mut self, key: &(Origin, Bytes), stamp: RingVersion) -> (FillToken, watch::Sender<Progress>) {
         // Tokens cannot be guessed from others, nor are those of an earlier life of the process any of this

@@ -61,7 +61,7 @@ fn main() -> ExitCode {
         Some("bench") => match rest.split_first() {
             None => bench(),
             Some((&"instructions", [])) => bench_instructions(&[]),
-            Some((&"instructions", [&"--record"])) => bench_instructions(&["--record"]),
+            Some((&"instructions", ["--record"])) => bench_instructions(&["--record"]),
             Some((&"fleet", rest)) => bench_fleet(rest),
             Some((&"faults", [])) => bench_faults(),
             Some((&"overload", rest)) => bench_overload(rest),
@@ -181,7 +181,8 @@ fn bench_overload(args: &[&str]) -> Result<(), Failed> {
 /// own.
 fn simulate(args: &[&str]) -> Result<(), Failed> {
     let target = run::target_folder()?.join("simulation");
-    let build = ["build", "--quiet", "--locked", "--profile", "quick", "-p", "peanut-simulation", "--target-dir"];
+    let build =
+        ["build", "--quiet", "--locked", "--profile", "quick", "-p", "peanut-simulation", "--target-dir"];
     Cargo::new(&build).arg(&target).env("RUSTFLAGS", "--cfg tokio_unstable").run("building the simulator")?;
     run::run("simulate", std::process::Command::new(target.join("quick/simulate")).args(args))
 }

@@ -112,8 +112,15 @@ impl GetsOfALane {
             let key = at.to_le_bytes();
             let deadline = self.now + Duration::from_secs(1);
             let hash = u64::from(at).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            let request =
-                Request { group: 0, group_name: "g", key: &key, hash, deadline, op: Op::LOAD, traceparent: "" };
+            let request = Request {
+                group: 0,
+                group_name: "g",
+                key: &key,
+                hash,
+                deadline,
+                op: Op::LOAD,
+                traceparent: "",
+            };
             let ask = request.at(Placement::owner(RingVersion(3), RingVersion(2)));
             let (sender, receiver) = oneshot::channel();
             self.lane.push(&ask, Caller { sender, deadline }, self.now);
@@ -123,7 +130,8 @@ impl GetsOfALane {
         let NextFrame::Send(frame) = sent else { panic!("a frame was pushed") };
         for field in frame.fields() {
             if let Ok(RequestField::Operation(operation)) = field {
-                let answer = AnswerFields { id: operation.id, outcome: Outcome::Hit, ..AnswerFields::default() };
+                let answer =
+                    AnswerFields { id: operation.id, outcome: Outcome::Hit, ..AnswerFields::default() };
                 self.writer.answer(&answer, &[b'v'; 100]);
             }
         }

@@ -62,6 +62,23 @@ fn requests() -> Vec<(&'static str, RequestFrame)> {
             }),
         ),
         (
+            "request-replace",
+            frame(&|to| {
+                let (key, value, ttl_ms, sequence) = (&b"Tom"[..], &b"630"[..], 60_000, 12);
+                to.write(&written(Write::ReplaceOrForget { key, value, ttl_ms, sequence }));
+                to.write(&written(Write::Replace { key, value, ttl_ms, sequence }));
+            }),
+        ),
+        (
+            "request-many",
+            frame(&|to| {
+                let owned_since = RingVersion(41);
+                let many =
+                    GetManyOperation { id: 7, group: 2, deadline_ms: 950, owned_since, traceparent: "" };
+                to.get_many(&many, [&b"Tom"[..], b"Jack"].into_iter());
+            }),
+        ),
+        (
             "request-delete",
             frame(&|to| {
                 to.write(&written(Write::Delete { key: b"Tom", then_set: false, sequence: 0 }));

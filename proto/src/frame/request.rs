@@ -76,6 +76,29 @@ pub enum Write<'a> {
         /// The fill token under which it was loaded; 0: none.
         token: FillToken,
     },
+    /// Forgets a key, and stores its value in the same step where nothing has been written since; where
+    /// something has, a fill token is asked for.
+    Replace {
+        /// The key.
+        key: &'a [u8],
+        /// The value.
+        value: &'a [u8],
+        /// Time to live in milliseconds; 0: the group's.
+        ttl_ms: u64,
+        /// The value is stored where this is the key's sequence still; not 0.
+        sequence: u64,
+    },
+    /// As `Replace`, and no token is asked for.
+    ReplaceOrForget {
+        /// The key.
+        key: &'a [u8],
+        /// The value.
+        value: &'a [u8],
+        /// Time to live in milliseconds; 0: the group's.
+        ttl_ms: u64,
+        /// The value is stored where this is the key's sequence still; not 0.
+        sequence: u64,
+    },
     /// Forgets a key.
     Delete {
         /// The key.
@@ -181,7 +204,9 @@ impl RequestWriter {
     /// Appends a write.
     pub fn write(&mut self, operation: &WriteOperation<'_>) {
         let (kind, key) = match operation.write {
-            Write::Set { key, .. } => (Kind::Set, key),
+            Write::Set { key, .. } | Write::Replace { key, .. } | Write::ReplaceOrForget { key, .. } => {
+                (Kind::Set, key)
+            }
             Write::Delete { key, .. } => (Kind::Delete, key),
             Write::Clear { .. } => (Kind::Clear, &[][..]),
             Write::Release { .. } => (Kind::Release, &[][..]),
@@ -196,6 +221,12 @@ impl RequestWriter {
                     Filled::NotFound => not_found = true,
                     Filled::Failed(message) => error = message,
                 }
+            }
+            Write::Replace { value: bytes, ttl_ms, sequence, .. } => {
+                (value, ttl, raised, on_miss) = (bytes, ttl_ms, sequence, OnMiss::Lease);
+            }
+            Write::ReplaceOrForget { value: bytes, ttl_ms, sequence, .. } => {
+                (value, ttl, raised) = (bytes, ttl_ms, sequence);
             }
             Write::Delete { then_set, sequence, .. } => {
                 on_miss = if then_set { OnMiss::Lease } else { on_miss };
@@ -324,8 +355,8 @@ pub struct Rare {
     pub not_found: bool,
     /// Why the load under the token has failed; empty: it has not.
     pub load_error: String,
-    /// To which generation a group is cleared; of a delete the key's sequence, which is to stand still, 0:
-    /// whatever it is.
+    /// To which generation a group is cleared; of a delete, or of a set without a token, the key's sequence,
+    /// which is to stand still, 0: whatever it is.
     pub raised: u64,
     /// W3C trace context of the caller, a slice of the frame; empty: none.
     pub traceparent: Bytes,

@@ -84,6 +84,17 @@ fn operations() -> impl Strategy<Value = Vec<v1::Operation>> {
                 v1::Operation { key: key.into(), on_miss, generation: number, ..base }
             }
             (Kind::Release, _) => v1::Operation { token, ..base },
+            (_, 0) if failover && number > 0 => {
+                let on_miss = if token % 2 == 0 { OnMiss::Lease } else { OnMiss::Load }.into();
+                v1::Operation {
+                    key: key.into(),
+                    value: value.into(),
+                    ttl_ms: 5,
+                    generation: number,
+                    on_miss,
+                    ..base
+                }
+            }
             (_, 0) => v1::Operation { key: key.into(), value: value.into(), ttl_ms: number, token, ..base },
             (_, 1) => v1::Operation { key: key.into(), not_found: true, ttl_ms: number, token, ..base },
             (_, _) => v1::Operation { key: key.into(), load_error: message, ttl_ms: number, token, ..base },
@@ -160,6 +171,13 @@ proptest! {
                         traceparent: &o.traceparent,
                     });
                     continue;
+                }
+                Kind::Set if o.generation != 0 => {
+                    let (key, value, ttl_ms, sequence) = (&o.key, &o.value, o.ttl_ms, o.generation);
+                    match o.on_miss() {
+                        OnMiss::Lease => Write::Replace { key, value, ttl_ms, sequence },
+                        _ => Write::ReplaceOrForget { key, value, ttl_ms, sequence },
+                    }
                 }
                 Kind::Set => Write::Set { key: &o.key, outcome, ttl_ms: o.ttl_ms, token: FillToken(o.token) },
                 Kind::Delete => Write::Delete { key: &o.key, then_set: o.on_miss() == OnMiss::Lease, sequence: o.generation },

@@ -177,7 +177,9 @@ pub struct Operation {
     #[prost(string, tag = "13")]
     pub load_error: ::prost::alloc::string::String,
     /// CLEAR: the generation that the registry has now; nothing is done where the node knows it already. 0: clear
-    /// whatever the generation is. DELETE with LEASE: as `sequence` in DeleteRequest.
+    /// whatever the generation is. DELETE with LEASE: as `sequence` in DeleteRequest. SET without a token: the key is
+    /// deleted, and where this was its sequence its value is stored in the same step (outcome STORED); else the answer is that of a
+    /// DELETE, with a token where LEASE asks for one.
     #[prost(uint64, tag = "14")]
     pub generation: u64,
     /// GET: W3C trace context of the caller (`traceparent`); empty: none. Unary calls have it as metadata.
@@ -279,7 +281,7 @@ pub struct Answer {
     /// As in GetResponse.
     #[prost(bool, tag = "10")]
     pub written: bool,
-    /// Of a DELETE: as in DeleteResponse.
+    /// Of a DELETE, and of a SET with `generation`: as in DeleteResponse.
     #[prost(uint64, tag = "11")]
     pub sequence: u64,
     /// Of a GetMany: which of its keys is answered, by position, from 0.
@@ -352,6 +354,8 @@ pub enum Outcome {
     Refused = 9,
     /// The operation failed; `error` says why.
     Failed = 10,
+    /// A set was done, and its value stored in the same step: answer to a SET with `generation`.
+    Stored = 11,
 }
 impl Outcome {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -371,6 +375,7 @@ impl Outcome {
             Self::Done => "DONE",
             Self::Refused => "REFUSED",
             Self::Failed => "FAILED",
+            Self::Stored => "STORED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -387,6 +392,7 @@ impl Outcome {
             "DONE" => Some(Self::Done),
             "REFUSED" => Some(Self::Refused),
             "FAILED" => Some(Self::Failed),
+            "STORED" => Some(Self::Stored),
             _ => None,
         }
     }

@@ -376,6 +376,7 @@ async fn what_a_reader_says_removes_nothing_where_there_is_no_loader() {
         origin: Origin::Owner,
         under: RingVersion(1),
         token: FillToken::NONE,
+        condition: Condition::Always,
     };
     let _ = cache.set(set, Instant::now()).unwrap();
     let denied = || Err(Failure::new(ErrorCode::PermissionDenied, "no"));
@@ -454,6 +455,7 @@ async fn a_value_that_is_too_large_to_be_kept_is_counted_and_set_says_so() {
         origin: Origin::Owner,
         under: RingVersion(1),
         token: FillToken::NONE,
+        condition: Condition::Always,
     };
     let _ = cache.set(set(100), Instant::now()).unwrap();
     assert_eq!(ask(&cache, get("k")).await.unwrap().outcome, Outcome::Hit);

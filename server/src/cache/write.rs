@@ -58,6 +58,17 @@ pub(crate) struct Set {
     pub(crate) under: RingVersion,
     /// The token under which it was fetched; 0: none.
     pub(crate) token: FillToken,
+    /// Without a token: what it is stored under.
+    pub(crate) condition: Condition,
+}
+
+/// When the value of a set without a token is stored.
+#[derive(Clone, Debug)]
+pub(crate) enum Condition {
+    Always,
+    /// Where this is the key's sequence still. Where it is not the key is deleted, and the writer that has an
+    /// account here is given a token.
+    Sequence(u64, Option<Arc<Account>>),
 }
 
 /// What a client has fetched.
@@ -128,6 +139,19 @@ impl Cache {
         }
         let entry = entry(set.stamp, set.origin);
         self.metrics.sets.fetch_add(1, Ordering::Relaxed);
+        if let Condition::Sequence(sequence, or_token) = set.condition {
+            let or_lease = or_token.and_then(|account| then_set(&account, &key, (set.stamp, 0), now));
+            let written = self.flights.replace(&key, set.under, sequence, or_lease, |stands| {
+                if !stands {
+                    return (Outcome::Done, self.remove(&key));
+                }
+                self.outdate(Some(&key));
+                (Outcome::Stored, self.store_set(&key, &entry))
+            });
+            let (Written { written: (outcome, number), token, sequence }, ttl) = (written, granted);
+            tracing::trace!(group = &*self.group, ?key, ?outcome, "replaced");
+            return Ok(self.when_kept(number, Answer { token, sequence, ttl, ..Answer::only(outcome) }));
+        }
         let written = self.flights.write(&key, set.under, None, || {
             self.outdate(Some(&key));
             self.store_set(&key, &entry)
@@ -171,11 +195,7 @@ impl Cache {
         let count = if then_set.is_some() { &self.metrics.sets } else { &self.metrics.deletes };
         count.fetch_add(1, Ordering::Relaxed);
         let key = Bytes::copy_from_slice(key);
-        let then_set = then_set.and_then(|account| {
-            let held = account.operations.try_take(OPERATION_BYTES + key.len())?;
-            let reserved = Reservation::new(account, 0);
-            Some(ThenSet { stamp, until: now + SET_WITHIN, sequence, held, reserved })
-        });
+        let then_set = then_set.and_then(|account| self::then_set(account, &key, (stamp, sequence), now));
         let Written { written: number, token, sequence } =
             self.flights.write(&key, under, then_set, || self.remove(&key));
         tracing::trace!(group = &*self.group, ?key, under = under.0, token = token.0, "deleted");
@@ -333,4 +353,16 @@ impl Cache {
             Some(number) => Begun::Waiting(Waiting::Disk { cache: self.clone(), number, answer }),
         }
     }
+}
+
+/// A lease for a writer that sets a key next, if there is room for one.
+fn then_set(
+    account: &Arc<Account>,
+    key: &Bytes,
+    (stamp, sequence): (RingVersion, u64),
+    now: Instant,
+) -> Option<ThenSet> {
+    let held = account.operations.try_take(OPERATION_BYTES + key.len())?;
+    let reserved = Reservation::new(account, 0);
+    Some(ThenSet { stamp, until: now + SET_WITHIN, sequence, held, reserved })
 }

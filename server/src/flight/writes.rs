@@ -1,7 +1,7 @@
 //! What is remembered of writes: counters by classes of keys, and under which rings they were.
 
 use peanut_proto::numbers::RingVersion;
-use xxhash_rust::xxh3::xxh3_64;
+use peanut_proto::sequence::{CLASSES, class, sequence};
 
 /// Counts the writes of keys, of many by one counter.
 #[derive(Debug)]
@@ -17,41 +17,35 @@ pub(super) struct Writes {
 }
 
 impl Writes {
-    const COUNTERS: usize = 1024;
-
     pub(super) fn new() -> Self {
         Writes {
-            counters: vec![0; Writes::COUNTERS].into(),
+            counters: vec![0; CLASSES].into(),
             clears: 0,
             begun: fastrand::u64(1..1 << 40),
-            under: vec![RingVersion::NONE; Writes::COUNTERS].into(),
+            under: vec![RingVersion::NONE; CLASSES].into(),
             cleared_under: RingVersion::NONE,
         }
     }
 
-    pub(super) fn place(key: &[u8]) -> usize {
-        xxh3_64(key) as usize % Writes::COUNTERS
-    }
-
     /// A number that has changed where the key has been written since.
     pub(super) fn so_far(&self, key: &[u8]) -> (u64, u64) {
-        (self.counters[Writes::place(key)], self.clears)
+        (self.counters[class(key)], self.clears)
     }
 
     /// A number that each write of the key raises; not zero.
     pub(super) fn sequence(&self, key: &[u8]) -> u64 {
         let (writes, clears) = self.so_far(key);
-        self.begun + writes + clears
+        sequence(class(key), self.begun, writes + clears)
     }
 
     pub(super) fn add(&mut self, key: &[u8], under: RingVersion) {
-        let place = Writes::place(key);
+        let place = class(key);
         self.counters[place] += 1;
         self.under[place] = under.max(self.under[place]);
     }
 
     /// The newest ring version under which a key has been written, or more.
     pub(super) fn written_under(&self, key: &[u8]) -> RingVersion {
-        self.under[Writes::place(key)].max(self.cleared_under)
+        self.under[class(key)].max(self.cleared_under)
     }
 }

@@ -20,7 +20,7 @@ use super::bodies::Sending;
 use super::lane::Answers;
 use super::whole_ms;
 use crate::budget::Accounts;
-use crate::cache::{Begun, Delete, Fetched, Get, Set};
+use crate::cache::{Begun, Condition, Delete, Fetched, Get, Set};
 use crate::connections::Peer;
 use crate::error::Failure;
 use crate::node::{Node, ring_unknown};
@@ -135,6 +135,7 @@ impl Node {
             origin: Origin::of(request.failover),
             under: self.ring().heard_of(by),
             token,
+            condition: Condition::Always,
         };
         let answer = cache.set(set, Instant::now())?.answer().await?;
         Ok(SetResponse { outcome: answer.outcome.into(), ring_version })

@@ -18,6 +18,7 @@ pub(super) fn fill(cache: &Arc<Cache>, token: FillToken, value: &'static str) ->
         origin: Origin::Owner,
         under: RingVersion(1),
         token,
+        condition: Condition::Always,
     };
     match cache.set(set, Instant::now()).unwrap() {
         Begun::Answered(answer) => answer.outcome,

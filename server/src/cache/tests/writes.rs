@@ -119,3 +119,71 @@ async fn a_write_that_was_begun_keeps_its_value_only_where_no_other_came_between
     let _ = cache.clear(Generation::NONE, RingVersion(1));
     assert_eq!(begin(Some(&account), third).await.token, FillToken::NONE);
 }
+
+/// Sets `k` where its sequence is that one still.
+async fn replace(cache: &Arc<Cache>, sequence: u64, value: &'static str, or_token: bool) -> Answer {
+    let account = crate::budget::Budgets::new().account(&"".into());
+    let set = Set {
+        key: get("k").key,
+        fetched: Fetched::Value(value.into()),
+        ttl: None,
+        stamp: RingVersion(1),
+        origin: Origin::Owner,
+        under: RingVersion(1),
+        token: FillToken::NONE,
+        condition: Condition::Sequence(sequence, or_token.then_some(account)),
+    };
+    cache.set(set, Instant::now()).unwrap().answer().await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_set_that_names_the_sequence_stores_at_once_and_after_any_other_write_only_deletes() {
+    let cache = Arc::new(Cache::alone(Group::without_loader("g").capacity_bytes(1 << 20)));
+    let known = delete(&cache, &get("k").key).answer().await.unwrap().sequence;
+    let stored = replace(&cache, known, "first", true).await;
+    assert_eq!(
+        (stored.outcome, stored.sequence, stored.token),
+        (Outcome::Stored, known + 1, FillToken::NONE)
+    );
+    assert_eq!(&ask(&cache, get("k")).await.unwrap().value[..], b"first");
+
+    // The same message once more, as after an answer that was lost, and one of before.
+    for late in [known, known - 1] {
+        let deleted = replace(&cache, late, "late", true).await;
+        assert_eq!(deleted.outcome, Outcome::Done);
+        assert_eq!(
+            ask(&cache, Get { on_miss: OnMiss::Peek, ..get("k") }).await.unwrap().outcome,
+            Outcome::Miss
+        );
+        assert_eq!(
+            fill(&cache, deleted.token, "after it"),
+            Outcome::Done,
+            "the value may follow under a token"
+        );
+    }
+    for between in ["set", "delete", "clear"] {
+        let known = delete(&cache, &get("k").key).answer().await.unwrap().sequence;
+        match between {
+            "set" => assert_eq!(fill(&cache, delete_to_set(&cache, 1).await, "other"), Outcome::Done),
+            "delete" => drop(delete(&cache, &get("k").key)),
+            _ => drop(cache.clear(Generation::NONE, RingVersion(1))),
+        }
+        // A write that was begun asks for no token.
+        let deleted = replace(&cache, known, "late", false).await;
+        assert_eq!((deleted.outcome, deleted.token), (Outcome::Done, FillToken::NONE), "after a {between}");
+        assert_eq!(ask(&cache, get("k")).await.unwrap().outcome, Outcome::NotFound, "after a {between}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_set_that_names_the_sequence_poisons_the_load_in_progress_and_the_tokens() {
+    let cache = Arc::new(Cache::alone(Group::without_loader("g").capacity_bytes(1 << 20)));
+    let known = delete(&cache, &get("k").key).answer().await.unwrap().sequence;
+    let loading = leased(&cache).await;
+    assert_eq!(replace(&cache, known, "new", true).await.outcome, Outcome::Stored);
+    assert_eq!(fill(&cache, loading, "old"), Outcome::Refused);
+    assert_eq!(&ask(&cache, get("k")).await.unwrap().value[..], b"new");
+    // Another process, or group, numbers its writes differently.
+    let other = Arc::new(Cache::alone(Group::without_loader("g").capacity_bytes(1 << 20)));
+    assert_eq!(replace(&other, known, "strange", true).await.outcome, Outcome::Done);
+}

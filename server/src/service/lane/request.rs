@@ -12,7 +12,7 @@ use peanut_proto::v1::operation::Kind;
 use tokio::time::Instant;
 
 use crate::budget::Account;
-use crate::cache::{Begun, Cache, Delete, Fetched, Get, Set};
+use crate::cache::{Begun, Cache, Condition, Delete, Fetched, Get, Set};
 use crate::error::Failure;
 use crate::node::Node;
 use crate::store::Origin;
@@ -70,6 +70,11 @@ impl LaneRequest {
                 cache.begin(&get, account, now)
             }
             Kind::Set => {
+                let or_token = (operation.on_miss == OnMiss::Lease).then(|| account.clone());
+                let condition = match rare.raised {
+                    0 => Condition::Always,
+                    sequence => Condition::Sequence(sequence, or_token),
+                };
                 let set = Set {
                     key: operation.key,
                     fetched: Fetched::new(rare.value, rare.not_found, rare.load_error),
@@ -78,6 +83,7 @@ impl LaneRequest {
                     origin,
                     under: node.ring().heard_of(ring_version),
                     token: operation.token,
+                    condition,
                 };
                 cache.set(set, now)
             }

@@ -30,7 +30,8 @@ pub(crate) fn count(path: &Path, record: bool) -> Result<(), String> {
     let binary = std::env::current_exe().map_err(|e| e.to_string())?;
     let mut instructions = BTreeMap::new();
     for (name, operations, _) in PARTS {
-        let [few, many] = [instructions_of(&binary, name, TURNS[0])?, instructions_of(&binary, name, TURNS[1])?];
+        let [few, many] =
+            [instructions_of(&binary, name, TURNS[0])?, instructions_of(&binary, name, TURNS[1])?];
         let turn = (many - few) as f64 / f64::from(TURNS[1] - TURNS[0]);
         instructions.insert(name.to_owned(), (turn / f64::from(operations) * 10.0).round() / 10.0);
     }
@@ -46,11 +47,15 @@ pub(crate) fn count(path: &Path, record: bool) -> Result<(), String> {
 }
 
 fn compare(counted: &Record, known: Option<&Record>) -> Result<(), String> {
-    let comparable = known.filter(|known| (&known.rustc, &known.processor) == (&counted.rustc, &counted.processor));
+    let comparable =
+        known.filter(|known| (&known.rustc, &known.processor) == (&counted.rustc, &counted.processor));
     let mut grown = Vec::new();
     for (name, count) in &counted.instructions {
         let before = comparable.and_then(|known| known.instructions.get(name));
-        println!("{count:>8.1}  {:>8}  {name}", before.map_or("-".to_owned(), |before| format!("{before:.1}")));
+        println!(
+            "{count:>8.1}  {:>8}  {name}",
+            before.map_or("-".to_owned(), |before| format!("{before:.1}"))
+        );
         if before.is_some_and(|before| *count > before * TOLERANCE) {
             grown.push(name.as_str());
         }
