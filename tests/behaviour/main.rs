@@ -13,6 +13,7 @@ mod databases;
 mod documents;
 mod etcd_outage;
 mod failover;
+mod get_many;
 mod get_or_load;
 mod hand_over;
 mod history;

@@ -130,6 +130,7 @@ fn test() -> Result<(), Failed> {
     install::mariadb()?;
     install::chromium()?;
     Cargo::new(&["test", "--workspace", "--all-features"]).run("tests")?;
+    bench_instructions(&[])?;
     simulate(&["--seeds", "1000"])?;
     simulate(&["--seeds", "20", "--twice"])?;
     // The checker sees what is wrong.
@@ -161,9 +162,7 @@ const INSTRUCTIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../benchmarks/i
 
 fn bench_instructions(args: &[&str]) -> Result<(), Failed> {
     install::valgrind()?;
-    let build = ["build", "--profile", "quick", "-p", "peanut-tests", "--features", "fuzzing", "--bin"];
-    Cargo::new(&build).arg("instructions").run("building")?;
-    run::run("instructions", run::built("quick/instructions")?.arg(INSTRUCTIONS).args(args))
+    run::run("instructions", simulation("instructions")?.arg(INSTRUCTIONS).args(args))
 }
 
 fn bench_faults() -> Result<(), Failed> {
@@ -180,11 +179,16 @@ fn bench_overload(args: &[&str]) -> Result<(), Failed> {
 /// tokio takes the seed of its random numbers in builds with this flag only, which have a folder of their
 /// own.
 fn simulate(args: &[&str]) -> Result<(), Failed> {
+    run::run("simulate", simulation("simulate")?.args(args))
+}
+
+/// A program of the simulator's crate, which wants tokio's unstable parts and so a target folder of its own.
+fn simulation(program: &str) -> Result<std::process::Command, Failed> {
     let target = run::target_folder()?.join("simulation");
     let build =
         ["build", "--quiet", "--locked", "--profile", "quick", "-p", "peanut-simulation", "--target-dir"];
     Cargo::new(&build).arg(&target).env("RUSTFLAGS", "--cfg tokio_unstable").run("building the simulator")?;
-    run::run("simulate", std::process::Command::new(target.join("quick/simulate")).args(args))
+    Ok(std::process::Command::new(target.join("quick").join(program)))
 }
 
 fn history(args: &[&str]) -> Result<(), Failed> {
