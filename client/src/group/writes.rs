@@ -20,8 +20,8 @@ impl Group {
     /// Stores a value at the node that owns the key. It stays fresh for the group's `ttl`.
     ///
     /// When this returns `Ok`, no get of any client that begins later shows what was before, as far as
-    /// ARCHITECTURE.md's promise goes. The key is deleted first and the value follows, which takes two round
-    /// trips. Where the owner cannot be reached, or another write comes between, no value is kept.
+    /// docs/consistency.md's promise goes. The key is deleted and the value stored in one round trip, or in two
+    /// where another client has written a key of the same class since this one last did. Where the owner cannot be reached, or another write comes between, no value is kept.
     ///
     /// # Errors
     /// As [`ErrorKind`] has them; [`ErrorKind::Unavailable`] where the owner could not be reached, and a hint
@@ -224,8 +224,8 @@ impl Drop for BegunWrite {
 impl BegunWrite {
     /// Ends the write with its value, after the database was written: as [`Group::set`], but where another
     /// write of the key has begun or ended since this one began, or the key has another owner, it is as
-    /// [`delete`](Self::delete). A write of another key of the node may have the same effect, one in a
-    /// thousand.
+    /// [`delete`](Self::delete). A write of another key of the node may have the same effect, one in
+    /// four thousand.
     ///
     /// # Errors
     /// As [`Group::set`].

@@ -82,7 +82,11 @@ pub fn answers(mut input: &[u8]) {
     answered += tell(deliveries);
     assert_eq!((answered, lane.in_flight()), (CALLERS + MANY * KEYS, 0), "each has one answer");
     assert!(waiting.iter_mut().all(|waiting| waiting.try_recv().is_ok()));
-    assert!(waiting_for_many.iter_mut().all(|waiting| waiting.try_recv().unwrap().len() == KEYS));
+    assert!(
+        waiting_for_many
+            .iter_mut()
+            .all(|waiting| waiting.try_recv().is_ok_and(|answers| answers.len() == KEYS))
+    );
 }
 
 /// Gets that go through a lane, all of whose way at the client is counted: pushed, sent, answered, delivered.

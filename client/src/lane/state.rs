@@ -1,19 +1,20 @@
 //! What a lane knows, without socket or clock: the frame that is being written, and who waits for what.
 
 mod many;
+mod outgoing;
+mod pieces;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use hashbrown::HashTable;
 use peanut_proto::frame::{
-    AnswerFields, FRAME_BYTES, Filled, FrameError, GetManyOperation, GetOperation, RequestFrame,
-    RequestWriter, ResponseField, ResponseFrame, Write, WriteOperation,
+    AnswerFields, FrameError, GetManyOperation, RequestFrame, RequestWriter, ResponseField, ResponseFrame,
+    Write,
 };
-use peanut_proto::limits::MAX_VALUE_BYTES;
 use peanut_proto::numbers::{FillToken, RingVersion};
 use peanut_proto::v1::ErrorCode;
 use slab::Slab;
@@ -26,6 +27,9 @@ use super::caller::{Caller, Delivery, Limits};
 use super::{Answer, Failure, Reply};
 use crate::request::{Attempt, ManyAttempt, Op, Placement, Request};
 use many::Many;
+pub(super) use outgoing::NextFrame;
+use outgoing::deadline_ms;
+use pieces::Pieces;
 
 /// By when a token that is given back should have arrived.
 const RELEASE_WITHIN: Duration = Duration::from_secs(5);
@@ -86,45 +90,6 @@ struct Operation {
     callers: SmallVec<[Caller; 1]>,
     /// What has arrived of a value that comes in pieces.
     pieces: Option<Box<Pieces>>,
-}
-
-#[derive(Debug)]
-struct Pieces {
-    first: AnswerFields,
-    value: BytesMut,
-    whole: usize,
-}
-
-impl Pieces {
-    /// Takes in an answer, or a piece of one. `Some`: it is whole now.
-    fn assemble(
-        pieces: &mut Option<Box<Pieces>>,
-        answer: &AnswerFields,
-        value: Bytes,
-    ) -> Result<Option<(AnswerFields, Bytes)>, FrameError> {
-        match pieces {
-            None if answer.value_bytes == 0 => Ok(Some((*answer, value))),
-            None => {
-                let whole =
-                    usize::try_from(answer.value_bytes).ok().filter(|whole| *whole <= MAX_VALUE_BYTES);
-                let whole = whole.ok_or(FrameError::TOO_LONG)?;
-                let mut bytes = BytesMut::with_capacity(whole);
-                bytes.extend_from_slice(&value);
-                *pieces = Some(Box::new(Pieces { first: *answer, value: bytes, whole }));
-                Ok(None)
-            }
-            Some(begun) => {
-                if begun.value.len() + value.len() > begun.whole {
-                    return Err(FrameError::TOO_LONG);
-                }
-                begun.value.extend_from_slice(&value);
-                if begun.value.len() < begun.whole {
-                    return Ok(None);
-                }
-                Ok(Some((begun.first, std::mem::take(&mut begun.value).freeze())))
-            }
-        }
-    }
 }
 
 impl Operation {
@@ -281,96 +246,6 @@ impl LaneState {
         } else {
             Ok(())
         }
-    }
-
-    fn write(&mut self, id: u32, ask: &Attempt<'_>, now: Instant) {
-        let value_bytes = match ask.request.op {
-            Op::Write(Write::Set { outcome: Filled::Value(value), .. }) => value.len(),
-            _ => 0,
-        };
-        self.make_ready(&ask.request, ask.placement.ring_version, value_bytes, now);
-        let deadline_ms = deadline_ms(ask.request.deadline, now);
-        let (group, failover) = (ask.request.group, ask.placement.failover);
-        match ask.request.op {
-            Op::Get { on_miss, token } => {
-                let (key, owned_since) = (ask.request.key, ask.placement.owned_since);
-                self.frame.get(&GetOperation {
-                    id,
-                    group,
-                    key,
-                    deadline_ms,
-                    owned_since,
-                    failover,
-                    on_miss,
-                    token,
-                    traceparent: ask.request.traceparent,
-                });
-            }
-            Op::Write(write) => {
-                self.frame.write(&WriteOperation { id, group, deadline_ms, failover, write });
-            }
-        }
-        self.frame_begun.get_or_insert(now);
-    }
-
-    /// Has the frame say what the next operation goes by.
-    fn make_ready(&mut self, request: &Request<'_>, by: RingVersion, value_bytes: usize, now: Instant) {
-        // A ring version holds for its whole frame, and a long value has one to itself.
-        if self.frame.len() >= FRAME_BYTES
-            || (value_bytes >= FRAME_BYTES && !self.frame.is_empty())
-            || (self.told_version != by && !self.frame.is_empty())
-        {
-            self.close_frame(now);
-        }
-        if self.told_version != by {
-            self.told_version = by;
-            self.frame.ring_version(by);
-        }
-        let group = request.group as usize;
-        if group >= self.told_groups.len() {
-            self.told_groups.resize(group + 1, false);
-        }
-        if !std::mem::replace(&mut self.told_groups[group], true) {
-            self.frame.group(request.group, request.group_name);
-        }
-    }
-
-    fn close_frame(&mut self, now: Instant) {
-        let begun = self.frame_begun.take().unwrap_or(now);
-        self.full_bytes += self.frame.len();
-        self.full.push_back((self.frame.take(), begun));
-    }
-
-    /// The next frame to send on stream `epoch`, or how the stream stands; `writer` is woken when there is
-    /// more.
-    pub(super) fn next_frame(&mut self, epoch: u64, now: Instant, writer: &Waker) -> NextFrame {
-        if self.open != Some(epoch) {
-            return NextFrame::Ended;
-        }
-        let (frame, begun) = match self.full.pop_front() {
-            Some((frame, begun)) => {
-                self.full_bytes -= frame.0.len();
-                (frame, begun)
-            }
-            None if self.frame.is_empty() && self.draining => return NextFrame::Ended,
-            None if self.frame.is_empty() => {
-                self.writer = Some(writer.clone());
-                return NextFrame::Later;
-            }
-            None => (self.frame.take(), self.frame_begun.take().unwrap_or(now)),
-        };
-        self.frames_sent += 1;
-        let waited_ms = u32::try_from(now.saturating_duration_since(begun).as_millis()).unwrap_or(u32::MAX);
-        if waited_ms == 0 && self.opening.is_none() {
-            return NextFrame::Send(frame);
-        }
-        let mut longer = RequestWriter::default();
-        if let Some(opening) = self.opening.take() {
-            longer.append(&opening);
-        }
-        longer.waited_ms(waited_ms);
-        longer.append(&frame);
-        NextFrame::Send(longer.take())
     }
 
     /// Gives a fill token back, if the lane that brought it is open still. Gives the writer as
@@ -548,23 +423,9 @@ impl LaneState {
     }
 }
 
-/// Milliseconds until a deadline: at least one, since zero would be no deadline.
-fn deadline_ms(deadline: Instant, now: Instant) -> u32 {
-    u32::try_from(deadline.saturating_duration_since(now).as_millis()).unwrap_or(u32::MAX).max(1)
-}
-
 /// Whether a number on the wire is that of a get of many keys.
 fn is_of_many(id: u32) -> bool {
     id & 1 == 1
-}
-
-/// What there is to send.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum NextFrame {
-    Send(RequestFrame),
-    Later,
-    /// The stream is not the lane's any more.
-    Ended,
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use crate::numbers::{FillToken, Generation, RingVersion};
 use crate::v1::{ErrorCode, OnMiss, Outcome};
 
 /// A request frame of each kind, by name.
+#[expect(clippy::too_many_lines, reason = "a list")]
 fn requests() -> Vec<(&'static str, RequestFrame)> {
     let frame = |write: &dyn Fn(&mut RequestWriter)| {
         let mut writer = RequestWriter::default();

@@ -8,14 +8,13 @@
 //! This is a pure codec. When a frame is sent, and what is done about its operations, is the lane's
 //! business on either side.
 
+mod operation;
 mod request;
 mod response;
 mod wire;
 
-pub use request::{
-    Filled, GetManyOperation, GetOperation, Operation, Rare, RequestField, RequestFrame, RequestReader,
-    RequestWriter, Write, WriteOperation,
-};
+pub use operation::{Operation, Rare, RequestField, RequestFrame, RequestReader};
+pub use request::{Filled, GetManyOperation, GetOperation, RequestWriter, Write, WriteOperation};
 pub use response::{AnswerFields, ResponseField, ResponseFrame, ResponseWriter};
 pub use wire::FrameError;
 

@@ -60,7 +60,6 @@ const MANY_LEASES: usize = 1_024;
 
 /// What an answer is to: the client's number of the operation, and the position of the key where it has many.
 type Target = (u32, u32);
-
 type Landed = (Target, Arc<Cache>, bool, Result<Answer, Failure>);
 
 /// The stream of answers of one lane.

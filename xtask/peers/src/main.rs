@@ -43,6 +43,9 @@ struct Args {
     /// Write the medians to a file as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Print the ratios beside those of such a file
+    #[arg(long, value_name = "FILE")]
+    compare: Option<PathBuf>,
     /// The peanut-server to measure
     #[arg(long, value_name = "FILE", hide = true)]
     peanut_server: PathBuf,
@@ -76,6 +79,16 @@ async fn main() -> ExitCode {
     }
     let rows = rounds(&args, &systems, &data).await;
     report::print(&rows);
+    if let Some(recorded) = &args.compare {
+        let recorded = std::fs::read(recorded).map_err(|error| error.to_string());
+        match recorded.and_then(|text| serde_json::from_slice::<Vec<Row>>(&text).map_err(|e| e.to_string())) {
+            Ok(recorded) => report::compare(&rows, &recorded),
+            Err(error) => {
+                eprintln!("the record could not be read: {error}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
     if let Some(json) = json
         && let Err(error) = serde_json::to_writer_pretty(json, &rows)
     {

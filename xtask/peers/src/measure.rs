@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use nix::sys::resource::{UsageWho, getrusage};
 use peanut_tests::{cpu_time, now};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
@@ -18,7 +18,7 @@ use crate::systems::{Caller, Data};
 pub(crate) const BATCH: usize = 100;
 
 /// What the tasks do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Work {
     /// One key a call

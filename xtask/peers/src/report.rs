@@ -1,12 +1,12 @@
 //! Medians, as a table and as JSON.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::measure::{Sample, Work};
 use crate::systems::Name;
 
 /// The medians of one system at one kind of work.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Row {
     system: Name,
     work: Work,
@@ -49,11 +49,7 @@ pub(crate) fn print(rows: &[Row]) {
     );
     println!("|---|--:|---|--:|--:|--:|--:|--:|--:|");
     for row in rows {
-        let peanut = rows.iter().find(|other| other.system == Name::Peanut && other.is_same_work(row));
-        let ratio = peanut.map_or_else(
-            || "-".to_owned(),
-            |peanut| format!("{:.2}", peanut.keys_per_second / row.keys_per_second),
-        );
+        let ratio = ratio(rows, row);
         println!(
             "| {} | {} | {} | {:.0} | {:.0} | {:.0} | {:.1} | {:.1} | {ratio} |",
             row.work,
@@ -65,5 +61,25 @@ pub(crate) fn print(rows: &[Row]) {
             row.client_cpu_us,
             row.server_cpu_us,
         );
+    }
+}
+
+/// Peanut's rate to that of a row.
+fn ratio(rows: &[Row], row: &Row) -> String {
+    let peanut = rows.iter().find(|other| other.system == Name::Peanut && other.is_same_work(row));
+    peanut.map_or_else(
+        || "-".to_owned(),
+        |peanut| format!("{:.2}", peanut.keys_per_second / row.keys_per_second),
+    )
+}
+
+/// Prints Peanut's rates to the others' beside those on record: rates change with the machine, ratios less.
+pub(crate) fn compare(rows: &[Row], recorded: &[Row]) {
+    println!("\n| work | tasks | system | Peanut's rate to it | on record |");
+    println!("|---|--:|---|--:|--:|");
+    for row in rows.iter().filter(|row| row.system != Name::Peanut) {
+        let before = recorded.iter().find(|other| other.system == row.system && other.is_same_work(row));
+        let before = before.map_or_else(|| "-".to_owned(), |before| ratio(recorded, before));
+        println!("| {} | {} | {} | {} | {before} |", row.work, row.tasks, row.system, ratio(rows, row));
     }
 }

@@ -3,7 +3,7 @@
 use std::task::{Wake, Waker};
 use std::time::Duration;
 
-use peanut_proto::frame::{Operation as Read, RequestField, ResponseWriter};
+use peanut_proto::frame::{FRAME_BYTES, Operation as Read, RequestField, ResponseWriter};
 
 use peanut_proto::v1::Outcome;
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use peanut_tests::{Process, eventually};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::measure::{Sample, Work, measure};
 
@@ -52,7 +52,7 @@ impl Data {
 }
 
 /// Systems by the names that the report has for them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Name {
     /// Peanut, over lanes

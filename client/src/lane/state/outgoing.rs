@@ -1,0 +1,125 @@
+//! The frames of a lane on their way out: what is written goes into the next one, which is taken when the transport
+//! is ready for it.
+
+use std::task::Waker;
+
+use peanut_proto::frame::{
+    FRAME_BYTES, Filled, GetOperation, RequestFrame, RequestWriter, Write, WriteOperation,
+};
+use peanut_proto::numbers::RingVersion;
+use tokio::time::Instant;
+
+use super::LaneState;
+use crate::request::{Attempt, Op, Request};
+
+/// What there is to send.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::lane) enum NextFrame {
+    Send(RequestFrame),
+    Later,
+    /// The stream is not the lane's any more.
+    Ended,
+}
+
+impl LaneState {
+    pub(super) fn write(&mut self, id: u32, ask: &Attempt<'_>, now: Instant) {
+        let value_bytes = match ask.request.op {
+            Op::Write(Write::Set { outcome: Filled::Value(value), .. }) => value.len(),
+            _ => 0,
+        };
+        self.make_ready(&ask.request, ask.placement.ring_version, value_bytes, now);
+        let deadline_ms = deadline_ms(ask.request.deadline, now);
+        let (group, failover) = (ask.request.group, ask.placement.failover);
+        match ask.request.op {
+            Op::Get { on_miss, token } => {
+                let (key, owned_since) = (ask.request.key, ask.placement.owned_since);
+                self.frame.get(&GetOperation {
+                    id,
+                    group,
+                    key,
+                    deadline_ms,
+                    owned_since,
+                    failover,
+                    on_miss,
+                    token,
+                    traceparent: ask.request.traceparent,
+                });
+            }
+            Op::Write(write) => {
+                self.frame.write(&WriteOperation { id, group, deadline_ms, failover, write });
+            }
+        }
+        self.frame_begun.get_or_insert(now);
+    }
+
+    /// Has the frame say what the next operation goes by.
+    pub(super) fn make_ready(
+        &mut self,
+        request: &Request<'_>,
+        by: RingVersion,
+        value_bytes: usize,
+        now: Instant,
+    ) {
+        // A ring version holds for its whole frame, and a long value has one to itself.
+        if self.frame.len() >= FRAME_BYTES
+            || (value_bytes >= FRAME_BYTES && !self.frame.is_empty())
+            || (self.told_version != by && !self.frame.is_empty())
+        {
+            self.close_frame(now);
+        }
+        if self.told_version != by {
+            self.told_version = by;
+            self.frame.ring_version(by);
+        }
+        let group = request.group as usize;
+        if group >= self.told_groups.len() {
+            self.told_groups.resize(group + 1, false);
+        }
+        if !std::mem::replace(&mut self.told_groups[group], true) {
+            self.frame.group(request.group, request.group_name);
+        }
+    }
+
+    fn close_frame(&mut self, now: Instant) {
+        let begun = self.frame_begun.take().unwrap_or(now);
+        self.full_bytes += self.frame.len();
+        self.full.push_back((self.frame.take(), begun));
+    }
+
+    /// The next frame to send on stream `epoch`, or how the stream stands; `writer` is woken when there is
+    /// more.
+    pub(in crate::lane) fn next_frame(&mut self, epoch: u64, now: Instant, writer: &Waker) -> NextFrame {
+        if self.open != Some(epoch) {
+            return NextFrame::Ended;
+        }
+        let (frame, begun) = match self.full.pop_front() {
+            Some((frame, begun)) => {
+                self.full_bytes -= frame.0.len();
+                (frame, begun)
+            }
+            None if self.frame.is_empty() && self.draining => return NextFrame::Ended,
+            None if self.frame.is_empty() => {
+                self.writer = Some(writer.clone());
+                return NextFrame::Later;
+            }
+            None => (self.frame.take(), self.frame_begun.take().unwrap_or(now)),
+        };
+        self.frames_sent += 1;
+        let waited_ms = u32::try_from(now.saturating_duration_since(begun).as_millis()).unwrap_or(u32::MAX);
+        if waited_ms == 0 && self.opening.is_none() {
+            return NextFrame::Send(frame);
+        }
+        let mut longer = RequestWriter::default();
+        if let Some(opening) = self.opening.take() {
+            longer.append(&opening);
+        }
+        longer.waited_ms(waited_ms);
+        longer.append(&frame);
+        NextFrame::Send(longer.take())
+    }
+}
+
+/// Milliseconds until a deadline: at least one, since zero would be no deadline.
+pub(super) fn deadline_ms(deadline: Instant, now: Instant) -> u32 {
+    u32::try_from(deadline.saturating_duration_since(now).as_millis()).unwrap_or(u32::MAX).max(1)
+}
