@@ -1,6 +1,5 @@
 //! The budget that retries draw on, so that a fleet in trouble is not asked much more because of it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tower::retry::budget::{Budget as _, TpsBudget};
@@ -10,16 +9,15 @@ use tower::retry::budget::{Budget as _, TpsBudget};
 #[derive(Debug)]
 pub(crate) struct RetryBudget {
     budget: TpsBudget,
-    calls: AtomicU64,
 }
 
-/// The budget takes a lock, so only each fifth call is counted, five times as much.
-const COUNTED: u64 = 5;
+/// The budget takes a lock, so only one call of five is counted, picked at random, and five times as much.
+const COUNTED: usize = 5;
 
 impl RetryBudget {
     pub(crate) fn new() -> Self {
         let budget = TpsBudget::new(Duration::from_secs(10), 100, 0.2 * COUNTED as f32);
-        RetryBudget { budget, calls: AtomicU64::new(0) }
+        RetryBudget { budget }
     }
 
     pub(crate) fn deposit(&self) {
@@ -28,8 +26,7 @@ impl RetryBudget {
 
     /// Takes in that so many keys are asked for.
     pub(crate) fn deposit_for(&self, keys: usize) {
-        let before = self.calls.fetch_add(keys as u64, Ordering::Relaxed);
-        let counted = (before + keys as u64).div_ceil(COUNTED) - before.div_ceil(COUNTED);
+        let counted = keys / COUNTED + usize::from(fastrand::usize(..COUNTED) < keys % COUNTED);
         (0..counted).for_each(|_| self.budget.deposit());
     }
 

@@ -142,6 +142,10 @@ impl Node {
         if self.lanes.is_empty() {
             return Err(Failure::Lost(self.out_of_reach()));
         }
+        // The one lane of a node in a fleet: identical operations meet there.
+        if let [only] = self.lanes() {
+            return only.ask(self, ask, now).answer().await;
+        }
         let chosen = self.choice.choose(ask.request.hash, self.lanes(), |lanes| fastrand::usize(..lanes));
         self.lanes[chosen.lane].ask(self, ask, now).answer().await
     }

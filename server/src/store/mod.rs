@@ -6,7 +6,7 @@
 //!
 //! ```
 //! use std::time::Duration;
-//! use peanut_server::store::{Entry, Eviction, Origin, Store};
+//! use peanut_server::store::{Entry, Eviction, Origin, RingVersion, Store};
 //!
 //! # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
 //! let now = tokio::time::Instant::now();
@@ -15,11 +15,11 @@
 //!     value: Some(b"630".to_vec().into()),
 //!     loaded: now,
 //!     expires: now + Duration::from_secs(60),
-//!     stamp: 0,
+//!     stamp: RingVersion::NONE,
 //!     origin: Origin::Owner,
 //! };
 //! store.insert(b"Tom", &entry);
-//! let found = store.get(b"Tom", Origin::Owner, 0, now).expect("it was stored just now");
+//! let found = store.get(b"Tom", Origin::Owner, RingVersion::NONE, now).expect("it was stored just now");
 //! assert_eq!(&*found.value.expect("a value"), b"630");
 //! # });
 //! ```
