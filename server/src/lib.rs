@@ -38,9 +38,13 @@ mod persistence;
 mod reconcile;
 mod registration;
 mod rights;
+// For the project's own measurements and tests; no part of the API.
+#[doc(hidden)]
 pub mod segment;
 mod server;
 mod service;
+// As `segment`.
+#[doc(hidden)]
 pub mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -69,3 +73,4 @@ pub use peanut_proto::tls::TlsFiles;
 pub use registration::OnShutdown;
 pub use rights::Token;
 pub use server::{Server, ServerHandle};
+pub use store::Eviction;
