@@ -5,16 +5,17 @@ use std::time::Duration;
 
 use peanut_client::fuzzing::GetsOfALane;
 use peanut_client::ring::{Ring, key_hash};
-use peanut_proto::frame::{
-    AnswerFields, GetManyOperation, GetOperation, RequestFrame, RequestWriter, ResponseFrame, ResponseWriter,
-};
-use peanut_proto::membership::{NodeInfo, RingDocument};
-use peanut_proto::numbers::{FillToken, RingVersion};
-use peanut_proto::v1::{OnMiss, Outcome};
+use peanut_proto::frame::{GetManyOperation, RequestFrame, RequestWriter, ResponseWriter};
+use peanut_proto::numbers::RingVersion;
 use peanut_server::store::{Entry, Eviction, Origin, Store, Value};
 use tokio::time::Instant;
 
-const KEY: &[u8] = b"user:1234567";
+/// What the client's benches measure by the clock is counted here.
+#[path = "../../../client/benches/parts/mod.rs"]
+mod measured;
+
+use measured::{KEY, document, request, response};
+
 const VALUE: &[u8] = &[b'v'; 100];
 /// Operations of a frame, and keys of an operation of many.
 const OF_A_FRAME: u32 = 16;
@@ -38,32 +39,10 @@ pub(crate) const PARTS: [Part; 9] = [
 ];
 
 fn route(times: u32) {
-    let document = (0..100).fold(RingDocument::empty(1024), |ring, n| {
-        let id = format!("10.0.0.{n}:9999");
-        ring.with(&NodeInfo { addr: id.clone(), id, zone: String::new(), weight: 1 }, 0).expect("a new node")
-    });
-    let ring = Ring::new(&document);
+    let ring = Ring::new(&document(100, 1024));
     for _ in 0..times * ALONE {
         black_box(ring.place_hash(key_hash(black_box("scores"), black_box(KEY))));
     }
-}
-
-fn requests(writer: &mut RequestWriter) -> RequestFrame {
-    for id in 0..OF_A_FRAME {
-        let get = GetOperation {
-            id,
-            group: 0,
-            key: KEY,
-            deadline_ms: 5000,
-            owned_since: RingVersion(7),
-            failover: false,
-            on_miss: OnMiss::Load,
-            token: FillToken::NONE,
-            traceparent: "",
-        };
-        writer.get(black_box(&get));
-    }
-    writer.take()
 }
 
 fn requests_of_many(writer: &mut RequestWriter) -> RequestFrame {
@@ -73,22 +52,13 @@ fn requests_of_many(writer: &mut RequestWriter) -> RequestFrame {
     writer.take()
 }
 
-fn answers(writer: &mut ResponseWriter) -> ResponseFrame {
-    for id in 0..OF_A_FRAME {
-        let fields =
-            AnswerFields { id, outcome: Outcome::Hit, age_ms: 10, ttl_ms: 60_000, ..AnswerFields::default() };
-        writer.answer(black_box(&fields), black_box(VALUE));
-    }
-    writer.take()
-}
-
 fn requests_written(times: u32) {
     let mut writer = RequestWriter::default();
-    (0..times).for_each(|_| drop(black_box(requests(&mut writer))));
+    (0..times).for_each(|_| drop(black_box(request(&mut writer, OF_A_FRAME))));
 }
 
 fn requests_read(times: u32) {
-    let frame = requests(&mut RequestWriter::default());
+    let frame = request(&mut RequestWriter::default(), OF_A_FRAME);
     read(&frame, times);
 }
 
@@ -113,11 +83,11 @@ fn read(frame: &RequestFrame, times: u32) {
 
 fn answers_written(times: u32) {
     let mut writer = ResponseWriter::default();
-    (0..times).for_each(|_| drop(black_box(answers(&mut writer))));
+    (0..times).for_each(|_| drop(black_box(response(&mut writer, OF_A_FRAME))));
 }
 
 fn answers_read(times: u32) {
-    let frame = answers(&mut ResponseWriter::default());
+    let frame = response(&mut ResponseWriter::default(), OF_A_FRAME);
     for _ in 0..times {
         black_box(black_box(&frame).fields().map(black_box).count());
     }
