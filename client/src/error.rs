@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use peanut_proto::causes::write_causes;
 use peanut_proto::v1::ErrorCode;
 
 /// Why an operation failed. Cheap to clone.
@@ -111,12 +112,7 @@ impl fmt::Display for Error {
             Some(node) => write!(f, "node {node}: {}", self.0.message)?,
             None => f.write_str(&self.0.message)?,
         }
-        let mut source = std::error::Error::source(self).filter(|_| f.alternate());
-        while let Some(cause) = source {
-            write!(f, ": {cause}")?;
-            source = cause.source();
-        }
-        Ok(())
+        write_causes(self, f)
     }
 }
 

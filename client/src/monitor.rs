@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use peanut_proto::backoff::Backoff;
+use peanut_proto::causes::causes;
 use peanut_proto::v1::ErrorCode;
 use tokio::runtime::{Handle, Id};
 use tokio::sync::watch;
@@ -358,21 +359,17 @@ impl Drop for Probing {
     }
 }
 
-fn sources<'a>(status: &'a Status) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
-    std::iter::successors(std::error::Error::source(status), |error| error.source())
-}
-
 fn never_connected(status: &Status) -> bool {
-    sources(status).any(|error| error.is::<tonic::ConnectError>())
+    causes(status).any(|error| error.is::<tonic::ConnectError>())
 }
 
 /// Whether the machine is there, and nothing listens.
 fn was_refused(status: &Status) -> bool {
     let kind = |error: &(dyn std::error::Error + 'static)| error.downcast_ref().map(std::io::Error::kind);
-    sources(status).any(|error| kind(error) == Some(std::io::ErrorKind::ConnectionRefused))
+    causes(status).any(|error| kind(error) == Some(std::io::ErrorKind::ConnectionRefused))
 }
 
 /// The innermost message, which is the one that says something.
 pub(crate) fn reason(status: &Status) -> String {
-    sources(status).last().map_or_else(|| status.message().to_owned(), ToString::to_string)
+    causes(status).last().map_or_else(|| status.message().to_owned(), ToString::to_string)
 }

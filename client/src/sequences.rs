@@ -21,22 +21,23 @@ pub(crate) struct Sequences {
 impl Sequences {
     /// The sequence of a key at a node, if it was heard of.
     pub(crate) fn known(&self, node: &str, group: u32, key: &[u8]) -> Option<u64> {
-        let sequence = *self.place(node, group, key).lock();
-        is_of(class(key), sequence).then_some(sequence)
+        let class = class(key);
+        let sequence = *self.place(node, group, class).lock();
+        is_of(class, sequence).then_some(sequence)
     }
 
     /// Takes in what a node has answered to a write; 0: nothing.
     pub(crate) fn learn(&self, node: &str, group: u32, key: &[u8], sequence: u64) {
         if sequence != 0 {
-            *self.place(node, group, key).lock() = sequence;
+            *self.place(node, group, class(key)).lock() = sequence;
         }
     }
 
-    fn place(&self, node: &str, group: u32, key: &[u8]) -> &Mutex<u64> {
+    fn place(&self, node: &str, group: u32, class: usize) -> &Mutex<u64> {
         let places = self.places.get_or_init(|| (0..PLACES).map(|_| Mutex::default()).collect());
         let of_node = xxh3_64(node.as_bytes()) as usize ^ (group as usize).wrapping_mul(0x9e37_79b1);
         // The classes of one node and group have places of their own.
-        &places[of_node.wrapping_add(class(key)) % PLACES]
+        &places[of_node.wrapping_add(class) % PLACES]
     }
 }
 

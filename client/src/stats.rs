@@ -1,7 +1,8 @@
 //! Counts of what a client's gets came to.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use peanut_proto::striped::Striped;
 use peanut_proto::v1::Outcome;
 
 /// What a client's gets came to since it was made. A get that was answered is in exactly one of `hits`,
@@ -35,7 +36,7 @@ pub struct Stats {
 
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
-    hits: [Stripe; STRIPES],
+    hits: Striped<AtomicU64>,
     stale: AtomicU64,
     loaded: AtomicU64,
     coalesced: AtomicU64,
@@ -48,27 +49,13 @@ pub(crate) struct Counters {
     uncached: AtomicU64,
 }
 
-/// A count that no other thread writes to as a rule, in a line of the processor's cache of its own.
-#[derive(Debug, Default)]
-#[repr(align(128))]
-struct Stripe(AtomicU64);
-
-const STRIPES: usize = 8;
-
-thread_local! {
-    static STRIPE: usize = {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        NEXT.fetch_add(1, Ordering::Relaxed) % STRIPES
-    };
-}
-
 impl Counters {
     pub(crate) fn answered(&self, outcome: Outcome, failover: bool) {
         let counter = match outcome {
             Outcome::Loaded => &self.loaded,
             Outcome::Coalesced => &self.coalesced,
             Outcome::NotFound => &self.not_found,
-            Outcome::Hit => &self.hits[STRIPE.with(|stripe| *stripe)].0,
+            Outcome::Hit => self.hits.mine(),
             Outcome::Stale => &self.stale,
             _ => &self.errors,
         };
@@ -102,7 +89,7 @@ impl Counters {
     pub(crate) fn read(&self) -> Stats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Stats {
-            hits: self.hits.iter().map(|stripe| read(&stripe.0)).sum(),
+            hits: self.hits.iter().map(read).sum(),
             stale: read(&self.stale),
             writes: read(&self.writes),
             loaded: read(&self.loaded),

@@ -206,7 +206,7 @@ async fn fill(
     lease: &Reply,
 ) -> Result<bool, Error> {
     let Op::Write(Write::Set { key, outcome, ttl_ms, .. }) = request.op else { return Ok(true) };
-    if lease.token == FillToken::NONE {
+    if lease.token.is_none() {
         return Ok(false);
     }
     let token = if without(Mechanism::Tokens) { FillToken::NONE } else { lease.token };

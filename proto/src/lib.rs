@@ -13,6 +13,7 @@
 //! - [`numbers`] are the types of versions, tokens and generations.
 //! - [`sequence`] numbers the writes of a key.
 //! - [`intervals`] holds the times that processes rely on one another for.
+//! - [`causes`] of errors, and [`striped`] counts, are the same on both sides.
 //! - [`clock`] and [`machine`] are what both sides take from the system, and what a simulator replaces.
 //!
 //! Which node owns which key is not here: only clients need to know.
@@ -20,6 +21,7 @@
 pub mod address;
 pub mod backoff;
 pub mod bounds;
+pub mod causes;
 #[cfg(feature = "tls")]
 pub mod certificate;
 pub mod change;
@@ -39,6 +41,7 @@ pub mod numbers;
 pub mod registry;
 pub mod sabotage;
 pub mod sequence;
+pub mod striped;
 #[cfg(feature = "tls")]
 pub mod tls;
 

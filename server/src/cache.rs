@@ -259,13 +259,13 @@ impl Cache {
                 .ok_or_else(|| Failure::new(ErrorCode::Overloaded, why));
         };
         // There is nobody to load for a client that gives a token back; those who wait may be able to.
-        if get.token != FillToken::NONE && self.loader.is_none() {
+        if get.token.is_some() && self.loader.is_none() {
             self.flights.void(get.token);
             return self.nothing(get).map(Begun::Answered);
         }
         // Only who may fill can have been given a token. Others may be waiting for what it is for, so it does
         // not wait for room itself.
-        if get.token != FillToken::NONE
+        if get.token.is_some()
             && get.may_fill.is_ok()
             && let Some((pilot, ticket)) =
                 self.flights.take_over(&get.key, get.token, Reservation::new(account, 0))

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use peanut_proto::causes::write_causes;
 use peanut_proto::v1::ErrorCode;
 
 const MAX_MESSAGE_BYTES: usize = 1024;
@@ -84,12 +85,7 @@ impl fmt::Display for Error {
             write!(f, "{setting}: ")?;
         }
         f.write_str(&self.message)?;
-        let mut source = std::error::Error::source(self).filter(|_| f.alternate());
-        while let Some(cause) = source {
-            write!(f, ": {cause}")?;
-            source = cause.source();
-        }
-        Ok(())
+        write_causes(self, f)
     }
 }
 

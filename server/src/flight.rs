@@ -360,11 +360,7 @@ impl Flights {
         let (written, sequence) = (write(), state.writes.sequence(key));
         let stands =
             |then: &ThenSet| then.sequence == 0 || then.sequence == before || without(Mechanism::Sequences);
-        let Some(ThenSet { stamp, until, held, reserved, .. }) = then_set.filter(stands) else {
-            return Written { written, token: FillToken::NONE, sequence };
-        };
-        let key = (Origin::Owner, Bytes::copy_from_slice(key));
-        Written { written, token: state.lease(key, stamp, until, Some(held), reserved), sequence }
+        Written { written, token: state.lease_to_set(key, then_set.filter(stands)), sequence }
     }
 
     /// As [`write`](Self::write), which is told whether `sequence` was the key's still. Where it was not the
@@ -381,11 +377,7 @@ impl Flights {
         let stands = state.writes.sequence(key) == sequence || without(Mechanism::Sequences);
         state.poison(key, under);
         let (written, sequence) = (write(stands), state.writes.sequence(key));
-        let Some(ThenSet { stamp, until, held, reserved, .. }) = or_lease.filter(|_| !stands) else {
-            return Written { written, token: FillToken::NONE, sequence };
-        };
-        let key = (Origin::Owner, Bytes::copy_from_slice(key));
-        Written { written, token: state.lease(key, stamp, until, Some(held), reserved), sequence }
+        Written { written, token: state.lease_to_set(key, or_lease.filter(|_| !stands)), sequence }
     }
 
     /// Poisons all flights, and writes in the same step.
@@ -436,6 +428,13 @@ impl State {
         self.leases.insert(id, Lease { key, stamp, writes, progress, reserved, _held: held });
         self.due.insert((until, id));
         id
+    }
+
+    /// Gives a writer the lease under which it sets a key next, if it is to have one.
+    fn lease_to_set(&mut self, key: &Bytes, then_set: Option<ThenSet>) -> FillToken {
+        let Some(ThenSet { stamp, until, held, reserved, .. }) = then_set else { return FillToken::NONE };
+        let key = (Origin::Owner, Bytes::copy_from_slice(key));
+        self.lease(key, stamp, until, Some(held), reserved)
     }
 
     /// Takes the flight of a key out of the table where a client leads it, and gives what tells those who

@@ -1,12 +1,10 @@
 //! What is counted while a node runs: cheap enough for every get, and read on demand.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use peanut_proto::striped::Striped;
 use peanut_proto::v1::{ErrorCode, Gets, Outcome};
-
-/// Threads that count at the same time do so in different lines of the processor's cache.
-const STRIPES: usize = 8;
 
 type Shown = (&'static str, fn(&Gets) -> u64);
 
@@ -43,7 +41,7 @@ pub(crate) const LOAD_SECONDS: [f64; 12] =
 /// The counts of one group.
 #[derive(Debug, Default)]
 pub(crate) struct GroupMetrics {
-    gets: [Stripe; STRIPES],
+    gets: Striped<[AtomicU64; OUTCOMES.len()]>,
     load_buckets: [AtomicU64; LOAD_SECONDS.len() + 1],
     load_nanos: AtomicU64,
     keys_loaded: AtomicU64,
@@ -86,10 +84,6 @@ impl NodeMetrics {
     }
 }
 
-#[derive(Debug, Default)]
-#[repr(align(128))]
-struct Stripe([AtomicU64; OUTCOMES.len()]);
-
 /// How long loads took.
 #[derive(Clone, Debug)]
 pub(crate) struct LoadTimes {
@@ -106,11 +100,11 @@ impl LoadTimes {
 
 impl GroupMetrics {
     pub(crate) fn answered(&self, outcome: Outcome) {
-        self.gets[stripe()].0[place(outcome)].fetch_add(1, Ordering::Relaxed);
+        self.gets.mine()[place(outcome)].fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn failed(&self) {
-        self.gets[stripe()].0[ERROR].fetch_add(1, Ordering::Relaxed);
+        self.gets.mine()[ERROR].fetch_add(1, Ordering::Relaxed);
     }
 
     /// One call of the loader, for so many keys.
@@ -122,7 +116,7 @@ impl GroupMetrics {
     }
 
     pub(crate) fn gets(&self) -> Gets {
-        let sum = |at: usize| self.gets.iter().map(|stripe| stripe.0[at].load(Ordering::Relaxed)).sum();
+        let sum = |at: usize| self.gets.iter().map(|stripe| stripe[at].load(Ordering::Relaxed)).sum();
         let [hit, stale, loaded, coalesced, negative, miss, fill, error] = std::array::from_fn(sum);
         Gets { hit, stale, loaded, coalesced, negative, miss, fill, error }
     }
@@ -137,15 +131,6 @@ impl GroupMetrics {
             seconds: self.load_nanos.load(Ordering::Relaxed) as f64 / 1e9,
         }
     }
-}
-
-/// Which stripe this thread counts in.
-fn stripe() -> usize {
-    static THREADS: AtomicUsize = AtomicUsize::new(0);
-    thread_local! {
-        static STRIPE: usize = THREADS.fetch_add(1, Ordering::Relaxed) % STRIPES;
-    }
-    STRIPE.with(|stripe| *stripe)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
+use peanut_proto::causes::causes;
 use peanut_proto::frame::{Filled, Write};
 use peanut_proto::limits::MAX_VALUE_BYTES;
 use peanut_proto::loaded::Loaded;
@@ -330,13 +331,8 @@ fn failed(error: impl Into<LoaderError>) -> Error {
 
 /// What others who wait are told: the loader's own message and those of its causes.
 fn message_of(error: &Error) -> String {
-    let mut messages: Vec<String> = Vec::new();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        messages.push(error.to_string());
-        cause = error.source();
-    }
-    messages.retain(|message| !message.is_empty());
+    let messages = causes(error).map(ToString::to_string).filter(|message| !message.is_empty());
+    let messages: Vec<String> = messages.collect();
     let mut message = if messages.is_empty() { error.to_string() } else { messages.join(": ") };
     if message.len() > MAX_MESSAGE_BYTES {
         message.truncate(message.floor_char_boundary(MAX_MESSAGE_BYTES));

@@ -173,7 +173,7 @@ fn field<'a>(
         1 => read_open(value.bytes()?)?,
         2 => RequestField::RingVersion(RingVersion(value.number()?)),
         3 => read_group(value.bytes()?)?,
-        4 => RequestField::WaitedMs(small(value)?),
+        4 => RequestField::WaitedMs(value.small()?),
         5 => RequestField::Operation(read_operation(frame, value.bytes()?)?),
         6 if value.number()? != 0 => RequestField::Ping,
         _ => return Ok(None),
@@ -205,9 +205,9 @@ fn read_many(frame: &Bytes, message: &[u8], end: usize) -> Result<Many, FrameErr
     let (mut get, mut from) = (nothing(), message);
     while !from.is_empty() {
         match take_field(&mut from)? {
-            (1, value) => get.id = small(value)?,
-            (2, value) => get.group = small(value)?,
-            (3, value) => get.deadline_ms = small(value)?,
+            (1, value) => get.id = value.small()?,
+            (2, value) => get.group = value.small()?,
+            (3, value) => get.deadline_ms = value.small()?,
             (4, value) => get.owned_since = RingVersion(value.number()?),
             (5, value) => rare(&mut get).traceparent = slice_of(frame, value.bytes()?),
             (6, value) => value.bytes().map(drop)?,
@@ -215,11 +215,6 @@ fn read_many(frame: &Bytes, message: &[u8], end: usize) -> Result<Many, FrameErr
         }
     }
     Ok(Many { get, position: 0, at: end - message.len() })
-}
-
-#[inline]
-fn small(value: Value<'_>) -> Result<u32, FrameError> {
-    u32::try_from(value.number()?).map_err(|_| FrameError("a number is too large for its field"))
 }
 
 fn read_open(mut from: &[u8]) -> Result<RequestField<'static>, FrameError> {
@@ -236,7 +231,7 @@ fn read_group(mut from: &[u8]) -> Result<RequestField<'_>, FrameError> {
     let (mut number, mut name) = (0, "");
     while !from.is_empty() {
         match take_field(&mut from)? {
-            (1, value) => number = small(value)?,
+            (1, value) => number = value.small()?,
             (2, value) => name = value.text()?,
             _ => {}
         }
@@ -249,11 +244,11 @@ fn read_operation(frame: &Bytes, mut from: &[u8]) -> Result<Operation, FrameErro
     let mut read = nothing();
     while !from.is_empty() {
         match take_field(&mut from)? {
-            (1, value) => read.id = small(value)?,
+            (1, value) => read.id = value.small()?,
             (2, value) => read.kind = enumeration(value)?,
-            (3, value) => read.group = small(value)?,
+            (3, value) => read.group = value.small()?,
             (4, value) => read.key = slice_of(frame, value.bytes()?),
-            (5, value) => read.deadline_ms = small(value)?,
+            (5, value) => read.deadline_ms = value.small()?,
             (6, value) => read.on_miss = enumeration(value)?,
             (7, value) => read.owned_since = RingVersion(value.number()?),
             (8, value) => read.failover = value.number()? != 0,

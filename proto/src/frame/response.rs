@@ -163,9 +163,7 @@ fn read_answer<'a>(frame: &Bytes, mut from: &'a [u8]) -> Result<ResponseField<'a
     let (mut answer, mut part, mut error) = (AnswerFields::default(), &[][..], None);
     while !from.is_empty() {
         match take_field(&mut from)? {
-            (1, value) => {
-                answer.id = u32::try_from(value.number()?).map_err(|_| FrameError("an id is too large"))?;
-            }
+            (1, value) => answer.id = value.small()?,
             (2, value) => {
                 let number = i32::try_from(value.number()?).ok();
                 let known = number.and_then(|number| Outcome::try_from(number).ok());
@@ -179,10 +177,7 @@ fn read_answer<'a>(frame: &Bytes, mut from: &'a [u8]) -> Result<ResponseField<'a
             (9, value) => answer.value_bytes = value.number()?,
             (10, value) => answer.written = value.number()? != 0,
             (11, value) => answer.sequence = value.number()?,
-            (12, value) => {
-                answer.position =
-                    u32::try_from(value.number()?).map_err(|_| FrameError("a position is too large"))?;
-            }
+            (12, value) => answer.position = value.small()?,
             _ => {}
         }
     }

@@ -119,6 +119,12 @@ impl<'a> Value<'a> {
         if let Value::Number(number) = self { Ok(number) } else { Err(FrameError("a number was expected")) }
     }
 
+    /// A number of 32 bits.
+    #[inline]
+    pub(super) fn small(self) -> Result<u32, FrameError> {
+        u32::try_from(self.number()?).map_err(|_| FrameError("a number is too large for its field"))
+    }
+
     #[inline]
     pub(super) fn bytes(self) -> Result<&'a [u8], FrameError> {
         if let Value::Bytes(bytes) = self { Ok(bytes) } else { Err(FrameError("bytes were expected")) }

@@ -106,12 +106,12 @@ impl Cache {
                 let why = format!("the value has {} bytes; the limit is {MAX_VALUE_BYTES}", value.len());
                 return Err(Failure::new(ErrorCode::ValueTooLarge, why));
             }
-            Fetched::Value(value) if !self.store.fits(&key, value.len()) && set.token == FillToken::NONE => {
+            Fetched::Value(value) if !self.store.fits(&key, value.len()) && set.token.is_none() => {
                 return Err(self.forget_instead(&key, value.len(), set.under));
             }
             Fetched::Value(value) => (Some(Bytes::copy_from_slice(&value).into()), self.policy.ttl),
             Fetched::NotFound => (None, self.policy.negative_ttl),
-            Fetched::Failed(_) if set.token == FillToken::NONE => {
+            Fetched::Failed(_) if set.token.is_none() => {
                 return refuse("only the holder of a fill token can say that a load has failed".to_owned());
             }
             Fetched::Failed(message) => {
@@ -128,7 +128,7 @@ impl Cache {
             let expires = now + self.kept_for(ttl, origin, value.is_some());
             Entry { value, loaded: now, expires, stamp, origin }
         };
-        if set.token != FillToken::NONE {
+        if set.token.is_some() {
             let landed = |stamp, origin| Ok(entry(stamp, origin));
             let fill = self.flights.fill(&key, set.token, landed, |entry| self.keep(&key, entry));
             tracing::trace!(group = &*self.group, ?key, ?fill, token = set.token.0, "a value was brought");

@@ -155,7 +155,7 @@ impl GrpcLoader {
                 if may_be_of_a_key(status) { LoaderError::of_key(why) } else { why.into() }
             }
             Failed::Connection(status) => {
-                let why = with_causes(status.message().to_owned(), status.source());
+                let why = with_causes(status.message().to_owned(), status);
                 format!("the loader service could not be asked: {why}").into()
             }
             Failed::Late => format!("the loader service did not answer within {:?}", self.timeout).into(),

@@ -25,6 +25,7 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, join_all};
 #[cfg(any(feature = "http", feature = "sql", feature = "redis", feature = "grpc"))]
 use peanut_proto::bounds::Bounds;
+use peanut_proto::causes::causes;
 
 pub use closure::{LoaderFn, loader_fn};
 #[cfg(feature = "grpc")]
@@ -176,19 +177,17 @@ impl fmt::Debug for LoaderError {
 /// The message, and those of its causes where they say more.
 impl fmt::Display for LoaderError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&with_causes(self.error.to_string(), self.error.source()))
+        f.write_str(&with_causes(self.error.to_string(), &*self.error))
     }
 }
 
 /// A message, and those of causes that say more.
-fn with_causes(mut said: String, mut cause: Option<&(dyn std::error::Error + 'static)>) -> String {
-    while let Some(error) = cause {
-        let message = error.to_string();
+fn with_causes(mut said: String, error: &(dyn std::error::Error + 'static)) -> String {
+    for message in causes(error).map(ToString::to_string) {
         if !said.contains(&message) {
             said.push_str(": ");
             said.push_str(&message);
         }
-        cause = error.source();
     }
     said
 }

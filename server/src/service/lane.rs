@@ -342,7 +342,7 @@ impl Answers {
             let why = format!("{MAX_WAITING} {what} of this lane are waiting");
             return Err(Failure::new(ErrorCode::Overloaded, why));
         }
-        if operation.token != FillToken::NONE {
+        if operation.token.is_some() {
             self.leases.remove(&operation.token);
         }
         let claimed = match operation.kind {
@@ -397,7 +397,7 @@ impl Answers {
         let length = answer.value.len();
         if length <= FRAME_BYTES {
             self.frame.answer(&fields, &answer.value);
-            if answer.token != FillToken::NONE {
+            if answer.token.is_some() {
                 self.remember_lease(answer.token, cache);
             }
             return;

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use peanut_proto::frame::Operation;
-use peanut_proto::numbers::FillToken;
 use peanut_proto::v1::OnMiss;
 use peanut_proto::v1::operation::Kind;
 
@@ -30,7 +29,7 @@ impl Named {
             Kind::Clear => rights.check(Action::Clear, key),
             Kind::Release => rights.check_release(),
         }?;
-        let may_fill = operation.on_miss == OnMiss::Lease || operation.token != FillToken::NONE;
+        let may_fill = operation.on_miss == OnMiss::Lease || operation.token.is_some();
         Ok(if may_fill { rights.may_fill(key) } else { Ok(()) })
     }
 }
