@@ -158,7 +158,7 @@ fn bench() -> Result<(), Failed> {
     Cargo::new(&["bench", "-p", "peanut-client", "--bench", "ring", "--bench", "frames"]).run("benchmarks")
 }
 
-const INSTRUCTIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../benchmarks/instructions.json");
+const INSTRUCTIONS: &str = "benchmarks/instructions.json";
 
 fn bench_instructions(args: &[&str]) -> Result<(), Failed> {
     install::valgrind()?;
