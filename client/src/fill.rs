@@ -19,6 +19,10 @@ use crate::request::{Op, Placement, Request};
 use crate::routing::Former;
 use crate::shared::Shared;
 
+/// The most writes, and bytes of keys and values, that one call has in flight to a node.
+const MAX_PORTION: usize = 1024;
+const MAX_PORTION_BYTES: usize = 4 << 20;
+
 /// Gets a key from its new owner, which has the value from the former one where that still has it.
 pub(crate) async fn hand_over(
     client: &Shared,
@@ -115,15 +119,75 @@ pub(crate) async fn fill(
     write: Write<'_>,
     lease: &Reply,
 ) {
-    let fill = Request { op: Op::Write(write), ..*request };
-    match node.write(&fill.at(Placement::owner(ring_version, RingVersion::NONE)), Instant::now()).await {
-        Ok(reply) => {
-            lease.end_lease();
-            tracing::trace!(node = node.id(), outcome = reply.outcome.as_str_name(), "filled");
+    match fill_one(request, node, ring_version, write, lease).await {
+        Ok(reply) => tracing::trace!(node = node.id(), outcome = reply.outcome.as_str_name(), "filled"),
+        Err(refusal) => not_filled(node, refusal),
+    }
+}
+
+/// As [`fill`], of many keys of the request's group.
+pub(crate) async fn fill_all(
+    request: &Request<'_>,
+    node: &Arc<Node>,
+    ring_version: RingVersion,
+    fills: &[(Write<'_>, &Reply)],
+) {
+    for filled in fill_many(request, node, ring_version, fills).await {
+        filled.map_or_else(|refusal| not_filled(node, refusal), drop);
+    }
+}
+
+fn not_filled(node: &Node, refusal: Refusal) {
+    let error = refusal.into_error();
+    tracing::debug!(node = node.id(), %error, "a value that was loaded could not be stored");
+}
+
+/// Brings many values under their tokens, and gives what the node said to each.
+pub(crate) async fn fill_many(
+    request: &Request<'_>,
+    node: &Arc<Node>,
+    ring_version: RingVersion,
+    fills: &[(Write<'_>, &Reply)],
+) -> Vec<Result<Reply, Refusal>> {
+    let mut filled = Vec::with_capacity(fills.len());
+    for portion in portions(fills, |(write, _)| write.key().len() + write.value_bytes()) {
+        let mut writes = Vec::with_capacity(portion.len());
+        writes.extend(portion.iter().map(|(write, _)| *write));
+        if let Some(portion_filled) = node.write_many(request, ring_version, &writes, Instant::now()).await {
+            let both = portion.iter().zip(&portion_filled);
+            both.filter(|(_, filled)| filled.is_ok()).for_each(|((_, lease), _)| lease.end_lease());
+            filled.extend(portion_filled);
+            continue;
         }
-        Err(refusal) => {
-            let error = refusal.into_error();
-            tracing::debug!(node = node.id(), %error, "a value that was loaded could not be stored");
+        for (write, lease) in portion {
+            let request = Request { key: write.key(), ..*request };
+            filled.push(fill_one(&request, node, ring_version, *write, lease).await);
         }
     }
+    filled
+}
+
+async fn fill_one(
+    request: &Request<'_>,
+    node: &Arc<Node>,
+    ring_version: RingVersion,
+    write: Write<'_>,
+    lease: &Reply,
+) -> Result<Reply, Refusal> {
+    let fill = Request { op: Op::Write(write), ..*request };
+    let filled = node.write(&fill.at(Placement::owner(ring_version, RingVersion::NONE)), Instant::now()).await;
+    filled.inspect(|_| lease.end_lease())
+}
+
+/// Writes in portions that may wait for one node at a time: at least one each.
+pub(crate) fn portions<'a, T>(mut rest: &'a [T], bytes: impl Fn(&T) -> usize) -> impl Iterator<Item = &'a [T]> {
+    std::iter::from_fn(move || {
+        let mut all = 0;
+        let fits = |one: &&T| {
+            all += bytes(one);
+            all <= MAX_PORTION_BYTES
+        };
+        let many = rest.iter().take(MAX_PORTION).take_while(fits).count().max(1);
+        (!rest.is_empty()).then(|| rest.split_off(..many.min(rest.len())).unwrap_or_default())
+    })
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
-use peanut_proto::frame::FRAME_BYTES;
+use peanut_proto::frame::{FRAME_BYTES, Write};
 use peanut_proto::numbers::RingVersion;
 use smallvec::SmallVec;
 use tokio::time::Instant;
@@ -16,14 +16,15 @@ use tokio::time::Instant;
 use crate::claims::Claims;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind};
-use crate::lane::{Answer, Choice, Failure, Lane, Limits, Owner, Reply};
+use crate::lane::{Answer, Choice, EachSender, Failure, Lane, Limits, Owner, Reply};
 use crate::monitor::Monitor;
 use crate::refusal::Refusal;
-use crate::request::{Attempt, Key, ManyAttempt, Placement, Request};
+use crate::request::{Attempt, Each, Key, ManyAttempt, Placement, Request};
 use crate::unary;
 
 /// Lanes to the only node of a fleet.
 const LANES_OF_ONE_NODE: usize = 2;
+
 /// A node of the fleet: its [`Monitor`], to which it dereferences, and its lanes.
 pub(crate) struct Node {
     monitor: Arc<Monitor>,
@@ -162,20 +163,92 @@ impl Node {
         if self.lanes.is_empty() || self.is_unary_only() {
             return None;
         }
-        let lane = Choice::less_busy(self.lanes(), |lanes| fastrand::usize(..lanes));
-        let mut asks = SmallVec::<[ManyAttempt<'_>; 1]>::new();
+        let asks = Node::gets(request, ring_version, keys);
+        self.ask_for_many(&asks, request.deadline, now).await
+    }
+
+    /// As [`get_many`](Self::get_many), where each answer goes to the sender as it comes, by the position of the key, counted
+    /// on from `first`. `None` where it has no lanes; else whether [`leave_if_still`](Self::leave_if_still) is to be called
+    /// now and then while answers are waited for.
+    pub(crate) fn get_each(
+        self: &Arc<Self>,
+        request: &Request<'_>,
+        ring_version: RingVersion,
+        keys: &[(RingVersion, Key<'_>)],
+        (sender, first): (&EachSender, usize),
+        now: Instant,
+    ) -> Option<bool> {
+        if self.lanes.is_empty() || self.is_unary_only() {
+            return None;
+        }
+        let asks = Node::gets(request, ring_version, keys);
+        Some(self.less_busy().ask_each(self, &asks, (sender, first), now))
+    }
+
+    /// What a lane's answer to one of many keys comes to.
+    pub(crate) fn answered(&self, answer: Answer, deadline: Instant) -> Result<Reply, Refusal> {
+        if matches!(answer, Err(Failure::Unimplemented)) {
+            self.set_unary_only();
+            let why = "the node knows no lanes";
+            return Err(Refusal::Again(Error::at(ErrorKind::Unavailable, self.id(), why)));
+        }
+        answer.map_err(|failure| self.failed(failure, deadline))
+    }
+
+    /// Leaves lanes whose driver is on a runtime that stands still.
+    pub(crate) fn leave_if_still(&self) {
+        self.lanes.iter().for_each(Lane::leave_if_still);
+    }
+
+    /// Has the node do many writes at once, of keys that it owns. `None` where it has no lanes.
+    pub(crate) async fn write_many(
+        self: &Arc<Self>,
+        request: &Request<'_>,
+        ring_version: RingVersion,
+        writes: &[Write<'_>],
+        now: Instant,
+    ) -> Option<Vec<Result<Reply, Refusal>>> {
+        if self.lanes.is_empty() || self.is_unary_only() {
+            return None;
+        }
+        let placement = Placement::owner(ring_version, RingVersion::NONE);
+        let parts = Parts { rest: writes, bytes: |write: &Write<'_>| write.key().len() + write.value_bytes() };
+        let asks: SmallVec<[_; 1]> =
+            parts.map(|writes| ManyAttempt { request: *request, placement, each: Each::Write(writes) }).collect();
+        self.ask_for_many(&asks, request.deadline, now).await
+    }
+
+    fn gets<'a>(
+        request: &Request<'a>,
+        ring_version: RingVersion,
+        keys: &'a [(RingVersion, Key<'a>)],
+    ) -> SmallVec<[ManyAttempt<'a>; 1]> {
+        let mut asks = SmallVec::new();
         for keys in keys.chunk_by(|(a, _), (b, _)| a == b) {
             let placement = Placement::owner(ring_version, keys[0].0);
-            let parts = Parts { rest: keys };
-            asks.extend(parts.map(|keys| ManyAttempt { request: *request, placement, keys }));
+            let parts = Parts { rest: keys, bytes: |(_, key): &(RingVersion, Key<'_>)| key.bytes.len() };
+            asks.extend(parts.map(|keys| ManyAttempt { request: *request, placement, each: Each::Get(keys) }));
         }
-        let answers = self.lanes[lane].ask_many(self, &asks, now).answers().await;
+        asks
+    }
+
+    async fn ask_for_many(
+        self: &Arc<Self>,
+        asks: &[ManyAttempt<'_>],
+        deadline: Instant,
+        now: Instant,
+    ) -> Option<Vec<Result<Reply, Refusal>>> {
+        let answers = self.less_busy().ask_many(self, asks, now).answers().await;
         if answers.iter().any(|answer| matches!(answer, Err(Failure::Unimplemented))) {
             self.set_unary_only();
             return None;
         }
-        let refusals = |answer: Answer| answer.map_err(|failure| self.failed(failure, request.deadline));
-        Some(answers.into_iter().map(refusals).collect())
+        Some(answers.into_iter().map(|answer| self.answered(answer, deadline)).collect())
+    }
+
+    /// One of its lanes; there is one.
+    fn less_busy(&self) -> &Lane {
+        &self.lanes[Choice::less_busy(self.lanes(), |lanes| fastrand::usize(..lanes))]
     }
 
     fn failed(&self, failure: Failure, deadline: Instant) -> Refusal {
@@ -198,22 +271,23 @@ impl fmt::Debug for Node {
     }
 }
 
-/// Keys in parts that are no longer than a frame, as far as one key is not.
-struct Parts<'k> {
-    rest: &'k [(RingVersion, Key<'k>)],
+/// Keys or writes in parts that are no longer than a frame, as far as one is not.
+struct Parts<'k, T, F> {
+    rest: &'k [T],
+    bytes: F,
 }
 
-impl<'k> Iterator for Parts<'k> {
-    type Item = &'k [(RingVersion, Key<'k>)];
+impl<'k, T, F: Fn(&T) -> usize> Iterator for Parts<'k, T, F> {
+    type Item = &'k [T];
 
     fn next(&mut self) -> Option<Self::Item> {
         let mut bytes = 0;
-        let fits = |(_, key): &&(RingVersion, Key<'_>)| {
-            bytes += key.bytes.len();
+        let fits = |one: &&T| {
+            bytes += (self.bytes)(one);
             bytes <= FRAME_BYTES
         };
-        let keys = self.rest.iter().take_while(fits).count().max(1);
-        (!self.rest.is_empty()).then(|| self.rest.split_off(..keys.min(self.rest.len())).unwrap_or_default())
+        let many = self.rest.iter().take_while(fits).count().max(1);
+        (!self.rest.is_empty()).then(|| self.rest.split_off(..many.min(self.rest.len())).unwrap_or_default())
     }
 }
 

@@ -70,14 +70,30 @@ impl<'a> Request<'a> {
     }
 }
 
-/// Keys of one group that one node is asked for together, all as the owner since the same ring.
+/// Keys of one group that one node, their owner, is asked for together.
 #[derive(Debug)]
 pub(crate) struct ManyAttempt<'a> {
     /// The request of each, but for its key.
     pub(crate) request: Request<'a>,
     pub(crate) placement: Placement,
-    /// Each with the version since which the node owns it, which is the placement's.
-    pub(crate) keys: &'a [(RingVersion, Key<'a>)],
+    pub(crate) each: Each<'a>,
+}
+
+/// What is asked for each of many keys.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Each<'a> {
+    /// What the request says. Each with the version since which the node owns it, which is the placement's.
+    Get(&'a [(RingVersion, Key<'a>)]),
+    Write(&'a [Write<'a>]),
+}
+
+impl Each<'_> {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Each::Get(keys) => keys.len(),
+            Each::Write(writes) => writes.len(),
+        }
+    }
 }
 
 /// What is to be done with a key.

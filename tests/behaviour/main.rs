@@ -36,6 +36,7 @@ mod shutdown;
 mod soak;
 mod warm_restart;
 mod wire;
+mod write_many;
 mod writes;
 
 use std::time::Duration;

@@ -1,15 +1,14 @@
 //! Gets of a group whose missing values the application loads itself: once for all who ask in the whole
 //! fleet, under fill tokens.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::error::Error as StdError;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt as _;
 use futures_util::future::join_all;
-use futures_util::stream::FuturesUnordered;
 use peanut_proto::causes::causes;
 use peanut_proto::frame::{Filled, Write};
 use peanut_proto::limits::MAX_VALUE_BYTES;
@@ -20,9 +19,11 @@ use tokio::time::{Instant, sleep};
 use tracing::Instrument as _;
 
 use super::Group;
+use super::boarding::{Boarding, Came};
 use crate::error::{Error, ErrorKind};
 use crate::failover;
 use crate::fill;
+use crate::lane::Reply;
 use crate::request::{Op, Request};
 use crate::shared::Answered;
 
@@ -38,7 +39,7 @@ type LoaderError = Box<dyn StdError + Send + Sync>;
 type Found = HashMap<Vec<u8>, Loaded>;
 
 /// What a key that may have to be loaded by this caller came to.
-enum Boarded {
+pub(super) enum Boarded {
     Answered(Result<Option<Bytes>, Error>),
     /// This caller is to load it, and holds the fill token.
     Leads(Answered),
@@ -156,26 +157,23 @@ impl Group {
         load: &mut impl FnMut(Vec<Bytes>) -> L,
         found: &mut HashMap<Bytes, Result<Option<Bytes>, Error>>,
     ) {
-        let mut boarding = FuturesUnordered::new();
-        for key in keys {
-            boarding.push(self.board_key(key));
-        }
+        let mut boarding = Box::new(Boarding::new(self, keys, Instant::now()));
         let (mut leads, mut unreachable, mut answers) = (Vec::new(), Vec::new(), Vec::new());
-        let mut take = |(key, boarded): (&Bytes, Boarded), leads: &mut Vec<(Bytes, Answered)>| match boarded {
-            Boarded::Answered(answer) => answers.push((key.clone(), answer)),
-            Boarded::Leads(answered) => leads.push((key.clone(), answered)),
-            Boarded::Unreachable(error) => unreachable.push((key.clone(), error)),
+        let mut take = |(at, boarded): Came, leads: &mut Vec<(Bytes, Answered)>| match boarded {
+            Boarded::Answered(answer) => answers.push((keys[at].clone(), answer)),
+            Boarded::Leads(answered) => leads.push((keys[at].clone(), answered)),
+            Boarded::Unreachable(error) => unreachable.push((keys[at].clone(), error)),
         };
         loop {
             // Those that others load are answered later: they are not waited for where there is something to
             // load.
             tokio::select! {
                 biased;
-                Some(boarded) = boarding.next() => {
-                    take(boarded, &mut leads);
+                Some(came) = boarding.next() => {
+                    take(came, &mut leads);
                     continue;
                 }
-                () = sleep(GATHER), if !leads.is_empty() && !boarding.is_empty() => {}
+                () = sleep(GATHER), if !leads.is_empty() && !boarding.is_over() => {}
                 else => {}
             }
             if leads.is_empty() {
@@ -187,15 +185,10 @@ impl Group {
                 tokio::select! {
                     biased;
                     loaded = &mut loading => break loaded,
-                    Some(boarded) = boarding.next() => take(boarded, &mut leads),
+                    Some(came) = boarding.next() => take(came, &mut leads),
                 }
             };
-            let mut filling = Vec::with_capacity(led.len());
-            for (key, answered) in led {
-                let loaded = loaded.as_ref().map(|loaded| of_key(loaded, &key)).map_err(Error::clone);
-                filling.push(self.finish_key(key, answered, loaded));
-            }
-            found.extend(join_all(filling).await);
+            found.extend(self.finish_many(led, loaded).await);
         }
         found.extend(answers);
         self.load_uncached(unreachable, load, found).await;
@@ -228,12 +221,8 @@ impl Group {
         }
     }
 
-    async fn board_key<'a>(&self, key: &'a Bytes) -> (&'a Bytes, Boarded) {
-        (key, self.board(key).await)
-    }
-
     /// Asks for a key, and is answered, or told to load it.
-    async fn board(&self, key: &[u8]) -> Boarded {
+    pub(super) async fn board(&self, key: &[u8]) -> Boarded {
         if let Err(error) = self.check(key) {
             return Boarded::Answered(Err(error));
         }
@@ -268,16 +257,6 @@ impl Group {
         if is_in_trouble { now } else { now + self.deadline / 4 }
     }
 
-    async fn finish_key(
-        &self,
-        key: Bytes,
-        leads: Answered,
-        loaded: Result<Loaded, Error>,
-    ) -> (Bytes, Result<Option<Bytes>, Error>) {
-        let answer = self.finish(&key, leads, loaded).await;
-        (key, answer)
-    }
-
     /// Brings what was loaded to the node that has given the token.
     async fn finish(
         &self,
@@ -286,23 +265,49 @@ impl Group {
         loaded: Result<Loaded, Error>,
     ) -> Result<Option<Bytes>, Error> {
         let Answered { reply, node, ring_version, failover } = leads;
-        let message = loaded.as_ref().err().map(message_of).unwrap_or_default();
-        let loaded = loaded.map(Loaded::into_parts);
-        let (outcome, ttl) = match &loaded {
-            Ok((Some(value), _)) if value.len() > MAX_VALUE_BYTES => {
-                (Filled::Failed("the value is too long to be kept"), None)
-            }
-            Ok((Some(value), ttl)) => (Filled::Value(value), *ttl),
-            Ok((None, _)) => (Filled::NotFound, None),
-            Err(_) => (Filled::Failed(&message), None),
-        };
-        let ttl_ms = super::writes::ttl_ms(ttl);
-        // The load may have taken all the time that the get had.
-        let request =
-            Request { deadline: Instant::now() + self.deadline, ..self.request(key, Instant::now()) };
-        let write = Write::Set { key, outcome, ttl_ms, token: reply.token };
+        let brought = Brought::new(loaded);
+        let request = self.request_to_fill(key);
+        let write = brought.write(key, reply.token);
         fill::fill(&request, &node, ring_version, write, &reply).await;
-        match loaded {
+        self.value_of(brought, failover)
+    }
+
+    /// As [`finish`](Self::finish), of all keys that one load was for: each node is brought all of its values together.
+    async fn finish_many(
+        &self,
+        led: Vec<(Bytes, Answered)>,
+        loaded: Result<Found, Error>,
+    ) -> Vec<(Bytes, Result<Option<Bytes>, Error>)> {
+        let brought = led.iter().map(|(key, _)| match &loaded {
+            Ok(loaded) => Brought::new(Ok(of_key(loaded, key))),
+            Err(error) => Brought::new(Err(error.clone())),
+        });
+        let brought: Vec<_> = brought.collect();
+        let mut by_node = BTreeMap::<_, Vec<(Write<'_>, &Reply)>>::new();
+        for ((key, answered), brought) in led.iter().zip(&brought) {
+            let Answered { reply, node, ring_version, .. } = answered;
+            let fills = by_node.entry((Arc::as_ptr(node).addr(), *ring_version)).or_default();
+            fills.push((brought.write(key, reply.token), reply));
+        }
+        let request = self.request_to_fill(&[]);
+        let mut filling = Vec::with_capacity(by_node.len());
+        for ((node, ring_version), fills) in &by_node {
+            let node = led.iter().map(|(_, answered)| &answered.node).find(|it| Arc::as_ptr(it).addr() == *node);
+            filling.extend(node.map(|node| fill::fill_all(&request, node, *ring_version, fills)));
+        }
+        join_all(filling).await;
+        drop(by_node);
+        let values = led.into_iter().zip(brought);
+        values.map(|((key, answered), brought)| (key, self.value_of(brought, answered.failover))).collect()
+    }
+
+    /// The load may have taken all the time that the get had.
+    fn request_to_fill<'a>(&'a self, key: &'a [u8]) -> Request<'a> {
+        self.request(key, Instant::now())
+    }
+
+    fn value_of(&self, brought: Brought, failover: bool) -> Result<Option<Bytes>, Error> {
+        match brought.loaded {
             Ok((value, _)) => {
                 let outcome = if value.is_some() { Outcome::Loaded } else { Outcome::NotFound };
                 self.client.counters.answered(outcome, failover);
@@ -313,6 +318,33 @@ impl Group {
                 Err(error)
             }
         }
+    }
+}
+
+/// What the application's loader has brought for a key.
+struct Brought {
+    loaded: Result<(Option<Bytes>, Option<Duration>), Error>,
+    /// What others are told where it has failed.
+    message: String,
+}
+
+impl Brought {
+    fn new(loaded: Result<Loaded, Error>) -> Self {
+        let message = loaded.as_ref().err().map(message_of).unwrap_or_default();
+        Brought { loaded: loaded.map(Loaded::into_parts), message }
+    }
+
+    /// As the node that has given the token is told.
+    fn write<'a>(&'a self, key: &'a [u8], token: FillToken) -> Write<'a> {
+        let (outcome, ttl) = match &self.loaded {
+            Ok((Some(value), _)) if value.len() > MAX_VALUE_BYTES => {
+                (Filled::Failed("the value is too long to be kept"), None)
+            }
+            Ok((Some(value), ttl)) => (Filled::Value(value), *ttl),
+            Ok((None, _)) => (Filled::NotFound, None),
+            Err(_) => (Filled::Failed(&self.message), None),
+        };
+        Write::Set { key, outcome, ttl_ms: super::writes::ttl_ms(ttl), token }
     }
 }
 

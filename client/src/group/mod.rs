@@ -1,5 +1,6 @@
 //! A group as an application uses it: gets here, [`loads`] by the application's own loader, and [`writes`].
 
+mod boarding;
 mod loads;
 mod writes;
 
@@ -256,8 +257,16 @@ mod tests {
         let keys = || (0..2).map(|key| key.to_string());
         let spawned = tokio::spawn(async move {
             let deleted = group.delete_many(keys()).await;
-            (deleted.len(), group.get_many(keys()).await.len(), group.begin_write("k").await.is_ok())
+            let set = group.set_many(keys().map(|key| (key, "v"))).await;
+            let loaded = group
+                .get_or_load_many(keys(), |missing| async move {
+                    Ok::<_, crate::Error>(missing.into_iter().map(|key| (key, "v")))
+                })
+                .await;
+            assert!(loaded.iter().all(|value| matches!(value, Ok(Some(value)) if value == "v")));
+            let counts = [deleted.len(), set.len(), loaded.len(), group.get_many(keys()).await.len()];
+            (counts, group.begin_write("k").await.is_ok())
         });
-        assert_eq!(spawned.await.unwrap(), (2, 2, false));
+        assert_eq!(spawned.await.unwrap(), ([2; 4], false));
     }
 }

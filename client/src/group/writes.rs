@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
-use futures_util::stream::iter;
 use peanut_proto::frame::{Filled, Write};
 use peanut_proto::limits::MAX_VALUE_BYTES;
 use peanut_proto::numbers::FillToken;
@@ -13,8 +11,10 @@ use tokio::time::{Instant, sleep};
 use super::Group;
 use crate::clear;
 use crate::error::{Error, ErrorKind};
-use crate::request::{Op, Request};
+use crate::request::{Key, Op, Request};
+use crate::ring::key_hash;
 use crate::write;
+use crate::write::many::WriteOf;
 
 impl Group {
     /// Stores a value at the node that owns the key. It stays fresh for the group's `ttl`.
@@ -57,12 +57,9 @@ impl Group {
         entries: impl IntoIterator<Item = (K, V)>,
     ) -> Vec<Result<(), Error>> {
         let entries: Vec<(K, V)> = entries.into_iter().collect();
-        // Without a closure: a future that has one cannot be spawned.
-        let mut sets = Vec::with_capacity(entries.len());
-        for (key, value) in &entries {
-            sets.push(self.set(key, value));
-        }
-        iter(sets).buffered(self.client.config.keys_in_flight).collect().await
+        let sets = entries.iter().map(|(key, value)| self.set_of(key.as_ref(), value.as_ref(), None));
+        let sets: Vec<_> = sets.collect();
+        self.write_many(sets).await
     }
 
     /// Begins a write of a key, before the database is written: of two applications that write a key at the
@@ -82,8 +79,7 @@ impl Group {
     /// As [`delete`](Self::delete), which it also is.
     pub async fn begin_write(&self, key: impl AsRef<[u8]>) -> Result<BegunWrite, Error> {
         let key = key.as_ref();
-        self.check(key)?;
-        let sequence = self.write(key, Write::Delete { key, then_set: false, sequence: 0 }, 0).await?;
+        let sequence = self.write(key, self.delete_of(key)?, 0).await?;
         Ok(BegunWrite { group: self.clone(), key: key.into(), sequence, has_ended: false })
     }
 
@@ -94,14 +90,17 @@ impl Group {
         ttl: Option<Duration>,
         sequence: u64,
     ) -> Result<(), Error> {
+        let set = self.set_of(key, value, ttl)?;
+        self.write(key, set, sequence).await.map(drop)
+    }
+
+    fn set_of<'a>(&self, key: &'a [u8], value: &'a [u8], ttl: Option<Duration>) -> Result<Write<'a>, Error> {
         self.check(key)?;
         if value.len() > MAX_VALUE_BYTES {
             let why = format!("the value has {} bytes; the limit is {MAX_VALUE_BYTES}", value.len());
             return Err(Error::new(ErrorKind::TooLarge, why));
         }
-        let set =
-            Write::Set { key, outcome: Filled::Value(value), ttl_ms: ttl_ms(ttl), token: FillToken::NONE };
-        self.write(key, set, sequence).await.map(drop)
+        Ok(Write::Set { key, outcome: Filled::Value(value), ttl_ms: ttl_ms(ttl), token: FillToken::NONE })
     }
 
     /// Has the fleet forget a key: the next get loads it. A load in progress is not kept.
@@ -116,8 +115,7 @@ impl Group {
     #[doc(alias = "del")]
     pub async fn delete(&self, key: impl AsRef<[u8]>) -> Result<(), Error> {
         let key = key.as_ref();
-        self.check(key)?;
-        self.write(key, Write::Delete { key, then_set: false, sequence: 0 }, 0).await.map(drop)
+        self.write(key, self.delete_of(key)?, 0).await.map(drop)
     }
 
     /// Has the fleet forget many keys, all at the same time; the results are in the order of the keys.
@@ -126,12 +124,13 @@ impl Group {
         keys: impl IntoIterator<Item = K>,
     ) -> Vec<Result<(), Error>> {
         let keys: Vec<K> = keys.into_iter().collect();
-        // Without a closure: a future that has one cannot be spawned.
-        let mut deletes = Vec::with_capacity(keys.len());
-        for key in &keys {
-            deletes.push(self.delete(key));
-        }
-        iter(deletes).buffered(self.client.config.keys_in_flight).collect().await
+        let deletes = keys.iter().map(|key| self.delete_of(key.as_ref()));
+        let deletes: Vec<_> = deletes.collect();
+        self.write_many(deletes).await
+    }
+
+    fn delete_of<'a>(&self, key: &'a [u8]) -> Result<Write<'a>, Error> {
+        self.check(key).map(|()| Write::Delete { key, then_set: false, sequence: 0 })
     }
 
     /// Has the fleet forget all keys of the group.
@@ -151,50 +150,93 @@ impl Group {
     async fn write(&self, key: &[u8], write: Write<'_>, sequence: u64) -> Result<u64, Error> {
         let now = Instant::now();
         let request = Request { op: Op::Write(write), ..self.request(key, now) };
-        let unfinished = Unfinished { group: self, key };
+        let unfinished = Unfinished { group: Some(self), keys: [key] };
         let written = write::write(&self.client, request, sequence, &self.name, now).await;
-        std::mem::forget(unfinished);
+        unfinished.end();
         self.client.counters.written(written.is_ok());
         written
     }
 
-    /// Deletes a key on the caller's runtime, for a caller that waits for nothing any more; and once more
+    /// Does many writes; those that are refused have errors already.
+    async fn write_many(&self, writes: Vec<Result<Write<'_>, Error>>) -> Vec<Result<(), Error>> {
+        let now = Instant::now();
+        let (mut asked, mut refused) = (Vec::with_capacity(writes.len()), Vec::new());
+        for (at, write) in writes.into_iter().enumerate() {
+            match write {
+                Ok(write) => asked.push(self.write_of(write)),
+                Err(error) => refused.push((at, error)),
+            }
+        }
+        let keys: Vec<&[u8]> = asked.iter().map(|one| one.key.bytes).collect();
+        let unfinished = Unfinished { group: Some(self), keys };
+        let request = self.request(&[], now);
+        let mut written = Box::pin(write::many::write(&self.client, request, &asked, &self.name, now)).await;
+        unfinished.end();
+        written.iter().for_each(|written| self.client.counters.written(written.is_ok()));
+        // In the order of their places, so that each is right when it is its turn.
+        refused.into_iter().for_each(|(at, error)| written.insert(at, Err(error)));
+        written
+    }
+
+    fn write_of<'a>(&self, write: Write<'a>) -> WriteOf<'a> {
+        let bytes = match write {
+            Write::Set { key, .. } | Write::Delete { key, .. } => key,
+            _ => &[],
+        };
+        WriteOf { key: Key { bytes, hash: key_hash(&self.name, bytes) }, write }
+    }
+
+    /// Deletes keys on the caller's runtime, for a caller that waits for nothing any more; and once more
     /// after `again`.
-    fn delete_in_background(&self, key: &[u8], again: Option<Duration>) {
+    fn delete_in_background(&self, keys: &[&[u8]], again: Option<Duration>) {
         let Ok(runtime) = Handle::try_current() else {
             tracing::warn!(group = self.name(), "a write was dropped unfinished where there is no runtime");
             return;
         };
-        let (group, key) = (self.clone(), Box::<[u8]>::from(key));
+        let group = self.clone();
+        let keys: Vec<Box<[u8]>> = keys.iter().map(|key| Box::from(*key)).collect();
         runtime.spawn(async move {
-            group.delete_unguarded(&key).await;
+            group.delete_unguarded(&keys).await;
             if let Some(again) = again {
                 sleep(again).await;
-                group.delete_unguarded(&key).await;
+                group.delete_unguarded(&keys).await;
             }
         });
     }
 
-    async fn delete_unguarded(&self, key: &[u8]) {
+    async fn delete_unguarded(&self, keys: &[Box<[u8]>]) {
         let now = Instant::now();
-        let delete = Write::Delete { key, then_set: false, sequence: 0 };
-        let request = Request { op: Op::Write(delete), ..self.request(key, now) };
-        if let Err(error) = write::write(&self.client, request, 0, &self.name, now).await {
+        let mut deletes = Vec::with_capacity(keys.len());
+        for key in keys {
+            deletes.push(self.write_of(Write::Delete { key, then_set: false, sequence: 0 }));
+        }
+        let request = self.request(&[], now);
+        let deleted = write::many::write(&self.client, request, &deletes, &self.name, now).await;
+        if let Some(error) = deleted.into_iter().find_map(Result::err) {
             tracing::warn!(group = self.name(), %error, "the key of a write that was dropped was not deleted");
         }
     }
 }
 
-/// A write that is under way. A caller that stops waiting for it has perhaps written its database by then, so
-/// what is left of the write is done as a delete.
-struct Unfinished<'a> {
-    group: &'a Group,
-    key: &'a [u8],
+/// Writes that are under way. A caller that stops waiting for them has perhaps written its database by then, so
+/// what is left of them is done as deletes.
+struct Unfinished<'a, K: AsRef<[&'a [u8]]>> {
+    /// `None` once they have ended.
+    group: Option<&'a Group>,
+    keys: K,
 }
 
-impl Drop for Unfinished<'_> {
+impl<'a, K: AsRef<[&'a [u8]]>> Unfinished<'a, K> {
+    fn end(mut self) {
+        self.group = None;
+    }
+}
+
+impl<'a, K: AsRef<[&'a [u8]]>> Drop for Unfinished<'a, K> {
     fn drop(&mut self) {
-        self.group.delete_in_background(self.key, None);
+        if let Some(group) = self.group {
+            group.delete_in_background(self.keys.as_ref(), None);
+        }
     }
 }
 
@@ -216,7 +258,7 @@ pub struct BegunWrite {
 impl Drop for BegunWrite {
     fn drop(&mut self) {
         if !self.has_ended {
-            self.group.delete_in_background(&self.key, Some(self.group.deadline));
+            self.group.delete_in_background(&[&self.key], Some(self.group.deadline));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Who waits for an answer on a lane, and how it is delivered.
 
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::Answer;
@@ -26,6 +26,18 @@ impl Caller {
     }
 }
 
+/// One who waits for an operation of many keys.
+#[derive(Debug)]
+pub(super) enum ManyCaller {
+    /// For the answers to all of them together.
+    Together(oneshot::Sender<Vec<Answer>>),
+    /// For each answer as it comes, by the key's position, which is counted on from `first`.
+    AsTheyCome { sender: EachSender, first: usize },
+}
+
+/// Takes answers by position.
+pub(crate) type EachSender = mpsc::UnboundedSender<(usize, Answer)>;
+
 /// An answer with the one who waits for it; sent after the lane's lock is released.
 #[derive(Debug)]
 pub(super) enum Delivery {
@@ -39,6 +51,14 @@ pub(super) enum Delivery {
     Many {
         caller: oneshot::Sender<Vec<Answer>>,
         answers: Vec<Answer>,
+        group: u32,
+    },
+    /// The answer to one of many keys.
+    Each {
+        caller: EachSender,
+        position: usize,
+        answer: Answer,
+        group: u32,
     },
 }
 
@@ -47,7 +67,18 @@ impl Delivery {
         match self {
             Delivery::One { caller: Some(caller), answer, .. } => caller.tell(answer),
             Delivery::One { caller: None, .. } => {}
-            Delivery::Many { caller, answers } => drop(caller.send(answers)),
+            Delivery::Many { caller, answers, .. } => drop(caller.send(answers)),
+            Delivery::Each { caller, position, answer, .. } => drop(caller.send((position, answer))),
+        }
+    }
+
+    /// The answers, and the number of their group.
+    pub(super) fn answers(&mut self) -> (&mut [Answer], u32) {
+        match self {
+            Delivery::One { answer, group, .. } | Delivery::Each { answer, group, .. } => {
+                (std::slice::from_mut(answer), *group)
+            }
+            Delivery::Many { answers, group, .. } => (answers, *group),
         }
     }
 }

@@ -231,11 +231,9 @@ impl Driver {
             self.task.expect_more(deliveries.len() > 1);
         }
         for mut delivery in deliveries {
-            // A get of many keys asks for no token.
-            if let Delivery::One { answer: Ok(reply), group, .. } = &mut delivery
-                && reply.token.is_some()
-            {
-                reply.lease = Some(Arc::new(self.lease(*group, reply.token)));
+            let (answers, group) = delivery.answers();
+            for reply in answers.iter_mut().flatten().filter(|reply| reply.token.is_some()) {
+                reply.lease = Some(Arc::new(self.lease(group, reply.token)));
             }
             delivery.tell();
         }

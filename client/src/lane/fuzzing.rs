@@ -11,18 +11,20 @@ use peanut_proto::limits::MAX_VALUE_BYTES;
 use peanut_proto::numbers::{FillToken, RingVersion};
 use peanut_proto::v1::{OnMiss, Outcome};
 use smallvec::SmallVec;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::caller::{Caller, Delivery, Limits};
+use super::caller::{Caller, Delivery, Limits, ManyCaller};
 use super::state::{LaneState, NextFrame};
 use super::{Answer, Failure};
-use crate::request::{Key, ManyAttempt, Op, Placement, Request};
+use crate::request::{Each, Key, ManyAttempt, Op, Placement, Request};
 
-/// How many callers wait for one answer each, how many for those of many keys, and of how many.
+/// How many callers wait for one answer each, how many for those of many keys together, and of how many. One more takes as
+/// many as they come.
 const CALLERS: usize = 40;
 const MANY: usize = 2;
 const KEYS: usize = 5;
+const ALL: usize = CALLERS + (MANY + 1) * KEYS;
 
 /// Takes in frames of answers, each behind its length in two bytes, for operations of all kinds.
 ///
@@ -30,7 +32,7 @@ const KEYS: usize = 5;
 /// Where a caller has no answer in the end, or more than one, or something that no node may say.
 pub fn answers(mut input: &[u8]) {
     let now = Instant::now();
-    let mut lane = LaneState::new(Limits { operations: CALLERS + MANY * KEYS, queued_bytes: 1 << 20 });
+    let mut lane = LaneState::new(Limits { operations: ALL, queued_bytes: 1 << 20 });
     lane.opened(1, 1);
     let keys: Vec<String> = (0..CALLERS / 2).map(|key| format!("k{key}")).collect();
     let mut waiting: Vec<_> = (0..CALLERS)
@@ -61,7 +63,15 @@ pub fn answers(mut input: &[u8]) {
             receiver
         })
         .collect();
-    let mut waiting_for_many: Vec<_> = (0..MANY).map(|at| push_many(&mut lane, &keys, at, now)).collect();
+    let mut waiting_for_many: Vec<_> = (0..MANY)
+        .map(|at| {
+            let (sender, receiver) = oneshot::channel();
+            push_many(&mut lane, &keys, at, ManyCaller::Together(sender), now);
+            receiver
+        })
+        .collect();
+    let (sender, mut each) = mpsc::unbounded_channel();
+    push_many(&mut lane, &keys, MANY, ManyCaller::AsTheyCome { sender, first: 1 }, now);
     assert!(matches!(lane.next_frame(1, now, Waker::noop()), NextFrame::Send(_)));
     let mut answered = 0;
     let mut is_broken = false;
@@ -80,7 +90,10 @@ pub fn answers(mut input: &[u8]) {
     let mut deliveries = Vec::new();
     lane.fail_all(&Failure::Broken("over".into()), &mut deliveries);
     answered += tell(deliveries);
-    assert_eq!((answered, lane.in_flight()), (CALLERS + MANY * KEYS, 0), "each has one answer");
+    assert_eq!((answered, lane.in_flight()), (ALL, 0), "each has one answer");
+    let mut positions: Vec<_> = std::iter::from_fn(|| each.try_recv().ok()).map(|(at, _)| at).collect();
+    positions.sort_unstable();
+    assert!(positions.into_iter().eq(1..=KEYS));
     assert!(waiting.iter_mut().all(|waiting| waiting.try_recv().is_ok()));
     assert!(
         waiting_for_many
@@ -146,21 +159,14 @@ impl GetsOfALane {
     }
 }
 
-fn push_many(
-    lane: &mut LaneState,
-    keys: &[String],
-    at: usize,
-    now: Instant,
-) -> oneshot::Receiver<Vec<Answer>> {
+fn push_many(lane: &mut LaneState, keys: &[String], at: usize, caller: ManyCaller, now: Instant) {
     let keys = keys[..KEYS].iter().map(|key| (RingVersion(2), Key { bytes: key.as_bytes(), hash: 7 }));
     let keys: Vec<_> = keys.collect();
     let deadline = now + Duration::from_secs(5 + 10 * at as u64);
     let request =
         Request { group: 0, group_name: "g", key: &[], hash: 0, deadline, op: Op::LOAD, traceparent: "" };
     let placement = Placement::owner(RingVersion(3), RingVersion(2));
-    let (sender, receiver) = oneshot::channel();
-    lane.push_many(&ManyAttempt { request, placement, keys: &keys }, sender, now);
-    receiver
+    lane.push_many(&ManyAttempt { request, placement, each: Each::Get(&keys) }, caller, now);
 }
 
 /// Tells all who wait; says how many answers they were told.
@@ -176,6 +182,10 @@ fn tell(deliveries: Vec<Delivery>) -> usize {
         Delivery::Many { answers, .. } => {
             answers.iter().for_each(check);
             answers.len()
+        }
+        Delivery::Each { answer, .. } => {
+            check(answer);
+            1
         }
     });
     let told = told.sum();

@@ -38,8 +38,8 @@ use crate::connect::Connector;
 use crate::connection::ConnectionTask;
 use crate::monitor::Monitor;
 use crate::request::{Attempt, ManyAttempt};
-pub(crate) use caller::Limits;
-use caller::{Caller, Delivery};
+use caller::{Caller, Delivery, ManyCaller};
+pub(crate) use caller::{EachSender, Limits};
 pub(crate) use choice::Choice;
 pub(crate) use lease::Lease;
 use state::LaneState;
@@ -216,7 +216,7 @@ impl Asked<'_> {
     }
 }
 
-/// Gets of many keys that were handed to a lane.
+/// Operations of many keys that were handed to a lane, whose answers are waited for together.
 pub(crate) struct AskedMany<'a> {
     /// For each of them the answers, and how many there are.
     answers: Vec<(oneshot::Receiver<Vec<Answer>>, usize)>,
@@ -293,7 +293,7 @@ impl Lane {
         Asked { answer, afar }
     }
 
-    /// As [`ask`](Self::ask), for gets of many keys.
+    /// As [`ask`](Self::ask), for operations of many keys.
     pub(crate) fn ask_many(
         &self,
         node: &Arc<impl Owner>,
@@ -304,12 +304,31 @@ impl Lane {
         let (mut answers, mut writer) = (Vec::with_capacity(asks.len()), None);
         for ask in asks {
             let (sender, answer) = oneshot::channel();
-            writer = state.push_many(ask, sender, now).or(writer);
-            answers.push((answer, ask.keys.len()));
+            writer = state.push_many(ask, ManyCaller::Together(sender), now).or(writer);
+            answers.push((answer, ask.each.len()));
         }
         let is_foreign = self.pushed(state, writer, node);
         let deadline = asks.iter().map(|ask| ask.request.deadline).max().unwrap_or(now);
         AskedMany { answers, afar: is_foreign.then_some(Afar { lane: self, deadline }) }
+    }
+
+    /// As [`ask_many`](Self::ask_many), where each answer goes to the sender as it comes, by the position of its key in all
+    /// of them, counted on from `first`. Whether the driver is on another runtime than the caller.
+    pub(crate) fn ask_each(
+        &self,
+        node: &Arc<impl Owner>,
+        asks: &[ManyAttempt<'_>],
+        (sender, mut first): (&EachSender, usize),
+        now: Instant,
+    ) -> bool {
+        let mut state = self.shared.state.lock();
+        let mut writer = None;
+        for ask in asks {
+            let caller = ManyCaller::AsTheyCome { sender: sender.clone(), first };
+            writer = state.push_many(ask, caller, now).or(writer);
+            first += ask.each.len();
+        }
+        self.pushed(state, writer, node)
     }
 
     /// Sees to it that what was pushed is sent. Whether the driver is on another runtime than the caller.

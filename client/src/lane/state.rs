@@ -12,8 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hashbrown::HashTable;
 use peanut_proto::frame::{
-    AnswerFields, FrameError, GetManyOperation, RequestFrame, RequestWriter, ResponseField, ResponseFrame,
-    Write,
+    AnswerFields, FrameError, RequestFrame, RequestWriter, ResponseField, ResponseFrame, Write,
 };
 use peanut_proto::numbers::{FillToken, RingVersion};
 use peanut_proto::v1::ErrorCode;
@@ -23,12 +22,11 @@ use tokio::runtime::Id;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::caller::{Caller, Delivery, Limits};
+use super::caller::{Caller, Delivery, Limits, ManyCaller};
 use super::{Answer, Failure, Reply};
 use crate::request::{Attempt, ManyAttempt, Op, Placement, Request};
 use many::Many;
 pub(super) use outgoing::NextFrame;
-use outgoing::deadline_ms;
 use pieces::Pieces;
 
 /// By when a token that is given back should have arrived.
@@ -52,7 +50,7 @@ pub(super) struct LaneState {
     /// Operations in flight. An operation keeps its place until it is answered, even when nobody waits
     /// for it any more, so that a late answer finds no stranger there.
     operations: Slab<Operation>,
-    /// Gets of many keys in flight; the two have even and odd numbers on the wire.
+    /// Operations of many keys in flight; the two have even and odd numbers on the wire.
     many: Slab<Many>,
     /// How many of their keys have not been answered.
     many_keys: usize,
@@ -197,33 +195,25 @@ impl LaneState {
         self.writer.take()
     }
 
-    /// Takes in a get of many keys, as [`push`](Self::push) does a single operation.
+    /// Takes in an operation of many keys, as [`push`](Self::push) does a single one.
     pub(super) fn push_many(
         &mut self,
         ask: &ManyAttempt<'_>,
-        caller: oneshot::Sender<Vec<Answer>>,
+        caller: ManyCaller,
         now: Instant,
     ) -> Option<Waker> {
+        let (request, keys) = (&ask.request, ask.each.len());
+        let mut many = Many::new(keys, caller, request.group, request.deadline);
         if let Err(failure) = self.room() {
-            // A caller that has stopped waiting is not missed.
-            let _ = caller.send(vec![Err(failure); ask.keys.len()]);
+            let mut deliveries = Vec::new();
+            many.deliver(&failure, &mut deliveries);
+            deliveries.into_iter().for_each(Delivery::tell);
             return None;
         }
         self.begin(now);
-        self.many_keys += ask.keys.len();
-        let request = &ask.request;
-        let id = self.many.insert(Many::new(ask.keys.len(), caller, request.deadline));
-        let id = u32::try_from(id).expect("far fewer operations are in flight") << 1 | 1;
-        self.make_ready(request, ask.placement.ring_version, 0, now);
-        let get = GetManyOperation {
-            id,
-            group: request.group,
-            deadline_ms: deadline_ms(request.deadline, now),
-            owned_since: ask.placement.owned_since,
-            traceparent: request.traceparent,
-        };
-        self.frame.get_many(&get, ask.keys.iter().map(|(_, key)| key.bytes));
-        self.frame_begun.get_or_insert(now);
+        self.many_keys += keys;
+        let id = u32::try_from(self.many.insert(many)).expect("far fewer operations are in flight");
+        self.write_many(id << 1 | 1, ask, now);
         self.writer.take()
     }
 
@@ -345,10 +335,10 @@ impl LaneState {
         let id = id >> 1;
         if is_of_many {
             let many = self.many.get_mut(id as usize).ok_or(FrameError::UNKNOWN_ID)?;
-            many.take(position, answer)?;
+            many.take(position, answer, deliveries)?;
             self.many_keys -= 1;
             if many.left() == 0 {
-                deliveries.extend(many.deliver(&Failure::Late));
+                many.deliver(&Failure::Late, deliveries);
                 self.many.remove(id as usize);
             }
             return Ok(());
@@ -388,7 +378,7 @@ impl LaneState {
                 operation.shared_in = None;
             }
         }
-        deliveries.extend(self.many.iter_mut().filter_map(|(_, many)| many.expire(now)));
+        self.many.iter_mut().for_each(|(_, many)| many.expire(now, deliveries));
     }
 
     /// The stream is gone: everyone who waits is told, and the next operation begins anew.
@@ -401,7 +391,7 @@ impl LaneState {
                 group,
             }));
         }
-        deliveries.extend(self.many.drain().filter_map(|mut many| many.deliver(failure)));
+        self.many.drain().for_each(|mut many| many.deliver(failure, deliveries));
         self.many_keys = 0;
         self.by_key.clear();
         self.frame = RequestWriter::default();
@@ -423,7 +413,7 @@ impl LaneState {
     }
 }
 
-/// Whether a number on the wire is that of a get of many keys.
+/// Whether a number on the wire is that of an operation of many keys.
 fn is_of_many(id: u32) -> bool {
     id & 1 == 1
 }

@@ -74,9 +74,24 @@ fn requests() -> Vec<(&'static str, RequestFrame)> {
             "request-many",
             frame(&|to| {
                 let owned_since = RingVersion(41);
-                let many =
-                    GetManyOperation { id: 7, group: 2, deadline_ms: 950, owned_since, traceparent: "" };
+                let many = GetManyOperation {
+                    id: 7,
+                    group: 2,
+                    deadline_ms: 950,
+                    owned_since,
+                    on_miss: OnMiss::Load,
+                    traceparent: "",
+                };
                 to.get_many(&many, [&b"Tom"[..], b"Jack"].into_iter());
+            }),
+        ),
+        (
+            "request-write-many",
+            frame(&|to| {
+                let (key, value, ttl_ms, sequence) = (&b"Tom"[..], &b"630"[..], 60_000, 12);
+                let replace = Write::Replace { key, value, ttl_ms, sequence };
+                let delete = Write::Delete { key: b"Jack", then_set: true, sequence: 0 };
+                to.write_many((9, 2, 900), [replace, delete].iter());
             }),
         ),
         (

@@ -36,7 +36,7 @@ pub enum RequestField<'a> {
 pub struct Operation {
     /// The client's number for it.
     pub id: u32,
-    /// Of a get of many keys: the position of this one.
+    /// Of an operation of many keys: the position of this one.
     pub position: u32,
     /// What is to be done.
     pub kind: Kind,
@@ -78,7 +78,7 @@ pub struct Rare {
 
 impl RequestFrame {
     /// The fields, in the order in which they stand. Unknown ones are passed over. Ends after the first error.
-    /// A get of many keys is read as one operation for each.
+    /// An operation of many keys is read as one operation for each.
     pub fn fields(&self) -> impl Iterator<Item = Result<RequestField<'_>, FrameError>> {
         let mut place = Place::default();
         std::iter::from_fn(move || place.next_field(&self.0))
@@ -101,15 +101,17 @@ pub struct RequestReader {
 #[derive(Debug, Default)]
 struct Place {
     at: usize,
-    /// The last field before `at`, where it is a get of many keys that have not all been read.
+    /// The last field before `at`, where it is an operation of many keys that have not all been read.
     many: Option<Many>,
 }
 
-/// A get of many keys that is being read: each key becomes an operation.
+/// An operation of many keys that is being read: each key becomes an operation.
 #[derive(Debug)]
 struct Many {
-    /// The operation but for its key and position.
-    get: Operation,
+    /// What all of them have in common.
+    common: Operation,
+    /// The field that each is in: the key of a get, or the whole of a write.
+    each: u32,
     position: u32,
     /// What is left of the message begins here, and ends with it.
     at: usize,
@@ -119,6 +121,7 @@ impl RequestReader {
     /// What operations begin with: their field numbers and wire types.
     const OPERATION: u8 = 5 << 3 | 2;
     const GET_MANY: u8 = 7 << 3 | 2;
+    const WRITE_MANY: u8 = 8 << 3 | 2;
 
     /// The next field, as [`RequestFrame::fields`] has them; `None` at the end.
     pub fn next_field(&mut self) -> Option<Result<RequestField<'_>, FrameError>> {
@@ -127,7 +130,7 @@ impl RequestReader {
 
     /// Whether the next field is an operation, as far as its first byte tells.
     pub fn is_at_operation(&self) -> bool {
-        let begins = [RequestReader::OPERATION, RequestReader::GET_MANY];
+        let begins = [RequestReader::OPERATION, RequestReader::GET_MANY, RequestReader::WRITE_MANY];
         self.place.many.is_some() || self.frame.get(self.place.at).is_some_and(|byte| begins.contains(byte))
     }
 }
@@ -136,7 +139,10 @@ impl Place {
     fn next_field<'a>(&mut self, frame: &'a Bytes) -> Option<Result<RequestField<'a>, FrameError>> {
         loop {
             if let Some(operation) = next_of_many(frame, &mut self.many, self.at) {
-                return Some(Ok(RequestField::Operation(operation)));
+                if operation.is_err() {
+                    (self.at, self.many) = (frame.len(), None);
+                }
+                return Some(operation.map(RequestField::Operation));
             }
             if self.at >= frame.len() {
                 return None;
@@ -146,7 +152,11 @@ impl Place {
             self.at = frame.len() - rest.len();
             let read = read.and_then(|(number, value)| match number {
                 7 => {
-                    self.many = Some(read_many(frame, value.bytes()?, self.at)?);
+                    self.many = Some(read_get_many(frame, value.bytes()?, self.at)?);
+                    Ok(None)
+                }
+                8 => {
+                    self.many = Some(read_write_many(value.bytes()?, self.at)?);
                     Ok(None)
                 }
                 _ => field(frame, number, value),
@@ -180,41 +190,78 @@ fn field<'a>(
     }))
 }
 
-/// The next key of the get of many that is being read, which ends at `end`.
+/// The next key of the operation of many that is being read, which ends at `end`.
 #[inline]
-fn next_of_many(frame: &Bytes, reading: &mut Option<Many>, end: usize) -> Option<Operation> {
+fn next_of_many(
+    frame: &Bytes,
+    reading: &mut Option<Many>,
+    end: usize,
+) -> Option<Result<Operation, FrameError>> {
     let many = reading.as_mut()?;
     let mut rest = &frame[many.at..end];
     while !rest.is_empty() {
         // It was read before, so this does not fail.
         let (number, value) = take_field(&mut rest).ok()?;
-        if let (6, Value::Bytes(key)) = (number, value) {
+        if let Value::Bytes(one) = value
+            && number == many.each
+        {
             many.at = end - rest.len();
             let position = many.position;
             many.position += 1;
-            return Some(Operation { key: slice_of(frame, key), position, ..many.get.clone() });
+            return Some(many.read(frame, one, position));
         }
     }
     *reading = None;
     None
 }
 
+impl Many {
+    #[inline]
+    fn read(&self, frame: &Bytes, one: &[u8], position: u32) -> Result<Operation, FrameError> {
+        if self.each == EACH_KEY {
+            return Ok(Operation { key: slice_of(frame, one), position, ..self.common.clone() });
+        }
+        let Operation { id, group, deadline_ms, .. } = self.common;
+        Ok(Operation { id, group, deadline_ms, position, ..read_operation(frame, one)? })
+    }
+}
+
+/// The fields of the messages of many keys that there is one of for each.
+const EACH_KEY: u32 = 6;
+pub(super) const EACH_WRITE: u32 = 4;
+
 /// Reads all of a get of many but its keys, which are the fields that it ends with as a rule. `end` is where
 /// it ends in the frame.
-fn read_many(frame: &Bytes, message: &[u8], end: usize) -> Result<Many, FrameError> {
-    let (mut get, mut from) = (nothing(), message);
+fn read_get_many(frame: &Bytes, message: &[u8], end: usize) -> Result<Many, FrameError> {
+    let (mut common, mut from) = (nothing(), message);
     while !from.is_empty() {
         match take_field(&mut from)? {
-            (1, value) => get.id = value.small()?,
-            (2, value) => get.group = value.small()?,
-            (3, value) => get.deadline_ms = value.small()?,
-            (4, value) => get.owned_since = RingVersion(value.number()?),
-            (5, value) => rare(&mut get).traceparent = slice_of(frame, value.bytes()?),
-            (6, value) => value.bytes().map(drop)?,
+            (1, value) => common.id = value.small()?,
+            (2, value) => common.group = value.small()?,
+            (3, value) => common.deadline_ms = value.small()?,
+            (4, value) => common.owned_since = RingVersion(value.number()?),
+            (5, value) => rare(&mut common).traceparent = slice_of(frame, value.bytes()?),
+            (EACH_KEY, value) => value.bytes().map(drop)?,
+            (7, value) => common.on_miss = enumeration(value)?,
             _ => {}
         }
     }
-    Ok(Many { get, position: 0, at: end - message.len() })
+    Ok(Many { common, each: EACH_KEY, position: 0, at: end - message.len() })
+}
+
+/// Reads all of a write of many but the writes.
+fn read_write_many(message: &[u8], end: usize) -> Result<Many, FrameError> {
+    let (mut common, mut from) = (nothing(), message);
+    while !from.is_empty() {
+        match take_field(&mut from)? {
+            (1, value) => common.id = value.small()?,
+            (2, value) => common.group = value.small()?,
+            (3, value) => common.deadline_ms = value.small()?,
+            (EACH_WRITE, value) => value.bytes().map(drop)?,
+            _ => {}
+        }
+    }
+    Ok(Many { common, each: EACH_WRITE, position: 0, at: end - message.len() })
 }
 
 fn read_open(mut from: &[u8]) -> Result<RequestField<'static>, FrameError> {

@@ -2,7 +2,7 @@
 
 use bytes::BytesMut;
 
-use super::operation::RequestFrame;
+use super::operation::{EACH_WRITE, RequestFrame};
 use super::wire::{Fields, bytes_length, number_length, varint_length};
 use crate::numbers::{FillToken, Generation, RingVersion};
 use crate::v1::OnMiss;
@@ -42,6 +42,8 @@ pub struct GetManyOperation<'a> {
     pub deadline_ms: u32,
     /// Ring version since which the node has owned all of the keys.
     pub owned_since: RingVersion,
+    /// What to do on a miss.
+    pub on_miss: OnMiss,
     /// W3C trace context of the caller; empty: none.
     pub traceparent: &'a str,
 }
@@ -119,6 +121,29 @@ pub enum Write<'a> {
     },
 }
 
+impl Write<'_> {
+    /// Length of the value that it brings, if any.
+    pub fn value_bytes(&self) -> usize {
+        match self {
+            Write::Set { outcome: Filled::Value(value), .. }
+            | Write::Replace { value, .. }
+            | Write::ReplaceOrForget { value, .. } => value.len(),
+            _ => 0,
+        }
+    }
+
+    /// The key that it is of, if it is of one.
+    pub fn key(&self) -> &[u8] {
+        match self {
+            Write::Set { key, .. }
+            | Write::Replace { key, .. }
+            | Write::ReplaceOrForget { key, .. }
+            | Write::Delete { key, .. } => key,
+            Write::Clear { .. } | Write::Release { .. } => &[],
+        }
+    }
+}
+
 /// What a load has brought.
 #[derive(Clone, Copy, Debug)]
 pub enum Filled<'a> {
@@ -188,28 +213,52 @@ impl RequestWriter {
             + number_length(get.deadline_ms.into())
             + number_length(get.owned_since.0)
             + bytes_length(get.traceparent.as_bytes())
+            + number_length(get.on_miss as u64)
             + keys.clone().map(key_length).sum::<usize>();
         self.buffer.reserve(length + 10);
         let fields = Fields::new().header(7, length).number(1, get.id.into()).number(2, get.group.into());
         let fields = fields.number(3, get.deadline_ms.into()).number(4, get.owned_since.0);
         fields.header_of(5, get.traceparent.as_bytes()).put(&mut self.buffer);
         self.buffer.extend_from_slice(get.traceparent.as_bytes());
+        Fields::new().number(7, get.on_miss as u64).put(&mut self.buffer);
         for key in keys {
             Fields::new().header(6, key.len()).put(&mut self.buffer);
             self.buffer.extend_from_slice(key);
         }
     }
 
+    /// Appends many writes as one operation, whose number, group and deadline these are.
+    pub fn write_many<'w>(
+        &mut self,
+        (id, group, deadline_ms): (u32, u32, u32),
+        writes: impl Iterator<Item = &'w Write<'w>>,
+    ) {
+        // Their lengths are not reckoned beforehand, so they are written aside.
+        let mut each = RequestWriter::default();
+        for write in writes {
+            let write = WriteOperation { id: 0, group: 0, deadline_ms: 0, failover: false, write: *write };
+            each.write_as(EACH_WRITE, &write);
+        }
+        let before = number_length(id.into()) + number_length(group.into()) + number_length(deadline_ms.into());
+        self.buffer.reserve(before + each.len() + 10);
+        let fields = Fields::new().header(8, before + each.len()).number(1, id.into());
+        fields.number(2, group.into()).number(3, deadline_ms.into()).put(&mut self.buffer);
+        self.buffer.extend_from_slice(&each.buffer);
+    }
+
     /// Appends a write.
     pub fn write(&mut self, operation: &WriteOperation<'_>) {
-        let (kind, key) = match operation.write {
-            Write::Set { key, .. } | Write::Replace { key, .. } | Write::ReplaceOrForget { key, .. } => {
-                (Kind::Set, key)
-            }
-            Write::Delete { key, .. } => (Kind::Delete, key),
-            Write::Clear { .. } => (Kind::Clear, &[][..]),
-            Write::Release { .. } => (Kind::Release, &[][..]),
+        self.write_as(5, operation);
+    }
+
+    fn write_as(&mut self, field: u32, operation: &WriteOperation<'_>) {
+        let kind = match operation.write {
+            Write::Set { .. } | Write::Replace { .. } | Write::ReplaceOrForget { .. } => Kind::Set,
+            Write::Delete { .. } => Kind::Delete,
+            Write::Clear { .. } => Kind::Clear,
+            Write::Release { .. } => Kind::Release,
         };
+        let key = operation.write.key();
         let (mut value, mut ttl, mut fill, mut not_found, mut error) = (&[][..], 0, 0, false, "");
         let (mut raised, mut on_miss) = (0, OnMiss::Load);
         match operation.write {
@@ -248,7 +297,7 @@ impl RequestWriter {
             + bytes_length(error.as_bytes())
             + number_length(raised);
         self.buffer.reserve(length + 10);
-        let fields = Fields::new().header(5, length).number(1, operation.id.into()).number(2, kind as u64);
+        let fields = Fields::new().header(field, length).number(1, operation.id.into()).number(2, kind as u64);
         fields.number(3, operation.group.into()).header_of(4, key).put(&mut self.buffer);
         self.buffer.extend_from_slice(key);
         let fields = Fields::new().number(5, operation.deadline_ms.into()).number(6, on_miss as u64);

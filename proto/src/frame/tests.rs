@@ -28,6 +28,8 @@ struct LaneRequest {
     ping: bool,
     #[prost(message, repeated, tag = "7")]
     get_many: Vec<v1::GetMany>,
+    #[prost(message, repeated, tag = "8")]
+    write_many: Vec<v1::WriteMany>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -146,6 +148,74 @@ fn answers() -> impl Strategy<Value = Vec<v1::Answer>> {
     prop::collection::vec(one, 0..20)
 }
 
+/// `None`: it is a get.
+fn write_of(o: &v1::Operation) -> Option<Write<'_>> {
+    let outcome = match (&*o.load_error, o.not_found) {
+        ("", false) => Filled::Value(&o.value),
+        ("", true) => Filled::NotFound,
+        (message, _) => Filled::Failed(message),
+    };
+    Some(match o.kind() {
+        Kind::Get => return None,
+        Kind::Set if o.generation != 0 => {
+            let (key, value, ttl_ms, sequence) = (&o.key, &o.value, o.ttl_ms, o.generation);
+            match o.on_miss() {
+                OnMiss::Lease => Write::Replace { key, value, ttl_ms, sequence },
+                _ => Write::ReplaceOrForget { key, value, ttl_ms, sequence },
+            }
+        }
+        Kind::Set => Write::Set { key: &o.key, outcome, ttl_ms: o.ttl_ms, token: FillToken(o.token) },
+        Kind::Delete => {
+            let then_set = o.on_miss() == OnMiss::Lease;
+            Write::Delete { key: &o.key, then_set, sequence: o.generation }
+        }
+        Kind::Clear => Write::Clear { generation: Generation(o.generation) },
+        Kind::Release => Write::Release { token: FillToken(o.token) },
+    })
+}
+
+/// What a server reads.
+fn read_of(o: v1::Operation) -> Operation {
+    let (kind, on_miss) = (o.kind(), o.on_miss());
+    let rare = Rare {
+        value: o.value,
+        ttl_ms: o.ttl_ms,
+        not_found: o.not_found,
+        load_error: o.load_error,
+        raised: o.generation,
+        traceparent: o.traceparent.into(),
+    };
+    Operation {
+        id: o.id,
+        position: 0,
+        kind,
+        group: o.group,
+        key: o.key,
+        deadline_ms: o.deadline_ms,
+        on_miss,
+        owned_since: RingVersion(o.owned_since),
+        failover: o.failover,
+        token: FillToken(o.token),
+        rare: (rare != Rare::default()).then(|| Box::new(rare)),
+    }
+}
+
+/// Fields of a frame of operations of many keys: as one reads them at once, and with pauses.
+fn read_both_ways(frame: &RequestFrame) -> Vec<RequestField<'_>> {
+    let mut fields: Vec<_> = frame.fields().map(Result::unwrap).collect();
+    // As others write it, the ping stands first.
+    fields.sort_by_key(|field| matches!(field, RequestField::Ping));
+    let mut reader = frame.clone().into_reader();
+    let read = (0..fields.len()).filter(|_| {
+        let may_be = reader.is_at_operation();
+        let is_operation = matches!(reader.next_field(), Some(Ok(RequestField::Operation(_))));
+        assert!(may_be || !is_operation);
+        is_operation
+    });
+    assert_eq!(read.count(), fields.len() - 1);
+    fields
+}
+
 proptest! {
     #[test]
     fn requests_are_what_generated_code_reads_and_writes(
@@ -158,31 +228,13 @@ proptest! {
         writer.group(7, &name);
         writer.waited_ms(waited_ms);
         for o in &operations {
-            let outcome = match (&*o.load_error, o.not_found) {
-                ("", false) => Filled::Value(&o.value),
-                ("", true) => Filled::NotFound,
-                (message, _) => Filled::Failed(message),
-            };
-            let write = match o.kind() {
-                Kind::Get => {
-                    writer.get(&GetOperation {
-                        id: o.id, group: o.group, key: &o.key, deadline_ms: o.deadline_ms,
-                        owned_since: RingVersion(o.owned_since), failover: o.failover, on_miss: o.on_miss(), token: FillToken(o.token),
-                        traceparent: &o.traceparent,
-                    });
-                    continue;
-                }
-                Kind::Set if o.generation != 0 => {
-                    let (key, value, ttl_ms, sequence) = (&o.key, &o.value, o.ttl_ms, o.generation);
-                    match o.on_miss() {
-                        OnMiss::Lease => Write::Replace { key, value, ttl_ms, sequence },
-                        _ => Write::ReplaceOrForget { key, value, ttl_ms, sequence },
-                    }
-                }
-                Kind::Set => Write::Set { key: &o.key, outcome, ttl_ms: o.ttl_ms, token: FillToken(o.token) },
-                Kind::Delete => Write::Delete { key: &o.key, then_set: o.on_miss() == OnMiss::Lease, sequence: o.generation },
-                Kind::Clear => Write::Clear { generation: Generation(o.generation) },
-                Kind::Release => Write::Release { token: FillToken(o.token) },
+            let Some(write) = write_of(o) else {
+                writer.get(&GetOperation {
+                    id: o.id, group: o.group, key: &o.key, deadline_ms: o.deadline_ms,
+                    owned_since: RingVersion(o.owned_since), failover: o.failover, on_miss: o.on_miss(), token: FillToken(o.token),
+                    traceparent: &o.traceparent,
+                });
+                continue;
             };
             let (id, group, deadline_ms, failover) = (o.id, o.group, o.deadline_ms, o.failover);
             writer.write(&WriteOperation { id, group, deadline_ms, failover, write });
@@ -197,6 +249,7 @@ proptest! {
             waited_ms,
             ping: true,
             get_many: vec![],
+            write_many: vec![],
         });
 
         let whole = LaneRequest { operations: operations.clone(), ..read };
@@ -211,16 +264,7 @@ proptest! {
             prop_assert_eq!(fields.next(), Some(RequestField::WaitedMs(waited_ms)));
         }
         for o in operations {
-            let (id, kind, group, on_miss) = (o.id, o.kind(), o.group, o.on_miss());
-            let (deadline_ms, owned_since, failover, token) = (o.deadline_ms, o.owned_since, o.failover, o.token);
-            let rare = Rare {
-                value: o.value, ttl_ms: o.ttl_ms, not_found: o.not_found, load_error: o.load_error,
-                raised: o.generation, traceparent: o.traceparent.into(),
-            };
-            let rare = (rare != Rare::default()).then(|| Box::new(rare));
-            prop_assert_eq!(fields.next(), Some(RequestField::Operation(Operation {
-                id, position: 0, kind, group, key: o.key, deadline_ms, on_miss, owned_since: RingVersion(owned_since), failover, token: FillToken(token), rare,
-            })));
+            prop_assert_eq!(fields.next(), Some(RequestField::Operation(read_of(o))));
         }
         prop_assert_eq!(fields.next(), Some(RequestField::Ping));
         prop_assert_eq!(fields.next(), None);
@@ -237,18 +281,18 @@ proptest! {
 
     #[test]
     fn gets_of_many_keys_are_what_generated_code_reads_and_writes_and_an_operation_for_each(
-        gets in prop::collection::vec((any::<u32>(), any::<u32>(), any::<u32>(), any::<u64>(), "|[0-9a-f]{9}",
+        gets in prop::collection::vec((any::<u32>(), any::<u32>(), any::<u32>(), any::<u64>(), "|[0-9a-f]{9}", 0..3i32,
             prop::collection::vec(prop::collection::vec(any::<u8>(), 0..200), 0..9)), 0..4),
     ) {
-        let gets: Vec<_> = gets.into_iter().map(|(id, group, deadline_ms, owned_since, traceparent, keys)| {
+        let gets: Vec<_> = gets.into_iter().map(|(id, group, deadline_ms, owned_since, traceparent, on_miss, keys)| {
             let keys = keys.into_iter().map(Bytes::from).collect();
-            v1::GetMany { id, group, deadline_ms, owned_since, traceparent, keys }
+            v1::GetMany { id, group, deadline_ms, owned_since, traceparent, keys, on_miss }
         }).collect();
         let mut writer = RequestWriter::default();
         for get in &gets {
             let v1::GetMany { id, group, deadline_ms, owned_since, ref traceparent, .. } = *get;
-            let owned_since = RingVersion(owned_since);
-            let many = GetManyOperation { id, group, deadline_ms, owned_since, traceparent };
+            let (owned_since, on_miss) = (RingVersion(owned_since), get.on_miss());
+            let many = GetManyOperation { id, group, deadline_ms, owned_since, on_miss, traceparent };
             writer.get_many(&many, get.keys.iter().map(|key| &key[..]));
         }
         writer.ping();
@@ -260,24 +304,41 @@ proptest! {
             let rare = Rare { traceparent, ..Rare::default() };
             Operation {
                 id: get.id, position, kind: Kind::Get, group: get.group, key: key.clone(), deadline_ms: get.deadline_ms,
-                on_miss: OnMiss::Load, owned_since: RingVersion(get.owned_since), failover: false,
+                on_miss: get.on_miss(), owned_since: RingVersion(get.owned_since), failover: false,
                 token: FillToken::NONE, rare: (rare != Rare::default()).then(|| Box::new(rare)),
             }
         })).map(RequestField::Operation).chain([RequestField::Ping]).collect();
-        // As others write it, the ping stands first.
         let theirs = RequestFrame(read.encode_to_vec().into());
         for frame in [written, theirs] {
-            let mut fields: Vec<_> = frame.fields().map(Result::unwrap).collect();
-            fields.sort_by_key(|field| matches!(field, RequestField::Ping));
-            prop_assert_eq!(&fields, &expected);
-            let mut reader = frame.clone().into_reader();
-            let read = (0..fields.len()).filter(|_| {
-                let may_be = reader.is_at_operation();
-                let is_operation = matches!(reader.next_field(), Some(Ok(RequestField::Operation(_))));
-                assert!(may_be || !is_operation);
-                is_operation
-            });
-            prop_assert_eq!(read.count(), expected.len() - 1);
+            prop_assert_eq!(&read_both_ways(&frame), &expected);
+        }
+    }
+
+    #[test]
+    fn writes_of_many_keys_are_what_generated_code_reads_and_writes_and_an_operation_for_each(
+        all in prop::collection::vec((any::<u32>(), any::<u32>(), any::<u32>(), operations()), 0..4),
+    ) {
+        let all: Vec<_> = all.into_iter().map(|(id, group, deadline_ms, writes)| {
+            let bare = |write| v1::Operation { id: 0, group: 0, deadline_ms: 0, failover: false, ..write };
+            let writes = writes.into_iter().filter(|one| one.kind() != Kind::Get).map(bare).collect();
+            v1::WriteMany { id, group, deadline_ms, writes }
+        }).collect();
+        let mut writer = RequestWriter::default();
+        for many in &all {
+            let writes: Vec<_> = many.writes.iter().filter_map(write_of).collect();
+            writer.write_many((many.id, many.group, many.deadline_ms), writes.iter());
+        }
+        writer.ping();
+        let written = writer.take();
+        let read = LaneRequest::decode(written.0.clone()).unwrap();
+        prop_assert_eq!(&read.write_many, &all);
+        let expected: Vec<_> = all.iter().flat_map(|many| (0..).zip(&many.writes).map(|(position, write)| {
+            let (id, group, deadline_ms) = (many.id, many.group, many.deadline_ms);
+            Operation { id, group, deadline_ms, position, ..read_of(write.clone()) }
+        })).map(RequestField::Operation).chain([RequestField::Ping]).collect();
+        let theirs = RequestFrame(read.encode_to_vec().into());
+        for frame in [written, theirs] {
+            prop_assert_eq!(&read_both_ways(&frame), &expected);
         }
     }
 

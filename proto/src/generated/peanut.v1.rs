@@ -253,6 +253,23 @@ pub struct GetMany {
     pub traceparent: ::prost::alloc::string::String,
     #[prost(bytes = "bytes", repeated, tag = "6")]
     pub keys: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// As in GetRequest, for each key.
+    #[prost(enumeration = "OnMiss", tag = "7")]
+    pub on_miss: i32,
+}
+/// Writes of many keys that the node owns, as one operation: each is done and answered on its own, as soon as there is an answer.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WriteMany {
+    /// As in Operation, of all writes.
+    #[prost(uint32, tag = "1")]
+    pub id: u32,
+    #[prost(uint32, tag = "2")]
+    pub group: u32,
+    #[prost(uint32, tag = "3")]
+    pub deadline_ms: u32,
+    /// SETs and DELETEs. The fields above are not looked at here.
+    #[prost(message, repeated, tag = "4")]
+    pub writes: ::prost::alloc::vec::Vec<Operation>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Answer {
@@ -284,7 +301,7 @@ pub struct Answer {
     /// Of a DELETE, and of a SET with `generation`: as in DeleteResponse.
     #[prost(uint64, tag = "11")]
     pub sequence: u64,
-    /// Of a GetMany: which of its keys is answered, by position, from 0.
+    /// Of a GetMany or a WriteMany: which of its keys is answered, by position, from 0.
     #[prost(uint32, tag = "12")]
     pub key: u32,
 }

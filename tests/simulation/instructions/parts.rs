@@ -7,6 +7,7 @@ use peanut_client::fuzzing::GetsOfALane;
 use peanut_client::ring::{Ring, key_hash};
 use peanut_proto::frame::{GetManyOperation, RequestFrame, RequestWriter, ResponseWriter};
 use peanut_proto::numbers::RingVersion;
+use peanut_proto::v1::OnMiss;
 use peanut_server::store::{Entry, Eviction, Origin, Store, Value};
 use tokio::time::Instant;
 
@@ -47,7 +48,7 @@ fn route(times: u32) {
 
 fn requests_of_many(writer: &mut RequestWriter) -> RequestFrame {
     let owned_since = RingVersion(7);
-    let get = GetManyOperation { id: 1, group: 0, deadline_ms: 5000, owned_since, traceparent: "" };
+    let get = GetManyOperation { id: 1, group: 0, deadline_ms: 5000, owned_since, on_miss: OnMiss::Load, traceparent: "" };
     writer.get_many(black_box(&get), (0..OF_MANY).map(|_| black_box(KEY)));
     writer.take()
 }

@@ -1,12 +1,11 @@
-//! A get of many keys in flight: one operation, one caller, an answer for each key.
+//! An operation of many keys in flight: one caller, an answer for each key.
 
 use bytes::Bytes;
 use peanut_proto::frame::{AnswerFields, FrameError};
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Pieces;
-use crate::lane::caller::Delivery;
+use crate::lane::caller::{Delivery, ManyCaller};
 use crate::lane::{Answer, Failure};
 
 #[derive(Debug)]
@@ -19,14 +18,16 @@ pub(super) struct Many {
     pieces: Vec<(u32, Option<Box<Pieces>>)>,
     /// `None` once its deadline has passed. It keeps its place until the node has answered all of it, so that
     /// a late answer finds no stranger there.
-    caller: Option<oneshot::Sender<Vec<Answer>>>,
+    caller: Option<ManyCaller>,
+    /// Number of the group.
+    group: u32,
     deadline: Instant,
 }
 
 impl Many {
-    pub(super) fn new(keys: usize, caller: oneshot::Sender<Vec<Answer>>, deadline: Instant) -> Self {
+    pub(super) fn new(keys: usize, caller: ManyCaller, group: u32, deadline: Instant) -> Self {
         let answers = (0..keys).map(|_| None).collect();
-        Many { answers, left: keys, pieces: Vec::new(), caller: Some(caller), deadline }
+        Many { answers, left: keys, pieces: Vec::new(), caller: Some(caller), group, deadline }
     }
 
     /// How many keys have not been answered.
@@ -55,27 +56,63 @@ impl Many {
         Ok(whole)
     }
 
-    /// Takes in the answer to the key at a position.
-    pub(super) fn take(&mut self, position: u32, answer: Answer) -> Result<(), FrameError> {
+    /// Takes in the answer to the key at a position. What comes too late for the caller is delivered to nobody, since
+    /// it may have to be given back.
+    pub(super) fn take(
+        &mut self,
+        position: u32,
+        answer: Answer,
+        deliveries: &mut Vec<Delivery>,
+    ) -> Result<(), FrameError> {
         let place = self.answers.get_mut(position as usize).filter(|place| place.is_none());
-        *place.ok_or(FrameError::UNKNOWN_ID)? = Some(answer);
+        let place = place.ok_or(FrameError::UNKNOWN_ID)?;
         self.left -= 1;
+        if let Some(ManyCaller::Together(_)) = self.caller {
+            *place = Some(answer);
+            return Ok(());
+        }
+        *place = Some(Err(Failure::Late));
+        let group = self.group;
+        deliveries.push(match &self.caller {
+            Some(ManyCaller::AsTheyCome { sender, first }) => {
+                let (caller, position) = (sender.clone(), first + position as usize);
+                Delivery::Each { caller, position, answer, group }
+            }
+            _ => Delivery::One { caller: None, answer, group },
+        });
         Ok(())
     }
 
     /// Gives up on the caller, if the deadline has passed: what has not been answered is late.
-    pub(super) fn expire(&mut self, now: Instant) -> Option<Delivery> {
-        if self.deadline > now { None } else { self.deliver(&Failure::Late) }
+    pub(super) fn expire(&mut self, now: Instant, deliveries: &mut Vec<Delivery>) {
+        if self.deadline <= now {
+            self.deliver(&Failure::Late, deliveries);
+        }
     }
 
     /// Tells the caller, if there is one still; what has not been answered fails with this.
-    pub(super) fn deliver(&mut self, missing: &Failure) -> Option<Delivery> {
-        let caller = self.caller.take()?;
+    pub(super) fn deliver(&mut self, missing: &Failure, deliveries: &mut Vec<Delivery>) {
         // The places stay taken or free, for answers that are late.
-        let answer = |place: &mut Option<Answer>| match place {
-            Some(answer) => std::mem::replace(answer, Err(Failure::Late)),
-            None => Err(missing.clone()),
-        };
-        Some(Delivery::Many { caller, answers: self.answers.iter_mut().map(answer).collect() })
+        let (answers, group) = (&mut self.answers, self.group);
+        match self.caller.take() {
+            Some(ManyCaller::Together(caller)) => {
+                let answer = |place: &mut Option<Answer>| match place {
+                    Some(answer) => std::mem::replace(answer, Err(Failure::Late)),
+                    None => Err(missing.clone()),
+                };
+                let answers = answers.iter_mut().map(answer).collect();
+                deliveries.push(Delivery::Many { caller, answers, group });
+            }
+            Some(ManyCaller::AsTheyCome { sender, first }) => {
+                let left = answers.iter().enumerate().filter(|(_, place)| place.is_none());
+                deliveries.extend(left.map(|(position, _)| Delivery::Each {
+                    caller: sender.clone(),
+                    position: first + position,
+                    answer: Err(missing.clone()),
+                    group,
+                }));
+            }
+            None => {}
+        }
     }
 }

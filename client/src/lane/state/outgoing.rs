@@ -4,13 +4,14 @@
 use std::task::Waker;
 
 use peanut_proto::frame::{
-    FRAME_BYTES, Filled, GetOperation, RequestFrame, RequestWriter, Write, WriteOperation,
+    FRAME_BYTES, GetManyOperation, GetOperation, RequestFrame, RequestWriter, Write, WriteOperation,
 };
 use peanut_proto::numbers::RingVersion;
+use peanut_proto::v1::OnMiss;
 use tokio::time::Instant;
 
 use super::LaneState;
-use crate::request::{Attempt, Op, Request};
+use crate::request::{Attempt, Each, ManyAttempt, Op, Request};
 
 /// What there is to send.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,8 +25,8 @@ pub(in crate::lane) enum NextFrame {
 impl LaneState {
     pub(super) fn write(&mut self, id: u32, ask: &Attempt<'_>, now: Instant) {
         let value_bytes = match ask.request.op {
-            Op::Write(Write::Set { outcome: Filled::Value(value), .. }) => value.len(),
-            _ => 0,
+            Op::Write(write) => write.value_bytes(),
+            Op::Get { .. } => 0,
         };
         self.make_ready(&ask.request, ask.placement.ring_version, value_bytes, now);
         let deadline_ms = deadline_ms(ask.request.deadline, now);
@@ -47,6 +48,37 @@ impl LaneState {
             }
             Op::Write(write) => {
                 self.frame.write(&WriteOperation { id, group, deadline_ms, failover, write });
+            }
+        }
+        self.frame_begun.get_or_insert(now);
+    }
+
+    pub(super) fn write_many(&mut self, id: u32, ask: &ManyAttempt<'_>, now: Instant) {
+        let request = &ask.request;
+        let value_bytes = match ask.each {
+            Each::Get(_) => 0,
+            Each::Write(writes) => writes.iter().map(Write::value_bytes).max().unwrap_or(0),
+        };
+        self.make_ready(request, ask.placement.ring_version, value_bytes, now);
+        let deadline_ms = deadline_ms(request.deadline, now);
+        match ask.each {
+            Each::Get(keys) => {
+                let on_miss = match request.op {
+                    Op::Get { on_miss, .. } => on_miss,
+                    Op::Write(_) => OnMiss::Load,
+                };
+                let get = GetManyOperation {
+                    id,
+                    group: request.group,
+                    deadline_ms,
+                    owned_since: ask.placement.owned_since,
+                    on_miss,
+                    traceparent: request.traceparent,
+                };
+                self.frame.get_many(&get, keys.iter().map(|(_, key)| key.bytes));
+            }
+            Each::Write(writes) => {
+                self.frame.write_many((id, request.group, deadline_ms), writes.iter());
             }
         }
         self.frame_begun.get_or_insert(now);

@@ -8,7 +8,7 @@ use peanut_proto::frame::{FRAME_BYTES, Operation as Read, RequestField, Response
 use peanut_proto::v1::Outcome;
 
 use super::*;
-use crate::request::{Key, Placement, Request};
+use crate::request::{Each, Key, Placement, Request};
 
 const LIMITS: Limits = Limits { operations: 100, queued_bytes: 1 << 20 };
 
@@ -364,7 +364,8 @@ impl Fixture {
             keys.iter().map(|key| (RingVersion(4), Key { bytes: key.as_bytes(), hash: 7 })).collect();
         let Attempt { request, placement } = ask("", self.now);
         let (sender, receiver) = oneshot::channel();
-        self.lane.push_many(&ManyAttempt { request, placement, keys: &keys }, sender, self.now);
+        let ask = ManyAttempt { request, placement, each: Each::Get(&keys) };
+        self.lane.push_many(&ask, ManyCaller::Together(sender), self.now);
         let sent = match self.next() {
             NextFrame::Send(frame) => RequestFrame::clone(&frame),
             _ => return (0, receiver),
@@ -448,4 +449,34 @@ async fn where_there_is_no_room_all_of_many_keys_are_refused_and_one_call_may_be
     assert!(matches!(second.try_recv().unwrap()[..], [Err(Failure::Full(_))]));
     (0..3).for_each(|position| f.hit_of_many(id, position, b"v").unwrap());
     assert!(first.try_recv().unwrap().iter().all(Result::is_ok));
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_that_are_taken_as_they_come_are_told_at_once_and_each_once() {
+    let mut f = fixture(LIMITS);
+    let keys: Vec<_> =
+        ["a", "b", "c"].iter().map(|key| (RingVersion(4), Key { bytes: key.as_bytes(), hash: 7 })).collect();
+    let Attempt { request, placement } = ask("", f.now);
+    let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
+    let caller = ManyCaller::AsTheyCome { sender, first: 10 };
+    f.lane.push_many(&ManyAttempt { request, placement, each: Each::Get(&keys) }, caller, f.now);
+    let id = f.sent()[0].id;
+    f.hit_of_many(id, 1, b"b").unwrap();
+    let (position, answer) = receiver.try_recv().unwrap();
+    assert_eq!((position, answer.unwrap().value), (11, "b".into()), "the others are not waited for");
+    let mut deliveries = Vec::new();
+    f.lane.expire(f.now + Duration::from_secs(2), &mut deliveries);
+    deliveries.into_iter().for_each(Delivery::tell);
+    let late: Vec<_> = std::iter::from_fn(|| receiver.try_recv().ok()).collect();
+    assert_eq!(late, [(10, Err(Failure::Late)), (12, Err(Failure::Late))]);
+    // What is late may be a fill token, which has to be given back.
+    let mut deliveries = Vec::new();
+    let token = AnswerFields { id, outcome: Outcome::Fill, token: FillToken(7), ..AnswerFields::default() };
+    let mut frame = ResponseWriter::default();
+    frame.answer(&token, b"");
+    f.lane.take_answers(&frame.take(), &mut deliveries).unwrap();
+    let [Delivery::One { caller: None, answer: Ok(reply), .. }] = &deliveries[..] else { panic!("{deliveries:?}") };
+    assert_eq!(reply.token, FillToken(7));
+    f.hit_of_many(id, 2, b"c").unwrap();
+    assert_eq!(f.lane.in_flight(), 0);
 }

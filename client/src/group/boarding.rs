@@ -1,0 +1,210 @@
+//! Keys that may have to be loaded by this caller: each owner is asked for all of its keys in one operation, and
+//! its answers are taken as they come, since some keys are being loaded by others.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use peanut_proto::numbers::{FillToken, RingVersion};
+use peanut_proto::v1::{OnMiss, Outcome};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+
+use super::Group;
+use super::loads::Boarded;
+use crate::error::ErrorKind;
+use crate::lane::{Answer, EachSender};
+use crate::node::Node;
+use crate::refusal::Refusal;
+use crate::request::{Key, Op, Request};
+use crate::ring::key_hash;
+use crate::routing::Routing;
+use crate::shared::Answered;
+
+/// How often lanes are looked at whose drivers are on another runtime.
+const LOOK_AT_LANES: Duration = Duration::from_millis(100);
+
+/// What a key came to, by its place in the call.
+pub(super) type Came = (usize, Boarded);
+
+pub(super) struct Boarding<'a> {
+    group: &'a Group,
+    keys: &'a [&'a Bytes],
+    routing: Arc<Routing>,
+    deadline: Instant,
+    /// The keys that owners were asked for, in the order in which they were, by their places in the call, each
+    /// with its owner. What has been answered is `None`.
+    asked: Vec<Option<(usize, Arc<Node>)>>,
+    unanswered: usize,
+    answers: mpsc::UnboundedReceiver<(usize, Answer)>,
+    /// Lanes of theirs have drivers on other runtimes, which may stand still.
+    afar: Vec<Arc<Node>>,
+    /// Keys that are asked for one by one: of owners that are down, or have just changed, or did not answer.
+    alone: FuturesUnordered<BoxFuture<'a, Came>>,
+    ready: VecDeque<Came>,
+}
+
+/// The keys that one owner is asked for.
+struct OfOwner<'a> {
+    owner: Arc<Node>,
+    keys: Vec<(RingVersion, Key<'a>, usize)>,
+}
+
+impl<'a> Boarding<'a> {
+    /// Asks for keys that are all different.
+    pub(super) fn new(group: &'a Group, keys: &'a [&'a Bytes], now: Instant) -> Self {
+        let (sender, answers) = mpsc::unbounded_channel();
+        let mut boarding = Boarding {
+            group,
+            keys,
+            routing: group.client.routing.get(),
+            deadline: now + group.deadline,
+            asked: Vec::with_capacity(keys.len()),
+            unanswered: 0,
+            answers,
+            afar: Vec::new(),
+            alone: FuturesUnordered::new(),
+            ready: VecDeque::new(),
+        };
+        let trace = group.client.config.traceparent();
+        let op = Op::Get { on_miss: OnMiss::Lease, token: FillToken::NONE };
+        let request = Request { op, traceparent: &trace, ..group.request(&[], now) };
+        for of_owner in boarding.by_owner(now) {
+            boarding.ask(&request, of_owner, &sender, now);
+        }
+        boarding
+    }
+
+    /// The keys by their owners, but for those that are asked for alone.
+    fn by_owner(&mut self, now: Instant) -> Vec<OfOwner<'a>> {
+        let (group, routing) = (self.group, self.routing.clone());
+        let mut by_owner = BTreeMap::<usize, OfOwner<'_>>::new();
+        for (at, key) in self.keys.iter().enumerate() {
+            if let Err(error) = group.check(key) {
+                self.ready.push_back((at, Boarded::Answered(Err(error))));
+                continue;
+            }
+            let key = Key { bytes: key, hash: key_hash(&group.name, key) };
+            let route = routing.route(key.hash).filter(|route| !route.owner.is_left());
+            let Some(route) = route.filter(|route| {
+                let window = group.client.config.hand_over;
+                routing.former(key.hash, route.owned_since, window, now).is_none()
+            }) else {
+                self.ask_alone(at);
+                continue;
+            };
+            let of_owner = by_owner
+                .entry(Arc::as_ptr(route.owner).addr())
+                .or_insert_with(|| OfOwner { owner: route.owner.clone(), keys: Vec::new() });
+            of_owner.keys.push((route.owned_since, key, at));
+        }
+        by_owner.into_values().collect()
+    }
+
+    fn ask(&mut self, request: &Request<'_>, of_owner: OfOwner<'_>, sender: &EachSender, now: Instant) {
+        let OfOwner { owner, mut keys } = of_owner;
+        keys.sort_by_key(|(since, ..)| *since);
+        let first = self.asked.len();
+        let places = keys.iter().map(|(_, _, at)| Some((*at, owner.clone())));
+        self.asked.extend(places);
+        let keys: Vec<_> = keys.into_iter().map(|(since, key, _)| (since, key)).collect();
+        let version = self.routing.ring.version();
+        self.group.client.budget.deposit_for(keys.len());
+        match owner.get_each(request, version, &keys, (sender, first), now) {
+            Some(is_afar) => {
+                self.unanswered += keys.len();
+                self.afar.extend(is_afar.then_some(owner));
+            }
+            None => {
+                for (at, _) in self.asked.split_off(first).into_iter().flatten() {
+                    self.ask_alone(at);
+                }
+            }
+        }
+    }
+
+    fn ask_alone(&mut self, at: usize) {
+        let (group, key) = (self.group, self.keys[at]);
+        self.alone.push(Box::pin(async move { (at, group.board(key).await) }));
+    }
+
+    /// Whether some keys have not come to anything yet.
+    pub(super) fn is_over(&self) -> bool {
+        self.ready.is_empty() && self.unanswered == 0 && self.alone.is_empty()
+    }
+
+    /// The next key that has come to something; `None` when all have. Nothing is lost where this is dropped.
+    pub(super) async fn next(&mut self) -> Option<Came> {
+        loop {
+            if let Some(came) = self.ready.pop_front() {
+                return Some(came);
+            }
+            tokio::select! {
+                biased;
+                answer = answer_of(&mut self.answers, &self.afar), if self.unanswered > 0 => self.take(answer),
+                Some(came) = self.alone.next(), if !self.alone.is_empty() => return Some(came),
+                else => return None,
+            }
+        }
+    }
+
+    /// Takes in an answer; `None`: there will be no more.
+    fn take(&mut self, answer: Option<(usize, Answer)>) {
+        let Some((position, answer)) = answer else {
+            self.unanswered = 0;
+            for (at, _) in std::mem::take(&mut self.asked).into_iter().flatten() {
+                self.ask_alone(at);
+            }
+            return;
+        };
+        let Some((at, node)) = self.asked.get_mut(position).and_then(Option::take) else { return };
+        self.unanswered -= 1;
+        let (group, ring_version) = (self.group, self.routing.ring.version());
+        let boarded = match node.answered(answer, self.deadline) {
+            Ok(reply) => {
+                let reply = group.client.heed(&node, reply, ring_version);
+                // Before it is known which ring that is, the answer is not known to stand.
+                if reply.ring_version > ring_version && reply.outcome != Outcome::Fill {
+                    return self.ask_alone(at);
+                }
+                let answered = Answered { reply, node, failover: false, ring_version };
+                match answered.reply.outcome {
+                    Outcome::Fill => Boarded::Leads(answered),
+                    _ => Boarded::Answered(group.settle(Ok(answered))),
+                }
+            }
+            Err(refusal) => {
+                let is_final = matches!(refusal, Refusal::Final(_));
+                if !is_final && group.client.budget.withdraw() {
+                    return self.ask_alone(at);
+                }
+                match refusal.into_error() {
+                    // The application's own origin may well be there.
+                    error if error.kind() == ErrorKind::Unavailable => Boarded::Unreachable(error),
+                    error => Boarded::Answered(group.settle(Err(error))),
+                }
+            }
+        };
+        self.ready.push_back((at, boarded));
+    }
+}
+
+/// The next answer. Where drivers are on other runtimes, lanes of which nothing is heard are looked at.
+async fn answer_of(
+    answers: &mut mpsc::UnboundedReceiver<(usize, Answer)>,
+    afar: &[Arc<Node>],
+) -> Option<(usize, Answer)> {
+    if afar.is_empty() {
+        return answers.recv().await;
+    }
+    loop {
+        match timeout(LOOK_AT_LANES, answers.recv()).await {
+            Ok(answer) => return answer,
+            Err(_) => afar.iter().for_each(|node| node.leave_if_still()),
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Hints (hinted handoff): what a node that cannot be reached is to delete, stored for it in the registry.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures_util::future::join;
+use peanut_proto::clock::wall_clock_ms;
+use peanut_proto::frame::Write;
+use peanut_proto::intervals::SILENCE_BEFORE_HINT;
+use peanut_proto::membership::{FORMAT, Hint, check_name};
+use peanut_proto::numbers::RingVersion;
+use peanut_proto::registry::{KeyRange, Registry, RegistryError};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+
+use super::OneNode;
+use crate::config::Failover;
+use crate::error::{Error, ErrorKind};
+use crate::monitor::Probed;
+use crate::node::Node;
+use crate::request::{Op, Placement, Request};
+
+/// Hints for one node, stored one by one until it is back; then one for the whole group takes the place of
+/// more. Long keys count for several, so that a process stores at most 16 KiB of keys.
+const MAX_HINTS: u32 = 64;
+const KEY_BYTES_PER_HINT: usize = 256;
+/// Where so many hints of all writers wait for a node in a group, the next is for the whole group.
+const MAX_WAITING: u64 = 1024;
+/// How often it is looked whether a node has read a hint.
+const ASK_AGAIN: Duration = Duration::from_millis(20);
+
+impl OneNode<'_> {
+    /// Stores a hint for a node that could not be reached, and has the successor forget what it is asked for
+    /// meanwhile. A node that holds a lease is waited for, until it has read the hint or can be reached after
+    /// all: others may be able to ask it.
+    pub(super) async fn store_hint(
+        &self,
+        node: &Arc<Node>,
+        successor: Option<&Arc<Node>>,
+        because: Error,
+    ) -> Result<(), Error> {
+        let Some(registry) = &self.client.registry else { return Err(because) };
+        if check_name(self.request.group_name).is_err() {
+            return Err(because);
+        }
+        let Request { group_name, key, deadline, .. } = self.request;
+        // A node that only sleeps a little would not look.
+        let silent_since = node.down_since().unwrap_or(self.begun).min(self.begun);
+        if timeout_at(deadline, sleep_until(silent_since + SILENCE_BEFORE_HINT)).await.is_err() {
+            return Err(because);
+        }
+        let prefix = self.client.keys.hints_of(node.id(), group_name);
+        let weight = u32::try_from(1 + key.len() / KEY_BYTES_PER_HINT).unwrap_or(MAX_HINTS);
+        let is_clear = matches!(self.request.op, Op::Write(Write::Clear { .. }));
+        let is_many = is_clear || node.hints().fetch_add(weight, Ordering::Relaxed) >= MAX_HINTS || {
+            let waiting = timeout_at(deadline, registry.count(&KeyRange::prefix(&prefix))).await;
+            matches!(waiting, Ok(Ok(waiting)) if waiting >= MAX_WAITING)
+        };
+        let identity = &self.client.config.identity;
+        let (id, number) = (identity.client_id, identity.next_hint());
+        // Each writer's own: none takes the place of another.
+        let at =
+            if is_many { format!("{prefix}{id:016x}-all") } else { format!("{prefix}{id:016x}-{number}") };
+        let hint = Hint {
+            format: FORMAT,
+            keys: (!is_many).then(|| vec![key.to_vec()]),
+            ring_version: self.routing.ring.version(),
+            at_ms: wall_clock_ms(),
+        };
+        let answers = self.client.config.failover != Failover::Off;
+        let successor = async { self.try_to_forget_at(successor.filter(|_| answers)?).await };
+        let stored = timeout_at(deadline, registry.put(&at, hint.encode(), None));
+        // The registry would take it from anybody, so a client with a token asks for the right first.
+        let stored = if self.client.config.token.is_some() {
+            match successor.await {
+                Some(denied) if denied.kind() == ErrorKind::PermissionDenied => return Err(denied),
+                _ => stored.await,
+            }
+        } else {
+            join(stored, successor).await.0
+        };
+        match stored {
+            Ok(Ok(())) => self.client.counters.stored_hint(),
+            Ok(Err(error)) => return Err(neither(&because, node, Some(error))),
+            Err(_) => return Err(neither(&because, node, None)),
+        }
+        let ask = self.request.at(Placement::owner(self.routing.ring.version(), RingVersion::NONE));
+        tokio::select! {
+            biased;
+            is_read = self.is_read(&**registry, node, &at) => {
+                if is_read {
+                    let fewer = |hints: u32| Some(hints.saturating_sub(weight));
+                    let _ = node.hints().fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer);
+                }
+                Ok(())
+            }
+            Ok(_) = node.write(&ask, Instant::now()) => Ok(()),
+            () = sleep_until(deadline) => {
+                let why = format!("{because}; it holds a lease, and has not read the hint that was stored for it");
+                Err(Error::at(ErrorKind::Unavailable, node.id(), why))
+            }
+        }
+    }
+
+    /// Waits until a node that holds a lease has read its hint, which it does at once, unless it sleeps, or
+    /// until it holds none. Whether it has read it. One at whose address nothing listens has ended, whatever
+    /// its lease, and reads its hints when it starts again.
+    async fn is_read(&self, registry: &dyn Registry, node: &Arc<Node>, at: &str) -> bool {
+        let live = self.client.keys.live(node.id());
+        loop {
+            match registry.get(at).await {
+                Ok(None) => return true,
+                // As of now, not as of when this client last heard: a node reads its hints after it has come
+                // to hold a lease.
+                Ok(Some(_)) if matches!(registry.get(&live).await, Ok(None)) => return false,
+                Ok(Some(_)) if node.probe().await == Probed::Silent && node.is_refusing() => return false,
+                Ok(Some(_)) | Err(_) => {}
+            }
+            sleep(ASK_AGAIN).await;
+        }
+    }
+}
+
+fn neither(because: &Error, node: &Node, registry: Option<RegistryError>) -> Error {
+    // Whose name the error has anyway.
+    let because = match because.node() {
+        Some(id) if id == node.id() => because.message().to_owned(),
+        _ => because.to_string(),
+    };
+    let why = match &registry {
+        Some(_) => format!("{because}; nor could a hint be stored for it"),
+        None => format!("{because}; nor could a hint be stored for it in time"),
+    };
+    match registry {
+        Some(error) => Error::caused_by(ErrorKind::Unavailable, Some(node.id()), why, error),
+        None => Error::at(ErrorKind::Unavailable, node.id(), why),
+    }
+}

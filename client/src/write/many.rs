@@ -1,0 +1,220 @@
+//! Many writes at once: each owner does all of its keys' in one operation, and is brought the values that have to
+//! follow in another.
+//!
+//! A write that takes more than that is done alone: of a key that has had another owner lately, or whose
+//! owner is down or does not answer, and where successors are told too.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use futures_util::StreamExt as _;
+use futures_util::future::join_all;
+use futures_util::stream::iter;
+use peanut_proto::frame::Write;
+use peanut_proto::intervals::RECOVERED;
+use peanut_proto::numbers::FillToken;
+use peanut_proto::sabotage::{Mechanism, without};
+use peanut_proto::v1::Outcome;
+use tokio::time::Instant;
+
+use super::{Reply, at_once, check_outcome, has_moved, tell_of_bound};
+use crate::error::{Error, ErrorKind};
+use crate::fill;
+use crate::node::Node;
+use crate::plan::{Duty, WritePlan};
+use crate::refusal::Refusal;
+use crate::request::{Key, Op, Request};
+use crate::routing::Routing;
+use crate::shared::Shared;
+
+/// A set or a delete of one of the keys.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WriteOf<'a> {
+    pub(crate) key: Key<'a>,
+    pub(crate) write: Write<'a>,
+}
+
+/// The writes that one owner is to do, by their places in the call.
+struct OfOwner {
+    owner: Arc<Node>,
+    places: Vec<usize>,
+}
+
+/// A call of many writes.
+#[derive(Clone, Copy)]
+struct Call<'a> {
+    client: &'a Shared,
+    /// Of each, but for its key.
+    request: Request<'a>,
+    routing: &'a Routing,
+    writes: &'a [WriteOf<'a>],
+    group_name: &'a Arc<str>,
+}
+
+/// Does many writes of one group. The results are in their order, each as of [`write`](super::write).
+pub(crate) async fn write(
+    client: &Shared,
+    request: Request<'_>,
+    writes: &[WriteOf<'_>],
+    group_name: &Arc<str>,
+    begun: Instant,
+) -> Vec<Result<(), Error>> {
+    let routing = client.routing.get();
+    let call = Call { client, request, routing: &routing, writes, group_name };
+    let mut done: Vec<Option<Result<(), Error>>> = writes.iter().map(|_| None).collect();
+    let mut rounds = Vec::new();
+    for of_owner in call.by_owner(begun) {
+        rounds.push(call.tell(of_owner));
+    }
+    for (at, result) in join_all(rounds).await.into_iter().flatten() {
+        done[at] = Some(result);
+    }
+    let mut alone = Vec::new();
+    for at in (0..writes.len()).filter(|at| done[*at].is_none()) {
+        alone.push(call.write_alone(at, begun));
+    }
+    let mut alone = iter(alone).buffer_unordered(client.config.keys_in_flight);
+    while let Some((at, result)) = alone.next().await {
+        done[at] = Some(result);
+    }
+    drop(alone);
+    done.into_iter().map(|done| done.expect("each was done, together or alone")).collect()
+}
+
+impl<'a> Call<'a> {
+    /// The writes that are no more than an operation at the owner, by owner.
+    fn by_owner(&self, begun: Instant) -> Vec<OfOwner> {
+        let mut by_owner = BTreeMap::<_, OfOwner>::new();
+        for (at, one) in self.writes.iter().enumerate() {
+            let was_left = |owner: &Arc<Node>| owner.was_left_within(RECOVERED, begun);
+            let plan =
+                WritePlan::new(self.routing, one.key.hash, self.client.config.failover, begun, was_left);
+            let Some(plan) = plan.filter(|plan| {
+                let is_owed = plan.successor.as_ref().is_some_and(|(_, duty)| *duty != Duty::InItsPlace);
+                plan.former.is_empty() && !is_owed && !plan.owner.is_down()
+            }) else {
+                continue;
+            };
+            let new = || OfOwner { owner: plan.owner.clone(), places: Vec::new() };
+            by_owner.entry(Arc::as_ptr(&plan.owner).addr()).or_insert_with(new).places.push(at);
+        }
+        by_owner.into_values().collect()
+    }
+
+    fn request(&self, at: usize) -> Request<'a> {
+        let WriteOf { key, write } = self.writes[at];
+        Request { op: Op::Write(write), ..self.request.of(key) }
+    }
+
+    async fn write_alone(&self, at: usize, begun: Instant) -> (usize, Result<(), Error>) {
+        let written = super::write(self.client, self.request(at), 0, self.group_name, begun);
+        (at, Box::pin(written).await.map(drop))
+    }
+
+    /// Has one owner do its writes. Those that are missing from the results have to be done alone.
+    async fn tell(&self, of_owner: OfOwner) -> Vec<(usize, Result<(), Error>)> {
+        let OfOwner { owner, places } = of_owner;
+        let mut done = Vec::with_capacity(places.len());
+        let bytes = |at: &usize| self.writes[*at].key.bytes.len() + self.writes[*at].write.value_bytes();
+        for portion in fill::portions(&places, bytes) {
+            let values = self.tell_portion(&owner, portion, &mut done).await;
+            self.bring(&owner, values, &mut done).await;
+        }
+        done
+    }
+
+    /// Has the owner do a portion of its writes. Gives those whose values have to follow.
+    async fn tell_portion(
+        &self,
+        owner: &Arc<Node>,
+        portion: &[usize],
+        done: &mut Vec<(usize, Result<(), Error>)>,
+    ) -> Vec<(usize, Reply)> {
+        let (version, mut values) = (self.routing.ring.version(), Vec::new());
+        let mut ops = Vec::with_capacity(portion.len());
+        for at in portion {
+            ops.push(at_once(self.client, &self.request(*at), 0, owner.id()));
+        }
+        let Some(replies) = owner.write_many(&self.request, version, &ops, Instant::now()).await else {
+            return values;
+        };
+        for ((at, op), reply) in portion.iter().copied().zip(&ops).zip(replies) {
+            let reply = match reply.and_then(|reply| check_outcome(owner, reply)) {
+                Ok(reply) => self.client.heed(owner, reply, version),
+                // There is no room for so many values at once.
+                Err(Refusal::Final(error))
+                    if error.kind() == ErrorKind::Overloaded && op.value_bytes() > 0 =>
+                {
+                    continue;
+                }
+                Err(Refusal::Final(error)) => {
+                    done.push((at, Err(error)));
+                    continue;
+                }
+                Err(_) => continue,
+            };
+            owner.hints().store(0, Ordering::Relaxed);
+            let request = self.request(at);
+            self.client.sequences.learn(owner.id(), request.group, request.key, reply.sequence);
+            self.client.recent.add(&request, self.group_name, version, Instant::now());
+            match has_moved(self.client, self.routing, reply.ring_version, &request).await {
+                Ok(false) => {}
+                Ok(true) => continue,
+                Err(error) => {
+                    done.push((at, Err(error)));
+                    continue;
+                }
+            }
+            if reply.outcome == Outcome::Stored {
+                tell_of_bound(&request, &reply);
+            } else if matches!(request.op, Op::Write(Write::Set { .. })) {
+                // Without a token there was no room for one.
+                if reply.token.is_some() {
+                    values.push((at, reply));
+                }
+                continue;
+            }
+            done.push((at, Ok(())));
+        }
+        values
+    }
+
+    /// Brings values to the owner, under the tokens that came with their deletes.
+    async fn bring(
+        &self,
+        owner: &Arc<Node>,
+        values: Vec<(usize, Reply)>,
+        done: &mut Vec<(usize, Result<(), Error>)>,
+    ) {
+        let mut fills = Vec::with_capacity(values.len());
+        for (at, lease) in &values {
+            let Write::Set { key, outcome, ttl_ms, .. } = self.writes[*at].write else { continue };
+            let token = if without(Mechanism::Tokens) { FillToken::NONE } else { lease.token };
+            fills.push((Write::Set { key, outcome, ttl_ms, token }, lease));
+        }
+        let version = self.routing.ring.version();
+        let filled = fill::fill_many(&self.request, owner, version, &fills).await;
+        for ((at, lease), filled) in values.iter().zip(filled) {
+            let request = self.request(*at);
+            let result = match filled {
+                Ok(reply) => {
+                    tell_of_bound(&request, &reply);
+                    Ok(())
+                }
+                Err(Refusal::Final(error)) => match error.kind() {
+                    // The values wait for one another.
+                    ErrorKind::Overloaded => {
+                        Box::pin(super::fill(&request, owner, version, lease)).await.map(drop)
+                    }
+                    // The key has been deleted, and the value is not there, which any cache may come to.
+                    ErrorKind::DeadlineExceeded => Ok(()),
+                    _ => Err(error),
+                },
+                // The value was lost on the way.
+                Err(_) => continue,
+            };
+            done.push((*at, result));
+        }
+    }
+}
