@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use fastrand::Rng;
+use futures_util::future::join_all;
 use parking_lot::Mutex;
 use peanut_client::{Client, Error};
 use peanut_proto::clock::uptime;
@@ -139,7 +140,17 @@ impl Load {
 
     async fn read_many(&self, by: usize, client: &Client, group: usize) {
         let begun = uptime();
-        let read = client.group(GROUPS[group]).get_many((0..KEYS).map(|key| key.to_string())).await;
+        let (handle, keys) = (client.group(GROUPS[group]), (0..KEYS).map(|key| key.to_string()));
+        let load = |missing: Vec<bytes::Bytes>| async move {
+            let keys = missing.iter().filter_map(|key| std::str::from_utf8(key).ok()?.parse().ok());
+            let loads = keys.map(|key: u32| async move { (key.to_string(), self.load(group, key).await) });
+            Ok::<_, String>(join_all(loads).await)
+        };
+        let read = if GROUPS[group] == "app" {
+            handle.get_or_load_many(keys, load).await
+        } else {
+            handle.get_many(keys).await
+        };
         for (key, read) in read.into_iter().enumerate() {
             self.add(by, number(group, key as u32), kind_of(group < 2, read), begun);
         }
@@ -152,7 +163,7 @@ impl Load {
             if random.u8(..20) == 0 {
                 self.clear(number, &client, group).await;
             } else if random.u8(..20) == 0 {
-                self.delete_many(number, &client, group).await;
+                self.write_many(number, &client, group, &mut random).await;
             } else if random.u8(..4) == 0 {
                 self.begin_and_write(number, &client, group, &mut random).await;
             } else {
@@ -215,10 +226,25 @@ impl Load {
         begun
     }
 
-    async fn delete_many(&self, by: usize, client: &Client, group: usize) {
-        let mut begun = self.begin_all(by, group).await;
-        let deleted = client.group(GROUPS[group]).delete_many((0..KEYS).map(|key| key.to_string())).await;
-        begun.iter_mut().zip(deleted).for_each(|((ending, _), deleted)| ending.ended(deleted.is_ok()));
+    /// Sets or deletes every key of a group, and may give up before that is done.
+    async fn write_many(&self, by: usize, client: &Client, group: usize, random: &mut Rng) {
+        let begun = self.begin_all(by, group).await;
+        let sets_some = random.bool();
+        let is_set = |ending: &Ending<'_>| {
+            let version = ending.version();
+            version.filter(|version| sets_some && !is_absent(*version))
+        };
+        let (mut set, mut deleted): (Vec<_>, Vec<_>) =
+            (0..KEYS).zip(begun).partition(|(_, (ending, _))| is_set(ending).is_some());
+        let group = client.group(GROUPS[group]);
+        let entries: Vec<_> =
+            set.iter().filter_map(|(key, (it, _))| Some((key.to_string(), it.version()?.to_string()))).collect();
+        let names: Vec<_> = deleted.iter().map(|(key, _)| key.to_string()).collect();
+        let writes = async { tokio::join!(group.set_many(entries), group.delete_many(names)) };
+        let patience = if random.u8(..10) == 0 { random.u64(..15) } else { 60_000 };
+        let Ok(done) = timeout(Duration::from_millis(patience), writes).await else { return };
+        let all = set.iter_mut().chain(&mut deleted).zip(done.0.into_iter().chain(done.1));
+        all.for_each(|((_, (ending, _)), done)| ending.ended(done.is_ok()));
     }
 
     async fn clear(&self, by: usize, client: &Client, group: usize) {
@@ -238,6 +264,11 @@ struct Ending<'a> {
 }
 
 impl Ending<'_> {
+    /// Of a write that has not been acknowledged, the version.
+    fn version(&self) -> Option<u64> {
+        if let Kind::WriteFailed(version) = self.kind { Some(version) } else { None }
+    }
+
     /// The write was acknowledged, or was not.
     fn ended(&mut self, is_done: bool) {
         if let Kind::WriteFailed(version) = self.kind
