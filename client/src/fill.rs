@@ -175,12 +175,16 @@ async fn fill_one(
     lease: &Reply,
 ) -> Result<Reply, Refusal> {
     let fill = Request { op: Op::Write(write), ..*request };
-    let filled = node.write(&fill.at(Placement::owner(ring_version, RingVersion::NONE)), Instant::now()).await;
+    let filled =
+        node.write(&fill.at(Placement::owner(ring_version, RingVersion::NONE)), Instant::now()).await;
     filled.inspect(|_| lease.end_lease())
 }
 
 /// Writes in portions that may wait for one node at a time: at least one each.
-pub(crate) fn portions<'a, T>(mut rest: &'a [T], bytes: impl Fn(&T) -> usize) -> impl Iterator<Item = &'a [T]> {
+pub(crate) fn portions<'a, T>(
+    mut rest: &'a [T],
+    bytes: impl Fn(&T) -> usize,
+) -> impl Iterator<Item = &'a [T]> {
     std::iter::from_fn(move || {
         let mut all = 0;
         let fits = |one: &&T| {

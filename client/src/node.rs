@@ -6,6 +6,7 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use peanut_proto::frame::{FRAME_BYTES, Write};
@@ -36,6 +37,8 @@ pub(crate) struct Node {
     claims: Mutex<Claims>,
     /// Hints stored for it in the registry since it was last reached, and not seen to be read.
     hints: AtomicU32,
+    /// Since when the registry has had no mark of its.
+    unmarked: Mutex<Option<Instant>>,
 }
 
 impl Deref for Node {
@@ -74,6 +77,7 @@ impl Node {
             choice: Choice::new(),
             claims: Mutex::default(),
             hints: AtomicU32::new(0),
+            unmarked: Mutex::default(),
         }
     }
 
@@ -137,6 +141,13 @@ impl Node {
     /// How many hints were stored for it in the registry since it was last reached, and not seen to be read.
     pub(crate) fn hints(&self) -> &AtomicU32 {
         &self.hints
+    }
+
+    /// Takes in whether the registry has a mark of its, and says for how long it has had none.
+    pub(crate) fn unmarked_for(&self, is_marked: bool, now: Instant) -> Option<Duration> {
+        let mut unmarked = self.unmarked.lock();
+        *unmarked = if is_marked { None } else { unmarked.or(Some(now)) };
+        unmarked.map(|since| now.saturating_duration_since(since))
     }
 
     async fn ask_a_lane(self: &Arc<Self>, ask: &Attempt<'_>, now: Instant) -> Answer {
@@ -212,9 +223,11 @@ impl Node {
             return None;
         }
         let placement = Placement::owner(ring_version, RingVersion::NONE);
-        let parts = Parts { rest: writes, bytes: |write: &Write<'_>| write.key().len() + write.value_bytes() };
-        let asks: SmallVec<[_; 1]> =
-            parts.map(|writes| ManyAttempt { request: *request, placement, each: Each::Write(writes) }).collect();
+        let parts =
+            Parts { rest: writes, bytes: |write: &Write<'_>| write.key().len() + write.value_bytes() };
+        let asks: SmallVec<[_; 1]> = parts
+            .map(|writes| ManyAttempt { request: *request, placement, each: Each::Write(writes) })
+            .collect();
         self.ask_for_many(&asks, request.deadline, now).await
     }
 
@@ -227,7 +240,11 @@ impl Node {
         for keys in keys.chunk_by(|(a, _), (b, _)| a == b) {
             let placement = Placement::owner(ring_version, keys[0].0);
             let parts = Parts { rest: keys, bytes: |(_, key): &(RingVersion, Key<'_>)| key.bytes.len() };
-            asks.extend(parts.map(|keys| ManyAttempt { request: *request, placement, each: Each::Get(keys) }));
+            asks.extend(parts.map(|keys| ManyAttempt {
+                request: *request,
+                placement,
+                each: Each::Get(keys),
+            }));
         }
         asks
     }

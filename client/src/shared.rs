@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use peanut_proto::discovery::{Discovered, Discovery};
+use peanut_proto::intervals::LOSS_NOTICED;
 use peanut_proto::membership::{FleetView, Keys};
 use peanut_proto::numbers::RingVersion;
 use peanut_proto::registry::Registry;
+use peanut_proto::sabotage::{Mechanism, without};
 use peanut_proto::v1::Outcome;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
@@ -182,6 +184,13 @@ impl Shared {
     /// Whether a node holds a lease in the registry, as far as is known.
     pub(crate) fn is_alive(&self, id: &str) -> bool {
         self.discovered.borrow().view.live.contains_key(id)
+    }
+
+    /// Whether a node may go by a lease. Where the registry has just lost its data any may: each goes on answering until
+    /// it has noticed.
+    pub(crate) fn may_be_alive(&self, id: &str) -> bool {
+        let lost = self.discovered.borrow().lost.filter(|_| !without(Mechanism::Marks));
+        lost.is_some_and(|at| at.elapsed() < LOSS_NOTICED) || self.is_alive(id)
     }
 
     /// Takes in what a node that was chosen by a ring says of the ring with its answer: where it knows a

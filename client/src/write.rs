@@ -300,7 +300,7 @@ impl OneNode<'_> {
         let reach = |has_failed: bool| {
             let is_down = node.is_down();
             let is_mostly_down = is_down && self.routing.mostly_down();
-            let is_leased = !(is_down || has_failed) || self.client.is_alive(node.id());
+            let is_leased = !(is_down || has_failed) || self.client.may_be_alive(node.id());
             Reach { is_down, is_mostly_down, is_leased, has_registry }
         };
         let mut delivery = Delivery::new(part);

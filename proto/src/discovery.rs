@@ -31,6 +31,8 @@ pub struct Discovered {
     pub trouble: Option<RegistryError>,
     /// Since when the registry cannot be read.
     pub trouble_since: Option<Instant>,
+    /// When it was last seen that the registry had lost its data.
+    pub lost: Option<Instant>,
 }
 
 impl Discovered {
@@ -74,8 +76,13 @@ impl Discovery {
     /// Starts to watch a fleet.
     pub fn start(registry: Arc<dyn Registry>, keys: Keys) -> Self {
         let view = Arc::new(FleetView::new(keys));
-        let discovered =
-            watch::Sender::new(Discovered { view, read: None, trouble: None, trouble_since: None });
+        let discovered = watch::Sender::new(Discovered {
+            view,
+            read: None,
+            trouble: None,
+            trouble_since: None,
+            lost: None,
+        });
         let (discovered, reload) = (Arc::new(discovered), Reloader::default());
         let task = tokio::spawn(keep_current(registry.clone(), discovered.clone(), reload.clone()));
         Discovery { registry, discovered, reload, task: Mutex::new(task) }
@@ -205,7 +212,12 @@ fn publish(
     let older = view.ring_was_lost() && view.stored_ring.is_some();
     *older_since = if older { older_since.or_else(|| Some(Instant::now())) } else { None };
     let view = Arc::new(view.clone());
-    sender.send_replace(Discovered { view, read: Some(read), trouble: None, trouble_since: None });
+    sender.send_modify(|discovered| {
+        // It begins to count anew, too; somebody may have written the ring again already.
+        let is_lost = view.ring_was_lost() || view.revision < discovered.view.revision;
+        let lost = if is_lost { Some(Instant::now()) } else { discovered.lost };
+        *discovered = Discovered { view, read: Some(read), trouble: None, trouble_since: None, lost };
+    });
 }
 
 #[cfg(test)]

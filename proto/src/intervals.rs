@@ -36,6 +36,12 @@ pub const OLDER_RING_BELIEVED: Duration = Duration::from_secs(15);
 /// How long a node is believed to be there after it was last heard of, where no other time is set.
 pub const LEASE_TTL: Duration = Duration::from_secs(5);
 const _: () = assert!(millis(OLDER_RING_BELIEVED) > 2 * millis(LEASE_TTL));
+/// A node renews its lease at least so often, and so notices where the registry has lost it.
+pub const LONGEST_RENEWAL: Duration = Duration::from_millis(1_700);
+/// A writer that finds no record of a node in a registry that has lost its data takes the node for one without a lease after so
+/// long.
+pub const LOSS_NOTICED: Duration = LEASE_TTL;
+const _: () = assert!(millis(LOSS_NOTICED) > millis(LONGEST_RENEWAL) + millis(REGISTRY_CALL));
 
 /// The longest time for which a node may keep what it answers in the place of another (`failover_ttl`).
 pub const LONGEST_FAILOVER_TTL: Duration = Duration::from_secs(60);

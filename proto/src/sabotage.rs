@@ -25,11 +25,13 @@ pub enum Mechanism {
     Sequences,
     /// A watch ends when the member of the store that it is on has lost its peers.
     Leader,
+    /// A node without a record of its lease is not taken for one without a lease where the registry has lost its data.
+    Marks,
 }
 
 impl Mechanism {
     /// All of them.
-    pub const ALL: [Mechanism; 10] = [
+    pub const ALL: [Mechanism; 11] = [
         Mechanism::Stamps,
         Mechanism::Hints,
         Mechanism::Poison,
@@ -40,6 +42,7 @@ impl Mechanism {
         Mechanism::Tokens,
         Mechanism::Sequences,
         Mechanism::Leader,
+        Mechanism::Marks,
     ];
 
     /// Its name, in lower case.

@@ -166,6 +166,10 @@ impl HintReader {
             return Ok(lineage);
         }
         if heard.is_marked && !without(Mechanism::Lineage) {
+            if !without(Mechanism::Marks) {
+                // Writers that find the new mark go by the lease that is no more.
+                self.node.wake().lease_doubted();
+            }
             tracing::warn!(
                 "the registry has lost what it knew of this node, which may not have been told of all; it forgets all that it has"
             );

@@ -11,6 +11,7 @@ use std::time::Duration;
 use peanut_proto::backoff::Backoff;
 use peanut_proto::change::{change_ring, swap_ring};
 use peanut_proto::discovery::{Discovered, Discovery};
+use peanut_proto::intervals::LONGEST_RENEWAL;
 use peanut_proto::membership::{
     DEFAULT_POINTS, FORMAT, Keys, LiveGroup, Liveness, NamingRecord, NodeInfo, RingDocument,
 };
@@ -32,6 +33,7 @@ const SAY: Duration = Duration::from_secs(10);
 const SAY_AGAIN: Duration = Duration::from_secs(600);
 /// Why a node registers again whose record is not there any more.
 const VANISHED: &str = "the liveness record vanished";
+const LOST: &str = "the registry has lost what it knew of this node";
 /// How long a node that stops may take to say so.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -161,7 +163,7 @@ impl Registration {
                         node.wake().lease_held();
                     }
                     let why = self.hold(lease, discovered, node, None).await;
-                    if lease.is_none() || why == VANISHED {
+                    if lease.is_none() || why == VANISHED || why == LOST {
                         held = None;
                         node.wake().lease_lost();
                     }
@@ -292,7 +294,8 @@ impl Registration {
     ) -> &'static str {
         let Some(id) = *lease else { return "there is no lease" };
         let mut renewed = Instant::now();
-        let mut next_renewal = renewed + self.lease_ttl / 3;
+        let interval = (self.lease_ttl / 3).min(LONGEST_RENEWAL);
+        let mut next_renewal = renewed + interval;
         let mut seen_alive = false;
         let over = async {
             match until {
@@ -305,19 +308,20 @@ impl Registration {
             tokio::select! {
                 biased;
                 () = &mut over => return "it is time to try again",
+                () = node.wake().doubt() => return LOST,
                 () = tokio::time::sleep_until(next_renewal) => {
                     match self.registry.renew(id).await {
                         Ok(true) => {
                             renewed = Instant::now();
-                            next_renewal = renewed + self.lease_ttl / 3;
+                            next_renewal = renewed + interval;
                         }
                         Ok(false) => {
                             *lease = None;
                             return "the lease was lost";
                         }
                         Err(error) => {
-                            // Told once: the first failure after a success comes a third of the way in.
-                            if next_renewal <= renewed + self.lease_ttl / 3 {
+                            // Told once: the first failure after a success comes at its time.
+                            if next_renewal <= renewed + interval {
                                 tracing::warn!(%error, "the lease was not renewed; trying again until it is");
                             }
                             next_renewal = Instant::now() + (self.lease_ttl / 10).max(Duration::from_millis(100));

@@ -43,6 +43,7 @@ struct Shared {
     /// one.
     is_unleased: AtomicBool,
     woken: Notify,
+    doubted: Notify,
 }
 
 /// Ends the ticking when it is dropped.
@@ -61,6 +62,7 @@ impl Wake {
             asks: AtomicBool::new(false),
             is_unleased: AtomicBool::new(false),
             woken: Notify::new(),
+            doubted: Notify::new(),
         };
         Wake { shared: Arc::new(shared) }
     }
@@ -149,6 +151,18 @@ impl Wake {
     pub(crate) fn lease_lost(&self) {
         self.shared.is_unleased.store(true, Ordering::Release);
         self.rouse();
+    }
+
+    /// The registry has lost its data, and the lease with it, it seems: as [`lease_lost`](Self::lease_lost), until the
+    /// node has registered again.
+    pub(crate) fn lease_doubted(&self) {
+        self.lease_lost();
+        self.shared.doubted.notify_one();
+    }
+
+    /// Waits until the lease is doubted.
+    pub(crate) async fn doubt(&self) {
+        self.shared.doubted.notified().await;
     }
 
     /// The node holds a lease: the registry is to be read once more.

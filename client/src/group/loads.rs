@@ -292,7 +292,8 @@ impl Group {
         let request = self.request_to_fill(&[]);
         let mut filling = Vec::with_capacity(by_node.len());
         for ((node, ring_version), fills) in &by_node {
-            let node = led.iter().map(|(_, answered)| &answered.node).find(|it| Arc::as_ptr(it).addr() == *node);
+            let node =
+                led.iter().map(|(_, answered)| &answered.node).find(|it| Arc::as_ptr(it).addr() == *node);
             filling.extend(node.map(|node| fill::fill_all(&request, node, *ring_version, fills)));
         }
         join_all(filling).await;

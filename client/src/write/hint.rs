@@ -7,10 +7,11 @@ use std::time::Duration;
 use futures_util::future::join;
 use peanut_proto::clock::wall_clock_ms;
 use peanut_proto::frame::Write;
-use peanut_proto::intervals::SILENCE_BEFORE_HINT;
+use peanut_proto::intervals::{LOSS_NOTICED, SILENCE_BEFORE_HINT};
 use peanut_proto::membership::{FORMAT, Hint, check_name};
 use peanut_proto::numbers::RingVersion;
 use peanut_proto::registry::{KeyRange, Registry, RegistryError};
+use peanut_proto::sabotage::{Mechanism, without};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::OneNode;
@@ -19,6 +20,7 @@ use crate::error::{Error, ErrorKind};
 use crate::monitor::Probed;
 use crate::node::Node;
 use crate::request::{Op, Placement, Request};
+use crate::shared::Shared;
 
 /// Hints for one node, stored one by one until it is back; then one for the whole group takes the place of
 /// more. Long keys count for several, so that a process stores at most 16 KiB of keys.
@@ -109,16 +111,32 @@ impl OneNode<'_> {
         let live = self.client.keys.live(node.id());
         loop {
             match registry.get(at).await {
-                Ok(None) => return true,
+                Ok(None) if is_whole(self.client, registry, node).await => return true,
                 // As of now, not as of when this client last heard: a node reads its hints after it has come
                 // to hold a lease.
-                Ok(Some(_)) if matches!(registry.get(&live).await, Ok(None)) => return false,
+                Ok(Some(_))
+                    if matches!(registry.get(&live).await, Ok(None))
+                        && is_whole(self.client, registry, node).await =>
+                {
+                    return false;
+                }
                 Ok(Some(_)) if node.probe().await == Probed::Silent && node.is_refusing() => return false,
-                Ok(Some(_)) | Err(_) => {}
+                Ok(_) | Err(_) => {}
             }
             sleep(ASK_AGAIN).await;
         }
     }
+}
+
+/// Whether what the registry does not have of a node was taken out of it. A registry that has lost its data has no
+/// mark of the node's start either; a node that notices that answers nothing more, and forgets all, before it
+/// makes its mark again. One without a mark, which may be gone for good, has noticed after a while.
+async fn is_whole(client: &Shared, registry: &dyn Registry, node: &Node) -> bool {
+    if without(Mechanism::Marks) {
+        return true;
+    }
+    let Ok(mark) = registry.get(&client.keys.lineage(node.id())).await else { return false };
+    node.unmarked_for(mark.is_some(), Instant::now()).is_none_or(|unmarked| unmarked > LOSS_NOTICED)
 }
 
 fn neither(because: &Error, node: &Node, registry: Option<RegistryError>) -> Error {

@@ -239,7 +239,8 @@ impl RequestWriter {
             let write = WriteOperation { id: 0, group: 0, deadline_ms: 0, failover: false, write: *write };
             each.write_as(EACH_WRITE, &write);
         }
-        let before = number_length(id.into()) + number_length(group.into()) + number_length(deadline_ms.into());
+        let before =
+            number_length(id.into()) + number_length(group.into()) + number_length(deadline_ms.into());
         self.buffer.reserve(before + each.len() + 10);
         let fields = Fields::new().header(8, before + each.len()).number(1, id.into());
         fields.number(2, group.into()).number(3, deadline_ms.into()).put(&mut self.buffer);
@@ -297,7 +298,8 @@ impl RequestWriter {
             + bytes_length(error.as_bytes())
             + number_length(raised);
         self.buffer.reserve(length + 10);
-        let fields = Fields::new().header(field, length).number(1, operation.id.into()).number(2, kind as u64);
+        let fields =
+            Fields::new().header(field, length).number(1, operation.id.into()).number(2, kind as u64);
         fields.number(3, operation.group.into()).header_of(4, key).put(&mut self.buffer);
         self.buffer.extend_from_slice(key);
         let fields = Fields::new().number(5, operation.deadline_ms.into()).number(6, on_miss as u64);

@@ -48,7 +48,14 @@ fn route(times: u32) {
 
 fn requests_of_many(writer: &mut RequestWriter) -> RequestFrame {
     let owned_since = RingVersion(7);
-    let get = GetManyOperation { id: 1, group: 0, deadline_ms: 5000, owned_since, on_miss: OnMiss::Load, traceparent: "" };
+    let get = GetManyOperation {
+        id: 1,
+        group: 0,
+        deadline_ms: 5000,
+        owned_since,
+        on_miss: OnMiss::Load,
+        traceparent: "",
+    };
     writer.get_many(black_box(&get), (0..OF_MANY).map(|_| black_box(KEY)));
     writer.take()
 }

@@ -237,8 +237,10 @@ impl Load {
         let (mut set, mut deleted): (Vec<_>, Vec<_>) =
             (0..KEYS).zip(begun).partition(|(_, (ending, _))| is_set(ending).is_some());
         let group = client.group(GROUPS[group]);
-        let entries: Vec<_> =
-            set.iter().filter_map(|(key, (it, _))| Some((key.to_string(), it.version()?.to_string()))).collect();
+        let entries: Vec<_> = set
+            .iter()
+            .filter_map(|(key, (it, _))| Some((key.to_string(), it.version()?.to_string())))
+            .collect();
         let names: Vec<_> = deleted.iter().map(|(key, _)| key.to_string()).collect();
         let writes = async { tokio::join!(group.set_many(entries), group.delete_many(names)) };
         let patience = if random.u8(..10) == 0 { random.u64(..15) } else { 60_000 };

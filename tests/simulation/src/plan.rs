@@ -145,12 +145,15 @@ pub enum Theme {
     Stutter,
     /// A node that comes and goes all the time, which some hear of late, and others sleep through.
     Late,
+    /// A registry that loses its data again and again, which some hear of late, while others cannot reach a node.
+    Lost,
 }
 
 impl Theme {
     /// One of them.
     pub(super) fn any(random: &mut Rng) -> Self {
-        match random.u8(..6) {
+        match random.u8(..7) {
+            6 => Theme::Lost,
             0 => Theme::Rings,
             1 => Theme::Stutter,
             2 | 3 => Theme::Late,
@@ -250,6 +253,7 @@ pub(super) fn faults(random: &mut Rng, theme: Theme, count: usize) -> Vec<Planne
     match theme {
         Theme::Stutter => planned.extend(stutter(random)),
         Theme::Late => planned.extend(late(random)),
+        Theme::Lost => planned.extend(lost(random)),
         Theme::Everything | Theme::Rings => {}
     }
     planned.sort_by_key(|planned| planned.from);
@@ -303,6 +307,28 @@ fn stutter(random: &mut Rng) -> Vec<Planned> {
         let fault = Fault::Cut { from, to, one_way: true, mended: Mended::Late };
         planned.push(Planned { fault, from: at, until });
         at = until + Duration::from_millis(random.u64(3..60));
+    }
+    planned
+}
+
+/// The registry loses its data again and again, and has little to tell to a node for a while, which one client cannot reach
+/// meanwhile.
+fn lost(random: &mut Rng) -> Vec<Planned> {
+    let (mut planned, mut at) = (Vec::new(), Duration::from_millis(random.u64(100..1500)));
+    let ms = |random: &mut Rng, range: Range<u64>| Duration::from_millis(random.u64(range));
+    while at < Theme::Lost.trouble() {
+        let node = random.usize(..FIRST_NODES);
+        let (from, to) = (End::Client(1), End::Node(node));
+        let cut = Fault::Cut { from, to, one_way: random.bool(), mended: mended(random) };
+        let emptied = at + ms(random, 300..1500);
+        let comes_back = emptied + ms(random, 10..300);
+        let mended = comes_back + ms(random, 100..2000);
+        planned.push(Planned { fault: cut, from: at, until: mended });
+        planned.push(Planned { fault: Fault::Emptied, from: emptied, until: comes_back });
+        let by = ms(random, 20..600);
+        let slow = Fault::Slow { from: End::Registry, to: End::Node(node), by };
+        planned.push(Planned { fault: slow, from: at, until: mended });
+        at = mended + ms(random, 200..3000);
     }
     planned
 }

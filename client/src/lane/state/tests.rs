@@ -475,7 +475,9 @@ async fn answers_that_are_taken_as_they_come_are_told_at_once_and_each_once() {
     let mut frame = ResponseWriter::default();
     frame.answer(&token, b"");
     f.lane.take_answers(&frame.take(), &mut deliveries).unwrap();
-    let [Delivery::One { caller: None, answer: Ok(reply), .. }] = &deliveries[..] else { panic!("{deliveries:?}") };
+    let [Delivery::One { caller: None, answer: Ok(reply), .. }] = &deliveries[..] else {
+        panic!("{deliveries:?}")
+    };
     assert_eq!(reply.token, FillToken(7));
     f.hit_of_many(id, 2, b"c").unwrap();
     assert_eq!(f.lane.in_flight(), 0);
