@@ -40,6 +40,15 @@ struct Args {
     /// Seconds of each measurement, after a fifth of that to warm up
     #[arg(long, default_value = "1.5", value_parser = seconds)]
     seconds: Duration,
+    /// Bytes of each value
+    #[arg(long, default_value = "100", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    value_bytes: u32,
+    /// All over TLS
+    #[arg(long)]
+    tls: bool,
+    /// In place of rates, measure the memory that each of so many entries takes, of 16 + 100 bytes
+    #[arg(long, value_name = "ENTRIES")]
+    memory: Option<u64>,
     /// Write the medians to a file as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -55,7 +64,7 @@ struct Args {
 async fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
     if words.next().as_deref() == Some(systems::NODE) {
-        return systems::groupcache_node(words.next().unwrap_or_default()).await;
+        return systems::groupcache_node(words).await;
     }
     let args = Args::parse();
     let json = match args.json.as_ref().map(std::fs::File::create).transpose() {
@@ -65,10 +74,13 @@ async fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let data = Data::new();
+    if let Some(entries) = args.memory {
+        return memory(&args, entries).await;
+    }
+    let data = Data::new(args.value_bytes as usize, args.work.contains(&Work::Large));
     let mut systems = Vec::new();
     for name in &args.systems {
-        match System::start(*name, &args.peanut_server, &data).await {
+        match System::start(*name, &args.peanut_server, args.tls, &data).await {
             Ok(system) => systems.push(system),
             Err(why) => eprintln!("{name} is skipped: {why}"),
         }
@@ -98,6 +110,21 @@ async fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// Fills one system after the other.
+async fn memory(args: &Args, entries: u64) -> ExitCode {
+    println!("| system | bytes an entry of 16 + 100 |\n|---|--:|");
+    for name in args.systems.iter().filter(|name| name.stores()) {
+        match System::start(*name, &args.peanut_server, args.tls, &Data::none()).await {
+            Ok(system) => match system.bytes_per_entry(entries).await {
+                Some(bytes) => println!("| {name} | {bytes:.1} |"),
+                None => println!("| {name} | not all were kept |"),
+            },
+            Err(why) => eprintln!("{name} is skipped: {why}"),
+        }
+    }
+    ExitCode::SUCCESS
+}
+
 /// Measures everything once a round, each round beginning with another system.
 async fn rounds(args: &Args, systems: &[System], data: &Data) -> Vec<Row> {
     let mut samples: Vec<(Work, u32, Vec<Vec<Sample>>)> = Vec::new();
@@ -108,7 +135,8 @@ async fn rounds(args: &Args, systems: &[System], data: &Data) -> Vec<Row> {
         for (work, tasks, samples) in &mut samples {
             for turn in 0..systems.len() {
                 let at = (round + turn) % systems.len();
-                if *work == Work::Set && !systems[at].name().stores() {
+                let can_do = systems[at].name().stores() || matches!(work, Work::Get | Work::GetMany);
+                if !can_do {
                     continue;
                 }
                 let sample = systems[at].measure(*work, *tasks, args.seconds, data).await;

@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::systems::{Caller, Data};
+use crate::systems::Caller;
 
-/// Keys of one `get_many`.
+/// Keys of one `get_many` or `set_many`.
 pub(crate) const BATCH: usize = 100;
 
 /// What the tasks do.
@@ -28,15 +28,20 @@ pub(crate) enum Work {
     GetMany,
     /// One value a call, of the same keys
     Set,
+    /// A hundred values a call
+    #[value(name = "set_many")]
+    SetMany,
+    /// One key a call, of a value of 1 MiB
+    Large,
 }
 
 impl Work {
-    pub(crate) const ALL: [Work; 3] = [Work::Get, Work::GetMany, Work::Set];
+    pub(crate) const ALL: [Work; 5] = [Work::Get, Work::GetMany, Work::Set, Work::SetMany, Work::Large];
 
     fn keys(self) -> usize {
         match self {
-            Work::Get | Work::Set => 1,
-            Work::GetMany => BATCH,
+            Work::Get | Work::Set | Work::Large => 1,
+            Work::GetMany | Work::SetMany => BATCH,
         }
     }
 }
@@ -47,6 +52,8 @@ impl fmt::Display for Work {
             Work::Get => "get",
             Work::GetMany => "get_many",
             Work::Set => "set",
+            Work::SetMany => "set_many",
+            Work::Large => "large",
         })
     }
 }
@@ -71,7 +78,7 @@ const OVER: u8 = 2;
 pub(crate) async fn measure<C: Caller>(
     callers: Vec<C>,
     work: Work,
-    (keys, value): (&Arc<[String]>, &Arc<str>),
+    (keys, value): &(Arc<[String]>, Arc<str>),
     time: Duration,
     server: &str,
 ) -> Sample {
@@ -128,9 +135,11 @@ async fn closed_loop<C: Caller>(
         batch.extend((0..work.keys()).map(|_| keys[random.usize(..keys.len())].as_str()));
         let begun = now();
         let values = match work {
-            Work::Get => usize::from(caller.get(batch[0]).await == Some(Data::VALUE_BYTES)),
-            Work::GetMany => caller.get_many(&batch).await,
+            Work::Get | Work::Large => usize::from(caller.get(batch[0]).await == Some(value.len())),
+            Work::GetMany => caller.get_many(&batch, value.len()).await,
             Work::Set => usize::from(caller.set(batch[0], &value).await),
+            Work::SetMany if caller.set_many(&batch, &value).await => work.keys(),
+            Work::SetMany => 0,
         };
         match phase.load(Ordering::Relaxed) {
             MEASURING if values == work.keys() => {

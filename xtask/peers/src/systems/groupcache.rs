@@ -32,9 +32,12 @@ impl ValueLoader for Loader {
 }
 
 /// The other peer: serves until it is killed.
-pub(crate) async fn groupcache_node(addr: String) -> ExitCode {
-    let Ok(addr) = addr.parse::<SocketAddr>() else { return ExitCode::FAILURE };
-    let cache = Groupcache::builder(addr.into(), Loader(Data::VALUE_BYTES)).build();
+pub(crate) async fn groupcache_node(mut words: impl Iterator<Item = String>) -> ExitCode {
+    let Some(Ok(addr)) = words.next().map(|addr| addr.parse::<SocketAddr>()) else {
+        return ExitCode::FAILURE;
+    };
+    let Some(Ok(value_bytes)) = words.next().map(|bytes| bytes.parse()) else { return ExitCode::FAILURE };
+    let cache = Groupcache::builder(addr.into(), Loader(value_bytes)).build();
     let served =
         tonic::transport::Server::builder().tcp_nodelay(true).add_service(cache.grpc_service()).serve(addr);
     if served.await.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -49,8 +52,9 @@ pub(super) struct Remote {
 pub(super) async fn start(data: &Data) -> (Process, Remote) {
     let addr = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let mut command = Command::new(std::env::current_exe().expect("the path of this program"));
-    let server =
-        start_process("groupcache", command.args([NODE, &addr.to_string()]), &addr.to_string()).await;
+    let (keys, value) = &data.small;
+    command.args([NODE, &addr.to_string(), &value.len().to_string()]);
+    let server = start_process("groupcache", &mut command, &addr.to_string()).await;
     let me = SocketAddr::from(([127, 0, 0, 1], free_port()));
     // A value loaded here is empty, which shows whose a key is.
     let cache = Groupcache::builder(me.into(), Loader(0))
@@ -60,9 +64,9 @@ pub(super) async fn start(data: &Data) -> (Process, Remote) {
         }))
         .build();
     cache.add_peer(addr.into()).await.expect("the other peer");
-    let mut keys = Vec::new();
+    let (most, mut keys) = (keys.len(), Vec::new());
     for number in 0.. {
-        if keys.len() == data.keys.len() {
+        if keys.len() == most {
             break;
         }
         let key = format!("key-{number}");
@@ -86,12 +90,16 @@ impl Caller for Remote {
     }
 
     /// It has no call for many keys; an application asks for all at once.
-    async fn get_many(&mut self, keys: &[&str]) -> usize {
+    async fn get_many(&mut self, keys: &[&str], value_bytes: usize) -> usize {
         let answers = join_all(keys.iter().map(|key| self.cache.get(key))).await;
-        answers.iter().flatten().filter(|value| value.len() == Data::VALUE_BYTES).count()
+        answers.iter().flatten().filter(|value| value.len() == value_bytes).count()
     }
 
     async fn set(&mut self, _: &str, _: &str) -> bool {
+        false
+    }
+
+    async fn set_many(&mut self, _: &[&str], _: &str) -> bool {
         false
     }
 }

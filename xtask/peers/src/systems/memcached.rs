@@ -5,27 +5,24 @@ use std::process::Command;
 use async_memcached::{AsciiProtocol as _, Client};
 use peanut_tests::{Process, free_port};
 
-use super::{Caller, Data, installed, start as start_process};
+use super::{Caller, installed, start as start_process};
 
 pub(super) struct Memcached {
     addr: String,
 }
 
-pub(super) async fn start(data: &Data) -> Result<(Process, Memcached), String> {
+pub(super) async fn start() -> Result<(Process, Memcached), String> {
     installed("memcached")?;
     let port = free_port();
     let mut command = Command::new("memcached");
     // `-u` counts only for root, under whom it would not start without.
-    command.args(["-l", "127.0.0.1", "-U", "0", "-c", "12000", "-m", "256", "-u", "nobody"]);
+    command.args(["-l", "127.0.0.1", "-U", "0", "-c", "12000", "-m", "8192", "-u", "nobody"]);
+    // Values of a mebibyte with their keys.
+    command.args(["-I", "2m"]);
     command.args(["-p", &port.to_string()]);
     let addr = format!("127.0.0.1:{port}");
     let server = start_process("memcached", &mut command, &addr).await;
-    let memcached = Memcached { addr };
-    let Connection(mut client) = memcached.caller().await;
-    for key in data.keys.iter() {
-        client.set(key, data.value.as_bytes(), None, None).await.expect("the value is stored");
-    }
-    Ok((server, memcached))
+    Ok((server, Memcached { addr }))
 }
 
 impl Memcached {
@@ -50,13 +47,18 @@ impl Caller for Connection {
         Some(self.0.get(key).await.ok()??.data?.len())
     }
 
-    async fn get_many(&mut self, keys: &[&str]) -> usize {
+    async fn get_many(&mut self, keys: &[&str], value_bytes: usize) -> usize {
         // A key that is asked for twice is answered twice.
         let values = self.0.get_multi(keys).await.unwrap_or_default();
-        values.iter().filter(|value| value.data.as_ref().map(Vec::len) == Some(Data::VALUE_BYTES)).count()
+        values.iter().filter(|value| value.data.as_ref().map(Vec::len) == Some(value_bytes)).count()
     }
 
     async fn set(&mut self, key: &str, value: &str) -> bool {
         self.0.set(key, value.as_bytes(), None, None).await.is_ok()
+    }
+
+    async fn set_many(&mut self, keys: &[&str], value: &str) -> bool {
+        let pairs: Vec<(&str, &[u8])> = keys.iter().map(|key| (*key, value.as_bytes())).collect();
+        self.0.set_multi(&pairs, None, None).await.is_ok()
     }
 }

@@ -4,6 +4,8 @@ mod groupcache;
 mod memcached;
 mod peanut;
 mod redis;
+mod rustis;
+mod tls;
 
 use std::fmt;
 use std::net::TcpStream;
@@ -13,9 +15,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use peanut_tests::{Process, eventually};
+use peanut_tests::{Process, eventually, resident_bytes};
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
 
+use self::tls::Certificates;
 use crate::measure::{Sample, Work, measure};
 
 pub(crate) use groupcache::{NODE, groupcache_node};
@@ -25,28 +29,56 @@ pub(crate) trait Caller: Send + 'static {
     /// Bytes of the value of a key; `None` where there is none or the call failed.
     fn get(&mut self, key: &str) -> impl Future<Output = Option<usize>> + Send;
 
-    /// How many of the keys have a value of [`Data::VALUE_BYTES`].
-    fn get_many(&mut self, keys: &[&str]) -> impl Future<Output = usize> + Send;
+    /// How many of the keys have a value of so many bytes.
+    fn get_many(&mut self, keys: &[&str], value_bytes: usize) -> impl Future<Output = usize> + Send;
 
     /// Whether a value was stored.
     fn set(&mut self, key: &str, value: &str) -> impl Future<Output = bool> + Send;
+
+    /// Whether the value was stored under all keys.
+    fn set_many(&mut self, keys: &[&str], value: &str) -> impl Future<Output = bool> + Send;
 }
 
 /// What is stored in every system.
 #[derive(Debug)]
 pub(crate) struct Data {
-    pub(crate) keys: Arc<[String]>,
-    pub(crate) value: Arc<str>,
+    /// Keys of one value.
+    pub(crate) small: (Arc<[String]>, Arc<str>),
+    /// Keys of a large value, if any.
+    pub(crate) large: (Arc<[String]>, Arc<str>),
 }
 
 impl Data {
     const KEYS: usize = 100_000;
-    pub(crate) const VALUE_BYTES: usize = 100;
+    const LARGE_KEYS: usize = 64;
+    const LARGE_BYTES: usize = 1 << 20;
+    /// What all values together may take.
+    const BYTES: usize = 256 << 20;
 
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(value_bytes: usize, has_large: bool) -> Self {
+        let keys = Data::KEYS.min(Data::BYTES / value_bytes);
+        let large = if has_large { Data::LARGE_KEYS } else { 0 };
         Data {
-            keys: (0..Data::KEYS).map(|n| format!("key-{n}")).collect(),
-            value: "v".repeat(Data::VALUE_BYTES).into(),
+            small: ((0..keys).map(|n| format!("key-{n}")).collect(), "v".repeat(value_bytes).into()),
+            large: (
+                (0..large).map(|n| format!("large-{n}")).collect(),
+                "v".repeat(Data::LARGE_BYTES).into(),
+            ),
+        }
+    }
+
+    /// Nothing: who measures stores what there is to be.
+    pub(crate) fn none() -> Self {
+        Data { small: (Arc::from([]), "".into()), large: (Arc::from([]), "".into()) }
+    }
+}
+
+/// Has a system store the data.
+async fn store(caller: &mut impl Caller, data: &Data) {
+    for ((keys, value), at_once) in [(&data.small, 1000), (&data.large, 4)] {
+        for keys in keys.chunks(at_once) {
+            let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+            assert!(caller.set_many(&keys, value).await, "the values are stored");
         }
     }
 }
@@ -63,6 +95,8 @@ pub(crate) enum Name {
     RedisRs,
     /// Redis by the crate fred, one connection
     Fred,
+    /// Redis by the crate rustis, one multiplexed connection
+    Rustis,
     /// memcached by the crate async-memcached, a connection for each task
     Memcached,
     /// The crate groupcache: keys that another process owns, without a hot cache
@@ -70,8 +104,15 @@ pub(crate) enum Name {
 }
 
 impl Name {
-    pub(crate) const ALL: [Name; 6] =
-        [Name::Peanut, Name::PeanutUnary, Name::RedisRs, Name::Fred, Name::Memcached, Name::Groupcache];
+    pub(crate) const ALL: [Name; 7] = [
+        Name::Peanut,
+        Name::PeanutUnary,
+        Name::RedisRs,
+        Name::Fred,
+        Name::Rustis,
+        Name::Memcached,
+        Name::Groupcache,
+    ];
 
     /// Whether values can be set; the crate groupcache has none that it has not loaded.
     pub(crate) fn stores(self) -> bool {
@@ -96,29 +137,53 @@ enum Client {
     Peanut(peanut::Peanut),
     RedisRs(redis::RedisRs),
     Fred(redis::Fred),
+    Rustis(rustis::Rustis),
     Memcached(memcached::Memcached),
     Groupcache(groupcache::Remote),
 }
 
 impl System {
     /// Starts the server of a system and stores the data there, or tells why it cannot be done.
-    pub(crate) async fn start(name: Name, peanut_server: &Path, data: &Data) -> Result<Self, String> {
+    pub(crate) async fn start(
+        name: Name,
+        peanut_server: &Path,
+        has_tls: bool,
+        data: &Data,
+    ) -> Result<Self, String> {
+        let tls = if has_tls { Some(Certificates::new()?) } else { None };
+        let tls = tls.as_ref();
         let (server, client) = match name {
             Name::Peanut | Name::PeanutUnary => {
-                let unary = name == Name::PeanutUnary;
-                let (server, client) = peanut::start(peanut_server, unary, data).await;
+                let (server, client) = peanut::start(peanut_server, name == Name::PeanutUnary, tls).await;
+                store(&mut client.clone(), data).await;
                 (server, Client::Peanut(client))
             }
             Name::RedisRs => {
-                let (server, addr) = redis::start().await?;
-                (server, Client::RedisRs(redis::RedisRs::connect(&addr, data).await))
+                let (server, addr) = redis::start(tls).await?;
+                let client = redis::RedisRs::connect(&addr, tls).await;
+                store(&mut client.clone(), data).await;
+                (server, Client::RedisRs(client))
             }
             Name::Fred => {
-                let (server, addr) = redis::start().await?;
-                (server, Client::Fred(redis::Fred::connect(&addr, data).await))
+                let (server, addr) = redis::start(tls).await?;
+                let client = redis::Fred::connect(&addr, tls).await;
+                store(&mut client.clone(), data).await;
+                (server, Client::Fred(client))
+            }
+            Name::Rustis => {
+                let (server, addr) = redis::start(tls).await?;
+                let client = rustis::Rustis::connect(&addr, tls).await;
+                store(&mut client.clone(), data).await;
+                (server, Client::Rustis(client))
+            }
+            Name::Memcached | Name::Groupcache if has_tls => {
+                return Err("its client has no TLS, or is not asked for it here".to_owned());
             }
             Name::Memcached => {
-                let (server, client) = memcached::start(data).await?;
+                let (server, client) = memcached::start().await?;
+                for caller in &mut client.callers(1).await {
+                    store(caller, data).await;
+                }
                 (server, Client::Memcached(client))
             }
             Name::Groupcache => {
@@ -135,20 +200,71 @@ impl System {
 
     pub(crate) async fn measure(&self, work: Work, tasks: u32, time: Duration, data: &Data) -> Sample {
         let server = &self.server.id().to_string();
-        let keys = (&data.keys, &data.value);
+        let data = if work == Work::Large { &data.large } else { &data.small };
         let tasks = tasks as usize;
         match &self.client {
-            Client::Peanut(client) => measure(vec![client.clone(); tasks], work, keys, time, server).await,
-            Client::RedisRs(client) => measure(vec![client.clone(); tasks], work, keys, time, server).await,
-            Client::Fred(client) => measure(vec![client.clone(); tasks], work, keys, time, server).await,
-            Client::Memcached(client) => measure(client.callers(tasks).await, work, keys, time, server).await,
+            Client::Peanut(client) => measure(vec![client.clone(); tasks], work, data, time, server).await,
+            Client::RedisRs(client) => measure(vec![client.clone(); tasks], work, data, time, server).await,
+            Client::Fred(client) => measure(vec![client.clone(); tasks], work, data, time, server).await,
+            Client::Rustis(client) => measure(vec![client.clone(); tasks], work, data, time, server).await,
+            Client::Memcached(client) => measure(client.callers(tasks).await, work, data, time, server).await,
             Client::Groupcache(client) => {
-                let keys = (client.keys(), &data.value);
-                measure(vec![client.clone(); tasks], work, keys, time, server).await
+                let data = (client.keys().clone(), data.1.clone());
+                measure(vec![client.clone(); tasks], work, &data, time, server).await
             }
         }
     }
+
+    /// Stores so many entries of a key of 16 bytes and a value of 100, and gives the memory that each takes; `None`
+    /// where the system has not kept all of them.
+    pub(crate) async fn bytes_per_entry(&self, entries: u64) -> Option<f64> {
+        match &self.client {
+            Client::Peanut(client) => self.fill(vec![client.clone(); FILLERS], entries).await,
+            Client::RedisRs(client) => self.fill(vec![client.clone(); FILLERS], entries).await,
+            Client::Fred(client) => self.fill(vec![client.clone(); FILLERS], entries).await,
+            Client::Rustis(client) => self.fill(vec![client.clone(); FILLERS], entries).await,
+            Client::Memcached(client) => self.fill(client.callers(FILLERS).await, entries).await,
+            Client::Groupcache(_) => None,
+        }
+    }
+
+    async fn fill<C: Caller>(&self, callers: Vec<C>, entries: u64) -> Option<f64> {
+        const AT_ONCE: u64 = 1000;
+        let server = &self.server.id().to_string();
+        let before = resident_bytes(server);
+        let value: Arc<str> = "v".repeat(100).into();
+        let key = |number: u64| format!("{number:016}");
+        let mut tasks = JoinSet::new();
+        for (caller, first) in callers.into_iter().zip(0..) {
+            let (mut caller, value) = (caller, value.clone());
+            tasks.spawn(async move {
+                let mut is_stored = true;
+                for from in (first * AT_ONCE..entries).step_by(FILLERS * AT_ONCE as usize) {
+                    let keys: Vec<String> = (from..entries.min(from + AT_ONCE)).map(key).collect();
+                    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+                    is_stored &= caller.set_many(&keys, &value).await;
+                }
+                (is_stored, caller)
+            });
+        }
+        let (mut is_kept, mut last) = (true, None);
+        while let Some(done) = tasks.join_next().await {
+            let (is_stored, caller) = done.ok()?;
+            is_kept &= is_stored;
+            last = Some(caller);
+        }
+        let after = resident_bytes(server);
+        // One in a thousand stands for all: a system may have evicted some.
+        let mut caller = last?;
+        for number in (0..entries).step_by(1000) {
+            is_kept &= caller.get(&key(number)).await == Some(value.len());
+        }
+        is_kept.then(|| (after - before) as f64 / entries as f64)
+    }
 }
+
+/// Tasks that fill a system.
+const FILLERS: usize = 4;
 
 /// Starts a server that listens at `addr`, and waits until it does.
 async fn start(name: &str, command: &mut Command, addr: &str) -> Process {
