@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use peanut_proto::frame::{FRAME_BYTES, Write};
+use peanut_proto::intervals::LOSS_NOTICED;
 use peanut_proto::numbers::RingVersion;
 use smallvec::SmallVec;
 use tokio::time::Instant;
@@ -37,8 +38,8 @@ pub(crate) struct Node {
     claims: Mutex<Claims>,
     /// Hints stored for it in the registry since it was last reached, and not seen to be read.
     hints: AtomicU32,
-    /// Since when the registry has had no mark of its.
-    unmarked: Mutex<Option<Instant>>,
+    /// When it was first and last seen that the registry has no mark of its.
+    unmarked: Mutex<Option<(Instant, Instant)>>,
 }
 
 impl Deref for Node {
@@ -143,11 +144,20 @@ impl Node {
         &self.hints
     }
 
-    /// Takes in whether the registry has a mark of its, and says for how long it has had none.
-    pub(crate) fn unmarked_for(&self, is_marked: bool, now: Instant) -> Option<Duration> {
+    /// Takes in whether the registry has a mark of its, and says for how long it has had none. It may have had one in between
+    /// where nobody has looked for longer than that matters, or the registry has lost its data once more.
+    pub(crate) fn unmarked_for(
+        &self,
+        is_marked: bool,
+        lost: Option<Instant>,
+        now: Instant,
+    ) -> Option<Duration> {
         let mut unmarked = self.unmarked.lock();
-        *unmarked = if is_marked { None } else { unmarked.or(Some(now)) };
-        unmarked.map(|since| now.saturating_duration_since(since))
+        let before = unmarked
+            .take()
+            .filter(|(since, last)| now < *last + LOSS_NOTICED && lost.is_none_or(|lost| lost <= *since));
+        *unmarked = (!is_marked).then(|| (before.map_or(now, |(since, _)| since), now));
+        unmarked.map(|(since, _)| now.saturating_duration_since(since))
     }
 
     async fn ask_a_lane(self: &Arc<Self>, ask: &Attempt<'_>, now: Instant) -> Answer {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use peanut_proto::discovery::{Discovered, Discovery};
@@ -27,6 +28,9 @@ use crate::request::Request;
 use crate::routing::{CurrentRouting, Route, Routing};
 use crate::sequences::Sequences;
 use crate::stats::Counters;
+
+/// Trouble with the registry that may be over in a moment.
+const YOUNG_TROUBLE: Duration = Duration::from_secs(1);
 
 /// An answer, and how it was come by.
 #[derive(Debug)]
@@ -150,6 +154,24 @@ impl Shared {
                 Error::caused_by(ErrorKind::Unavailable, None, "the client has stopped watching", e)
             })?;
         }
+    }
+
+    /// Where the registry has just become unreadable, as when a watch ends, the ring may have changed meanwhile: waits until
+    /// it has been read again, for at most a second from then on and a quarter of the time that is left.
+    pub(crate) async fn wait_for_view(&self, deadline: Instant) {
+        let Some(since) = self.discovered.borrow().trouble_since else { return };
+        let now = Instant::now();
+        let until = (since + YOUNG_TROUBLE).min(now + deadline.saturating_duration_since(now) / 4);
+        if now >= until {
+            return;
+        }
+        let _ = Box::pin(timeout_at(until, async {
+            let mut discovered = self.discovered.clone();
+            let read = discovered.wait_for(|discovered| discovered.trouble.is_none()).await;
+            let version = read.map_or(RingVersion::NONE, |discovered| discovered.view.ring.version);
+            let _ = self.wait_for_ring(version).await;
+        }))
+        .await;
     }
 
     /// Whether a key has had another owner since the ring under which it was answered, as far as the node

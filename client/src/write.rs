@@ -259,12 +259,13 @@ pub(crate) async fn has_moved(
     Ok(client.routing.get().has_moved_since(request.hash, under.ring.version()))
 }
 
-/// Waits for a ring that nodes know.
+/// Waits for a ring that nodes know, and for one that this client may have missed.
 pub(crate) async fn wait_for_ring(
     client: &Shared,
     heard: RingVersion,
     request: &Request<'_>,
 ) -> Result<(), Error> {
+    client.wait_for_view(request.deadline).await;
     if heard <= client.routing.get().ring.version() {
         return Ok(());
     }

@@ -180,3 +180,51 @@ async fn a_member_with_an_address_that_is_none_keeps_nobody_from_the_others() {
     }
     assert!(client.stats().failovers > 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_has_lost_its_data_is_no_evidence_that_a_node_has_no_lease_or_has_read_its_hint() {
+    // A node that this client cannot reach, and others may.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap().to_string();
+    let silent = tokio::spawn(async move {
+        let mut accepted = Vec::new();
+        loop {
+            accepted.push(listener.accept().await);
+        }
+    });
+    let (registry, keys) = (LocalRegistry::new(), Keys::new("default"));
+    put_ring(&registry, &RingDocument::fixed(std::slice::from_ref(&addr))).await;
+    let connect = || {
+        let builder = Client::builder().registry(registry.clone());
+        builder.connect_timeout(Duration::from_millis(200)).deadline(Duration::from_secs(3)).build()
+    };
+    let client = connect().await.unwrap();
+    let refused = client.group("g").delete("k").await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unavailable, "neither lease nor mark: {refused}");
+    // The hint is lost with all else.
+    let client = connect().await.unwrap();
+    let deleting = tokio::spawn(async move { client.group("g").delete("k").await });
+    let hints = keys.hints_for(&addr);
+    let before = registry.load(&hints).await.unwrap().entries.len();
+    eventually("another hint", async || {
+        let entries = registry.load(&hints).await.unwrap().entries;
+        if entries.len() <= before {
+            return None;
+        }
+        for entry in entries {
+            registry.delete(&entry.key).await.unwrap();
+        }
+        Some(())
+    })
+    .await;
+    assert!(deleting.await.unwrap().is_err(), "a hint that is lost was not read");
+    // A mark says that the registry has all.
+    registry.put(&keys.lineage(&addr), b"1".to_vec(), None).await.unwrap();
+    connect().await.unwrap().group("g").delete("k").await.unwrap();
+    registry.delete(&keys.lineage(&addr)).await.unwrap();
+    // A node that is gone for good never makes one. It would have noticed by now.
+    let patient = connect().await.unwrap();
+    let group = patient.group("g").with_deadline(Duration::from_secs(60));
+    group.delete("k").await.unwrap();
+    silent.abort();
+}

@@ -321,6 +321,7 @@ async fn make_users(etcd: &mut etcd_client::Client) {
             &[
                 (PermissionType::Read, format!("{prefix}ring")),
                 (PermissionType::Read, format!("{prefix}live/")),
+                (PermissionType::Read, format!("{prefix}lineage/")),
                 (PermissionType::Readwrite, format!("{prefix}undelivered/")),
                 (PermissionType::Readwrite, format!("{prefix}groups/")),
             ],
@@ -337,6 +338,7 @@ async fn make_users(etcd: &mut etcd_client::Client) {
             &[
                 (PermissionType::Read, format!("{prefix}ring")),
                 (PermissionType::Read, format!("{prefix}live/")),
+                (PermissionType::Read, format!("{prefix}lineage/")),
                 (PermissionType::Readwrite, format!("{prefix}groups/scores")),
                 (PermissionType::Readwrite, format!("{prefix}undelivered/$node/scores/")),
             ],

@@ -135,8 +135,10 @@ async fn is_whole(client: &Shared, registry: &dyn Registry, node: &Node) -> bool
     if without(Mechanism::Marks) {
         return true;
     }
-    let Ok(mark) = registry.get(&client.keys.lineage(node.id())).await else { return false };
-    node.unmarked_for(mark.is_some(), Instant::now()).is_none_or(|unmarked| unmarked > LOSS_NOTICED)
+    // Who may not read it goes by the time alone.
+    let is_marked = matches!(registry.get(&client.keys.lineage(node.id())).await, Ok(Some(_)));
+    let lost = client.discovered.borrow().lost;
+    node.unmarked_for(is_marked, lost, Instant::now()).is_none_or(|unmarked| unmarked > LOSS_NOTICED)
 }
 
 fn neither(because: &Error, node: &Node, registry: Option<RegistryError>) -> Error {
