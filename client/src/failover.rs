@@ -12,33 +12,40 @@ use tokio::time::{Instant, sleep};
 use crate::config::Failover;
 use crate::error::{Error, ErrorKind};
 use crate::fill;
+use crate::lane::Reply;
 use crate::node::Node;
 use crate::plan::{ReadPlan, Role, Standing, Then};
 use crate::refusal::Refusal;
 use crate::request::{Placement, Request};
 use crate::ring::key_hash;
+use crate::routing::Routing;
 use crate::shared::{Answered, Shared};
 
 /// Asks for a key until there is an answer that stands. The routing table is looked at for each attempt,
 /// since the ring may have changed.
-pub(crate) async fn get(client: &Shared, request: Request<'_>, now: Instant) -> Result<Answered, Error> {
+pub(crate) async fn get(client: &Shared, request: &Request<'_>, now: Instant) -> Result<Answered, Error> {
     client.budget.deposit();
     let mut plan = ReadPlan::new(client.config.failover);
-    let refusal = match attempt(client, &request, &mut plan, now).await {
-        Ok(answered) if !client.has_moved(&request, &answered).await => return Ok(answered),
+    // What follows is rare, so it is in a box: futures that wait for an answer are copied from caller to caller
+    // when they are made.
+    match attempt(client, request, &mut plan, now).await {
+        Ok(answered) if !Shared::may_have_moved(&answered) => Ok(answered),
+        first => Box::pin(get_again(client, request, plan, first)).await,
+    }
+}
+
+/// The answer of a first attempt where it stands, or further attempts.
+async fn get_again(
+    client: &Shared,
+    request: &Request<'_>,
+    mut plan: ReadPlan,
+    first: Result<Answered, Refusal>,
+) -> Result<Answered, Error> {
+    let mut refusal = match first {
+        Ok(answered) if !client.has_moved(request, &answered).await => return Ok(answered),
         Ok(answered) => moved(&answered),
         Err(refusal) => refusal,
     };
-    Box::pin(get_again(client, request, plan, refusal)).await
-}
-
-/// Further attempts, after one that has failed.
-async fn get_again(
-    client: &Shared,
-    request: Request<'_>,
-    mut plan: ReadPlan,
-    mut refusal: Refusal,
-) -> Result<Answered, Error> {
     let mut before: Option<Error> = None;
     loop {
         let routing = client.routing.get();
@@ -65,8 +72,8 @@ async fn get_again(
             sleep(pause.min(request.deadline.saturating_duration_since(Instant::now()))).await;
         }
         before = Some(error);
-        refusal = match attempt(client, &request, &mut plan, Instant::now()).await {
-            Ok(answered) if !client.has_moved(&request, &answered).await => return Ok(answered),
+        refusal = match attempt(client, request, &mut plan, Instant::now()).await {
+            Ok(answered) if !client.has_moved(request, &answered).await => return Ok(answered),
             Ok(answered) => moved(&answered),
             Err(refusal) => refusal,
         };
@@ -107,9 +114,9 @@ pub(crate) fn has_no_group(client: &Shared, request: &Request<'_>, error: &Error
 
 /// Asks nodes that have the group, in the place of one that has not; they keep what they load for a short
 /// time.
-async fn get_where_it_is(client: &Shared, request: Request<'_>, error: Error) -> Result<Answered, Error> {
+async fn get_where_it_is(client: &Shared, request: &Request<'_>, error: Error) -> Result<Answered, Error> {
     let ring_version = client.routing.get().ring.version();
-    for node in nodes_with_group(client, &request).into_iter().take(2) {
+    for node in nodes_with_group(client, request).into_iter().take(2) {
         let reply = node.get(&request.at(Placement::in_its_place(ring_version)), Instant::now()).await;
         match reply {
             Ok(reply) => {
@@ -122,7 +129,7 @@ async fn get_where_it_is(client: &Shared, request: Request<'_>, error: Error) ->
             }
         }
     }
-    Err(has_no_group(client, &request, &error))
+    Err(has_no_group(client, request, &error))
 }
 
 /// The answer of a node that was not the owner any more.
@@ -131,20 +138,47 @@ fn moved(answered: &Answered) -> Refusal {
     Refusal::Elsewhere(error)
 }
 
+/// Whom an attempt asks, and as what.
+struct Chosen {
+    node: Arc<Node>,
+    placement: Placement,
+    /// It has owned the key for a short time only: another may have the value.
+    is_new_owner: bool,
+}
+
 async fn attempt(
     client: &Shared,
     request: &Request<'_>,
     plan: &mut ReadPlan,
     now: Instant,
 ) -> Result<Answered, Refusal> {
-    let mut routing = client.routing.get();
-    if routing.nodes().is_empty() {
-        // In a box, as all that is rare.
-        routing = Box::pin(client.wait_for_nodes(request.deadline)).await.map_err(Refusal::Final)?;
-    }
-    let Some(route) = routing.route(request.hash) else {
-        return Err(Refusal::Elsewhere(Error::new(ErrorKind::Unavailable, "the fleet has no nodes")));
+    let chosen = match client.routing.with(|routing| choose(client, routing, request, plan, now)) {
+        Some(chosen) => chosen,
+        None => {
+            let routing = Box::pin(client.wait_for_nodes(request.deadline)).await.map_err(Refusal::Final)?;
+            let nobody = || Refusal::Elsewhere(Error::new(ErrorKind::Unavailable, "the fleet has no nodes"));
+            choose(client, &routing, request, plan, now).ok_or_else(nobody)?
+        }
     };
+    let Chosen { node, placement, is_new_owner } = chosen?;
+    let reply = if is_new_owner {
+        Box::pin(get_from_new_owner(client, request, &node, placement, now)).await?
+    } else {
+        client.heed(&node, node.get(&request.at(placement), now).await?, placement.ring_version)
+    };
+    let Placement { ring_version, failover, .. } = placement;
+    Ok(Answered { reply, node, failover, ring_version })
+}
+
+/// Whom the next attempt asks; `None`: there are no nodes.
+fn choose(
+    client: &Shared,
+    routing: &Routing,
+    request: &Request<'_>,
+    plan: &mut ReadPlan,
+    now: Instant,
+) -> Option<Result<Chosen, Refusal>> {
+    let route = routing.route(request.hash)?;
     let standing = |node: &Arc<Node>| Standing {
         is_left: node.is_left() && !routing.mostly_down(),
         is_unleased: node.is_unleased(),
@@ -156,20 +190,32 @@ async fn attempt(
     };
     let Ok(role) = role else {
         let why = "it holds no lease in the registry, and may not have been told of writes";
-        return Err(Refusal::Elsewhere(Error::at(ErrorKind::Unavailable, node.id(), why)));
+        return Some(Err(Refusal::Elsewhere(Error::at(ErrorKind::Unavailable, node.id(), why))));
     };
     let failover = role == Role::Successor;
-    let ring_version = routing.ring.version();
-    if !failover
+    let is_new_owner = !failover
         && request.op.can_be_shared()
-        && let Some(former) = routing.former(request.hash, route.owned_since, client.config.hand_over, now)
-    {
-        let placement = Placement::owner(ring_version, route.owned_since);
-        let reply = Box::pin(fill::hand_over(client, request, node, former, placement, now)).await?;
-        return Ok(Answered { reply, node: node.clone(), failover, ring_version });
-    }
+        && routing.former(request.hash, route.owned_since, client.config.hand_over, now).is_some();
+    let ring_version = routing.ring.version();
     let owned_since = plan.good_since(role, route.owned_since, ring_version);
-    let ask = request.at(Placement { ring_version, owned_since, failover });
-    let reply = client.heed(node, node.get(&ask, now).await?, ring_version);
-    Ok(Answered { reply, node: node.clone(), failover, ring_version })
+    let placement = Placement { ring_version, owned_since, failover };
+    Some(Ok(Chosen { node: node.clone(), placement, is_new_owner }))
+}
+
+async fn get_from_new_owner(
+    client: &Shared,
+    request: &Request<'_>,
+    owner: &Arc<Node>,
+    placement: Placement,
+    now: Instant,
+) -> Result<Reply, Refusal> {
+    let routing = client.routing.get();
+    match routing.former(request.hash, placement.owned_since, client.config.hand_over, now) {
+        Some(former) => fill::hand_over(client, request, owner, former, placement, now).await,
+        // The ring has just changed once more.
+        None => {
+            let reply = owner.get(&request.at(placement), now).await?;
+            Ok(client.heed(owner, reply, placement.ring_version))
+        }
+    }
 }

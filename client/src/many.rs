@@ -47,7 +47,7 @@ pub(crate) async fn get(client: &Shared, request: Request<'_>, keys: &[Key<'_>],
     twins.iter().for_each(|(at, _)| is_twin[*at] = true);
     let left = (0..keys.len()).filter(|at| got[*at].is_none() && is_twin.get(*at) != Some(&true));
     let left = left.collect::<Vec<_>>().into_iter().map(|at| async move {
-        let answered = failover::get(client, request.of(keys[at]), Instant::now()).await;
+        let answered = failover::get(client, &request.of(keys[at]), Instant::now()).await;
         (at, answered.map(|answered| (answered.reply, answered.failover)))
     });
     let left: Vec<_> = iter(left).buffer_unordered(client.config.keys_in_flight).collect().await;

@@ -45,13 +45,13 @@ impl Placement {
 /// A request as one node is asked for it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Attempt<'a> {
-    pub(crate) request: Request<'a>,
+    pub(crate) request: &'a Request<'a>,
     pub(crate) placement: Placement,
 }
 
 impl<'a> Request<'a> {
     /// As a node is asked that was chosen so.
-    pub(crate) fn at(self, placement: Placement) -> Attempt<'a> {
+    pub(crate) fn at(&'a self, placement: Placement) -> Attempt<'a> {
         Attempt { request: self, placement }
     }
 }

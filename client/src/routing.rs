@@ -246,6 +246,11 @@ impl CurrentRouting {
         self.routing.load_full()
     }
 
+    /// Looks at it, without a count of those who hold it.
+    pub(crate) fn with<R>(&self, look: impl FnOnce(&Routing) -> R) -> R {
+        look(&self.routing.load())
+    }
+
     pub(crate) fn set(&self, routing: Routing) {
         let version = routing.ring.version();
         self.routing.store(Arc::new(routing));

@@ -4,37 +4,37 @@
 //! is a small table whose places are taken by whichever was heard of last.
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
 use peanut_proto::sequence::{class, is_of};
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Places of the table: 256 KiB, taken with the first write.
-const PLACES: usize = 16_384;
+/// Places of the table: 1 MiB, taken with the first write.
+const PLACES: usize = 131_072;
 
 /// A table of sequences by node, group and class of the key.
 #[derive(Debug, Default)]
 pub(crate) struct Sequences {
-    places: OnceLock<Box<[Mutex<u64>]>>,
+    places: OnceLock<Box<[AtomicU64]>>,
 }
 
 impl Sequences {
     /// The sequence of a key at a node, if it was heard of.
     pub(crate) fn known(&self, node: &str, group: u32, key: &[u8]) -> Option<u64> {
         let class = class(key);
-        let sequence = *self.place(node, group, class).lock();
+        let sequence = self.place(node, group, class).load(Ordering::Relaxed);
         is_of(class, sequence).then_some(sequence)
     }
 
     /// Takes in what a node has answered to a write; 0: nothing.
     pub(crate) fn learn(&self, node: &str, group: u32, key: &[u8], sequence: u64) {
         if sequence != 0 {
-            *self.place(node, group, class(key)).lock() = sequence;
+            self.place(node, group, class(key)).store(sequence, Ordering::Relaxed);
         }
     }
 
-    fn place(&self, node: &str, group: u32, class: usize) -> &Mutex<u64> {
-        let places = self.places.get_or_init(|| (0..PLACES).map(|_| Mutex::default()).collect());
+    fn place(&self, node: &str, group: u32, class: usize) -> &AtomicU64 {
+        let places = self.places.get_or_init(|| (0..PLACES).map(|_| AtomicU64::default()).collect());
         let of_node = xxh3_64(node.as_bytes()) as usize ^ (group as usize).wrapping_mul(0x9e37_79b1);
         // The classes of one node and group have places of their own.
         &places[of_node.wrapping_add(class) % PLACES]

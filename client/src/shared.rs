@@ -174,12 +174,17 @@ impl Shared {
         .await;
     }
 
+    /// Whether it has to be asked if the key [has moved](Self::has_moved). With a token in hand the value is about to be
+    /// loaded.
+    pub(crate) fn may_have_moved(answered: &Answered) -> bool {
+        answered.reply.ring_version > answered.ring_version && answered.reply.outcome != Outcome::Fill
+    }
+
     /// Whether a key has had another owner since the ring under which it was answered, as far as the node
     /// that answered knows, and the registry tells in time. An answer from an owner of old may be outdated.
     pub(crate) async fn has_moved(&self, request: &Request<'_>, answered: &Answered) -> bool {
         let Answered { reply, node, ring_version, failover } = answered;
-        // With a token in hand the value is about to be loaded.
-        if reply.ring_version <= *ring_version || reply.outcome == Outcome::Fill {
+        if !Shared::may_have_moved(answered) {
             return false;
         }
         let until = node.claims().lock().wait_until(Instant::now());

@@ -53,31 +53,43 @@ const ROOM_LONGEST: Duration = Duration::from_millis(100);
 /// that could not be reached.
 pub(crate) async fn write(
     client: &Shared,
-    request: Request<'_>,
+    request: &Request<'_>,
     sequence: u64,
     group_name: &Arc<str>,
     begun: Instant,
 ) -> Result<u64, Error> {
-    let Op::Write(Write::Set { .. }) = request.op else {
-        let deleted = delete(client, &request, 0, group_name, begun).await?;
-        return Ok(deleted.reply.map_or(0, |reply| reply.sequence));
-    };
-    let Deleted { routing, reply } = delete(client, &request, sequence, group_name, begun).await?;
-    let Some(mut reply) = reply else { return Ok(0) };
-    if reply.outcome == Outcome::Stored {
-        tell_of_bound(&request, &reply);
+    let is_set = matches!(request.op, Op::Write(Write::Set { .. }));
+    let sequence = if is_set { sequence } else { 0 };
+    let Deleted { routing, reply } = delete(client, request, sequence, group_name, begun).await?;
+    let Some(reply) = reply else { return Ok(0) };
+    if !is_set {
         return Ok(reply.sequence);
     }
-    let (mut routing, is_ticket) = (routing, sequence != 0);
+    if reply.outcome == Outcome::Stored {
+        tell_of_bound(request, &reply);
+        return Ok(reply.sequence);
+    }
+    // In a box, so that futures of writes that take one round trip are small.
+    Box::pin(bring(client, request, (routing, reply), sequence != 0, (group_name, begun))).await
+}
+
+/// Brings the value of a set after its delete. Gives the key's sequence.
+async fn bring(
+    client: &Shared,
+    request: &Request<'_>,
+    (mut routing, mut reply): (Arc<Routing>, Reply),
+    is_ticket: bool,
+    (group_name, begun): (&Arc<str>, Instant),
+) -> Result<u64, Error> {
     for attempt in 1.. {
         let Some(owner) = routing.route(request.hash).map(|route| route.owner) else { break };
-        let is_kept = Box::pin(fill(&request, owner, routing.ring.version(), &reply)).await?;
+        let is_kept = fill(request, owner, routing.ring.version(), &reply).await?;
         // A value that was lost on the way is brought once more, unless another write is to come first then.
         if is_kept || is_ticket || attempt == MAX_FILLS || Instant::now() >= request.deadline {
             break;
         }
         sleep(ROOM_FIRST).await;
-        match Box::pin(delete(client, &request, 0, group_name, begun)).await {
+        match Box::pin(delete(client, request, 0, group_name, begun)).await {
             Ok(Deleted { reply: Some(again), .. }) if again.outcome == Outcome::Stored => break,
             Ok(Deleted { routing: now, reply: Some(again) }) => (routing, reply) = (now, again),
             // The key has been deleted before, and the value is not there, which any cache may come to.
@@ -202,14 +214,14 @@ async fn fill(
     }
     let token = if without(Mechanism::Tokens) { FillToken::NONE } else { lease.token };
     let set = Write::Set { key, outcome, ttl_ms, token };
-    let ask =
-        Request { op: Op::Write(set), ..*request }.at(Placement::owner(ring_version, RingVersion::NONE));
+    let request = Request { op: Op::Write(set), ..*request };
+    let ask = request.at(Placement::owner(ring_version, RingVersion::NONE));
     let mut pauses = Backoff::new(ROOM_FIRST, ROOM_LONGEST);
     loop {
         match owner.write(&ask, Instant::now()).await {
             Ok(reply) => {
                 lease.end_lease();
-                tell_of_bound(request, &reply);
+                tell_of_bound(&request, &reply);
                 return Ok(true);
             }
             // Many deletes are answered at once, and then all their values are to be sent: they wait for one
@@ -360,7 +372,8 @@ impl OneNode<'_> {
         if successor.is_down() {
             return None;
         }
-        let ask = self.without_token().request.at(Placement::in_its_place(self.routing.ring.version()));
+        let other = self.without_token();
+        let ask = other.request.at(Placement::in_its_place(self.routing.ring.version()));
         let error = successor.write(&ask, Instant::now()).await.err()?.into_error();
         tracing::debug!(node = successor.id(), %error, "the successor did not delete");
         Some(error)
@@ -368,7 +381,8 @@ impl OneNode<'_> {
 
     /// Deletes at the nodes that have the group, one of which is asked in the place of a node that has not.
     async fn forget_where_it_is(&self, error: Error) -> Result<(), Error> {
-        let ask = self.without_token().request.at(Placement::in_its_place(self.routing.ring.version()));
+        let other = self.without_token();
+        let ask = other.request.at(Placement::in_its_place(self.routing.ring.version()));
         let nodes = failover::nodes_with_group(self.client, &self.request);
         let written = join_all(nodes.iter().map(|node| node.write(&ask, Instant::now()))).await;
         if written.is_empty() {

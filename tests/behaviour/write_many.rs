@@ -234,3 +234,14 @@ async fn a_caller_that_leaves_gives_back_all_tokens_that_it_was_given() {
     });
     assert!(loaded.await.into_iter().all(|got| got.unwrap().unwrap() == "v"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_alone_has_several_lanes_and_takes_many_writes_on_any() {
+    let (_fleet, client) = fleet(1).await;
+    let (group, keys) = (client.group("g"), keys(5_000));
+    for keys in keys.chunks(1_000) {
+        let results = group.set_many(keys.iter().map(|key| (key, "v"))).await;
+        results.into_iter().for_each(|result| result.unwrap());
+    }
+    assert!(group.get_many(&keys).await.into_iter().all(|got| got.unwrap().unwrap() == "v"));
+}

@@ -235,7 +235,8 @@ impl Group {
         let trace = client.config.traceparent();
         let op = Op::Get { on_miss: OnMiss::Lease, token: FillToken::NONE };
         let request = Request { op, traceparent: &trace, ..self.request(key, now) };
-        let answered = match failover::get(client, request, now).instrument(self.span()).await {
+        let span = self.span().unwrap_or_else(tracing::Span::none);
+        let answered = match Box::pin(failover::get(client, &request, now)).instrument(span).await {
             Ok(answered) if answered.reply.outcome == Outcome::Fill => answered,
             // The application's own origin may well be there.
             Err(error) if error.kind() == ErrorKind::Unavailable => return Boarded::Unreachable(error),

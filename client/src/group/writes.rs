@@ -151,7 +151,7 @@ impl Group {
         let now = Instant::now();
         let request = Request { op: Op::Write(write), ..self.request(key, now) };
         let unfinished = Unfinished { group: Some(self), keys: [key] };
-        let written = write::write(&self.client, request, sequence, &self.name, now).await;
+        let written = write::write(&self.client, &request, sequence, &self.name, now).await;
         unfinished.end();
         self.client.counters.written(written.is_ok());
         written
@@ -267,7 +267,7 @@ impl BegunWrite {
     /// Ends the write with its value, after the database was written: as [`Group::set`], but where another
     /// write of the key has begun or ended since this one began, or the key has another owner, it is as
     /// [`delete`](Self::delete). A write of another key of the node may have the same effect, one in
-    /// four thousand.
+    /// 65,536.
     ///
     /// # Errors
     /// As [`Group::set`].

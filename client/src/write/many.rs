@@ -108,7 +108,8 @@ impl<'a> Call<'a> {
     }
 
     async fn write_alone(&self, at: usize, begun: Instant) -> (usize, Result<(), Error>) {
-        let written = super::write(self.client, self.request(at), 0, self.group_name, begun);
+        let request = self.request(at);
+        let written = super::write(self.client, &request, 0, self.group_name, begun);
         (at, Box::pin(written).await.map(drop))
     }
 

@@ -11,8 +11,9 @@ pub(super) struct Writes {
     pub(super) clears: u64,
     /// Where sequences begin: another number for each process.
     pub(super) begun: u64,
-    /// For each counter the newest ring version that a writer went by, and for writes of all keys.
-    pub(super) under: Box<[RingVersion]>,
+    /// For each counter the newest ring version that a writer went by, and for writes of all keys. As numbers, as the counters
+    /// are: zeroes take no memory before something is written over them.
+    under: Box<[u64]>,
     pub(super) cleared_under: RingVersion,
 }
 
@@ -22,7 +23,7 @@ impl Writes {
             counters: vec![0; CLASSES].into(),
             clears: 0,
             begun: fastrand::u64(1..1 << 40),
-            under: vec![RingVersion::NONE; CLASSES].into(),
+            under: vec![0; CLASSES].into(),
             cleared_under: RingVersion::NONE,
         }
     }
@@ -41,11 +42,11 @@ impl Writes {
     pub(super) fn add(&mut self, key: &[u8], under: RingVersion) {
         let place = class(key);
         self.counters[place] += 1;
-        self.under[place] = under.max(self.under[place]);
+        self.under[place] = under.0.max(self.under[place]);
     }
 
     /// The newest ring version under which a key has been written, or more.
     pub(super) fn written_under(&self, key: &[u8]) -> RingVersion {
-        self.under[class(key)].max(self.cleared_under)
+        RingVersion(self.under[class(key)]).max(self.cleared_under)
     }
 }

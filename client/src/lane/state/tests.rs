@@ -32,8 +32,9 @@ fn fixture(limits: Limits) -> Fixture {
     Fixture { lane, now: Instant::now(), woken: Arc::new(Flag(false.into())) }
 }
 
+/// An attempt, and the request that it is of, which outlives the test.
 fn ask(key: &str, now: Instant) -> Attempt<'_> {
-    let request = Request {
+    let request = Box::new(Request {
         group: 3,
         group_name: "scores",
         key: key.as_bytes(),
@@ -42,14 +43,21 @@ fn ask(key: &str, now: Instant) -> Attempt<'_> {
         deadline: now + Duration::from_secs(1),
         op: Op::LOAD,
         traceparent: "",
-    };
-    request.at(Placement::owner(RingVersion(5), RingVersion(4)))
+    });
+    Box::leak(request).at(Placement::owner(RingVersion(5), RingVersion(4)))
 }
 
 /// An attempt that differs in something.
 fn with<'a>(mut ask: Attempt<'a>, change: impl FnOnce(&mut Attempt<'a>)) -> Attempt<'a> {
     change(&mut ask);
     ask
+}
+
+/// An attempt of a request that differs in something.
+fn of_another<'a>(ask: Attempt<'a>, change: impl FnOnce(&mut Request<'a>)) -> Attempt<'a> {
+    let mut request = Box::new(*ask.request);
+    change(&mut request);
+    Attempt { request: Box::leak(request), ..ask }
 }
 
 fn caller(sender: oneshot::Sender<Answer>, ask: &Attempt<'_>) -> Caller {
@@ -106,7 +114,7 @@ fn value(receiver: &mut oneshot::Receiver<Answer>) -> Bytes {
 async fn a_get_joins_none_that_has_much_less_time() {
     let mut fixture = fixture(LIMITS);
     let now = fixture.now;
-    let within = |ms| with(ask("Tom", now), |ask| ask.request.deadline = now + Duration::from_millis(ms));
+    let within = |ms| of_another(ask("Tom", now), |it| it.deadline = now + Duration::from_millis(ms));
     let _hurried = fixture.push(&within(1000));
     let _about_as_long = fixture.push(&within(1100));
     assert_eq!(fixture.lane.in_flight(), 1);
@@ -166,7 +174,7 @@ async fn identical_gets_share_an_operation_and_different_ones_do_not() {
     let now = f.now;
     for different in [
         ask("b", now),
-        with(ask("a", now), |ask| ask.request.group = 4),
+        of_another(ask("a", now), |it| it.group = 4),
         with(ask("a", now), |ask| ask.placement.failover = true),
         with(ask("a", now), |ask| ask.placement.owned_since = RingVersion(5)),
     ] {
@@ -229,8 +237,7 @@ async fn a_late_answer_finds_no_stranger_in_its_place() {
 async fn each_caller_has_a_deadline_of_its_own() {
     let mut f = fixture(LIMITS);
     let now = f.now;
-    let mut hasty =
-        f.push(&with(ask("a", now), |ask| ask.request.deadline = now + Duration::from_millis(900)));
+    let mut hasty = f.push(&of_another(ask("a", now), |it| it.deadline = now + Duration::from_millis(900)));
     let mut patient = f.get("a");
     let mut deliveries = Vec::new();
     f.lane.expire(now + Duration::from_millis(900), &mut deliveries);
@@ -362,7 +369,7 @@ impl Fixture {
     fn get_many(&mut self, keys: &[&str]) -> (u32, oneshot::Receiver<Vec<Answer>>) {
         let keys: Vec<_> =
             keys.iter().map(|key| (RingVersion(4), Key { bytes: key.as_bytes(), hash: 7 })).collect();
-        let Attempt { request, placement } = ask("", self.now);
+        let Attempt { request: &request, placement } = ask("", self.now);
         let (sender, receiver) = oneshot::channel();
         let ask = ManyAttempt { request, placement, each: Each::Get(&keys) };
         self.lane.push_many(&ask, ManyCaller::Together(sender), self.now);
@@ -456,7 +463,7 @@ async fn answers_that_are_taken_as_they_come_are_told_at_once_and_each_once() {
     let mut f = fixture(LIMITS);
     let keys: Vec<_> =
         ["a", "b", "c"].iter().map(|key| (RingVersion(4), Key { bytes: key.as_bytes(), hash: 7 })).collect();
-    let Attempt { request, placement } = ask("", f.now);
+    let Attempt { request: &request, placement } = ask("", f.now);
     let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
     let caller = ManyCaller::AsTheyCome { sender, first: 10 };
     f.lane.push_many(&ManyAttempt { request, placement, each: Each::Get(&keys) }, caller, f.now);

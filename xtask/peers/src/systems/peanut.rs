@@ -54,6 +54,8 @@ impl Caller for Peanut {
     }
 
     async fn set_many(&mut self, keys: &[&str], value: &str) -> bool {
-        self.group.set_many(keys.iter().map(|key| (key, value))).await.iter().all(Result::is_ok)
+        let results = self.group.set_many(keys.iter().map(|key| (key, value))).await;
+        let failed = results.into_iter().find_map(Result::err);
+        failed.inspect(|error| eprintln!("peanut: {error}")).is_none()
     }
 }
