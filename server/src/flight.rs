@@ -355,9 +355,8 @@ impl Flights {
         write: impl FnOnce() -> R,
     ) -> Written<R> {
         let mut state = self.state.lock();
-        let before = state.writes.sequence(key);
-        state.poison(key, under);
-        let (written, sequence) = (write(), state.writes.sequence(key));
+        let (before, sequence) = state.poison(key, under);
+        let written = write();
         let stands =
             |then: &ThenSet| then.sequence == 0 || then.sequence == before || without(Mechanism::Sequences);
         Written { written, token: state.lease_to_set(key, then_set.filter(stands)), sequence }
@@ -370,14 +369,15 @@ impl Flights {
         key: &Bytes,
         under: RingVersion,
         sequence: u64,
-        or_lease: Option<ThenSet>,
+        or_lease: impl FnOnce() -> Option<ThenSet>,
         write: impl FnOnce(bool) -> R,
     ) -> Written<R> {
         let mut state = self.state.lock();
-        let stands = state.writes.sequence(key) == sequence || without(Mechanism::Sequences);
-        state.poison(key, under);
-        let (written, sequence) = (write(stands), state.writes.sequence(key));
-        Written { written, token: state.lease_to_set(key, or_lease.filter(|_| !stands)), sequence }
+        let (before, after) = state.poison(key, under);
+        let stands = before == sequence || without(Mechanism::Sequences);
+        let written = write(stands);
+        let lease = if stands { None } else { or_lease() };
+        Written { written, token: state.lease_to_set(key, lease), sequence: after }
     }
 
     /// Poisons all flights, and writes in the same step.
@@ -396,12 +396,15 @@ impl Flights {
 }
 
 impl State {
-    /// Takes the flights of a key out of the table, and counts the write that does it.
-    fn poison(&mut self, key: &Bytes, under: RingVersion) {
-        for origin in [Origin::Owner, Origin::Failover].into_iter().filter(|_| !without(Mechanism::Poison)) {
-            self.table.remove(&(origin, key.clone()));
+    /// Takes the flights of a key out of the table, and counts the write that does it. Gives the key's sequence before
+    /// and after.
+    fn poison(&mut self, key: &Bytes, under: RingVersion) -> (u64, u64) {
+        if !self.table.is_empty() && !without(Mechanism::Poison) {
+            for origin in [Origin::Owner, Origin::Failover] {
+                self.table.remove(&(origin, key.clone()));
+            }
         }
-        self.writes.add(key, under);
+        self.writes.add(key, under)
     }
 
     /// Puts a flight into the table, in the place of any other.

@@ -6,7 +6,9 @@ use std::task::Waker;
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
-use peanut_proto::frame::{AnswerFields, Filled, RequestField, ResponseFrame, ResponseWriter, Write};
+use peanut_proto::frame::{
+    AnswerFields, Filled, RequestField, ResponseFrame, ResponseWriter, Target, Write,
+};
 use peanut_proto::limits::MAX_VALUE_BYTES;
 use peanut_proto::numbers::{FillToken, RingVersion};
 use peanut_proto::v1::{OnMiss, Outcome};
@@ -213,14 +215,15 @@ mod tests {
         let answer = |id: u32, outcome| AnswerFields { id: id * 2, outcome, ..AnswerFields::default() };
         let of_many =
             |position, outcome| AnswerFields { id: 1, position, outcome, ..AnswerFields::default() };
+        let of = |id, position| Target { id, position };
         let answers = piece(&|frame| {
             frame.ring_version(RingVersion(9));
             frame.answer(&answer(0, Outcome::Hit), b"v");
             frame.answer(&answer(1, Outcome::NotFound), b"");
             frame.answer(&AnswerFields { token: FillToken(5), ..answer(2, Outcome::Fill) }, b"");
             frame.answer(&answer(3, Outcome::Done), b"");
-            frame.failure((8, 0), ErrorCode::Overloaded, "full");
-            frame.failure((10, 0), ErrorCode::ShuttingDown, "the node stops");
+            frame.failure(of(8, 0), ErrorCode::Overloaded, "full");
+            frame.failure(of(10, 0), ErrorCode::ShuttingDown, "the node stops");
             frame.pong();
             frame.closing();
         });
@@ -232,7 +235,7 @@ mod tests {
         let many = piece(&|frame| {
             frame.answer(&of_many(3, Outcome::Hit), b"v");
             frame.answer(&AnswerFields { value_bytes: 4, ..of_many(0, Outcome::Loaded) }, b"");
-            frame.failure((1, 1), ErrorCode::Overloaded, "full");
+            frame.failure(of(1, 1), ErrorCode::Overloaded, "full");
             frame.answer(&of_many(0, Outcome::Unspecified), b"va");
             frame.answer(&of_many(2, Outcome::NotFound), b"");
             frame.answer(&of_many(0, Outcome::Unspecified), b"lu");

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hashbrown::HashTable;
 use peanut_proto::frame::{
-    AnswerFields, FrameError, RequestFrame, RequestWriter, ResponseField, ResponseFrame, Write,
+    AnswerFields, FrameError, RequestFrame, RequestWriter, ResponseField, ResponseFrame, Target, Write,
 };
 use peanut_proto::numbers::{FillToken, RingVersion};
 use peanut_proto::v1::ErrorCode;
@@ -286,8 +286,8 @@ impl LaneState {
             match field? {
                 ResponseField::RingVersion(version) => self.heard_version = version,
                 ResponseField::Answer(answer, value) => self.take_answer(&answer, value, deliveries)?,
-                ResponseField::Failure { id, position, code, message } => {
-                    self.finish((id, position), Err(Failure::Said(code, message.into())), deliveries)?;
+                ResponseField::Failure { to, code, message } => {
+                    self.finish(to, Err(Failure::Said(code, message.into())), deliveries)?;
                 }
                 ResponseField::Pong => {}
                 ResponseField::Closing => {
@@ -322,12 +322,12 @@ impl LaneState {
         let (age, ttl) = (Duration::from_millis(age_ms), Duration::from_millis(ttl_ms));
         let ring_version = self.heard_version;
         let reply = Reply { outcome, value, age, ttl, token, written, sequence, lease: None, ring_version };
-        self.finish((answer.id, answer.position), Ok(reply), deliveries)
+        self.finish(answer.target(), Ok(reply), deliveries)
     }
 
     fn finish(
         &mut self,
-        (id, position): (u32, u32),
+        Target { id, position }: Target,
         answer: Answer,
         deliveries: &mut Vec<Delivery>,
     ) -> Result<(), FrameError> {

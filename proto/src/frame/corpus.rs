@@ -134,7 +134,12 @@ fn responses() -> Vec<(&'static str, ResponseFrame)> {
                 to.answer(&AnswerFields { outcome: Outcome::Done, sequence: 12, ..answer }, b"");
             }),
         ),
-        ("response-failure", frame(&|to| to.failure((7, 0), ErrorCode::LoaderFailed, "no such table"))),
+        (
+            "response-failure",
+            frame(&|to| {
+                to.failure(Target { id: 7, position: 0 }, ErrorCode::LoaderFailed, "no such table");
+            }),
+        ),
         ("response-closing", frame(&ResponseWriter::closing)),
     ]
 }

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::response::Target;
 use super::wire::{FrameError, Value, slice_of, take_field};
 use crate::numbers::{FillToken, RingVersion};
 use crate::v1::OnMiss;
@@ -74,6 +75,13 @@ pub struct Rare {
     pub raised: u64,
     /// W3C trace context of the caller, a slice of the frame; empty: none.
     pub traceparent: Bytes,
+}
+
+impl Operation {
+    /// What its answer names.
+    pub fn target(&self) -> Target {
+        Target { id: self.id, position: self.position }
+    }
 }
 
 impl RequestFrame {

@@ -8,12 +8,21 @@ use super::wire::{
 use crate::numbers::{FillToken, RingVersion};
 use crate::v1::{ErrorCode, Outcome};
 
+/// What is answered: an operation, or one key of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Target {
+    /// The client's number of the operation.
+    pub id: u32,
+    /// Of an operation of many keys: the position of the key; else 0.
+    pub position: u32,
+}
+
 /// The fields of an answer, except its value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AnswerFields {
     /// The operation's number.
     pub id: u32,
-    /// Of a get of many keys: the position of the key.
+    /// Of an operation of many keys: the position of the key.
     pub position: u32,
     /// How the answer came about; unspecified in a further piece of a value.
     pub outcome: Outcome,
@@ -29,6 +38,13 @@ pub struct AnswerFields {
     pub written: bool,
     /// Of a delete: the key's sequence.
     pub sequence: u64,
+}
+
+impl AnswerFields {
+    /// What it answers.
+    pub fn target(&self) -> Target {
+        Target { id: self.id, position: self.position }
+    }
 }
 
 /// Writes response frames, answer by answer.
@@ -70,7 +86,7 @@ impl ResponseWriter {
     }
 
     /// Appends the answer that an operation has failed.
-    pub fn failure(&mut self, (id, position): (u32, u32), code: ErrorCode, message: &str) {
+    pub fn failure(&mut self, Target { id, position }: Target, code: ErrorCode, message: &str) {
         let outcome = Outcome::Failed as u64;
         let error = number_length(code as u64) + bytes_length(message.as_bytes());
         let header = 1 + varint_length(error as u64);
@@ -125,10 +141,8 @@ pub enum ResponseField<'a> {
     Answer(AnswerFields, Bytes),
     /// An operation has failed.
     Failure {
-        /// The operation's number.
-        id: u32,
-        /// Of a get of many keys: the position of the key.
-        position: u32,
+        /// What has failed.
+        to: Target,
         /// Why.
         code: ErrorCode,
         /// Why, in words.
@@ -182,12 +196,12 @@ fn read_answer<'a>(frame: &Bytes, mut from: &'a [u8]) -> Result<ResponseField<'a
         }
     }
     match error {
-        Some(error) => read_failure((answer.id, answer.position), error),
+        Some(error) => read_failure(answer.target(), error),
         None => Ok(ResponseField::Answer(answer, slice_of(frame, part))),
     }
 }
 
-fn read_failure((id, position): (u32, u32), mut from: &[u8]) -> Result<ResponseField<'_>, FrameError> {
+fn read_failure(to: Target, mut from: &[u8]) -> Result<ResponseField<'_>, FrameError> {
     let (mut code, mut message) = (ErrorCode::Unspecified, "");
     while !from.is_empty() {
         match take_field(&mut from)? {
@@ -199,5 +213,5 @@ fn read_failure((id, position): (u32, u32), mut from: &[u8]) -> Result<ResponseF
             _ => {}
         }
     }
-    Ok(ResponseField::Failure { id, position, code, message })
+    Ok(ResponseField::Failure { to, code, message })
 }

@@ -348,7 +348,7 @@ proptest! {
         writer.ring_version(RingVersion(version));
         for a in &answers {
             match &a.error {
-                Some(error) => writer.failure((a.id, a.key), ErrorCode::LoaderFailed, &error.message),
+                Some(error) => writer.failure(Target { id: a.id, position: a.key }, ErrorCode::LoaderFailed, &error.message),
                 None => writer.answer(
                     &AnswerFields {
                         id: a.id, position: a.key, outcome: a.outcome(), age_ms: a.age_ms, ttl_ms: a.ttl_ms, token: FillToken(a.token),
@@ -371,7 +371,7 @@ proptest! {
         for a in answers {
             let expected = match &a.error {
                 Some(error) => ResponseField::Failure {
-                    id: a.id, position: a.key, code: ErrorCode::LoaderFailed, message: &error.message,
+                    to: Target { id: a.id, position: a.key }, code: ErrorCode::LoaderFailed, message: &error.message,
                 },
                 None => ResponseField::Answer(
                     AnswerFields {

@@ -140,7 +140,7 @@ impl Cache {
         let entry = entry(set.stamp, set.origin);
         self.metrics.sets.fetch_add(1, Ordering::Relaxed);
         if let Condition::Sequence(sequence, or_token) = set.condition {
-            let or_lease = or_token.and_then(|account| then_set(&account, &key, (set.stamp, 0), now));
+            let or_lease = || or_token.and_then(|account| then_set(&account, &key, (set.stamp, 0), now));
             let written = self.flights.replace(&key, set.under, sequence, or_lease, |stands| {
                 if !stands {
                     return (Outcome::Done, self.remove(&key));

@@ -33,16 +33,13 @@ impl Writes {
         (self.counters[class(key)], self.clears)
     }
 
-    /// A number that each write of the key raises; not zero.
-    pub(super) fn sequence(&self, key: &[u8]) -> u64 {
+    /// Counts a write of a key. Gives its sequence before and after: a number that each write of the key raises; not zero.
+    pub(super) fn add(&mut self, key: &[u8], under: RingVersion) -> (u64, u64) {
         let class = class(key);
-        sequence(class, self.begun, self.counters[class] + self.clears)
-    }
-
-    pub(super) fn add(&mut self, key: &[u8], under: RingVersion) {
-        let place = class(key);
-        self.counters[place] += 1;
-        self.under[place] = under.0.max(self.under[place]);
+        let before = self.counters[class] + self.clears;
+        self.counters[class] += 1;
+        self.under[class] = under.0.max(self.under[class]);
+        (sequence(class, self.begun, before), sequence(class, self.begun, before + 1))
     }
 
     /// The newest ring version under which a key has been written, or more.

@@ -25,7 +25,7 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use peanut_proto::frame::{
     AnswerFields, FRAME_BYTES, FrameError, Operation, RequestField, RequestFrame, RequestReader,
-    ResponseFrame, ResponseWriter,
+    ResponseFrame, ResponseWriter, Target,
 };
 use peanut_proto::membership::check_name;
 use peanut_proto::numbers::{FillToken, RingVersion};
@@ -58,8 +58,6 @@ const MAX_LONG_BYTES: usize = 64 << 20;
 /// Leases from which on a lane looks for those that have ended.
 const MANY_LEASES: usize = 1_024;
 
-/// What an answer is to: the client's number of the operation, and the position of the key where it has many.
-type Target = (u32, u32);
 type Landed = (Target, Arc<Cache>, bool, Result<Answer, Failure>);
 
 /// The stream of answers of one lane.
@@ -274,7 +272,7 @@ impl Answers {
     }
 
     fn begin(&mut self, operation: Operation, now: Instant) {
-        let to = (operation.id, operation.position);
+        let to = operation.target();
         match self.try_begin(operation, now) {
             Ok(Some((cache, Begun::Answered(answer)))) => self.answer(to, cache, answer),
             Ok(Some((cache, Begun::Waiting(waiting)))) => {
@@ -362,7 +360,7 @@ impl Answers {
             let begun = request.begin(&self.node, &cache, &self.account, now)?;
             return Ok(Some((cache, begun)));
         }
-        let (to, request) = ((request.operation.id, request.operation.position), request.kept());
+        let (to, request) = (request.operation.target(), request.kept());
         let Some(held) = self.account.operations.try_take(OPERATION_BYTES + request.bytes()) else {
             return Err(Failure::new(
                 ErrorCode::Overloaded,
@@ -382,7 +380,7 @@ impl Answers {
     }
 
     fn answer(&mut self, to: Target, cache: Arc<Cache>, answer: Answer) {
-        let (id, position) = to;
+        let Target { id, position } = to;
         let mut fields = AnswerFields {
             id,
             position,
@@ -429,7 +427,7 @@ impl Answers {
     fn write_piece(&mut self) {
         let Some(mut long) = self.long.pop_front() else { return };
         let piece = long.rest.split_to(long.rest.len().min(FRAME_BYTES));
-        let (id, position) = long.to;
+        let Target { id, position } = long.to;
         self.frame.answer(&AnswerFields { id, position, ..AnswerFields::default() }, &piece);
         self.long_bytes -= piece.len();
         if !long.rest.is_empty() {

@@ -400,7 +400,7 @@ async fn many_keys_are_one_operation_whose_answers_come_in_any_order_and_in_piec
     let piece = AnswerFields { id, value_bytes: 4, outcome: Outcome::Loaded, ..AnswerFields::default() };
     f.answer(|frame| {
         frame.answer(&piece, b"ab");
-        frame.failure((id, 1), ErrorCode::LoaderFailed, "no");
+        frame.failure(Target { id, position: 1 }, ErrorCode::LoaderFailed, "no");
     })
     .unwrap();
     f.hit_of_many(id, 2, b"c").unwrap();
