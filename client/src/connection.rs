@@ -7,14 +7,15 @@
 //! alone, as measured. Here they take turns in one task, and what they wake in one another does not leave it.
 //!
 //! Callers outside the task that have something to send wake it. When an answer has woken several callers,
-//! the first wake is coalesced: the task yields once, so that the other callers run before it and one frame
-//! takes what all of them have to send.
+//! the first wake is coalesced: the task yields a few times, so that the other callers, and those whom other
+//! connections' answers wake meanwhile, run before it and one frame takes what all of them have to send.
 
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
@@ -22,9 +23,15 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use tokio::task::{coop, yield_now};
+use tokio::time::Instant;
 
 /// Rounds of polling after which other tasks have a turn.
 const MAX_ROUNDS: usize = 32;
+
+/// The most times that a wake is put off.
+const MAX_YIELDS: u32 = 5;
+/// On a runtime that is busy with other work a turn may take long: after so much time it is not put off again.
+const LONGEST_DELAY: Duration = Duration::from_micros(300);
 
 /// Runs futures in one task, which is there while there are any.
 #[derive(Clone, Debug, Default)]
@@ -35,8 +42,8 @@ pub(crate) struct ConnectionTask {
 #[derive(Debug, Default)]
 struct Shared {
     inbox: Mutex<Inbox>,
-    /// Several callers have been woken that are likely to wake the task.
-    expects_more: AtomicBool,
+    /// How often a wake is put off, for other callers that have been woken too and are likely to wake the task.
+    yields: AtomicU32,
     wakes: Arc<WakeState>,
 }
 
@@ -70,10 +77,11 @@ impl ConnectionTask {
         self.shared.wakes.task.wake();
     }
 
-    /// Says whether several callers have been woken that are likely to wake the task, so that coalescing is
-    /// worth a yield.
-    pub(crate) fn expect_more(&self, expects_more: bool) {
-        self.shared.expects_more.store(expects_more, Ordering::Relaxed);
+    /// Says how many callers have been woken together, which are likely to wake the task: the more there are, the more
+    /// turns coalescing is worth.
+    pub(crate) fn expect(&self, callers: usize) {
+        let yields = if callers > 1 { (callers.ilog2() + 1).min(MAX_YIELDS) } else { 0 };
+        self.shared.yields.store(yields, Ordering::Relaxed);
     }
 }
 
@@ -100,8 +108,9 @@ impl Running {
         if inbox.wakers.is_empty() {
             return;
         }
-        if self.coalescing.is_none() && self.shared.expects_more.load(Ordering::Relaxed) {
-            self.coalescing = Some(Box::pin(yield_now()));
+        let yields = self.shared.yields.load(Ordering::Relaxed);
+        if self.coalescing.is_none() && yields > 0 {
+            self.coalescing = Some(Box::pin(coalesce(yields)));
         }
         if self.coalescing.as_mut().is_some_and(|coalescing| coalescing.as_mut().poll(context).is_pending()) {
             return;
@@ -149,6 +158,17 @@ impl Future for Running {
         }
         context.waker().wake_by_ref();
         Poll::Pending
+    }
+}
+
+/// Completes when others have had so many turns, or enough time has passed.
+async fn coalesce(yields: u32) {
+    let begun = Instant::now();
+    for _ in 0..yields {
+        yield_now().await;
+        if begun.elapsed() > LONGEST_DELAY {
+            break;
+        }
     }
 }
 
@@ -313,7 +333,7 @@ mod tests {
     }
 
     /// How many of three callers, woken together, have woken the task when it wakes its futures.
-    async fn wakes_in_one_poll(expects_more: bool) -> usize {
+    async fn wakes_in_one_poll(expected: usize) -> usize {
         let task = ConnectionTask::default();
         let sent = Arc::new(AtomicUsize::new(0));
         let (waker_in, waker) = oneshot::channel();
@@ -332,7 +352,7 @@ mod tests {
             let _ = end.send(seen.load(Ordering::SeqCst));
         });
         let waker: Waker = waker.await.unwrap();
-        task.expect_more(expects_more);
+        task.expect(expected);
         tokio::spawn(async move {
             sent.fetch_add(1, Ordering::SeqCst);
             task.wake(waker);
@@ -347,11 +367,12 @@ mod tests {
 
     #[tokio::test]
     async fn wakes_of_several_callers_are_coalesced() {
-        assert_eq!(wakes_in_one_poll(true).await, 3);
+        assert_eq!(wakes_in_one_poll(2).await, 3);
+        assert_eq!(wakes_in_one_poll(1_000).await, 3);
     }
 
     #[tokio::test]
     async fn the_wake_of_one_caller_is_not_delayed() {
-        assert_eq!(wakes_in_one_poll(false).await, 1);
+        assert_eq!(wakes_in_one_poll(1).await, 1);
     }
 }

@@ -228,7 +228,7 @@ impl Driver {
         self.shared.in_flight.store(state.in_flight(), Ordering::Relaxed);
         drop(state);
         if !deliveries.is_empty() {
-            self.task.expect_more(deliveries.len() > 1);
+            self.task.expect(deliveries.len());
         }
         for mut delivery in deliveries {
             let (answers, group) = delivery.answers();

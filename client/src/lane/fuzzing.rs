@@ -6,9 +6,7 @@ use std::task::Waker;
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
-use peanut_proto::frame::{
-    AnswerFields, Filled, RequestField, ResponseFrame, ResponseWriter, Target, Write,
-};
+use peanut_proto::frame::{AnswerFields, Filled, RequestField, ResponseFrame, ResponseWriter, Write};
 use peanut_proto::limits::MAX_VALUE_BYTES;
 use peanut_proto::numbers::{FillToken, RingVersion};
 use peanut_proto::v1::{OnMiss, Outcome};
@@ -199,6 +197,7 @@ fn tell(deliveries: Vec<Delivery>) -> usize {
 mod tests {
     use std::path::Path;
 
+    use peanut_proto::frame::Target;
     use peanut_proto::v1::ErrorCode;
 
     use super::*;
