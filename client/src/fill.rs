@@ -181,10 +181,7 @@ async fn fill_one(
 }
 
 /// Writes in portions that may wait for one node at a time: at least one each.
-pub(crate) fn portions<'a, T>(
-    mut rest: &'a [T],
-    bytes: impl Fn(&T) -> usize,
-) -> impl Iterator<Item = &'a [T]> {
+pub(crate) fn portions<T>(mut rest: &[T], bytes: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]> {
     std::iter::from_fn(move || {
         let mut all = 0;
         let fits = |one: &&T| {

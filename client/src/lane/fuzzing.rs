@@ -35,34 +35,7 @@ pub fn answers(mut input: &[u8]) {
     let mut lane = LaneState::new(Limits { operations: ALL, queued_bytes: 1 << 20 });
     lane.opened(1, 1);
     let keys: Vec<String> = (0..CALLERS / 2).map(|key| format!("k{key}")).collect();
-    let mut waiting: Vec<_> = (0..CALLERS)
-        .map(|at| {
-            let key = keys[at / 2].as_bytes();
-            let outcome = Filled::Value(b"v");
-            let op = match at % 8 {
-                0 | 1 => Op::LOAD,
-                2 => Op::Get { on_miss: OnMiss::Lease, token: FillToken::NONE },
-                3 => Op::Get { on_miss: OnMiss::Peek, token: FillToken::NONE },
-                4 => Op::Write(Write::Set { key, outcome, ttl_ms: 0, token: FillToken(7) }),
-                5 => Op::Write(Write::Delete { key, then_set: false, sequence: 0 }),
-                _ => Op::LOAD,
-            };
-            let request = Request {
-                group: 0,
-                group_name: "g",
-                key,
-                hash: at as u64 / 2,
-                deadline: now + Duration::from_secs(1 + at as u64),
-                op,
-                traceparent: "",
-            };
-            let ask = request.at(Placement::owner(RingVersion(3), RingVersion(2)));
-            let (sender, receiver) = oneshot::channel();
-            let caller = Caller { sender, deadline: ask.request.deadline };
-            lane.push(&ask, caller, now);
-            receiver
-        })
-        .collect();
+    let mut waiting: Vec<_> = (0..CALLERS).map(|at| push(&mut lane, &keys, at, now)).collect();
     let mut waiting_for_many: Vec<_> = (0..MANY)
         .map(|at| {
             let (sender, receiver) = oneshot::channel();
@@ -157,6 +130,34 @@ impl GetsOfALane {
         deliveries.into_iter().for_each(Delivery::tell);
         assert!(waiting.iter_mut().all(|waiting| waiting.try_recv().is_ok()));
     }
+}
+
+/// One of the operations of single callers.
+fn push(lane: &mut LaneState, keys: &[String], at: usize, now: Instant) -> oneshot::Receiver<Answer> {
+    let key = keys[at / 2].as_bytes();
+    let outcome = Filled::Value(b"v");
+    let op = match at % 8 {
+        0 | 1 => Op::LOAD,
+        2 => Op::Get { on_miss: OnMiss::Lease, token: FillToken::NONE },
+        3 => Op::Get { on_miss: OnMiss::Peek, token: FillToken::NONE },
+        4 => Op::Write(Write::Set { key, outcome, ttl_ms: 0, token: FillToken(7) }),
+        5 => Op::Write(Write::Delete { key, then_set: false, sequence: 0 }),
+        _ => Op::LOAD,
+    };
+    let request = Request {
+        group: 0,
+        group_name: "g",
+        key,
+        hash: at as u64 / 2,
+        deadline: now + Duration::from_secs(1 + at as u64),
+        op,
+        traceparent: "",
+    };
+    let ask = request.at(Placement::owner(RingVersion(3), RingVersion(2)));
+    let (sender, receiver) = oneshot::channel();
+    let caller = Caller { sender, deadline: ask.request.deadline };
+    lane.push(&ask, caller, now);
+    receiver
 }
 
 fn push_many(lane: &mut LaneState, keys: &[String], at: usize, caller: ManyCaller, now: Instant) {

@@ -146,11 +146,15 @@ impl RequestReader {
 impl Place {
     fn next_field<'a>(&mut self, frame: &'a Bytes) -> Option<Result<RequestField<'a>, FrameError>> {
         loop {
-            if let Some(operation) = next_of_many(frame, &mut self.many, self.at) {
-                if operation.is_err() {
-                    (self.at, self.many) = (frame.len(), None);
+            if let Some(many) = &mut self.many {
+                match many.next(frame, self.at) {
+                    Some(Ok(operation)) => return Some(Ok(RequestField::Operation(operation))),
+                    Some(Err(error)) => {
+                        (self.at, self.many) = (frame.len(), None);
+                        return Some(Err(error));
+                    }
+                    None => self.many = None,
                 }
-                return Some(operation.map(RequestField::Operation));
             }
             if self.at >= frame.len() {
                 return None;
@@ -198,37 +202,31 @@ fn field<'a>(
     }))
 }
 
-/// The next key of the operation of many that is being read, which ends at `end`.
-#[inline]
-fn next_of_many(
-    frame: &Bytes,
-    reading: &mut Option<Many>,
-    end: usize,
-) -> Option<Result<Operation, FrameError>> {
-    let many = reading.as_mut()?;
-    let mut rest = &frame[many.at..end];
-    while !rest.is_empty() {
-        // It was read before, so this does not fail.
-        let (number, value) = take_field(&mut rest).ok()?;
-        if let Value::Bytes(one) = value
-            && number == many.each
-        {
-            many.at = end - rest.len();
-            let position = many.position;
-            many.position += 1;
-            return Some(many.read(frame, one, position));
-        }
-    }
-    *reading = None;
-    None
-}
-
 impl Many {
+    /// The operation of the next key; the message ends at `end`.
     #[inline]
-    fn read(&self, frame: &Bytes, one: &[u8], position: u32) -> Result<Operation, FrameError> {
-        if self.each == EACH_KEY {
-            return Ok(Operation { key: slice_of(frame, one), position, ..self.common.clone() });
+    fn next(&mut self, frame: &Bytes, end: usize) -> Option<Result<Operation, FrameError>> {
+        let mut rest = &frame[self.at..end];
+        while !rest.is_empty() {
+            // It was read before, so this does not fail.
+            let (number, value) = take_field(&mut rest).ok()?;
+            let Value::Bytes(one) = value else { continue };
+            if number != self.each {
+                continue;
+            }
+            self.at = end - rest.len();
+            let position = self.position;
+            self.position += 1;
+            if self.each == EACH_KEY {
+                return Some(Ok(Operation { key: slice_of(frame, one), position, ..self.common.clone() }));
+            }
+            return Some(self.read_write(frame, one, position));
         }
+        None
+    }
+
+    #[inline(never)]
+    fn read_write(&self, frame: &Bytes, one: &[u8], position: u32) -> Result<Operation, FrameError> {
         let Operation { id, group, deadline_ms, .. } = self.common;
         Ok(Operation { id, group, deadline_ms, position, ..read_operation(frame, one)? })
     }

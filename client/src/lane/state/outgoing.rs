@@ -28,7 +28,7 @@ impl LaneState {
             Op::Write(write) => write.value_bytes(),
             Op::Get { .. } => 0,
         };
-        self.make_ready(&ask.request, ask.placement.ring_version, value_bytes, now);
+        self.make_ready(ask.request, ask.placement.ring_version, value_bytes, now);
         let deadline_ms = deadline_ms(ask.request.deadline, now);
         let (group, failover) = (ask.request.group, ask.placement.failover);
         match ask.request.op {
