@@ -7,7 +7,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use peanut_proto::membership::{FleetView, Group, Keys, Liveness, MAX_DOCUMENT_BYTES, RingDocument, Hint};
+use peanut_proto::membership::{FleetView, Group, Hint, Keys, Liveness, MAX_DOCUMENT_BYTES, RingDocument};
 use peanut_proto::registry::{Change, Entry, Snapshot};
 
 const NOW_MS: u64 = 1_764_000_000_000;

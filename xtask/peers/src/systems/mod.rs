@@ -60,10 +60,7 @@ impl Data {
         let large = if has_large { Data::LARGE_KEYS } else { 0 };
         Data {
             small: ((0..keys).map(|n| format!("key-{n}")).collect(), "v".repeat(value_bytes).into()),
-            large: (
-                (0..large).map(|n| format!("large-{n}")).collect(),
-                "v".repeat(Data::LARGE_BYTES).into(),
-            ),
+            large: ((0..large).map(|n| format!("large-{n}")).collect(), "v".repeat(Data::LARGE_BYTES).into()),
         }
     }
 

@@ -6,8 +6,8 @@ use fred::clients::Client as FredClient;
 use fred::interfaces::{ClientLike as _, KeysInterface as _};
 use fred::types::config::{Config, TcpConfig, TlsConfig, TlsConnector};
 use peanut_tests::{Process, free_port};
-use redis::{AsyncTypedCommands as _, TlsCertificates};
 use redis::aio::MultiplexedConnection;
+use redis::{AsyncTypedCommands as _, TlsCertificates};
 
 use super::tls::Certificates;
 use super::{Caller, installed, start as start_process};
