@@ -134,7 +134,7 @@ fn test() -> Result<(), Failed> {
     simulate(&["--seeds", "1000"])?;
     simulate(&["--seeds", "20", "--twice"])?;
     // The checker sees what is wrong.
-    for mechanism in ["hints", "poison", "tokens"] {
+    for mechanism in ["hints", "poison", "tokens", "marks"] {
         simulate(&["--seeds", "1000", "--without", mechanism])?;
     }
     let build = ["build", "--workspace", "--all-features", "--bins", "--examples"];
