@@ -352,8 +352,7 @@ async fn make_users(etcd: &mut etcd_client::Client) {
             let command = format!("etcdctl role grant-permission {name} {how} {whole}{key}");
             assert!(page.lines().any(|line| line.trim() == command), "the page does not have `{command}`");
             if key.contains("$node") {
-                // The test does it when it knows the nodes.
-                continue;
+                continue; // The test does it when it knows the nodes.
             }
             let permission = etcd_client::Permission::new(*kind, key.as_str());
             let permission = if key.ends_with('/') { permission.with_prefix() } else { permission };
