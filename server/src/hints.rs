@@ -161,11 +161,18 @@ impl HintReader {
         let key = self.keys.lineage(&self.node_id);
         let read = |value: &[u8]| u64::from_str_radix(std::str::from_utf8(value).ok()?, 16).ok();
         let found = self.registry.get(&key).await?.and_then(|entry| read(&entry.value));
-        let lineage = *heard.lineage.get_or_insert_with(|| Lineage { found, mine: fastrand::u64(1..) });
+        let mut lineage = *heard.lineage.get_or_insert_with(|| Lineage { found, mine: fastrand::u64(1..) });
         if found == Some(lineage.mine) || !self.is_shared {
+            heard.is_marked |= found == Some(lineage.mine);
             return Ok(lineage);
         }
-        if heard.is_marked && !without(Mechanism::Lineage) {
+        // Also before the mark of this start was made: with the last one's, hints may have gone that were not read.
+        let is_lost = heard.is_marked || found != lineage.found;
+        if !heard.is_marked {
+            lineage.found = found;
+            heard.lineage = Some(lineage);
+        }
+        if is_lost && !without(Mechanism::Lineage) {
             if !without(Mechanism::Marks) {
                 // Writers that find the new mark go by the lease that is no more.
                 self.node.wake().lease_doubted();
