@@ -14,14 +14,19 @@ use tokio::time::{Instant, timeout};
 use crate::error::ErrorKind;
 use crate::lane::Reply;
 use crate::node::Node;
+use crate::portions::portions;
 use crate::refusal::Refusal;
 use crate::request::{Op, Placement, Request};
 use crate::routing::Former;
 use crate::shared::Shared;
 
-/// The most writes, and bytes of keys and values, that one call has in flight to a node.
-const MAX_PORTION: usize = 1024;
+/// The most bytes of keys and values that the writes of one call have in flight to a node.
 const MAX_PORTION_BYTES: usize = 4 << 20;
+
+/// How many writes, and bytes of theirs, one call has in flight to a node.
+pub(crate) fn portion_of(node: &Node) -> (usize, usize) {
+    (node.config().keys_in_flight, MAX_PORTION_BYTES)
+}
 
 /// Gets a key from its new owner, which has the value from the former one where that still has it.
 pub(crate) async fn hand_over(
@@ -150,7 +155,7 @@ pub(crate) async fn fill_many(
     fills: &[(Write<'_>, &Reply)],
 ) -> Vec<Result<Reply, Refusal>> {
     let mut filled = Vec::with_capacity(fills.len());
-    for portion in portions(fills, |(write, _)| write.key().len() + write.value_bytes()) {
+    for portion in portions(fills, portion_of(node), |(write, _)| write.bytes()) {
         let mut writes = Vec::with_capacity(portion.len());
         writes.extend(portion.iter().map(|(write, _)| *write));
         if let Some(portion_filled) = node.write_many(request, ring_version, &writes, Instant::now()).await {
@@ -178,17 +183,4 @@ async fn fill_one(
     let filled =
         node.write(&fill.at(Placement::owner(ring_version, RingVersion::NONE)), Instant::now()).await;
     filled.inspect(|_| lease.end_lease())
-}
-
-/// Writes in portions that may wait for one node at a time: at least one each.
-pub(crate) fn portions<T>(mut rest: &[T], bytes: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]> {
-    std::iter::from_fn(move || {
-        let mut all = 0;
-        let fits = |one: &&T| {
-            all += bytes(one);
-            all <= MAX_PORTION_BYTES
-        };
-        let many = rest.iter().take(MAX_PORTION).take_while(fits).count().max(1);
-        (!rest.is_empty()).then(|| rest.split_off(..many.min(rest.len())).unwrap_or_default())
-    })
 }

@@ -40,6 +40,7 @@ mod metrics;
 mod monitor;
 mod node;
 mod plan;
+mod portions;
 mod recent;
 mod refusal;
 mod repeat;

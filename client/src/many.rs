@@ -26,11 +26,11 @@ use crate::shared::{Answered, Shared};
 pub(crate) type Got = Result<(Reply, bool), Error>;
 
 /// The keys that one node is asked for, in the order of the ring versions since which it owns them.
-struct OfOwner<'a> {
-    owner: &'a Arc<Node>,
-    keys: Vec<(RingVersion, Key<'a>)>,
+pub(crate) struct OfOwner<'a> {
+    pub(crate) owner: &'a Arc<Node>,
+    pub(crate) keys: Vec<(RingVersion, Key<'a>)>,
     /// Where the keys stand in the call.
-    places: Vec<usize>,
+    pub(crate) places: Vec<usize>,
 }
 
 /// Asks for many keys; `request` is what is asked for each. The answers come in the order of the keys. A key
@@ -38,13 +38,15 @@ struct OfOwner<'a> {
 pub(crate) async fn get(client: &Shared, request: Request<'_>, keys: &[Key<'_>], now: Instant) -> Vec<Got> {
     let table = client.routing.get();
     let mut got: Vec<Option<Got>> = keys.iter().map(|_| None).collect();
-    let (by_owner, twins) = by_owner(client, &table, keys, now);
+    let twins = twins(keys);
+    let mut is_twin = vec![false; if twins.is_empty() { 0 } else { keys.len() }];
+    twins.iter().for_each(|(at, _)| is_twin[*at] = true);
+    let different = keys.iter().copied().enumerate().filter(|(at, _)| is_twin.get(*at) != Some(&true));
+    let (by_owner, _) = by_owner(client, &table, different, now);
     let rounds = by_owner.into_iter().map(|of_owner| ask_owner(client, &request, &table, of_owner, now));
     for (at, answer) in join_all(rounds).await.into_iter().flatten() {
         got[at] = settle(client, &request.of(keys[at]), &table, answer).await;
     }
-    let mut is_twin = vec![false; if twins.is_empty() { 0 } else { keys.len() }];
-    twins.iter().for_each(|(at, _)| is_twin[*at] = true);
     let left = (0..keys.len()).filter(|at| got[*at].is_none() && is_twin.get(*at) != Some(&true));
     let left = left.collect::<Vec<_>>().into_iter().map(|at| async move {
         let answered = failover::get(client, &request.of(keys[at]), Instant::now()).await;
@@ -58,36 +60,46 @@ pub(crate) async fn get(client: &Shared, request: Request<'_>, keys: &[Key<'_>],
     got.into_iter().map(|got| got.expect("every key has been asked for")).collect()
 }
 
-/// The keys by their owners, and which are the same as one before.
-fn by_owner<'a>(
-    client: &Shared,
-    table: &'a Routing,
-    keys: &'a [Key<'a>],
-    now: Instant,
-) -> (Vec<OfOwner<'a>>, Vec<(usize, usize)>) {
-    // By the place in the table.
-    let mut by_owner = BTreeMap::<usize, OfOwner<'_>>::new();
+/// Which keys are the same as one before, and which that is.
+fn twins(keys: &[Key<'_>]) -> Vec<(usize, usize)> {
     let (mut seen, mut twins) = (HashTable::<usize>::with_capacity(keys.len()), Vec::new());
     for (at, key) in keys.iter().enumerate() {
-        let is_same = |other: &usize| keys[*other].bytes == key.bytes;
-        if let Some(first) = seen.find(key.hash, is_same) {
-            twins.push((at, *first));
-            continue;
+        match seen.find(key.hash, |other| keys[*other].bytes == key.bytes) {
+            Some(first) => twins.push((at, *first)),
+            None => drop(seen.insert_unique(key.hash, at, |other| keys[*other].hash)),
         }
-        seen.insert_unique(key.hash, at, |other| keys[*other].hash);
-        let Some(route) = table.route(key.hash).filter(|route| !route.owner.is_left()) else { continue };
-        if table.former(key.hash, route.owned_since, client.config.hand_over, now).is_some() {
+    }
+    twins
+}
+
+/// Keys, with their places in the call, by their owners; and the places of those that have to be asked for alone, since
+/// their owner is left or has just come to own them.
+pub(crate) fn by_owner<'a>(
+    client: &Shared,
+    table: &'a Routing,
+    keys: impl IntoIterator<Item = (usize, Key<'a>)>,
+    now: Instant,
+) -> (Vec<OfOwner<'a>>, Vec<usize>) {
+    // By the place in the table.
+    let (mut by_owner, mut alone) = (BTreeMap::<usize, OfOwner<'_>>::new(), Vec::new());
+    for (at, key) in keys {
+        let window = client.config.hand_over;
+        let route = table.route(key.hash).filter(|route| {
+            !route.owner.is_left() && table.former(key.hash, route.owned_since, window, now).is_none()
+        });
+        let Some(route) = route else {
+            alone.push(at);
             continue;
-        }
+        };
         let owner = by_owner.entry(std::ptr::from_ref(route.owner).addr()).or_insert_with(|| OfOwner {
             owner: route.owner,
             keys: Vec::new(),
             places: Vec::new(),
         });
-        owner.keys.push((route.owned_since, *key));
+        owner.keys.push((route.owned_since, key));
         owner.places.push(at);
     }
-    (by_owner.into_values().map(OfOwner::sorted).collect(), twins)
+    (by_owner.into_values().map(OfOwner::sorted).collect(), alone)
 }
 
 impl OfOwner<'_> {

@@ -20,12 +20,16 @@ use crate::config::Config;
 use crate::error::{Error, ErrorKind};
 use crate::lane::{Answer, Choice, EachSender, Failure, Lane, Limits, Owner, Reply};
 use crate::monitor::Monitor;
+use crate::portions::portions;
 use crate::refusal::Refusal;
 use crate::request::{Attempt, Each, Key, ManyAttempt, Placement, Request};
 use crate::unary;
 
 /// Lanes to the only node of a fleet.
 const LANES_OF_ONE_NODE: usize = 2;
+
+/// A part of an operation of many keys: as many as are no longer than a frame, as far as one is not.
+const ONE_FRAME: (usize, usize) = (usize::MAX, FRAME_BYTES);
 
 /// A node of the fleet: its [`Monitor`], to which it dereferences, and its lanes.
 pub(crate) struct Node {
@@ -181,11 +185,9 @@ impl Node {
         keys: &[(RingVersion, Key<'_>)],
         now: Instant,
     ) -> Option<Vec<Result<Reply, Refusal>>> {
-        if self.lanes.is_empty() || self.is_unary_only() {
-            return None;
-        }
+        let lane = self.less_busy()?;
         let asks = Node::gets(request, ring_version, keys);
-        self.ask_for_many(&asks, request.deadline, now).await
+        self.ask_for_many(lane, &asks, request.deadline, now).await
     }
 
     /// As [`get_many`](Self::get_many), where each answer goes to the sender as it comes, by the position of the key, counted
@@ -199,11 +201,9 @@ impl Node {
         (sender, first): (&EachSender, usize),
         now: Instant,
     ) -> Option<bool> {
-        if self.lanes.is_empty() || self.is_unary_only() {
-            return None;
-        }
+        let lane = self.less_busy()?;
         let asks = Node::gets(request, ring_version, keys);
-        Some(self.less_busy().ask_each(self, &asks, (sender, first), now))
+        Some(lane.ask_each(self, &asks, (sender, first), now))
     }
 
     /// What a lane's answer to one of many keys comes to.
@@ -229,16 +229,13 @@ impl Node {
         writes: &[Write<'_>],
         now: Instant,
     ) -> Option<Vec<Result<Reply, Refusal>>> {
-        if self.lanes.is_empty() || self.is_unary_only() {
-            return None;
-        }
+        let lane = self.less_busy()?;
         let placement = Placement::owner(ring_version, RingVersion::NONE);
-        let parts =
-            Parts { rest: writes, bytes: |write: &Write<'_>| write.key().len() + write.value_bytes() };
+        let parts = portions(writes, ONE_FRAME, Write::bytes);
         let asks: SmallVec<[_; 1]> = parts
             .map(|writes| ManyAttempt { request: *request, placement, each: Each::Write(writes) })
             .collect();
-        self.ask_for_many(&asks, request.deadline, now).await
+        self.ask_for_many(lane, &asks, request.deadline, now).await
     }
 
     fn gets<'a>(
@@ -249,7 +246,7 @@ impl Node {
         let mut asks = SmallVec::new();
         for keys in keys.chunk_by(|(a, _), (b, _)| a == b) {
             let placement = Placement::owner(ring_version, keys[0].0);
-            let parts = Parts { rest: keys, bytes: |(_, key): &(RingVersion, Key<'_>)| key.bytes.len() };
+            let parts = portions(keys, ONE_FRAME, |(_, key)| key.bytes.len());
             asks.extend(parts.map(|keys| ManyAttempt {
                 request: *request,
                 placement,
@@ -261,11 +258,12 @@ impl Node {
 
     async fn ask_for_many(
         self: &Arc<Self>,
+        lane: &Lane,
         asks: &[ManyAttempt<'_>],
         deadline: Instant,
         now: Instant,
     ) -> Option<Vec<Result<Reply, Refusal>>> {
-        let answers = self.less_busy().ask_many(self, asks, now).answers().await;
+        let answers = lane.ask_many(self, asks, now).answers().await;
         if answers.iter().any(|answer| matches!(answer, Err(Failure::Unimplemented))) {
             self.set_unary_only();
             return None;
@@ -273,9 +271,10 @@ impl Node {
         Some(answers.into_iter().map(|answer| self.answered(answer, deadline)).collect())
     }
 
-    /// One of its lanes; there is one.
-    fn less_busy(&self) -> &Lane {
-        &self.lanes[Choice::less_busy(self.lanes(), |lanes| fastrand::usize(..lanes))]
+    /// The lane for operations of many keys; `None` where it has none.
+    fn less_busy(&self) -> Option<&Lane> {
+        let has_lanes = !self.lanes.is_empty() && !self.is_unary_only();
+        has_lanes.then(|| &self.lanes[Choice::less_busy(self.lanes(), |lanes| fastrand::usize(..lanes))])
     }
 
     fn failed(&self, failure: Failure, deadline: Instant) -> Refusal {
@@ -295,26 +294,6 @@ impl Node {
 impl fmt::Debug for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Node").field("id", &self.id()).field("addr", &self.addr()).finish_non_exhaustive()
-    }
-}
-
-/// Keys or writes in parts that are no longer than a frame, as far as one is not.
-struct Parts<'k, T, F> {
-    rest: &'k [T],
-    bytes: F,
-}
-
-impl<'k, T, F: Fn(&T) -> usize> Iterator for Parts<'k, T, F> {
-    type Item = &'k [T];
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let mut bytes = 0;
-        let fits = |one: &&T| {
-            bytes += (self.bytes)(one);
-            bytes <= FRAME_BYTES
-        };
-        let many = self.rest.iter().take_while(fits).count().max(1);
-        (!self.rest.is_empty()).then(|| self.rest.split_off(..many.min(self.rest.len())).unwrap_or_default())
     }
 }
 

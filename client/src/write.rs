@@ -164,13 +164,7 @@ async fn delete(
             .await;
         }
         let reply = told.unwrap_or(Ok(())).and(reply).map_err(Refusal::into_error)?;
-        if let Some(reply) = &reply {
-            client.sequences.learn(owner.id(), request.group, request.key, reply.sequence);
-        }
-        // Before the look at the ring, so that a change after it is noticed there.
-        client.recent.add(request, group_name, ring_version, Instant::now());
-        let heard = reply.as_ref().map_or(RingVersion::NONE, |reply| reply.ring_version);
-        if !has_moved(client, &routing, heard, request).await? {
+        if !has_moved_meanwhile((client, ring_version, &owner), request, reply.as_ref(), group_name).await? {
             return Ok(Deleted { routing, reply });
         }
     }
@@ -208,12 +202,11 @@ async fn fill(
     ring_version: RingVersion,
     lease: &Reply,
 ) -> Result<bool, Error> {
-    let Op::Write(Write::Set { key, outcome, ttl_ms, .. }) = request.op else { return Ok(true) };
+    let Op::Write(set @ Write::Set { .. }) = request.op else { return Ok(true) };
     if lease.token.is_none() {
         return Ok(false);
     }
-    let token = if without(Mechanism::Tokens) { FillToken::NONE } else { lease.token };
-    let set = Write::Set { key, outcome, ttl_ms, token };
+    let set = under_token(set, lease);
     let request = Request { op: Op::Write(set), ..*request };
     let ask = request.at(Placement::owner(ring_version, RingVersion::NONE));
     let mut pauses = Backoff::new(ROOM_FIRST, ROOM_LONGEST);
@@ -241,6 +234,15 @@ async fn fill(
     }
 }
 
+/// A set as it follows its delete.
+fn under_token<'a>(set: Write<'a>, lease: &Reply) -> Write<'a> {
+    let given = if without(Mechanism::Tokens) { FillToken::NONE } else { lease.token };
+    match set {
+        Write::Set { key, outcome, ttl_ms, .. } => Write::Set { key, outcome, ttl_ms, token: given },
+        other => other,
+    }
+}
+
 /// Says where a value stays fresh for a shorter time than was asked for: at most once a second in a process.
 fn tell_of_bound(request: &Request<'_>, reply: &Reply) {
     let Op::Write(Write::Set { ttl_ms, .. }) = request.op else { return };
@@ -259,16 +261,21 @@ fn tell_of_bound(request: &Request<'_>, reply: &Reply) {
     }
 }
 
-/// Whether the key has had another owner since it was written.
-pub(crate) async fn has_moved(
-    client: &Shared,
-    under: &Routing,
-    heard: RingVersion,
+/// Takes down a write that is done, with the owner's reply, where that could be reached. Whether the key has had another
+/// owner since.
+async fn has_moved_meanwhile(
+    (client, under, owner): (&Shared, RingVersion, &Node),
     request: &Request<'_>,
+    reply: Option<&Reply>,
+    group_name: &Arc<str>,
 ) -> Result<bool, Error> {
+    let (sequence, heard) = reply.map_or((0, RingVersion::NONE), |it| (it.sequence, it.ring_version));
+    client.sequences.learn(owner.id(), request.group, request.key, sequence);
+    // Before the look at the ring, so that a change after it is noticed there.
+    client.recent.add(request, group_name, under, Instant::now());
     wait_for_ring(client, heard, request).await?;
     // It may be back where it was: its owner in between can have filled itself with what was before.
-    Ok(client.routing.get().has_moved_since(request.hash, under.ring.version()))
+    Ok(client.routing.get().has_moved_since(request.hash, under))
 }
 
 /// Waits for a ring that nodes know, and for one that this client may have missed.
@@ -347,9 +354,8 @@ impl OneNode<'_> {
     /// Asks a node once.
     async fn ask(&self, node: &Arc<Node>, owned_since: RingVersion) -> Result<Reply, Refusal> {
         let ask = self.request.at(Placement::owner(self.routing.ring.version(), owned_since));
-        let reply = check_outcome(node, node.write(&ask, Instant::now()).await?)?;
-        node.hints().store(0, Ordering::Relaxed);
-        Ok(self.client.heed(node, reply, self.routing.ring.version()))
+        let reply = node.write(&ask, Instant::now()).await?;
+        heed_write(self.client, node, reply, self.routing.ring.version())
     }
 
     /// Whether it brings a value with the delete.
@@ -392,11 +398,12 @@ impl OneNode<'_> {
     }
 }
 
-/// The reply, where it is one to a write.
-fn check_outcome(node: &Node, reply: Reply) -> Result<Reply, Refusal> {
-    if matches!(reply.outcome, Outcome::Done | Outcome::Stored) {
-        return Ok(reply);
+/// Takes in a reply to a write.
+fn heed_write(client: &Shared, node: &Node, reply: Reply, chosen_by: RingVersion) -> Result<Reply, Refusal> {
+    if !matches!(reply.outcome, Outcome::Done | Outcome::Stored) {
+        let why = format!("the node answered a write with {}", reply.outcome.as_str_name());
+        return Err(Refusal::Final(Error::at(ErrorKind::Protocol, node.id(), why)));
     }
-    let why = format!("the node answered a write with {}", reply.outcome.as_str_name());
-    Err(Refusal::Final(Error::at(ErrorKind::Protocol, node.id(), why)))
+    node.hints().store(0, Ordering::Relaxed);
+    Ok(client.heed(node, reply, chosen_by))
 }

@@ -1,15 +1,14 @@
 //! Keys that may have to be loaded by this caller: each owner is asked for all of its keys in one operation, and
 //! its answers are taken as they come, since some keys are being loaded by others.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
-use peanut_proto::numbers::{FillToken, RingVersion};
+use peanut_proto::numbers::FillToken;
 use peanut_proto::v1::{OnMiss, Outcome};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
@@ -17,16 +16,14 @@ use tokio::time::{Instant, timeout};
 use super::Group;
 use super::loads::Boarded;
 use crate::error::ErrorKind;
-use crate::lane::{Answer, EachSender};
+use crate::lane::{Answer, EachSender, STANDSTILL};
+use crate::many::{self, OfOwner};
 use crate::node::Node;
 use crate::refusal::Refusal;
 use crate::request::{Key, Op, Request};
 use crate::ring::key_hash;
 use crate::routing::Routing;
 use crate::shared::Answered;
-
-/// How often lanes are looked at whose drivers are on another runtime.
-const LOOK_AT_LANES: Duration = Duration::from_millis(100);
 
 /// What a key came to, by its place in the call.
 pub(super) type Came = (usize, Boarded);
@@ -48,12 +45,6 @@ pub(super) struct Boarding<'a> {
     ready: VecDeque<Came>,
 }
 
-/// The keys that one owner is asked for.
-struct OfOwner<'a> {
-    owner: Arc<Node>,
-    keys: Vec<(RingVersion, Key<'a>, usize)>,
-}
-
 impl<'a> Boarding<'a> {
     /// Asks for keys that are all different.
     pub(super) fn new(group: &'a Group, keys: &'a [&'a Bytes], now: Instant) -> Self {
@@ -73,58 +64,31 @@ impl<'a> Boarding<'a> {
         let trace = group.client.config.traceparent();
         let op = Op::Get { on_miss: OnMiss::Lease, token: FillToken::NONE };
         let request = Request { op, traceparent: &trace, ..group.request(&[], now) };
-        for of_owner in boarding.by_owner(now) {
+        let (routing, mut good) = (boarding.routing.clone(), Vec::with_capacity(keys.len()));
+        for (at, key) in keys.iter().enumerate() {
+            match group.check(key) {
+                Ok(()) => good.push((at, Key { bytes: key, hash: key_hash(&group.name, key) })),
+                Err(error) => boarding.ready.push_back((at, Boarded::Answered(Err(error)))),
+            }
+        }
+        let (by_owner, alone) = many::by_owner(&group.client, &routing, good, now);
+        for of_owner in by_owner {
             boarding.ask(&request, of_owner, &sender, now);
         }
+        alone.into_iter().for_each(|at| boarding.ask_alone(at));
         boarding
     }
 
-    /// The keys by their owners, but for those that are asked for alone.
-    fn by_owner(&mut self, now: Instant) -> Vec<OfOwner<'a>> {
-        let (group, routing) = (self.group, self.routing.clone());
-        let mut by_owner = BTreeMap::<usize, OfOwner<'_>>::new();
-        for (at, key) in self.keys.iter().enumerate() {
-            if let Err(error) = group.check(key) {
-                self.ready.push_back((at, Boarded::Answered(Err(error))));
-                continue;
-            }
-            let key = Key { bytes: key, hash: key_hash(&group.name, key) };
-            let route = routing.route(key.hash).filter(|route| !route.owner.is_left());
-            let Some(route) = route.filter(|route| {
-                let window = group.client.config.hand_over;
-                routing.former(key.hash, route.owned_since, window, now).is_none()
-            }) else {
-                self.ask_alone(at);
-                continue;
-            };
-            let of_owner = by_owner
-                .entry(Arc::as_ptr(route.owner).addr())
-                .or_insert_with(|| OfOwner { owner: route.owner.clone(), keys: Vec::new() });
-            of_owner.keys.push((route.owned_since, key, at));
-        }
-        by_owner.into_values().collect()
-    }
-
     fn ask(&mut self, request: &Request<'_>, of_owner: OfOwner<'_>, sender: &EachSender, now: Instant) {
-        let OfOwner { owner, mut keys } = of_owner;
-        keys.sort_by_key(|(since, ..)| *since);
-        let first = self.asked.len();
-        let places = keys.iter().map(|(_, _, at)| Some((*at, owner.clone())));
-        self.asked.extend(places);
-        let keys: Vec<_> = keys.into_iter().map(|(since, key, _)| (since, key)).collect();
-        let version = self.routing.ring.version();
+        let OfOwner { owner, keys, places } = of_owner;
+        let (first, version) = (self.asked.len(), self.routing.ring.version());
         self.group.client.budget.deposit_for(keys.len());
-        match owner.get_each(request, version, &keys, (sender, first), now) {
-            Some(is_afar) => {
-                self.unanswered += keys.len();
-                self.afar.extend(is_afar.then_some(owner));
-            }
-            None => {
-                for (at, _) in self.asked.split_off(first).into_iter().flatten() {
-                    self.ask_alone(at);
-                }
-            }
-        }
+        let Some(is_afar) = owner.get_each(request, version, &keys, (sender, first), now) else {
+            return places.into_iter().for_each(|at| self.ask_alone(at));
+        };
+        self.unanswered += keys.len();
+        self.asked.extend(places.into_iter().map(|at| Some((at, owner.clone()))));
+        self.afar.extend(is_afar.then(|| owner.clone()));
     }
 
     fn ask_alone(&mut self, at: usize) {
@@ -202,7 +166,7 @@ async fn answer_of(
         return answers.recv().await;
     }
     loop {
-        match timeout(LOOK_AT_LANES, answers.recv()).await {
+        match timeout(STANDSTILL, answers.recv()).await {
             Ok(answer) => return answer,
             Err(_) => afar.iter().for_each(|node| node.leave_if_still()),
         }

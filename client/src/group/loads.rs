@@ -235,8 +235,7 @@ impl Group {
         let trace = client.config.traceparent();
         let op = Op::Get { on_miss: OnMiss::Lease, token: FillToken::NONE };
         let request = Request { op, traceparent: &trace, ..self.request(key, now) };
-        let span = self.span().unwrap_or_else(tracing::Span::none);
-        let answered = match Box::pin(failover::get(client, &request, now)).instrument(span).await {
+        let answered = match Box::pin(failover::get(client, &request, now)).instrument(self.span()).await {
             Ok(answered) if answered.reply.outcome == Outcome::Fill => answered,
             // The application's own origin may well be there.
             Err(error) if error.kind() == ErrorKind::Unavailable => return Boarded::Unreachable(error),

@@ -125,9 +125,11 @@ impl Group {
         self.check(key)?;
         let trace = self.client.config.traceparent();
         let request = Request { traceparent: &trace, ..self.request(key, now) };
-        let answer = match self.span() {
-            None => failover::get(&self.client, &request, now).await,
-            Some(span) => Box::pin(failover::get(&self.client, &request, now)).instrument(span).await,
+        let span = self.span();
+        let answer = if span.is_disabled() {
+            failover::get(&self.client, &request, now).await
+        } else {
+            Box::pin(failover::get(&self.client, &request, now)).instrument(span).await
         };
         self.settle(answer)
     }
@@ -141,8 +143,7 @@ impl Group {
         self.check(key)?;
         let trace = self.client.config.traceparent();
         let request = Request { traceparent: &trace, ..self.request(key, now) };
-        let answer = Box::pin(failover::get(&self.client, &request, now));
-        let answer = answer.instrument(self.span().unwrap_or_else(tracing::Span::none)).await;
+        let answer = Box::pin(failover::get(&self.client, &request, now)).instrument(self.span()).await;
         let about = answer.as_ref().ok().map(|answered| {
             let source = match answered.reply.outcome {
                 Outcome::Loaded => Source::Loaded,
@@ -180,18 +181,15 @@ impl Group {
         }
         let trace = self.client.config.traceparent();
         let request = Request { traceparent: &trace, ..self.request(&[], now) };
-        let span = self.span().unwrap_or_else(tracing::Span::none);
-        let got = Box::pin(many::get(&self.client, request, &asked, now)).instrument(span).await;
+        let got = Box::pin(many::get(&self.client, request, &asked, now)).instrument(self.span()).await;
         let mut values: Vec<_> = got.into_iter().map(|got| self.value(got)).collect();
         // In the order of their places, so that each is right when it is its turn.
         refused.into_iter().for_each(|(at, error)| values.insert(at, Err(error)));
         values
     }
 
-    /// Where somebody listens.
-    fn span(&self) -> Option<tracing::Span> {
-        let span = tracing::debug_span!("get", group = &*self.name);
-        (!span.is_disabled()).then_some(span)
+    fn span(&self) -> tracing::Span {
+        tracing::debug_span!("get", group = &*self.name)
     }
 
     fn request<'a>(&'a self, key: &'a [u8], now: Instant) -> Request<'a> {

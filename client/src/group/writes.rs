@@ -179,10 +179,7 @@ impl Group {
     }
 
     fn write_of<'a>(&self, write: Write<'a>) -> WriteOf<'a> {
-        let bytes = match write {
-            Write::Set { key, .. } | Write::Delete { key, .. } => key,
-            _ => &[],
-        };
+        let bytes = write.key();
         WriteOf { key: Key { bytes, hash: key_hash(&self.name, bytes) }, write }
     }
 

@@ -54,7 +54,7 @@ pub(crate) trait Owner: Send + Sync + 'static {
 }
 
 /// How long a driver on another runtime may stand still.
-const STANDSTILL: Duration = Duration::from_millis(100);
+pub(crate) const STANDSTILL: Duration = Duration::from_millis(100);
 
 /// An answer.
 #[derive(Clone, Debug)]

@@ -121,7 +121,7 @@ impl OneNode<'_> {
                     return false;
                 }
                 Ok(Some(_)) if node.probe().await == Probed::Silent && node.is_refusing() => return false,
-                Ok(_) | Err(_) => {}
+                _ => {}
             }
             sleep(ASK_AGAIN).await;
         }

@@ -6,23 +6,21 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use futures_util::stream::iter;
 use peanut_proto::frame::Write;
 use peanut_proto::intervals::RECOVERED;
-use peanut_proto::numbers::FillToken;
-use peanut_proto::sabotage::{Mechanism, without};
 use peanut_proto::v1::Outcome;
 use tokio::time::Instant;
 
-use super::{Reply, at_once, check_outcome, has_moved, tell_of_bound};
+use super::{Reply, at_once, has_moved_meanwhile, heed_write, tell_of_bound, under_token};
 use crate::error::{Error, ErrorKind};
 use crate::fill;
 use crate::node::Node;
 use crate::plan::{Duty, WritePlan};
+use crate::portions::portions;
 use crate::refusal::Refusal;
 use crate::request::{Key, Op, Request};
 use crate::routing::Routing;
@@ -117,8 +115,7 @@ impl<'a> Call<'a> {
     async fn tell(&self, of_owner: OfOwner) -> Vec<(usize, Result<(), Error>)> {
         let OfOwner { owner, places } = of_owner;
         let mut done = Vec::with_capacity(places.len());
-        let bytes = |at: &usize| self.writes[*at].key.bytes.len() + self.writes[*at].write.value_bytes();
-        for portion in fill::portions(&places, bytes) {
+        for portion in portions(&places, fill::portion_of(&owner), |at| self.writes[*at].write.bytes()) {
             let values = self.tell_portion(&owner, portion, &mut done).await;
             self.bring(&owner, values, &mut done).await;
         }
@@ -141,8 +138,8 @@ impl<'a> Call<'a> {
             return values;
         };
         for ((at, op), reply) in portion.iter().copied().zip(&ops).zip(replies) {
-            let reply = match reply.and_then(|reply| check_outcome(owner, reply)) {
-                Ok(reply) => self.client.heed(owner, reply, version),
+            let reply = match reply.and_then(|reply| heed_write(self.client, owner, reply, version)) {
+                Ok(reply) => reply,
                 // There is no room for so many values at once.
                 Err(Refusal::Final(error))
                     if error.kind() == ErrorKind::Overloaded && op.value_bytes() > 0 =>
@@ -155,11 +152,9 @@ impl<'a> Call<'a> {
                 }
                 Err(_) => continue,
             };
-            owner.hints().store(0, Ordering::Relaxed);
             let request = self.request(at);
-            self.client.sequences.learn(owner.id(), request.group, request.key, reply.sequence);
-            self.client.recent.add(&request, self.group_name, version, Instant::now());
-            match has_moved(self.client, self.routing, reply.ring_version, &request).await {
+            let by = (self.client, version, &**owner);
+            match has_moved_meanwhile(by, &request, Some(&reply), self.group_name).await {
                 Ok(false) => {}
                 Ok(true) => continue,
                 Err(error) => {
@@ -190,9 +185,7 @@ impl<'a> Call<'a> {
     ) {
         let mut fills = Vec::with_capacity(values.len());
         for (at, lease) in &values {
-            let Write::Set { key, outcome, ttl_ms, .. } = self.writes[*at].write else { continue };
-            let token = if without(Mechanism::Tokens) { FillToken::NONE } else { lease.token };
-            fills.push((Write::Set { key, outcome, ttl_ms, token }, lease));
+            fills.push((under_token(self.writes[*at].write, lease), lease));
         }
         let version = self.routing.ring.version();
         let filled = fill::fill_many(&self.request, owner, version, &fills).await;

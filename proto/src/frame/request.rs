@@ -121,7 +121,12 @@ pub enum Write<'a> {
     },
 }
 
-impl Write<'_> {
+impl<'a> Write<'a> {
+    /// Length of the key and the value, if any.
+    pub fn bytes(&self) -> usize {
+        self.key().len() + self.value_bytes()
+    }
+
     /// Length of the value that it brings, if any.
     pub fn value_bytes(&self) -> usize {
         match self {
@@ -133,7 +138,7 @@ impl Write<'_> {
     }
 
     /// The key that it is of, if it is of one.
-    pub fn key(&self) -> &[u8] {
+    pub fn key(&self) -> &'a [u8] {
         match self {
             Write::Set { key, .. }
             | Write::Replace { key, .. }

@@ -1,6 +1,6 @@
 //! An authority of the measurement's own, and a certificate for 127.0.0.1.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -63,6 +63,6 @@ impl Certificates {
 
 impl Drop for Certificates {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(Path::new(&self.folder));
+        let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
