@@ -213,11 +213,20 @@ impl Shared {
         self.discovered.borrow().view.live.contains_key(id)
     }
 
-    /// Whether a node may go by a lease. Where the registry has just lost its data any may: each goes on answering until
-    /// it has noticed.
+    /// Whether a node may go by a lease. Where the registry has just lost its data, or was cut off from this client, and
+    /// perhaps from the node, until lately, any may: each goes on answering until it has noticed that its lease is gone.
     pub(crate) fn may_be_alive(&self, id: &str) -> bool {
-        let lost = self.discovered.borrow().lost.filter(|_| !without(Mechanism::Marks));
-        lost.is_some_and(|at| at.elapsed() < LOSS_NOTICED) || self.is_alive(id)
+        let discovered = self.discovered.borrow();
+        let lost = discovered.lost.filter(|_| !without(Mechanism::Marks));
+        let is_recent = |at: Option<Instant>| at.is_some_and(|at| at.elapsed() < LOSS_NOTICED);
+        is_recent(lost) || is_recent(discovered.recovered) || discovered.view.live.contains_key(id)
+    }
+
+    /// Whether leases that the registry does not have may have ended unnoticed: it cannot be watched, or could not until
+    /// lately, and what cut this client off from it may have cut off nodes.
+    pub(crate) fn may_lack_leases(&self) -> bool {
+        let discovered = self.discovered.borrow();
+        discovered.trouble.is_some() || discovered.recovered.is_some_and(|at| at.elapsed() < LOSS_NOTICED)
     }
 
     /// Takes in what a node that was chosen by a ring says of the ring with its answer: where it knows a

@@ -33,6 +33,8 @@ pub struct Discovered {
     pub trouble_since: Option<Instant>,
     /// When it was last seen that the registry had lost its data.
     pub lost: Option<Instant>,
+    /// When it could last be read again after it could not.
+    pub recovered: Option<Instant>,
 }
 
 impl Discovered {
@@ -82,6 +84,7 @@ impl Discovery {
             trouble: None,
             trouble_since: None,
             lost: None,
+            recovered: None,
         });
         let (discovered, reload) = (Arc::new(discovered), Reloader::default());
         let task = tokio::spawn(keep_current(registry.clone(), discovered.clone(), reload.clone()));
@@ -216,7 +219,9 @@ fn publish(
         // It begins to count anew, too; somebody may have written the ring again already.
         let is_lost = view.ring_was_lost() || view.revision < discovered.view.revision;
         let lost = if is_lost { Some(Instant::now()) } else { discovered.lost };
-        *discovered = Discovered { view, read: Some(read), trouble: None, trouble_since: None, lost };
+        let was_in_trouble = discovered.trouble.is_some();
+        let recovered = if was_in_trouble { Some(Instant::now()) } else { discovered.recovered };
+        *discovered = Discovered { view, read: Some(read), trouble: None, trouble_since: None, lost, recovered };
     });
 }
 

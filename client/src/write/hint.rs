@@ -115,7 +115,8 @@ impl OneNode<'_> {
                 // As of now, not as of when this client last heard: a node reads its hints after it has come
                 // to hold a lease.
                 Ok(Some(_))
-                    if matches!(registry.get(&live).await, Ok(None))
+                    if !self.client.may_lack_leases()
+                        && matches!(registry.get(&live).await, Ok(None))
                         && is_whole(self.client, registry, node).await =>
                 {
                     return false;
