@@ -17,6 +17,7 @@ use crate::client::Client;
 use crate::config::{Config, DEADLINE, Failover, TraceHook};
 use crate::error::{Error, ErrorKind};
 use crate::lane::Choice;
+use crate::near::{NearCache, NearCopies};
 use crate::routing::{CurrentRouting, Routing};
 #[cfg(feature = "tls")]
 use crate::tls::Tls;
@@ -42,6 +43,7 @@ pub struct ClientBuilder {
     config: Config,
     ready_timeout: Option<Duration>,
     token: Option<Secret>,
+    near: Option<NearCache>,
     #[cfg(feature = "tls")]
     tls: Option<Tls>,
 }
@@ -179,6 +181,13 @@ impl ClientBuilder {
         self
     }
 
+    /// Keeps copies of hot keys in this process; none by default.
+    #[must_use]
+    pub fn near_cache(mut self, near: NearCache) -> Self {
+        self.near = Some(near);
+        self
+    }
+
     /// Asks `context` with every get for the W3C trace context (`traceparent`) of the caller. It goes to the
     /// node, whose span of a load has it, and on to loaders over HTTP and gRPC. With the crates
     /// `tracing-opentelemetry` and `opentelemetry`:
@@ -221,6 +230,9 @@ impl ClientBuilder {
             ("ready_timeout", self.ready_timeout.unwrap_or_default(), READY_TIMEOUT),
         ] {
             bounds.check(value).map_err(|why| format!("{setting}: {why}"))?;
+        }
+        if let Some(near) = &self.near {
+            near.check()?;
         }
         let lanes = self.config.lanes_per_node.unwrap_or(LANES_OF_ONE_NODE);
         if !(1..=Choice::MOST_LANES).contains(&lanes) {
@@ -288,6 +300,7 @@ impl ClientBuilder {
             let bad = || Error::new(ErrorKind::Configuration, "the token has characters that none can have");
             self.config.token = Some(Token::new(secret).ok_or_else(bad)?);
         }
+        self.config.near = self.near.take().map(NearCopies::new).map(Arc::new);
         #[cfg(feature = "tls")]
         {
             self.config.tls = self.tls.take().map(Tls::build).transpose()?;

@@ -73,6 +73,9 @@ impl Client {
         registry: (Option<Arc<dyn Registry>>, Keys),
         discovery: Discovery,
     ) -> Self {
+        if let Some(near) = &config.near {
+            near.go_by(routing.get().ring.version());
+        }
         let shared = Arc::new(Shared::new(config, routing, fleet, registry, discovery, begin_background));
         begin_background(&shared);
         Client { shared }
@@ -166,7 +169,7 @@ impl Client {
 
     /// What this client's gets came to so far.
     pub fn stats(&self) -> Stats {
-        self.shared.counters.read()
+        self.shared.stats()
     }
 }
 

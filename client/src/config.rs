@@ -8,6 +8,7 @@ use peanut_proto::bounds::Bounds;
 use peanut_proto::intervals::Windows;
 use peanut_proto::limits::is_traceparent;
 
+use crate::near::NearCopies;
 #[cfg(feature = "tls")]
 use crate::tls::ReadTls;
 use crate::token::Token;
@@ -48,6 +49,8 @@ pub(crate) struct Config {
     pub(crate) trace: Option<TraceHook>,
     /// What it shows to be let in.
     pub(crate) token: Option<Token>,
+    /// Its near copies, where it keeps some.
+    pub(crate) near: Option<Arc<NearCopies>>,
     #[cfg(feature = "tls")]
     pub(crate) tls: Option<ReadTls>,
 }
@@ -118,6 +121,7 @@ impl Default for Config {
             identity: Arc::new(Identity::random()),
             trace: None,
             token: None,
+            near: None,
             #[cfg(feature = "tls")]
             tls: None,
         }

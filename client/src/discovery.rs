@@ -89,11 +89,14 @@ async fn adopt(
         return true;
     }
     // A large ring takes tens of milliseconds to build, too long for a thread that carries calls.
-    let (document, config) = (view.ring.clone(), config.clone());
-    let build = move || Routing::of(&document, Some(&routing), &config);
+    let (document, of_build) = (view.ring.clone(), config.clone());
+    let build = move || Routing::of(&document, Some(&routing), &of_build);
     match blocking(build).await {
         Ok(next) => {
             tracing::debug!(version = next.ring.version().0, nodes = next.nodes().len(), "new ring");
+            if let Some(near) = &config.near {
+                near.go_by(next.ring.version());
+            }
             current.set(next);
         }
         Err(error) => tracing::error!(%error, "a ring that could not be built; keeping the old one"),

@@ -37,7 +37,8 @@ pub(crate) async fn hand_over(
     placement: Placement,
     now: Instant,
 ) -> Result<Reply, Refusal> {
-    let lease = Request { op: Op::Get { on_miss: OnMiss::Lease, token: FillToken::NONE }, ..*request };
+    let lease =
+        Request { op: Op::Get { on_miss: OnMiss::Lease, token: FillToken::NONE, near: false }, ..*request };
     let reply = match owner.get(&lease.at(placement), now).await {
         // Who may not write fills nobody.
         Err(Refusal::Final(denied)) if denied.kind() == ErrorKind::PermissionDenied => {
@@ -56,7 +57,7 @@ pub(crate) async fn hand_over(
         None
     };
     let Some(found) = found else {
-        let back = Request { op: Op::Get { on_miss: OnMiss::Load, token }, ..*request };
+        let back = Request { op: Op::Get { on_miss: OnMiss::Load, token, near: false }, ..*request };
         let loaded = owner.get(&back.at(placement), Instant::now()).await;
         return loaded
             .inspect(|_| reply.end_lease())
@@ -108,7 +109,8 @@ async fn peek(
     if former.node.is_down() {
         return None;
     }
-    let peek = Request { op: Op::Get { on_miss: OnMiss::Peek, token: FillToken::NONE }, ..*request };
+    let peek =
+        Request { op: Op::Get { on_miss: OnMiss::Peek, token: FillToken::NONE, near: false }, ..*request };
     let ask = peek.at(Placement::owner(ring_version, former.owned_since));
     // It may be on its way out; the origin is there.
     let found =

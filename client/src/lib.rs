@@ -38,6 +38,7 @@ mod membership;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod monitor;
+mod near;
 mod node;
 mod plan;
 mod portions;
@@ -65,12 +66,13 @@ pub use error::{Error, ErrorKind};
 pub use group::{BegunWrite, Detailed, Group, Source};
 #[cfg(feature = "json")]
 pub use json::{BegunJsonWrite, JsonGroup};
+pub use near::{NearCache, NearKeys};
 pub use peanut_proto::loaded::Loaded;
 pub use peanut_proto::membership::{Notice, PartialGroup, SharedAddress};
 pub use peanut_proto::registry;
 #[cfg(feature = "tls")]
 pub use peanut_proto::tls::TlsFiles;
-pub use report::{GroupReport, NodeReport};
+pub use report::{GroupReport, HotKeyReport, NodeReport};
 pub use stats::Stats;
 #[cfg(feature = "tls")]
 pub use tls::Tls;

@@ -18,12 +18,15 @@ const EVERY: Duration = Duration::from_secs(1);
 type Count = (&'static str, Option<&'static str>, fn(&Stats) -> u64);
 
 const GETS: &str = "peanut_client_gets_total";
-const COUNTS: [Count; 11] = [
+const COUNTS: [Count; 14] = [
     (GETS, Some("hit"), |stats| stats.hits),
     (GETS, Some("stale"), |stats| stats.stale),
     (GETS, Some("loaded"), |stats| stats.loaded),
     (GETS, Some("coalesced"), |stats| stats.coalesced),
     (GETS, Some("negative"), |stats| stats.not_found),
+    (GETS, Some("near"), |stats| stats.near_hits),
+    ("peanut_client_near_invalidations_total", None, |stats| stats.near_invalidations),
+    ("peanut_client_near_renewals_total", None, |stats| stats.near_renewals),
     ("peanut_client_errors_total", None, |stats| stats.errors),
     ("peanut_client_writes_total", None, |stats| stats.writes),
     ("peanut_client_failovers_total", None, |stats| stats.failovers),
@@ -40,6 +43,10 @@ fn describe() {
     describe_counter!("peanut_client_hints_total", "Writes for which a hint was stored in the registry");
     describe_counter!("peanut_client_hand_overs_total", "Values that former owners had");
     describe_counter!("peanut_client_uncached_loads_total", "Values loaded where no node could be asked");
+    describe_counter!("peanut_client_near_invalidations_total", "Near copies dropped for a write");
+    describe_counter!("peanut_client_near_renewals_total", "Near leases that were renewed");
+    describe_gauge!("peanut_client_near_copies", "Near copies");
+    describe_gauge!("peanut_client_near_bytes", "Bytes that near copies take");
     describe_gauge!("peanut_client_ring_version", "Version of the ring");
     describe_gauge!("peanut_client_ring_fingerprint", "Equal for equal rings");
     describe_gauge!("peanut_client_nodes", "Nodes of the ring, by whether they can be used");
@@ -63,6 +70,7 @@ pub(crate) async fn publish(client: Weak<Shared>, fleet: String) {
     let (version, fingerprint) =
         (gauge("peanut_client_ring_version"), gauge("peanut_client_ring_fingerprint"));
     let (in_flight, age) = (gauge("peanut_client_in_flight"), gauge("peanut_client_registry_age_seconds"));
+    let (copies, bytes) = (gauge("peanut_client_near_copies"), gauge("peanut_client_near_bytes"));
     let (up, down): (Gauge, Gauge) = (nodes("up"), nodes("down"));
     let mut told = Stats::default();
     let mut tick = interval(EVERY);
@@ -70,10 +78,12 @@ pub(crate) async fn publish(client: Weak<Shared>, fleet: String) {
     loop {
         tick.tick().await;
         let Some(client) = client.upgrade() else { return };
-        let stats = client.counters.read();
+        let stats = client.stats();
         for (counter, (_, _, read)) in counters.iter().zip(COUNTS) {
             counter.increment(read(&stats) - read(&told));
         }
+        copies.set(stats.near_copies as f64);
+        bytes.set(stats.near_bytes as f64);
         told = stats;
         let (routing, discovered) = (client.routing.get(), client.discovered());
         version.set(routing.ring.version().0 as f64);

@@ -5,12 +5,12 @@
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use peanut_proto::frame::{FRAME_BYTES, Write};
-use peanut_proto::intervals::LOSS_NOTICED;
+use peanut_proto::intervals::{LEASE_TTL, LOSS_NOTICED};
 use peanut_proto::numbers::RingVersion;
 use smallvec::SmallVec;
 use tokio::time::Instant;
@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::error::{Error, ErrorKind};
 use crate::lane::{Answer, Choice, EachSender, Failure, Lane, Limits, Owner, Reply};
 use crate::monitor::Monitor;
+use crate::near::LaneCopies;
 use crate::portions::portions;
 use crate::refusal::Refusal;
 use crate::request::{Attempt, Each, Key, ManyAttempt, Placement, Request};
@@ -44,6 +45,18 @@ pub(crate) struct Node {
     hints: AtomicU32,
     /// When it was first and last seen that the registry has no mark of its.
     unmarked: Mutex<Option<(Instant, Instant)>>,
+    gone: Mutex<Gone>,
+    /// `gone` for those who only look.
+    is_gone: AtomicBool,
+}
+
+/// What writers have seen of a node since it was last reached.
+#[derive(Debug, Default)]
+struct Gone {
+    /// A hint that it had not read when it was gone, and when that was.
+    hint: Option<(String, Instant)>,
+    /// When it was first and last passed over, since it holds no lease.
+    passed_over: Option<(Instant, Instant)>,
 }
 
 impl Deref for Node {
@@ -76,13 +89,20 @@ impl Node {
         let lanes =
             connector.into_iter().flat_map(|connector| (0..).take(most).map(move |slot| (connector, slot)));
         Node {
-            lanes: lanes.map(|(connector, slot)| Lane::new(connector.clone(), slot, limits)).collect(),
+            lanes: lanes
+                .map(|(connector, slot)| {
+                    let near = config.near.as_ref().map(|near| LaneCopies::new(near.clone(), id));
+                    Lane::new(connector.clone(), slot, limits, near)
+                })
+                .collect(),
             monitor: monitor.clone(),
             lanes_in_use: AtomicUsize::new(most),
             choice: Choice::new(),
             claims: Mutex::default(),
             hints: AtomicU32::new(0),
             unmarked: Mutex::default(),
+            gone: Mutex::default(),
+            is_gone: AtomicBool::new(false),
         }
     }
 
@@ -162,6 +182,36 @@ impl Node {
             .filter(|(since, last)| now < *last + LOSS_NOTICED && lost.is_none_or(|lost| lost <= *since));
         *unmarked = (!is_marked).then(|| (before.map_or(now, |(since, _)| since), now));
         unmarked.map(|(since, _)| now.saturating_duration_since(since))
+    }
+
+    /// It was gone, and a hint is stored for it that it has not read.
+    pub(crate) fn left_hint(&self, at: String, now: Instant) {
+        self.is_gone.store(true, Ordering::Relaxed);
+        self.gone.lock().hint = Some((at, now));
+    }
+
+    /// A hint that it had not read when it was gone, and when that was.
+    pub(crate) fn standing_hint(&self) -> Option<(String, Instant)> {
+        self.gone.lock().hint.clone()
+    }
+
+    /// It is passed over, as one that holds no lease. Since when it has been, as far as is known: where nobody has looked
+    /// for longer than a lease stands, it may have held one.
+    pub(crate) fn passed_over(&self, now: Instant) -> Instant {
+        self.is_gone.store(true, Ordering::Relaxed);
+        let mut gone = self.gone.lock();
+        let since =
+            gone.passed_over.filter(|(_, last)| now < *last + LEASE_TTL).map_or(now, |(since, _)| since);
+        gone.passed_over = Some((since, now));
+        since
+    }
+
+    /// It has answered a write.
+    pub(crate) fn was_reached(&self) {
+        if self.is_gone.load(Ordering::Relaxed) {
+            self.is_gone.store(false, Ordering::Relaxed);
+            *self.gone.lock() = Gone::default();
+        }
     }
 
     async fn ask_a_lane(self: &Arc<Self>, ask: &Attempt<'_>, now: Instant) -> Answer {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use peanut_proto::v1::admin_client::AdminClient;
-use peanut_proto::v1::{GroupStatus, StatusRequest, StatusResponse};
+use peanut_proto::v1::{GroupStatus, HotKey, StatusRequest, StatusResponse};
 use tokio::time::{Instant, timeout_at};
 
 use crate::client::{Client, NodeStatus};
@@ -77,7 +77,19 @@ pub struct GroupReport {
     /// Of the origin: `closed`, `open` or `half-open`.
     pub breaker: String,
     /// What is asked for most, the hottest first.
-    pub hot_keys: Vec<(Bytes, f64)>,
+    pub hot_keys: Vec<HotKeyReport>,
+}
+
+/// A key that is asked for often.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct HotKeyReport {
+    /// The key.
+    pub key: Bytes,
+    /// Gets a second, lately; an estimate. Those of near copies are not among them.
+    pub gets_per_second: f64,
+    /// Lanes of clients that hold a near copy of it.
+    pub near_copies: u32,
 }
 
 impl GroupReport {
@@ -157,6 +169,10 @@ fn group(group: GroupStatus) -> GroupReport {
         evicted: group.evicted,
         flights: group.flights,
         breaker: group.breaker,
-        hot_keys: group.hot_keys.into_iter().map(|hot| (hot.key, hot.gets_per_second)).collect(),
+        hot_keys: group.hot_keys.into_iter().map(hot_key).collect(),
     }
+}
+
+fn hot_key(hot: HotKey) -> HotKeyReport {
+    HotKeyReport { key: hot.key, gets_per_second: hot.gets_per_second, near_copies: hot.near_copies }
 }

@@ -99,20 +99,25 @@ impl Each<'_> {
 /// What is to be done with a key.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Op<'a> {
-    /// Its value. `token` is a fill token that is given back, or 0.
+    /// Its value. `token` is a fill token that is given back, or 0; `near` that the caller reads a near copy which is
+    /// about to end.
     Get {
         on_miss: OnMiss,
         token: FillToken,
+        near: bool,
     },
     Write(Write<'a>),
 }
 
 impl Op<'_> {
     /// The value, loaded where it is missing.
-    pub(crate) const LOAD: Self = Op::Get { on_miss: OnMiss::Load, token: FillToken::NONE };
+    pub(crate) const LOAD: Self = Op::Get { on_miss: OnMiss::Load, token: FillToken::NONE, near: false };
+
+    /// As [`LOAD`](Self::LOAD), where a near copy is about to end.
+    pub(crate) const RENEW: Self = Op::Get { on_miss: OnMiss::Load, token: FillToken::NONE, near: true };
 
     /// Whether one answer does for several who want this.
     pub(crate) fn can_be_shared(&self) -> bool {
-        matches!(self, Op::Get { on_miss: OnMiss::Load, token: FillToken::NONE })
+        matches!(self, Op::Get { on_miss: OnMiss::Load, token: FillToken::NONE, near: false })
     }
 }

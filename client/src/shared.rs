@@ -27,7 +27,7 @@ use crate::recent::RecentWrites;
 use crate::request::Request;
 use crate::routing::{CurrentRouting, Route, Routing};
 use crate::sequences::Sequences;
-use crate::stats::Counters;
+use crate::stats::{Counters, Stats};
 
 /// Trouble with the registry that may be over in a moment.
 const YOUNG_TROUBLE: Duration = Duration::from_secs(1);
@@ -196,6 +196,15 @@ impl Shared {
         let is_another = |route: &Route<'_>| route.successor.is_none_or(|it| it.id() != node.id());
         routing.has_moved_since(request.hash, *ring_version)
             || (*failover && routing.route(request.hash).is_some_and(|route| is_another(&route)))
+    }
+
+    /// What gets and writes came to.
+    pub(crate) fn stats(&self) -> Stats {
+        let mut stats = self.counters.read();
+        if let Some(near) = &self.config.near {
+            near.count(&mut stats);
+        }
+        stats
     }
 
     /// The fleet as the registry tells it.

@@ -6,7 +6,7 @@ use peanut_proto::striped::Striped;
 use peanut_proto::v1::Outcome;
 
 /// What a client's gets came to since it was made. A get that was answered is in exactly one of `hits`,
-/// `stale`, `loaded`, `coalesced` and `not_found`.
+/// `stale`, `loaded`, `coalesced`, `not_found` and `near_hits`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
@@ -32,6 +32,16 @@ pub struct Stats {
     pub hand_overs: u64,
     /// Values that `get_or_load` loaded without a node, since none could be asked, and did not keep.
     pub uncached: u64,
+    /// A near copy was read, also one that there is no such key.
+    pub near_hits: u64,
+    /// Near copies that there are now.
+    pub near_copies: u64,
+    /// Bytes that near copies take.
+    pub near_bytes: u64,
+    /// Near copies that were dropped for a write.
+    pub near_invalidations: u64,
+    /// Near leases that were renewed.
+    pub near_renewals: u64,
 }
 
 #[derive(Debug, Default)]
@@ -100,6 +110,7 @@ impl Counters {
             hints: read(&self.hints),
             hand_overs: read(&self.hand_overs),
             uncached: read(&self.uncached),
+            ..Stats::default()
         }
     }
 }

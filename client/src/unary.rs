@@ -57,7 +57,7 @@ async fn call(node: &Arc<Monitor>, ask: &Attempt<'_>) -> Result<Reply, Refusal> 
     let Some(channel) = node.channel() else {
         return Err(Refusal::Elsewhere(Error::at(ErrorKind::Unavailable, node.id(), &*node.out_of_reach())));
     };
-    let Op::Get { on_miss, token } = ask.request.op else {
+    let Op::Get { on_miss, token, .. } = ask.request.op else {
         return Err(Refusal::Final(Error::at(ErrorKind::Protocol, node.id(), "a write is no get")));
     };
     let mut request = node.request(GetRequest {

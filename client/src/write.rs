@@ -10,6 +10,7 @@
 //! all of that is done and the ring has not moved the key meanwhile, the write is done; else it begins again
 //! under the new ring.
 
+mod gone;
 mod hint;
 pub(crate) mod many;
 
@@ -345,7 +346,12 @@ impl OneNode<'_> {
                     let asked = Box::pin(self.forget_where_it_is(last.into_error())).await;
                     return asked.map(|()| None).map_err(Refusal::Final);
                 }
-                Step::Done => return Ok(None),
+                Step::Done => {
+                    // It may have given near leases until it went.
+                    let since = node.passed_over(Instant::now());
+                    let over = Box::pin(gone::near_leases_over(node, since, self.request.deadline)).await;
+                    return over.map(|()| None).map_err(Refusal::Final);
+                }
                 Step::Fail => return Err(last),
             }
         }
@@ -405,5 +411,6 @@ fn heed_write(client: &Shared, node: &Node, reply: Reply, chosen_by: RingVersion
         return Err(Refusal::Final(Error::at(ErrorKind::Protocol, node.id(), why)));
     }
     node.hints().store(0, Ordering::Relaxed);
+    node.was_reached();
     Ok(client.heed(node, reply, chosen_by))
 }

@@ -221,7 +221,8 @@ fn publish(
         let lost = if is_lost { Some(Instant::now()) } else { discovered.lost };
         let was_in_trouble = discovered.trouble.is_some();
         let recovered = if was_in_trouble { Some(Instant::now()) } else { discovered.recovered };
-        *discovered = Discovered { view, read: Some(read), trouble: None, trouble_since: None, lost, recovered };
+        *discovered =
+            Discovered { view, read: Some(read), trouble: None, trouble_since: None, lost, recovered };
     });
 }
 

@@ -43,6 +43,39 @@ pub const LONGEST_RENEWAL: Duration = Duration::from_millis(1_700);
 pub const LOSS_NOTICED: Duration = LEASE_TTL;
 const _: () = assert!(millis(LOSS_NOTICED) > millis(LONGEST_RENEWAL) + millis(REGISTRY_CALL));
 
+/// How long a client may read near copies of a lane after it has sent the last renewal that was answered.
+const NEAR_LEASE: Duration = Duration::from_millis(500);
+/// How long a write waits for a lane that does not confirm, from the last renewal on: so much longer as clocks may differ in
+/// their rates.
+const NEAR_LEASE_AT_NODE: Duration = Duration::from_millis(550);
+const _: () = assert!(millis(NEAR_LEASE_AT_NODE) * 10 >= millis(NEAR_LEASE) * 11);
+/// A near copy is asked for anew after so long, so that nodes can forget who holds what, and see what is read.
+const NEAR_COPY: Duration = Duration::from_secs(10);
+
+/// How long a client may read near copies of a lane after it has sent the last renewal that was answered: 500 ms.
+pub fn near_lease() -> Duration {
+    of_run(NEAR_LEASE)
+}
+
+/// How long a write waits for a lane that does not confirm, from its last renewal on: 550 ms.
+pub fn near_lease_at_node() -> Duration {
+    of_run(NEAR_LEASE_AT_NODE)
+}
+
+/// After how long a near copy is asked for anew: 10 s.
+pub fn near_copy() -> Duration {
+    of_run(NEAR_COPY)
+}
+
+/// A simulated run is short, and so are the times that are to end in it.
+fn of_run(time: Duration) -> Duration {
+    #[cfg(feature = "simulation")]
+    if crate::machine::is_simulated() {
+        return time / 2;
+    }
+    time
+}
+
 /// The longest time for which a node may keep what it answers in the place of another (`failover_ttl`).
 pub const LONGEST_FAILOVER_TTL: Duration = Duration::from_secs(60);
 /// For so long after an outage writes are done at the successor too, should there be another.

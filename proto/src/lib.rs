@@ -10,6 +10,7 @@
 //! - [`discovery`] keeps a view of them current.
 //! - [`fixed`] is a fleet without a registry of its own.
 //! - [`loaded`] is what a loader found, of a node or of an application.
+//! - [`key`] hashes keys, for rings and for near copies.
 //! - [`numbers`] are the types of versions, tokens and generations.
 //! - [`sequence`] numbers the writes of a key.
 //! - [`intervals`] holds the times that processes rely on one another for.
@@ -33,6 +34,7 @@ pub mod fixed;
 pub mod frame;
 mod generated;
 pub mod intervals;
+pub mod key;
 pub mod limits;
 pub mod loaded;
 pub mod machine;

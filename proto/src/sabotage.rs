@@ -27,11 +27,19 @@ pub enum Mechanism {
     Leader,
     /// A node without a record of its lease is not taken for one without a lease where the registry has lost its data.
     Marks,
+    /// Writes wait for those who hold near copies.
+    NearWait,
+    /// A node that starts acknowledges no write while near leases of its former process may stand.
+    NearStart,
+    /// Clients reckon near leases from when they sent the renewal.
+    NearSent,
+    /// Writers that cannot reach a node wait for the near leases that it may have given.
+    NearGone,
 }
 
 impl Mechanism {
     /// All of them.
-    pub const ALL: [Mechanism; 11] = [
+    pub const ALL: [Mechanism; 15] = [
         Mechanism::Stamps,
         Mechanism::Hints,
         Mechanism::Poison,
@@ -43,6 +51,10 @@ impl Mechanism {
         Mechanism::Sequences,
         Mechanism::Leader,
         Mechanism::Marks,
+        Mechanism::NearWait,
+        Mechanism::NearStart,
+        Mechanism::NearSent,
+        Mechanism::NearGone,
     ];
 
     /// Its name, in lower case.

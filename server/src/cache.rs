@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use load::Loads;
 use parking_lot::Mutex;
+use peanut_proto::clock::uptime;
 use peanut_proto::limits::check_key;
 use peanut_proto::numbers::{FillToken, Generation, RingVersion};
 use peanut_proto::sabotage::{Mechanism, without};
@@ -30,6 +31,7 @@ use crate::hot::{HotKey, HotKeys};
 use crate::journal::Journal;
 use crate::loader::AnyLoader;
 use crate::metrics::GroupMetrics;
+use crate::near::{Copies, NearLeases};
 use crate::store::{Entry, Origin, Store, Value};
 
 /// A group at work.
@@ -53,6 +55,9 @@ pub(crate) struct Cache {
     generation: watch::Sender<Generation>,
     /// It has been said that a value was too large to be kept.
     is_told_of_large: AtomicBool,
+    /// Who holds near copies of its keys, under leases that the node gives.
+    copies: Copies,
+    near: Arc<NearLeases>,
 }
 
 /// A get, as any service hands it in.
@@ -98,6 +103,8 @@ pub(crate) struct Answer {
     pub(crate) written: bool,
     /// Of a delete: the key's sequence.
     pub(crate) sequence: u64,
+    /// Milliseconds for which a client may keep it in a near cache; 0: not at all.
+    pub(crate) near_ms: u32,
 }
 
 impl Get {
@@ -141,13 +148,14 @@ impl Answer {
             token: FillToken::NONE,
             written: false,
             sequence: 0,
+            near_ms: 0,
         }
     }
 }
 
 impl Cache {
     /// A group whose loads hold no more than `loading` has room for.
-    pub(crate) fn new(group: Group, loading: &Arc<Budget>) -> Self {
+    pub(crate) fn new(group: Group, loading: &Arc<Budget>, near: &Arc<NearLeases>) -> Self {
         Cache {
             group: group.name.into(),
             loader: group.loader,
@@ -161,6 +169,8 @@ impl Cache {
             journal: OnceLock::new(),
             generation: watch::Sender::new(Generation::NONE),
             is_told_of_large: AtomicBool::new(false),
+            copies: Copies::default(),
+            near: near.clone(),
             policy: group.policy,
         }
     }
@@ -168,7 +178,9 @@ impl Cache {
     /// A group by itself.
     #[cfg(test)]
     pub(crate) fn alone(group: Group) -> Self {
-        Cache::new(group, &crate::budget::Budgets::new().loading)
+        let near = Arc::new(NearLeases::new());
+        near.first_start();
+        Cache::new(group, &crate::budget::Budgets::new().loading, &near)
     }
 
     /// Begins a get for a connection that has nothing else.
@@ -430,6 +442,7 @@ impl Cache {
             token: FillToken::NONE,
             written: false,
             sequence: 0,
+            near_ms: 0,
         }
     }
 
@@ -453,6 +466,7 @@ impl Cache {
         let now = Instant::now();
         self.store.sweep(part, now);
         self.flights.look_for_late(now);
+        self.copies.sweep(&self.near, uptime());
     }
 
     /// Ends every load. Those who wait have an error.
@@ -486,6 +500,7 @@ fn owned_since(get: &Get) -> RingVersion {
 }
 
 mod load;
+mod near;
 mod queue;
 mod waiting;
 mod write;

@@ -131,7 +131,7 @@ mod tests {
 
     use peanut_proto::frame::{Filled, GetOperation, RequestFrame, RequestWriter, Write, WriteOperation};
     use peanut_proto::numbers::{FillToken, Generation, RingVersion};
-    use peanut_proto::v1::OnMiss;
+    use peanut_proto::v1::{Near, OnMiss};
 
     use super::*;
 
@@ -164,6 +164,7 @@ mod tests {
             failover,
             on_miss,
             token: FillToken(token),
+            near: false,
             traceparent,
         }
     }
@@ -172,10 +173,10 @@ mod tests {
     fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         let named = |more: &dyn Fn(&mut RequestWriter)| {
             let mut frame = RequestWriter::default();
-            frame.open(7);
+            frame.open(7, 0);
             frame.ring_version(RingVersion(1));
-            frame.group(0, "s");
-            frame.group(1, "g");
+            frame.group(0, "s", Near::Off);
+            frame.group(1, "g", Near::All);
             more(&mut frame);
             piece(&frame.take())
         };
@@ -212,7 +213,16 @@ mod tests {
                 ..get(1, 0, b"Tom", OnMiss::Load)
             });
         });
+        let near = named(&|frame| {
+            frame.near_renewal(1);
+            frame.get(&get(1, 1, b"k", OnMiss::Load));
+            frame.get(&GetOperation { near: true, ..get(2, 1, b"k", OnMiss::Lease) });
+            frame.write(&write(3, 1, set(Filled::Value(b"v"))));
+            frame.near_confirmed(1);
+            frame.near_renewal(2);
+        });
         vec![
+            ("near", near),
             ("leases", [gets.clone(), again].concat()),
             ("gets", gets),
             ("writes", writes),

@@ -161,6 +161,9 @@ impl HintReader {
         let key = self.keys.lineage(&self.node_id);
         let read = |value: &[u8]| u64::from_str_radix(std::str::from_utf8(value).ok()?, 16).ok();
         let found = self.registry.get(&key).await?.and_then(|entry| read(&entry.value));
+        if heard.lineage.is_none() && found.is_none() && self.is_shared && self.registry.keeps_all() {
+            self.node.near().first_start();
+        }
         let mut lineage = *heard.lineage.get_or_insert_with(|| Lineage { found, mine: fastrand::u64(1..) });
         if found == Some(lineage.mine) || !self.is_shared {
             heard.is_marked |= found == Some(lineage.mine);
@@ -175,13 +178,14 @@ impl HintReader {
         if is_lost && !without(Mechanism::Lineage) {
             if !without(Mechanism::Marks) {
                 // Writers that find the new mark go by the lease that is no more.
+                self.node.near().give_until(Duration::ZERO);
                 self.node.wake().lease_doubted();
             }
             tracing::warn!(
                 "the registry has lost what it knew of this node, which may not have been told of all; it forgets all that it has"
             );
             let under = self.node.ring().heard_of_any();
-            done(self.node.caches().map(|cache| cache.clear(Generation::NONE, under))).await;
+            done(self.node.caches().map(|cache| cache.clear(Generation::NONE, under, None))).await;
         }
         // Where the registry does not take it now, the mark is made with the next reading.
         let made = self.registry.put(&key, format!("{:016x}", lineage.mine).into_bytes(), None).await;
@@ -209,11 +213,9 @@ impl HintReader {
                                 heard.said = Some(Instant::now());
                                 tracing::warn!(key = change.key, %error, "a hint that cannot be read; its group is cleared");
                             }
-                            begun.extend(
-                                self.node.cache(group).ok().map(|cache| {
-                                    cache.clear(Generation::NONE, self.node.ring().heard_of_any())
-                                }),
-                            );
+                            begun.extend(self.node.cache(group).ok().map(|cache| {
+                                cache.clear(Generation::NONE, self.node.ring().heard_of_any(), None)
+                            }));
                         }
                         Err(_) => {}
                     }
@@ -241,7 +243,7 @@ impl HintReader {
                     Ordering::Greater if is_believable => Some(cache.clear_to(generation, under)),
                     Ordering::Equal => None,
                     // A number that is not kept: every later one would be less.
-                    Ordering::Greater | Ordering::Less => Some(cache.clear(Generation::NONE, under)),
+                    Ordering::Greater | Ordering::Less => Some(cache.clear(Generation::NONE, under, None)),
                 }
             }
             Err(error) => {
@@ -265,7 +267,7 @@ impl HintReader {
         let Ok(cache) = self.node.cache(group) else { return };
         tracing::debug!(group, keys = record.keys.as_ref().map(Vec::len), "applying a hint of a client");
         match record.keys {
-            None => begun.push(cache.clear(Generation::NONE, under)),
+            None => begun.push(cache.clear(Generation::NONE, under, None)),
             Some(keys) => begun.extend(keys.into_iter().filter_map(|key| {
                 let delete = Delete {
                     key: &Bytes::from(key),
@@ -273,6 +275,7 @@ impl HintReader {
                     stamp: RingVersion::NONE,
                     then_set: None,
                     sequence: 0,
+                    by: None,
                 };
                 cache.delete(delete, Instant::now()).ok()
             })),

@@ -15,6 +15,8 @@ use tokio::time::Instant;
 const SAMPLED: u32 = 32;
 /// Keys that are counted at a time.
 const COUNTERS: usize = 128;
+/// Counted gets in a window from which on a key is hot.
+const HOT_SAMPLES: u64 = 2;
 const WINDOW: Duration = Duration::from_secs(5);
 
 /// A key that is asked for often.
@@ -49,6 +51,8 @@ struct Counters {
 struct Counter {
     key: Bytes,
     count: u64,
+    /// How much of that may be of other keys.
+    inherited: u64,
 }
 
 impl HotKeys {
@@ -70,6 +74,13 @@ impl HotKeys {
             windows.turn(now);
             windows.current.add(key);
         }
+    }
+
+    /// Whether a key is asked for so often that clients should keep it: some fifty gets in the present window at the
+    /// least. One call in 32 looks.
+    pub fn is_hot(&self, key: &[u8]) -> bool {
+        fastrand::u32(..SAMPLED) == 0
+            && self.windows.try_lock().is_some_and(|windows| windows.current.is_hot(key))
     }
 
     /// The hottest keys of the last full window, at most `most`, the hottest first.
@@ -103,13 +114,19 @@ impl Counters {
         if let Some(counter) = self.counters.iter_mut().find(|counter| counter.key == key) {
             counter.count += 1;
         } else if self.counters.len() < COUNTERS {
-            self.counters.push(Counter { key: Bytes::copy_from_slice(key), count: 1 });
+            self.counters.push(Counter { key: Bytes::copy_from_slice(key), count: 1, inherited: 0 });
         } else if let Some(least) = self.counters.iter_mut().min_by_key(|counter| counter.count) {
             // The newcomer takes over the count of the one it drives out: that is how much it may be too
             // high.
             least.key = Bytes::copy_from_slice(key);
+            least.inherited = least.count;
             least.count += 1;
         }
+    }
+
+    fn is_hot(&self, key: &[u8]) -> bool {
+        let counter = self.counters.iter().find(|counter| counter.key == key);
+        counter.is_some_and(|counter| counter.count - counter.inherited >= HOT_SAMPLES)
     }
 }
 

@@ -32,6 +32,7 @@ mod lineage;
 mod loader;
 mod memory;
 mod metrics;
+mod near;
 mod node;
 mod notices;
 mod persistence;

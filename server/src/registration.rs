@@ -4,10 +4,12 @@
 //! put again; a ring document that was lost or that no longer has the node is written again from the last
 //! good one. While the registry cannot be reached the node serves on and keeps trying.
 
+use std::pin::pin;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::OptionFuture;
 use peanut_proto::backoff::Backoff;
 use peanut_proto::change::{change_ring, swap_ring};
 use peanut_proto::discovery::{Discovered, Discovery};
@@ -18,13 +20,13 @@ use peanut_proto::membership::{
 use peanut_proto::numbers::RingVersion;
 use peanut_proto::registry::{LeaseId, Registry, RegistryError};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::node::Node;
 use crate::notices;
 use crate::reconcile::Reconcile;
-use peanut_proto::clock::wall_clock_ms;
+use peanut_proto::clock::{uptime, wall_clock_ms};
 
 /// A compare-and-swap of the ring that loses so often in a row has met something other than neighbours.
 const SWAP_ATTEMPTS: usize = 100;
@@ -154,8 +156,10 @@ impl Registration {
         loop {
             let begun = Instant::now();
             let has_joined = *joined.borrow();
+            let sent = uptime();
             match self.register(live, lease, discovered, has_joined).await {
                 Ok(version) => {
+                    node.near().give_until(sent + self.lease_ttl);
                     node.learn_of_ring(version);
                     joined.send_replace(true);
                     if held != *lease {
@@ -165,6 +169,7 @@ impl Registration {
                     let why = self.hold(lease, discovered, node, None).await;
                     if lease.is_none() || why == VANISHED || why == LOST {
                         held = None;
+                        node.near().give_until(Duration::ZERO);
                         node.wake().lease_lost();
                     }
                     if is_due(&said, why, Duration::ZERO) {
@@ -297,21 +302,17 @@ impl Registration {
         let interval = (self.lease_ttl / 3).min(LONGEST_RENEWAL);
         let mut next_renewal = renewed + interval;
         let mut seen_alive = false;
-        let over = async {
-            match until {
-                Some(until) => tokio::time::sleep_until(until).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::pin!(over);
+        let mut over = pin!(OptionFuture::from(until.map(sleep_until)));
         loop {
             tokio::select! {
                 biased;
-                () = &mut over => return "it is time to try again",
+                Some(()) = &mut over => return "it is time to try again",
                 () = node.wake().doubt() => return LOST,
-                () = tokio::time::sleep_until(next_renewal) => {
+                () = sleep_until(next_renewal) => {
+                    let sent = uptime();
                     match self.registry.renew(id).await {
                         Ok(true) => {
+                            node.near().give_until(sent + self.lease_ttl);
                             renewed = Instant::now();
                             next_renewal = renewed + interval;
                         }

@@ -13,7 +13,7 @@ use peanut_proto::frame::{
 };
 use peanut_proto::numbers::{FillToken, RingVersion};
 use peanut_proto::v1::peanut_client::PeanutClient;
-use peanut_proto::v1::{DeleteRequest, ErrorCode, OnMiss, Outcome};
+use peanut_proto::v1::{DeleteRequest, ErrorCode, Near, OnMiss, Outcome};
 use peanut_tests::{PATIENCE, ServerProcess, eventually, free_port, resident_bytes};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -108,6 +108,7 @@ fn get(id: u32, key: &[u8], on_miss: OnMiss) -> GetOperation<'_> {
         failover: false,
         on_miss,
         token: FillToken::NONE,
+        near: false,
         traceparent: "",
     }
 }
@@ -129,7 +130,7 @@ async fn a_frame_that_asks_for_gigabytes_takes_no_more_than_is_sent() {
     let channel = channel(&server).await;
     let mut lane = raw_lane(&channel).await;
     let mut frame = RequestWriter::default();
-    frame.group(0, "g");
+    frame.group(0, "g", Near::Off);
     (0..30_000).for_each(|id| frame.get(&get(id, b"k", OnMiss::Load)));
     lane.requests.send(frame.take()).unwrap();
     others_are_answered(&server).await;
@@ -161,7 +162,7 @@ async fn a_lane_is_opened_once_and_names_as_many_groups_as_there_are() {
     let channel = channel(&server).await;
     let mut lane = raw_lane(&channel).await;
     let mut frame = RequestWriter::default();
-    (0..200_000).for_each(|epoch| frame.open(epoch));
+    (0..200_000).for_each(|epoch| frame.open(epoch, 0));
     lane.requests.send(frame.take()).unwrap();
     let status = timeout(PATIENCE, lane.answers.message()).await.unwrap().unwrap_err();
     assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status:?}");
@@ -169,8 +170,8 @@ async fn a_lane_is_opened_once_and_names_as_many_groups_as_there_are() {
     let before = resident(&mut server);
     let mut lane = raw_lane(&channel).await;
     let mut frame = RequestWriter::default();
-    (0..100_000).for_each(|number| frame.group(number, &format!("nowhere-{number}")));
-    frame.group(u32::MAX, "g");
+    (0..100_000).for_each(|number| frame.group(number, &format!("nowhere-{number}"), Near::Off));
+    frame.group(u32::MAX, "g", Near::Off);
     frame.get(&get(1, b"k", OnMiss::Load));
     let last = GetOperation { group: 99_999, ..get(2, b"k", OnMiss::Load) };
     frame.get(&last);
@@ -190,7 +191,7 @@ async fn a_lane_is_opened_once_and_names_as_many_groups_as_there_are() {
     // Names that are none end the lane; more lanes than a connection has are refused.
     let mut lane = raw_lane(&channel).await;
     let mut frame = RequestWriter::default();
-    frame.group(0, &"n".repeat(100_000));
+    frame.group(0, &"n".repeat(100_000), Near::Off);
     lane.requests.send(frame.take()).unwrap();
     timeout(PATIENCE, lane.answers.message()).await.unwrap().unwrap_err();
     let mut lanes = Vec::new();
@@ -218,7 +219,7 @@ async fn leases_that_are_written_away_at_once_leave_nothing_behind() {
     for _ in 0..40 {
         let mut frame = RequestWriter::default();
         if std::mem::take(&mut is_first) {
-            frame.group(0, "g");
+            frame.group(0, "g", Near::Off);
         }
         for _ in 0..2_000 {
             frame.get(&get(id, &key, OnMiss::Lease));
@@ -240,7 +241,7 @@ async fn leases_that_are_written_away_at_once_leave_nothing_behind() {
     drop(lane);
     let other = raw_lane(&channel).await;
     let mut frame = RequestWriter::default();
-    frame.group(0, "g");
+    frame.group(0, "g", Near::Off);
     frame.get(&get(0, b"another", OnMiss::Lease));
     other.requests.send(frame.take()).unwrap();
 }
@@ -268,7 +269,7 @@ async fn what_waits_does_not_keep_the_frame_that_it_came_in() {
     for number in 0..40 {
         let mut frame = RequestWriter::default();
         if number == 0 {
-            frame.group(0, "g");
+            frame.group(0, "g", Near::Off);
         }
         frame.get(&get(number * 2, b"k", OnMiss::Lease));
         // Something long beside it, which is refused.
@@ -319,7 +320,7 @@ async fn large_values_that_nobody_takes_are_not_held() {
     let lane = raw_lane(&channel).await;
     let before = resident(&mut server);
     let mut frame = RequestWriter::default();
-    frame.group(0, "g");
+    frame.group(0, "g", Near::Off);
     let large = |n: u32| format!("8-mib-{n}");
     (1..=200).for_each(|id| frame.get(&get(id, large(id).as_bytes(), OnMiss::Load)));
     lane.requests.send(frame.take()).unwrap();

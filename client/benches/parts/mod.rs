@@ -34,6 +34,7 @@ pub(crate) fn request(writer: &mut RequestWriter, operations: u32) -> RequestFra
             failover: false,
             on_miss: OnMiss::Load,
             token: FillToken::NONE,
+            near: false,
             traceparent: "",
         };
         writer.get(black_box(&get));
@@ -50,6 +51,7 @@ pub(crate) fn response(writer: &mut ResponseWriter, operations: u32) -> Response
             outcome: Outcome::Hit,
             age_ms: 10,
             ttl_ms: 60_000,
+            near_ms: 0,
             token: FillToken::NONE,
             value_bytes: 0,
             written: false,

@@ -204,6 +204,9 @@ pub(crate) struct BenchArgs {
     /// Bytes of the values that are set
     #[arg(long, default_value = "100", value_name = "BYTES")]
     pub(crate) value_size: usize,
+    /// Bytes of a near cache, which keeps all keys that are read [default: none]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(65_536..))]
+    pub(crate) near: Option<u64>,
     /// Lanes to each node [default: two where it is the only one, else one]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256).map(usize::from))]
     pub(crate) lanes: Option<usize>,

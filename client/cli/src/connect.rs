@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use peanut_client::registry::EtcdRegistry;
-use peanut_client::{Client, ClientBuilder, Tls, TlsFiles};
+use peanut_client::{Client, ClientBuilder, NearCache, NearKeys, Tls, TlsFiles};
 
 use crate::args::{Args, Command, Security};
 use crate::failure::Failure;
@@ -19,6 +19,9 @@ pub(crate) async fn connect(args: &Args) -> Result<Client, Failure> {
     if let Command::Bench(bench) = &args.command {
         if let Some(lanes) = bench.lanes {
             builder = builder.lanes_per_node(lanes);
+        }
+        if let Some(bytes) = bench.near {
+            builder = builder.near_cache(NearCache::bytes(bytes).keys(NearKeys::All));
         }
         if bench.unary {
             builder = builder.unary();

@@ -110,19 +110,35 @@ impl Look {
         self.nodes.iter().filter(|(_, report)| report.is_ok()).count()
     }
 
-    /// The keys that are asked for most in the fleet: group, key, gets a second, node; the hottest first.
-    pub(crate) fn hot_keys(&self) -> Vec<(String, String, f64, String)> {
+    /// The keys that are asked for most in the fleet, the hottest first.
+    pub(crate) fn hot_keys(&self) -> Vec<HotKey> {
         let mut hot: Vec<_> = self
             .groups()
             .flat_map(|(node, group)| {
-                group.hot_keys.iter().map(|(key, rate)| {
-                    (group.name.clone(), String::from_utf8_lossy(key).into_owned(), *rate, node.id.clone())
+                group.hot_keys.iter().map(|hot| HotKey {
+                    group: group.name.clone(),
+                    key: String::from_utf8_lossy(&hot.key).into_owned(),
+                    gets_per_second: hot.gets_per_second,
+                    near_copies: hot.near_copies,
+                    node: node.id.clone(),
                 })
             })
             .collect();
-        hot.sort_by(|a, b| b.2.total_cmp(&a.2).then_with(|| a.1.cmp(&b.1)));
+        hot.sort_by(|a, b| b.gets_per_second.total_cmp(&a.gets_per_second).then_with(|| a.key.cmp(&b.key)));
         hot
     }
+}
+
+/// A key that is asked for often.
+#[derive(Serialize)]
+pub(crate) struct HotKey {
+    pub(crate) group: String,
+    /// What is no UTF-8 in it is shown as U+FFFD.
+    pub(crate) key: String,
+    pub(crate) gets_per_second: f64,
+    /// Lanes of clients that hold a near copy of it.
+    pub(crate) near_copies: u32,
+    pub(crate) node: String,
 }
 
 /// How a node is, in a word.

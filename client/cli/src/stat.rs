@@ -203,26 +203,20 @@ pub(crate) fn uptime(time: Duration) -> String {
     }
 }
 
-#[derive(Serialize)]
-struct HotKeyOutput {
-    group: String,
-    key: String,
-    gets_per_second: f64,
-    node: String,
-}
-
 /// The keys that are asked for most, of one group or of all.
 pub(crate) async fn hot_keys(client: &Client, group: Option<&str>, top: usize, json: bool) -> ExitCode {
     let look = Look::take(client, u32::try_from(top).unwrap_or(u32::MAX)).await;
     let mut hot = look.hot_keys();
-    hot.retain(|(name, ..)| group.is_none_or(|group| group == name));
+    hot.retain(|hot| group.is_none_or(|group| group == hot.group));
     hot.truncate(top);
     if json {
-        let output = |(group, key, gets_per_second, node)| HotKeyOutput { group, key, gets_per_second, node };
-        print_json(&hot.into_iter().map(output).collect::<Vec<_>>());
+        print_json(&hot);
     } else {
-        let heading = ["GETS/S", "GROUP", "KEY", "NODE"].map(str::to_owned);
-        let rows = hot.into_iter().map(|(group, key, rate, node)| [format!("{rate:6.0}"), group, key, node]);
+        let heading = ["GETS/S", "NEAR", "GROUP", "KEY", "NODE"].map(str::to_owned);
+        let rows = hot.into_iter().map(|hot| {
+            let (rate, near) = (format!("{:6.0}", hot.gets_per_second), format!("{:4}", hot.near_copies));
+            [rate, near, hot.group, hot.key, hot.node]
+        });
         print_table(&[heading].into_iter().chain(rows).collect::<Vec<_>>());
     }
     if look.up() == 0 { ExitCode::from(FAILED) } else { ExitCode::SUCCESS }

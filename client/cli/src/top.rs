@@ -190,9 +190,14 @@ impl Screen<'_> {
 
     fn keys(&self) -> Table<'_> {
         let hot = self.look.hot_keys().into_iter();
-        let rows = hot.map(|(group, key, rate, node)| Row::new([short(rate), group, key, node]));
-        let widths = [Constraint::Length(8), Constraint::Min(16), Constraint::Min(30), Constraint::Min(20)];
-        self.table("Hot keys, last five seconds", ["GETS/S", "GROUP", "KEY", "NODE"], rows.collect(), &widths)
+        let rows = hot.map(|hot| {
+            let (rate, near) = (short(hot.gets_per_second), hot.near_copies.to_string());
+            Row::new([rate, near, hot.group, hot.key, hot.node])
+        });
+        let widths = [8, 5].map(Constraint::Length).into_iter().chain([16, 30, 20].map(Constraint::Min));
+        let widths: Vec<_> = widths.collect();
+        let heading = ["GETS/S", "NEAR", "GROUP", "KEY", "NODE"];
+        self.table("Hot keys, last five seconds", heading, rows.collect(), &widths)
     }
 
     fn table<'a, const N: usize>(

@@ -62,12 +62,15 @@ impl<'a> Boarding<'a> {
             ready: VecDeque::new(),
         };
         let trace = group.client.config.traceparent();
-        let op = Op::Get { on_miss: OnMiss::Lease, token: FillToken::NONE };
+        let op = Op::Get { on_miss: OnMiss::Lease, token: FillToken::NONE, near: false };
         let request = Request { op, traceparent: &trace, ..group.request(&[], now) };
         let (routing, mut good) = (boarding.routing.clone(), Vec::with_capacity(keys.len()));
         for (at, key) in keys.iter().enumerate() {
-            match group.check(key) {
-                Ok(()) => good.push((at, Key { bytes: key, hash: key_hash(&group.name, key) })),
+            match group.check(key).map(|()| key_hash(&group.name, key)) {
+                Ok(hash) => match group.near_copy(key, hash) {
+                    Ok(value) => boarding.ready.push_back((at, Boarded::Answered(Ok(value)))),
+                    Err(_) => good.push((at, Key { bytes: key, hash })),
+                },
                 Err(error) => boarding.ready.push_back((at, Boarded::Answered(Err(error)))),
             }
         }

@@ -25,6 +25,7 @@ use crate::failover;
 use crate::fill;
 use crate::lane::Reply;
 use crate::request::{Op, Request};
+use crate::ring::key_hash;
 use crate::shared::Answered;
 
 /// The longest message of the application's loader that is told to others, in bytes.
@@ -226,6 +227,10 @@ impl Group {
         if let Err(error) = self.check(key) {
             return Boarded::Answered(Err(error));
         }
+        let near = match self.near_copy(key, key_hash(&self.name, key)) {
+            Ok(value) => return Boarded::Answered(Ok(value)),
+            Err(op) => matches!(op, Op::Get { near: true, .. }),
+        };
         let (client, now) = (&*self.client, Instant::now());
         if client.routing.get().nodes().is_empty()
             && let Err(error) = Box::pin(client.wait_for_nodes(self.patience(now))).await
@@ -233,7 +238,7 @@ impl Group {
             return Boarded::Unreachable(error);
         }
         let trace = client.config.traceparent();
-        let op = Op::Get { on_miss: OnMiss::Lease, token: FillToken::NONE };
+        let op = Op::Get { on_miss: OnMiss::Lease, token: FillToken::NONE, near };
         let request = Request { op, traceparent: &trace, ..self.request(key, now) };
         let answered = match Box::pin(failover::get(client, &request, now)).instrument(self.span()).await {
             Ok(answered) if answered.reply.outcome == Outcome::Fill => answered,

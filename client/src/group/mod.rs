@@ -2,6 +2,7 @@
 
 mod boarding;
 mod loads;
+mod near;
 mod writes;
 
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use peanut_proto::limits::check_key;
 use peanut_proto::membership::check_name;
-use peanut_proto::v1::Outcome;
+use peanut_proto::v1::{Near, Outcome};
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
@@ -18,6 +19,7 @@ use crate::config::DEADLINE;
 use crate::error::{Error, ErrorKind};
 use crate::failover;
 use crate::many;
+use crate::near::NearCopies;
 use crate::request::{Key, Op, Request};
 use crate::ring::key_hash;
 use crate::shared::Answered;
@@ -57,6 +59,8 @@ pub enum Source {
     Coalesced,
     /// The origin has no such key, as was loaded or known.
     NotFound,
+    /// It was in this client's near cache; also that there is no such key.
+    Near,
 }
 
 /// A group of a fleet: a namespace of keys. Cheap to clone.
@@ -68,6 +72,8 @@ pub struct Group {
     number: u32,
     /// How long a call may take.
     deadline: Duration,
+    /// Where copies of its keys are, if it has any.
+    near: Option<Arc<NearCopies>>,
     /// What every call fails with: a name that no group can have, or a deadline out of bounds.
     invalid: Option<Error>,
 }
@@ -77,7 +83,8 @@ impl Group {
         let invalid = check_name(name).err().map(|why| invalid(format!("the group's name {why}")));
         let number = if invalid.is_none() { client.group_number(name) } else { u32::MAX };
         let deadline = client.config.deadline;
-        Group { client, name: name.into(), number, deadline, invalid }
+        let near = client.config.near.clone().filter(|near| near.of_group(name) != Near::Off);
+        Group { client, name: name.into(), number, deadline, near, invalid }
     }
 
     fn check(&self, key: &[u8]) -> Result<(), Error> {
@@ -121,10 +128,15 @@ impl Group {
     /// As [`ErrorKind`] has them. Where the owner cannot be reached its successor is asked, so
     /// [`ErrorKind::Unavailable`] means that both could not.
     pub async fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Bytes>, Error> {
-        let (key, now) = (key.as_ref(), Instant::now());
+        let key = key.as_ref();
         self.check(key)?;
-        let trace = self.client.config.traceparent();
-        let request = Request { traceparent: &trace, ..self.request(key, now) };
+        let hash = key_hash(&self.name, key);
+        let op = match self.near_copy(key, hash) {
+            Ok(value) => return Ok(value),
+            Err(op) => op,
+        };
+        let (trace, now) = (self.client.config.traceparent(), Instant::now());
+        let request = Request { op, traceparent: &trace, ..self.request_of(key, hash, now) };
         let span = self.span();
         let answer = if span.is_disabled() {
             failover::get(&self.client, &request, now).await
@@ -141,8 +153,12 @@ impl Group {
     pub async fn get_detailed(&self, key: impl AsRef<[u8]>) -> Result<Detailed, Error> {
         let (key, now) = (key.as_ref(), Instant::now());
         self.check(key)?;
+        let request = self.request(key, now);
+        if let Some(copy) = self.near_copy_detailed(key, request.hash) {
+            return Ok(copy);
+        }
         let trace = self.client.config.traceparent();
-        let request = Request { traceparent: &trace, ..self.request(key, now) };
+        let request = Request { traceparent: &trace, ..request };
         let answer = Box::pin(failover::get(&self.client, &request, now)).instrument(self.span()).await;
         let about = answer.as_ref().ok().map(|answered| {
             let source = match answered.reply.outcome {
@@ -171,12 +187,16 @@ impl Group {
     ) -> Vec<Result<Option<Bytes>, Error>> {
         let now = Instant::now();
         let keys: Vec<K> = keys.into_iter().collect();
-        let (mut asked, mut refused) = (Vec::with_capacity(keys.len()), Vec::new());
+        // Those that need not be asked for: they are in the near cache, or no keys.
+        let (mut asked, mut known) = (Vec::with_capacity(keys.len()), Vec::new());
         for (at, key) in keys.iter().enumerate() {
             let bytes = key.as_ref();
-            match self.check(bytes) {
-                Ok(()) => asked.push(Key { bytes, hash: key_hash(&self.name, bytes) }),
-                Err(error) => refused.push((at, error)),
+            match self.check(bytes).map(|()| key_hash(&self.name, bytes)) {
+                Ok(hash) => match self.near_copy(bytes, hash) {
+                    Ok(value) => known.push((at, Ok(value))),
+                    Err(_) => asked.push(Key { bytes, hash }),
+                },
+                Err(error) => known.push((at, Err(error))),
             }
         }
         let trace = self.client.config.traceparent();
@@ -184,7 +204,7 @@ impl Group {
         let got = Box::pin(many::get(&self.client, request, &asked, now)).instrument(self.span()).await;
         let mut values: Vec<_> = got.into_iter().map(|got| self.value(got)).collect();
         // In the order of their places, so that each is right when it is its turn.
-        refused.into_iter().for_each(|(at, error)| values.insert(at, Err(error)));
+        known.into_iter().for_each(|(at, value)| values.insert(at, value));
         values
     }
 
@@ -193,8 +213,11 @@ impl Group {
     }
 
     fn request<'a>(&'a self, key: &'a [u8], now: Instant) -> Request<'a> {
+        self.request_of(key, key_hash(&self.name, key), now)
+    }
+
+    fn request_of<'a>(&'a self, key: &'a [u8], hash: u64, now: Instant) -> Request<'a> {
         self.client.keep_background();
-        let hash = key_hash(&self.name, key);
         Request {
             hash,
             op: Op::LOAD,

@@ -144,14 +144,19 @@ impl Group {
         self.check(b"any key")?;
         let now = Instant::now();
         let request = self.request(b"", now);
-        clear::clear(&self.client, request, now).await.inspect_err(|_| self.client.counters.failed())
+        self.wrote_all();
+        let cleared = clear::clear(&self.client, request, now).await;
+        self.wrote_all();
+        cleared.inspect_err(|_| self.client.counters.failed())
     }
 
     async fn write(&self, key: &[u8], write: Write<'_>, sequence: u64) -> Result<u64, Error> {
         let now = Instant::now();
         let request = Request { op: Op::Write(write), ..self.request(key, now) };
         let unfinished = Unfinished { group: Some(self), keys: [key] };
+        self.wrote(request.hash);
         let written = write::write(&self.client, &request, sequence, &self.name, now).await;
+        self.wrote(request.hash);
         unfinished.end();
         self.client.counters.written(written.is_ok());
         written
@@ -170,7 +175,9 @@ impl Group {
         let keys: Vec<&[u8]> = asked.iter().map(|one| one.key.bytes).collect();
         let unfinished = Unfinished { group: Some(self), keys };
         let request = self.request(&[], now);
+        asked.iter().for_each(|one| self.wrote(one.key.hash));
         let mut written = Box::pin(write::many::write(&self.client, request, &asked, &self.name, now)).await;
+        asked.iter().for_each(|one| self.wrote(one.key.hash));
         unfinished.end();
         written.iter().for_each(|written| self.client.counters.written(written.is_ok()));
         // In the order of their places, so that each is right when it is its turn.
@@ -208,6 +215,7 @@ impl Group {
             deletes.push(self.write_of(Write::Delete { key, then_set: false, sequence: 0 }));
         }
         let request = self.request(&[], now);
+        deletes.iter().for_each(|one| self.wrote(one.key.hash));
         let deleted = write::many::write(&self.client, request, &deletes, &self.name, now).await;
         if let Some(error) = deleted.into_iter().find_map(Result::err) {
             tracing::warn!(group = self.name(), %error, "the key of a write that was dropped was not deleted");

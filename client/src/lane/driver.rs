@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use peanut_proto::clock::uptime;
 use peanut_proto::failure;
 use peanut_proto::frame::ResponseFrame;
 use peanut_proto::limits::MAX_MESSAGE_BYTES;
@@ -54,11 +55,21 @@ struct Watch {
     pinged: Option<Instant>,
     is_open: bool,
     parked: bool,
+    /// When near copies are to be looked after.
+    next_near: Option<Instant>,
 }
 
 impl Watch {
     fn new(now: Instant) -> Self {
-        Watch { heard: now, next_tick: now + TICK, probe: None, pinged: None, is_open: false, parked: false }
+        Watch {
+            heard: now,
+            next_tick: now + TICK,
+            probe: None,
+            pinged: None,
+            is_open: false,
+            parked: false,
+            next_near: None,
+        }
     }
 
     /// Something has come.
@@ -140,10 +151,13 @@ impl Driver {
             };
             watch.heard(Instant::now());
             match self.with_state(|state, deliveries| {
-                let taken = state.take_answers(&frame, deliveries);
+                let taken = state.take_answers(&frame, self.uptime(), deliveries);
                 taken.map(|()| state.is_draining())
             }) {
-                Ok(false) => self.saw(Signal::Answered),
+                Ok(false) => {
+                    self.saw(Signal::Answered);
+                    self.tend_near(&mut watch);
+                }
                 Ok(true) => self.saw(Signal::ProbeFailed),
                 Err(error) => return Failure::Broken(error.to_string().into()),
             }
@@ -159,6 +173,9 @@ impl Driver {
                     if let Some(failure) = self.tick(watch, Instant::now()) {
                         return failure;
                     }
+                }
+                () = sleep_until(watch.next_near.unwrap_or(watch.next_tick)), if watch.next_near.is_some() => {
+                    self.tend_near(watch);
                 }
                 () = self.work.notified(), if watch.parked => {
                     watch.parked = false;
@@ -183,6 +200,22 @@ impl Driver {
                 }
             }
         }
+    }
+
+    /// The time, where it is needed.
+    fn uptime(&self) -> Duration {
+        if self.config.near.is_some() { uptime() } else { Duration::ZERO }
+    }
+
+    /// Says what is to be said of near copies.
+    fn tend_near(&self, watch: &mut Watch) {
+        if self.config.near.is_none() {
+            return;
+        }
+        let now = uptime();
+        let (writer, again) = self.shared.state.lock().tend_near(now);
+        watch.next_near = again.map(|at| Instant::now() + at.saturating_sub(now));
+        writer.into_iter().for_each(Waker::wake);
     }
 
     /// One look. `Some`: the connection swallows what is sent, though the node is there.

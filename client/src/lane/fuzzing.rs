@@ -32,7 +32,7 @@ const ALL: usize = CALLERS + (MANY + 1) * KEYS;
 /// Where a caller has no answer in the end, or more than one, or something that no node may say.
 pub fn answers(mut input: &[u8]) {
     let now = Instant::now();
-    let mut lane = LaneState::new(Limits { operations: ALL, queued_bytes: 1 << 20 });
+    let mut lane = LaneState::new(Limits { operations: ALL, queued_bytes: 1 << 20 }, None);
     lane.opened(1, 1);
     let keys: Vec<String> = (0..CALLERS / 2).map(|key| format!("k{key}")).collect();
     let mut waiting: Vec<_> = (0..CALLERS).map(|at| push(&mut lane, &keys, at, now)).collect();
@@ -53,8 +53,9 @@ pub fn answers(mut input: &[u8]) {
         let (frame, rest) = input.split_at(length);
         input = rest;
         let mut deliveries = Vec::new();
-        is_broken =
-            lane.take_answers(&ResponseFrame(Bytes::copy_from_slice(frame)), &mut deliveries).is_err();
+        is_broken = lane
+            .take_answers(&ResponseFrame(Bytes::copy_from_slice(frame)), Duration::ZERO, &mut deliveries)
+            .is_err();
         if rest.len() % 3 == 0 {
             lane.expire(now + Duration::from_secs(10), &mut deliveries);
         }
@@ -87,7 +88,7 @@ impl GetsOfALane {
     /// A lane that is open.
     #[expect(clippy::new_without_default, reason = "it reads the clock")]
     pub fn new() -> Self {
-        let mut lane = LaneState::new(Limits { operations: 1 << 16, queued_bytes: 64 << 20 });
+        let mut lane = LaneState::new(Limits { operations: 1 << 16, queued_bytes: 64 << 20 }, None);
         lane.opened(1, 1);
         GetsOfALane { lane, writer: ResponseWriter::default(), now: Instant::now() }
     }
@@ -126,7 +127,7 @@ impl GetsOfALane {
             }
         }
         let mut deliveries = Vec::new();
-        assert!(self.lane.take_answers(&self.writer.take(), &mut deliveries).is_ok());
+        assert!(self.lane.take_answers(&self.writer.take(), Duration::ZERO, &mut deliveries).is_ok());
         deliveries.into_iter().for_each(Delivery::tell);
         assert!(waiting.iter_mut().all(|waiting| waiting.try_recv().is_ok()));
     }
@@ -138,8 +139,8 @@ fn push(lane: &mut LaneState, keys: &[String], at: usize, now: Instant) -> onesh
     let outcome = Filled::Value(b"v");
     let op = match at % 8 {
         0 | 1 => Op::LOAD,
-        2 => Op::Get { on_miss: OnMiss::Lease, token: FillToken::NONE },
-        3 => Op::Get { on_miss: OnMiss::Peek, token: FillToken::NONE },
+        2 => Op::Get { on_miss: OnMiss::Lease, token: FillToken::NONE, near: false },
+        3 => Op::Get { on_miss: OnMiss::Peek, token: FillToken::NONE, near: false },
         4 => Op::Write(Write::Set { key, outcome, ttl_ms: 0, token: FillToken(7) }),
         5 => Op::Write(Write::Delete { key, then_set: false, sequence: 0 }),
         _ => Op::LOAD,

@@ -37,6 +37,7 @@ use tower::load::Load;
 use crate::connect::Connector;
 use crate::connection::ConnectionTask;
 use crate::monitor::Monitor;
+use crate::near::LaneCopies;
 use crate::request::{Attempt, ManyAttempt};
 use caller::{Caller, Delivery, ManyCaller};
 pub(crate) use caller::{EachSender, Limits};
@@ -263,9 +264,14 @@ fn dropped() -> Failure {
 }
 
 impl Lane {
-    pub(crate) fn new(connector: Arc<Connector>, slot: u32, limits: Limits) -> Self {
+    pub(crate) fn new(
+        connector: Arc<Connector>,
+        slot: u32,
+        limits: Limits,
+        near: Option<LaneCopies>,
+    ) -> Self {
         let shared = Shared {
-            state: Mutex::new(LaneState::new(limits)),
+            state: Mutex::new(LaneState::new(limits, near)),
             in_flight: AtomicUsize::new(0),
             driver: AtomicU64::new(0),
         };

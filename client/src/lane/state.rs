@@ -15,7 +15,7 @@ use peanut_proto::frame::{
     AnswerFields, FrameError, RequestFrame, RequestWriter, ResponseField, ResponseFrame, Target, Write,
 };
 use peanut_proto::numbers::{FillToken, RingVersion};
-use peanut_proto::v1::ErrorCode;
+use peanut_proto::v1::{ErrorCode, Near, Outcome};
 use slab::Slab;
 use smallvec::SmallVec;
 use tokio::runtime::Id;
@@ -24,7 +24,8 @@ use tokio::time::Instant;
 
 use super::caller::{Caller, Delivery, Limits, ManyCaller};
 use super::{Answer, Failure, Reply};
-use crate::request::{Attempt, ManyAttempt, Op, Placement, Request};
+use crate::near::{LaneCopies, ToKeep};
+use crate::request::{Attempt, Each, ManyAttempt, Op, Placement, Request};
 use many::Many;
 pub(super) use outgoing::NextFrame;
 use pieces::Pieces;
@@ -65,6 +66,8 @@ pub(super) struct LaneState {
     /// The node closes the lane: nothing more goes in.
     draining: bool,
     writer: Option<Waker>,
+    /// Its near copies, where the client keeps some.
+    near: Option<LaneCopies>,
     /// Since when there has been something in flight.
     busy_since: Option<Instant>,
     /// The driver sleeps until it is told that something is in flight.
@@ -86,6 +89,8 @@ struct Operation {
     /// The frame it was written into; `None` where it is nobody else's.
     shared_in: Option<u64>,
     callers: SmallVec<[Caller; 1]>,
+    /// When it was asked for.
+    asked: Instant,
     /// What has arrived of a value that comes in pieces.
     pieces: Option<Box<Pieces>>,
 }
@@ -110,8 +115,9 @@ impl Operation {
 }
 
 impl LaneState {
-    pub(super) fn new(limits: Limits) -> Self {
+    pub(super) fn new(limits: Limits, near: Option<LaneCopies>) -> Self {
         LaneState {
+            near,
             limits,
             frame: RequestWriter::default(),
             frame_begun: None,
@@ -182,6 +188,7 @@ impl LaneState {
             failover: ask.placement.failover,
             shared_in: None,
             callers: SmallVec::from_buf([caller]),
+            asked: now,
             pieces: None,
         }));
         let id = id.expect("far fewer operations are in flight");
@@ -204,6 +211,13 @@ impl LaneState {
     ) -> Option<Waker> {
         let (request, keys) = (&ask.request, ask.each.len());
         let mut many = Many::new(keys, caller, request.group, request.deadline);
+        many.asked = now;
+        if let (Some(near), Each::Get(keys)) = (&self.near, ask.each)
+            && near.of_group(request.group_name) != Near::Off
+        {
+            many.ring_version = ask.placement.ring_version;
+            many.keys = keys.iter().map(|(_, key)| (key.hash, key.bytes.into())).collect();
+        }
         if let Err(failure) = self.room() {
             let mut deliveries = Vec::new();
             many.deliver(&failure, &mut deliveries);
@@ -270,26 +284,37 @@ impl LaneState {
     /// goes first.
     pub(super) fn opened(&mut self, client_id: u64, epoch: u64) {
         let mut opening = RequestWriter::default();
-        opening.open(client_id);
+        opening.open(client_id, self.near.as_ref().map_or(0, LaneCopies::staleness_ms));
         self.opening = Some(opening.take());
         self.open = Some(epoch);
         self.heard_version = RingVersion::NONE;
     }
 
-    /// Takes in a frame of answers.
+    /// Takes in a frame of answers, at a time as of [`uptime`](peanut_proto::clock::uptime).
     pub(super) fn take_answers(
         &mut self,
         frame: &ResponseFrame,
+        now: Duration,
         deliveries: &mut Vec<Delivery>,
     ) -> Result<(), FrameError> {
         for field in frame.fields() {
             match field? {
                 ResponseField::RingVersion(version) => self.heard_version = version,
-                ResponseField::Answer(answer, value) => self.take_answer(&answer, value, deliveries)?,
+                ResponseField::Answer(answer, value) => self.take_answer(&answer, value, now, deliveries)?,
                 ResponseField::Failure { to, code, message } => {
                     self.finish(to, Err(Failure::Said(code, message.into())), deliveries)?;
                 }
                 ResponseField::Pong => {}
+                ResponseField::Invalidation { number, keys } => {
+                    if let Some(near) = &mut self.near {
+                        near.outdated(number, keys);
+                    }
+                }
+                ResponseField::NearRenewed { number, is_new } => {
+                    if let Some(near) = &mut self.near {
+                        near.renewed(number, is_new, self.heard_version, now);
+                    }
+                }
                 ResponseField::Closing => {
                     // This side has said all, too, once what is written is sent.
                     self.draining = true;
@@ -308,6 +333,7 @@ impl LaneState {
         &mut self,
         answer: &AnswerFields,
         value: Bytes,
+        now: Duration,
         deliveries: &mut Vec<Delivery>,
     ) -> Result<(), FrameError> {
         let at = answer.id as usize >> 1;
@@ -321,8 +347,46 @@ impl LaneState {
         let AnswerFields { outcome, token, age_ms, ttl_ms, written, sequence, .. } = answer;
         let (age, ttl) = (Duration::from_millis(age_ms), Duration::from_millis(ttl_ms));
         let ring_version = self.heard_version;
+        if answer.near_ms > 0 {
+            self.keep(&answer, &value, now);
+        }
         let reply = Reply { outcome, value, age, ttl, token, written, sequence, lease: None, ring_version };
         self.finish(answer.target(), Ok(reply), deliveries)
+    }
+
+    /// Keeps an answer in the near cache.
+    fn keep(&mut self, answer: &AnswerFields, value: &Bytes, now: Duration) {
+        let Some(near) = &mut self.near else { return };
+        let at = answer.id as usize >> 1;
+        let asked = if is_of_many(answer.id) {
+            self.many.get(at).and_then(|many| many.asked_for(answer.position))
+        } else {
+            self.operations
+                .get(at)
+                .map(|one| (one.group, &one.key[..], one.hash, one.asked, one.ring_version))
+        };
+        let Some((group, key, hash, asked, ring_version)) = asked else { return };
+        let answer = ToKeep {
+            group,
+            key,
+            hash,
+            value: (answer.outcome != Outcome::NotFound).then_some(value),
+            age: Duration::from_millis(answer.age_ms),
+            kept_for: Duration::from_millis(answer.near_ms.into()),
+            asked,
+            ring_version,
+        };
+        near.keep(&answer, self.heard_version, now);
+    }
+
+    /// Says what is to be said of near copies by now. Gives the writer as [`push`](Self::push) does, and when to look again.
+    pub(super) fn tend_near(&mut self, now: Duration) -> (Option<Waker>, Option<Duration>) {
+        let Some(near) = self.near.as_mut().filter(|_| self.open.is_some() && !self.draining) else {
+            return (None, None);
+        };
+        let before = self.frame.len();
+        let again = near.write(&mut self.frame, now);
+        (if self.frame.len() > before { self.writer.take() } else { None }, again)
     }
 
     fn finish(
@@ -390,6 +454,9 @@ impl LaneState {
                 answer: Err(failure.clone()),
                 group,
             }));
+        }
+        if let Some(near) = &mut self.near {
+            near.lost();
         }
         self.many.drain().for_each(|mut many| many.deliver(failure, deliveries));
         self.many_keys = 0;

@@ -9,6 +9,7 @@
 
 use std::collections::HashMap;
 
+pub use peanut_proto::key::key_hash;
 pub use peanut_proto::membership::{Member, RingDocument};
 pub use peanut_proto::numbers::RingVersion;
 use xxhash_rust::xxh3::xxh3_64;
@@ -52,20 +53,6 @@ pub struct Place {
     /// Ring version at which the owner came to own the key. What the owner wrote before that may have
     /// missed a write at another owner.
     pub owned_since: RingVersion,
-}
-
-/// The hash by which a key is placed.
-pub fn key_hash(group: &str, key: &[u8]) -> u64 {
-    // xxh3 over one buffer is several times quicker than its streaming form for short keys.
-    let mut stack = [0; 256];
-    let length = group.len() + 1 + key.len();
-    if length <= stack.len() {
-        stack[..group.len()].copy_from_slice(group.as_bytes());
-        stack[group.len() + 1..length].copy_from_slice(key);
-        xxh3_64(&stack[..length])
-    } else {
-        xxh3_64(&[group.as_bytes(), &[0], key].concat())
-    }
 }
 
 impl Ring {

@@ -15,6 +15,7 @@ use peanut_proto::sabotage::{Mechanism, without};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::OneNode;
+use super::gone::{self, Gone, near_leases_over};
 use crate::config::Failover;
 use crate::error::{Error, ErrorKind};
 use crate::monitor::Probed;
@@ -48,9 +49,13 @@ impl OneNode<'_> {
         let Request { group_name, key, deadline, .. } = self.request;
         // A node that only sleeps a little would not look.
         let silent_since = node.down_since().unwrap_or(self.begun).min(self.begun);
-        if timeout_at(deadline, sleep_until(silent_since + SILENCE_BEFORE_HINT)).await.is_err() {
+        let silence = timeout_at(deadline, sleep_until(silent_since + SILENCE_BEFORE_HINT));
+        let gone = timeout_at(deadline, Gone::seen(self.client, &**registry, node));
+        let (is_silent, gone) = join(silence, gone).await;
+        if is_silent.is_err() {
             return Err(because);
         }
+        let gone = gone.ok().flatten();
         let prefix = self.client.keys.hints_of(node.id(), group_name);
         let weight = u32::try_from(1 + key.len() / KEY_BYTES_PER_HINT).unwrap_or(MAX_HINTS);
         let is_clear = matches!(self.request.op, Op::Write(Write::Clear { .. }));
@@ -63,15 +68,44 @@ impl OneNode<'_> {
         // Each writer's own: none takes the place of another.
         let at =
             if is_many { format!("{prefix}{id:016x}-all") } else { format!("{prefix}{id:016x}-{number}") };
-        let hint = Hint {
-            format: FORMAT,
-            keys: (!is_many).then(|| vec![key.to_vec()]),
-            ring_version: self.routing.ring.version(),
-            at_ms: wall_clock_ms(),
-        };
+        let keys = (!is_many).then(|| vec![key.to_vec()]);
+        self.put_hint(&**registry, (node, successor), (&at, keys), &because).await?;
+        let ask = self.request.at(Placement::owner(self.routing.ring.version(), RingVersion::NONE));
+        tokio::select! {
+            biased;
+            is_read = self.is_read(&**registry, node, &at) => {
+                if is_read {
+                    let fewer = |hints: u32| Some(hints.saturating_sub(weight));
+                    let _ = node.hints().fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer);
+                    return Ok(());
+                }
+                if !gone.as_ref().is_some_and(Gone::is_told_by_hint) {
+                    node.left_hint(at.clone(), Instant::now());
+                }
+                let since = gone::since(self.client, &**registry, node, gone).await;
+                near_leases_over(node, since, deadline).await
+            }
+            Ok(_) = node.write(&ask, Instant::now()) => Ok(()),
+            () = sleep_until(deadline) => {
+                let why = format!("{because}; it holds a lease, and has not read the hint that was stored for it");
+                Err(Error::at(ErrorKind::Unavailable, node.id(), why))
+            }
+        }
+    }
+
+    /// Puts a hint into the registry, and has the successor forget.
+    async fn put_hint(
+        &self,
+        registry: &dyn Registry,
+        (node, successor): (&Arc<Node>, Option<&Arc<Node>>),
+        (at, keys): (&str, Option<Vec<Vec<u8>>>),
+        because: &Error,
+    ) -> Result<(), Error> {
+        let ring_version = self.routing.ring.version();
+        let hint = Hint { format: FORMAT, keys, ring_version, at_ms: wall_clock_ms() };
         let answers = self.client.config.failover != Failover::Off;
         let successor = async { self.try_to_forget_at(successor.filter(|_| answers)?).await };
-        let stored = timeout_at(deadline, registry.put(&at, hint.encode(), None));
+        let stored = timeout_at(self.request.deadline, registry.put(at, hint.encode(), None));
         // The registry would take it from anybody, so a client with a token asks for the right first.
         let stored = if self.client.config.token.is_some() {
             match successor.await {
@@ -83,25 +117,10 @@ impl OneNode<'_> {
         };
         match stored {
             Ok(Ok(())) => self.client.counters.stored_hint(),
-            Ok(Err(error)) => return Err(neither(&because, node, Some(error))),
-            Err(_) => return Err(neither(&because, node, None)),
+            Ok(Err(error)) => return Err(neither(because, node, Some(error))),
+            Err(_) => return Err(neither(because, node, None)),
         }
-        let ask = self.request.at(Placement::owner(self.routing.ring.version(), RingVersion::NONE));
-        tokio::select! {
-            biased;
-            is_read = self.is_read(&**registry, node, &at) => {
-                if is_read {
-                    let fewer = |hints: u32| Some(hints.saturating_sub(weight));
-                    let _ = node.hints().fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer);
-                }
-                Ok(())
-            }
-            Ok(_) = node.write(&ask, Instant::now()) => Ok(()),
-            () = sleep_until(deadline) => {
-                let why = format!("{because}; it holds a lease, and has not read the hint that was stored for it");
-                Err(Error::at(ErrorKind::Unavailable, node.id(), why))
-            }
-        }
+        Ok(())
     }
 
     /// Waits until a node that holds a lease has read its hint, which it does at once, unless it sleeps, or

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use super::*;
 use crate::numbers::{FillToken, Generation, RingVersion};
-use crate::v1::{ErrorCode, OnMiss, Outcome};
+use crate::v1::{ErrorCode, Near, OnMiss, Outcome};
 
 /// A request frame of each kind, by name.
 #[expect(clippy::too_many_lines, reason = "a list")]
@@ -27,6 +27,7 @@ fn requests() -> Vec<(&'static str, RequestFrame)> {
         failover: false,
         on_miss: OnMiss::Load,
         token: FillToken::NONE,
+        near: false,
         traceparent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
     };
     let written = |write| WriteOperation { id: 9, group: 2, deadline_ms: 900, failover: true, write };
@@ -34,9 +35,9 @@ fn requests() -> Vec<(&'static str, RequestFrame)> {
         (
             "request-open",
             frame(&|to| {
-                to.open(0x1234_5678_9abc_def0);
+                to.open(0x1234_5678_9abc_def0, 0);
                 to.ring_version(RingVersion(42));
-                to.group(2, "scores");
+                to.group(2, "scores", Near::Off);
                 to.waited_ms(3);
                 to.get(&GetOperation { ..get });
                 to.ping();
@@ -95,6 +96,16 @@ fn requests() -> Vec<(&'static str, RequestFrame)> {
             }),
         ),
         (
+            "request-near",
+            frame(&|to| {
+                to.open(0x1234_5678_9abc_def0, 2_000);
+                to.group(2, "scores", Near::All);
+                to.get(&GetOperation { near: true, traceparent: "", ..get });
+                to.near_renewal(3);
+                to.near_confirmed(2);
+            }),
+        ),
+        (
             "request-delete",
             frame(&|to| {
                 to.write(&written(Write::Delete { key: b"Tom", then_set: false, sequence: 0 }));
@@ -138,6 +149,16 @@ fn responses() -> Vec<(&'static str, ResponseFrame)> {
             "response-failure",
             frame(&|to| {
                 to.failure(Target { id: 7, position: 0 }, ErrorCode::LoaderFailed, "no such table");
+            }),
+        ),
+        (
+            "response-near",
+            frame(&|to| {
+                to.answer(&AnswerFields { near_ms: 10_000, ..answer }, b"630");
+                to.invalidation(2, &[0x1234_5678_9abc_def0, 7]);
+                to.invalidation(3, &[]);
+                to.near_renewed(4, false);
+                to.near_renewed(5, true);
             }),
         ),
         ("response-closing", frame(&ResponseWriter::closing)),

@@ -15,7 +15,7 @@ mod wire;
 
 pub use operation::{Operation, Rare, RequestField, RequestFrame, RequestReader};
 pub use request::{Filled, GetManyOperation, GetOperation, RequestWriter, Write, WriteOperation};
-pub use response::{AnswerFields, ResponseField, ResponseFrame, ResponseWriter, Target};
+pub use response::{AnswerFields, OutdatedKeys, ResponseField, ResponseFrame, ResponseWriter, Target};
 pub use wire::FrameError;
 
 /// A frame is sent when it has grown to about this many bytes, and a longer value goes in pieces of at

@@ -5,8 +5,8 @@ use bytes::Bytes;
 use super::response::Target;
 use super::wire::{FrameError, Value, slice_of, take_field};
 use crate::numbers::{FillToken, RingVersion};
-use crate::v1::OnMiss;
 use crate::v1::operation::Kind;
+use crate::v1::{Near, OnMiss};
 
 /// A request frame as it is on the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,17 +19,23 @@ pub enum RequestField<'a> {
     Open {
         /// Random number of the client.
         client_id: u64,
+        /// Milliseconds for which its near copies may be outdated; 0: writes wait for it.
+        near_staleness_ms: u32,
     },
     /// The ring version that operations go by from here on.
     RingVersion(RingVersion),
-    /// A group's number and name.
-    Group(u32, &'a str),
+    /// A group's number and name, and of which of its keys near copies are kept.
+    Group(u32, &'a str, Near),
     /// An operation.
     Operation(Operation),
     /// Milliseconds that the operations after this have waited.
     WaitedMs(u32),
     /// The client asks for a pong.
     Ping,
+    /// It asks for the lane's near lease, by this number.
+    NearRenewal(u64),
+    /// It has dropped the copies that invalidations up to this number name.
+    NearConfirmed(u64),
 }
 
 /// An operation as it was read.
@@ -71,7 +77,8 @@ pub struct Rare {
     /// Why the load under the token has failed; empty: it has not.
     pub load_error: String,
     /// To which generation a group is cleared; of a delete, or of a set without a token, the key's sequence,
-    /// which is to stand still, 0: whatever it is.
+    /// which is to stand still, 0: whatever it is; of a get, not 0 where the caller reads a near copy that is about
+    /// to end.
     pub raised: u64,
     /// W3C trace context of the caller, a slice of the frame; empty: none.
     pub traceparent: Bytes,
@@ -198,6 +205,8 @@ fn field<'a>(
         4 => RequestField::WaitedMs(value.small()?),
         5 => RequestField::Operation(read_operation(frame, value.bytes()?)?),
         6 if value.number()? != 0 => RequestField::Ping,
+        9 if value.number()? != 0 => RequestField::NearRenewal(value.number()?),
+        10 if value.number()? != 0 => RequestField::NearConfirmed(value.number()?),
         _ => return Ok(None),
     }))
 }
@@ -271,25 +280,28 @@ fn read_write_many(message: &[u8], end: usize) -> Result<Many, FrameError> {
 }
 
 fn read_open(mut from: &[u8]) -> Result<RequestField<'static>, FrameError> {
-    let mut client_id = 0;
+    let (mut client_id, mut near_staleness_ms) = (0, 0);
     while !from.is_empty() {
-        if let (1, value) = take_field(&mut from)? {
-            client_id = value.number()?;
+        match take_field(&mut from)? {
+            (1, value) => client_id = value.number()?,
+            (2, value) => near_staleness_ms = value.small()?,
+            _ => {}
         }
     }
-    Ok(RequestField::Open { client_id })
+    Ok(RequestField::Open { client_id, near_staleness_ms })
 }
 
 fn read_group(mut from: &[u8]) -> Result<RequestField<'_>, FrameError> {
-    let (mut number, mut name) = (0, "");
+    let (mut number, mut name, mut near) = (0, "", Near::Off);
     while !from.is_empty() {
         match take_field(&mut from)? {
             (1, value) => number = value.small()?,
             (2, value) => name = value.text()?,
+            (3, value) => near = enumeration(value)?,
             _ => {}
         }
     }
-    Ok(RequestField::Group(number, name))
+    Ok(RequestField::Group(number, name, near))
 }
 
 #[inline]

@@ -5,8 +5,8 @@ use bytes::BytesMut;
 use super::operation::{EACH_WRITE, RequestFrame};
 use super::wire::{Fields, bytes_length, number_length, varint_length};
 use crate::numbers::{FillToken, Generation, RingVersion};
-use crate::v1::OnMiss;
 use crate::v1::operation::Kind;
+use crate::v1::{Near, OnMiss};
 
 /// A get, ready to be written.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +27,8 @@ pub struct GetOperation<'a> {
     pub on_miss: OnMiss,
     /// A fill token that is given back; 0: none.
     pub token: FillToken,
+    /// The caller reads a near copy that is about to end.
+    pub near: bool,
     /// W3C trace context of the caller; empty: none.
     pub traceparent: &'a str,
 }
@@ -167,9 +169,12 @@ pub struct RequestWriter {
 }
 
 impl RequestWriter {
-    /// Opens a lane: the client's random number.
-    pub fn open(&mut self, client_id: u64) {
-        Fields::new().header(1, number_length(client_id)).number(1, client_id).put(&mut self.buffer);
+    /// Opens a lane: the client's random number, and for how many milliseconds its near copies may be
+    /// outdated; 0: writes wait for it.
+    pub fn open(&mut self, client_id: u64, near_staleness_ms: u32) {
+        let length = number_length(client_id) + number_length(near_staleness_ms.into());
+        let fields = Fields::new().header(1, length).number(1, client_id);
+        fields.number(2, near_staleness_ms.into()).put(&mut self.buffer);
     }
 
     /// Says the ring version that the operations of this frame go by.
@@ -177,12 +182,24 @@ impl RequestWriter {
         Fields::new().number(2, version.0).put(&mut self.buffer);
     }
 
-    /// Names a group, before its first operation.
-    pub fn group(&mut self, number: u32, name: &str) {
-        let length = number_length(number.into()) + bytes_length(name.as_bytes());
+    /// Names a group, before its first operation, and says of which of its keys near copies are kept.
+    pub fn group(&mut self, number: u32, name: &str, near: Near) {
+        let length =
+            number_length(number.into()) + bytes_length(name.as_bytes()) + number_length(near as u64);
         let fields = Fields::new().header(3, length).number(1, number.into());
         fields.header_of(2, name.as_bytes()).put(&mut self.buffer);
         self.buffer.extend_from_slice(name.as_bytes());
+        Fields::new().number(3, near as u64).put(&mut self.buffer);
+    }
+
+    /// Asks for the lane's near lease, by a number that is not 0.
+    pub fn near_renewal(&mut self, number: u64) {
+        Fields::new().number(9, number).put(&mut self.buffer);
+    }
+
+    /// Says that the copies that invalidations up to this number name are dropped.
+    pub fn near_confirmed(&mut self, number: u64) {
+        Fields::new().number(10, number).put(&mut self.buffer);
     }
 
     /// Appends a get.
@@ -195,6 +212,7 @@ impl RequestWriter {
             + number_length(get.owned_since.0)
             + number_length(get.failover.into())
             + number_length(get.token.0)
+            + number_length(get.near.into())
             + bytes_length(get.traceparent.as_bytes());
         self.buffer.reserve(length + 4);
         let before = Fields::new().header(5, length).number(1, get.id.into()).number(3, get.group.into());
@@ -202,7 +220,7 @@ impl RequestWriter {
         self.buffer.extend_from_slice(get.key);
         let after = Fields::new().number(5, get.deadline_ms.into()).number(6, get.on_miss as u64);
         let after = after.number(7, get.owned_since.0).number(8, get.failover.into());
-        let after = after.number(11, get.token.0);
+        let after = after.number(11, get.token.0).number(14, get.near.into());
         if get.traceparent.is_empty() {
             return after.put(&mut self.buffer);
         }

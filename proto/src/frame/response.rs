@@ -30,6 +30,8 @@ pub struct AnswerFields {
     pub age_ms: u64,
     /// Milliseconds that it stays fresh.
     pub ttl_ms: u64,
+    /// Milliseconds after which a near copy is to be asked for anew; 0: none may be kept.
+    pub near_ms: u32,
     /// A fill token; 0: none.
     pub token: FillToken,
     /// Length of the whole value where it comes in pieces.
@@ -67,6 +69,7 @@ impl ResponseWriter {
             + bytes_length(value)
             + number_length(answer.age_ms)
             + number_length(answer.ttl_ms)
+            + number_length(answer.near_ms.into())
             + number_length(answer.token.0)
             + number_length(answer.value_bytes)
             + number_length(answer.written.into())
@@ -77,6 +80,7 @@ impl ResponseWriter {
         before.header_of(3, value).put(&mut self.buffer);
         self.buffer.extend_from_slice(value);
         let after = Fields::new().number(4, answer.age_ms).number(5, answer.ttl_ms);
+        let after = after.number(6, answer.near_ms.into());
         let after = after.number(7, answer.token.0).number(9, answer.value_bytes);
         after
             .number(10, answer.written.into())
@@ -100,6 +104,27 @@ impl ResponseWriter {
         fields.put(&mut self.buffer);
         self.buffer.extend_from_slice(message.as_bytes());
         Fields::new().number(12, position.into()).put(&mut self.buffer);
+    }
+
+    /// Names near copies that are outdated by the hashes of their keys; none: all of the lane. `number` is to be
+    /// confirmed.
+    pub fn invalidation(&mut self, number: u64, hashes: &[u64]) {
+        let keys = size_of_val(hashes);
+        let header = if keys == 0 { 0 } else { 1 + varint_length(keys as u64) };
+        let length = number_length(number) + header + keys;
+        self.buffer.reserve(length + 10);
+        let fields = Fields::new().header(3, length).number(1, number);
+        if keys == 0 {
+            return fields.put(&mut self.buffer);
+        }
+        fields.header(2, keys).put(&mut self.buffer);
+        hashes.iter().for_each(|hash| self.buffer.extend_from_slice(&hash.to_le_bytes()));
+    }
+
+    /// Answers a renewal of the near lease. `is_new`: copies from before this are outdated.
+    pub fn near_renewed(&mut self, number: u64, is_new: bool) {
+        let length = number_length(number) + number_length(is_new.into());
+        Fields::new().header(6, length).number(1, number).number(2, is_new.into()).put(&mut self.buffer);
     }
 
     /// Says that the server is about to close the lane.
@@ -152,6 +177,36 @@ pub enum ResponseField<'a> {
     Closing,
     /// The server answers a ping.
     Pong,
+    /// Near copies are outdated.
+    Invalidation {
+        /// To be confirmed.
+        number: u64,
+        /// Of which keys.
+        keys: OutdatedKeys<'a>,
+    },
+    /// The near lease is renewed.
+    NearRenewed {
+        /// Of the renewal.
+        number: u64,
+        /// Copies from before this are outdated.
+        is_new: bool,
+    },
+}
+
+/// Which near copies an invalidation names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutdatedKeys<'a>(&'a [u8]);
+
+impl OutdatedKeys<'_> {
+    /// Whether it names all of the lane.
+    pub fn is_all(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The hashes of the keys.
+    pub fn hashes(&self) -> impl Iterator<Item = u64> {
+        self.0.as_chunks().0.iter().map(|hash| u64::from_le_bytes(*hash))
+    }
 }
 
 impl ResponseFrame {
@@ -167,6 +222,8 @@ impl ResponseFrame {
             2 => Some(read_answer(&self.0, value.bytes()?)?),
             4 => (value.number()? != 0).then_some(ResponseField::Closing),
             5 => (value.number()? != 0).then_some(ResponseField::Pong),
+            3 => Some(read_invalidation(value.bytes()?)?),
+            6 => Some(read_near_renewed(value.bytes()?)?),
             _ => None,
         })
     }
@@ -186,6 +243,7 @@ fn read_answer<'a>(frame: &Bytes, mut from: &'a [u8]) -> Result<ResponseField<'a
             (3, value) => part = value.bytes()?,
             (4, value) => answer.age_ms = value.number()?,
             (5, value) => answer.ttl_ms = value.number()?,
+            (6, value) => answer.near_ms = value.small()?,
             (7, value) => answer.token = FillToken(value.number()?),
             (8, value) => error = Some(value.bytes()?),
             (9, value) => answer.value_bytes = value.number()?,
@@ -199,6 +257,33 @@ fn read_answer<'a>(frame: &Bytes, mut from: &'a [u8]) -> Result<ResponseField<'a
         Some(error) => read_failure(answer.target(), error),
         None => Ok(ResponseField::Answer(answer, slice_of(frame, part))),
     }
+}
+
+fn read_invalidation(mut from: &[u8]) -> Result<ResponseField<'_>, FrameError> {
+    let (mut number, mut keys) = (0, &[][..]);
+    while !from.is_empty() {
+        match take_field(&mut from)? {
+            (1, value) => number = value.number()?,
+            (2, value) => keys = value.bytes()?,
+            _ => {}
+        }
+    }
+    if keys.len() % size_of::<u64>() != 0 {
+        return Err(FrameError("hashes of keys have eight bytes"));
+    }
+    Ok(ResponseField::Invalidation { number, keys: OutdatedKeys(keys) })
+}
+
+fn read_near_renewed(mut from: &[u8]) -> Result<ResponseField<'_>, FrameError> {
+    let (mut number, mut is_new) = (0, false);
+    while !from.is_empty() {
+        match take_field(&mut from)? {
+            (1, value) => number = value.number()?,
+            (2, value) => is_new = value.number()? != 0,
+            _ => {}
+        }
+    }
+    Ok(ResponseField::NearRenewed { number, is_new })
 }
 
 fn read_failure(to: Target, mut from: &[u8]) -> Result<ResponseField<'_>, FrameError> {

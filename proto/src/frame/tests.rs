@@ -9,7 +9,7 @@ use crate::numbers::{FillToken, Generation, RingVersion};
 use crate::v1;
 use crate::v1::OnMiss;
 use crate::v1::operation::Kind;
-use crate::v1::{ErrorCode, Outcome};
+use crate::v1::{ErrorCode, Near, Outcome};
 
 /// The messages as prost would have them, to hold the hand-written codec against.
 #[derive(Clone, PartialEq, Message)]
@@ -30,6 +30,10 @@ struct LaneRequest {
     get_many: Vec<v1::GetMany>,
     #[prost(message, repeated, tag = "8")]
     write_many: Vec<v1::WriteMany>,
+    #[prost(uint64, tag = "9")]
+    near_renewal: u64,
+    #[prost(uint64, tag = "10")]
+    near_confirmed: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -44,6 +48,8 @@ struct LaneResponse {
     closing: bool,
     #[prost(bool, tag = "5")]
     pong: bool,
+    #[prost(message, optional, tag = "6")]
+    near_renewed: Option<v1::NearRenewed>,
 }
 
 fn operations() -> impl Strategy<Value = Vec<v1::Operation>> {
@@ -127,6 +133,7 @@ fn answers() -> impl Strategy<Value = Vec<v1::Answer>> {
                 value: value.into(),
                 age_ms,
                 ttl_ms,
+                near_ms: key,
                 token,
                 value_bytes,
                 key,
@@ -220,19 +227,20 @@ proptest! {
     #[test]
     fn requests_are_what_generated_code_reads_and_writes(
         operations in operations(), version in any::<u64>(), name in "\\PC{0,40}", waited_ms in any::<u32>(),
-        client_id in any::<u64>(),
+        client_id in any::<u64>(), near_staleness_ms in any::<u32>(), near in 0..3i32, renewal in 1..u64::MAX,
     ) {
+        let near = Near::try_from(near).unwrap();
         let mut writer = RequestWriter::default();
-        writer.open(client_id);
+        writer.open(client_id, near_staleness_ms);
         writer.ring_version(RingVersion(version));
-        writer.group(7, &name);
+        writer.group(7, &name, near);
         writer.waited_ms(waited_ms);
         for o in &operations {
             let Some(write) = write_of(o) else {
                 writer.get(&GetOperation {
                     id: o.id, group: o.group, key: &o.key, deadline_ms: o.deadline_ms,
                     owned_since: RingVersion(o.owned_since), failover: o.failover, on_miss: o.on_miss(), token: FillToken(o.token),
-                    traceparent: &o.traceparent,
+                    near: o.generation != 0, traceparent: &o.traceparent,
                 });
                 continue;
             };
@@ -240,26 +248,30 @@ proptest! {
             writer.write(&WriteOperation { id, group, deadline_ms, failover, write });
         }
         writer.ping();
+        writer.near_renewal(renewal);
+        writer.near_confirmed(renewal);
         let read = LaneRequest::decode(writer.take().0).unwrap();
         prop_assert_eq!(&read, &LaneRequest {
-            open: Some(v1::LaneOpen { client_id }),
+            open: Some(v1::LaneOpen { client_id, near_staleness_ms }),
             ring_version: version,
-            groups: vec![v1::GroupName { number: 7, name: name.clone() }],
+            groups: vec![v1::GroupName { number: 7, name: name.clone(), near: near.into() }],
             operations: operations.clone(),
             waited_ms,
             ping: true,
             get_many: vec![],
             write_many: vec![],
+            near_renewal: renewal,
+            near_confirmed: renewal,
         });
 
         let whole = LaneRequest { operations: operations.clone(), ..read };
         let frame = RequestFrame(whole.encode_to_vec().into());
         let mut fields = frame.fields().map(Result::unwrap);
-        prop_assert_eq!(fields.next(), Some(RequestField::Open { client_id }));
+        prop_assert_eq!(fields.next(), Some(RequestField::Open { client_id, near_staleness_ms }));
         if version != 0 {
             prop_assert_eq!(fields.next(), Some(RequestField::RingVersion(RingVersion(version))));
         }
-        prop_assert_eq!(fields.next(), Some(RequestField::Group(7, &name)));
+        prop_assert_eq!(fields.next(), Some(RequestField::Group(7, &name, near)));
         if waited_ms != 0 {
             prop_assert_eq!(fields.next(), Some(RequestField::WaitedMs(waited_ms)));
         }
@@ -267,6 +279,8 @@ proptest! {
             prop_assert_eq!(fields.next(), Some(RequestField::Operation(read_of(o))));
         }
         prop_assert_eq!(fields.next(), Some(RequestField::Ping));
+        prop_assert_eq!(fields.next(), Some(RequestField::NearRenewal(renewal)));
+        prop_assert_eq!(fields.next(), Some(RequestField::NearConfirmed(renewal)));
         prop_assert_eq!(fields.next(), None);
         drop(fields);
         // With pauses the same.
@@ -343,7 +357,10 @@ proptest! {
     }
 
     #[test]
-    fn responses_are_what_generated_code_reads_and_writes(answers in answers(), version in 1..u64::MAX) {
+    fn responses_are_what_generated_code_reads_and_writes(
+        answers in answers(), version in 1..u64::MAX, number in any::<u64>(), is_new in any::<bool>(),
+        keys in prop::collection::vec(prop::collection::vec(any::<u64>(), 0..9), 0..4),
+    ) {
         let mut writer = ResponseWriter::default();
         writer.ring_version(RingVersion(version));
         for a in &answers {
@@ -351,17 +368,21 @@ proptest! {
                 Some(error) => writer.failure(Target { id: a.id, position: a.key }, ErrorCode::LoaderFailed, &error.message),
                 None => writer.answer(
                     &AnswerFields {
-                        id: a.id, position: a.key, outcome: a.outcome(), age_ms: a.age_ms, ttl_ms: a.ttl_ms, token: FillToken(a.token),
+                        id: a.id, position: a.key, outcome: a.outcome(), age_ms: a.age_ms, ttl_ms: a.ttl_ms, near_ms: a.near_ms, token: FillToken(a.token),
                         value_bytes: a.value_bytes, written: a.written, sequence: a.sequence,
                     },
                     &a.value,
                 ),
             }
         }
+        keys.iter().for_each(|keys| writer.invalidation(number, keys));
         writer.closing();
         writer.pong();
+        writer.near_renewed(number, is_new);
+        let invalidations = keys.iter().map(|keys| v1::Invalidation { number, keys: keys.clone() }).collect();
+        let near_renewed = Some(v1::NearRenewed { number, is_new });
         let expected = LaneResponse {
-            ring_version: version, answers: answers.clone(), invalidations: vec![], closing: true, pong: true,
+            ring_version: version, answers: answers.clone(), invalidations, closing: true, pong: true, near_renewed,
         };
         prop_assert_eq!(LaneResponse::decode(writer.take().0).unwrap(), expected.clone());
 
@@ -375,7 +396,7 @@ proptest! {
                 },
                 None => ResponseField::Answer(
                     AnswerFields {
-                        id: a.id, position: a.key, outcome: a.outcome(), age_ms: a.age_ms, ttl_ms: a.ttl_ms, token: FillToken(a.token),
+                        id: a.id, position: a.key, outcome: a.outcome(), age_ms: a.age_ms, ttl_ms: a.ttl_ms, near_ms: a.near_ms, token: FillToken(a.token),
                         value_bytes: a.value_bytes, written: a.written, sequence: a.sequence,
                     },
                     a.value.clone(),
@@ -383,8 +404,14 @@ proptest! {
             };
             prop_assert_eq!(fields.next(), Some(expected));
         }
+        for expected in keys {
+            let Some(ResponseField::Invalidation { number: read, keys }) = fields.next() else { panic!("no invalidation") };
+            prop_assert_eq!((read, keys.is_all()), (number, expected.is_empty()));
+            prop_assert_eq!(keys.hashes().collect::<Vec<_>>(), expected);
+        }
         prop_assert_eq!(fields.next(), Some(ResponseField::Closing));
         prop_assert_eq!(fields.next(), Some(ResponseField::Pong));
+        prop_assert_eq!(fields.next(), Some(ResponseField::NearRenewed { number, is_new }));
         prop_assert_eq!(fields.next(), None);
     }
 

@@ -54,8 +54,8 @@ pub(super) struct Fields {
 }
 
 impl Fields {
-    /// What an answer ends with: five long numbers, a short one and a bit, each with its tag.
-    const MOST: usize = 64;
+    /// What an answer ends with: five long numbers, two short ones and a bit, each with its tag.
+    const MOST: usize = 72;
 
     pub(super) fn new() -> Self {
         Fields { bytes: [0; Fields::MOST], length: 0 }

@@ -46,7 +46,7 @@ pub struct GetResponse {
     /// Milliseconds that the value stays fresh.
     #[prost(uint64, tag = "5")]
     pub ttl_ms: u64,
-    /// Milliseconds that the client may keep the value in its near cache; 0: not at all.
+    /// Not used in unary calls: near copies are kept by lanes.
     #[prost(uint32, tag = "6")]
     pub near_ms: u32,
     /// With outcome FILL.
@@ -135,6 +135,10 @@ pub struct LaneOpen {
     /// Random number of the client process, for logs.
     #[prost(uint64, tag = "1")]
     pub client_id: u64,
+    /// Milliseconds for which the near copies of this lane may be outdated: writes do not wait for it, and its near lease
+    /// stands for so long. 0: writes wait, and the lease is that of all.
+    #[prost(uint32, tag = "2")]
+    pub near_staleness_ms: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GroupName {
@@ -143,6 +147,8 @@ pub struct GroupName {
     pub number: u32,
     #[prost(string, tag = "2")]
     pub name: ::prost::alloc::string::String,
+    #[prost(enumeration = "Near", tag = "3")]
+    pub near: i32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Operation {
@@ -179,7 +185,7 @@ pub struct Operation {
     /// CLEAR: the generation that the registry has now; nothing is done where the node knows it already. 0: clear
     /// whatever the generation is. DELETE with LEASE: as `sequence` in DeleteRequest. SET without a token: the key is
     /// deleted, and where this was its sequence its value is stored in the same step (outcome STORED); else the answer is that of a
-    /// DELETE, with a token where LEASE asks for one.
+    /// DELETE, with a token where LEASE asks for one. GET: not 0 where the caller reads a near copy that is about to end.
     #[prost(uint64, tag = "14")]
     pub generation: u64,
     /// GET: W3C trace context of the caller (`traceparent`); empty: none. Unary calls have it as metadata.
@@ -284,6 +290,7 @@ pub struct Answer {
     pub age_ms: u64,
     #[prost(uint64, tag = "5")]
     pub ttl_ms: u64,
+    /// Milliseconds after which a near copy of it is to be asked for anew; 0: none may be kept.
     #[prost(uint32, tag = "6")]
     pub near_ms: u32,
     #[prost(uint64, tag = "7")]
@@ -305,13 +312,24 @@ pub struct Answer {
     #[prost(uint32, tag = "12")]
     pub key: u32,
 }
+/// Near copies that are outdated.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Invalidation {
-    #[prost(uint32, tag = "1")]
-    pub group: u32,
-    /// Empty: the whole group.
-    #[prost(bytes = "bytes", repeated, tag = "2")]
-    pub keys: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// To be confirmed.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    /// xxh3-64 hashes of the group's name, a zero byte and the key, as the ring has them. Empty: all copies of the lane.
+    #[prost(fixed64, repeated, tag = "2")]
+    pub keys: ::prost::alloc::vec::Vec<u64>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NearRenewed {
+    /// As in `near_renewal`.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    /// The last lease had run out, or there was none: copies from before this are outdated.
+    #[prost(bool, tag = "2")]
+    pub is_new: bool,
 }
 /// What a server does where it holds no usable entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -491,6 +509,37 @@ impl ErrorCode {
             "WRONG_NODE" => Some(Self::WrongNode),
             "NO_LOADER" => Some(Self::NoLoader),
             "RING_UNKNOWN" => Some(Self::RingUnknown),
+            _ => None,
+        }
+    }
+}
+/// Of which keys of a group a client keeps near copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Near {
+    Off = 0,
+    /// Of those that the node counts as hot.
+    Hot = 1,
+    All = 2,
+}
+impl Near {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Off => "NEAR_OFF",
+            Self::Hot => "NEAR_HOT",
+            Self::All => "NEAR_ALL",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "NEAR_OFF" => Some(Self::Off),
+            "NEAR_HOT" => Some(Self::Hot),
+            "NEAR_ALL" => Some(Self::All),
             _ => None,
         }
     }
@@ -1071,6 +1120,32 @@ pub struct StatusResponse {
     /// Operations and calls that were refused or failed, by what was answered.
     #[prost(message, repeated, tag = "17")]
     pub failures: ::prost::alloc::vec::Vec<Failures>,
+    #[prost(message, optional, tag = "18")]
+    pub near: ::core::option::Option<NearStatus>,
+}
+/// The near copies of a node's clients.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NearStatus {
+    /// Copies that clients may have now.
+    #[prost(uint64, tag = "1")]
+    pub copies: u64,
+    /// Answers that clients were let keep.
+    #[prost(uint64, tag = "2")]
+    pub given: u64,
+    /// Renewals of leases.
+    #[prost(uint64, tag = "3")]
+    pub renewed: u64,
+    /// Copies that writes have outdated.
+    #[prost(uint64, tag = "4")]
+    pub invalidated: u64,
+    /// Writes that waited for clients to confirm, and how long all of them waited.
+    #[prost(uint64, tag = "5")]
+    pub waits: u64,
+    #[prost(uint64, tag = "6")]
+    pub waited_us: u64,
+    /// Clients that did not confirm before their lease was over.
+    #[prost(uint64, tag = "7")]
+    pub unconfirmed: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Failures {
@@ -1176,6 +1251,9 @@ pub struct HotKey {
     pub key: ::prost::bytes::Bytes,
     #[prost(double, tag = "2")]
     pub gets_per_second: f64,
+    /// Lanes of clients that hold a near copy of it.
+    #[prost(uint32, tag = "3")]
+    pub near_copies: u32,
 }
 /// Generated client implementations.
 pub mod admin_client {

@@ -121,6 +121,10 @@ impl State {
 
 #[async_trait]
 impl Registry for LocalRegistry {
+    fn keeps_all(&self) -> bool {
+        true
+    }
+
     /// Reads what is current, whatever revision is asked for: nothing but the changes is kept of former ones,
     /// and these come with a watch.
     async fn page(&self, range: &KeyRange, options: PageOptions) -> Result<Page, RegistryError> {

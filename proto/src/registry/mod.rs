@@ -84,6 +84,11 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
     /// Where the registry cannot be reached or refuses. A compacted `from` may also show in the stream.
     async fn watch(&self, ranges: &[KeyRange], from: i64) -> Result<Box<dyn Changes>, RegistryError>;
 
+    /// Whether it keeps everything for as long as whoever uses it runs: it is in their process.
+    fn keeps_all(&self) -> bool {
+        false
+    }
+
     /// Reads every key that begins with `prefix`, page by page, all as of one revision. A reader of what
     /// others may have written in any number takes the [`pages`](Self::page) one by one instead.
     ///

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use peanut_proto::v1::{Failures, GroupStatus, StatusResponse};
+use peanut_proto::v1::{Failures, GroupStatus, NearStatus, StatusResponse};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -34,7 +34,18 @@ struct Metrics(StatusResponse);
 
 type Reading<T> = (&'static str, &'static str, fn(&T) -> f64);
 
-const NODE_COUNTERS: [Reading<StatusResponse>; 3] = [
+const NODE_COUNTERS: [Reading<StatusResponse>; 8] = [
+    ("peanut_near_copies_given", "Answers that clients were let keep", |node| near(node).given as f64),
+    ("peanut_near_leases_renewed", "Renewals of the near leases of lanes", |node| near(node).renewed as f64),
+    ("peanut_near_invalidations", "Near copies that writes have outdated", |node| {
+        near(node).invalidated as f64
+    }),
+    ("peanut_near_waits", "Writes that waited for clients to confirm that they had dropped a copy", |node| {
+        near(node).waits as f64
+    }),
+    ("peanut_near_unconfirmed", "Clients that did not confirm before their lease was over", |node| {
+        near(node).unconfirmed as f64
+    }),
     ("peanut_connections_refused", "Connections that were too many", |node| node.connections_refused as f64),
     ("peanut_wakes", "Times that the process has been asleep and noticed", |node| node.wakes as f64),
     ("peanut_hints_applied", "Hints of clients in the registry that were done", |node| {
@@ -42,7 +53,12 @@ const NODE_COUNTERS: [Reading<StatusResponse>; 3] = [
     }),
 ];
 
-const NODE_GAUGES: [Reading<StatusResponse>; 8] = [
+fn near(node: &StatusResponse) -> NearStatus {
+    node.near.unwrap_or_default()
+}
+
+const NODE_GAUGES: [Reading<StatusResponse>; 9] = [
+    ("peanut_near_copies", "Near copies that clients may have", |node| near(node).copies as f64),
     ("peanut_ready", "1 while the node serves and is in the ring", |node| f64::from(u8::from(node.is_ready))),
     ("peanut_lanes", "Lanes that clients have open", |node| node.lanes as f64),
     ("peanut_connections", "Connections to the gRPC port", |node| node.connections as f64),
@@ -120,6 +136,9 @@ impl Collector for Metrics {
             let counter = ConstCounter::new(read(node));
             counter.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
         }
+        let (name, help) = ("peanut_near_wait", "How long writes waited for clients to confirm");
+        let waited = ConstCounter::new(near(node).waited_us as f64 / 1e6);
+        waited.encode(encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Counter)?)?;
         let gauges = NODE_GAUGES.map(|reading| (reading, None));
         let seconds = NODE_SECONDS.map(|reading| (reading, Some(Unit::Seconds)));
         for ((name, help, read), unit) in gauges.into_iter().chain(seconds) {

@@ -86,6 +86,8 @@ struct HotKey {
     /// What is no UTF-8 in it is shown as U+FFFD.
     key: String,
     gets_per_second: f64,
+    /// Lanes of clients that hold a near copy of it.
+    near_copies: u32,
 }
 
 pub(super) fn status(node: &Node, history: &History, neighbours: &Neighbours) -> Status {
@@ -164,6 +166,7 @@ fn group(status: GroupStatus) -> Group {
     let hot_keys = status.hot_keys.into_iter().map(|hot| HotKey {
         key: String::from_utf8_lossy(&hot.key).into_owned(),
         gets_per_second: hot.gets_per_second,
+        near_copies: hot.near_copies,
     });
     Group {
         name: status.name,

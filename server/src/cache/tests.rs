@@ -28,7 +28,14 @@ fn get(key: &str) -> Get {
 fn delete(cache: &Arc<Cache>, key: &Bytes) -> Begun {
     cache
         .delete(
-            Delete { key, under: RingVersion(1), stamp: RingVersion(1), then_set: None, sequence: 0 },
+            Delete {
+                key,
+                under: RingVersion(1),
+                stamp: RingVersion(1),
+                then_set: None,
+                sequence: 0,
+                by: None,
+            },
             Instant::now(),
         )
         .unwrap()
@@ -377,6 +384,7 @@ async fn what_a_reader_says_removes_nothing_where_there_is_no_loader() {
         under: RingVersion(1),
         token: FillToken::NONE,
         condition: Condition::Always,
+        by: None,
     };
     let _ = cache.set(set, Instant::now()).unwrap();
     let denied = || Err(Failure::new(ErrorCode::PermissionDenied, "no"));
@@ -412,7 +420,7 @@ async fn a_clear_is_done_once_and_none_is_skipped_for_what_a_client_says() {
     let (cache, _, _) = fixture(|g| g);
     for foretold in [2, u64::from(u32::MAX), u64::MAX, 0] {
         ask(&cache, get("k")).await.unwrap();
-        cache.clear(Generation(foretold), RingVersion(1)).answer().await.unwrap();
+        cache.clear(Generation(foretold), RingVersion(1), None).answer().await.unwrap();
         assert_eq!(
             (cache.entries().len(), cache.generation()),
             (0, Generation::NONE),
@@ -421,7 +429,7 @@ async fn a_clear_is_done_once_and_none_is_skipped_for_what_a_client_says() {
     }
     // The registry's word comes while the client's waits: what is set after that stays.
     ask(&cache, get("k")).await.unwrap();
-    let told = tokio::spawn(cache.clear(Generation(2), RingVersion(1)).answer());
+    let told = tokio::spawn(cache.clear(Generation(2), RingVersion(1), None).answer());
     tokio::task::yield_now().await;
     assert_eq!(cache.entries().len(), 1);
     cache.clear_to(Generation(2), RingVersion(1)).answer().await.unwrap();
@@ -430,8 +438,8 @@ async fn a_clear_is_done_once_and_none_is_skipped_for_what_a_client_says() {
     ask(&cache, get("k")).await.unwrap();
     for begun in [
         cache.clear_to(Generation(2), RingVersion(1)),
-        cache.clear(Generation(2), RingVersion(1)),
-        cache.clear(Generation(1), RingVersion(1)),
+        cache.clear(Generation(2), RingVersion(1), None),
+        cache.clear(Generation(1), RingVersion(1), None),
     ] {
         begun.answer().await.unwrap();
     }
@@ -456,6 +464,7 @@ async fn a_value_that_is_too_large_to_be_kept_is_counted_and_set_says_so() {
         under: RingVersion(1),
         token: FillToken::NONE,
         condition: Condition::Always,
+        by: None,
     };
     let _ = cache.set(set(100), Instant::now()).unwrap();
     assert_eq!(ask(&cache, get("k")).await.unwrap().outcome, Outcome::Hit);

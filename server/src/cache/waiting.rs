@@ -11,6 +11,7 @@ use crate::budget::{Account, Held};
 use crate::error::Failure;
 use crate::flight::Ticket;
 use crate::journal::WriteNumber;
+use crate::near::{LaneId, Unconfirmed};
 
 /// An operation that waits.
 #[derive(Debug)]
@@ -27,27 +28,28 @@ pub(crate) enum Waiting {
     /// A get, until there is room for the value that it asks for.
     Room { cache: Arc<Cache>, get: Box<Get>, account: Arc<Account>, operation: Held },
     /// A clear, until the registry has told of it, or has not in time.
-    Registry { cache: Arc<Cache>, generation: Generation, under: RingVersion },
-    /// A write, until it would outlive the process.
-    Disk { cache: Arc<Cache>, number: WriteNumber, answer: Answer },
+    Registry { cache: Arc<Cache>, generation: Generation, under: RingVersion, by: Option<LaneId> },
+    /// A write, until it would outlive the process, and nobody holds a near copy of what was before.
+    Write { cache: Arc<Cache>, number: Option<WriteNumber>, copies: Unconfirmed, answer: Answer },
 }
 
 impl Waiting {
-    /// Whether it waits for nothing but the disk.
-    pub(crate) fn is_for_disk(&self) -> bool {
-        matches!(self, Waiting::Disk { .. })
+    /// Whether it is a write that is done, and waits for the disk or for those who hold near copies.
+    pub(crate) fn is_done_write(&self) -> bool {
+        matches!(self, Waiting::Write { .. })
     }
 
     pub(crate) async fn answer(self) -> Result<Answer, Failure> {
         let (cache, answer) = match self {
-            Waiting::Disk { cache, number, answer } => {
-                if let Some(journal) = cache.journal() {
+            Waiting::Write { cache, number, copies, answer } => {
+                if let Some((journal, number)) = cache.journal().zip(number) {
                     journal.settled(number).await;
                 }
+                cache.confirmed(copies).await;
                 return Ok(answer);
             }
-            Waiting::Registry { cache, generation, under } => {
-                return Box::pin(cache.clear_when_told(generation, under)).await;
+            Waiting::Registry { cache, generation, under, by } => {
+                return Box::pin(cache.clear_when_told(generation, (under, by))).await;
             }
             Waiting::Room { cache, get, account, operation } => {
                 let answer = cache.when_there_is_room(&get, &account, operation).await;

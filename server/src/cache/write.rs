@@ -20,7 +20,8 @@ use super::{Answer, Begun, Cache, Waiting};
 use crate::budget::{Account, OPERATION_BYTES, Reservation};
 use crate::error::Failure;
 use crate::flight::{Fill, ThenSet, Written};
-use crate::journal::WriteNumber;
+use crate::journal::{Journal, WriteNumber};
+use crate::near::{LaneId, Unconfirmed};
 use crate::segment::key_hash;
 use crate::store::{Entry, Origin, Value};
 
@@ -42,6 +43,8 @@ pub(crate) struct Delete<'a> {
     pub(crate) then_set: Option<&'a Arc<Account>>,
     /// The next set may be done only where this is the key's sequence still; 0: whatever it is.
     pub(crate) sequence: u64,
+    /// The lane that it came by, if that has near copies.
+    pub(crate) by: Option<LaneId>,
 }
 
 /// A set, as any service hands it in.
@@ -60,6 +63,8 @@ pub(crate) struct Set {
     pub(crate) token: FillToken,
     /// Without a token: what it is stored under.
     pub(crate) condition: Condition,
+    /// The lane that it came by, if that has near copies.
+    pub(crate) by: Option<LaneId>,
 }
 
 /// When the value of a set without a token is stored.
@@ -107,7 +112,7 @@ impl Cache {
                 return Err(Failure::new(ErrorCode::ValueTooLarge, why));
             }
             Fetched::Value(value) if !self.store.fits(&key, value.len()) && set.token.is_none() => {
-                return Err(self.forget_instead(&key, value.len(), set.under));
+                return Err(self.forget_instead(&key, value.len(), (set.under, set.by)));
             }
             Fetched::Value(value) => (Some(Bytes::copy_from_slice(&value).into()), self.policy.ttl),
             Fetched::NotFound => (None, self.policy.negative_ttl),
@@ -141,27 +146,41 @@ impl Cache {
         self.metrics.sets.fetch_add(1, Ordering::Relaxed);
         if let Condition::Sequence(sequence, or_token) = set.condition {
             let or_lease = || or_token.and_then(|account| then_set(&account, &key, (set.stamp, 0), now));
-            let written = self.flights.replace(&key, set.under, sequence, or_lease, |stands| {
-                if !stands {
-                    return (Outcome::Done, self.remove(&key));
-                }
-                self.outdate(Some(&key));
-                (Outcome::Stored, self.store_set(&key, &entry))
-            });
-            let (Written { written: (outcome, number), token, sequence }, ttl) = (written, granted);
-            tracing::trace!(group = &*self.group, ?key, ?outcome, "replaced");
-            return Ok(self.when_kept(number, Answer { token, sequence, ttl, ..Answer::only(outcome) }));
+            let written = self
+                .flights
+                .replace(&key, set.under, sequence, or_lease, |stands| self.replace(&key, &entry, stands));
+            let Written { written: (outcome, number), token, sequence } = written;
+            let copies = self.outdate_copies(&key, set.by);
+            let answer = Answer { token, sequence, ttl: granted, ..Answer::only(outcome) };
+            return Ok(self.when_done(number, copies, answer));
         }
         let written = self.flights.write(&key, set.under, None, || {
             self.outdate(Some(&key));
             self.store_set(&key, &entry)
         });
-        Ok(self.done(written.written))
+        let copies = self.outdate_copies(&key, set.by);
+        Ok(self.when_done(written.written, copies, Answer::only(Outcome::Done)))
+    }
+
+    /// Stores a value in place of the one before where the sequence stands, else forgets that.
+    fn replace(&self, key: &Bytes, entry: &Entry, stands: bool) -> (Outcome, Option<WriteNumber>) {
+        tracing::trace!(group = &*self.group, ?key, stands, "replacing");
+        if !stands {
+            return (Outcome::Done, self.remove(key));
+        }
+        self.outdate(Some(key));
+        (Outcome::Stored, self.store_set(key, entry))
     }
 
     /// Forgets a key whose new value is too large to be kept, and says so.
-    fn forget_instead(&self, key: &Bytes, length: usize, under: RingVersion) -> Failure {
+    fn forget_instead(
+        &self,
+        key: &Bytes,
+        length: usize,
+        (under, by): (RingVersion, Option<LaneId>),
+    ) -> Failure {
         self.flights.write(key, under, None, || self.remove(key));
+        self.outdate_copies(key, by);
         self.is_too_large(key, length);
         self.too_large(length)
     }
@@ -190,7 +209,7 @@ impl Cache {
 
     /// Forgets a key. The caller that is to set it next is given a token, if there is room.
     pub(crate) fn delete(self: &Arc<Self>, delete: Delete<'_>, now: Instant) -> Result<Begun, Failure> {
-        let Delete { key, under, stamp, then_set, sequence } = delete;
+        let Delete { key, under, stamp, then_set, sequence, by } = delete;
         check_key(key).map_err(|why| Failure::new(ErrorCode::InvalidRequest, why))?;
         let count = if then_set.is_some() { &self.metrics.sets } else { &self.metrics.deletes };
         count.fetch_add(1, Ordering::Relaxed);
@@ -199,19 +218,25 @@ impl Cache {
         let Written { written: number, token, sequence } =
             self.flights.write(&key, under, then_set, || self.remove(&key));
         tracing::trace!(group = &*self.group, ?key, under = under.0, token = token.0, "deleted");
-        Ok(self.when_kept(number, Answer { token, sequence, ..Answer::only(Outcome::Done) }))
+        let copies = self.outdate_copies(&key, by);
+        Ok(self.when_done(number, copies, Answer { token, sequence, ..Answer::only(Outcome::Done) }))
     }
 
     /// Forgets all keys, as a client asks for it. The client has raised the group's `generation` in the
     /// registry before: what it says of that is a hint, and the registry's own word is waited for, so that
     /// the clear is done once. Zero: there is no registry.
-    pub(crate) fn clear(self: &Arc<Self>, generation: Generation, under: RingVersion) -> Begun {
+    pub(crate) fn clear(
+        self: &Arc<Self>,
+        generation: Generation,
+        under: RingVersion,
+        by: Option<LaneId>,
+    ) -> Begun {
         if generation == Generation::NONE {
-            self.clear_where(under, |_| true)
+            self.clear_where(under, by, |_| true)
         } else if generation <= self.generation() {
-            self.done(None)
+            self.when_done(None, self.unconfirmed_copies(by), Answer::only(Outcome::Done))
         } else {
-            Begun::Waiting(Waiting::Registry { cache: self.clone(), generation, under })
+            Begun::Waiting(Waiting::Registry { cache: self.clone(), generation, under, by })
         }
     }
 
@@ -219,21 +244,21 @@ impl Cache {
     pub(super) async fn clear_when_told(
         self: &Arc<Self>,
         generation: Generation,
-        under: RingVersion,
+        (under, by): (RingVersion, Option<LaneId>),
     ) -> Result<Answer, Failure> {
         let mut told = self.generation.subscribe();
         if timeout(TELL_WITHIN, told.wait_for(|known| *known >= generation)).await.is_err() {
-            return Box::pin(self.clear_where(under, |_| true).answer()).await;
+            return Box::pin(self.clear_where(under, by, |_| true).answer()).await;
         }
-        if let Some(journal) = self.journal() {
-            journal.settled(journal.latest()).await;
-        }
-        Ok(Answer::only(Outcome::Done))
+        // Of the clear that was done when it was told.
+        let number = self.journal().map(Journal::latest);
+        let begun = self.when_done(number, self.unconfirmed_copies(by), Answer::only(Outcome::Done));
+        Box::pin(begun.answer()).await
     }
 
     /// Forgets all keys where the registry has a later generation of the group than is known here.
     pub(crate) fn clear_to(self: &Arc<Self>, generation: Generation, under: RingVersion) -> Begun {
-        let begun = self.clear_where(under, |cache| cache.generation() < generation);
+        let begun = self.clear_where(under, None, |cache| cache.generation() < generation);
         // Callers that wait for it are told when it is done.
         self.generation.send_if_modified(|known| {
             let is_later = *known < generation;
@@ -243,7 +268,12 @@ impl Cache {
         begun
     }
 
-    fn clear_where(self: &Arc<Self>, under: RingVersion, is_due: impl FnOnce(&Cache) -> bool) -> Begun {
+    fn clear_where(
+        self: &Arc<Self>,
+        under: RingVersion,
+        by: Option<LaneId>,
+        is_due: impl FnOnce(&Cache) -> bool,
+    ) -> Begun {
         let cleared = self.flights.write_all(under, || {
             if !is_due(self) {
                 return None;
@@ -251,12 +281,15 @@ impl Cache {
             self.outdate(None);
             Some((self.store.clear(), self.journal().map(|journal| journal.cleared())))
         });
-        let Some((entries, number)) = cleared else { return self.done(None) };
+        let Some((entries, number)) = cleared else {
+            return self.when_done(None, self.unconfirmed_copies(by), Answer::only(Outcome::Done));
+        };
+        let copies = self.outdate_all_copies(by);
         self.metrics.clears.fetch_add(1, Ordering::Relaxed);
         tracing::trace!(group = &*self.group, under = under.0, "cleared");
         // Freeing millions of entries takes a while.
         drop_in_background(entries);
-        self.done(number)
+        self.when_done(number, copies, Answer::only(Outcome::Done))
     }
 
     fn filled(&self, fill: Fill) -> Answer {
@@ -288,7 +321,7 @@ impl Cache {
     /// What a client that gives up its lease is answered.
     pub(crate) fn release(self: &Arc<Self>, token: FillToken) -> Begun {
         self.void(token);
-        self.done(None)
+        Begun::Answered(Answer::only(Outcome::Done))
     }
 
     /// Stores what was loaded, with the lock of the flights held, and gives the value as it is stored.
@@ -342,16 +375,17 @@ impl Cache {
         }
     }
 
-    fn done(self: &Arc<Self>, number: Option<WriteNumber>) -> Begun {
-        self.when_kept(number, Answer::only(Outcome::Done))
-    }
-
-    /// The answer to a write, when that would outlive the process.
-    fn when_kept(self: &Arc<Self>, number: Option<WriteNumber>, answer: Answer) -> Begun {
-        match number {
-            None => Begun::Answered(answer),
-            Some(number) => Begun::Waiting(Waiting::Disk { cache: self.clone(), number, answer }),
+    /// The answer to a write, when that would outlive the process, and nobody holds what was before.
+    fn when_done(
+        self: &Arc<Self>,
+        number: Option<WriteNumber>,
+        copies: Unconfirmed,
+        answer: Answer,
+    ) -> Begun {
+        if number.is_none() && copies.is_none() {
+            return Begun::Answered(answer);
         }
+        Begun::Waiting(Waiting::Write { cache: self.clone(), number, copies, answer })
     }
 }
 

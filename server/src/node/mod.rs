@@ -25,6 +25,7 @@ use crate::connections::{ConnectionLimiter, ConnectionLimits, Peer};
 use crate::error::Failure;
 use crate::group::Group;
 use crate::metrics::NodeMetrics;
+use crate::near::NearLeases;
 use crate::rights::{Caller, Rights, Tokens};
 use crate::wake::Wake;
 pub(crate) use ring::KnownRing;
@@ -41,6 +42,7 @@ struct Shared {
     ring: KnownRing,
     budgets: Budgets,
     wake: Wake,
+    near: Arc<NearLeases>,
     stopping: CancellationToken,
     tokens: Tokens,
     metrics: NodeMetrics,
@@ -68,9 +70,9 @@ impl Node {
         tokens: Tokens,
         connections: ConnectionLimits,
     ) -> Self {
-        let budgets = Budgets::new();
+        let (budgets, near) = (Budgets::new(), Arc::new(NearLeases::new()));
         let caches = groups.into_iter().map(|group| {
-            let cache = Cache::new(group, &budgets.loading);
+            let cache = Cache::new(group, &budgets.loading, &near);
             (cache.name().to_owned(), Arc::new(cache))
         });
         let shared = Shared {
@@ -78,6 +80,7 @@ impl Node {
             ring: KnownRing::new(),
             budgets,
             wake: Wake::new(),
+            near: near.clone(),
             stopping: CancellationToken::new(),
             tokens,
             metrics: NodeMetrics::default(),
@@ -209,6 +212,11 @@ impl Node {
         &self.shared.wake
     }
 
+    /// Near leases of its lanes.
+    pub(crate) fn near(&self) -> &NearLeases {
+        &self.shared.near
+    }
+
     pub(crate) fn caches(&self) -> impl Iterator<Item = &Arc<Cache>> {
         self.shared.caches.values()
     }
@@ -221,7 +229,7 @@ impl Node {
     /// Takes in the ring version that the registry has.
     pub(crate) fn learn_of_ring(&self, version: RingVersion) {
         if self.shared.ring.learn(version) {
-            self.caches().for_each(|cache| drop(cache.clear(Generation::NONE, RingVersion::NONE)));
+            self.caches().for_each(|cache| drop(cache.clear(Generation::NONE, RingVersion::NONE, None)));
         }
     }
 }

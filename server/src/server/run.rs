@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::time::Duration;
 
+use peanut_proto::clock::uptime;
 use peanut_proto::discovery::Discovery;
 use peanut_proto::peanutcachepb::peanut_cache_server::PeanutCacheServer;
 use peanut_proto::v1::peanut_server::PeanutServer;
@@ -66,6 +67,7 @@ impl Server {
         if registration.is_some() {
             self.node.wake().will_ask();
             self.node.wake().lease_lost();
+            self.node.near().give_until(Duration::ZERO);
         }
         Ok(Prepared { local, registration, persistence })
     }
@@ -196,5 +198,6 @@ async fn sweep(node: Node) {
     loop {
         tick.tick().await;
         node.caches().for_each(|cache| cache.sweep(SWEEP_PART));
+        node.near().sweep(uptime());
     }
 }

@@ -4,13 +4,14 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use peanut_proto::v1::admin_server::Admin;
-use peanut_proto::v1::{Failures, GroupStatus, HotKey, StatusRequest, StatusResponse};
+use peanut_proto::v1::{Failures, GroupStatus, HotKey, NearStatus, StatusRequest, StatusResponse};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use super::whole_ms;
 use crate::breaker::Position;
 use crate::cache::Cache;
+use crate::near::NearLeases;
 use crate::node::Node;
 
 /// Hot keys of a group that are kept.
@@ -55,7 +56,21 @@ impl Node {
             registry_age_ms: whole_ms(age),
             is_ready: self.is_ready(),
             failures: failures.collect(),
+            near: Some(near(self.near())),
         }
+    }
+}
+
+fn near(near: &NearLeases) -> NearStatus {
+    let (metrics, read) = (&near.metrics, |count: &AtomicU64| count.load(Ordering::Relaxed));
+    NearStatus {
+        copies: near.copies() as u64,
+        given: read(&metrics.given),
+        renewed: read(&metrics.renewed),
+        invalidated: read(&metrics.invalidated),
+        waits: read(&metrics.waited),
+        waited_us: read(&metrics.waited_us),
+        unconfirmed: read(&metrics.unconfirmed),
     }
 }
 
@@ -88,7 +103,13 @@ fn group(cache: &Cache, hot_keys: usize) -> GroupStatus {
             Position::HalfOpen => "half-open",
         }
         .to_owned(),
-        hot_keys: hot.map(|hot| HotKey { key: hot.key, gets_per_second: hot.gets_per_second }).collect(),
+        hot_keys: hot
+            .map(|hot| HotKey {
+                near_copies: u32::try_from(cache.near_holders(&hot.key)).unwrap_or(u32::MAX),
+                key: hot.key,
+                gets_per_second: hot.gets_per_second,
+            })
+            .collect(),
         restored: disk.as_ref().map_or(0, |disk| disk.restored),
         disk_bytes: disk.as_ref().map_or(0, |disk| disk.disk_bytes),
         disk_errors: disk.as_ref().map_or(0, |disk| disk.disk_errors),

@@ -10,6 +10,7 @@
 //! What one poll does is bounded, and so is what a lane holds ([`crate::budget`]).
 
 mod named;
+mod near;
 mod request;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -30,11 +31,12 @@ use peanut_proto::frame::{
 use peanut_proto::membership::check_name;
 use peanut_proto::numbers::{FillToken, RingVersion};
 use peanut_proto::v1::operation::Kind;
-use peanut_proto::v1::{ErrorCode, OnMiss};
+use peanut_proto::v1::{ErrorCode, Near, OnMiss};
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
 use named::Named;
+use near::{Keep, NearStream};
 use request::LaneRequest;
 
 use super::whole_ms;
@@ -58,7 +60,14 @@ const MAX_LONG_BYTES: usize = 64 << 20;
 /// Leases from which on a lane looks for those that have ended.
 const MANY_LEASES: usize = 1_024;
 
-type Landed = (Target, Arc<Cache>, bool, Result<Answer, Failure>);
+/// What an operation that waited has come to.
+struct Landed {
+    to: Target,
+    cache: Arc<Cache>,
+    was_done_write: bool,
+    keep: Option<Keep>,
+    answer: Result<Answer, Failure>,
+}
 
 /// The stream of answers of one lane.
 pub(super) struct Answers {
@@ -87,8 +96,8 @@ pub(super) struct Answers {
     ring_version: RingVersion,
     told_version: RingVersion,
     waiting: FuturesUnordered<BoxFuture<'static, Landed>>,
-    /// How many of them wait for the disk.
-    for_disk: usize,
+    /// How many of them are writes that are done.
+    done_writes: usize,
     long: VecDeque<LongValue>,
     long_bytes: usize,
     /// An answer for whose value there is no room yet: nothing more is begun before it.
@@ -101,6 +110,7 @@ pub(super) struct Answers {
     came: Instant,
     /// Operations that were read and have not begun.
     read: VecDeque<Operation>,
+    near: NearStream,
     frame: ResponseWriter,
 }
 
@@ -140,7 +150,7 @@ impl Answers {
             ring_version: RingVersion::NONE,
             told_version: RingVersion::NONE,
             waiting: FuturesUnordered::new(),
-            for_disk: 0,
+            done_writes: 0,
             long: VecDeque::new(),
             long_bytes: 0,
             stalled: None,
@@ -148,6 +158,7 @@ impl Answers {
             waited_ms: 0,
             came: Instant::now(),
             read: VecDeque::new(),
+            near: NearStream::default(),
             frame: ResponseWriter::default(),
         }
     }
@@ -221,13 +232,21 @@ impl Answers {
             match field? {
                 RequestField::Operation(operation) => self.read.push_back(operation),
                 RequestField::RingVersion(version) => self.ring_version = version,
-                RequestField::Group(number, name) => self.name_group(number, name)?,
-                RequestField::Open { client_id } if !std::mem::replace(&mut self.is_open, true) => {
+                RequestField::Group(number, name, near) => self.name_group(number, name, near)?,
+                RequestField::Open { client_id, near_staleness_ms }
+                    if !std::mem::replace(&mut self.is_open, true) =>
+                {
+                    self.near.open(Duration::from_millis(near_staleness_ms.into()));
                     tracing::trace!(client = client_id, "a lane is opened");
                 }
                 RequestField::Open { .. } => return Err(FrameError::OPENED_TWICE),
                 RequestField::WaitedMs(ms) => self.waited_ms = ms,
                 RequestField::Ping => self.frame.pong(),
+                RequestField::NearRenewal(number) if !self.closing => {
+                    self.near.renew(self.node.near(), number, &mut self.frame);
+                }
+                RequestField::NearRenewal(_) => {}
+                RequestField::NearConfirmed(number) => self.near.confirm(number),
             }
         }
         self.prefetch();
@@ -235,12 +254,16 @@ impl Answers {
         Ok(())
     }
 
-    fn name_group(&mut self, number: u32, name: &str) -> Result<(), FrameError> {
+    fn name_group(&mut self, number: u32, name: &str, near: Near) -> Result<(), FrameError> {
         check_name(name).map_err(|_| FrameError::BAD_GROUP)?;
-        let named = self
-            .node
-            .cache(name)
-            .map(|cache| Named { cache: cache.clone(), rights: self.caller.rights().of_group(name) });
+        let named = self.node.cache(name).map(|cache| Named {
+            cache: cache.clone(),
+            rights: self.caller.rights().of_group(name),
+            near,
+        });
+        if near != Near::Off && named.is_ok() {
+            self.near.begin(self.node.near());
+        }
         // As many numbers as the node has groups, and some beside: names that a lane gives again and again
         // take nothing.
         let most = self.node.caches().count() + UNKNOWN_GROUPS;
@@ -273,27 +296,39 @@ impl Answers {
 
     fn begin(&mut self, operation: Operation, now: Instant) {
         let to = operation.target();
-        match self.try_begin(operation, now) {
-            Ok(Some((cache, Begun::Answered(answer)))) => self.answer(to, cache, answer),
+        let keep = self.to_keep(&operation);
+        match self.try_begin(operation, now, &keep) {
+            Ok(Some((cache, Begun::Answered(answer)))) => self.answer(to, cache, answer, keep),
             Ok(Some((cache, Begun::Waiting(waiting)))) => {
-                let is_for_disk = waiting.is_for_disk();
-                self.wait(to, cache, is_for_disk, waiting.answer());
+                let is_done_write = waiting.is_done_write();
+                self.wait((to, cache, keep), is_done_write, waiting.answer());
             }
             Ok(None) => {}
             Err(failure) => self.refuse(to, &failure),
         }
     }
 
+    /// What the caller may keep of an operation's answer, if it is to keep anything.
+    fn to_keep(&self, operation: &Operation) -> Option<Keep> {
+        if !self.near.is_begun() || operation.kind != Kind::Get {
+            return None;
+        }
+        let named = self.groups.get(&operation.group)?.as_ref().ok()?;
+        named.is_kept(operation).then(|| Keep::new(operation))
+    }
+
     fn wait(
         &mut self,
-        to: Target,
-        cache: Arc<Cache>,
-        is_for_disk: bool,
+        (to, cache, keep): (Target, Arc<Cache>, Option<Keep>),
+        is_done_write: bool,
         answer: impl Future<Output = Result<Answer, Failure>> + Send + 'static,
     ) {
         self.node.metrics().in_flight.fetch_add(1, Relaxed);
-        self.for_disk += usize::from(is_for_disk);
-        self.waiting.push(async move { (to, cache, is_for_disk, answer.await) }.boxed());
+        self.done_writes += usize::from(is_done_write);
+        let keep = keep.map(Keep::kept);
+        let landed =
+            async move { Landed { to, cache, was_done_write: is_done_write, keep, answer: answer.await } };
+        self.waiting.push(landed.boxed());
     }
 
     fn refuse(&mut self, to: Target, failure: &Failure) {
@@ -320,6 +355,7 @@ impl Answers {
         &mut self,
         operation: Operation,
         now: Instant,
+        keep: &Option<Keep>,
     ) -> Result<Option<(Arc<Cache>, Begun)>, Failure> {
         if self.closing {
             return Err(Failure::new(ErrorCode::ShuttingDown, "the node is shutting down"));
@@ -333,8 +369,8 @@ impl Answers {
         let cache = named.cache.clone();
         // A disk that stands still keeps writes waiting, and is no reason to refuse a get.
         let (of_kind, what) = match operation.kind {
-            Kind::Set | Kind::Delete | Kind::Clear => (self.for_disk, "writes"),
-            Kind::Get | Kind::Release => (self.waiting.len() - self.for_disk + self.long.len(), "gets"),
+            Kind::Set | Kind::Delete | Kind::Clear => (self.done_writes, "writes"),
+            Kind::Get | Kind::Release => (self.waiting.len() - self.done_writes + self.long.len(), "gets"),
         };
         if of_kind >= MAX_WAITING {
             let why = format!("{MAX_WAITING} {what} of this lane are waiting");
@@ -355,7 +391,8 @@ impl Answers {
             let why = "a key cannot have been owned since a later ring than the caller's";
             return Err(Failure::new(ErrorCode::InvalidRequest, why));
         }
-        let request = LaneRequest { operation, ring_version: self.ring_version, may_fill, deadline };
+        let (ring_version, by) = (self.ring_version, self.near.id());
+        let request = LaneRequest { operation, ring_version, may_fill, deadline, by };
         if self.node.ring().knows(claimed) {
             let begun = request.begin(&self.node, &cache, &self.account, now)?;
             return Ok(Some((cache, begun)));
@@ -368,7 +405,7 @@ impl Answers {
             ));
         };
         let (node, account, waits) = (self.node.clone(), self.account.clone(), cache.clone());
-        self.wait(to, cache, false, async move {
+        self.wait((to, cache, keep.clone()), false, async move {
             if !node.ring().look_for(claimed).await {
                 return Err(ring_unknown(claimed));
             }
@@ -379,8 +416,15 @@ impl Answers {
         Ok(None)
     }
 
-    fn answer(&mut self, to: Target, cache: Arc<Cache>, answer: Answer) {
+    fn answer(&mut self, to: Target, cache: Arc<Cache>, mut answer: Answer, keep: Option<Keep>) {
         let Target { id, position } = to;
+        // Before the answer to a write of this lane's own, and before what is read from the store to be kept.
+        self.near.write(&mut self.frame);
+        if let Some(keep) = keep.filter(|_| !self.closing) {
+            let kept =
+                self.near.answer_to_keep(self.node.near(), &cache, &keep, answer.outcome, &mut self.frame);
+            answer = kept.unwrap_or(answer);
+        }
         let mut fields = AnswerFields {
             id,
             position,
@@ -391,6 +435,7 @@ impl Answers {
             value_bytes: 0,
             written: answer.written,
             sequence: answer.sequence,
+            near_ms: answer.near_ms,
         };
         let length = answer.value.len();
         if length <= FRAME_BYTES {
@@ -440,19 +485,20 @@ impl Answers {
             self.closing = true;
             self.frame.closing();
         }
+        self.near.poll(context, &mut self.frame);
         if let Some((to, cache, answer)) = self.stalled.take() {
-            self.answer(to, cache, answer);
+            self.answer(to, cache, answer, None);
         }
         self.poll_requests(context)?;
         // After the requests: a flight that was boarded just now has to be polled to be heard of.
         while self.has_room()
-            && let Poll::Ready(Some((to, cache, was_for_disk, landed))) =
-                self.waiting.poll_next_unpin(context)
+            && let Poll::Ready(Some(landed)) = self.waiting.poll_next_unpin(context)
         {
-            self.for_disk -= usize::from(was_for_disk);
+            let Landed { to, cache, was_done_write, keep, answer } = landed;
+            self.done_writes -= usize::from(was_done_write);
             self.node.metrics().in_flight.fetch_sub(1, Relaxed);
-            match landed {
-                Ok(answer) => self.answer(to, cache, answer),
+            match answer {
+                Ok(answer) => self.answer(to, cache, answer, keep),
                 Err(failure) => self.refuse(to, &failure),
             }
         }

@@ -136,6 +136,7 @@ impl Node {
             under: self.ring().heard_of(by),
             token,
             condition: Condition::Always,
+            by: None,
         };
         let answer = cache.set(set, Instant::now())?.answer().await?;
         Ok(SetResponse { outcome: answer.outcome.into(), ring_version })
@@ -170,7 +171,7 @@ impl Node {
         for some in request.keys.chunks(KEYS_AT_A_TIME) {
             for key in some {
                 let then_set = request.then_set.then_some(&account);
-                let delete = Delete { key, under, stamp, then_set, sequence: request.sequence };
+                let delete = Delete { key, under, stamp, then_set, sequence: request.sequence, by: None };
                 match cache.delete(delete, now)? {
                     Begun::Answered(answer) => (token, sequence) = (answer.token, answer.sequence),
                     Begun::Waiting(waiting) => begun.push(waiting),
@@ -179,7 +180,7 @@ impl Node {
             yield_now().await;
         }
         if request.all || request.generation > 0 {
-            begun.extend(cache.clear(Generation(request.generation), under).waiting());
+            begun.extend(cache.clear(Generation(request.generation), under, None).waiting());
         }
         for waiting in begun {
             let answer = waiting.answer().await?;

@@ -147,13 +147,22 @@ pub enum Theme {
     Late,
     /// A registry that loses its data again and again, which some hear of late, while others cannot reach a node.
     Lost,
+    /// A key of which one client reads near copies all the time, while its owner starts again, or is cut off from the registry
+    /// and from a writer.
+    Near {
+        /// Its group.
+        group: usize,
+        /// The key.
+        key: u32,
+    },
 }
 
 impl Theme {
     /// One of them.
     pub(super) fn any(random: &mut Rng) -> Self {
-        match random.u8(..7) {
+        match random.u8(..8) {
             6 => Theme::Lost,
+            7 => Theme::Near { group: random.usize(..GROUPS.len()), key: random.u32(..KEYS) },
             0 => Theme::Rings,
             1 => Theme::Stutter,
             2 | 3 => Theme::Late,
@@ -192,23 +201,13 @@ impl Theme {
 
     /// The key to which the first application keeps: one that moves when the last node comes or goes.
     pub(super) fn only(self, random: &mut Rng) -> Option<(usize, u32)> {
+        if let Theme::Near { group, key } = self {
+            return Some((group, key));
+        }
         if self != Theme::Late {
             return None;
         }
-        let node = |at: usize| NodeInfo {
-            id: format!("n{at}"),
-            addr: String::new(),
-            zone: String::new(),
-            weight: 1,
-        };
-        let document = (0..NODES).fold(RingDocument::empty(DEFAULT_POINTS), |ring, at| {
-            ring.with(&node(at), 0).expect("a new node")
-        });
-        let ring = Ring::new(&document);
-        let last = |group: usize, key: u32| {
-            let place = ring.place(GROUPS[group], key.to_string().as_bytes());
-            place.is_some_and(|place| ring.members()[place.owner].id == format!("n{}", NODES - 1))
-        };
+        let last = |group: usize, key: u32| owner(NODES, group, key) == NODES - 1;
         let keys = (0..GROUPS.len()).flat_map(|group| (0..KEYS).map(move |key| (group, key)));
         let keys: Vec<_> = keys.filter(|(group, key)| last(*group, *key)).collect();
         Some(keys[random.usize(..keys.len())])
@@ -222,6 +221,11 @@ impl Theme {
         }
     }
 
+    /// Whether a client has a near cache.
+    pub(super) fn is_near(self, client: usize, random: &mut Rng) -> bool {
+        random.bool() || matches!(self, Theme::Near { .. }) && client == 0
+    }
+
     fn suits(self, fault: &Fault) -> bool {
         match fault {
             Fault::Cut { to: End::Registry | End::Member(_), .. }
@@ -232,6 +236,17 @@ impl Theme {
             _ => true,
         }
     }
+}
+
+/// The node that owns a key of a group among so many.
+fn owner(nodes: usize, group: usize, key: u32) -> usize {
+    let node =
+        |at: usize| NodeInfo { id: format!("n{at}"), addr: String::new(), zone: String::new(), weight: 1 };
+    let document = (0..nodes)
+        .fold(RingDocument::empty(DEFAULT_POINTS), |ring, at| ring.with(&node(at), 0).expect("a new node"));
+    // Nodes are ten at most, so members are in the order of their numbers.
+    let place = Ring::new(&document).place(GROUPS[group], key.to_string().as_bytes());
+    place.expect("there are nodes").owner
 }
 
 /// So many faults.
@@ -254,6 +269,7 @@ pub(super) fn faults(random: &mut Rng, theme: Theme, count: usize) -> Vec<Planne
         Theme::Stutter => planned.extend(stutter(random)),
         Theme::Late => planned.extend(late(random)),
         Theme::Lost => planned.extend(lost(random)),
+        Theme::Near { group, key } => planned.extend(near(random, owner(FIRST_NODES, group, key))),
         Theme::Everything | Theme::Rings => {}
     }
     planned.sort_by_key(|planned| planned.from);
@@ -329,6 +345,32 @@ fn lost(random: &mut Rng) -> Vec<Planned> {
         let slow = Fault::Slow { from: End::Registry, to: End::Node(node), by };
         planned.push(Planned { fault: slow, from: at, until: mended });
         at = mended + ms(random, 200..3000);
+    }
+    planned
+}
+
+/// A node is killed and started again at once, or one client and then the registry cannot be reached from it.
+fn near(random: &mut Rng, node: usize) -> Vec<Planned> {
+    let (mut planned, mut at) = (Vec::new(), Duration::from_millis(random.u64(300..1500)));
+    let trouble = Theme::Near { group: 0, key: 0 }.trouble();
+    let ms = |random: &mut Rng, range: Range<u64>| Duration::from_millis(random.u64(range));
+    while at < trouble {
+        if random.bool() {
+            let fault = Fault::Kill { node, power: random.bool(), folder: Folder::Same };
+            planned.push(Planned { fault, from: at, until: at + ms(random, 10..100) });
+            at += ms(random, 600..2500);
+            continue;
+        }
+        let until = at + ms(random, 2200..4000);
+        let (one_way, back) = (random.bool(), mended(random));
+        let cut = |from, to| Fault::Cut { from, to, one_way, mended: back };
+        let of_client = cut(End::Client(1), End::Node(node));
+        planned.push(Planned { fault: of_client, from: at, until });
+        let from = at + ms(random, 200..900);
+        let of_registry =
+            Fault::Cut { from: End::Node(node), to: End::Registry, one_way: false, mended: back };
+        planned.push(Planned { fault: of_registry, from, until: until.min(from + ms(random, 1200..2600)) });
+        at = until + ms(random, 300..1500);
     }
     planned
 }

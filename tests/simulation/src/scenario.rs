@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use futures_util::future::{OptionFuture, join};
-use peanut_client::{Client, Failover};
+use peanut_client::{Client, Failover, NearCache, NearKeys};
 use peanut_proto::registry::LocalRegistry;
 use peanut_proto::sabotage::{self, Mechanism};
 use peanut_server::{Group, Loaded, LoaderError, OnShutdown, Server, Token, loader_fn};
@@ -295,8 +295,12 @@ impl Fleet {
             .failover(app.failover)
             .hand_over(self.theme.hand_over())
             .windows(self.theme.windows());
-        let builder = if self.random.u8(..5) == 0 { builder.unary() } else { builder };
+        let is_near = self.theme.is_near(at, &mut self.random);
+        let is_unary = self.random.u8(..5) == 0 && !is_near;
+        let builder = if is_unary { builder.unary() } else { builder };
         let builder = if self.has_tokens { builder.token(SECRET) } else { builder };
+        let near = NearCache::bytes(1 << 20).keys(NearKeys::All);
+        let builder = if is_near { builder.near_cache(near) } else { builder };
         let (load, readers, writers) = (self.load.clone(), self.random.fork(), self.random.fork());
         self.world.start(app.host, || async move {
             let client = builder.build_lazy().expect("the settings are good");

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use peanut_proto::frame::{AnswerFields, FrameError};
+use peanut_proto::numbers::RingVersion;
 use tokio::time::Instant;
 
 use super::Pieces;
@@ -22,12 +23,32 @@ pub(super) struct Many {
     /// Number of the group.
     group: u32,
     deadline: Instant,
+    /// When it was asked for, by which ring, and, where answers may be kept, the keys with their hashes.
+    pub(super) asked: Instant,
+    pub(super) ring_version: RingVersion,
+    pub(super) keys: Box<[(u64, Box<[u8]>)]>,
 }
 
 impl Many {
     pub(super) fn new(keys: usize, caller: ManyCaller, group: u32, deadline: Instant) -> Self {
         let answers = (0..keys).map(|_| None).collect();
-        Many { answers, left: keys, pieces: Vec::new(), caller: Some(caller), group, deadline }
+        Many {
+            answers,
+            left: keys,
+            pieces: Vec::new(),
+            caller: Some(caller),
+            group,
+            deadline,
+            asked: deadline,
+            ring_version: RingVersion::NONE,
+            keys: Box::default(),
+        }
+    }
+
+    /// The group and the key at a position, with its hash, and when and by which ring it was asked for.
+    pub(super) fn asked_for(&self, position: u32) -> Option<(u32, &[u8], u64, Instant, RingVersion)> {
+        let (hash, key) = self.keys.get(position as usize)?;
+        Some((self.group, key, *hash, self.asked, self.ring_version))
     }
 
     /// How many keys have not been answered.

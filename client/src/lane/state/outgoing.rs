@@ -7,7 +7,7 @@ use peanut_proto::frame::{
     FRAME_BYTES, GetManyOperation, GetOperation, RequestFrame, RequestWriter, Write, WriteOperation,
 };
 use peanut_proto::numbers::RingVersion;
-use peanut_proto::v1::OnMiss;
+use peanut_proto::v1::{Near, OnMiss};
 use tokio::time::Instant;
 
 use super::LaneState;
@@ -32,7 +32,7 @@ impl LaneState {
         let deadline_ms = deadline_ms(ask.request.deadline, now);
         let (group, failover) = (ask.request.group, ask.placement.failover);
         match ask.request.op {
-            Op::Get { on_miss, token } => {
+            Op::Get { on_miss, token, near } => {
                 let (key, owned_since) = (ask.request.key, ask.placement.owned_since);
                 self.frame.get(&GetOperation {
                     id,
@@ -43,6 +43,7 @@ impl LaneState {
                     failover,
                     on_miss,
                     token,
+                    near,
                     traceparent: ask.request.traceparent,
                 });
             }
@@ -108,7 +109,8 @@ impl LaneState {
             self.told_groups.resize(group + 1, false);
         }
         if !std::mem::replace(&mut self.told_groups[group], true) {
-            self.frame.group(request.group, request.group_name);
+            let near = self.near.as_ref().map_or(Near::Off, |near| near.of_group(request.group_name));
+            self.frame.group(request.group, request.group_name, near);
         }
     }
 

@@ -27,7 +27,7 @@ struct Fixture {
 }
 
 fn fixture(limits: Limits) -> Fixture {
-    let mut lane = LaneState::new(limits);
+    let mut lane = LaneState::new(limits, None);
     lane.opened(9, 1);
     Fixture { lane, now: Instant::now(), woken: Arc::new(Flag(false.into())) }
 }
@@ -94,7 +94,7 @@ impl Fixture {
     fn answer(&mut self, write: impl FnOnce(&mut ResponseWriter)) -> Result<(), FrameError> {
         let (mut writer, mut deliveries) = (ResponseWriter::default(), Vec::new());
         write(&mut writer);
-        let taken = self.lane.take_answers(&writer.take(), &mut deliveries);
+        let taken = self.lane.take_answers(&writer.take(), Duration::ZERO, &mut deliveries);
         deliveries.into_iter().for_each(Delivery::tell);
         taken
     }
@@ -131,9 +131,9 @@ async fn what_is_waiting_goes_into_one_frame_and_answers_come_in_any_order() {
     assert_eq!(
         fields[..3],
         [
-            RequestField::Open { client_id: 9 },
+            RequestField::Open { client_id: 9, near_staleness_ms: 0 },
             RequestField::RingVersion(RingVersion(5)),
-            RequestField::Group(3, "scores")
+            RequestField::Group(3, "scores", Near::Off)
         ]
     );
     let RequestField::Operation(first) = &fields[3] else { panic!("an operation was expected") };
@@ -481,7 +481,7 @@ async fn answers_that_are_taken_as_they_come_are_told_at_once_and_each_once() {
     let token = AnswerFields { id, outcome: Outcome::Fill, token: FillToken(7), ..AnswerFields::default() };
     let mut frame = ResponseWriter::default();
     frame.answer(&token, b"");
-    f.lane.take_answers(&frame.take(), &mut deliveries).unwrap();
+    f.lane.take_answers(&frame.take(), Duration::ZERO, &mut deliveries).unwrap();
     let [Delivery::One { caller: None, answer: Ok(reply), .. }] = &deliveries[..] else {
         panic!("{deliveries:?}")
     };

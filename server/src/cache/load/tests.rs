@@ -83,7 +83,14 @@ fn get(key: impl AsRef<str>) -> Get {
 fn delete(cache: &Arc<Cache>, key: &Bytes) -> Begun {
     cache
         .delete(
-            Delete { key, under: RingVersion(1), stamp: RingVersion(1), then_set: None, sequence: 0 },
+            Delete {
+                key,
+                under: RingVersion(1),
+                stamp: RingVersion(1),
+                then_set: None,
+                sequence: 0,
+                by: None,
+            },
             Instant::now(),
         )
         .unwrap()

@@ -19,6 +19,7 @@ pub(super) fn fill(cache: &Arc<Cache>, token: FillToken, value: &'static str) ->
         under: RingVersion(1),
         token,
         condition: Condition::Always,
+        by: None,
     };
     match cache.set(set, Instant::now()).unwrap() {
         Begun::Answered(answer) => answer.outcome,

@@ -12,6 +12,7 @@ async fn delete_to_set(cache: &Arc<Cache>, under: u64) -> FillToken {
         stamp: RingVersion(1),
         then_set: Some(&account),
         sequence: 0,
+        by: None,
     };
     let answer = cache.delete(delete, Instant::now()).unwrap().answer().await.unwrap();
     assert_eq!(answer.outcome, Outcome::Done);
@@ -36,7 +37,7 @@ async fn a_value_follows_its_delete_and_one_that_is_overtaken_is_not_kept() {
         match later {
             "set" => assert_eq!(fill(&cache, delete_to_set(&cache, 1).await, "later"), Outcome::Done),
             "delete" => drop(delete(&cache, &get("k").key)),
-            _ => drop(cache.clear(Generation::NONE, RingVersion(1))),
+            _ => drop(cache.clear(Generation::NONE, RingVersion(1), None)),
         }
         assert_eq!(fill(&cache, late, "late"), Outcome::Refused, "after a {later}");
         let found = ask(&cache, get("k")).await.unwrap();
@@ -70,6 +71,7 @@ async fn who_holds_a_lease_is_told_whether_the_key_was_written_since_the_node_ca
             stamp: RingVersion(1),
             then_set: None,
             sequence: 0,
+            by: None,
         };
         let _ = cache.delete(delete, Instant::now()).unwrap();
         let answer = ask(&cache, lease(RingVersion(owned_since), may_hand_over)).await.unwrap();
@@ -77,7 +79,7 @@ async fn who_holds_a_lease_is_told_whether_the_key_was_written_since_the_node_ca
         told.push(answer.written);
     }
     assert_eq!(told, [false, true, false, true], "the last by a process that was not there");
-    let _ = cache.clear(Generation::NONE, RingVersion(7));
+    let _ = cache.clear(Generation::NONE, RingVersion(7), None);
     assert!(ask(&cache, lease(RingVersion(7), true)).await.unwrap().written);
 }
 
@@ -104,8 +106,14 @@ async fn a_write_that_was_begun_keeps_its_value_only_where_no_other_came_between
     let cache = Arc::new(Cache::alone(Group::without_loader("g").capacity_bytes(1 << 20)));
     let account = crate::budget::Budgets::new().account(&"".into());
     let begin = async |then_set, sequence| {
-        let delete =
-            Delete { key: &get("k").key, under: RingVersion(1), stamp: RingVersion(1), then_set, sequence };
+        let delete = Delete {
+            key: &get("k").key,
+            under: RingVersion(1),
+            stamp: RingVersion(1),
+            then_set,
+            sequence,
+            by: None,
+        };
         cache.delete(delete, Instant::now()).unwrap().answer().await.unwrap()
     };
     let alone = begin(None, 0).await.sequence;
@@ -116,7 +124,7 @@ async fn a_write_that_was_begun_keeps_its_value_only_where_no_other_came_between
     assert!(begin(Some(&account), second).await.token != FillToken::NONE, "nothing came since it began");
     assert_eq!(begin(Some(&account), first).await.token, FillToken::NONE, "the other did");
     let third = begin(None, 0).await.sequence;
-    let _ = cache.clear(Generation::NONE, RingVersion(1));
+    let _ = cache.clear(Generation::NONE, RingVersion(1), None);
     assert_eq!(begin(Some(&account), third).await.token, FillToken::NONE);
 }
 
@@ -132,6 +140,7 @@ async fn replace(cache: &Arc<Cache>, sequence: u64, value: &'static str, or_toke
         under: RingVersion(1),
         token: FillToken::NONE,
         condition: Condition::Sequence(sequence, or_token.then_some(account)),
+        by: None,
     };
     cache.set(set, Instant::now()).unwrap().answer().await.unwrap()
 }
@@ -166,7 +175,7 @@ async fn a_set_that_names_the_sequence_stores_at_once_and_after_any_other_write_
         match between {
             "set" => assert_eq!(fill(&cache, delete_to_set(&cache, 1).await, "other"), Outcome::Done),
             "delete" => drop(delete(&cache, &get("k").key)),
-            _ => drop(cache.clear(Generation::NONE, RingVersion(1))),
+            _ => drop(cache.clear(Generation::NONE, RingVersion(1), None)),
         }
         // A write that was begun asks for no token.
         let deleted = replace(&cache, known, "late", false).await;

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use peanut_proto::frame::Operation;
-use peanut_proto::v1::OnMiss;
 use peanut_proto::v1::operation::Kind;
+use peanut_proto::v1::{Near, OnMiss};
 
 use crate::cache::Cache;
 use crate::error::Failure;
@@ -15,9 +15,26 @@ use crate::rights::{Action, GroupRights};
 pub(super) struct Named {
     pub(super) cache: Arc<Cache>,
     pub(super) rights: GroupRights,
+    /// Of which keys the client keeps near copies.
+    pub(super) near: Near,
 }
 
 impl Named {
+    /// Whether the client is to keep what a get is answered: of a key that many ask for, and where it reads a copy
+    /// already. What is answered in another's place is not kept.
+    pub(super) fn is_kept(&self, get: &Operation) -> bool {
+        if get.failover || get.on_miss == OnMiss::Peek || get.token.is_some() {
+            return false;
+        }
+        match self.near {
+            Near::Off => false,
+            Near::All => true,
+            Near::Hot => {
+                get.rare.as_ref().is_some_and(|rare| rare.raised != 0) || self.cache.is_hot(&get.key)
+            }
+        }
+    }
+
     /// Whether the caller may do this. Gives whether it may be given a fill token, where it asks for one.
     pub(super) fn check(&self, operation: &Operation) -> Result<Result<(), Failure>, Failure> {
         let (rights, key) = (&self.rights, &operation.key);

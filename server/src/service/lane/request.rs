@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use crate::budget::Account;
 use crate::cache::{Begun, Cache, Condition, Delete, Fetched, Get, Set};
 use crate::error::Failure;
+use crate::near::LaneId;
 use crate::node::Node;
 use crate::store::Origin;
 
@@ -24,6 +25,8 @@ pub(super) struct LaneRequest {
     pub(super) ring_version: RingVersion,
     pub(super) may_fill: Result<(), Failure>,
     pub(super) deadline: Option<Instant>,
+    /// The lane, if it has near copies.
+    pub(super) by: Option<LaneId>,
 }
 
 impl LaneRequest {
@@ -50,7 +53,7 @@ impl LaneRequest {
         account: &Arc<Account>,
         now: Instant,
     ) -> Result<Begun, Failure> {
-        let LaneRequest { operation, ring_version, may_fill, deadline } = self;
+        let LaneRequest { operation, ring_version, may_fill, deadline, by } = self;
         let (origin, rare) =
             (Origin::of(operation.failover), operation.rare.map(|rare| *rare).unwrap_or_default());
         match operation.kind {
@@ -84,6 +87,7 @@ impl LaneRequest {
                     under: node.ring().heard_of(ring_version),
                     token: operation.token,
                     condition,
+                    by,
                 };
                 cache.set(set, now)
             }
@@ -96,10 +100,11 @@ impl LaneRequest {
                     stamp,
                     then_set,
                     sequence: rare.raised,
+                    by,
                 };
                 cache.delete(delete, now)
             }
-            Kind::Clear => Ok(cache.clear(Generation(rare.raised), node.ring().heard_of(ring_version))),
+            Kind::Clear => Ok(cache.clear(Generation(rare.raised), node.ring().heard_of(ring_version), by)),
             Kind::Release => Ok(cache.release(operation.token)),
         }
     }

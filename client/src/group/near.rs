@@ -1,0 +1,69 @@
+//! Gets of a group from the near cache.
+
+use bytes::Bytes;
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+
+use super::{Detailed, Group, Source};
+use crate::failover;
+use crate::near::Found;
+use crate::request::{Op, Request};
+
+impl Group {
+    /// The near copy of a key, where there is one that may be read. `Err`: what the key is to be asked for by.
+    pub(super) fn near_copy(&self, key: &[u8], hash: u64) -> Result<Option<Bytes>, Op<'static>> {
+        let Some(near) = &self.near else { return Err(Op::LOAD) };
+        match near.find(self.number, hash, key) {
+            Found::Copy { value, is_to_renew } => {
+                if is_to_renew {
+                    self.renew(key, hash);
+                }
+                Ok(value)
+            }
+            Found::Lapsed => Err(Op::RENEW),
+            Found::Nothing => Err(Op::LOAD),
+        }
+    }
+
+    /// As [`near_copy`](Self::near_copy), and how it was come by.
+    pub(super) fn near_copy_detailed(&self, key: &[u8], hash: u64) -> Option<Detailed> {
+        let (value, about) = self.near.as_ref()?.find_detailed(self.number, hash, key)?;
+        let node = (*about.node).to_owned();
+        Some(Detailed { value, source: Source::Near, age: about.age, ttl: about.ttl, node, failover: false })
+    }
+
+    /// Asks for a key in the background, whose copy is read and about to end.
+    #[cold]
+    fn renew(&self, key: &[u8], hash: u64) {
+        let (group, key) = (self.clone(), Box::<[u8]>::from(key));
+        let renewing = async move {
+            let now = Instant::now();
+            let request = Request { op: Op::RENEW, ..group.request_of(&key, hash, now) };
+            if let Err(error) = failover::get(&group.client, &request, now).await {
+                tracing::debug!(group = group.name(), %error, "a near copy was not renewed");
+            }
+            if let Some(near) = &group.near {
+                near.not_renewed(hash);
+            }
+        };
+        match (Handle::try_current(), &self.near) {
+            (Ok(runtime), _) => drop(runtime.spawn(renewing)),
+            (Err(_), Some(near)) => near.not_renewed(hash),
+            (Err(_), None) => {}
+        }
+    }
+
+    /// This client writes a key: what was asked for before is not kept, nor read.
+    pub(super) fn wrote(&self, hash: u64) {
+        if let Some(near) = &self.near {
+            near.wrote(hash);
+        }
+    }
+
+    /// This client writes all keys.
+    pub(super) fn wrote_all(&self) {
+        if let Some(near) = &self.near {
+            near.wrote_all();
+        }
+    }
+}
