@@ -28,10 +28,10 @@ use crate::stats::Stats;
 pub(crate) use lane::{LaneCopies, NearLease};
 
 const STALENESS: Bounds = Bounds::new(Duration::from_millis(10), Duration::from_secs(60));
-/// Less than one value of the longest that is kept would not be a cache.
 const LEAST_BYTES: u64 = 64 << 10;
-/// Each with a lock of its own.
-const SHARDS: usize = 16;
+/// Parts with a lock each, where each is large enough for some of the longest values.
+const MOST_SHARDS: u64 = 16;
+const BYTES_OF_SHARD: u64 = 1 << 20;
 /// A copy that is read in the last part of its time is asked for anew.
 const RENEWED_IN: f64 = 0.25;
 /// Memory that a copy takes beside its key and value: its node in the list, its place in the table, what the allocator and
@@ -214,10 +214,11 @@ impl NearCopies {
                 written: [None; CLASSES],
             })
         };
+        let shards = (options.bytes / BYTES_OF_SHARD).clamp(1, MOST_SHARDS);
         NearCopies {
-            bytes_of_shard: usize::try_from(options.bytes).unwrap_or(usize::MAX) / SHARDS,
+            bytes_of_shard: usize::try_from(options.bytes / shards).unwrap_or(usize::MAX),
             options,
-            shards: (0..SHARDS).map(|_| shard()).collect(),
+            shards: (0..shards).map(|_| shard()).collect(),
             ring_version: AtomicU64::new(0),
             counters: NearCounters::default(),
         }
@@ -254,7 +255,7 @@ impl NearCopies {
 
     fn shard(&self, hash: u64) -> MutexGuard<'_, Shard> {
         // The table takes the lower bits.
-        self.shards[(hash >> 32) as usize % SHARDS].lock()
+        self.shards[(hash >> 32) as usize % self.shards.len()].lock()
     }
 
     /// What there is of a key.

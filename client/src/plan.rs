@@ -57,8 +57,7 @@ impl ReadPlan {
     /// down while the other is up. `Err`: neither may be asked, and this is the one that was to be.
     pub(crate) fn next(&mut self, owner: Standing, successor: Option<Standing>) -> Result<Role, Role> {
         self.attempts += 1;
-        let may_lack = |standing: Standing| self.failover == Failover::Strict && standing.is_unleased;
-        let is_left = |standing: Standing| standing.is_left || may_lack(standing);
+        let is_left = |standing: Standing| standing.is_left || standing.is_unleased;
         let successor = successor.filter(|_| self.failover != Failover::Off);
         let role = match successor.map(is_left) {
             None => Role::Owner,
@@ -69,7 +68,7 @@ impl ReadPlan {
         };
         self.last = Some(role);
         let asked = if role == Role::Owner { owner } else { successor.unwrap_or(owner) };
-        if may_lack(asked) { Err(role) } else { Ok(role) }
+        if asked.is_unleased { Err(role) } else { Ok(role) }
     }
 
     /// The ring version from which on what the node has is good.

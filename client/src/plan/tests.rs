@@ -3,7 +3,6 @@ use crate::routing::tests::{Name, routing};
 
 const UP: Standing = Standing { is_left: false, is_unleased: false };
 const DOWN: Standing = Standing { is_left: true, is_unleased: false };
-const UNLEASED: Standing = Standing { is_left: true, is_unleased: true };
 
 /// Whom the first four attempts ask.
 fn order(failover: Failover, owner: Standing, successor: Option<Standing>) -> Vec<Result<Role, Role>> {
@@ -16,7 +15,7 @@ const SUCCESSOR: Result<Role, Role> = Ok(Role::Successor);
 
 #[test]
 fn the_owner_is_asked_first_and_then_by_turns() {
-    for both in [UP, DOWN, UNLEASED] {
+    for both in [UP, DOWN] {
         let asked = order(Failover::Bounded, both, Some(both));
         assert_eq!(asked, [OWNER, SUCCESSOR, OWNER, SUCCESSOR]);
     }
@@ -38,13 +37,15 @@ fn without_a_successor_the_owner_is_asked_again() {
 }
 
 #[test]
-fn a_strict_client_asks_no_node_without_a_lease_however_few_are_left() {
+fn no_node_without_a_lease_is_asked_however_few_are_left() {
     // Most of the fleet looks down, so that none is left for that.
     let unleased = Standing { is_left: false, is_unleased: true };
-    assert_eq!(order(Failover::Strict, unleased, Some(UP)), [SUCCESSOR; 4]);
-    let asked = order(Failover::Strict, unleased, Some(unleased));
-    assert_eq!(asked[..2], [Err(Role::Owner), Err(Role::Successor)]);
-    assert_eq!(order(Failover::Bounded, unleased, Some(unleased))[..2], [OWNER, SUCCESSOR]);
+    for failover in [Failover::Strict, Failover::Bounded] {
+        assert_eq!(order(failover, unleased, Some(UP)), [SUCCESSOR; 4]);
+        let asked = order(failover, unleased, Some(unleased));
+        assert_eq!(asked[..2], [Err(Role::Owner), Err(Role::Successor)]);
+    }
+    assert_eq!(order(Failover::Off, unleased, Some(UP)), [Err(Role::Owner); 4]);
 }
 
 #[test]

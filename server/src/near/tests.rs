@@ -1,1 +1,152 @@
+use std::pin::pin;
+use std::task::Poll;
 
+use futures_util::poll;
+use peanut_proto::frame::{ResponseField, ResponseWriter};
+
+use super::*;
+
+fn leases() -> NearLeases {
+    let leases = NearLeases::new();
+    leases.first_start();
+    leases
+}
+
+/// A lane whose lease stands.
+fn lane(leases: &NearLeases) -> Arc<NearLane> {
+    let lane = leases.open(Duration::ZERO);
+    lane.begin();
+    lane
+}
+
+/// What a lane is told: numbers, and hashes of keys.
+fn told(lane: &NearLane) -> Vec<(u64, Vec<u64>)> {
+    let mut writer = ResponseWriter::default();
+    lane.write(&mut writer);
+    let frame = writer.take();
+    let fields = frame.fields().map(|field| match field.unwrap() {
+        ResponseField::Invalidation { number, keys } => (number, keys.hashes().collect()),
+        other => panic!("{other:?}"),
+    });
+    fields.collect()
+}
+
+#[tokio::test]
+async fn a_write_waits_for_those_who_hold_a_copy_and_for_nobody_else() {
+    let (leases, copies) = (leases(), Copies::default());
+    let (holder, writer) = (lane(&leases), lane(&leases));
+    assert!(copies.outdate(&leases, || 7, None).is_none(), "nobody holds anything");
+    for lane in [&holder, &writer] {
+        assert!(copies.put(&leases, lane, 7, uptime()));
+    }
+    assert!(copies.outdate(&leases, || 8, None).is_none(), "nobody holds that");
+    let mut waits = pin!(copies.outdate(&leases, || 7, Some(writer.id())).confirmed(&leases));
+    assert_eq!(poll!(&mut waits), Poll::Pending);
+    assert_eq!((told(&holder), told(&writer)), (vec![(1, vec![7])], vec![(1, vec![7])]));
+    holder.confirm(1);
+    waits.await;
+    assert!(
+        copies.outdate(&leases, || 7, Some(writer.id())).is_none(),
+        "its own lane is told before it is answered"
+    );
+    assert!(!copies.outdate(&leases, || 7, None).is_none(), "another writer waits for that one still");
+    writer.confirm(1);
+    assert!(copies.outdate(&leases, || 7, None).is_none());
+    assert_eq!(leases.metrics.waited.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_later_write_waits_for_what_an_earlier_one_has_told() {
+    let (leases, copies) = (leases(), Copies::default());
+    let holder = lane(&leases);
+    copies.put(&leases, &holder, 7, uptime());
+    let first = copies.outdate(&leases, || 7, None);
+    let second = copies.outdate(&leases, || 7, None);
+    assert!(!first.is_none() && !second.is_none());
+    assert_eq!(told(&holder), [(1, vec![7])], "it is told once");
+    // It is given the key anew, and has not confirmed.
+    copies.put(&leases, &holder, 7, uptime());
+    let third = copies.outdate(&leases, || 7, None);
+    assert_eq!(told(&holder), [(2, vec![7])]);
+    let mut third = pin!(third.confirmed(&leases));
+    holder.confirm(1);
+    assert_eq!(poll!(&mut third), Poll::Pending);
+    holder.confirm(2);
+    third.await;
+}
+
+#[tokio::test]
+async fn who_does_not_confirm_is_waited_for_until_its_lease_is_over_and_holds_nothing_then() {
+    let (leases, copies) = (leases(), Copies::default());
+    let (holder, mut frame) = (lane(&leases), ResponseWriter::default());
+    copies.put(&leases, &holder, 7, uptime());
+    copies.put(&leases, &holder, 8, uptime());
+    let begun = uptime();
+    copies.outdate(&leases, || 7, None).confirmed(&leases).await;
+    assert!(uptime() - begun >= near_lease_at_node() - Duration::from_millis(50));
+    assert!(copies.outdate(&leases, || 8, None).is_none(), "its lease is over");
+    assert!(!holder.extend(&mut frame), "what has lapsed does not go on");
+    assert!(!holder.may_have(uptime()), "nor is it given another at once");
+    let anew = leases.reopen(&holder);
+    assert!(!anew.may_have(uptime()));
+    anew.begin();
+    copies.put(&leases, &anew, 9, uptime());
+    // What it confirms late is not taken for this.
+    anew.confirm(1);
+    assert!(!copies.outdate(&leases, || 9, None).is_none());
+    assert_eq!(leases.metrics.unconfirmed.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_clear_waits_for_all_and_later_writes_wait_for_the_clear() {
+    let (leases, copies) = (leases(), Copies::default());
+    let (one, other) = (lane(&leases), lane(&leases));
+    copies.put(&leases, &one, 7, uptime());
+    copies.put(&leases, &other, 8, uptime());
+    let mut clear = pin!(copies.outdate_all(&leases, None).confirmed(&leases));
+    assert_eq!(poll!(&mut clear), Poll::Pending);
+    assert_eq!((told(&one), told(&other)), (vec![(1, vec![])], vec![(1, vec![])]));
+    assert_eq!(leases.copies(), 0);
+    one.confirm(1);
+    assert!(!copies.outdate(&leases, || 7, None).is_none() && !copies.unconfirmed(&leases, None).is_none());
+    assert_eq!(poll!(&mut clear), Poll::Pending);
+    other.confirm(1);
+    clear.await;
+    assert!(copies.outdate(&leases, || 7, None).is_none() && copies.unconfirmed(&leases, None).is_none());
+}
+
+#[tokio::test]
+async fn nothing_is_acknowledged_while_leases_of_the_process_before_may_stand() {
+    let (leases, copies) = (NearLeases::new(), Copies::default());
+    let begun = uptime();
+    copies.outdate(&leases, || 7, None).confirmed(&leases).await;
+    assert!(uptime() - begun >= near_lease_at_node() - Duration::from_millis(50));
+    assert!(copies.outdate(&leases, || 7, None).is_none());
+}
+
+#[tokio::test]
+async fn a_lane_whose_copies_may_be_outdated_is_told_and_not_waited_for() {
+    let (leases, copies) = (leases(), Copies::default());
+    let holder = leases.open(Duration::from_secs(2));
+    holder.begin();
+    copies.put(&leases, &holder, 7, uptime());
+    assert!(copies.outdate(&leases, || 7, None).is_none());
+    assert_eq!(told(&holder), [(1, vec![7])]);
+}
+
+#[tokio::test]
+async fn copies_are_bounded_and_forgotten_with_their_lane() {
+    let (leases, copies) = (leases(), Copies::default());
+    let holder = lane(&leases);
+    let given = (0..MOST_OF_LANE as u64 + 10).filter(|hash| copies.put(&leases, &holder, *hash, uptime()));
+    assert_eq!(given.count(), MOST_OF_LANE);
+    assert_eq!(leases.copies(), MOST_OF_LANE);
+    let bytes = size_of::<(u64, SmallVec<[Holder; 1]>)>();
+    // A table has room for at most 16 in the place of 7.
+    assert!(bytes * 16 / 7 <= 100, "{bytes} bytes");
+    holder.end();
+    let over = uptime() + near_lease_at_node() * 2;
+    copies.sweep(&leases, over);
+    leases.sweep(over);
+    assert_eq!((leases.copies(), leases.lanes.lock().len()), (0, 0));
+}
