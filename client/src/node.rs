@@ -195,6 +195,11 @@ impl Node {
         self.gone.lock().hint.clone()
     }
 
+    /// The hint is not there any more.
+    pub(crate) fn forget_hint(&self) {
+        self.gone.lock().hint = None;
+    }
+
     /// It is passed over, as one that holds no lease. Since when it has been, as far as is known: where nobody has looked
     /// for longer than a lease stands, it may have held one.
     pub(crate) fn passed_over(&self, now: Instant) -> Instant {

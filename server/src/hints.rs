@@ -30,6 +30,8 @@ use crate::registration::{holder_of, in_use};
 
 /// So many readings and changes are removed together.
 const AT_ONCE: usize = 256;
+/// How long to wait when they could not be removed.
+const REMOVE_AGAIN: Duration = Duration::from_millis(200);
 /// Records that cannot be read are told of so often.
 const SAY: Duration = Duration::from_secs(10);
 
@@ -67,7 +69,11 @@ impl HintReader {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
         let mut is_told = false;
         let (done, applied) = mpsc::unbounded_channel();
-        let _removing = AbortOnDropHandle::new(tokio::spawn(remove_applied(self.registry.clone(), applied)));
+        let _removing = AbortOnDropHandle::new(tokio::spawn(remove_applied(
+            self.registry.clone(),
+            self.node.clone(),
+            applied,
+        )));
         let mut heard =
             Heard { lineage: None, is_marked: false, done, generations: HashMap::new(), said: None };
         loop {
@@ -224,6 +230,7 @@ impl HintReader {
                 _ => {}
             }
         }
+        self.node.near().will_remove(stale.len());
         // What comes next does not wait for that.
         let _ = heard.done.send((begun, stale));
     }
@@ -288,7 +295,11 @@ impl HintReader {
 type Applied = (Vec<Begun>, Vec<(String, i64)>);
 
 /// Removes records when what they say would outlive the process, many at a time.
-async fn remove_applied(registry: Arc<dyn Registry>, mut applied: mpsc::UnboundedReceiver<Applied>) {
+async fn remove_applied(
+    registry: Arc<dyn Registry>,
+    node: Node,
+    mut applied: mpsc::UnboundedReceiver<Applied>,
+) {
     let mut some = Vec::new();
     while applied.recv_many(&mut some, AT_ONCE).await > 0 {
         let mut stale = Vec::new();
@@ -296,10 +307,11 @@ async fn remove_applied(registry: Arc<dyn Registry>, mut applied: mpsc::Unbounde
             done(begun).await;
             stale.extend(records);
         }
-        // If this fails it is done again with the next reading, which does no harm.
-        if let Err(error) = registry.delete_all_if(&stale).await {
-            tracing::debug!(%error, "invalidations that are done were not removed");
+        while let Err(error) = registry.delete_all_if(&stale).await {
+            tracing::debug!(%error, "hints that were applied are not removed; trying until they are");
+            sleep(REMOVE_AGAIN).await;
         }
+        node.near().removed(stale.len());
     }
 }
 

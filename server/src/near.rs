@@ -13,7 +13,7 @@
 
 mod lane;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -42,6 +42,9 @@ pub(crate) struct NearLeases {
     copies: AtomicUsize,
     /// Leases are given and renewed until then, as of [`uptime`]: while the registry has the node's own lease.
     given_until: Moment,
+    /// Hints that have been applied, and may be in the registry still: a writer that finds one there takes it that the node
+    /// has given nothing since it was stored.
+    unremoved: AtomicUsize,
     /// No write is acknowledged before: clients may have leases of the process before this one.
     quiet_until: Moment,
     pub(crate) metrics: NearMetrics,
@@ -93,6 +96,7 @@ impl NearLeases {
             next: AtomicU32::new(1),
             copies: AtomicUsize::new(0),
             given_until: Moment::new(Duration::MAX),
+            unremoved: AtomicUsize::new(0),
             quiet_until: Moment::new(uptime() + near_lease_at_node()),
             metrics: NearMetrics::default(),
         }
@@ -110,7 +114,17 @@ impl NearLeases {
     }
 
     pub(crate) fn may_give(&self, now: Duration) -> bool {
-        now < self.given_until.get()
+        self.unremoved.load(Ordering::Acquire) == 0 && now < self.given_until.get()
+    }
+
+    /// Hints were applied, and are to be removed from the registry.
+    pub(crate) fn will_remove(&self, hints: usize) {
+        self.unremoved.fetch_add(hints, Ordering::AcqRel);
+    }
+
+    /// They are removed.
+    pub(crate) fn removed(&self, hints: usize) {
+        self.unremoved.fetch_sub(hints, Ordering::AcqRel);
     }
 
     /// A lane that holds nothing yet.
@@ -250,7 +264,8 @@ impl Copies {
         let now = uptime();
         let mut table = self.table.lock();
         let table = &mut *table;
-        let mut lanes = HashMap::<LaneId, usize>::new();
+        // In order, so that a simulated run is the same each time.
+        let mut lanes = BTreeMap::<LaneId, usize>::new();
         for holder in table.holders.drain().flat_map(|(_, holders)| holders) {
             *lanes.entry(holder.lane).or_default() += 1;
         }

@@ -41,6 +41,8 @@ cargo xtask <command>
              measure gets and inserts of the store beside moka, quick_cache and a mutexed lru
   bench hits --trace FILE --capacity N...
              measure hit ratios of the store's policies over a trace, beside moka and quick_cache
+  bench near PART
+             measure near copies: one of speed, stale, hot, memory; `bench stale` is short for one of them
   bench peers [--install]
              measure Peanut beside Redis, memcached and groupcache; `bench peers --help` tells the rest
 ";
@@ -67,6 +69,8 @@ fn main() -> ExitCode {
             Some((&"overload", rest)) => bench_overload(rest),
             Some((&"peers", rest)) => bench_peers(rest),
             Some((&"hits", rest)) => bench_hits(rest),
+            Some((&"near", rest)) => bench_near(rest),
+            Some((&"stale", rest)) => bench_near(&[&["stale"], rest].concat()),
             Some((&"store", [])) => bench_store(),
             Some(_) => {
                 eprint!("{HELP}");
@@ -227,6 +231,15 @@ fn bench_peers(args: &[&str]) -> Result<(), Failed> {
 
 fn bench_hits(args: &[&str]) -> Result<(), Failed> {
     args.iter().fold(peers("hits")?, Cargo::arg).run("hit ratios")
+}
+
+fn bench_near(args: &[&str]) -> Result<(), Failed> {
+    install::redis()?;
+    Cargo::new(&["build", "--release", "-p", "peanut-server", "--features", "full"])
+        .run("building the server")?;
+    let server = run::built("release/peanut-server")?;
+    let cargo = peers("near")?.arg("--peanut-server").arg(server.get_program());
+    args.iter().fold(cargo, Cargo::arg).run("near copies")
 }
 
 fn bench_store() -> Result<(), Failed> {

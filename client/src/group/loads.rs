@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, HashMap};
 use std::error::Error as StdError;
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -291,14 +290,14 @@ impl Group {
         let mut by_node = BTreeMap::<_, Vec<(Write<'_>, &Reply)>>::new();
         for ((key, answered), brought) in led.iter().zip(&brought) {
             let Answered { reply, node, ring_version, .. } = answered;
-            let fills = by_node.entry((Arc::as_ptr(node).addr(), *ring_version)).or_default();
+            let fills = by_node.entry((node.id(), node.addr(), *ring_version)).or_default();
             fills.push((brought.write(key, reply.token), reply));
         }
         let request = self.request_to_fill(&[]);
         let mut filling = Vec::with_capacity(by_node.len());
-        for ((node, ring_version), fills) in &by_node {
-            let node =
-                led.iter().map(|(_, answered)| &answered.node).find(|it| Arc::as_ptr(it).addr() == *node);
+        for ((id, addr, ring_version), fills) in &by_node {
+            let mut nodes = led.iter().map(|(_, answered)| &answered.node);
+            let node = nodes.find(|node| (node.id(), node.addr()) == (*id, *addr));
             filling.extend(node.map(|node| fill::fill_all(&request, node, *ring_version, fills)));
         }
         join_all(filling).await;

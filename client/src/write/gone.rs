@@ -28,10 +28,16 @@ enum ToldBy {
 impl Gone {
     /// Looks whether a node answers nothing as of now.
     pub(super) async fn seen(client: &Shared, registry: &dyn Registry, node: &Arc<Node>) -> Option<Gone> {
-        if let Some((hint, stored)) = node.standing_hint()
-            && matches!(registry.get(&hint).await, Ok(Some(_)))
-        {
-            return Some(Gone { since: stored, told_by: ToldBy::Hint });
+        if let Some((hint, left)) = node.standing_hint() {
+            // A node gives no near lease before it has removed what it has read.
+            match registry.get(&hint).await {
+                // Another write may have stored it anew meanwhile.
+                Ok(Some(_)) if node.standing_hint().is_some_and(|standing| standing == (hint, left)) => {
+                    return Some(Gone { since: left, told_by: ToldBy::Hint });
+                }
+                Ok(None) => node.forget_hint(),
+                _ => {}
+            }
         }
         let since = Instant::now();
         let live = client.keys.live(node.id());

@@ -97,7 +97,10 @@ impl<'a> Call<'a> {
             let new = || OfOwner { owner: plan.owner.clone(), places: Vec::new() };
             by_owner.entry(Arc::as_ptr(&plan.owner).addr()).or_insert_with(new).places.push(at);
         }
-        by_owner.into_values().collect()
+        // Not in the order of addresses in memory: a simulated run is to be the same each time.
+        let mut by_owner: Vec<_> = by_owner.into_values().collect();
+        by_owner.sort_by(|a, b| a.owner.id().cmp(b.owner.id()));
+        by_owner
     }
 
     fn request(&self, at: usize) -> Request<'a> {

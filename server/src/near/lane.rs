@@ -21,7 +21,7 @@ const LONGEST_STALENESS: Duration = Duration::from_secs(60);
 const TARDY: Duration = Duration::from_secs(10);
 
 /// Names a lane of this process, from one lapse of its lease to the next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct LaneId(pub(super) u32);
 
 /// What a lane holds, and has to be told.

@@ -45,6 +45,8 @@ pub(super) struct Load {
     /// The only key that the first application reads, so that it speaks to few nodes, and hears of a change
     /// of the ring from nobody else.
     only: Option<(usize, u32)>,
+    /// How often the time was asked for.
+    ticks: AtomicU64,
     /// Applications do nothing more.
     pub(super) stop: AtomicBool,
 }
@@ -61,8 +63,14 @@ impl Load {
             ops: Mutex::default(),
             paces,
             only,
+            ticks: AtomicU64::new(0),
             stop: AtomicBool::new(false),
         })
+    }
+
+    /// The time, in which nothing takes none: what goes on in one process without waiting has an order too.
+    fn time(&self) -> Duration {
+        uptime() + Duration::from_nanos(self.ticks.fetch_add(1, Ordering::Relaxed))
     }
 
     /// How often the origin was asked.
@@ -91,7 +99,7 @@ impl Load {
 
     fn add(&self, client: usize, key: u32, kind: Kind, begun: Duration) {
         tracing::trace!(key, ?kind, ?begun, "operation");
-        self.ops.lock().push((client, Op { key, kind, begun, ended: uptime() }));
+        self.ops.lock().push((client, Op { key, kind, begun, ended: self.time() }));
     }
 
     fn raise(&self, key: u32) -> u64 {
@@ -127,7 +135,7 @@ impl Load {
 
     /// Reads a key; gives whether it was read.
     pub(super) async fn read_one(&self, by: usize, client: &Client, group: usize, key: u32) -> bool {
-        let (begun, handle, name) = (uptime(), client.group(GROUPS[group]), key.to_string());
+        let (begun, handle, name) = (self.time(), client.group(GROUPS[group]), key.to_string());
         let read = if GROUPS[group] == "app" {
             handle.get_or_load(name, || async { Ok::<_, String>(self.load(group, key).await) }).await
         } else {
@@ -139,7 +147,7 @@ impl Load {
     }
 
     async fn read_many(&self, by: usize, client: &Client, group: usize) {
-        let begun = uptime();
+        let begun = self.time();
         let (handle, keys) = (client.group(GROUPS[group]), (0..KEYS).map(|key| key.to_string()));
         let load = |missing: Vec<bytes::Bytes>| async move {
             let keys = missing.iter().filter_map(|key| std::str::from_utf8(key).ok()?.parse().ok());
@@ -179,7 +187,7 @@ impl Load {
         let name = client.group(GROUPS[group]);
         let at = number(group, key);
         let _one_at_a_time = self.writers[at as usize].lock().await;
-        let (begun, version) = (uptime(), self.raise(at));
+        let (begun, version) = (self.time(), self.raise(at));
         // Whoever is dropped meanwhile has not been told that it is done.
         let mut ending = Ending { load: self, by, key: at, begun, kind: Kind::WriteFailed(version) };
         let is_set = random.bool() && !is_absent(version);
@@ -204,7 +212,7 @@ impl Load {
         sleep(Duration::from_millis(random.u64(..10))).await;
         let (begun, version) = {
             let _one_at_a_time = self.writers[at as usize].lock().await;
-            (uptime(), self.raise(at))
+            (self.time(), self.raise(at))
         };
         tracing::trace!(key = at, version, "write that was begun");
         let mut ending = Ending { load: self, by, key: at, begun, kind: Kind::WriteFailed(version) };
@@ -221,7 +229,7 @@ impl Load {
             let at = number(group, key);
             let one_at_a_time = self.writers[at as usize].lock().await;
             let kind = Kind::WriteFailed(self.raise(at));
-            begun.push((Ending { load: self, by, key: at, begun: uptime(), kind }, one_at_a_time));
+            begun.push((Ending { load: self, by, key: at, begun: self.time(), kind }, one_at_a_time));
         }
         begun
     }

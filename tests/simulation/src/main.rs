@@ -1,5 +1,6 @@
 //! `cargo xtask simulate`: many simulated scenarios under the history checker.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -37,6 +38,9 @@ struct Args {
     /// where none is
     #[arg(long)]
     without: Option<String>,
+    /// Write the history of each bad seed to a file in this folder
+    #[arg(long, value_name = "FOLDER")]
+    histories: Option<PathBuf>,
     /// Run every seed twice more, in processes of their own, and compare what happened
     #[arg(long)]
     twice: bool,
@@ -88,6 +92,10 @@ fn main() -> ExitCode {
                             if !outcome.is_good() {
                                 bad.lock().push(seed);
                                 report(seed, &outcome);
+                                if let Some(folder) = &args.histories {
+                                    let file = folder.join(seed.to_string());
+                                    std::fs::write(file, &outcome.history).expect("the history is written");
+                                }
                             }
                         }
                         Err(_) => bad.lock().push(seed),

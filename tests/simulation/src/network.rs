@@ -162,6 +162,19 @@ impl Network {
         self.0.lock().hosts.entry(host).or_default().has_power = false;
     }
 
+    /// A process of a host has ended, and its sockets with it: in this order, however its tasks are dropped, which tokio does
+    /// in another order each time.
+    pub(super) fn end_process(&self, host: HostId) {
+        let mut state = self.0.lock();
+        state.stop_listening(host);
+        let ends = |(id, it): (&u64, &Connection)| {
+            let side = it.ends.iter().position(|end| *end == host)?;
+            Some((*id, side))
+        };
+        let ended: Vec<_> = state.connections.iter().filter_map(ends).collect();
+        ended.into_iter().for_each(|(connection, side)| state.close(connection, side));
+    }
+
     /// Says what time it is for whoever sends next.
     pub(super) fn set_time(&self, now: Duration) {
         self.0.lock().now = now;
@@ -318,6 +331,13 @@ impl State {
         Ok(connection)
     }
 
+    fn stop_listening(&mut self, host: HostId) {
+        let kernel = self.hosts.entry(host).or_default();
+        kernel.is_listening = false;
+        let backlog = std::mem::take(&mut kernel.backlog);
+        backlog.into_iter().for_each(|(connection, _)| self.close(connection, 1));
+    }
+
     fn reset(&mut self, connection: u64) {
         let Some(found) = self.connections.get_mut(&connection) else { return };
         found.is_reset = true;
@@ -330,7 +350,7 @@ impl State {
 
     /// A side's socket is gone.
     fn close(&mut self, connection: u64, side: usize) {
-        let Some(found) = self.connections.get_mut(&connection) else { return };
+        let Some(found) = self.connections.get_mut(&connection).filter(|it| it.is_open[side]) else { return };
         found.is_open[side] = false;
         if found.is_open == [false; 2] {
             self.connections.remove(&connection);
@@ -383,11 +403,7 @@ impl Listener for Listening {
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        let mut state = self.network.0.lock();
-        let kernel = state.hosts.entry(self.host).or_default();
-        kernel.is_listening = false;
-        let backlog = std::mem::take(&mut kernel.backlog);
-        backlog.into_iter().for_each(|(connection, _)| state.close(connection, 1));
+        self.network.0.lock().stop_listening(self.host);
     }
 }
 
@@ -439,7 +455,8 @@ impl AsyncRead for End {
 impl AsyncWrite for End {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let mut state = self.network.0.lock();
-        let Some(connection) = state.connections.get_mut(&self.connection).filter(|it| !it.is_reset) else {
+        let can_write = |it: &&mut Connection| !it.is_reset && it.is_open[self.side];
+        let Some(connection) = state.connections.get_mut(&self.connection).filter(can_write) else {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         };
         let side = 1 - self.side;
@@ -462,7 +479,9 @@ impl AsyncWrite for End {
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut state = self.network.0.lock();
-        if let Some(connection) = state.connections.get(&self.connection).filter(|it| !it.is_reset) {
+        if let Some(connection) =
+            state.connections.get(&self.connection).filter(|it| !it.is_reset && it.is_open[self.side])
+        {
             let (from, to) = (connection.ends[self.side], connection.ends[1 - self.side]);
             let content = Content::Fin { connection: self.connection, side: 1 - self.side };
             state.send(Packet { from, to, content });

@@ -147,6 +147,9 @@ impl World {
     pub(super) fn kill(&mut self, host: HostId) {
         let host = &mut self.hosts[host];
         self.network.set_time(self.now);
+        if host.running.is_some() {
+            self.network.end_process(host.machine.host);
+        }
         enter(Some(host));
         host.running = None;
         enter(None);
