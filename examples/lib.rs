@@ -7,3 +7,6 @@ mod readme {}
 #[cfg(doctest)]
 #[doc = include_str!("../docs/getting-started.md")]
 mod getting_started {}
+#[cfg(doctest)]
+#[doc = include_str!("../docs/near-cache.md")]
+mod near_cache {}

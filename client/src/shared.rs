@@ -228,14 +228,26 @@ impl Shared {
         let discovered = self.discovered.borrow();
         let lost = discovered.lost.filter(|_| !without(Mechanism::Marks));
         let is_recent = |at: Option<Instant>| at.is_some_and(|at| at.elapsed() < LOSS_NOTICED);
-        is_recent(lost) || is_recent(discovered.recovered) || discovered.view.live.contains_key(id)
+        is_recent(lost)
+            || is_recent(discovered.recovered)
+            || discovered.view.live.contains_key(id)
+            || self.most_lack_leases(&discovered.view)
     }
 
-    /// Whether leases that the registry does not have may have ended unnoticed: it cannot be watched, or could not until
-    /// lately, and what cut this client off from it may have cut off nodes.
+    /// Whether more than half of the nodes hold no lease: readers do not believe that, and go on to ask them.
+    fn most_lack_leases(&self, view: &FleetView) -> bool {
+        self.routing.with(|routing| {
+            let lacks = |node: &&Arc<Node>| !view.live.contains_key(node.id());
+            routing.nodes().iter().filter(lacks).count() * 2 > routing.nodes().len()
+        })
+    }
+
+    /// Whether nodes may go on that hold no lease: the registry cannot be watched, or could not until lately, and what cut
+    /// this client off from it may have cut off nodes; or readers do not believe that most hold none.
     pub(crate) fn may_lack_leases(&self) -> bool {
         let discovered = self.discovered.borrow();
-        discovered.trouble.is_some() || discovered.recovered.is_some_and(|at| at.elapsed() < LOSS_NOTICED)
+        let is_recent = discovered.recovered.is_some_and(|at| at.elapsed() < LOSS_NOTICED);
+        discovered.trouble.is_some() || is_recent || self.most_lack_leases(&discovered.view)
     }
 
     /// Takes in what a node that was chosen by a ring says of the ring with its answer: where it knows a

@@ -22,7 +22,7 @@ cargo xtask <command>
   simulate [--seeds N] [--from S] [--seed S --trace] [--without MECHANISM]
              fleets of the real client and server through overlapping faults, in one thread and virtual time, and what
              their clients saw checked; the same seed gives the same history
-  history [--seed N] [--scenarios N] [--at-once N]
+  history [--seed N] [--scenarios N] [--at-once N] [--near]
              fleets of real processes through random faults that overlap, and what their clients saw checked
   soak [--minutes N]
              mixed work and faults on real processes for an hour, and whether anything has grown
@@ -138,7 +138,7 @@ fn test() -> Result<(), Failed> {
     simulate(&["--seeds", "1000"])?;
     simulate(&["--seeds", "20", "--twice"])?;
     // The checker sees what is wrong.
-    for mechanism in ["hints", "poison", "tokens", "marks"] {
+    for mechanism in ["hints", "poison", "tokens", "marks", "nearwait", "nearsent", "neargone"] {
         simulate(&["--seeds", "1000", "--without", mechanism])?;
     }
     let build = ["build", "--workspace", "--all-features", "--bins", "--examples"];

@@ -92,10 +92,7 @@ fn main() -> ExitCode {
                             if !outcome.is_good() {
                                 bad.lock().push(seed);
                                 report(seed, &outcome);
-                                if let Some(folder) = &args.histories {
-                                    let file = folder.join(seed.to_string());
-                                    std::fs::write(file, &outcome.history).expect("the history is written");
-                                }
+                                args.keep_history(seed, &outcome);
                             }
                         }
                         Err(_) => bad.lock().push(seed),
@@ -115,6 +112,14 @@ fn main() -> ExitCode {
     );
     let is_good = different.into_inner().is_empty() && bad.is_empty() == without.is_none();
     if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+impl Args {
+    fn keep_history(&self, seed: u64, outcome: &Outcome) {
+        if let Some(folder) = &self.histories {
+            std::fs::write(folder.join(seed.to_string()), &outcome.history).expect("the history is written");
+        }
+    }
 }
 
 /// Runs one seed, and shows what is asked for of it.

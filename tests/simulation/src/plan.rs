@@ -226,13 +226,15 @@ impl Theme {
         random.bool() || matches!(self, Theme::Near { .. }) && client == 0
     }
 
+    /// Whether a fault goes with the others: a reader that hears nothing of the registry, and a node that has lost its lease,
+    /// go on with one another.
     fn suits(self, fault: &Fault) -> bool {
         match fault {
             Fault::Cut { to: End::Registry | End::Member(_), .. }
             | Fault::Slow { from: End::Registry, .. }
             | Fault::WatchLag { .. }
             | Fault::Store(_)
-            | Fault::Emptied => !matches!(self, Theme::Rings | Theme::Late),
+            | Fault::Emptied => !matches!(self, Theme::Rings | Theme::Late | Theme::Near { .. }),
             _ => true,
         }
     }

@@ -20,6 +20,9 @@ struct Args {
     /// How many of them at the same time
     #[arg(long, default_value = "2")]
     at_once: usize,
+    /// Every other application has a near cache
+    #[arg(long)]
+    near: bool,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -33,7 +36,7 @@ enum Command {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let Args { seed, scenarios, at_once, command } = Args::parse();
+    let Args { seed, scenarios, at_once, near, command } = Args::parse();
     if let Some(Command::Application(application)) = command {
         application.run().await;
         return ExitCode::SUCCESS;
@@ -41,7 +44,7 @@ async fn main() -> ExitCode {
     let program = std::env::current_exe().expect("the path of this program");
     let server = program.with_file_name("peanut-server-under-test");
     let run = |seed| {
-        let scenario = Scenario::new(server.clone(), program.clone(), seed);
+        let scenario = Scenario { is_near: near, ..Scenario::new(server.clone(), program.clone(), seed) };
         async move { (seed, AssertUnwindSafe(scenario.run()).catch_unwind().await) }
     };
     let mut outcomes = iter(seed..seed + scenarios).map(run).buffer_unordered(at_once.max(1));

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::Args;
 use parking_lot::Mutex;
-use peanut_client::{Client, Failover};
+use peanut_client::{Client, Failover, NearCache, NearKeys};
 use peanut_proto::clock::uptime;
 use peanut_simulation::history::{Kind, Op};
 use tokio::task::spawn_blocking;
@@ -40,6 +40,9 @@ pub struct Application {
     /// Writes are done at successors too
     #[arg(long)]
     pub strict: bool,
+    /// It keeps near copies
+    #[arg(long)]
+    pub near: bool,
     /// What is random follows from it
     #[arg(long)]
     pub seed: u64,
@@ -63,6 +66,7 @@ impl Application {
             format!("--seed={}", self.seed),
         ];
         words.extend(self.strict.then(|| "--strict".to_owned()));
+        words.extend(self.near.then(|| "--near".to_owned()));
         words
     }
 
@@ -73,8 +77,10 @@ impl Application {
     pub async fn run(self) {
         let ops = std::fs::OpenOptions::new().create(true).append(true).open(&self.ops);
         let failover = if self.strict { Failover::Strict } else { Failover::Bounded };
-        let client = Client::builder().etcd([self.etcd.clone()]).failover(failover).build_lazy();
-        let client = client.expect("the settings are good");
+        let client = Client::builder().etcd([self.etcd.clone()]).failover(failover);
+        let near = NearCache::bytes(1 << 20).keys(NearKeys::All);
+        let client = if self.near { client.near_cache(near) } else { client };
+        let client = client.build_lazy().expect("the settings are good");
         let mut random = fastrand::Rng::with_seed(self.seed);
         let ops = Mutex::new(ops.expect("the folder is there"));
         let running = Arc::new(Running { settings: self, client, ops });

@@ -112,6 +112,8 @@ pub struct Scenario {
     pub count: Option<usize>,
     /// Whether writes are done at successors too; at random where it is not said.
     pub is_strict: Option<bool>,
+    /// Whether every other application has a near cache.
+    pub is_near: bool,
     /// What the servers lack of what keeps answers right.
     pub sabotage: Option<&'static str>,
 }
@@ -126,6 +128,7 @@ impl Scenario {
             faults: Vec::new(),
             count: None,
             is_strict: None,
+            is_near: false,
             sabotage: None,
         }
     }
