@@ -16,7 +16,7 @@ use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::{Mutex, MutexGuard};
 use peanut_proto::bounds::Bounds;
-use peanut_proto::clock::uptime;
+use peanut_proto::clock::uptime_nanos;
 use peanut_proto::frame::FRAME_BYTES;
 use peanut_proto::intervals::near_lease;
 use peanut_proto::numbers::RingVersion;
@@ -34,6 +34,8 @@ const MOST_SHARDS: u64 = 16;
 const BYTES_OF_SHARD: u64 = 1 << 20;
 /// A copy that is read in the last part of its time is asked for anew.
 const RENEWED_IN: f64 = 0.25;
+/// Nanoseconds for which a copy that is read keeps its place in the order of eviction.
+const PROMOTED_EVERY: u64 = 100_000_000;
 /// Memory that a copy takes beside its key and value: its node in the list, its place in the table, what the allocator and
 /// the value's count take; measured.
 const COPY_BYTES: usize = 256;
@@ -159,12 +161,16 @@ struct Copy {
     group: u32,
     /// A get to take the copy's place is on its way.
     is_renewing: bool,
+    /// It is read no more. What is left of it says that the key was read, so that the next get brings a copy again.
+    is_outdated: bool,
     key: Box<[u8]>,
     value: Option<Bytes>,
     /// When its value was loaded, when it is to be asked for anew, and when it is over; nanoseconds of [`uptime`].
     loaded: u64,
     renew: u64,
     until: u64,
+    /// When it was last moved to the head of the list.
+    promoted: u64,
     ring_version: RingVersion,
     lease: Arc<NearLease>,
     epoch: u64,
@@ -262,7 +268,7 @@ impl NearCopies {
     pub(crate) fn find(&self, group: u32, hash: u64, key: &[u8]) -> Found {
         let now = now();
         let mut shard = self.shard(hash);
-        let Some(copy) = shard.copies.get_mut(&hash).filter(|copy| copy.is_of(group, key)) else {
+        let Some(copy) = shard.copies.peek_mut(&hash).filter(|copy| copy.is_of(group, key)) else {
             return Found::Nothing;
         };
         if !copy.is_good(now, self.ring_version()) {
@@ -272,6 +278,11 @@ impl NearCopies {
         copy.is_renewing |= is_to_renew;
         copy.lease.read();
         let value = copy.value.clone();
+        // The order of what is read all the time does not matter.
+        if now >= copy.promoted + PROMOTED_EVERY {
+            copy.promoted = now;
+            shard.copies.promote(&hash);
+        }
         drop(shard);
         self.counters.hits.mine().fetch_add(1, Ordering::Relaxed);
         Found::Copy { value, is_to_renew }
@@ -281,7 +292,7 @@ impl NearCopies {
     pub(crate) fn find_detailed(&self, group: u32, hash: u64, key: &[u8]) -> Option<(Option<Bytes>, About)> {
         let now = now();
         let mut shard = self.shard(hash);
-        let copy = shard.copies.get_mut(&hash).filter(|copy| copy.is_of(group, key))?;
+        let copy = shard.copies.peek_mut(&hash).filter(|copy| copy.is_of(group, key))?;
         if !copy.is_good(now, self.ring_version()) {
             return None;
         }
@@ -318,11 +329,13 @@ impl NearCopies {
         let copy = Copy {
             group: answer.group,
             is_renewing: false,
+            is_outdated: false,
             key: answer.key.into(),
             value: answer.value.map(Bytes::copy_from_slice),
             loaded: now.saturating_sub(nanoseconds(answer.age)),
             renew: asked + (kept_for as f64 * (1.0 - RENEWED_IN)) as u64,
             until: asked + kept_for,
+            promoted: now,
             ring_version: answer.ring_version,
             lease: lease.clone(),
             epoch,
@@ -344,7 +357,7 @@ impl NearCopies {
 
     /// Drops a copy that is outdated.
     fn drop_copy(&self, hash: u64) {
-        if self.shard(hash).remove(hash) {
+        if self.shard(hash).outdate(hash) {
             self.counters.invalidated.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -353,7 +366,7 @@ impl NearCopies {
     pub(crate) fn wrote(&self, hash: u64) {
         let mut shard = self.shard(hash);
         shard.written[class(hash)] = Some(Instant::now());
-        shard.remove(hash);
+        shard.outdate(hash);
     }
 
     /// This client has written all keys.
@@ -382,10 +395,12 @@ impl NearCopies {
 }
 
 impl Shard {
-    fn remove(&mut self, hash: u64) -> bool {
-        let removed = self.copies.pop(&hash);
-        self.bytes -= removed.as_ref().map_or(0, Copy::bytes);
-        removed.is_some()
+    /// Has a copy be read no more. Whether it was.
+    fn outdate(&mut self, hash: u64) -> bool {
+        let Some(copy) = self.copies.peek_mut(&hash).filter(|copy| !copy.is_outdated) else { return false };
+        copy.is_outdated = true;
+        self.bytes -= copy.value.take().map_or(0, |value| value.len());
+        true
     }
 }
 
@@ -395,7 +410,10 @@ impl Copy {
     }
 
     fn is_good(&self, now: u64, ring_version: RingVersion) -> bool {
-        now < self.until && self.ring_version == ring_version && self.lease.stands(now, self.epoch)
+        !self.is_outdated
+            && now < self.until
+            && self.ring_version == ring_version
+            && self.lease.stands(now, self.epoch)
     }
 
     fn bytes(&self) -> usize {
@@ -412,7 +430,7 @@ fn class(hash: u64) -> usize {
 }
 
 fn now() -> u64 {
-    nanoseconds(uptime())
+    uptime_nanos()
 }
 
 fn nanoseconds(time: Duration) -> u64 {

@@ -118,6 +118,11 @@ impl Op<'_> {
 
     /// Whether one answer does for several who want this.
     pub(crate) fn can_be_shared(&self) -> bool {
-        matches!(self, Op::Get { on_miss: OnMiss::Load, token: FillToken::NONE, near: false })
+        matches!(self, Op::Get { on_miss: OnMiss::Load, token: FillToken::NONE, .. })
+    }
+
+    /// Whether it says that the caller reads a near copy.
+    pub(crate) fn is_near(&self) -> bool {
+        matches!(self, Op::Get { near: true, .. })
     }
 }

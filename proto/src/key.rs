@@ -7,7 +7,7 @@ pub fn key_hash(group: &str, key: &[u8]) -> u64 {
     // xxh3 over one buffer is several times quicker than its streaming form for short keys.
     match group.len() + 1 + key.len() {
         ..=64 => hash_in::<64>(group.as_bytes(), key),
-        ..=256 => hash_in::<256>(group.as_bytes(), key),
+        65..=256 => hash_in::<256>(group.as_bytes(), key),
         _ => xxh3_64(&[group.as_bytes(), &[0], key].concat()),
     }
 }

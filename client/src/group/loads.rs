@@ -228,7 +228,7 @@ impl Group {
         }
         let near = match self.near_copy(key, key_hash(&self.name, key)) {
             Ok(value) => return Boarded::Answered(Ok(value)),
-            Err(op) => matches!(op, Op::Get { near: true, .. }),
+            Err(is_lapsed) => is_lapsed,
         };
         let (client, now) = (&*self.client, Instant::now());
         if client.routing.get().nodes().is_empty()

@@ -133,7 +133,13 @@ impl Group {
         let hash = key_hash(&self.name, key);
         let op = match self.near_copy(key, hash) {
             Ok(value) => return Ok(value),
-            Err(op) => op,
+            Err(is_lapsed) => {
+                if is_lapsed {
+                    Op::RENEW
+                } else {
+                    Op::LOAD
+                }
+            }
         };
         let (trace, now) = (self.client.config.traceparent(), Instant::now());
         let request = Request { op, traceparent: &trace, ..self.request_of(key, hash, now) };

@@ -10,9 +10,10 @@ use crate::near::Found;
 use crate::request::{Op, Request};
 
 impl Group {
-    /// The near copy of a key, where there is one that may be read. `Err`: what the key is to be asked for by.
-    pub(super) fn near_copy(&self, key: &[u8], hash: u64) -> Result<Option<Bytes>, Op<'static>> {
-        let Some(near) = &self.near else { return Err(Op::LOAD) };
+    /// The near copy of a key, where there is one that may be read. `Err`: whether there is one that has lapsed, which the
+    /// node is to be told.
+    pub(super) fn near_copy(&self, key: &[u8], hash: u64) -> Result<Option<Bytes>, bool> {
+        let Some(near) = &self.near else { return Err(false) };
         match near.find(self.number, hash, key) {
             Found::Copy { value, is_to_renew } => {
                 if is_to_renew {
@@ -20,8 +21,8 @@ impl Group {
                 }
                 Ok(value)
             }
-            Found::Lapsed => Err(Op::RENEW),
-            Found::Nothing => Err(Op::LOAD),
+            Found::Lapsed => Err(true),
+            Found::Nothing => Err(false),
         }
     }
 

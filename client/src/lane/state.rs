@@ -86,6 +86,8 @@ struct Operation {
     owned_since: RingVersion,
     ring_version: RingVersion,
     failover: bool,
+    /// It says that the caller reads a near copy.
+    is_near: bool,
     /// The frame it was written into; `None` where it is nobody else's.
     shared_in: Option<u64>,
     callers: SmallVec<[Caller; 1]>,
@@ -111,6 +113,7 @@ impl Operation {
             && (self.owned_since, self.ring_version)
                 == (ask.placement.owned_since, ask.placement.ring_version)
             && self.key[..] == *ask.request.key
+            && (self.is_near || !ask.request.op.is_near())
     }
 }
 
@@ -186,6 +189,7 @@ impl LaneState {
             owned_since: ask.placement.owned_since,
             ring_version: ask.placement.ring_version,
             failover: ask.placement.failover,
+            is_near: ask.request.op.is_near(),
             shared_in: None,
             callers: SmallVec::from_buf([caller]),
             asked: now,

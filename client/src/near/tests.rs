@@ -1,3 +1,4 @@
+use peanut_proto::clock::uptime;
 use peanut_proto::frame::{RequestField, RequestWriter};
 use peanut_proto::frame::{ResponseField, ResponseWriter};
 

@@ -14,19 +14,24 @@ use redis::caching::CacheConfig;
 /// Starts so many nodes, a fleet that is a fixed list. Gives their addresses too.
 pub(crate) async fn peanut(binary: &Path, nodes: usize) -> (Vec<Process>, Vec<String>) {
     let addrs: Vec<String> = (0..nodes).map(|_| format!("127.0.0.1:{}", free_port())).collect();
+    let group = |name| {
+        format!(
+            "[[group]]\nname = \"{name}\"\nttl = \"1d\"\ncapacity = \"1GiB\"\nloader = {{ kind = \"none\" }}\n"
+        )
+    };
+    let file = std::env::temp_dir().join(format!("peanut-near-{}.toml", std::process::id()));
+    std::fs::write(&file, group("bench") + &group("hot")).expect("the configuration is written");
     let mut servers = Vec::new();
     for addr in &addrs {
         let mut command = Command::new(binary);
-        command.args(["--listen", addr, "--nodes", &addrs.join(","), "--max-connections-per-peer", "5000"]);
-        command.args([
-            "--group",
-            "{ name = 'bench', ttl = '1d', capacity = '1GiB', loader = { kind = 'none' } }",
-        ]);
+        command.arg("--config").arg(&file).args(["--listen", addr, "--nodes", &addrs.join(",")]);
+        command.args(["--max-connections-per-peer", "5000"]);
         servers.push(Process::start("peanut-server", &mut command));
     }
     for addr in &addrs {
         eventually("peanut-server to listen", async || TcpStream::connect(addr).ok()).await;
     }
+    let _ = std::fs::remove_file(&file);
     (servers, addrs)
 }
 

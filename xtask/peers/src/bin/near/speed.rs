@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use peanut_client::{Group, NearCache, NearKeys};
+use peanut_tests::now;
 use redis::AsyncCommands as _;
 use redis::aio::MultiplexedConnection;
 use tokio::runtime::Runtime;
@@ -25,7 +26,7 @@ enum Cache {
     /// Without a near cache.
     Far(Group),
     Moka(moka::sync::Cache<String, Bytes>),
-    QuickCache(Arc<quick_cache::sync::Cache<String, Bytes>>),
+    Quick(Arc<quick_cache::sync::Cache<String, Bytes>>),
     RedisRs(MultiplexedConnection),
     Rustis(Arc<rustis::cache::Cache>),
 }
@@ -36,7 +37,7 @@ impl Cache {
             Cache::Near(_) => "Peanut, near copies",
             Cache::Far(_) => "Peanut, without",
             Cache::Moka(_) => "moka",
-            Cache::QuickCache(_) => "quick_cache",
+            Cache::Quick(_) => "quick_cache",
             Cache::RedisRs(_) => "redis-rs, cached",
             Cache::Rustis(_) => "rustis, cached",
         }
@@ -46,7 +47,7 @@ impl Cache {
         match self {
             Cache::Near(group) | Cache::Far(group) => group.get(key).await.ok().flatten(),
             Cache::Moka(cache) => cache.get(key),
-            Cache::QuickCache(cache) => cache.get(key),
+            Cache::Quick(cache) => cache.get(key),
             Cache::RedisRs(connection) => connection.get(key).await.ok(),
             Cache::Rustis(cache) => cache.get::<String>(key).await.ok().map(Bytes::from),
         }
@@ -56,7 +57,7 @@ impl Cache {
 /// Nanoseconds of a get, for each batch, and gets a second of all threads.
 fn measure(runtime: &Runtime, cache: &Cache, keys: &[String], threads: usize) -> (f64, f64) {
     let stop = AtomicBool::new(false);
-    let begun = Instant::now();
+    let begun = now();
     let counts: Vec<(Vec<f64>, usize)> = std::thread::scope(|scope| {
         let readers: Vec<_> = (0..threads)
             .map(|_| {
@@ -65,7 +66,7 @@ fn measure(runtime: &Runtime, cache: &Cache, keys: &[String], threads: usize) ->
                     handle.block_on(async move {
                         let (mut batches, mut gets) = (Vec::new(), 0);
                         while !stop.load(Ordering::Relaxed) {
-                            let begun = Instant::now();
+                            let begun = now();
                             for _ in 0..BATCH {
                                 let key = &keys[fastrand::usize(..KEYS)];
                                 black_box(cache.get(black_box(key)).await).expect("it is there");
@@ -110,7 +111,7 @@ pub(crate) fn run(runtime: &Runtime, binary: &Path, rounds: usize) {
             Cache::Near(near),
             Cache::Far(far),
             Cache::Moka(moka),
-            Cache::QuickCache(Arc::new(quick)),
+            Cache::Quick(Arc::new(quick)),
             Cache::RedisRs(redis_rs),
             Cache::Rustis(rustis),
         ];

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use peanut_client::{Group, NearCache, NearKeys};
+use peanut_tests::now;
 use redis::AsyncCommands as _;
 use redis::aio::MultiplexedConnection;
 use serde::{Deserialize, Serialize};
@@ -100,7 +101,7 @@ pub(crate) async fn run(binary: &Path, writes: u64, systems: &[System]) {
             .args(["reader", "--system", &name, "--addr", &addr, "--file"]);
         let reader = reader.arg(&path).stdout(std::process::Stdio::piped()).spawn().expect("a reader");
         tokio::time::sleep(Duration::from_millis(500)).await;
-        let begun = Instant::now();
+        let begun = now();
         for version in 1..=writes {
             write(&mut writer, version).await;
             acknowledged.set(version);
@@ -181,7 +182,7 @@ impl Reader {
 pub(crate) async fn read(system: System, addr: &str, path: &Path) {
     let acknowledged = Acknowledged(File::open(path).expect("the writer's file"));
     let mut reader = Reader::new(system, addr).await;
-    let (mut reads, mut since): (Reads, Option<Instant>) = (Reads::default(), None);
+    let (mut reads, mut since): (Reads, Option<std::time::Instant>) = (Reads::default(), None);
     loop {
         let at_least = acknowledged.get();
         if at_least == ENDED {
@@ -190,7 +191,7 @@ pub(crate) async fn read(system: System, addr: &str, path: &Path) {
         match reader.get().await {
             Some(version) if version < at_least => {
                 reads.stale += 1;
-                let since = *since.get_or_insert_with(Instant::now);
+                let since = *since.get_or_insert_with(now);
                 reads.longest_ms = reads.longest_ms.max(since.elapsed().as_secs_f64() * 1e3);
             }
             Some(_) => since = None,
