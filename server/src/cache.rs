@@ -418,20 +418,6 @@ impl Cache {
         Some(self.answer(outcome, &entry, now))
     }
 
-    /// How long an entry is kept that is fresh for `ttl`.
-    fn kept_for(&self, ttl: Duration, origin: Origin, has_value: bool) -> Duration {
-        if ttl.is_zero() { ttl } else { ttl + self.stale_window(origin, has_value) }
-    }
-
-    fn is_fresh(&self, entry: &Entry, now: Instant) -> bool {
-        now + self.stale_window(entry.origin, entry.value.is_some()) < entry.expires
-    }
-
-    /// How long an entry is kept beyond its time to live.
-    fn stale_window(&self, origin: Origin, has_value: bool) -> Duration {
-        if origin == Origin::Owner && has_value { self.policy.stale_if_error } else { Duration::ZERO }
-    }
-
     fn answer(&self, found: Outcome, entry: &Entry, now: Instant) -> Answer {
         let window = self.stale_window(entry.origin, entry.value.is_some());
         Answer {
@@ -480,18 +466,6 @@ impl Cache {
         while tasks.try_join_next().is_some() {}
         tasks.spawn_on(task, self.runtime.get_or_init(Handle::current));
     }
-
-    fn bounded(&self, ttl: Duration, origin: Origin) -> Duration {
-        let most = match origin {
-            Origin::Owner => self.policy.max_ttl,
-            Origin::Failover => self.policy.max_ttl.min(self.policy.failover_ttl),
-        };
-        ttl.min(most)
-    }
-
-    fn jittered(&self, ttl: Duration) -> Duration {
-        ttl.mul_f64(1.0 - self.policy.ttl_jitter * fastrand::f64())
-    }
 }
 
 /// Ring version since which the node owns the key, for what is stored.
@@ -499,6 +473,7 @@ fn owned_since(get: &Get) -> RingVersion {
     if without(Mechanism::Stamps) { RingVersion::NONE } else { get.owned_since }
 }
 
+mod lifetimes;
 mod load;
 mod near;
 mod queue;

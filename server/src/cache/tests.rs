@@ -26,19 +26,9 @@ fn get(key: &str) -> Get {
 
 /// Deletes a key.
 fn delete(cache: &Arc<Cache>, key: &Bytes) -> Begun {
-    cache
-        .delete(
-            Delete {
-                key,
-                under: RingVersion(1),
-                stamp: RingVersion(1),
-                then_set: None,
-                sequence: 0,
-                by: None,
-            },
-            Instant::now(),
-        )
-        .unwrap()
+    let (under, stamp) = (RingVersion(1), RingVersion(1));
+    let delete = Delete { key, under, stamp, then_set: None, sequence: 0, by: None };
+    cache.delete(delete, Instant::now()).unwrap()
 }
 
 /// Begins a get, and whatever load it needs, without waiting for it.

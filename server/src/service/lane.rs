@@ -28,10 +28,9 @@ use peanut_proto::frame::{
     AnswerFields, FRAME_BYTES, FrameError, Operation, RequestField, RequestFrame, RequestReader,
     ResponseFrame, ResponseWriter, Target,
 };
-use peanut_proto::membership::check_name;
 use peanut_proto::numbers::{FillToken, RingVersion};
 use peanut_proto::v1::operation::Kind;
-use peanut_proto::v1::{ErrorCode, Near, OnMiss};
+use peanut_proto::v1::{ErrorCode, OnMiss};
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
@@ -254,27 +253,6 @@ impl Answers {
         Ok(())
     }
 
-    fn name_group(&mut self, number: u32, name: &str, near: Near) -> Result<(), FrameError> {
-        check_name(name).map_err(|_| FrameError::BAD_GROUP)?;
-        let named = self.node.cache(name).map(|cache| Named {
-            cache: cache.clone(),
-            rights: self.caller.rights().of_group(name),
-            near,
-        });
-        if near != Near::Off && named.is_ok() {
-            self.near.begin(self.node.near());
-        }
-        // As many numbers as the node has groups, and some beside: names that a lane gives again and again
-        // take nothing.
-        let most = self.node.caches().count() + UNKNOWN_GROUPS;
-        if self.groups.len() >= most && !self.groups.contains_key(&number) {
-            self.unknown_groups += 1;
-            return Ok(());
-        }
-        self.groups.insert(number, named);
-        Ok(())
-    }
-
     fn prefetch(&mut self) {
         let read = self.read.make_contiguous();
         for of_one in read.chunk_by(|a, b| a.group == b.group).filter(|of_one| of_one.len() > 1) {
@@ -334,20 +312,6 @@ impl Answers {
     fn refuse(&mut self, to: Target, failure: &Failure) {
         self.node.metrics().failed(failure.code);
         self.frame.failure(to, failure.code, &failure.message);
-    }
-
-    fn group(&self, number: u32) -> Result<&Named, Failure> {
-        match self.groups.get(&number) {
-            Some(named) => named.as_ref().map_err(Clone::clone),
-            None if self.unknown_groups > 0 => Err(Failure::new(
-                ErrorCode::UnknownGroup,
-                "this node has no such group, nor many others of this lane",
-            )),
-            None => {
-                let why = format!("group number {number} has not been named");
-                Err(Failure::new(ErrorCode::InvalidRequest, why))
-            }
-        }
     }
 
     /// Begins an operation; `None` where it waits for the registry first.
@@ -456,16 +420,6 @@ impl Answers {
         // An empty first piece: values go out in turn, not as they come in.
         self.frame.answer(&fields, &[]);
         self.long.push_back(LongValue { to, rest: answer.value.into_bytes(), _held: held });
-    }
-
-    /// Keeps a lease, to give it up with the lane. Those that have been written away, or are over, are
-    /// dropped now and then.
-    fn remember_lease(&mut self, token: FillToken, cache: Arc<Cache>) {
-        self.leases.insert(token, cache);
-        if self.leases.len() > self.many_leases {
-            self.leases.retain(|token, cache| cache.is_leased(*token));
-            self.many_leases = MANY_LEASES.max(self.leases.len() * 2);
-        }
     }
 
     /// Writes the next piece of the value whose turn it is.

@@ -351,16 +351,28 @@ fn lost(random: &mut Rng) -> Vec<Planned> {
     planned
 }
 
-/// A node is killed and started again at once, or one client and then the registry cannot be reached from it.
+/// A node is killed and started again at once, or what it says to a reader comes late and then not at all, or one client and
+/// then the registry cannot be reached from it.
 fn near(random: &mut Rng, node: usize) -> Vec<Planned> {
     let (mut planned, mut at) = (Vec::new(), Duration::from_millis(random.u64(300..1500)));
     let trouble = Theme::Near { group: 0, key: 0 }.trouble();
     let ms = |random: &mut Rng, range: Range<u64>| Duration::from_millis(random.u64(range));
     while at < trouble {
-        if random.bool() {
+        let accent = random.u8(..3);
+        if accent == 0 {
             let fault = Fault::Kill { node, power: random.bool(), folder: Folder::Same };
             planned.push(Planned { fault, from: at, until: at + ms(random, 10..100) });
             at += ms(random, 600..2500);
+            continue;
+        }
+        if accent == 1 {
+            let (from, to, by) = (End::Node(node), End::Client(0), ms(random, 100..300));
+            let late = at + ms(random, 400..900);
+            let until = late + ms(random, 300..800);
+            planned.push(Planned { fault: Fault::Slow { from, to, by }, from: at, until });
+            let cut = Fault::Cut { from, to, one_way: random.bool(), mended: mended(random) };
+            planned.push(Planned { fault: cut, from: late, until });
+            at = until + ms(random, 300..1500);
             continue;
         }
         let until = at + ms(random, 2200..4000);

@@ -135,7 +135,7 @@ impl Fleet {
             number: number as u32,
             of: APPLICATIONS,
             strict: self.is_strict,
-            near: self.scenario.is_near && number % 2 == 0,
+            near: self.scenario.is_near && number.is_multiple_of(2),
             seed: self.scenario.seed * 1000 + number as u64 * 100 + starts,
         };
         let mut command = Command::new(&self.scenario.program);

@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
-use peanut_proto::frame::Operation;
+use peanut_proto::frame::{FrameError, Operation};
+use peanut_proto::membership::check_name;
+use peanut_proto::numbers::FillToken;
 use peanut_proto::v1::operation::Kind;
-use peanut_proto::v1::{Near, OnMiss};
+use peanut_proto::v1::{ErrorCode, Near, OnMiss};
 
+use super::{Answers, MANY_LEASES, UNKNOWN_GROUPS};
 use crate::cache::Cache;
 use crate::error::Failure;
 use crate::rights::{Action, GroupRights};
@@ -48,5 +51,52 @@ impl Named {
         }?;
         let may_fill = operation.on_miss == OnMiss::Lease || operation.token.is_some();
         Ok(if may_fill { rights.may_fill(key) } else { Ok(()) })
+    }
+}
+
+impl Answers {
+    pub(super) fn name_group(&mut self, number: u32, name: &str, near: Near) -> Result<(), FrameError> {
+        check_name(name).map_err(|_| FrameError::BAD_GROUP)?;
+        let named = self.node.cache(name).map(|cache| Named {
+            cache: cache.clone(),
+            rights: self.caller.rights().of_group(name),
+            near,
+        });
+        if near != Near::Off && named.is_ok() {
+            self.near.begin(self.node.near());
+        }
+        // As many numbers as the node has groups, and some beside: names that a lane gives again and again
+        // take nothing.
+        let most = self.node.caches().count() + UNKNOWN_GROUPS;
+        if self.groups.len() >= most && !self.groups.contains_key(&number) {
+            self.unknown_groups += 1;
+            return Ok(());
+        }
+        self.groups.insert(number, named);
+        Ok(())
+    }
+
+    pub(super) fn group(&self, number: u32) -> Result<&Named, Failure> {
+        match self.groups.get(&number) {
+            Some(named) => named.as_ref().map_err(Clone::clone),
+            None if self.unknown_groups > 0 => Err(Failure::new(
+                ErrorCode::UnknownGroup,
+                "this node has no such group, nor many others of this lane",
+            )),
+            None => {
+                let why = format!("group number {number} has not been named");
+                Err(Failure::new(ErrorCode::InvalidRequest, why))
+            }
+        }
+    }
+
+    /// Keeps a lease, to give it up with the lane. Those that have been written away, or are over, are
+    /// dropped now and then.
+    pub(super) fn remember_lease(&mut self, token: FillToken, cache: Arc<Cache>) {
+        self.leases.insert(token, cache);
+        if self.leases.len() > self.many_leases {
+            self.leases.retain(|token, cache| cache.is_leased(*token));
+            self.many_leases = MANY_LEASES.max(self.leases.len() * 2);
+        }
     }
 }
