@@ -117,13 +117,14 @@ impl LaneCopies {
 
     /// The node has renewed the lease.
     pub(crate) fn renewed(&mut self, number: u64, is_new: bool, heard: RingVersion, now: Duration) {
+        // Whichever renewal it was: the node has forgotten what the lane holds.
+        if is_new {
+            self.lease.epoch.fetch_add(1, Ordering::Release);
+        }
         while self.sent.front().is_some_and(|(sent, _)| *sent < number) {
             self.sent.pop_front();
         }
         let Some((_, sent)) = self.sent.pop_front_if(|(sent, _)| *sent == number) else { return };
-        if is_new {
-            self.lease.epoch.fetch_add(1, Ordering::Release);
-        }
         // A node that knows a later ring may not be the owner any more.
         if heard <= self.copies.ring_version() {
             let since = if without(Mechanism::NearSent) { now } else { sent };

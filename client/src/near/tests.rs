@@ -93,6 +93,10 @@ async fn a_copy_is_read_while_the_lease_stands() {
     assert_eq!(f.read("a"), some("-"), "it has");
     f.keep("a", Some("2"));
     assert_eq!(f.read("a"), some("2"));
+    f.lane.renewed(77, true, RING, uptime());
+    assert_eq!(f.read("a"), some("-"), "it has once more, whichever renewal that answers");
+    f.keep("a", Some("2"));
+    assert_eq!(f.read("a"), some("2"));
     f.lane.lost();
     assert_eq!(f.read("a"), some("-"));
 }
