@@ -234,11 +234,13 @@ impl Shared {
             || self.most_lack_leases(&discovered.view)
     }
 
-    /// Whether more than half of the nodes hold no lease: readers do not believe that, and go on to ask them.
+    /// Whether more than half of the nodes, and more than one, hold no lease: readers do not believe that, and go on to ask
+    /// them. Of a node that is the only one readers do not either, but no write could be done while that is dead.
     fn most_lack_leases(&self, view: &FleetView) -> bool {
         self.routing.with(|routing| {
             let lacks = |node: &&Arc<Node>| !view.live.contains_key(node.id());
-            routing.nodes().iter().filter(lacks).count() * 2 > routing.nodes().len()
+            let lacking = routing.nodes().iter().filter(lacks).count();
+            lacking > 1 && lacking * 2 > routing.nodes().len()
         })
     }
 
