@@ -16,7 +16,7 @@ use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::{Mutex, MutexGuard};
 use peanut_proto::bounds::Bounds;
-use peanut_proto::clock::uptime_nanos;
+use peanut_proto::clock::{nanoseconds, uptime_nanos};
 use peanut_proto::frame::FRAME_BYTES;
 use peanut_proto::intervals::near_lease;
 use peanut_proto::numbers::RingVersion;
@@ -431,10 +431,6 @@ fn class(hash: u64) -> usize {
 
 fn now() -> u64 {
     uptime_nanos()
-}
-
-fn nanoseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Takes a hash for what it is.

@@ -32,22 +32,17 @@ pub fn uptime() -> Duration {
 /// As [`uptime`], in nanoseconds.
 pub fn uptime_nanos() -> u64 {
     #[cfg(any(target_os = "linux", target_os = "android"))]
-    if !is_simulated()
+    if !crate::machine::is_simulated()
         && let Ok(time) = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME)
     {
         return (time.tv_sec() as u64).wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec() as u64);
     }
-    u64::try_from(uptime().as_nanos()).unwrap_or(u64::MAX)
+    nanoseconds(uptime())
 }
 
-#[cfg(feature = "simulation")]
-fn is_simulated() -> bool {
-    crate::machine::is_simulated()
-}
-
-#[cfg(not(feature = "simulation"))]
-fn is_simulated() -> bool {
-    false
+/// A length of time in nanoseconds, as far as a number has room.
+pub fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[expect(clippy::disallowed_methods, reason = "where the system has no clock that counts suspension")]

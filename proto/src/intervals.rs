@@ -69,11 +69,7 @@ pub fn near_copy() -> Duration {
 
 /// A simulated run is short, and so are the times that are to end in it.
 fn of_run(time: Duration) -> Duration {
-    #[cfg(feature = "simulation")]
-    if crate::machine::is_simulated() {
-        return time / 2;
-    }
-    time
+    if crate::machine::is_simulated() { time / 2 } else { time }
 }
 
 /// The longest time for which a node may keep what it answers in the place of another (`failover_ttl`).

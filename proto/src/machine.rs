@@ -12,6 +12,12 @@ use std::time::Duration;
 #[cfg(feature = "simulation")]
 pub use simulated::{Connecting, Disk, Listener, Machine, Socket, connect, is_simulated, simulate};
 
+/// Whether the machine is simulated: never.
+#[cfg(not(feature = "simulation"))]
+pub const fn is_simulated() -> bool {
+    false
+}
+
 /// Work that runs beside the runtime: a thread, and a task where the machine is simulated.
 #[derive(Clone, Debug)]
 pub struct Worker {

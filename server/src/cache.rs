@@ -379,7 +379,7 @@ impl Cache {
     }
 
     fn find_flight(&self, get: &Get, leader: Leader, stored: impl FnOnce() -> Option<Entry>) -> Boarding {
-        self.flights.board(&get.key, get.origin, (get.stamp, owned_since(get)), leader, stored)
+        self.flights.board(&get.key, get.origin, (get.stamp, owned_since(get.owned_since)), leader, stored)
     }
 
     /// Loads an entry of that age, which is fresh still, in the background: unless that is being done, or the
@@ -404,7 +404,7 @@ impl Cache {
 
     /// The entry of a key, which may be past its time to live.
     fn stored(&self, get: &Get, now: Instant) -> Option<Entry> {
-        self.store.get(&get.key, get.origin, owned_since(get), now)
+        self.store.get(&get.key, get.origin, owned_since(get.owned_since), now)
     }
 
     /// What there is where loading has failed.
@@ -469,8 +469,8 @@ impl Cache {
 }
 
 /// Ring version since which the node owns the key, for what is stored.
-fn owned_since(get: &Get) -> RingVersion {
-    if without(Mechanism::Stamps) { RingVersion::NONE } else { get.owned_since }
+fn owned_since(said: RingVersion) -> RingVersion {
+    if without(Mechanism::Stamps) { RingVersion::NONE } else { said }
 }
 
 mod lifetimes;

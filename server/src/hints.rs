@@ -184,8 +184,7 @@ impl HintReader {
         if is_lost && !without(Mechanism::Lineage) {
             if !without(Mechanism::Marks) {
                 // Writers that find the new mark go by the lease that is no more.
-                self.node.near().give_until(Duration::ZERO);
-                self.node.wake().lease_doubted();
+                self.node.lease_doubted();
             }
             tracing::warn!(
                 "the registry has lost what it knew of this node, which may not have been told of all; it forgets all that it has"

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use peanut_proto::clock::uptime;
+use peanut_proto::clock::{nanoseconds, uptime};
 use peanut_proto::intervals::{near_copy, near_lease_at_node};
 use peanut_proto::sabotage::{Mechanism, without};
 use smallvec::SmallVec;
@@ -66,10 +66,6 @@ impl Moment {
     fn set(&self, at: Duration) {
         self.0.store(nanoseconds(at), Ordering::Release);
     }
-}
-
-fn nanoseconds(at: Duration) -> u64 {
-    u64::try_from(at.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// What near copies have come to.

@@ -169,8 +169,7 @@ impl Registration {
                     let why = self.hold(lease, discovered, node, None).await;
                     if lease.is_none() || why == VANISHED || why == LOST {
                         held = None;
-                        node.near().give_until(Duration::ZERO);
-                        node.wake().lease_lost();
+                        node.lease_lost();
                     }
                     if is_due(&said, why, Duration::ZERO) {
                         tracing::warn!(why, "registering again");

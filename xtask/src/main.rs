@@ -214,6 +214,14 @@ fn bench_fleet(args: &[&str]) -> Result<(), Failed> {
 
 const PEERS: &str = "xtask/peers/Cargo.toml";
 
+/// A program that measures a server as it is released, which is built before.
+fn peers_of_server(name: &str) -> Result<Cargo, Failed> {
+    Cargo::new(&["build", "--release", "-p", "peanut-server", "--features", "full"])
+        .run("building the server")?;
+    let server = run::built("release/peanut-server")?;
+    Ok(peers(name)?.arg("--peanut-server").arg(server.get_program()))
+}
+
 fn bench_peers(args: &[&str]) -> Result<(), Failed> {
     let args: Vec<&str> = if args.contains(&"--install") {
         install::redis()?;
@@ -222,10 +230,7 @@ fn bench_peers(args: &[&str]) -> Result<(), Failed> {
     } else {
         args.to_vec()
     };
-    Cargo::new(&["build", "--release", "-p", "peanut-server", "--features", "full"])
-        .run("building the server")?;
-    let server = run::built("release/peanut-server")?;
-    let cargo = peers("peanut-peers")?.arg("--peanut-server").arg(server.get_program());
+    let cargo = peers_of_server("peanut-peers")?;
     args.iter().fold(cargo, Cargo::arg).run("side by side")
 }
 
@@ -235,10 +240,7 @@ fn bench_hits(args: &[&str]) -> Result<(), Failed> {
 
 fn bench_near(args: &[&str]) -> Result<(), Failed> {
     install::redis()?;
-    Cargo::new(&["build", "--release", "-p", "peanut-server", "--features", "full"])
-        .run("building the server")?;
-    let server = run::built("release/peanut-server")?;
-    let cargo = peers("near")?.arg("--peanut-server").arg(server.get_program());
+    let cargo = peers_of_server("near")?;
     args.iter().fold(cargo, Cargo::arg).run("near copies")
 }
 

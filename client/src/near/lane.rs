@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use peanut_proto::clock::nanoseconds;
 use peanut_proto::frame::{OutdatedKeys, RequestWriter};
 use peanut_proto::numbers::RingVersion;
 use peanut_proto::sabotage::{Mechanism, without};
 use peanut_proto::v1::Near;
 
-use super::{NearCopies, ToKeep, nanoseconds};
+use super::{NearCopies, ToKeep};
 
 /// The lease is renewed so often in its time.
 const RENEWALS: u32 = 3;

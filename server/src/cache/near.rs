@@ -8,7 +8,6 @@ use peanut_proto::frame::FRAME_BYTES;
 use peanut_proto::intervals::near_copy;
 use peanut_proto::key::key_hash;
 use peanut_proto::numbers::RingVersion;
-use peanut_proto::sabotage::{Mechanism, without};
 use peanut_proto::v1::Outcome;
 use tokio::time::Instant;
 
@@ -42,8 +41,7 @@ impl Cache {
             return None;
         }
         let now = Instant::now();
-        let owned_since = if without(Mechanism::Stamps) { RingVersion::NONE } else { owned_since };
-        let entry = self.store.get(key, Origin::Owner, owned_since, now)?;
+        let entry = self.store.get(key, Origin::Owner, super::owned_since(owned_since), now)?;
         if !self.is_fresh(&entry, now) || entry.value.as_ref().is_some_and(|it| it.len() > FRAME_BYTES) {
             return None;
         }

@@ -212,6 +212,18 @@ impl Node {
         &self.shared.wake
     }
 
+    /// It holds no lease in the registry: it answers nothing, and gives no near leases, until it does.
+    pub(crate) fn lease_lost(&self) {
+        self.near().give_until(Duration::ZERO);
+        self.wake().lease_lost();
+    }
+
+    /// As [`lease_lost`](Self::lease_lost), where the registry seems to have lost it.
+    pub(crate) fn lease_doubted(&self) {
+        self.near().give_until(Duration::ZERO);
+        self.wake().lease_doubted();
+    }
+
     /// Near leases of its lanes.
     pub(crate) fn near(&self) -> &NearLeases {
         &self.shared.near

@@ -66,8 +66,7 @@ impl Server {
         let persistence = self.persistence(registration.as_ref());
         if registration.is_some() {
             self.node.wake().will_ask();
-            self.node.wake().lease_lost();
-            self.node.near().give_until(Duration::ZERO);
+            self.node.lease_lost();
         }
         Ok(Prepared { local, registration, persistence })
     }
