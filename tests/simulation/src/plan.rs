@@ -145,8 +145,14 @@ pub enum Theme {
     Stutter,
     /// A node that comes and goes all the time, which some hear of late, and others sleep through.
     Late,
-    /// A registry that loses its data again and again, which some hear of late, while others cannot reach a node.
-    Lost,
+    /// A registry that loses its data again and again. The owner of a key and a client that reads the key all the time hear
+    /// of that late, while another client cannot reach the owner.
+    Lost {
+        /// Its group.
+        group: usize,
+        /// The key.
+        key: u32,
+    },
     /// A key of which one client reads near copies all the time, while its owner starts again, or is cut off from the registry
     /// and from a writer.
     Near {
@@ -160,9 +166,16 @@ pub enum Theme {
 impl Theme {
     /// One of them.
     pub(super) fn any(random: &mut Rng) -> Self {
+        let any_key = |random: &mut Rng| (random.usize(..GROUPS.len()), random.u32(..KEYS));
         match random.u8(..8) {
-            6 => Theme::Lost,
-            7 => Theme::Near { group: random.usize(..GROUPS.len()), key: random.u32(..KEYS) },
+            6 => {
+                let (group, key) = any_key(random);
+                Theme::Lost { group, key }
+            }
+            7 => {
+                let (group, key) = any_key(random);
+                Theme::Near { group, key }
+            }
             0 => Theme::Rings,
             1 => Theme::Stutter,
             2 | 3 => Theme::Late,
@@ -199,9 +212,10 @@ impl Theme {
         paces
     }
 
-    /// The key to which the first application keeps: one that moves when the last node comes or goes.
+    /// The key to which the first application keeps: what the scenario is about, or one that moves when the last node
+    /// comes or goes.
     pub(super) fn only(self, random: &mut Rng) -> Option<(usize, u32)> {
-        if let Theme::Near { group, key } = self {
+        if let Theme::Lost { group, key } | Theme::Near { group, key } = self {
             return Some((group, key));
         }
         if self != Theme::Late {
@@ -270,7 +284,7 @@ pub(super) fn faults(random: &mut Rng, theme: Theme, count: usize) -> Vec<Planne
     match theme {
         Theme::Stutter => planned.extend(stutter(random)),
         Theme::Late => planned.extend(late(random)),
-        Theme::Lost => planned.extend(lost(random)),
+        Theme::Lost { group, key } => planned.extend(lost(random, owner(FIRST_NODES, group, key))),
         Theme::Near { group, key } => planned.extend(near(random, owner(FIRST_NODES, group, key))),
         Theme::Everything | Theme::Rings => {}
     }
@@ -329,23 +343,29 @@ fn stutter(random: &mut Rng) -> Vec<Planned> {
     planned
 }
 
-/// The registry loses its data again and again, and has little to tell to a node for a while, which one client cannot reach
-/// meanwhile.
-fn lost(random: &mut Rng) -> Vec<Planned> {
+/// The registry loses its data again and again, of which a node and one client hear late, while another client cannot reach
+/// that node.
+fn lost(random: &mut Rng, node: usize) -> Vec<Planned> {
     let (mut planned, mut at) = (Vec::new(), Duration::from_millis(random.u64(100..1500)));
     let ms = |random: &mut Rng, range: Range<u64>| Duration::from_millis(random.u64(range));
-    while at < Theme::Lost.trouble() {
-        let node = random.usize(..FIRST_NODES);
+    let trouble = Theme::Lost { group: 0, key: 0 }.trouble();
+    while at < trouble {
+        let node = if random.u8(..4) == 0 { random.usize(..FIRST_NODES) } else { node };
         let (from, to) = (End::Client(1), End::Node(node));
         let cut = Fault::Cut { from, to, one_way: random.bool(), mended: mended(random) };
-        let emptied = at + ms(random, 300..1500);
-        let comes_back = emptied + ms(random, 10..300);
-        let mended = comes_back + ms(random, 100..2000);
+        let mut emptied = at + ms(random, 300..900);
+        let mended = emptied + ms(random, 300..2000);
         planned.push(Planned { fault: cut, from: at, until: mended });
-        planned.push(Planned { fault: Fault::Emptied, from: emptied, until: comes_back });
-        let by = ms(random, 20..600);
-        let slow = Fault::Slow { from: End::Registry, to: End::Node(node), by };
-        planned.push(Planned { fault: slow, from: at, until: mended });
+        // Between two looks of a writer that waits for what it has stored to be read, or longer.
+        while emptied < mended {
+            let comes_back = emptied + if random.bool() { ms(random, 1..25) } else { ms(random, 5..300) };
+            planned.push(Planned { fault: Fault::Emptied, from: emptied, until: comes_back });
+            emptied = comes_back + ms(random, 100..1200);
+        }
+        for to in [End::Node(node), End::Client(0)] {
+            let slow = Fault::Slow { from: End::Registry, to, by: ms(random, 20..600) };
+            planned.push(Planned { fault: slow, from: at, until: mended });
+        }
         at = mended + ms(random, 200..3000);
     }
     planned
