@@ -1,4 +1,4 @@
-//! Keeps a [`FleetView`] current: load, watch from the next revision, load again when the watch breaks.
+//! Keeps a [`FleetView`] current: watch, load, follow the watch, and begin again when it breaks.
 //!
 //! The view only ever gets better: while the registry cannot be reached the last one stands. Time-outs
 //! and endpoints are the registry's business; this loop adds jittered back-off and, every few minutes, a
@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 use crate::backoff::Backoff;
 use crate::intervals::OLDER_RING_BELIEVED;
 use crate::membership::{FleetView, Keys};
-use crate::registry::{Entry, KeyRange, PageOptions, Registry, RegistryError};
+use crate::registry::{Change, Entry, KeyRange, PageOptions, Registry, RegistryError};
 
 /// Mean time between full re-reads.
 const RELOAD_EVERY: Duration = Duration::from_secs(240);
@@ -158,10 +158,11 @@ async fn load_and_watch(
 ) -> Result<(), RegistryError> {
     let mut view = (*sender.borrow().view).clone();
     let (ranges, read) = (view.keys().placement(), Instant::now());
+    // Before it reads, so that it misses nothing where the registry loses its data meanwhile: that ends the watch.
+    let mut changes = registry.watch(&ranges).await?;
     view.begin();
     let revision = read_all(registry, &ranges, |entry| view.add(entry)).await?;
     view.revision = revision;
-    let mut changes = registry.watch(&ranges, revision + 1).await?;
     let next_load = sleep(RELOAD_EVERY.mul_f64(0.75 + fastrand::f64() / 2.0));
     tokio::pin!(next_load);
     loop {
@@ -180,7 +181,10 @@ async fn load_and_watch(
             }
             () = &mut next_load => return Ok(()),
             () = reload.asked() => return Ok(()),
-            changed = changes.next() => changed?.into_iter().for_each(|change| view.apply(change)),
+            changed = changes.next() => {
+                let is_news = |change: &Change| change.revision > revision;
+                changed?.into_iter().filter(is_news).for_each(|change| view.apply(change));
+            }
         }
     }
 }

@@ -112,6 +112,11 @@ impl HintReader {
             return Err(in_use(&self.node_id, &other.addr));
         }
         let wakes = self.node.wake().wakes();
+        let groups = KeyRange::prefix(&self.keys.group(""));
+        let mine = KeyRange::prefix(&self.keys.hints_for(&self.node_id));
+        let ranges = [groups, mine];
+        // Before anything is read, so that nothing is missed where the registry loses its data meanwhile.
+        let mut changes = self.registry.watch(&ranges).await?;
         // The ring too: others may have come to own keys in the meantime.
         if let Some(entry) = self.registry.get(&self.keys.ring()).await?
             && let Ok(ring) = RingDocument::decode(&entry.value)
@@ -126,9 +131,6 @@ impl HintReader {
                 None
             }
         };
-        let groups = KeyRange::prefix(&self.keys.group(""));
-        let mine = KeyRange::prefix(&self.keys.hints_for(&self.node_id));
-        let ranges = [groups, mine];
         let mut revision = 0;
         for range in &ranges {
             let mut rest = Some(range.clone());
@@ -150,14 +152,13 @@ impl HintReader {
         if lineage.is_some() {
             known.send_replace(lineage);
         }
-        let mut changes = self.registry.watch(&ranges, revision + 1).await?;
         loop {
             let changed = tokio::select! {
                 biased;
                 _ = self.node.wake().woken() => return Ok(()),
                 changed = changes.next() => changed?,
             };
-            self.apply(changed, heard);
+            self.apply(changed.into_iter().filter(|change| change.revision > revision), heard);
         }
     }
 

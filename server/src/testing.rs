@@ -113,7 +113,7 @@ impl TestFleet {
     /// Waits until the ring has so many members. A node joins after it has come to hold a lease.
     async fn wait_for(&self, nodes: usize) {
         let key = Keys::new("default").ring();
-        let mut changes = self.registry.watch(&[KeyRange::key(&key)], 0).await.expect("it lives here");
+        let mut changes = self.registry.watch(&[KeyRange::key(&key)]).await.expect("it lives here");
         loop {
             let entry = self.registry.get(&key).await.expect("it lives here");
             let ring = entry.and_then(|entry| RingDocument::decode(&entry.value).ok());

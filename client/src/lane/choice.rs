@@ -29,6 +29,8 @@ pub(crate) struct Chosen<'a> {
 impl Choice {
     /// As many lanes as can be told apart.
     pub(crate) const MOST_LANES: usize = 1 << LANE_BITS;
+    /// The load of a lane that could not be opened, beside what is in flight on it: it is left while there is another.
+    pub(crate) const NOT_OPENED: usize = usize::MAX / 2;
 
     pub(crate) fn new() -> Self {
         Choice { slots: std::iter::repeat_with(AtomicU32::default).take(SLOTS).collect() }
@@ -41,7 +43,13 @@ impl Choice {
         lanes: &[impl Load<Metric = usize>],
         random: impl FnMut(usize) -> usize,
     ) -> Chosen<'_> {
-        self.join(hash, Choice::less_busy(lanes, random))
+        let otherwise = Choice::less_busy(lanes, random);
+        let mut chosen = self.join(hash, otherwise);
+        // Others of the same key may take it still, which have found out nothing yet.
+        if lanes.get(chosen.lane).is_some_and(|lane| lane.load() >= Choice::NOT_OPENED) {
+            chosen.lane = otherwise;
+        }
+        chosen
     }
 
     /// The position of the less busy of two lanes.
@@ -50,7 +58,12 @@ impl Choice {
         mut random: impl FnMut(usize) -> usize,
     ) -> usize {
         let (first, second) = (random(lanes.len()), random(lanes.len()));
-        if lanes[first].load() > lanes[second].load() { second } else { first }
+        let less_busy = if lanes[first].load() > lanes[second].load() { second } else { first };
+        if lanes[less_busy].load() < Choice::NOT_OPENED {
+            return less_busy;
+        }
+        let least_busy = (0..lanes.len()).min_by_key(|lane| lanes[*lane].load());
+        least_busy.unwrap_or(less_busy)
     }
 
     /// The lane that the same key takes, or else `otherwise`.
@@ -99,6 +112,20 @@ mod tests {
         let mut random = by_turns();
         let _ = (random(3), random(3));
         assert_eq!(choice.choose(1, &lanes, random).lane, 2, "of the lanes 2 and 0");
+    }
+
+    #[test]
+    fn a_lane_that_could_not_be_opened_is_left_while_there_is_another() {
+        let choice = Choice::new();
+        let broken = Choice::NOT_OPENED;
+        let first = choice.choose(7, &lanes(&[0, 3]), by_turns());
+        assert_eq!(first.lane, 0);
+        let lanes_now = lanes(&[broken + 1, 3]);
+        for n in [0, 1] {
+            assert_eq!(choice.choose(7, &lanes_now, |_| n).lane, 1, "though others of the key take it");
+            assert_eq!(choice.choose(8, &lanes_now, |_| n).lane, 1);
+        }
+        assert_eq!(choice.choose(9, &lanes(&[broken + 1, broken]), |_| 0).lane, 1, "there is no other");
     }
 
     #[test]

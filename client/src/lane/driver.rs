@@ -106,11 +106,15 @@ impl Driver {
         };
         match answers {
             Ok(answers) => {
+                self.shared.opened(true);
                 watch.heard(Instant::now());
                 watch.is_open = true;
                 self.read(answers, watch).await
             }
-            Err(failure) => failure,
+            Err(failure) => {
+                self.shared.opened(false);
+                failure
+            }
         }
     }
 

@@ -27,6 +27,7 @@ use std::time::Duration;
 use futures_util::TryFutureExt as _;
 use futures_util::future::{AbortHandle, Either, abortable};
 use parking_lot::{Mutex, MutexGuard};
+use peanut_proto::clock::{nanoseconds, uptime_nanos};
 use peanut_proto::numbers::{FillToken, RingVersion};
 use peanut_proto::v1::{ErrorCode, Outcome};
 use tokio::runtime::{Handle, Id};
@@ -53,6 +54,9 @@ pub(crate) trait Owner: Send + Sync + 'static {
     /// it.
     fn leave_idle_lanes(&self, died: u32);
 }
+
+/// A lane that could not be opened is tried again after so long, or where no other is better.
+const OPENED_AGAIN_AFTER: Duration = Duration::from_millis(500);
 
 /// How long a driver on another runtime may stand still.
 pub(crate) const STANDSTILL: Duration = Duration::from_millis(100);
@@ -164,6 +168,8 @@ struct Shared {
     state: Mutex<LaneState>,
     /// Operations in flight, for those who choose a lane.
     in_flight: AtomicUsize,
+    /// It could not be opened: nanoseconds of uptime until when others are better; 0: it could.
+    not_opened_until: AtomicU64,
     /// Counts the drivers: an earlier one has nothing to say.
     driver: AtomicU64,
 }
@@ -184,6 +190,12 @@ impl Drop for Alive {
 }
 
 impl Shared {
+    /// The lane was opened, or could not be.
+    fn opened(&self, is_open: bool) {
+        let until = if is_open { 0 } else { uptime_nanos() + nanoseconds(OPENED_AGAIN_AFTER) };
+        self.not_opened_until.store(until, Ordering::Relaxed);
+    }
+
     /// Tells everyone who waits, and begins anew.
     fn fail(&self, failure: &Failure) {
         let mut deliveries = Vec::new();
@@ -273,6 +285,7 @@ impl Lane {
         let shared = Shared {
             state: Mutex::new(LaneState::new(limits, near)),
             in_flight: AtomicUsize::new(0),
+            not_opened_until: AtomicU64::new(0),
             driver: AtomicU64::new(0),
         };
         Lane { shared: Arc::new(shared), connector, slot, driving: Mutex::new(None) }
@@ -415,12 +428,15 @@ impl Lane {
     }
 }
 
-/// Operations in flight, as tower's `PendingRequests` counts them.
+/// Operations in flight, as tower's `PendingRequests` counts them, on a lane that can be opened.
 impl Load for Lane {
     type Metric = usize;
 
     fn load(&self) -> usize {
-        self.shared.in_flight.load(Ordering::Relaxed)
+        let in_flight = self.shared.in_flight.load(Ordering::Relaxed);
+        let until = self.shared.not_opened_until.load(Ordering::Relaxed);
+        let is_open = until == 0 || uptime_nanos() >= until;
+        if is_open { in_flight } else { Choice::NOT_OPENED + in_flight }
     }
 }
 

@@ -16,8 +16,8 @@ impl Registry for Short {
     async fn page(&self, range: &KeyRange, options: PageOptions) -> Result<Page, RegistryError> {
         self.0.page(range, options).await
     }
-    async fn watch(&self, ranges: &[KeyRange], from: i64) -> Result<Box<dyn Changes>, RegistryError> {
-        self.0.watch(ranges, from).await
+    async fn watch(&self, ranges: &[KeyRange]) -> Result<Box<dyn Changes>, RegistryError> {
+        self.0.watch(ranges).await
     }
     async fn put(&self, key: &str, value: Vec<u8>, lease: Option<LeaseId>) -> Result<(), RegistryError> {
         self.0.put(key, value, lease).await

@@ -8,25 +8,48 @@ use crate::membership::{Liveness, NodeInfo, RingDocument};
 use crate::numbers::RingVersion;
 use crate::registry::{Changes, KeyRange, LeaseId, LocalRegistry, Page, PageOptions};
 
-/// A local registry whose reads and watches can be made to fail.
+/// A local registry whose reads and watches can be made to fail, and which can lose its data.
 #[derive(Debug)]
 struct Faulty {
-    inner: LocalRegistry,
+    inner: Mutex<LocalRegistry>,
     down: watch::Sender<bool>,
     loads: Mutex<u32>,
+    /// How often it has lost its data, which ends the watches.
+    lost: watch::Sender<u32>,
+    /// After so many reads and watches more it loses its data.
+    loses_data: Mutex<Option<u32>>,
+}
+
+impl Faulty {
+    fn inner(&self) -> LocalRegistry {
+        self.inner.lock().clone()
+    }
+
+    /// Of one read or watch.
+    fn count(&self) {
+        let mut left = self.loses_data.lock();
+        *left = left.and_then(|left| left.checked_sub(1));
+        if *left == Some(0) {
+            let mut inner = self.inner.lock();
+            *inner = inner.emptied();
+            self.lost.send_modify(|lost| *lost += 1);
+        }
+    }
 }
 
 struct Breakable {
     inner: Box<dyn Changes>,
     down: watch::Receiver<bool>,
+    lost: watch::Receiver<u32>,
 }
 
 #[async_trait]
 impl Changes for Breakable {
-    async fn next(&mut self) -> Result<Vec<crate::registry::Change>, RegistryError> {
+    async fn next(&mut self) -> Result<Vec<Change>, RegistryError> {
         tokio::select! {
             changes = self.inner.next() => changes,
             _ = self.down.wait_for(|down| *down) => Err(RegistryError::new("cut")),
+            _ = self.lost.changed() => Err(RegistryError::new("another store")),
         }
     }
 }
@@ -41,49 +64,58 @@ impl Registry for Faulty {
         if *self.down.borrow() {
             return Err(RegistryError::new("down"));
         }
-        self.inner.page(range, options).await
+        let page = self.inner().page(range, options).await;
+        self.count();
+        page
     }
-    async fn watch(&self, ranges: &[KeyRange], from: i64) -> Result<Box<dyn Changes>, RegistryError> {
-        let inner = self.inner.watch(ranges, from).await?;
-        Ok(Box::new(Breakable { inner, down: self.down.subscribe() }))
+    async fn watch(&self, ranges: &[KeyRange]) -> Result<Box<dyn Changes>, RegistryError> {
+        let (down, lost) = (self.down.subscribe(), self.lost.subscribe());
+        let inner = self.inner().watch(ranges).await?;
+        self.count();
+        Ok(Box::new(Breakable { inner, down, lost }))
     }
     async fn put(&self, key: &str, value: Vec<u8>, lease: Option<LeaseId>) -> Result<(), RegistryError> {
-        self.inner.put(key, value, lease).await
+        self.inner().put(key, value, lease).await
     }
     async fn swap(&self, key: &str, expected: i64, value: Vec<u8>) -> Result<bool, RegistryError> {
-        self.inner.swap(key, expected, value).await
+        self.inner().swap(key, expected, value).await
     }
     async fn delete_if(&self, key: &str, expected: i64) -> Result<bool, RegistryError> {
-        self.inner.delete_if(key, expected).await
+        self.inner().delete_if(key, expected).await
     }
     async fn delete(&self, key: &str) -> Result<(), RegistryError> {
-        self.inner.delete(key).await
+        self.inner().delete(key).await
     }
     async fn grant(&self, ttl: Duration) -> Result<LeaseId, RegistryError> {
-        self.inner.grant(ttl).await
+        self.inner().grant(ttl).await
     }
     async fn renew(&self, lease: LeaseId) -> Result<bool, RegistryError> {
-        self.inner.renew(lease).await
+        self.inner().renew(lease).await
     }
     async fn revoke(&self, lease: LeaseId) -> Result<(), RegistryError> {
-        self.inner.revoke(lease).await
+        self.inner().revoke(lease).await
     }
 }
 
 struct Fixture {
     registry: Arc<Faulty>,
     keys: Keys,
-    _discovery: Discovery,
+    discovery: Discovery,
     seen: watch::Receiver<Discovered>,
 }
 
 fn start() -> Fixture {
-    let inner = LocalRegistry::new();
-    let registry = Arc::new(Faulty { inner, down: watch::Sender::new(false), loads: Mutex::new(0) });
+    let registry = Arc::new(Faulty {
+        inner: Mutex::new(LocalRegistry::new()),
+        down: watch::Sender::new(false),
+        loads: Mutex::new(0),
+        lost: watch::Sender::new(0),
+        loses_data: Mutex::new(None),
+    });
     let keys = Keys::new("f");
     let discovery = Discovery::start(registry.clone(), keys.clone());
     let seen = discovery.subscribe();
-    Fixture { registry, keys, _discovery: discovery, seen }
+    Fixture { registry, keys, discovery: discovery, seen }
 }
 
 impl Fixture {
@@ -116,18 +148,41 @@ async fn a_change_is_seen_and_the_last_view_outlives_the_registry() {
     assert_eq!(back.view.ring.version, RingVersion(2));
 }
 
-#[tokio::test(start_paused = true)]
-async fn what_a_broken_watch_missed_is_read_again_deletions_too() {
-    let mut f = start();
-    let live = Liveness {
+fn live() -> Liveness {
+    Liveness {
         format: 1,
         addr: "a:1".into(),
         incarnation: "0".into(),
         build: "t".into(),
         started_ms: 0,
         groups: None,
-    };
-    f.registry.put(&f.keys.live("a"), live.encode(), None).await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_missed_of_a_registry_that_loses_its_data_between_two_steps_of_a_reading() {
+    for calls in 1..=6 {
+        let mut f = start();
+        f.put_ring(&ring(1)).await;
+        f.put_ring(&ring(2)).await;
+        f.seen.wait_for(|d| d.view.ring.version == RingVersion(2)).await.unwrap();
+
+        *f.registry.loses_data.lock() = Some(calls);
+        f.discovery.reload();
+        f.registry.lost.subscribe().wait_for(|lost| *lost == 1).await.unwrap();
+        let begun = Instant::now();
+        // What a store that begins anew has counts from the beginning, and may be more than the last one had, or less.
+        f.registry.put(&f.keys.live("a"), live().encode(), None).await.unwrap();
+        let back = f.seen.wait_for(|d| d.view.live.contains_key("a")).await.unwrap();
+        assert!(back.lost.is_some(), "after {calls} calls");
+        assert!(begun.elapsed() < RELOAD_EVERY / 2, "after {calls} calls: {:?}", begun.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_broken_watch_missed_is_read_again_deletions_too() {
+    let mut f = start();
+    f.registry.put(&f.keys.live("a"), live().encode(), None).await.unwrap();
     f.seen.wait_for(|d| d.view.live.contains_key("a")).await.unwrap();
     f.registry.down.send_replace(true);
     f.seen.wait_for(|d| d.trouble.is_some()).await.unwrap();

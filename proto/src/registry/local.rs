@@ -139,8 +139,9 @@ impl Registry for LocalRegistry {
         }))
     }
 
-    async fn watch(&self, ranges: &[KeyRange], from: i64) -> Result<Box<dyn Changes>, RegistryError> {
+    async fn watch(&self, ranges: &[KeyRange]) -> Result<Box<dyn Changes>, RegistryError> {
         let revision = self.shared.revision.subscribe();
+        let from = self.change(|state| state.revision) + 1;
         Ok(Box::new(LocalChanges { registry: self.clone(), ranges: ranges.to_vec(), from, revision }))
     }
 
@@ -262,15 +263,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_watch_sees_changes_from_its_revision_on_and_the_end_of_leases() {
+    async fn a_watch_sees_changes_from_when_it_began_and_the_end_of_leases() {
         let registry = LocalRegistry::new();
         registry.put("/p/before", b"x".to_vec(), None).await.unwrap();
-        let from = registry.load("/p/").await.unwrap().revision + 1;
+        let mut changes = registry.watch(&[KeyRange::prefix("/p/")]).await.unwrap();
         let lease = registry.grant(Duration::from_secs(5)).await.unwrap();
         registry.put("/p/leased", b"y".to_vec(), Some(lease)).await.unwrap();
         registry.put("/elsewhere", b"z".to_vec(), None).await.unwrap();
 
-        let mut changes = registry.watch(&[KeyRange::prefix("/p/")], from).await.unwrap();
         assert_eq!(changes.next().await.unwrap(), [change("/p/leased", Some("y"), 3)]);
         tokio::time::sleep(Duration::from_secs(4)).await;
         assert!(registry.renew(lease).await.unwrap());

@@ -40,7 +40,7 @@ pub struct Entry {
 /// Every key of a range, as of one revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
-    /// The revision; changes after it are watched from `revision + 1`.
+    /// The revision.
     pub revision: i64,
     /// The keys, in order.
     pub entries: Vec<Entry>,
@@ -63,8 +63,8 @@ pub trait Changes: Send {
     /// The next changes, in order; never an empty list. Cancel-safe.
     ///
     /// # Errors
-    /// Where the stream has ended: cancelled, compacted away, or silent for too long. The watcher loads
-    /// again and watches from there.
+    /// Where the stream has ended: cancelled, broken, or silent for too long. The watcher begins another, and reads
+    /// again.
     async fn next(&mut self) -> Result<Vec<Change>, RegistryError>;
 }
 
@@ -77,12 +77,16 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
     /// Where the registry cannot be reached or refuses, or no longer has the revision that is asked for.
     async fn page(&self, range: &KeyRange, options: PageOptions) -> Result<Page, RegistryError>;
 
-    /// Watches every key of these ranges, from revision `from` on, inclusive. Changes within one range come
-    /// in order.
+    /// Watches every key of these ranges. Every change that is made after this has returned is told, those within one
+    /// range in order; some that were made before may be.
+    ///
+    /// Who needs what is there as well reads it after this has returned. Nothing is missed then, and not where the
+    /// store's data are lost meanwhile either, since that ends the watch. A watch that begins where an earlier read has
+    /// ended does miss that: the store that has lost them may have fewer revisions than were read, or others.
     ///
     /// # Errors
-    /// Where the registry cannot be reached or refuses. A compacted `from` may also show in the stream.
-    async fn watch(&self, ranges: &[KeyRange], from: i64) -> Result<Box<dyn Changes>, RegistryError>;
+    /// Where the registry cannot be reached or refuses.
+    async fn watch(&self, ranges: &[KeyRange]) -> Result<Box<dyn Changes>, RegistryError>;
 
     /// Whether it keeps everything for as long as whoever uses it runs: it is in their process.
     fn keeps_all(&self) -> bool {

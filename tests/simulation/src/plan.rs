@@ -167,12 +167,12 @@ impl Theme {
     /// One of them.
     pub(super) fn any(random: &mut Rng) -> Self {
         let any_key = |random: &mut Rng| (random.usize(..GROUPS.len()), random.u32(..KEYS));
-        match random.u8(..8) {
+        match random.u8(..9) {
             6 => {
                 let (group, key) = any_key(random);
                 Theme::Lost { group, key }
             }
-            7 => {
+            7 | 8 => {
                 let (group, key) = any_key(random);
                 Theme::Near { group, key }
             }
@@ -371,38 +371,48 @@ fn lost(random: &mut Rng, node: usize) -> Vec<Planned> {
     planned
 }
 
-/// A node is killed and started again at once, or what it says to a reader comes late and then not at all, or one client and
-/// then the registry cannot be reached from it.
+/// A node is killed and started again at once, of which a reader hears nothing or as others do; or what it and a reader say
+/// comes late, and then what one of them says not at all; or one client and then the registry cannot be reached from it.
 fn near(random: &mut Rng, node: usize) -> Vec<Planned> {
     let (mut planned, mut at) = (Vec::new(), Duration::from_millis(random.u64(300..1500)));
     let trouble = Theme::Near { group: 0, key: 0 }.trouble();
     let ms = |random: &mut Rng, range: Range<u64>| Duration::from_millis(random.u64(range));
+    let (reader, owner) = (End::Client(0), End::Node(node));
+    let accent = random.u8(..3);
     while at < trouble {
-        let accent = random.u8(..3);
         if accent == 0 {
-            let fault = Fault::Kill { node, power: random.bool(), folder: Folder::Same };
-            planned.push(Planned { fault, from: at, until: at + ms(random, 10..100) });
-            at += ms(random, 600..2500);
+            let (is_unheard, killed) = (random.u8(..4) > 0, at + ms(random, 1..30));
+            if is_unheard {
+                let (one_way, mended) = (random.bool(), mended(random));
+                let fault = Fault::Cut { from: owner, to: reader, one_way, mended };
+                planned.push(Planned { fault, from: at, until: killed + ms(random, 200..600) });
+            }
+            let power = !is_unheard && random.bool();
+            let fault = Fault::Kill { node, power, folder: Folder::Same };
+            planned.push(Planned { fault, from: killed, until: killed + ms(random, 1..60) });
+            at = killed + ms(random, 600..1500);
             continue;
         }
         if accent == 1 {
-            let (from, to, by) = (End::Node(node), End::Client(0), ms(random, 100..300));
             let late = at + ms(random, 400..900);
             let until = late + ms(random, 300..800);
-            planned.push(Planned { fault: Fault::Slow { from, to, by }, from: at, until });
-            let cut = Fault::Cut { from, to, one_way: random.bool(), mended: mended(random) };
+            let fault = Fault::Slow { from: owner, to: reader, by: ms(random, 60..250) };
+            planned.push(Planned { fault, from: at, until });
+            // What is on its way back arrives when the node hears nothing any more.
+            let (from, to, one_way) =
+                if random.u8(..3) == 0 { (owner, reader, random.bool()) } else { (reader, owner, true) };
+            let cut = Fault::Cut { from, to, one_way, mended: mended(random) };
             planned.push(Planned { fault: cut, from: late, until });
-            at = until + ms(random, 300..1500);
+            at = until + ms(random, 200..700);
             continue;
         }
         let until = at + ms(random, 2200..4000);
         let (one_way, back) = (random.bool(), mended(random));
         let cut = |from, to| Fault::Cut { from, to, one_way, mended: back };
-        let of_client = cut(End::Client(1), End::Node(node));
+        let of_client = cut(End::Client(1), owner);
         planned.push(Planned { fault: of_client, from: at, until });
         let from = at + ms(random, 200..900);
-        let of_registry =
-            Fault::Cut { from: End::Node(node), to: End::Registry, one_way: false, mended: back };
+        let of_registry = Fault::Cut { from: owner, to: End::Registry, one_way: false, mended: back };
         planned.push(Planned { fault: of_registry, from, until: until.min(from + ms(random, 1200..2600)) });
         at = until + ms(random, 300..1500);
     }

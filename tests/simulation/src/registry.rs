@@ -110,9 +110,10 @@ impl Store {
 
     /// Puts an empty registry in the place of what was stored.
     pub(super) fn empty(&self) {
-        self.end_watches();
-        let _ = self.0.jobs.send(Box::new(|registry| {
+        let store = self.clone();
+        let _ = self.0.jobs.send(Box::new(move |registry| {
             *registry = registry.emptied();
+            store.end_watches();
             Box::pin(std::future::ready(()))
         }));
     }
@@ -197,13 +198,16 @@ impl Registry for SimulatedRegistry {
         self.call(false, move |it| Box::pin(async move { it.page(&range, options).await })).await
     }
 
-    async fn watch(&self, ranges: &[KeyRange], from: i64) -> Result<Box<dyn Changes>, RegistryError> {
+    async fn watch(&self, ranges: &[KeyRange]) -> Result<Box<dyn Changes>, RegistryError> {
         let number = self.member.load(Ordering::Relaxed);
         let (told, heard) = mpsc::unbounded_channel();
         let (state, host, ranges) = (self.store.0.clone(), self.host, ranges.to_vec());
         self.call(false, move |it| {
+            // As of this store, which may be another when the rest runs.
+            let ended = state.compactions.subscribe();
             Box::pin(async move {
-                tokio::spawn(tell(state, it, (ranges, from), (host, number), told));
+                let changes = it.watch(&ranges).await?;
+                tokio::spawn(tell(state, (changes, ended), (host, number), told));
                 Ok(())
             })
         })
@@ -255,8 +259,7 @@ type Told = Option<Vec<Change>>;
 /// Tells a host of changes, from the member that it watches.
 async fn tell(
     state: Arc<StoreState>,
-    registry: LocalRegistry,
-    (ranges, from): (Vec<KeyRange>, i64),
+    (mut changes, mut ended): (Box<dyn Changes>, watch::Receiver<u64>),
     (host, number): (HostId, usize),
     told: mpsc::UnboundedSender<Told>,
 ) {
@@ -265,8 +268,6 @@ async fn tell(
         let told = told.clone();
         state.network.message(member, host, move || drop(told.send(what)));
     };
-    let mut ended = state.compactions.subscribe();
-    let Ok(mut changes) = registry.watch(&ranges, from).await else { return say(None) };
     while !told.is_closed() {
         let next = tokio::select! {
             biased;

@@ -18,7 +18,7 @@ use etcd_client::{
     Client, Compare, CompareOp, ConnectOptions, GetOptions, PutOptions, Txn, TxnOp, WatchOptions,
 };
 use parking_lot::Mutex;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use crate::bounds::Bounds;
 #[cfg(feature = "tls")]
@@ -369,12 +369,12 @@ impl Registry for EtcdRegistry {
         counted.await.map(|response| u64::try_from(response.count()).unwrap_or(0))
     }
 
-    async fn watch(&self, ranges: &[KeyRange], from: i64) -> Result<Box<dyn Changes>, RegistryError> {
+    async fn watch(&self, ranges: &[KeyRange]) -> Result<Box<dyn Changes>, RegistryError> {
         let Some((first, others)) = ranges.split_first() else {
             return Err(RegistryError::new("nothing is to be watched"));
         };
         let watch = |range: &KeyRange| {
-            let options = WatchOptions::new().with_start_revision(from);
+            let options = WatchOptions::new();
             if range.to().is_empty() { options.with_from_key() } else { options.with_range(range.to()) }
         };
         let stream = self.call("watch", |client| async move {
@@ -383,11 +383,9 @@ impl Registry for EtcdRegistry {
             for other in others {
                 stream.watch(other.from(), Some(watch(other))).await?;
             }
-            Ok(stream)
+            EtcdChanges::begun(stream, ranges.len()).await
         });
-        let stream = stream.await?;
-        let heard = Instant::now();
-        Ok(Box::new(EtcdChanges { stream, heard, asked: heard }))
+        Ok(Box::new(stream.await?))
     }
 
     async fn put(&self, key: &str, value: Vec<u8>, lease: Option<LeaseId>) -> Result<(), RegistryError> {
