@@ -47,8 +47,8 @@ impl Fleet {
                 self.world.kill(self.apps[app].host);
             }
             Fault::Cut { from, to, one_way, .. } => self.each_link(from, to, one_way, Network::cut),
-            Fault::Slow { from, to, by } => {
-                self.each_link(from, to, false, |network, from, to| network.slow_down(from, to, by));
+            Fault::Slow { from, to, by, one_way } => {
+                self.each_link(from, to, one_way, |network, from, to| network.slow_down(from, to, by));
             }
             Fault::Store(fault) => self.store.fault(fault, true),
             Fault::WatchLag { who, by } => {
@@ -104,8 +104,8 @@ impl Fleet {
             Fault::Cut { from, to, one_way, mended } => {
                 self.each_link(from, to, one_way, |network, from, to| network.mend(from, to, mended));
             }
-            Fault::Slow { from, to, .. } => {
-                self.each_link(from, to, false, |network, from, to| {
+            Fault::Slow { from, to, one_way, .. } => {
+                self.each_link(from, to, one_way, |network, from, to| {
                     network.slow_down(from, to, Duration::ZERO);
                 });
             }
