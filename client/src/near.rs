@@ -156,8 +156,9 @@ struct Shard {
 
 const CLASSES: usize = 64;
 
+/// A copy of a key's value, or of that there is none.
 #[derive(Debug)]
-struct Copy {
+pub(crate) struct Copy {
     group: u32,
     /// A get to take the copy's place is on its way.
     is_renewing: bool,
@@ -177,9 +178,10 @@ struct Copy {
 }
 
 /// What is found of a key.
-pub(crate) enum Found {
+pub(crate) enum Found<T> {
     Copy {
-        value: Option<Bytes>,
+        /// What was read of it.
+        read: T,
         /// The caller is to ask for it anew, beside what it does.
         is_to_renew: bool,
     },
@@ -264,8 +266,14 @@ impl NearCopies {
         self.shards[(hash >> 32) as usize % self.shards.len()].lock()
     }
 
-    /// What there is of a key.
-    pub(crate) fn find(&self, group: u32, hash: u64, key: &[u8]) -> Found {
+    /// What there is of a key. `read` takes what is wanted of a copy, as of a time.
+    pub(crate) fn find<T>(
+        &self,
+        group: u32,
+        hash: u64,
+        key: &[u8],
+        read: impl FnOnce(&Copy, u64) -> T,
+    ) -> Found<T> {
         let now = now();
         let mut shard = self.shard(hash);
         let Some(copy) = shard.copies.peek_mut(&hash).filter(|copy| copy.is_of(group, key)) else {
@@ -277,7 +285,7 @@ impl NearCopies {
         let is_to_renew = now >= copy.renew && !copy.is_renewing;
         copy.is_renewing |= is_to_renew;
         copy.lease.read();
-        let value = copy.value.clone();
+        let read = read(copy, now);
         // The order of what is read all the time does not matter.
         if now >= copy.promoted + PROMOTED_EVERY {
             copy.promoted = now;
@@ -285,27 +293,7 @@ impl NearCopies {
         }
         drop(shard);
         self.counters.hits.mine().fetch_add(1, Ordering::Relaxed);
-        Found::Copy { value, is_to_renew }
-    }
-
-    /// As [`find`](Self::find), and how the copy was come by.
-    pub(crate) fn find_detailed(&self, group: u32, hash: u64, key: &[u8]) -> Option<(Option<Bytes>, About)> {
-        let now = now();
-        let mut shard = self.shard(hash);
-        let copy = shard.copies.peek_mut(&hash).filter(|copy| copy.is_of(group, key))?;
-        if !copy.is_good(now, self.ring_version()) {
-            return None;
-        }
-        copy.lease.read();
-        let about = About {
-            age: Duration::from_nanos(now.saturating_sub(copy.loaded)),
-            ttl: Duration::from_nanos(copy.until.saturating_sub(now)),
-            node: copy.lease.node().clone(),
-        };
-        let value = copy.value.clone();
-        drop(shard);
-        self.counters.hits.mine().fetch_add(1, Ordering::Relaxed);
-        Some((value, about))
+        Found::Copy { read, is_to_renew }
     }
 
     /// A get to take the copy's place has come to nothing.
@@ -405,6 +393,19 @@ impl Shard {
 }
 
 impl Copy {
+    /// The value; `None`: there is no such key.
+    pub(crate) fn value(&self) -> Option<Bytes> {
+        self.value.clone()
+    }
+
+    pub(crate) fn about(&self, now: u64) -> About {
+        About {
+            age: Duration::from_nanos(now.saturating_sub(self.loaded)),
+            ttl: Duration::from_nanos(self.until.saturating_sub(now)),
+            node: self.lease.node().clone(),
+        }
+    }
+
     fn is_of(&self, group: u32, key: &[u8]) -> bool {
         self.group == group && *self.key == *key
     }

@@ -116,6 +116,11 @@ impl Op<'_> {
     /// As [`LOAD`](Self::LOAD), where a near copy is about to end.
     pub(crate) const RENEW: Self = Op::Get { on_miss: OnMiss::Load, token: FillToken::NONE, near: true };
 
+    /// [`LOAD`](Self::LOAD), or [`RENEW`](Self::RENEW) where a near copy has lapsed.
+    pub(crate) fn load(is_lapsed: bool) -> Self {
+        if is_lapsed { Self::RENEW } else { Self::LOAD }
+    }
+
     /// Whether one answer does for several who want this.
     pub(crate) fn can_be_shared(&self) -> bool {
         matches!(self, Op::Get { on_miss: OnMiss::Load, token: FillToken::NONE, .. })

@@ -133,13 +133,7 @@ impl Group {
         let hash = key_hash(&self.name, key);
         let op = match self.near_copy(key, hash) {
             Ok(value) => return Ok(value),
-            Err(is_lapsed) => {
-                if is_lapsed {
-                    Op::RENEW
-                } else {
-                    Op::LOAD
-                }
-            }
+            Err(is_lapsed) => Op::load(is_lapsed),
         };
         let (trace, now) = (self.client.config.traceparent(), Instant::now());
         let request = Request { op, traceparent: &trace, ..self.request_of(key, hash, now) };
@@ -160,11 +154,12 @@ impl Group {
         let (key, now) = (key.as_ref(), Instant::now());
         self.check(key)?;
         let request = self.request(key, now);
-        if let Some(copy) = self.near_copy_detailed(key, request.hash) {
-            return Ok(copy);
-        }
+        let op = match self.near_copy_detailed(key, request.hash) {
+            Ok(copy) => return Ok(copy),
+            Err(is_lapsed) => Op::load(is_lapsed),
+        };
         let trace = self.client.config.traceparent();
-        let request = Request { traceparent: &trace, ..request };
+        let request = Request { op, traceparent: &trace, ..request };
         let answer = Box::pin(failover::get(&self.client, &request, now)).instrument(self.span()).await;
         let about = answer.as_ref().ok().map(|answered| {
             let source = match answered.reply.outcome {

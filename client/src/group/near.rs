@@ -6,31 +6,36 @@ use tokio::time::Instant;
 
 use super::{Detailed, Group, Source};
 use crate::failover;
-use crate::near::Found;
+use crate::near::{Copy, Found};
 use crate::request::{Op, Request};
 
 impl Group {
     /// The near copy of a key, where there is one that may be read. `Err`: whether there is one that has lapsed, which the
     /// node is to be told.
     pub(super) fn near_copy(&self, key: &[u8], hash: u64) -> Result<Option<Bytes>, bool> {
+        self.read_near(key, hash, |copy, _| copy.value())
+    }
+
+    /// As [`near_copy`](Self::near_copy), and how it was come by.
+    pub(super) fn near_copy_detailed(&self, key: &[u8], hash: u64) -> Result<Detailed, bool> {
+        let (value, about) = self.read_near(key, hash, |copy, now| (copy.value(), copy.about(now)))?;
+        let node = (*about.node).to_owned();
+        Ok(Detailed { value, source: Source::Near, age: about.age, ttl: about.ttl, node, failover: false })
+    }
+
+    #[inline]
+    fn read_near<T>(&self, key: &[u8], hash: u64, read: impl FnOnce(&Copy, u64) -> T) -> Result<T, bool> {
         let Some(near) = &self.near else { return Err(false) };
-        match near.find(self.number, hash, key) {
-            Found::Copy { value, is_to_renew } => {
+        match near.find(self.number, hash, key, read) {
+            Found::Copy { read, is_to_renew } => {
                 if is_to_renew {
                     self.renew(key, hash);
                 }
-                Ok(value)
+                Ok(read)
             }
             Found::Lapsed => Err(true),
             Found::Nothing => Err(false),
         }
-    }
-
-    /// As [`near_copy`](Self::near_copy), and how it was come by.
-    pub(super) fn near_copy_detailed(&self, key: &[u8], hash: u64) -> Option<Detailed> {
-        let (value, about) = self.near.as_ref()?.find_detailed(self.number, hash, key)?;
-        let node = (*about.node).to_owned();
-        Some(Detailed { value, source: Source::Near, age: about.age, ttl: about.ttl, node, failover: false })
     }
 
     /// Asks for a key in the background, whose copy is read and about to end.

@@ -49,10 +49,14 @@ impl Fixture {
 
     /// What is read: a value, that there is none, or `"-"` where there is no copy that may be read.
     fn read(&self, key: &str) -> Option<String> {
-        match self.copies.find(0, hash(key), key.as_bytes()) {
-            Found::Copy { value, .. } => value.map(|value| String::from_utf8_lossy(&value).into_owned()),
+        match self.find(0, key) {
+            Found::Copy { read, .. } => read.map(|value| String::from_utf8_lossy(&value).into_owned()),
             Found::Lapsed | Found::Nothing => Some("-".to_owned()),
         }
+    }
+
+    fn find(&self, group: u32, key: &str) -> Found<Option<Bytes>> {
+        self.copies.find(group, hash(key), key.as_bytes(), |copy, _| copy.value())
     }
 
     fn outdated(&mut self, number: u64, keys: &[&str]) {
@@ -83,9 +87,9 @@ async fn a_copy_is_read_while_the_lease_stands() {
     assert_eq!(f.read("a"), some("-"), "there is no lease");
     f.renew(false);
     assert_eq!((f.read("a"), f.read("b"), f.read("c")), (some("1"), None, some("-")));
-    assert!(matches!(f.copies.find(1, hash("a"), b"a"), Found::Nothing), "of another group");
+    assert!(matches!(f.find(1, "a"), Found::Nothing), "of another group");
     tokio::time::sleep(near_lease()).await;
-    assert!(matches!(f.copies.find(0, hash("a"), b"a"), Found::Lapsed));
+    assert!(matches!(f.find(0, "a"), Found::Lapsed));
     f.renew(false);
     assert_eq!(f.read("a"), some("1"), "the node has not forgotten it");
     tokio::time::sleep(near_lease() / 2).await;
@@ -192,7 +196,7 @@ async fn a_copy_that_is_read_is_asked_for_anew_once_before_it_ends() {
     let mut f = Fixture::new(NearCache::bytes(1 << 20));
     f.keep_asked("a", Some("1"), Instant::now() - Duration::from_secs(9));
     f.renew(false);
-    let is_to_renew = |f: &Fixture| match f.copies.find(0, hash("a"), b"a") {
+    let is_to_renew = |f: &Fixture| match f.find(0, "a") {
         Found::Copy { is_to_renew, .. } => is_to_renew,
         _ => panic!("there is a copy"),
     };
