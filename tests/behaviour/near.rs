@@ -1,14 +1,19 @@
 //! Near copies: hot keys are answered in the application's own memory, and show every write that was acknowledged.
 
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use nix::sys::signal::Signal;
 use peanut_client::{Client, Group as Keys, NearCache, NearKeys, Source};
+use peanut_proto::clock::uptime_nanos;
 use peanut_server::testing::TestFleet;
 use peanut_server::{Group, Loaded, loader_fn};
-use peanut_tests::eventually;
+use peanut_tests::{Process, ServerProcess, eventually, free_port, http_client};
+
+use crate::SERVER;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -173,6 +178,96 @@ async fn a_client_that_is_gone_is_waited_for_once() {
     }
     // A hundred waits would take a minute.
     assert!(begun.elapsed() < Duration::from_secs(20));
+}
+
+/// A node with one group, whose metrics can be read.
+struct Metered {
+    server: ServerProcess,
+    admin: String,
+}
+
+impl Metered {
+    async fn start() -> Self {
+        let (listen, admin) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
+        let config = format!("listen = \"{listen}\"\nnodes = [\"{listen}\"]\nadmin = \"{admin}\"\n");
+        let group = "[[group]]\nname = \"g\"\n[group.loader]\nkind = \"none\"\n";
+        Metered { server: ServerProcess::start_with(SERVER, &format!("{config}{group}")).await, admin }
+    }
+
+    async fn metric(&self, name: &str) -> f64 {
+        let metrics = http_client().get(format!("http://{}/metrics", self.admin)).send().await.unwrap();
+        let text = metrics.text().await.unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
+    }
+
+    /// A process that reads `a` and `b` from near copies.
+    async fn holder(&self) -> Process {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_holder"));
+        let holder = Process::start("holder", command.args([self.server.addr(), "g", "a", "b"]));
+        eventually("near copies of both", async || {
+            let log = holder.log();
+            ["a", "b"].iter().all(|key| log.iter().rev().take(2).any(|line| is_near(line, key))).then_some(())
+        })
+        .await;
+        holder
+    }
+}
+
+fn is_near(line: &str, key: &str) -> bool {
+    line.split(' ').nth(1) == Some(key) && line.ends_with(" near")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_holder_that_stands_still_or_is_killed_is_waited_for_once_and_shows_nothing_old_afterwards() {
+    for is_killed in [false, true] {
+        let node = Metered::start().await;
+        let writer = Client::builder().nodes([node.server.addr()]).deadline(MINUTE).build().await.unwrap();
+        let group = writer.group("g");
+        group.set_many([("a", "0"), ("b", "0")]).await.into_iter().for_each(Result::unwrap);
+        let mut holder = node.holder().await;
+        if is_killed {
+            holder.kill();
+        } else {
+            holder.signal(Signal::SIGSTOP);
+        }
+        let mut acknowledged = 0;
+        for n in 1..=50_u64 {
+            let value = n.to_string();
+            group.set_many([("a", &value), ("b", &value)]).await.into_iter().for_each(Result::unwrap);
+            acknowledged = uptime_nanos();
+        }
+        // Of a process that was killed the node may hear, and wait for its leases all the same.
+        let waits = node.metric("peanut_near_unconfirmed_total").await;
+        assert!((1.0..=2.0).contains(&waits), "{waits} leases of two lanes were waited for");
+        assert!(node.metric("peanut_near_waits_total").await <= 4.0, "only writes of what it held waited");
+        if !is_killed {
+            holder.signal(Signal::SIGCONT);
+            let read_again = eventually("it to read both again", async || {
+                let log = holder.log();
+                let last: Vec<_> = log.iter().filter_map(|line| line.split_once(' ')).collect();
+                let of = |key: &str| {
+                    let began_late = |(begun, rest): &&(&str, &str)| {
+                        begun.parse::<u64>().unwrap() > acknowledged && rest.starts_with(key)
+                    };
+                    last.iter().filter(began_late).map(|(_, rest)| rest.to_string()).collect::<Vec<_>>()
+                };
+                let (a, b) = (of("a"), of("b"));
+                (a.len() > 20 && b.len() > 20).then(|| [a, b].concat())
+            });
+            for read in read_again.await {
+                assert!(
+                    read[2..].starts_with("50 "),
+                    "{read}: an older value after a later one was acknowledged"
+                );
+            }
+            holder.kill();
+        }
+        eventually("nothing to be held", async || {
+            (node.metric("peanut_near_copies").await == 0.0).then_some(())
+        })
+        .await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
