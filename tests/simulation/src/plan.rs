@@ -67,6 +67,8 @@ pub enum Fault {
     },
     /// A node that was not there joins; it leaves at the end.
     Visit,
+    /// An operator takes a node out of the ring, which runs on; at the end it is killed and started again.
+    Drain(usize),
     /// A process stands still.
     Pause(End),
     /// An application is killed and started again at the end.
@@ -171,7 +173,7 @@ impl Theme {
     /// One of them.
     pub(super) fn any(random: &mut Rng) -> Self {
         let any_key = |random: &mut Rng| (random.usize(..GROUPS.len()), random.u32(..KEYS));
-        match random.u8(..9) {
+        match random.u8(..10) {
             6 => {
                 let (group, key) = any_key(random);
                 Theme::Lost { group, key }
@@ -182,7 +184,7 @@ impl Theme {
             }
             0 => Theme::Rings,
             1 => Theme::Stutter,
-            2 | 3 => Theme::Late,
+            2 | 3 | 9 => Theme::Late,
             _ => Theme::Everything,
         }
     }
@@ -304,7 +306,8 @@ fn fault(random: &mut Rng) -> Fault {
         0..3 => Fault::Kill { node, power: random.bool(), folder: folder(random) },
         3..5 => Fault::Stop { node, leaves: false },
         5..7 => Fault::Stop { node, leaves: true },
-        7..9 => Fault::Visit,
+        7..8 => Fault::Visit,
+        8..9 => Fault::Drain(node),
         9..11 => Fault::Pause(End::Node(node)),
         11..12 => Fault::Pause(End::Client(random.usize(..CLIENTS))),
         12..13 => Fault::KillClient(random.usize(..CLIENTS)),

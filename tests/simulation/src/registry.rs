@@ -13,6 +13,9 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
+use peanut_proto::change::change_ring;
+use peanut_proto::clock::wall_clock_ms;
+use peanut_proto::membership::{Keys, RingDocument};
 use peanut_proto::registry::{
     Change, Changes, KeyRange, LeaseId, LocalRegistry, Page, PageOptions, Registry, RegistryError,
 };
@@ -115,6 +118,18 @@ impl Store {
             *registry = registry.emptied();
             store.end_watches();
             Box::pin(std::future::ready(()))
+        }));
+    }
+
+    /// Takes a node out of the ring, as an operator does; it runs on.
+    pub(super) fn drain(&self, id: String) {
+        let _ = self.0.jobs.send(Box::new(move |registry| {
+            let registry = registry.clone();
+            Box::pin(async move {
+                // Where there is no such member, there is nothing to do.
+                let drained = |ring: &RingDocument| ring.drained(&id, wall_clock_ms());
+                let _ = change_ring(&registry, &Keys::new("default"), drained).await;
+            })
         }));
     }
 

@@ -114,17 +114,17 @@ pub(super) fn near(random: &mut Rng, node: usize) -> Vec<Planned> {
 /// it, or it and the nodes that are there lag behind, or they are left by their member of the registry, while
 /// other clients write.
 pub(super) fn late(random: &mut Rng) -> Vec<Planned> {
-    let accent = random.u8(..4);
+    let accent = random.u8(..6);
     let ms = |random: &mut Rng, range: Range<u64>| Duration::from_millis(random.u64(range));
     let (mut planned, mut at, mut came) = (Vec::new(), ms(random, 100..1500), None);
     while at < Theme::Late.trouble() {
         let (fault, long) = match accent {
             0 => (Fault::Pause(End::Client(0)), ms(random, 1200..4000)),
-            1 => {
+            1 | 4 => {
                 let who = ((1 << FIRST_NODES) - 1) | (1 << NODES);
-                (Fault::WatchLag { who, by: ms(random, 300..600) }, ms(random, 500..1000))
+                (Fault::WatchLag { who, by: ms(random, 500..900) }, ms(random, 500..1000))
             }
-            2 => {
+            2 | 5 => {
                 // A machine with a node and a client on it stands still, and what the registry has to tell
                 // them comes late.
                 let (at_node, long) = (random.usize(..FIRST_NODES), ms(random, 900..1600));
@@ -154,7 +154,13 @@ pub(super) fn late(random: &mut Rng) -> Vec<Planned> {
         came = match came {
             None => Some(moved),
             Some(from) => {
-                planned.push(Planned { fault: Fault::Visit, from, until: moved });
+                let is_drained = random.bool();
+                if is_drained {
+                    planned.push(Planned { fault: Fault::Drain(NODES - 1), from: moved, until: moved });
+                }
+                // One that was drained goes on to answer those who have not heard of it.
+                let until = if is_drained { moved + ms(random, 600..1500) } else { moved };
+                planned.push(Planned { fault: Fault::Visit, from, until });
                 None
             }
         };

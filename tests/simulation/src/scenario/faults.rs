@@ -41,6 +41,7 @@ impl Fleet {
                     self.start_node(last);
                 }
             }
+            Fault::Drain(node) => self.store.drain(format!("n{node}")),
             Fault::Pause(end) => self.pause(end, 1),
             Fault::KillClient(app) => {
                 self.apps[app].down += 1;
@@ -92,6 +93,14 @@ impl Fleet {
                 let last = &self.nodes[NODES - 1];
                 if let Some(stop) = &last.stop {
                     stop.send_replace(true);
+                }
+            }
+            Fault::Drain(node) => {
+                let it = &mut self.nodes[node];
+                if node < FIRST_NODES && it.down == 0 {
+                    it.stop = None;
+                    self.world.kill(it.host);
+                    self.start_node(node);
                 }
             }
             Fault::Pause(end) => self.pause(end, -1),
