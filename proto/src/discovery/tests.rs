@@ -115,7 +115,7 @@ fn start() -> Fixture {
     let keys = Keys::new("f");
     let discovery = Discovery::start(registry.clone(), keys.clone());
     let seen = discovery.subscribe();
-    Fixture { registry, keys, discovery: discovery, seen }
+    Fixture { registry, keys, discovery, seen }
 }
 
 impl Fixture {
