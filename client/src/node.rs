@@ -14,6 +14,7 @@ use peanut_proto::intervals::{LEASE_TTL, LOSS_NOTICED};
 use peanut_proto::numbers::RingVersion;
 use smallvec::SmallVec;
 use tokio::time::Instant;
+use tower::load::Load as _;
 
 use crate::claims::Claims;
 use crate::config::Config;
@@ -121,7 +122,7 @@ impl Node {
     /// Operations in flight to it.
     #[cfg(feature = "metrics")]
     pub(crate) fn in_flight(&self) -> usize {
-        self.lanes().iter().map(tower::load::Load::load).sum()
+        self.lanes().iter().map(Lane::in_flight).sum()
     }
 
     /// Asks the node for one key.
@@ -153,9 +154,11 @@ impl Node {
         Box::pin(unary::write(&self.monitor, ask)).await
     }
 
+    /// Writes of a key take one lane, while that is open.
     fn write_lane(&self, hash: u64) -> Option<&Lane> {
         // The higher bits: the lower ones choose slots.
-        self.lanes.get((hash >> 32) as usize % self.lanes.len().max(1))
+        let lane = self.lanes.get((hash >> 32) as usize % self.lanes.len().max(1))?;
+        if lane.load() < Choice::NOT_OPEN { Some(lane) } else { self.less_busy().or(Some(lane)) }
     }
 
     /// What it has said of rings that the client does not know.

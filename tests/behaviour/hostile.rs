@@ -207,6 +207,9 @@ async fn a_connection_that_is_refused_is_left_while_another_stands() {
         async move {
             for _ in 0..200 {
                 scores.get(key.clone()).await.unwrap();
+                scores.delete(format!("another-{n}")).await.unwrap();
+                let many = scores.get_many([format!("one-{n}"), format!("two-{n}")]).await;
+                many.into_iter().for_each(|got| drop(got.unwrap()));
             }
         }
     });

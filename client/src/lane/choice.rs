@@ -29,8 +29,9 @@ pub(crate) struct Chosen<'a> {
 impl Choice {
     /// As many lanes as can be told apart.
     pub(crate) const MOST_LANES: usize = 1 << LANE_BITS;
-    /// The load of a lane that could not be opened, beside what is in flight on it: it is left while there is another.
-    pub(crate) const NOT_OPENED: usize = usize::MAX / 2;
+    /// The load of a lane that is being opened, or could not be, beside what is in flight on it: it is left while there is
+    /// another.
+    pub(crate) const NOT_OPEN: usize = usize::MAX / 2;
 
     pub(crate) fn new() -> Self {
         Choice { slots: std::iter::repeat_with(AtomicU32::default).take(SLOTS).collect() }
@@ -46,7 +47,7 @@ impl Choice {
         let otherwise = Choice::less_busy(lanes, random);
         let mut chosen = self.join(hash, otherwise);
         // Others of the same key may take it still, which have found out nothing yet.
-        if lanes.get(chosen.lane).is_some_and(|lane| lane.load() >= Choice::NOT_OPENED) {
+        if lanes.get(chosen.lane).is_some_and(|lane| lane.load() >= Choice::NOT_OPEN) {
             chosen.lane = otherwise;
         }
         chosen
@@ -59,7 +60,7 @@ impl Choice {
     ) -> usize {
         let (first, second) = (random(lanes.len()), random(lanes.len()));
         let less_busy = if lanes[first].load() > lanes[second].load() { second } else { first };
-        if lanes[less_busy].load() < Choice::NOT_OPENED {
+        if lanes[less_busy].load() < Choice::NOT_OPEN {
             return less_busy;
         }
         let least_busy = (0..lanes.len()).min_by_key(|lane| lanes[*lane].load());
@@ -115,9 +116,9 @@ mod tests {
     }
 
     #[test]
-    fn a_lane_that_could_not_be_opened_is_left_while_there_is_another() {
+    fn a_lane_that_is_not_open_is_left_while_there_is_another() {
         let choice = Choice::new();
-        let broken = Choice::NOT_OPENED;
+        let broken = Choice::NOT_OPEN;
         let first = choice.choose(7, &lanes(&[0, 3]), by_turns());
         assert_eq!(first.lane, 0);
         let lanes_now = lanes(&[broken + 1, 3]);

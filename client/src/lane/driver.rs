@@ -22,7 +22,7 @@ use tonic::{Code, Status, Streaming};
 use super::caller::Delivery;
 use super::requests::Requests;
 use super::state::LaneState;
-use super::{Failure, Lease, Shared};
+use super::{Failure, Lease, OPENED_AGAIN_AFTER, Shared};
 use crate::config::Config;
 use crate::connect::Connector;
 use crate::connection::ConnectionTask;
@@ -106,13 +106,13 @@ impl Driver {
         };
         match answers {
             Ok(answers) => {
-                self.shared.opened(true);
+                self.shared.opened();
                 watch.heard(Instant::now());
                 watch.is_open = true;
                 self.read(answers, watch).await
             }
             Err(failure) => {
-                self.shared.opened(false);
+                self.shared.not_open_for(OPENED_AGAIN_AFTER);
                 failure
             }
         }
@@ -124,6 +124,7 @@ impl Driver {
         let channel = self.connector.channel(self.task.clone());
         let mut client = PeanutClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let limit = self.config.connect_timeout * 2;
+        self.shared.not_open_for(limit);
         match timeout(limit, client.lane(self.connector.request(requests))).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) if status.code() == Code::Unimplemented => Err(Failure::Unimplemented),

@@ -168,8 +168,9 @@ struct Shared {
     state: Mutex<LaneState>,
     /// Operations in flight, for those who choose a lane.
     in_flight: AtomicUsize,
-    /// It could not be opened: nanoseconds of uptime until when others are better; 0: it could.
-    not_opened_until: AtomicU64,
+    /// It is being opened, or could not be: nanoseconds of uptime until when others are better; 0: it is open, or has not
+    /// been used.
+    not_open_until: AtomicU64,
     /// Counts the drivers: an earlier one has nothing to say.
     driver: AtomicU64,
 }
@@ -190,10 +191,14 @@ impl Drop for Alive {
 }
 
 impl Shared {
-    /// The lane was opened, or could not be.
-    fn opened(&self, is_open: bool) {
-        let until = if is_open { 0 } else { uptime_nanos() + nanoseconds(OPENED_AGAIN_AFTER) };
-        self.not_opened_until.store(until, Ordering::Relaxed);
+    /// The lane is not open, and others are better for so long.
+    fn not_open_for(&self, time: Duration) {
+        self.not_open_until.store(uptime_nanos() + nanoseconds(time), Ordering::Relaxed);
+    }
+
+    /// The lane is open.
+    fn opened(&self) {
+        self.not_open_until.store(0, Ordering::Relaxed);
     }
 
     /// Tells everyone who waits, and begins anew.
@@ -285,7 +290,7 @@ impl Lane {
         let shared = Shared {
             state: Mutex::new(LaneState::new(limits, near)),
             in_flight: AtomicUsize::new(0),
-            not_opened_until: AtomicU64::new(0),
+            not_open_until: AtomicU64::new(0),
             driver: AtomicU64::new(0),
         };
         Lane { shared: Arc::new(shared), connector, slot, driving: Mutex::new(None) }
@@ -299,6 +304,11 @@ impl Lane {
     /// Its position among the node's lanes.
     pub(crate) fn slot(&self) -> u32 {
         self.slot
+    }
+
+    /// How many operations are in flight on it.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.shared.in_flight.load(Ordering::Relaxed)
     }
 
     /// Writes an operation into the next frame, or joins an identical get that is in flight.
@@ -428,15 +438,15 @@ impl Lane {
     }
 }
 
-/// Operations in flight, as tower's `PendingRequests` counts them, on a lane that can be opened.
+/// Operations in flight, as tower's `PendingRequests` counts them, on a lane that is open.
 impl Load for Lane {
     type Metric = usize;
 
     fn load(&self) -> usize {
-        let in_flight = self.shared.in_flight.load(Ordering::Relaxed);
-        let until = self.shared.not_opened_until.load(Ordering::Relaxed);
+        let in_flight = self.in_flight();
+        let until = self.shared.not_open_until.load(Ordering::Relaxed);
         let is_open = until == 0 || uptime_nanos() >= until;
-        if is_open { in_flight } else { Choice::NOT_OPENED + in_flight }
+        if is_open { in_flight } else { Choice::NOT_OPEN + in_flight }
     }
 }
 
