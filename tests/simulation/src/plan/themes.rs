@@ -114,17 +114,17 @@ pub(super) fn near(random: &mut Rng, node: usize) -> Vec<Planned> {
 /// it, or it and the nodes that are there lag behind, or they are left by their member of the registry, while
 /// other clients write.
 pub(super) fn late(random: &mut Rng) -> Vec<Planned> {
-    let accent = random.u8(..6);
+    let accent = random.u8(..4);
     let ms = |random: &mut Rng, range: Range<u64>| Duration::from_millis(random.u64(range));
     let (mut planned, mut at, mut came) = (Vec::new(), ms(random, 100..1500), None);
     while at < Theme::Late.trouble() {
         let (fault, long) = match accent {
             0 => (Fault::Pause(End::Client(0)), ms(random, 1200..4000)),
-            1 | 4 => {
+            1 => {
                 let who = ((1 << FIRST_NODES) - 1) | (1 << NODES);
                 (Fault::WatchLag { who, by: ms(random, 500..900) }, ms(random, 500..1000))
             }
-            2 | 5 => {
+            2 => {
                 // A machine with a node and a client on it stands still, and what the registry has to tell
                 // them comes late.
                 let (at_node, long) = (random.usize(..FIRST_NODES), ms(random, 900..1600));
