@@ -136,7 +136,7 @@ impl Node {
         Box::pin(unary::get(&self.monitor, ask)).await
     }
 
-    /// Has the node write. Writes of one key take one lane, in order.
+    /// Has the node write. Writes of one key take one lane, in order, while that is open.
     pub(crate) async fn write(self: &Arc<Self>, ask: &Attempt<'_>, now: Instant) -> Result<Reply, Refusal> {
         let Some(lane) = self.write_lane(ask.request.hash) else {
             return Err(Refusal::Elsewhere(Error::at(
@@ -154,7 +154,7 @@ impl Node {
         Box::pin(unary::write(&self.monitor, ask)).await
     }
 
-    /// Writes of a key take one lane, while that is open.
+    /// The lane of a key, or another while that is not open.
     fn write_lane(&self, hash: u64) -> Option<&Lane> {
         // The higher bits: the lower ones choose slots.
         let lane = self.lanes.get((hash >> 32) as usize % self.lanes.len().max(1))?;
