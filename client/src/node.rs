@@ -14,7 +14,6 @@ use peanut_proto::intervals::{LEASE_TTL, LOSS_NOTICED};
 use peanut_proto::numbers::RingVersion;
 use smallvec::SmallVec;
 use tokio::time::Instant;
-use tower::load::Load as _;
 
 use crate::claims::Claims;
 use crate::config::Config;
@@ -158,7 +157,7 @@ impl Node {
     fn write_lane(&self, hash: u64) -> Option<&Lane> {
         // The higher bits: the lower ones choose slots.
         let lane = self.lanes.get((hash >> 32) as usize % self.lanes.len().max(1))?;
-        if lane.load() < Choice::NOT_OPEN { Some(lane) } else { self.less_busy().or(Some(lane)) }
+        if lane.is_open() { Some(lane) } else { self.less_busy().or(Some(lane)) }
     }
 
     /// What it has said of rings that the client does not know.

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 use crate::backoff::Backoff;
 use crate::intervals::OLDER_RING_BELIEVED;
 use crate::membership::{FleetView, Keys};
-use crate::registry::{Change, Entry, KeyRange, PageOptions, Registry, RegistryError};
+use crate::registry::{Change, Registry, RegistryError, read_pages};
 
 /// Mean time between full re-reads.
 const RELOAD_EVERY: Duration = Duration::from_secs(240);
@@ -161,7 +161,8 @@ async fn load_and_watch(
     // Before it reads, so that it misses nothing where the registry loses its data meanwhile: that ends the watch.
     let mut changes = registry.watch(&ranges).await?;
     view.begin();
-    let revision = read_all(registry, &ranges, |entry| view.add(entry)).await?;
+    let revision =
+        read_pages(registry, &ranges, |page| page.into_iter().for_each(|entry| view.add(entry))).await?;
     view.revision = revision;
     let next_load = sleep(RELOAD_EVERY.mul_f64(0.75 + fastrand::f64() / 2.0));
     tokio::pin!(next_load);
@@ -187,27 +188,6 @@ async fn load_and_watch(
             }
         }
     }
-}
-
-/// Reads every key of some ranges as of one revision, which is given.
-async fn read_all(
-    registry: &dyn Registry,
-    ranges: &[KeyRange],
-    mut each: impl FnMut(Entry),
-) -> Result<i64, RegistryError> {
-    let mut revision = 0;
-    for range in ranges {
-        let mut rest = Some(range.clone());
-        while let Some(range) = rest {
-            let page = registry.page(&range, PageOptions::at(revision)).await?;
-            if revision == 0 {
-                revision = page.revision;
-            }
-            page.entries.into_iter().for_each(&mut each);
-            rest = page.next;
-        }
-    }
-    Ok(revision)
 }
 
 fn publish(

@@ -17,7 +17,7 @@ use peanut_proto::backoff::Backoff;
 use peanut_proto::clock::wall_clock_ms;
 use peanut_proto::membership::{self, Hint, Key, Keys, RingDocument};
 use peanut_proto::numbers::{Generation, RingVersion};
-use peanut_proto::registry::{Change, KeyRange, PageOptions, Registry, RegistryError};
+use peanut_proto::registry::{Change, Entry, KeyRange, Registry, RegistryError, read_pages};
 use peanut_proto::sabotage::{Mechanism, without};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
@@ -131,23 +131,9 @@ impl HintReader {
                 None
             }
         };
-        let mut revision = 0;
-        for range in &ranges {
-            let mut rest = Some(range.clone());
-            while let Some(range) = rest {
-                let page = self.registry.page(&range, PageOptions::at(revision)).await?;
-                if revision == 0 {
-                    revision = page.revision;
-                }
-                rest = page.next;
-                let changes = page.entries.into_iter().map(|entry| Change {
-                    key: entry.key,
-                    value: Some(entry.value),
-                    revision: entry.revision,
-                });
-                self.apply(changes, heard);
-            }
-        }
+        let put = |Entry { key, value, revision }| Change { key, value: Some(value), revision };
+        let apply = |page: Vec<Entry>| self.apply(page.into_iter().map(put), heard);
+        let revision = read_pages(&*self.registry, &ranges, apply).await?;
         self.node.wake().settle(wakes);
         if lineage.is_some() {
             known.send_replace(lineage);

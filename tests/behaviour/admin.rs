@@ -34,7 +34,7 @@ async fn fleet(nodes: usize) -> (Etcd, Vec<(ServerProcess, String)>) {
     (etcd, servers)
 }
 
-async fn get(admin: &str, path: &str) -> (u16, String) {
+pub(crate) async fn get(admin: &str, path: &str) -> (u16, String) {
     let response = http_client().get(format!("http://{admin}{path}")).send().await.unwrap();
     (response.status().as_u16(), response.text().await.unwrap())
 }

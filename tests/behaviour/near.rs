@@ -11,9 +11,10 @@ use peanut_client::{Client, Group as Keys, NearCache, NearKeys, Source};
 use peanut_proto::clock::uptime_nanos;
 use peanut_server::testing::TestFleet;
 use peanut_server::{Group, Loaded, loader_fn};
-use peanut_tests::{Process, ServerProcess, eventually, free_port, http_client};
+use peanut_tests::{Process, ServerProcess, eventually, free_port};
 
 use crate::SERVER;
+use crate::admin::get;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -195,8 +196,7 @@ impl Metered {
     }
 
     async fn metric(&self, name: &str) -> f64 {
-        let metrics = http_client().get(format!("http://{}/metrics", self.admin)).send().await.unwrap();
-        let text = metrics.text().await.unwrap();
+        let (_, text) = get(&self.admin, "/metrics").await;
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
     }

@@ -47,7 +47,9 @@ impl Choice {
         let otherwise = Choice::less_busy(lanes, random);
         let mut chosen = self.join(hash, otherwise);
         // Others of the same key may take it still, which have found out nothing yet.
-        if lanes.get(chosen.lane).is_some_and(|lane| lane.load() >= Choice::NOT_OPEN) {
+        if chosen.lane != otherwise
+            && lanes.get(chosen.lane).is_some_and(|lane| lane.load() >= Choice::NOT_OPEN)
+        {
             chosen.lane = otherwise;
         }
         chosen
@@ -59,12 +61,12 @@ impl Choice {
         mut random: impl FnMut(usize) -> usize,
     ) -> usize {
         let (first, second) = (random(lanes.len()), random(lanes.len()));
-        let less_busy = if lanes[first].load() > lanes[second].load() { second } else { first };
-        if lanes[less_busy].load() < Choice::NOT_OPEN {
+        let (load, other) = (lanes[first].load(), lanes[second].load());
+        let (less_busy, load) = if load > other { (second, other) } else { (first, load) };
+        if load < Choice::NOT_OPEN {
             return less_busy;
         }
-        let least_busy = (0..lanes.len()).min_by_key(|lane| lanes[*lane].load());
-        least_busy.unwrap_or(less_busy)
+        (0..lanes.len()).min_by_key(|lane| lanes[*lane].load()).unwrap_or(less_busy)
     }
 
     /// The lane that the same key takes, or else `otherwise`.

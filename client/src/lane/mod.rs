@@ -306,6 +306,12 @@ impl Lane {
         self.slot
     }
 
+    /// Whether no other lane is better for what it is: it is open, or has not been used or tried for a while.
+    pub(crate) fn is_open(&self) -> bool {
+        let until = self.shared.not_open_until.load(Ordering::Relaxed);
+        until == 0 || uptime_nanos() >= until
+    }
+
     /// How many operations are in flight on it.
     pub(crate) fn in_flight(&self) -> usize {
         self.shared.in_flight.load(Ordering::Relaxed)
@@ -443,10 +449,7 @@ impl Load for Lane {
     type Metric = usize;
 
     fn load(&self) -> usize {
-        let in_flight = self.in_flight();
-        let until = self.shared.not_open_until.load(Ordering::Relaxed);
-        let is_open = until == 0 || uptime_nanos() >= until;
-        if is_open { in_flight } else { Choice::NOT_OPEN + in_flight }
+        if self.is_open() { self.in_flight() } else { Choice::NOT_OPEN + self.in_flight() }
     }
 }
 

@@ -68,6 +68,30 @@ pub trait Changes: Send {
     async fn next(&mut self) -> Result<Vec<Change>, RegistryError>;
 }
 
+/// Reads every key of some ranges, page by page, all as of one revision, which is given.
+///
+/// # Errors
+/// As [`Registry::page`].
+pub async fn read_pages<R: Registry + ?Sized>(
+    registry: &R,
+    ranges: &[KeyRange],
+    mut each: impl FnMut(Vec<Entry>),
+) -> Result<i64, RegistryError> {
+    let mut revision = 0;
+    for range in ranges {
+        let mut rest = Some(range.clone());
+        while let Some(range) = rest {
+            let page = registry.page(&range, PageOptions::at(revision)).await?;
+            if revision == 0 {
+                revision = page.revision;
+            }
+            each(page.entries);
+            rest = page.next;
+        }
+    }
+    Ok(revision)
+}
+
 /// What Peanut needs of a coordination store. Every call is bounded in time by the implementation.
 #[async_trait]
 pub trait Registry: fmt::Debug + Send + Sync + 'static {
@@ -99,15 +123,9 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// As [`page`](Self::page).
     async fn load(&self, prefix: &str) -> Result<Snapshot, RegistryError> {
-        let mut snapshot = Snapshot { revision: 0, entries: Vec::new() };
-        let mut rest = Some(KeyRange::prefix(prefix));
-        while let Some(range) = rest {
-            let page = self.page(&range, PageOptions::at(snapshot.revision)).await?;
-            snapshot.revision = page.revision;
-            snapshot.entries.extend(page.entries);
-            rest = page.next;
-        }
-        Ok(snapshot)
+        let mut entries = Vec::new();
+        let revision = read_pages(self, &[KeyRange::prefix(prefix)], |page| entries.extend(page)).await?;
+        Ok(Snapshot { revision, entries })
     }
 
     /// Reads one key; `None` where it is absent.

@@ -289,11 +289,12 @@ pub(super) fn faults(random: &mut Rng, theme: Theme, count: usize) -> Vec<Planne
             Planned { fault, from, until }
         })
         .collect();
+    let trouble = theme.trouble();
     match theme {
-        Theme::Stutter => planned.extend(stutter(random)),
-        Theme::Late => planned.extend(late(random)),
-        Theme::Lost { group, key } => planned.extend(lost(random, owner(FIRST_NODES, group, key))),
-        Theme::Near { group, key } => planned.extend(near(random, owner(FIRST_NODES, group, key))),
+        Theme::Stutter => planned.extend(stutter(random, trouble)),
+        Theme::Late => planned.extend(late(random, trouble)),
+        Theme::Lost { group, key } => planned.extend(lost(random, trouble, owner(FIRST_NODES, group, key))),
+        Theme::Near { group, key } => planned.extend(near(random, trouble, owner(FIRST_NODES, group, key))),
         Theme::Everything | Theme::Rings => {}
     }
     planned.sort_by_key(|planned| planned.from);

@@ -5,29 +5,27 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
-use super::{CLIENTS, End, FIRST_NODES, Fault, Folder, NODES, Planned, THEIR_MEMBER, Theme, mended};
+use super::{CLIENTS, End, FIRST_NODES, Fault, Folder, NODES, Planned, THEIR_MEMBER, mended};
 use crate::network::Mended;
 use crate::registry::StoreFault;
 
 /// What some clients send to some nodes is held, and arrives, again and again.
-pub(super) fn stutter(random: &mut Rng) -> Vec<Planned> {
-    let (mut planned, mut at) = (Vec::new(), Duration::from_millis(random.u64(..3000)));
+pub(super) fn stutter(random: &mut Rng, trouble: Duration) -> Vec<Planned> {
+    let (mut planned, mut at) = (Vec::new(), ms(random, 0..3000));
     let (from, to) = (End::Client(random.usize(..CLIENTS)), End::Node(random.usize(..FIRST_NODES)));
-    while at < Theme::Stutter.trouble() {
-        let until = at + Duration::from_millis(random.u64(30..700));
+    while at < trouble {
+        let until = at + ms(random, 30..700);
         let fault = Fault::Cut { from, to, one_way: true, mended: Mended::Late };
         planned.push(Planned { fault, from: at, until });
-        at = until + Duration::from_millis(random.u64(3..60));
+        at = until + ms(random, 3..60);
     }
     planned
 }
 
 /// The registry loses its data again and again, of which a node and one client hear late, while another client cannot reach
 /// that node.
-pub(super) fn lost(random: &mut Rng, node: usize) -> Vec<Planned> {
-    let (mut planned, mut at) = (Vec::new(), Duration::from_millis(random.u64(100..1500)));
-    let ms = |random: &mut Rng, range: Range<u64>| Duration::from_millis(random.u64(range));
-    let trouble = Theme::Lost { group: 0, key: 0 }.trouble();
+pub(super) fn lost(random: &mut Rng, trouble: Duration, node: usize) -> Vec<Planned> {
+    let (mut planned, mut at) = (Vec::new(), ms(random, 100..1500));
     while at < trouble {
         let node = if random.u8(..4) == 0 { random.usize(..FIRST_NODES) } else { node };
         let (from, to) = (End::Client(1), End::Node(node));
@@ -51,73 +49,81 @@ pub(super) fn lost(random: &mut Rng, node: usize) -> Vec<Planned> {
     planned
 }
 
-/// A node is killed and started again at once, of which a reader hears nothing or as others do; or what it and a reader say
-/// comes late, and then what one of them says not at all; or one client and then the registry cannot be reached from it.
-pub(super) fn near(random: &mut Rng, node: usize) -> Vec<Planned> {
-    let (mut planned, mut at) = (Vec::new(), Duration::from_millis(random.u64(300..1500)));
-    let trouble = Theme::Near { group: 0, key: 0 }.trouble();
-    let ms = |random: &mut Rng, range: Range<u64>| Duration::from_millis(random.u64(range));
-    let (reader, owner) = (End::Client(0), End::Node(node));
-    let accent = random.u8(..4);
+/// One of three patterns that near copies have to go through, of a node and a client that reads from it.
+pub(super) fn near(random: &mut Rng, trouble: Duration, node: usize) -> Vec<Planned> {
+    let (mut planned, mut at) = (Vec::new(), ms(random, 300..1500));
+    let pattern = match random.u8(..4) {
+        0 => restart,
+        1 | 2 => late_answers,
+        _ => out_of_reach,
+    };
     while at < trouble {
-        if accent == 0 {
-            let (is_unheard, killed) = (random.u8(..4) > 0, at + ms(random, 1..30));
-            if is_unheard {
-                let (one_way, mended) = (random.bool(), mended(random));
-                let fault = Fault::Cut { from: owner, to: reader, one_way, mended };
-                planned.push(Planned { fault, from: at, until: killed + ms(random, 200..600) });
-            }
-            let power = !is_unheard && random.bool();
-            let fault = Fault::Kill { node, power, folder: Folder::Same };
-            planned.push(Planned { fault, from: killed, until: killed + ms(random, 1..60) });
-            at = killed + ms(random, 600..1500);
-            continue;
-        }
-        if accent <= 2 {
-            let late = at + ms(random, 400..900);
-            let until = late + ms(random, 300..800);
-            // Not so slow that the reader asks another node.
-            let by = ms(random, 50..95);
-            let slow = Fault::Slow { from: owner, to: reader, by, one_way: true };
-            planned.push(Planned { fault: slow, from: at, until });
-            let back = mended(random);
-            let mut cut = |from, to, at| {
-                let fault = Fault::Cut { from, to, one_way: true, mended: back };
-                planned.push(Planned { fault, from: at, until });
-            };
-            match random.u8(..6) {
-                0 => cut(owner, reader, late),
-                1 => cut(reader, owner, late),
-                // What is on its way back arrives when the node hears nothing any more, and then nothing does.
-                _ => {
-                    cut(reader, owner, late);
-                    cut(owner, reader, late + by + ms(random, 2..20));
-                }
-            }
-            at = until + ms(random, 200..700);
-            continue;
-        }
-        let until = at + ms(random, 2200..4000);
-        let (one_way, back) = (random.bool(), mended(random));
-        let cut = |from, to| Fault::Cut { from, to, one_way, mended: back };
-        let of_client = cut(End::Client(1), owner);
-        planned.push(Planned { fault: of_client, from: at, until });
-        let from = at + ms(random, 200..900);
-        let of_registry = Fault::Cut { from: owner, to: End::Registry, one_way: false, mended: back };
-        planned.push(Planned { fault: of_registry, from, until: until.min(from + ms(random, 1200..2600)) });
-        at = until + ms(random, 300..1500);
+        at = pattern(random, node, at, &mut planned);
     }
     planned
+}
+
+const READER: End = End::Client(0);
+
+/// The node is killed and started again at once, of which the reader hears as others do, or nothing. When the next comes.
+fn restart(random: &mut Rng, node: usize, at: Duration, planned: &mut Vec<Planned>) -> Duration {
+    let (is_unheard, killed) = (random.u8(..4) > 0, at + ms(random, 1..30));
+    if is_unheard {
+        let (one_way, mended) = (random.bool(), mended(random));
+        let fault = Fault::Cut { from: End::Node(node), to: READER, one_way, mended };
+        planned.push(Planned { fault, from: at, until: killed + ms(random, 200..600) });
+    }
+    let power = !is_unheard && random.bool();
+    let fault = Fault::Kill { node, power, folder: Folder::Same };
+    planned.push(Planned { fault, from: killed, until: killed + ms(random, 1..60) });
+    killed + ms(random, 600..1500)
+}
+
+/// What the node says to the reader comes late, and then what one of them says, or both, not at all. When the next comes.
+fn late_answers(random: &mut Rng, node: usize, at: Duration, planned: &mut Vec<Planned>) -> Duration {
+    let owner = End::Node(node);
+    let late = at + ms(random, 400..900);
+    let until = late + ms(random, 300..800);
+    // Not so slow that the reader asks another node.
+    let by = ms(random, 50..95);
+    let slow = Fault::Slow { from: owner, to: READER, by, one_way: true };
+    planned.push(Planned { fault: slow, from: at, until });
+    let mended = mended(random);
+    let mut cut = |from, to, at| {
+        planned.push(Planned { fault: Fault::Cut { from, to, one_way: true, mended }, from: at, until });
+    };
+    match random.u8(..6) {
+        0 => cut(owner, READER, late),
+        1 => cut(READER, owner, late),
+        // What is on its way back arrives when the node hears nothing any more, and then nothing does.
+        _ => {
+            cut(READER, owner, late);
+            cut(owner, READER, late + by + ms(random, 2..20));
+        }
+    }
+    until + ms(random, 200..700)
+}
+
+/// Another client and then the registry cannot be reached from the node. When the next comes.
+fn out_of_reach(random: &mut Rng, node: usize, at: Duration, planned: &mut Vec<Planned>) -> Duration {
+    let owner = End::Node(node);
+    let until = at + ms(random, 2200..4000);
+    let (one_way, mended) = (random.bool(), mended(random));
+    let of_client = Fault::Cut { from: End::Client(1), to: owner, one_way, mended };
+    planned.push(Planned { fault: of_client, from: at, until });
+    let from = at + ms(random, 200..900);
+    let of_registry = Fault::Cut { from: owner, to: End::Registry, one_way: false, mended };
+    planned.push(Planned { fault: of_registry, from, until: until.min(from + ms(random, 1200..2600)) });
+    until + ms(random, 300..1500)
 }
 
 /// A node visits again and again. Shortly before it comes or goes, one client begins to sleep, or a node with
 /// it, or it and the nodes that are there lag behind, or they are left by their member of the registry, while
 /// other clients write.
-pub(super) fn late(random: &mut Rng) -> Vec<Planned> {
+pub(super) fn late(random: &mut Rng, trouble: Duration) -> Vec<Planned> {
     let accent = random.u8(..4);
-    let ms = |random: &mut Rng, range: Range<u64>| Duration::from_millis(random.u64(range));
     let (mut planned, mut at, mut came) = (Vec::new(), ms(random, 100..1500), None);
-    while at < Theme::Late.trouble() {
+    while at < trouble {
         let (fault, long) = match accent {
             0 => (Fault::Pause(End::Client(0)), ms(random, 1200..4000)),
             1 => {
@@ -167,4 +173,8 @@ pub(super) fn late(random: &mut Rng) -> Vec<Planned> {
         at += long + ms(random, 300..4000);
     }
     planned
+}
+
+fn ms(random: &mut Rng, range: Range<u64>) -> Duration {
+    Duration::from_millis(random.u64(range))
 }

@@ -79,14 +79,7 @@ impl Fleet {
                 }
                 it.down -= 1;
                 if it.down == 0 {
-                    if self.world.is_running(it.host) {
-                        it.stop = None;
-                        self.world.kill(it.host);
-                    }
-                    it.leaves = false;
-                    if node < FIRST_NODES {
-                        self.start_node(node);
-                    }
+                    self.start_again(node);
                 }
             }
             Fault::Visit => {
@@ -96,11 +89,8 @@ impl Fleet {
                 }
             }
             Fault::Drain(node) => {
-                let it = &mut self.nodes[node];
-                if node < FIRST_NODES && it.down == 0 {
-                    it.stop = None;
-                    self.world.kill(it.host);
-                    self.start_node(node);
+                if node < FIRST_NODES && self.nodes[node].down == 0 {
+                    self.start_again(node);
                 }
             }
             Fault::Pause(end) => self.pause(end, -1),
@@ -129,6 +119,19 @@ impl Fleet {
             Fault::Disk { node, .. } => self.world.set_disk(self.nodes[node].host, Disk::Good),
         }
         None
+    }
+
+    /// Ends a node's process, if it runs, and starts another, unless it is one that only visits.
+    fn start_again(&mut self, node: usize) {
+        let it = &mut self.nodes[node];
+        if self.world.is_running(it.host) {
+            it.stop = None;
+            self.world.kill(it.host);
+        }
+        it.leaves = false;
+        if node < FIRST_NODES {
+            self.start_node(node);
+        }
     }
 
     pub(super) fn pause(&mut self, end: End, by: i32) {
