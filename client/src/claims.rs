@@ -13,6 +13,9 @@ use tokio::time::Instant;
 /// How long a ring is waited for that a node has named, once for all who hear of it there: a client that is
 /// cut off from the registry goes on with what it has.
 const PATIENCE: Duration = Duration::from_millis(200);
+/// Where a node has named no such ring for so long, the ring is waited for anew: the client may have slept since, and what it
+/// asked the registry then has not come.
+const NAMED_ANEW: Duration = Duration::from_secs(1);
 /// How long a node is not believed that has named a ring which there is not.
 const DOUBT: Duration = Duration::from_secs(60);
 /// So many ever later rings are believed before the registry has told of any of them.
@@ -38,6 +41,10 @@ pub(crate) struct Claims {
 struct Claim {
     version: RingVersion,
     heard: Instant,
+    /// From when on the ring is waited for.
+    waited_from: Instant,
+    /// When such a ring was last named.
+    named: Instant,
     raises: u32,
 }
 
@@ -63,13 +70,20 @@ impl Claims {
         let raises = match self.last {
             Some(claim) if told.version >= claim.version => 0,
             Some(claim) if told.read.is_some_and(|read| read > claim.heard) => return self.refute(now),
-            Some(claim) if version <= claim.version => return Heard::Asked,
+            Some(claim) if version <= claim.version => return self.named_again(claim, now),
             Some(claim) if claim.raises >= MOST_RAISES => return self.refute(now),
             Some(claim) => claim.raises + 1,
             None => 0,
         };
-        self.last = Some(Claim { version, heard: now, raises });
+        self.last = Some(Claim { version, heard: now, waited_from: now, named: now, raises });
         Heard::Attempt
+    }
+
+    fn named_again(&mut self, claim: Claim, now: Instant) -> Heard {
+        let is_anew = now.saturating_duration_since(claim.named) > NAMED_ANEW;
+        let waited_from = if is_anew { now } else { claim.waited_from };
+        self.last = Some(Claim { waited_from, named: now, ..claim });
+        if is_anew { Heard::Attempt } else { Heard::Asked }
     }
 
     fn refute(&mut self, now: Instant) -> Heard {
@@ -79,7 +93,7 @@ impl Claims {
 
     /// Until when the ring is waited for that the node has named last.
     pub(crate) fn wait_until(&self, now: Instant) -> Instant {
-        self.last.map_or(now, |claim| claim.heard + PATIENCE)
+        self.last.map_or(now, |claim| claim.waited_from + PATIENCE)
     }
 }
 
@@ -108,6 +122,25 @@ mod tests {
             "it was right"
         );
         assert_eq!(claims.wait_until(later), later + PATIENCE);
+    }
+
+    #[test]
+    fn after_a_sleep_the_ring_is_read_and_waited_for_anew() {
+        let (now, mut claims) = (Instant::now(), Claims::default());
+        let old = told(RingVersion(4), None);
+        assert_eq!(claims.hear(RingVersion(5), old, now), Heard::Attempt);
+        // One that is cut off from the registry goes on: it does not wait with each answer.
+        let mut later = now;
+        for _ in 0..50 {
+            later += NAMED_ANEW / 2;
+            assert_eq!(claims.hear(RingVersion(5), old, later), Heard::Asked);
+            assert_eq!(claims.wait_until(later), now + PATIENCE);
+        }
+        let woken = later + NAMED_ANEW * 2;
+        assert_eq!(claims.hear(RingVersion(5), old, woken), Heard::Attempt);
+        assert_eq!(claims.wait_until(woken), woken + PATIENCE);
+        let read = woken + Duration::from_millis(1);
+        assert_eq!(claims.hear(RingVersion(5), told(RingVersion(4), Some(read)), read), Heard::Refuted);
     }
 
     #[test]

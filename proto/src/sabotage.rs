@@ -27,6 +27,8 @@ pub enum Mechanism {
     Leader,
     /// A node without a record of its lease is not taken for one without a lease where the registry has lost its data.
     Marks,
+    /// Answers tell of the ring that the node knows.
+    RingTold,
     /// Writes wait for those who hold near copies.
     NearWait,
     /// A node that starts acknowledges no write while near leases of its former process may stand.
@@ -39,7 +41,7 @@ pub enum Mechanism {
 
 impl Mechanism {
     /// All of them.
-    pub const ALL: [Mechanism; 15] = [
+    pub const ALL: [Mechanism; 16] = [
         Mechanism::Stamps,
         Mechanism::Hints,
         Mechanism::Poison,
@@ -51,6 +53,7 @@ impl Mechanism {
         Mechanism::Sequences,
         Mechanism::Leader,
         Mechanism::Marks,
+        Mechanism::RingTold,
         Mechanism::NearWait,
         Mechanism::NearStart,
         Mechanism::NearSent,

@@ -8,18 +8,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use peanut_client::{Client, ErrorKind, Group};
-use peanut_proto::frame::{
-    Filled, GetOperation, RequestFrame, RequestWriter, ResponseField, ResponseFrame, Write, WriteOperation,
-};
-use peanut_proto::numbers::{FillToken, RingVersion};
+use peanut_proto::frame::{Filled, GetOperation, RequestWriter, ResponseField, Write, WriteOperation};
+use peanut_proto::numbers::FillToken;
 use peanut_proto::v1::peanut_client::PeanutClient;
 use peanut_proto::v1::{DeleteRequest, ErrorCode, Near, OnMiss, Outcome};
+use peanut_tests::raw_lane::{RawLane, channel, get};
 use peanut_tests::{PATIENCE, ServerProcess, eventually, free_port, resident_bytes};
-use tokio::sync::mpsc;
-use tokio::time::timeout;
-use tonic::Streaming;
 use tonic::codegen::{Service as _, http};
-use tonic::transport::{Channel, Endpoint};
 
 use crate::SERVER;
 
@@ -77,42 +72,6 @@ async fn answers_longer_than_a_message_come_in_several_and_hold_up_nobody() {
     }
 }
 
-/// A lane that is spoken to by hand.
-struct RawLane {
-    requests: mpsc::UnboundedSender<RequestFrame>,
-    answers: Streaming<ResponseFrame>,
-}
-
-async fn channel(server: &ServerProcess) -> Channel {
-    Endpoint::from_shared(format!("http://{}", server.addr())).unwrap().connect().await.unwrap()
-}
-
-async fn raw_lane(channel: &Channel) -> RawLane {
-    let (requests, coming) = mpsc::unbounded_channel();
-    let requests_stream =
-        futures_util::stream::unfold(coming, async |mut coming: mpsc::UnboundedReceiver<_>| {
-            Some((coming.recv().await?, coming))
-        });
-    let mut peanut = PeanutClient::new(channel.clone()).max_encoding_message_size(usize::MAX);
-    let answers = peanut.lane(requests_stream).await.unwrap().into_inner();
-    RawLane { requests, answers }
-}
-
-fn get(id: u32, key: &[u8], on_miss: OnMiss) -> GetOperation<'_> {
-    GetOperation {
-        id,
-        group: 0,
-        key,
-        deadline_ms: 0,
-        owned_since: RingVersion::NONE,
-        failover: false,
-        on_miss,
-        token: FillToken::NONE,
-        near: false,
-        traceparent: "",
-    }
-}
-
 /// Answers a bystander while something is going on.
 async fn others_are_answered(server: &ServerProcess) {
     let client = Client::builder().nodes([server.addr()]).deadline(PATIENCE).build().await.unwrap();
@@ -127,19 +86,19 @@ async fn a_frame_that_asks_for_gigabytes_takes_no_more_than_is_sent() {
     let (mut server, client) = node("").await;
     client.group("g").set("k", vec![7; 60 << 10]).await.unwrap();
     let before = resident(&mut server);
-    let channel = channel(&server).await;
-    let mut lane = raw_lane(&channel).await;
+    let channel = channel(server.addr()).await;
+    let mut lane = RawLane::open(&channel).await;
     let mut frame = RequestWriter::default();
     frame.group(0, "g", Near::Off);
     (0..30_000).for_each(|id| frame.get(&get(id, b"k", OnMiss::Load)));
-    lane.requests.send(frame.take()).unwrap();
+    lane.send(frame.take());
     others_are_answered(&server).await;
     let meanwhile = resident(&mut server);
     assert!(meanwhile < before + 64 * MIB, "from {before} to {meanwhile} bytes while nobody reads");
     // Whoever reads has all of it, in messages that are no longer than messages are.
     let mut answered = 0;
     while answered < 3_000 {
-        let frame = timeout(PATIENCE, lane.answers.message()).await.unwrap().unwrap().unwrap();
+        let frame = lane.next().await;
         assert!(frame.0.len() < 256 << 10, "a frame of {} bytes", frame.0.len());
         for field in frame.fields() {
             match field.unwrap() {
@@ -159,24 +118,24 @@ async fn a_frame_that_asks_for_gigabytes_takes_no_more_than_is_sent() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lane_is_opened_once_and_names_as_many_groups_as_there_are() {
     let (mut server, _client) = node("").await;
-    let channel = channel(&server).await;
-    let mut lane = raw_lane(&channel).await;
+    let channel = channel(server.addr()).await;
+    let mut lane = RawLane::open(&channel).await;
     let mut frame = RequestWriter::default();
     (0..200_000).for_each(|epoch| frame.open(epoch, 0));
-    lane.requests.send(frame.take()).unwrap();
-    let status = timeout(PATIENCE, lane.answers.message()).await.unwrap().unwrap_err();
+    lane.send(frame.take());
+    let status = lane.refusal().await;
     assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status:?}");
 
     let before = resident(&mut server);
-    let mut lane = raw_lane(&channel).await;
+    let mut lane = RawLane::open(&channel).await;
     let mut frame = RequestWriter::default();
     (0..100_000).for_each(|number| frame.group(number, &format!("nowhere-{number}"), Near::Off));
     frame.group(u32::MAX, "g", Near::Off);
     frame.get(&get(1, b"k", OnMiss::Load));
     let last = GetOperation { group: 99_999, ..get(2, b"k", OnMiss::Load) };
     frame.get(&last);
-    lane.requests.send(frame.take()).unwrap();
-    let frame = timeout(PATIENCE, lane.answers.message()).await.unwrap().unwrap().unwrap();
+    lane.send(frame.take());
+    let frame = lane.next().await;
     let codes: Vec<_> = frame
         .fields()
         .filter_map(|field| match field.unwrap() {
@@ -189,11 +148,11 @@ async fn a_lane_is_opened_once_and_names_as_many_groups_as_there_are() {
     assert!(resident(&mut server) < before + 16 * MIB);
 
     // Names that are none end the lane; more lanes than a connection has are refused.
-    let mut lane = raw_lane(&channel).await;
+    let mut lane = RawLane::open(&channel).await;
     let mut frame = RequestWriter::default();
     frame.group(0, &"n".repeat(100_000), Near::Off);
-    lane.requests.send(frame.take()).unwrap();
-    timeout(PATIENCE, lane.answers.message()).await.unwrap().unwrap_err();
+    lane.send(frame.take());
+    lane.refusal().await;
     let mut lanes = Vec::new();
     let refused = loop {
         let mut peanut = PeanutClient::new(channel.clone());
@@ -210,8 +169,8 @@ async fn a_lane_is_opened_once_and_names_as_many_groups_as_there_are() {
 #[tokio::test(flavor = "multi_thread")]
 async fn leases_that_are_written_away_at_once_leave_nothing_behind() {
     let (mut server, _client) = node("").await;
-    let channel = channel(&server).await;
-    let mut lane = raw_lane(&channel).await;
+    let channel = channel(server.addr()).await;
+    let mut lane = RawLane::open(&channel).await;
     let before = resident(&mut server);
     // Twice as many as the budget of a connection has room for.
     let key = [b'k'; 1000];
@@ -227,9 +186,9 @@ async fn leases_that_are_written_away_at_once_leave_nothing_behind() {
             frame.write(&WriteOperation { id: id + 1, group: 0, deadline_ms: 0, failover: false, write });
             id += 2;
         }
-        lane.requests.send(frame.take()).unwrap();
+        lane.send(frame.take());
         while answers < id {
-            let frame = timeout(PATIENCE, lane.answers.message()).await.unwrap().unwrap().unwrap();
+            let frame = lane.next().await;
             answers +=
                 frame.fields().filter(|field| !matches!(field, Ok(ResponseField::RingVersion(_)))).count()
                     as u32;
@@ -239,11 +198,11 @@ async fn leases_that_are_written_away_at_once_leave_nothing_behind() {
     assert!(meanwhile < before + 160 * MIB, "from {before} to {meanwhile} bytes");
     others_are_answered(&server).await;
     drop(lane);
-    let other = raw_lane(&channel).await;
+    let other = RawLane::open(&channel).await;
     let mut frame = RequestWriter::default();
     frame.group(0, "g", Near::Off);
     frame.get(&get(0, b"another", OnMiss::Lease));
-    other.requests.send(frame.take()).unwrap();
+    other.send(frame.take());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -264,8 +223,8 @@ async fn what_waits_does_not_keep_the_frame_that_it_came_in() {
     })
     .await;
     let before = resident(&mut server);
-    let channel = channel(&server).await;
-    let lane = raw_lane(&channel).await;
+    let channel = channel(server.addr()).await;
+    let lane = RawLane::open(&channel).await;
     for number in 0..40 {
         let mut frame = RequestWriter::default();
         if number == 0 {
@@ -277,7 +236,7 @@ async fn what_waits_does_not_keep_the_frame_that_it_came_in() {
         let outcome = Filled::Value(&long);
         let write = Write::Set { key: b"", outcome, ttl_ms: 0, token: FillToken::NONE };
         frame.write(&WriteOperation { id: number * 2 + 1, group: 0, deadline_ms: 0, failover: false, write });
-        lane.requests.send(frame.take()).unwrap();
+        lane.send(frame.take());
     }
     others_are_answered(&server).await;
     eventually("what was sent to be read and let go", async || {
@@ -316,14 +275,14 @@ async fn large_values_that_nobody_takes_are_not_held() {
     let client = Client::builder().nodes([server.addr()]).deadline(PATIENCE).build().await.unwrap();
     // As far as the node knows, values are small.
     client.group("g").get("k").await.unwrap();
-    let channel = channel(&server).await;
-    let lane = raw_lane(&channel).await;
+    let channel = channel(server.addr()).await;
+    let lane = RawLane::open(&channel).await;
     let before = resident(&mut server);
     let mut frame = RequestWriter::default();
     frame.group(0, "g", Near::Off);
     let large = |n: u32| format!("8-mib-{n}");
     (1..=200).for_each(|id| frame.get(&get(id, large(id).as_bytes(), OnMiss::Load)));
-    lane.requests.send(frame.take()).unwrap();
+    lane.send(frame.take());
     eventually("all to be loaded", async || (origin.asked().len() > 200).then_some(())).await;
     let meanwhile = resident(&mut server);
     assert!(meanwhile < before + 700 * MIB, "from {before} to {meanwhile} bytes while nobody reads");
@@ -357,7 +316,7 @@ async fn messages_that_are_begun_and_not_ended_take_no_more_than_there_is_room_f
     for (path, most) in
         [("/peanut.v1.Peanut/Set", CALLS), ("/peanut.v1.Peanut/Get", CALLS), ("/peanut.v1.Peanut/Lane", 16)]
     {
-        let mut channel = channel(&server).await;
+        let mut channel = channel(server.addr()).await;
         let (mut calls, mut refused) = (tokio::task::JoinSet::new(), 0);
         for _ in 0..most {
             let request = http::Request::post(format!("http://{}{path}", server.addr()))
@@ -390,7 +349,7 @@ async fn lists_of_millions_of_keys_take_no_more_than_there_is_room_for() {
     let (mut server, client) = node("").await;
     client.group("g").set("k", "v").await.unwrap();
     let before = resident(&mut server);
-    let channel = channel(&server).await;
+    let channel = channel(server.addr()).await;
     let calls = (0..30).map(|call| {
         let mut peanut = PeanutClient::new(channel.clone()).max_encoding_message_size(usize::MAX);
         // Twice as many keys as bytes beside them: of no length at all, or of one byte.

@@ -31,6 +31,7 @@ mod origins;
 mod production;
 mod registry;
 mod rights;
+mod ring_told;
 mod runtimes;
 mod secure;
 mod shutdown;

@@ -10,6 +10,7 @@ pub mod history;
 mod origin;
 mod process;
 mod proxy;
+pub mod raw_lane;
 mod server;
 pub mod soak;
 

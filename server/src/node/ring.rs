@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use peanut_proto::discovery::Reloader;
 use peanut_proto::numbers::RingVersion;
-use tokio::sync::watch;
+use peanut_proto::sabotage::{Mechanism, without};
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
 /// How long the registry may take to tell of a version that a caller has named.
@@ -28,7 +29,10 @@ const FIXED: RingVersion = RingVersion(1);
 /// What the node knows.
 #[derive(Debug)]
 pub(crate) struct KnownRing {
-    version: watch::Sender<RingVersion>,
+    /// The newest version that the registry has told; 0 before. Every answer looks at it.
+    version: AtomicU64,
+    /// Wakes who waits for a version.
+    raised: Notify,
     /// Asks the registry again; there is none where the node has no registry.
     registry: OnceLock<Reloader>,
     /// Something was stored by what a caller said.
@@ -39,8 +43,13 @@ pub(crate) struct KnownRing {
 
 impl KnownRing {
     pub(crate) fn new() -> Self {
-        let (version, registry) = (watch::Sender::new(RingVersion::NONE), OnceLock::new());
-        KnownRing { version, registry, was_blind: AtomicBool::new(false), first: AtomicU64::new(0) }
+        KnownRing {
+            version: AtomicU64::new(0),
+            raised: Notify::new(),
+            registry: OnceLock::new(),
+            was_blind: AtomicBool::new(false),
+            first: AtomicU64::new(0),
+        }
     }
 
     /// Says where the version is learned from.
@@ -50,21 +59,25 @@ impl KnownRing {
 
     /// The version, as the registry tells it; 0 where it has not told yet.
     pub(crate) fn version(&self) -> RingVersion {
-        let version = *self.version.borrow();
+        let version = RingVersion(self.version.load(Ordering::Acquire));
         if version == RingVersion::NONE && self.registry.get().is_none() { FIXED } else { version }
+    }
+
+    /// The version that a caller is told with an answer, looked at once the answer is found: a node that does not own the key any
+    /// more is not told of all writes.
+    pub(crate) fn told(&self) -> RingVersion {
+        if without(Mechanism::RingTold) { RingVersion::NONE } else { self.version() }
     }
 
     /// Takes in what the registry says. Whether what was stored before is to be forgotten.
     pub(crate) fn learn(&self, version: RingVersion) -> bool {
-        let was_unknown = *self.version.borrow() == RingVersion::NONE;
+        let was_unknown = self.version.load(Ordering::Relaxed) == 0;
         if was_unknown {
             self.first.store(version.0, Ordering::Relaxed);
         }
-        self.version.send_if_modified(|known| {
-            let is_later = *known < version;
-            *known = version.max(*known);
-            is_later
-        });
+        if self.version.fetch_max(version.0, Ordering::AcqRel) < version.0 {
+            self.raised.notify_waiters();
+        }
         was_unknown && version > RingVersion::NONE && self.was_blind.swap(false, Ordering::Relaxed)
     }
 
@@ -120,8 +133,17 @@ impl KnownRing {
         if self.registry.get().is_none() {
             return false;
         }
-        let mut version = self.version.subscribe();
-        timeout_at(Instant::now() + LOOK, version.wait_for(|known| *known >= claimed)).await.is_ok()
+        let is_raised = async {
+            loop {
+                // Waits from before the look, so that no raise between the two is missed.
+                let raised = self.raised.notified();
+                if self.version() >= claimed {
+                    return;
+                }
+                raised.await;
+            }
+        };
+        timeout_at(Instant::now() + LOOK, is_raised).await.is_ok()
     }
 }
 

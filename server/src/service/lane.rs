@@ -224,6 +224,7 @@ impl Answers {
             }
             let Some(field) = reading.next_field() else {
                 self.prefetch();
+                self.node.ring().knows(self.ring_version);
                 self.tell_ring();
                 return Ok(());
             };
@@ -242,6 +243,7 @@ impl Answers {
                 RequestField::WaitedMs(ms) => self.waited_ms = ms,
                 RequestField::Ping => self.frame.pong(),
                 RequestField::NearRenewal(number) if !self.closing => {
+                    self.tell_ring();
                     self.near.renew(self.node.near(), number, &mut self.frame);
                 }
                 RequestField::NearRenewal(_) => {}
@@ -262,10 +264,9 @@ impl Answers {
         }
     }
 
-    /// Tells the client of a newer ring.
+    /// Tells the client of a newer ring, before what was found under it.
     fn tell_ring(&mut self) {
-        self.node.ring().knows(self.ring_version);
-        let newest = self.node.ring().version();
+        let newest = self.node.ring().told();
         if newest > self.told_version {
             self.told_version = newest;
             self.frame.ring_version(newest);
@@ -382,6 +383,7 @@ impl Answers {
 
     fn answer(&mut self, to: Target, cache: Arc<Cache>, mut answer: Answer, keep: Option<Keep>) {
         let Target { id, position } = to;
+        self.tell_ring();
         // Before the answer to a write of this lane's own, and before what is read from the store to be kept.
         self.near.write(&mut self.frame);
         if let Some(keep) = keep.filter(|_| !self.closing) {

@@ -9,7 +9,8 @@ use peanut_proto::limits::is_traceparent;
 use peanut_proto::numbers::{FillToken, Generation, RingVersion};
 use peanut_proto::v1::peanut_server::Peanut;
 use peanut_proto::v1::{
-    DeleteRequest, DeleteResponse, ErrorCode, GetRequest, GetResponse, OnMiss, SetRequest, SetResponse,
+    DeleteRequest, DeleteResponse, ErrorCode, GetRequest, GetResponse, OnMiss, Outcome, SetRequest,
+    SetResponse,
 };
 use tokio::task::yield_now;
 use tokio::time::Instant;
@@ -97,7 +98,7 @@ impl Node {
         let mut response = Response::new(GetResponse {
             outcome: answer.outcome.into(),
             value: answer.value.into_bytes(),
-            ring_version: self.ring().version().0,
+            ring_version: self.ring().told().0,
             age_ms: whole_ms(answer.age),
             ttl_ms: whole_ms(answer.ttl),
             near_ms: 0,
@@ -122,10 +123,10 @@ impl Node {
         if !self.ring().look_for(by).await {
             return Err(ring_unknown(by));
         }
-        let RingVersion(ring_version) = self.ring().version();
+        let response =
+            |outcome: Outcome| SetResponse { outcome: outcome.into(), ring_version: self.ring().told().0 };
         if request.release {
-            let answer = cache.release(token).answer().await?;
-            return Ok(SetResponse { outcome: answer.outcome.into(), ring_version });
+            return Ok(response(cache.release(token).answer().await?.outcome));
         }
         let set = Set {
             key: request.key,
@@ -138,8 +139,7 @@ impl Node {
             condition: Condition::Always,
             by: None,
         };
-        let answer = cache.set(set, Instant::now())?.answer().await?;
-        Ok(SetResponse { outcome: answer.outcome.into(), ring_version })
+        Ok(response(cache.set(set, Instant::now())?.answer().await?.outcome))
     }
 
     async fn delete_some(&self, request: Request<DeleteRequest>) -> Result<DeleteResponse, Failure> {
@@ -161,7 +161,6 @@ impl Node {
             return Err(ring_unknown(by));
         }
         self.ring().knows(by);
-        let RingVersion(ring_version) = self.ring().version();
         let cache = self.cache(&request.group)?;
         let (under, now) = (self.ring().heard_of(by), Instant::now());
         let stamp = by.min(self.ring().stamp(by));
@@ -186,7 +185,7 @@ impl Node {
             let answer = waiting.answer().await?;
             (token, sequence) = (answer.token.max(token), answer.sequence);
         }
-        Ok(DeleteResponse { ring_version, token: token.0, sequence })
+        Ok(DeleteResponse { ring_version: self.ring().told().0, token: token.0, sequence })
     }
 }
 
