@@ -5,9 +5,10 @@
 //! clocks go by the runtime's paused time. Without the feature nothing of that is compiled in.
 
 use std::io;
-#[cfg(feature = "simulation")]
 use std::sync::Arc;
 use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
 
 #[cfg(feature = "simulation")]
 pub use simulated::{Connecting, Disk, Listener, Machine, Socket, connect, is_simulated, simulate};
@@ -18,73 +19,64 @@ pub const fn is_simulated() -> bool {
     false
 }
 
-/// Work that runs beside the runtime: a thread, and a task where the machine is simulated.
-#[derive(Clone, Debug)]
-pub struct Worker {
-    wake: Wake,
-}
-
-#[derive(Clone, Debug)]
-enum Wake {
-    Thread(std::thread::Thread),
+/// Runs work beside the runtime: on a thread of that name, and as a task where the machine is simulated. The work may block;
+/// it awaits nothing but [`Pause::pause`].
+///
+/// # Errors
+/// Where the system has no thread for it.
+pub fn work_on_thread(name: &str, work: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
     #[cfg(feature = "simulation")]
-    Task(Arc<tokio::sync::Notify>),
+    if is_simulated() {
+        tokio::spawn(work);
+        return Ok(());
+    }
+    let run = move || {
+        // A pause on a thread is over when its future is first polled.
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        let is_over = std::pin::pin!(work).poll(&mut context).is_ready();
+        debug_assert!(is_over, "work on a thread awaits pauses only");
+    };
+    std::thread::Builder::new().name(name.to_owned()).spawn(run).map(drop)
 }
 
-impl Worker {
-    /// Runs `work` on a thread of that name. The work may block; it awaits nothing but [`Pause::pause`].
-    ///
-    /// # Errors
-    /// Where the system has no thread for it.
-    pub fn start<F>(name: &str, work: impl FnOnce(Pause) -> F + Send + 'static) -> io::Result<Self>
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        #[cfg(feature = "simulation")]
-        if is_simulated() {
-            let wake = Arc::new(tokio::sync::Notify::new());
-            tokio::spawn(work(Pause { task: Some(wake.clone()) }));
-            return Ok(Worker { wake: Wake::Task(wake) });
-        }
-        let run = move || {
-            // A pause on a thread is over when its future is first polled.
-            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-            let is_over = std::pin::pin!(work(Pause::default())).poll(&mut context).is_ready();
-            debug_assert!(is_over, "work on a thread awaits pauses only");
-        };
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run)?;
-        Ok(Worker { wake: Wake::Thread(thread.thread().clone()) })
-    }
-
-    /// Ends the pause that the work is in, or the next one.
-    pub fn wake(&self) {
-        match &self.wake {
-            Wake::Thread(thread) => thread.unpark(),
-            #[cfg(feature = "simulation")]
-            Wake::Task(wake) => wake.notify_one(),
-        }
-    }
-}
-
-/// How work of a [`Worker`] waits; by itself, what blocks its thread.
+/// How work on a thread waits. Cheap to clone: a clone ends the other's waiting.
 #[derive(Clone, Debug, Default)]
 pub struct Pause {
+    shared: Arc<Paused>,
+}
+
+#[derive(Debug, Default)]
+struct Paused {
+    is_woken: Mutex<bool>,
+    woken: Condvar,
     #[cfg(feature = "simulation")]
-    task: Option<Arc<tokio::sync::Notify>>,
+    task: tokio::sync::Notify,
 }
 
 impl Pause {
-    /// Waits for so long, or until the worker is woken.
+    /// Waits for so long, or until it is woken.
     pub async fn pause(&self, time: Duration) {
         #[cfg(feature = "simulation")]
-        if let Some(wake) = &self.task {
-            let _ = tokio::time::timeout(time, wake.notified()).await;
+        if is_simulated() {
+            let _ = tokio::time::timeout(time, self.shared.task.notified()).await;
             while simulated().is_some_and(|machine| machine.disk() == Disk::Stalled) {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
             return;
         }
-        std::thread::park_timeout(time);
+        let mut is_woken = self.shared.is_woken.lock();
+        self.shared.woken.wait_while_for(&mut is_woken, |is_woken| !*is_woken, time);
+        *is_woken = false;
+    }
+
+    /// Ends the pause that the work is in, or the next one.
+    pub fn wake(&self) {
+        #[cfg(feature = "simulation")]
+        if is_simulated() {
+            return self.shared.task.notify_one();
+        }
+        *self.shared.is_woken.lock() = true;
+        self.shared.woken.notify_one();
     }
 }
 

@@ -16,10 +16,10 @@ use peanut_proto::tls::{Reloading, ServerTls, TlsFiles};
 use tokio::time::Instant;
 
 use crate::Server;
+use crate::budget::Budgets;
 use crate::connections::{ConnectionLimits, Handshake};
 use crate::error::Error;
 use crate::group::Group;
-use crate::node::Node;
 use crate::registration::OnShutdown;
 use crate::rights::{Token, Tokens};
 
@@ -359,18 +359,19 @@ impl ServerBuilder {
         #[cfg(not(feature = "tls"))]
         let asks_for_certificates = false;
         let tokens = Tokens::new(&self.tokens, asks_for_certificates)?;
-        let node = Node::new(self.groups.iter().cloned(), tokens, self.connections);
+        let budgets = Budgets::new();
         let handshake = Handshake {
             #[cfg(feature = "tls")]
             tls: self.tls.as_ref().map(|files| reloading(files, b"h2")).transpose()?,
             http2_only: true,
-            budgets: node.budgets().clone(),
+            budgets: budgets.clone(),
         };
         #[cfg(feature = "admin")]
-        let admin_handshake = self.admin_handshake(&node)?;
+        let admin_handshake = self.admin_handshake(&budgets)?;
         Ok(Server::new(
             self,
-            node,
+            tokens,
+            budgets,
             handshake,
             #[cfg(feature = "admin")]
             admin_handshake,
@@ -379,7 +380,7 @@ impl ServerBuilder {
 
     /// How connections to the admin port begin.
     #[cfg(feature = "admin")]
-    fn admin_handshake(&self, node: &Node) -> Result<Handshake, Error> {
+    fn admin_handshake(&self, budgets: &Budgets) -> Result<Handshake, Error> {
         #[cfg(feature = "tls")]
         let tls = match (&self.tls, self.admin_tls) {
             (None, Some(AdminTls::Mutual | AdminTls::Server)) => {
@@ -400,7 +401,7 @@ impl ServerBuilder {
             #[cfg(feature = "tls")]
             tls: tls.as_ref().map(|files| reloading(files, b"http/1.1")).transpose()?,
             http2_only: false,
-            budgets: node.budgets().clone(),
+            budgets: budgets.clone(),
         })
     }
 }

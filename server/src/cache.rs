@@ -4,8 +4,8 @@
 //! start it. [`Cache::begin`] does all of that without waiting, so that a caller with many gets in hand
 //! can answer the hits at once.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,7 +20,6 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use xxhash_rust::xxh3::xxh3_64;
 
 use crate::breaker::Position;
 use crate::budget::{Account, Budget, Held, OPERATION_BYTES, Reservation};
@@ -47,10 +46,10 @@ pub(crate) struct Cache {
     pub(crate) metrics: GroupMetrics,
     /// The flights' tasks: they belong to the server, not to the calls that caused them.
     tasks: Mutex<JoinSet<()>>,
-    /// Where those run.
-    runtime: OnceLock<Handle>,
+    /// Where those run; `None`: where they are begun.
+    runtime: Option<Handle>,
     /// Where entries are kept for a warm restart, if anywhere.
-    journal: OnceLock<Arc<Journal>>,
+    journal: Option<Arc<Journal>>,
     /// How many times the group has been cleared, as the registry says.
     generation: watch::Sender<Generation>,
     /// It has been said that a value was too large to be kept.
@@ -58,6 +57,16 @@ pub(crate) struct Cache {
     /// Who holds near copies of its keys, under leases that the node gives.
     copies: Copies,
     near: Arc<NearLeases>,
+}
+
+/// What a node's groups have together.
+#[derive(Clone, Debug)]
+pub(crate) struct Within {
+    /// For values that are being loaded.
+    pub(crate) loading: Arc<Budget>,
+    pub(crate) near: Arc<NearLeases>,
+    /// Where loads run; `None`: where they are begun.
+    pub(crate) runtime: Option<Handle>,
 }
 
 /// A get, as any service hands it in.
@@ -154,23 +163,22 @@ impl Answer {
 }
 
 impl Cache {
-    /// A group whose loads hold no more than `loading` has room for.
-    pub(crate) fn new(group: Group, loading: &Arc<Budget>, near: &Arc<NearLeases>) -> Self {
+    pub(crate) fn new(group: Group, within: &Within, journal: Option<Arc<Journal>>) -> Self {
         Cache {
             group: group.name.into(),
             loader: group.loader,
             store: Store::new(group.policy.capacity_bytes, group.policy.eviction, Instant::now()),
             hot: HotKeys::new(Instant::now()),
             flights: Arc::default(),
-            loads: Loads::new(&group.policy, loading.child(usize::MAX)),
+            loads: Loads::new(&group.policy, within.loading.child(usize::MAX)),
             metrics: GroupMetrics::default(),
             tasks: Mutex::default(),
-            runtime: OnceLock::new(),
-            journal: OnceLock::new(),
+            runtime: within.runtime.clone(),
+            journal,
             generation: watch::Sender::new(Generation::NONE),
             is_told_of_large: AtomicBool::new(false),
             copies: Copies::default(),
-            near: near.clone(),
+            near: within.near.clone(),
             policy: group.policy,
         }
     }
@@ -178,9 +186,16 @@ impl Cache {
     /// A group by itself.
     #[cfg(test)]
     pub(crate) fn alone(group: Group) -> Self {
+        Cache::alone_with(group, None)
+    }
+
+    /// A group by itself, with a journal.
+    #[cfg(test)]
+    pub(crate) fn alone_with(group: Group, journal: Option<Arc<Journal>>) -> Self {
         let near = Arc::new(NearLeases::new());
         near.first_start();
-        Cache::new(group, &crate::budget::Budgets::new().loading, &near)
+        let within = Within { loading: crate::budget::Budgets::new().loading, near, runtime: None };
+        Cache::new(group, &within, journal)
     }
 
     /// Begins a get for a connection that has nothing else.
@@ -206,21 +221,8 @@ impl Cache {
         &self.policy
     }
 
-    /// Names what the entries follow from: under another fingerprint they would be others.
-    pub(crate) fn fingerprint(&self) -> u64 {
-        let Policy { ttl, negative_ttl, max_ttl, stale_if_error, .. } = self.policy;
-        let loader = self.loader.fingerprint();
-        let times = format!("{ttl:?}\0{negative_ttl:?}\0{max_ttl:?}\0{stale_if_error:?}");
-        xxh3_64(format!("{}\0{times}\0{loader}", self.group).as_bytes())
-    }
-
-    /// Keeps a journal of what is stored from now on.
-    pub(crate) fn keep_journal(&self, journal: Arc<Journal>) {
-        let _ = self.journal.set(journal);
-    }
-
     pub(crate) fn journal(&self) -> Option<&Journal> {
-        self.journal.get().map(|journal| &**journal)
+        self.journal.as_deref()
     }
 
     /// Answers a get from the store, or finds or starts the flight that will. What waits counts for
@@ -432,11 +434,6 @@ impl Cache {
         }
     }
 
-    /// Says where loads run. The first to say so, or the first load, decides.
-    pub(crate) fn run_loads_on(&self, runtime: &Handle) {
-        let _ = self.runtime.set(runtime.clone());
-    }
-
     /// Flights in progress.
     pub(crate) fn in_progress(&self) -> usize {
         self.flights.in_progress()
@@ -464,7 +461,10 @@ impl Cache {
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let mut tasks = self.tasks.lock();
         while tasks.try_join_next().is_some() {}
-        tasks.spawn_on(task, self.runtime.get_or_init(Handle::current));
+        match &self.runtime {
+            Some(runtime) => tasks.spawn_on(task, runtime),
+            None => tasks.spawn(task),
+        };
     }
 }
 

@@ -91,9 +91,10 @@ async fn run(config: Config) -> Result<(), Error> {
         .map_err(|e| Error::transport(&format!("cannot listen on {listen}, choose another `listen`"), e))?;
     let stop = stop_signal().map_err(|e| Error::transport("cannot wait for signals", e))?;
     let hangup = hangup().map_err(|e| Error::transport("cannot wait for signals", e))?;
-    let reload = reload(config.server.handle(), config.tokens, hangup);
+    let server = config.server.prepare(listener).await?;
+    let reload = reload(server.handle(), config.tokens, hangup);
     let _reloading = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(reload));
-    config.server.run(listener, stop).await
+    server.run(stop).await
 }
 
 /// Reads tokens again when their files change, and them and the certificates with each SIGHUP.

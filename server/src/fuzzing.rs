@@ -14,9 +14,8 @@ use tonic::body::Body;
 use tonic::codegen::{Service as _, http};
 use tonic::service::interceptor::InterceptedService;
 
-use crate::connections::{ConnectionLimits, Peer};
+use crate::connections::Peer;
 use crate::node::Node;
-use crate::rights::Tokens;
 use crate::service::bodies::Budgeted;
 use crate::{Group, StaticLoader};
 
@@ -57,7 +56,7 @@ pub async fn lane(input: &[u8]) {
     let static_loader = StaticLoader::from_iter([("Tom", "630"), ("Jack", "589")]);
     let groups = [Group::new("s", static_loader), Group::without_loader("g")];
     let groups = groups.map(|group| group.load_timeout(Duration::from_millis(20)));
-    let node = Node::new(groups, Tokens::default(), ConnectionLimits::default());
+    let node = Node::alone(groups);
     let peer = Peer::of("127.0.0.1:1", true);
     let admit = {
         let node = node.clone();

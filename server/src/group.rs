@@ -5,6 +5,7 @@ use std::time::Duration;
 use peanut_proto::bounds::Bounds;
 use peanut_proto::intervals::LONGEST_FAILOVER_TTL;
 use peanut_proto::membership::check_name;
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::Error;
 use crate::loader::{AnyLoader, Loader, LoaderError};
@@ -287,5 +288,13 @@ impl Group {
             return refuse("max_loads must be from 1 to 1000000");
         }
         Ok(())
+    }
+
+    /// Names what the entries follow from: under another fingerprint they would be others.
+    pub(crate) fn fingerprint(&self) -> u64 {
+        let Policy { ttl, negative_ttl, max_ttl, stale_if_error, .. } = self.policy;
+        let loader = self.loader.fingerprint();
+        let times = format!("{ttl:?}\0{negative_ttl:?}\0{max_ttl:?}\0{stale_if_error:?}");
+        xxh3_64(format!("{}\0{times}\0{loader}", self.name).as_bytes())
     }
 }

@@ -3,14 +3,13 @@
 //! The serving path puts it into a list and goes on; the writer takes the list every tenth of a second. The
 //! list is bounded: a disk that does not keep up costs entries after a restart, never memory or time.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use hashbrown::HashSet;
 use parking_lot::Mutex;
-use peanut_proto::machine::Worker;
+use peanut_proto::machine::Pause;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
@@ -57,7 +56,8 @@ pub(crate) struct Journal {
     pub(crate) written: Mutex<Option<Written>>,
     /// How many writes the disk has, or will not have.
     settled: watch::Sender<u64>,
-    writer: OnceLock<Worker>,
+    /// How the writer waits.
+    writer: Pause,
     pub(crate) counters: Counters,
 }
 
@@ -106,7 +106,8 @@ pub(crate) struct Counters {
 }
 
 impl Journal {
-    pub(crate) fn new(shortest: Duration, now: Instant) -> Self {
+    /// A journal that is written by whoever waits by `writer`.
+    pub(crate) fn new(shortest: Duration, now: Instant, writer: Pause) -> Self {
         Journal {
             pending: Mutex::default(),
             shortest,
@@ -114,7 +115,7 @@ impl Journal {
             is_restored: watch::Sender::new(false),
             written: Mutex::new(Some(Written::default())),
             settled: watch::Sender::new(0),
-            writer: OnceLock::new(),
+            writer,
             counters: Counters::default(),
         }
     }
@@ -175,7 +176,7 @@ impl Journal {
     /// Waits until what was written before a restart cannot come back after it.
     pub(crate) async fn settled(&self, WriteNumber(number): WriteNumber) {
         if *self.settled.borrow() < number {
-            self.writer.get().inspect(|writer| writer.wake());
+            self.writer.wake();
             // The sender is here, so this does not fail.
             let _ = self.settled.subscribe().wait_for(|settled| *settled >= number).await;
         }
@@ -189,10 +190,6 @@ impl Journal {
     /// Nothing is written any more.
     pub(crate) fn end(&self) {
         self.settle(WriteNumber(u64::MAX));
-    }
-
-    pub(crate) fn written_by(&self, writer: Worker) {
-        let _ = self.writer.set(writer);
     }
 
     /// Takes in an entry that was loaded, and the hashes of the keys that have made room for it.

@@ -73,5 +73,5 @@ pub use peanut_proto::registry;
 pub use peanut_proto::tls::TlsFiles;
 pub use registration::OnShutdown;
 pub use rights::Token;
-pub use server::{Server, ServerHandle};
+pub use server::{PreparedServer, Server, ServerHandle};
 pub use store::Eviction;

@@ -14,33 +14,16 @@ use peanut_proto::fixed::fixed_list;
 use peanut_proto::intervals::LEASE_TTL;
 use peanut_proto::membership::{Keys, LiveGroup, NodeInfo};
 use tokio::net::TcpListener;
-use tokio::runtime::Handle;
-#[cfg(feature = "admin")]
-use tokio_util::task::AbortOnDropHandle;
 
-#[cfg(feature = "admin")]
-use crate::admin;
+use crate::budget::Budgets;
 use crate::builder::ServerBuilder;
-#[cfg(feature = "admin")]
-use crate::connections::{ConnectionLimiter, ConnectionLimits};
 use crate::connections::{Handshake, Listener};
 use crate::error::Error;
-use crate::node::Node;
-use crate::persistence::{Persistence, PersistenceOptions};
+use crate::persistence::{Directories, PersistenceOptions};
 use crate::registration::Registration;
-use crate::threads;
+use crate::rights::Tokens;
 pub use handle::ServerHandle;
-
-/// Bounds on the connections to the admin port.
-#[cfg(feature = "admin")]
-const ADMIN_CONNECTIONS: ConnectionLimits = ConnectionLimits {
-    total: 100,
-    per_peer: 50,
-    handshake: Duration::from_secs(5),
-    first_call: Duration::from_secs(60),
-    idle: Duration::from_secs(60),
-    patience: Duration::ZERO,
-};
+pub use run::PreparedServer;
 
 /// A node of the cache, ready to run.
 ///
@@ -58,7 +41,8 @@ const ADMIN_CONNECTIONS: ConnectionLimits = ConnectionLimits {
 #[derive(Debug)]
 pub struct Server {
     options: ServerBuilder,
-    node: Node,
+    tokens: Tokens,
+    budgets: Budgets,
     handshake: Handshake,
     #[cfg(feature = "admin")]
     admin_handshake: Handshake,
@@ -92,13 +76,15 @@ impl Server {
 
     pub(crate) fn new(
         options: ServerBuilder,
-        node: Node,
+        tokens: Tokens,
+        budgets: Budgets,
         handshake: Handshake,
         #[cfg(feature = "admin")] admin_handshake: Handshake,
     ) -> Self {
         Server {
             options,
-            node,
+            tokens,
+            budgets,
             handshake,
             #[cfg(feature = "admin")]
             admin_handshake,
@@ -110,22 +96,6 @@ impl Server {
         ServerBuilder::default()
     }
 
-    /// A handle by which a server that runs can be looked into.
-    pub fn handle(&self) -> ServerHandle {
-        ServerHandle {
-            node: self.node.clone(),
-            #[cfg(feature = "tls")]
-            reloading: {
-                let ports = [
-                    Some(&self.handshake),
-                    #[cfg(feature = "admin")]
-                    Some(&self.admin_handshake),
-                ];
-                ports.into_iter().flatten().filter_map(|port| port.tls.clone()).collect()
-            },
-        }
-    }
-
     /// Serves on `listener` until `shutdown` completes; then says so to health checks and the registry,
     /// finishes the calls in flight within the deadline, and returns.
     ///
@@ -134,7 +104,16 @@ impl Server {
     /// advertise, or the fixed list of nodes does not have it;
     /// [`ErrorKind::Transport`](crate::ErrorKind::Transport) where the listener fails.
     pub async fn run(self, listener: TcpListener, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
-        self.run_on(Listener::Tcp(listener), shutdown).await
+        self.prepare(listener).await?.run(shutdown).await
+    }
+
+    /// Takes the data directory and begins to follow the registry. Nothing is accepted before what this gives is
+    /// [run](PreparedServer::run). For those who want a [`ServerHandle`].
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub async fn prepare(self, listener: TcpListener) -> Result<PreparedServer, Error> {
+        self.prepare_on(Listener::Tcp(listener)).await
     }
 
     /// As [`run`](Self::run), on a simulated machine.
@@ -147,30 +126,8 @@ impl Server {
         listener: Box<dyn peanut_proto::machine::Listener>,
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), Error> {
-        self.run_on(Listener::Simulated(parking_lot::Mutex::new(listener)), shutdown).await
-    }
-
-    async fn run_on(self, listener: Listener, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
-        let prepared = self.prepare(&listener)?;
-        #[cfg(feature = "admin")]
-        let _admin = self.serve_admin().await?;
-        let _abort_loads = AbortLoads(self.node.clone());
-        let (health, health_service) = tonic_health::server::health_reporter();
-        let services = self.services(health_service)?;
-        let stop_serving = self.node.stopping().clone();
-        self.node.run_loads_on(&Handle::current());
-        let limits = (self.node.limiter().clone(), self.handshake.clone());
-        let serving = threads::serve(self.options.threads, listener, limits, services, stop_serving);
-        tokio::pin!(serving);
-        let mut running = self.start(prepared, health).await;
-
-        tokio::select! {
-            biased;
-            ended = &mut serving => return ended,
-            () = shutdown => {}
-            never = running.restore() => match never {},
-        }
-        self.drain(serving, running).await
+        let prepared = self.prepare_on(Listener::Simulated(parking_lot::Mutex::new(listener))).await?;
+        prepared.run(shutdown).await
     }
 
     /// How many groups it has.
@@ -202,24 +159,6 @@ impl Server {
         Ok(())
     }
 
-    /// Begins to serve the admin port, where there is one, until the handle is dropped.
-    #[cfg(feature = "admin")]
-    async fn serve_admin(&self) -> Result<Option<AbortOnDropHandle<()>>, Error> {
-        let Some(addr) = self.options.admin else { return Ok(None) };
-        let listener = admin::listen(addr).await?;
-        if let Ok(addr) = listener.local_addr() {
-            tracing::info!("admin on {addr}");
-        }
-        let serving = admin::serve(
-            self.node.clone(),
-            listener,
-            ConnectionLimiter::new(ADMIN_CONNECTIONS),
-            self.admin_handshake.clone(),
-            self.options.admin_hosts.clone(),
-        );
-        Ok(Some(AbortOnDropHandle::new(tokio::spawn(serving))))
-    }
-
     /// What others on the network could read and write is to be asked for by name.
     fn check_private(
         &self,
@@ -245,9 +184,9 @@ impl Server {
         self.check_private(addr, &self.admin_handshake, ("admin", "admin on"), "read")
     }
 
-    /// Begins to keep what the groups have, where there is a directory for it.
-    fn persistence(&self, registration: Option<&Registration>) -> Option<Persistence> {
-        let ServerBuilder { data_dir, seal_interval, restore_rate, fleet, nodes, .. } = &self.options;
+    /// Takes the data directory, where there is one.
+    fn directories(&self, registration: Option<&Registration>) -> Option<Directories> {
+        let ServerBuilder { data_dir, seal_interval, restore_rate, fleet, nodes, groups, .. } = &self.options;
         let options = PersistenceOptions {
             data_dir: data_dir.clone()?,
             seal_interval: *seal_interval,
@@ -256,8 +195,7 @@ impl Server {
         // A fixed list has no versions, so with another list everything may be outdated.
         let id = registration.map_or("", |registration| &registration.node.id);
         let identity = format!("{fleet}\0{id}\0{}", nodes.join(","));
-        let caches: Vec<_> = self.node.caches().cloned().collect();
-        Some(Persistence::start(&options, &identity, &caches))
+        Some(Directories::take(options, &identity, groups))
     }
 
     fn registration(&self, local: SocketAddr) -> Result<Option<Registration>, Error> {
@@ -289,15 +227,6 @@ impl Server {
             forget_after: options.forget_after,
             max_ttl: options.groups.iter().map(|g| g.policy.longest()).max().unwrap_or_default(),
         }))
-    }
-}
-
-/// Ends what is left of loads with the server: they have nobody to answer to.
-struct AbortLoads(Node);
-
-impl Drop for AbortLoads {
-    fn drop(&mut self) {
-        self.0.caches().for_each(|cache| cache.abort_loads());
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use peanut_proto::clock::uptime;
 use peanut_proto::intervals::{REGISTRY_PATIENCE, SLEEP, SLEEP_TICK};
-use peanut_proto::machine::Worker;
+use peanut_proto::machine::{Pause, work_on_thread};
 use peanut_proto::sabotage::{Mechanism, without};
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
@@ -73,7 +73,8 @@ impl Wake {
         let ending = ended.clone();
         wake.shared.ticked_ms.store(wake.now_ms(), Ordering::Relaxed);
         // Without the thread sleep goes unnoticed, as it does where no server runs.
-        let ticking = Worker::start("peanut-tick", |pause| async move {
+        let ticking = work_on_thread("peanut-tick", async move {
+            let pause = Pause::default();
             while !ending.load(Ordering::Relaxed) {
                 wake.look();
                 pause.pause(SLEEP_TICK).await;

@@ -50,7 +50,7 @@ impl Neighbours {
                 sleep(IDLE).await;
                 continue;
             }
-            let discovered = node.running().and_then(|running| running.discovered.as_ref());
+            let discovered = node.membership().discovered.as_ref();
             let ring = discovered.map(|discovered| discovered.borrow().view.ring.clone());
             let addrs = ring.iter().flat_map(|ring| &ring.members).map(|member| member.addr.clone());
             let looks = addrs.map(async |addr| {

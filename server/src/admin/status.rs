@@ -140,13 +140,13 @@ pub(super) fn status(node: &Node, history: &History, neighbours: &Neighbours) ->
 }
 
 fn notices(node: &Node) -> Vec<String> {
-    let discovered = node.running().and_then(|running| running.discovered.as_ref());
+    let discovered = node.membership().discovered.as_ref();
     let view = discovered.map(|discovered| discovered.borrow().view.clone());
     view.iter().flat_map(|view| view.notices()).map(|notice| notice.to_string()).collect()
 }
 
 fn members(node: &Node, neighbours: &Neighbours) -> Vec<Member> {
-    let discovered = node.running().and_then(|running| running.discovered.as_ref());
+    let discovered = node.membership().discovered.as_ref();
     let Some(view) = discovered.map(|discovered| discovered.borrow().view.clone()) else { return Vec::new() };
     let whole: f64 = view.ring.members.iter().map(|member| f64::from(member.weight)).sum();
     let members = view.ring.members.iter().map(|member| Member {

@@ -5,8 +5,8 @@
 mod ring;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use peanut_proto::discovery::{Discovered, Reloader};
@@ -20,10 +20,11 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status};
 
 use crate::budget::{Account, Budgets};
-use crate::cache::Cache;
+use crate::cache::{Cache, Within};
 use crate::connections::{ConnectionLimiter, ConnectionLimits, Peer};
 use crate::error::Failure;
 use crate::group::Group;
+use crate::journal::Journal;
 use crate::metrics::NodeMetrics;
 use crate::near::NearLeases;
 use crate::rights::{Caller, Rights, Tokens};
@@ -49,14 +50,12 @@ struct Shared {
     limiter: Arc<ConnectionLimiter>,
     began: Instant,
     is_leaving: AtomicBool,
-    /// What is told of it once it runs.
-    running: OnceLock<Running>,
+    membership: Membership,
 }
 
-/// What a node that runs knows of itself, and of its fleet where it is in one. For those who look into it
-/// only: what it answers does not depend on it.
+/// Who a node is, and what it knows of its fleet where it is in one.
 #[derive(Debug)]
-pub(crate) struct Running {
+pub(crate) struct Membership {
     pub(crate) id: String,
     pub(crate) fleet: String,
     pub(crate) discovered: Option<watch::Receiver<Discovered>>,
@@ -64,38 +63,62 @@ pub(crate) struct Running {
     pub(crate) joined: watch::Receiver<bool>,
 }
 
+/// What a node is made of.
+#[derive(Debug)]
+pub(crate) struct NodeParts {
+    /// Each with its journal, where it has one.
+    pub(crate) groups: Vec<(Group, Option<Arc<Journal>>)>,
+    pub(crate) tokens: Tokens,
+    pub(crate) connections: ConnectionLimits,
+    pub(crate) budgets: Budgets,
+    pub(crate) membership: Membership,
+    /// Where loads run; `None`: where they are begun.
+    pub(crate) runtime: Option<Handle>,
+}
+
 impl Node {
-    pub(crate) fn new(
-        groups: impl IntoIterator<Item = Group>,
-        tokens: Tokens,
-        connections: ConnectionLimits,
-    ) -> Self {
-        let (budgets, near) = (Budgets::new(), Arc::new(NearLeases::new()));
-        let caches = groups.into_iter().map(|group| {
-            let cache = Cache::new(group, &budgets.loading, &near);
+    pub(crate) fn new(parts: NodeParts) -> Self {
+        let NodeParts { groups, tokens, connections, budgets, membership, runtime } = parts;
+        let within = Within { loading: budgets.loading.clone(), near: Arc::new(NearLeases::new()), runtime };
+        let caches = groups.into_iter().map(|(group, journal)| {
+            let cache = Cache::new(group, &within, journal);
             (cache.name().to_owned(), Arc::new(cache))
         });
         let shared = Shared {
             caches: caches.collect(),
-            ring: KnownRing::new(),
+            ring: KnownRing::new(membership.reloader.clone()),
             budgets,
             wake: Wake::new(),
-            near: near.clone(),
+            near: within.near.clone(),
             stopping: CancellationToken::new(),
             tokens,
             metrics: NodeMetrics::default(),
             limiter: ConnectionLimiter::new(connections),
             began: Instant::now(),
             is_leaving: AtomicBool::new(false),
-            running: OnceLock::new(),
+            membership,
         };
         Node { shared: Arc::new(shared) }
     }
 
-    /// One without groups.
-    #[cfg(test)]
-    pub(crate) fn empty() -> Self {
-        Node::new([], Tokens::default(), ConnectionLimits::default())
+    /// One with these groups and without a registry.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn alone(groups: impl IntoIterator<Item = Group>) -> Self {
+        let membership = Membership {
+            id: String::new(),
+            fleet: String::new(),
+            discovered: None,
+            reloader: None,
+            joined: watch::Sender::new(false).subscribe(),
+        };
+        Node::new(NodeParts {
+            groups: groups.into_iter().map(|group| (group, None)).collect(),
+            tokens: Tokens::default(),
+            connections: ConnectionLimits::default(),
+            budgets: Budgets::new(),
+            membership,
+            runtime: None,
+        })
     }
 
     /// The group of that name.
@@ -109,27 +132,14 @@ impl Node {
         &self.shared.stopping
     }
 
-    /// Says where loads run; else they do where they are asked for.
-    pub(crate) fn run_loads_on(&self, runtime: &Handle) {
-        self.caches().for_each(|cache| cache.run_loads_on(runtime));
-    }
-
-    /// Says what is to be told of it from now on.
-    pub(crate) fn begin_to_run(&self, running: Running) {
-        if let Some(reloader) = &running.reloader {
-            self.shared.ring.learn_from(reloader.clone());
-        }
-        let _ = self.shared.running.set(running);
-    }
-
-    pub(crate) fn running(&self) -> Option<&Running> {
-        self.shared.running.get()
+    pub(crate) fn membership(&self) -> &Membership {
+        &self.shared.membership
     }
 
     /// Whether clients should be sent here: it serves, and is in the ring of its fleet.
     pub(crate) fn is_ready(&self) -> bool {
-        !self.shared.is_leaving.load(Ordering::Relaxed)
-            && self.running().is_some_and(|running| running.discovered.is_none() || *running.joined.borrow())
+        let Membership { discovered, joined, .. } = self.membership();
+        !self.shared.is_leaving.load(Ordering::Relaxed) && (discovered.is_none() || *joined.borrow())
     }
 
     /// From now on nobody new is to be sent here.
@@ -173,7 +183,7 @@ impl Node {
     pub(crate) fn check_address(&self, request: Request<()>) -> Result<Request<()>, Status> {
         let Some(to) = request.metadata().get_bin(CALL_TO_KEY) else { return Ok(request) };
         let to = to.to_bytes().unwrap_or_default();
-        let Some(Running { id, fleet, .. }) = self.running() else { return Ok(request) };
+        let Membership { id, fleet, .. } = self.membership();
         if *to == *format!("{fleet}/{id}").as_bytes() {
             return Ok(request);
         }
@@ -184,11 +194,6 @@ impl Node {
     /// What a call that was let in counts for: its connection, and the token that it came with.
     pub(crate) fn account<T>(&self, request: &Request<T>) -> Result<Arc<Account>, Failure> {
         request.extensions().get::<Arc<Account>>().cloned().ok_or_else(not_let_in)
-    }
-
-    /// Where what connections may hold comes from.
-    pub(crate) fn budgets(&self) -> &Budgets {
-        &self.shared.budgets
     }
 
     /// Counts what a call is answered, in the words of gRPC.

@@ -7,7 +7,6 @@
 //! A node that has not been able to read its registry since it started goes by what callers say, since the
 //! fleet goes on without the registry; what it has stored by then is forgotten as soon as it knows.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -34,7 +33,7 @@ pub(crate) struct KnownRing {
     /// Wakes who waits for a version.
     raised: Notify,
     /// Asks the registry again; there is none where the node has no registry.
-    registry: OnceLock<Reloader>,
+    registry: Option<Reloader>,
     /// Something was stored by what a caller said.
     was_blind: AtomicBool,
     /// The first version that the registry has told; 0 before.
@@ -42,25 +41,21 @@ pub(crate) struct KnownRing {
 }
 
 impl KnownRing {
-    pub(crate) fn new() -> Self {
+    /// What is learned from that registry.
+    pub(crate) fn new(registry: Option<Reloader>) -> Self {
         KnownRing {
             version: AtomicU64::new(0),
             raised: Notify::new(),
-            registry: OnceLock::new(),
+            registry,
             was_blind: AtomicBool::new(false),
             first: AtomicU64::new(0),
         }
     }
 
-    /// Says where the version is learned from.
-    pub(crate) fn learn_from(&self, registry: Reloader) {
-        let _ = self.registry.set(registry);
-    }
-
     /// The version, as the registry tells it; 0 where it has not told yet.
     pub(crate) fn version(&self) -> RingVersion {
         let version = RingVersion(self.version.load(Ordering::Acquire));
-        if version == RingVersion::NONE && self.registry.get().is_none() { FIXED } else { version }
+        if version == RingVersion::NONE && self.registry.is_none() { FIXED } else { version }
     }
 
     /// The version that a caller is told with an answer, looked at once the answer is found: a node that does not own the key any
@@ -119,7 +114,7 @@ impl KnownRing {
         if claimed <= known || known == RingVersion::NONE {
             return true;
         }
-        if let Some(registry) = self.registry.get() {
+        if let Some(registry) = &self.registry {
             registry.reload();
         }
         false
@@ -130,7 +125,7 @@ impl KnownRing {
         if self.knows(claimed) {
             return true;
         }
-        if self.registry.get().is_none() {
+        if self.registry.is_none() {
             return false;
         }
         let is_raised = async {
@@ -153,13 +148,13 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_version_that_the_registry_does_not_tell_is_not_known_and_changes_nothing() {
-        let ring = KnownRing::new();
+        let fixed = KnownRing::new(None);
         assert!(
-            ring.knows(RingVersion(1)) && !ring.knows(RingVersion(2)),
+            fixed.knows(RingVersion(1)) && !fixed.knows(RingVersion(2)),
             "without a registry there is one ring"
         );
         let registry = Reloader::default();
-        ring.learn_from(registry.clone());
+        let ring = KnownRing::new(Some(registry.clone()));
         assert!(ring.knows(RingVersion(u64::MAX)), "nothing has been read yet");
         assert_eq!(ring.stamp(RingVersion(7)), RingVersion(7));
         const FIVE: RingVersion = RingVersion(5);

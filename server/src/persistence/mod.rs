@@ -12,6 +12,7 @@ mod directory;
 mod restore;
 mod writer;
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,7 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use peanut_proto::machine::{Pause, Worker};
+use peanut_proto::machine::{Pause, work_on_thread};
 use peanut_proto::numbers::RingVersion;
 use peanut_proto::sabotage::{Mechanism, without};
 use tokio::sync::watch;
@@ -28,6 +29,7 @@ use tokio::time::{Instant, timeout_at};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::cache::Cache;
+use crate::group;
 use crate::journal::Journal;
 use crate::lineage::Lineage;
 use crate::segment::{Header, whole_length};
@@ -51,20 +53,36 @@ pub(crate) struct PersistenceOptions {
 #[derive(Debug)]
 pub(crate) struct Persistence {
     shared: Arc<Shared>,
-    writer: Option<Worker>,
+    /// How the writer waits.
+    writer: Pause,
     ended: watch::Receiver<()>,
     groups: Vec<Group>,
     pace: u64,
+}
+
+/// The groups' directories, taken before there is anything to write.
+#[derive(Debug)]
+pub(crate) struct Directories {
+    options: PersistenceOptions,
+    writer: Pause,
+    boot: u64,
+    groups: BTreeMap<String, Taken>,
+}
+
+/// A group's directory, and what was found in it.
+#[derive(Debug)]
+struct Taken {
+    journal: Arc<Journal>,
+    directory: Arc<Directory>,
+    found: Vec<Segment>,
+    fingerprint: u64,
 }
 
 /// What a group is restored from.
 #[derive(Debug)]
 struct Group {
     cache: Arc<Cache>,
-    journal: Arc<Journal>,
-    directory: Arc<Directory>,
-    found: Vec<Segment>,
-    fingerprint: u64,
+    taken: Taken,
 }
 
 #[derive(Debug)]
@@ -86,13 +104,11 @@ enum Phase {
     Abandoned,
 }
 
-impl Persistence {
-    /// Takes the groups' directories and begins to write. `identity` names whose entries these are. A group
-    /// whose directory cannot be used stays in memory, with a warning.
-    pub(crate) fn start(options: &PersistenceOptions, identity: &str, caches: &[Arc<Cache>]) -> Self {
-        let boot = boot();
-        let now = Instant::now();
-        let has = |name: &OsStr| caches.iter().any(|cache| name == cache.name());
+impl Directories {
+    /// Takes the groups' directories. `identity` names whose entries these are. A group whose directory cannot be used stays
+    /// in memory, with a warning.
+    pub(crate) fn take(options: PersistenceOptions, identity: &str, groups: &[group::Group]) -> Self {
+        let has = |name: &OsStr| groups.iter().any(|group| *name == *group.name);
         match Directory::remove_others(&options.data_dir, has) {
             Ok(removed) if removed.is_empty() => {}
             Ok(removed) => {
@@ -102,46 +118,78 @@ impl Persistence {
                 tracing::warn!(%error, "what is kept of groups that this node does not have may be outdated when they are back")
             }
         }
-        let (groups, mut writers): (Vec<Group>, Vec<Writer>) =
-            caches.iter().filter_map(|cache| Group::take(options, identity, cache, boot, now)).unzip();
+        let (boot, writer) = (boot(), Pause::default());
+        let taken = groups.iter().filter_map(|group| {
+            let path = options.data_dir.join(&group.name);
+            let (directory, found) = take(&path, boot)
+                .inspect_err(|error| {
+                    let path = path.display();
+                    tracing::warn!(group = group.name, "in memory only, {path} cannot be used: {error}");
+                })
+                .ok()?;
+            let taken = Taken {
+                journal: Arc::new(Journal::new(options.seal_interval, Instant::now(), writer.clone())),
+                directory: Arc::new(directory),
+                found,
+                fingerprint: xxh3_64_with_seed(identity.as_bytes(), group.fingerprint()),
+            };
+            Some((group.name.clone(), taken))
+        });
+        let groups = taken.collect();
+        Directories { options, writer, boot, groups }
+    }
+
+    /// What becomes of a group's entries, where its directory was taken.
+    pub(crate) fn journal(&self, group: &str) -> Option<Arc<Journal>> {
+        self.groups.get(group).map(|taken| taken.journal.clone())
+    }
+
+    /// Begins to write what the groups' caches put into their journals.
+    ///
+    /// # Errors
+    /// Where the system has no thread for it.
+    pub(crate) fn start<'a>(
+        mut self,
+        caches: impl Iterator<Item = &'a Arc<Cache>>,
+    ) -> io::Result<Persistence> {
+        let groups: Vec<_> = caches
+            .filter_map(|cache| {
+                Some(Group { cache: cache.clone(), taken: self.groups.remove(cache.name())? })
+            })
+            .collect();
+        let mut writers: Vec<_> =
+            groups.iter().map(|group| group.writer(self.boot, self.options.seal_interval)).collect();
         let shared = Arc::new(Shared {
             phase: Mutex::new(Phase::Running),
             stop_restoring: AtomicBool::new(false),
             useless: Mutex::default(),
         });
         let (ending, ended) = watch::channel(());
-        let writing = shared.clone();
-        let writer = Worker::start("peanut-writer", move |pause| async move {
+        let (writing, pause) = (shared.clone(), self.writer.clone());
+        work_on_thread("peanut-writer", async move {
             let _ending = ending;
             write(&writing, &mut writers, &pause).await;
             writers.iter().for_each(|writer| writer.journal.end());
-        });
-        match &writer {
-            Ok(writer) => {
-                for group in &groups {
-                    group.journal.written_by(writer.clone());
-                    group.cache.keep_journal(group.journal.clone());
-                }
-            }
-            Err(error) => tracing::warn!("in memory only, no thread to write with: {error}"),
-        }
-        Persistence { shared, writer: writer.ok(), ended, groups, pace: options.restore_rate }
+        })?;
+        Ok(Persistence { shared, writer: self.writer, ended, groups, pace: self.options.restore_rate })
     }
+}
 
+impl Persistence {
     /// Marks the directories with this start, and leaves aside what is of another than the last one: the node
     /// was not told of all that was invalidated since.
     pub(crate) fn take_lineage(&mut self, lineage: Lineage) {
-        for (number, group) in self.groups.iter_mut().enumerate() {
-            let is_last = lineage.found.is_some() && group.directory.lineage() == lineage.found;
-            if !is_last && !group.found.is_empty() && !without(Mechanism::Lineage) {
+        for (number, Group { cache, taken }) in self.groups.iter_mut().enumerate() {
+            let is_last = lineage.found.is_some() && taken.directory.lineage() == lineage.found;
+            if !is_last && !taken.found.is_empty() && !without(Mechanism::Lineage) {
                 tracing::warn!(
-                    group = group.cache.name(),
+                    group = cache.name(),
                     "the directory is not of the last start that the registry knows of: a cold start"
                 );
-                self.shared.useless.lock().push((number, std::mem::take(&mut group.found)));
+                self.shared.useless.lock().push((number, std::mem::take(&mut taken.found)));
             }
-            if let Err(error) = group.directory.set_lineage(lineage.mine) {
-                tracing::warn!(group = group.cache.name(), %error, "the next start will be a cold one");
+            if let Err(error) = taken.directory.set_lineage(lineage.mine) {
+                tracing::warn!(group = cache.name(), %error, "the next start will be a cold one");
             }
         }
     }
@@ -150,31 +198,29 @@ impl Persistence {
     pub(crate) fn restore(&mut self, newest_version: Option<RingVersion>) {
         let (groups, shared) = (std::mem::take(&mut self.groups), self.shared.clone());
         let mut pace = Pace::new(self.pace, Instant::now());
-        let reader = Worker::start("peanut-restore", move |pause| async move {
-            for (number, group) in groups.into_iter().enumerate() {
+        let reader = work_on_thread("peanut-restore", async move {
+            let pause = Pause::default();
+            for (number, Group { cache, taken }) in groups.into_iter().enumerate() {
+                let Taken { journal, directory, found, fingerprint } = taken;
                 let begun = Instant::now();
-                let check = Check {
-                    fingerprint: group.fingerprint,
-                    max_ttl: group.cache.policy().longest(),
-                    newest_version,
-                };
+                let check = Check { fingerprint, max_ttl: cache.policy().longest(), newest_version };
                 let mut restore = Restore {
-                    directory: &group.directory,
-                    cache: &group.cache,
-                    journal: &group.journal,
+                    directory: &directory,
+                    cache: &cache,
+                    journal: &journal,
                     check,
                     pace: &mut pace,
                     stop: &shared.stop_restoring,
                 };
-                let is_anything = !group.found.is_empty();
-                let (report, useless) = restore.run(group.found, &pause).await;
-                group.journal.counters.dropped.store(report.dropped(), Ordering::Relaxed);
+                let is_anything = !found.is_empty();
+                let (report, useless) = restore.run(found, &pause).await;
+                journal.counters.dropped.store(report.dropped(), Ordering::Relaxed);
                 if shared.stop_restoring.load(Ordering::Relaxed) {
                     return;
                 }
                 shared.useless.lock().push((number, useless));
-                group.journal.set_restored();
-                let (name, took) = (group.cache.name(), begun.elapsed());
+                journal.set_restored();
+                let (name, took) = (cache.name(), begun.elapsed());
                 if is_anything {
                     tracing::info!(group = name, "warm restart: {report}, in {took:.1?}");
                 }
@@ -202,7 +248,7 @@ impl Persistence {
     fn enter(&self, phase: Phase) {
         self.shared.stop_restoring.store(true, Ordering::Relaxed);
         *self.shared.phase.lock() = phase;
-        self.writer.as_ref().inspect(|writer| writer.wake());
+        self.writer.wake();
     }
 }
 
@@ -216,32 +262,15 @@ impl Drop for Persistence {
 }
 
 impl Group {
-    /// Takes a group's directory and makes its writer; `None`, with a warning, where it cannot be used.
-    fn take(
-        options: &PersistenceOptions,
-        identity: &str,
-        cache: &Arc<Cache>,
-        boot: u64,
-        now: Instant,
-    ) -> Option<(Self, Writer)> {
-        let path = options.data_dir.join(cache.name());
-        let (directory, found) = take(&path, boot)
-            .inspect_err(|error| {
-                let path = path.display();
-                tracing::warn!(group = cache.name(), "in memory only, {path} cannot be used: {error}");
-            })
-            .ok()?;
-        let directory = Arc::new(directory);
-        let fingerprint = xxh3_64_with_seed(identity.as_bytes(), cache.fingerprint());
-        let journal = Arc::new(Journal::new(options.seal_interval, now));
+    fn writer(&self, boot: u64, seal_interval: Duration) -> Writer {
+        let Group { cache, taken: Taken { journal, directory, found, fingerprint } } = self;
         let limits = Limits {
             disk_bytes: cache.policy().disk_capacity_bytes(),
-            seal_interval: options.seal_interval,
-            fingerprint,
+            seal_interval,
+            fingerprint: *fingerprint,
             boot,
         };
-        let writer = Writer::new(cache.clone(), journal.clone(), directory.clone(), limits, found.clone());
-        Some((Group { cache: cache.clone(), journal, directory, found, fingerprint }, writer))
+        Writer::new(cache.clone(), journal.clone(), directory.clone(), limits, found.clone())
     }
 }
 

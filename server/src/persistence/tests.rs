@@ -78,11 +78,10 @@ impl Life {
 
     fn with(folder: &TempDir, check: Check, capacity_bytes: usize, disk_bytes: u64) -> Self {
         let group = Group::new("g", StaticLoader::default()).capacity_bytes(capacity_bytes).max_ttl(HOUR);
-        let cache = Arc::new(Cache::alone(group));
         let (directory, found) = take(folder.path(), BOOT).unwrap();
         let directory = Arc::new(directory);
-        let journal = Arc::new(Journal::new(Duration::from_secs(1), Instant::now()));
-        cache.keep_journal(journal.clone());
+        let journal = Arc::new(Journal::new(Duration::from_secs(1), Instant::now(), Pause::default()));
+        let cache = Arc::new(Cache::alone_with(group, Some(journal.clone())));
         let limits = Limits {
             disk_bytes,
             seal_interval: Duration::from_secs(10),

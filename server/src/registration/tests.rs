@@ -21,7 +21,7 @@ fn start(registry: &LocalRegistry, id: &str) -> Running {
 }
 
 fn start_as(registry: &LocalRegistry, info: NodeInfo) -> Running {
-    let node = Node::empty();
+    let node = Node::alone([]);
     let stop = CancellationToken::new();
     let registration = Registration {
         registry: Arc::new(registry.clone()),

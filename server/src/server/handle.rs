@@ -12,7 +12,7 @@ use crate::journal::PersistenceStats;
 use crate::node::Node;
 use crate::rights::Token;
 
-/// Looks into a server while it runs. Cheap to clone.
+/// Looks into a server while it runs, from [`PreparedServer::handle`](crate::PreparedServer::handle). Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct ServerHandle {
     pub(super) node: Node,

@@ -8,7 +8,7 @@ use peanut_proto::v1::admin_server::AdminServer;
 use peanut_proto::v1::peanut_server::PeanutServer;
 use tonic::service::interceptor::InterceptedService;
 
-use super::Server;
+use super::PreparedServer;
 use crate::connections::CountStreams;
 use crate::error::Error;
 use crate::service::bodies::Budgeted;
@@ -27,7 +27,7 @@ const MAX_HEADER_BYTES: u32 = 16 << 10;
 /// many as streams: calls that are refused while their messages are on their way are among them.
 const MAX_RESETS: usize = 20;
 
-impl Server {
+impl PreparedServer {
     /// All services, and who is admitted to each.
     pub(super) fn services(
         &self,

@@ -12,7 +12,7 @@ use super::whole_ms;
 use crate::breaker::Position;
 use crate::cache::Cache;
 use crate::near::NearLeases;
-use crate::node::Node;
+use crate::node::{Membership, Node};
 
 /// Hot keys of a group that are kept.
 const MOST_HOT_KEYS: u32 = 128;
@@ -32,15 +32,15 @@ impl Node {
         let hot_keys = hot_keys.min(MOST_HOT_KEYS) as usize;
         let mut groups: Vec<_> = self.caches().map(|cache| group(cache, hot_keys)).collect();
         groups.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        let running = self.running();
-        let fleet = running.and_then(|running| Some(running.discovered.as_ref()?.borrow().clone()));
+        let Membership { id, fleet: fleet_name, discovered, .. } = self.membership();
+        let fleet = discovered.as_ref().map(|discovered| discovered.borrow().clone());
         let age = fleet.as_ref().map(|fleet| fleet.age(Instant::now())).unwrap_or_default();
         let ring = fleet.as_ref().map(|fleet| &fleet.view.ring);
         let (metrics, limiter) = (self.metrics(), self.limiter());
         let failures = metrics.failures().map(|(code, count)| Failures { code: code.into(), count });
         StatusResponse {
-            node_id: running.map(|running| running.id.clone()).unwrap_or_default(),
-            fleet: running.map(|running| running.fleet.clone()).unwrap_or_default(),
+            node_id: id.clone(),
+            fleet: fleet_name.clone(),
             build: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_ms: whole_ms(self.uptime()),
             ring_version: self.ring().version().0,

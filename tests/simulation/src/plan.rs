@@ -3,18 +3,22 @@
 
 mod themes;
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use fastrand::Rng;
 use peanut_client::ring::Ring;
 use peanut_proto::intervals::Windows;
-use peanut_proto::membership::{DEFAULT_POINTS, NodeInfo, RingDocument};
+use peanut_proto::membership::{NodeInfo, RingDocument};
 
 use super::load::{GROUPS, KEYS};
 use super::network::Mended;
 use super::registry::{MEMBERS, StoreFault};
 use themes::{late, lost, near, stutter};
 
+/// Points of each node in the ring: fewer than there are by default, so that making a ring takes little of a scenario's time,
+/// and not the same number in all scenarios, so that keys have other owners.
+pub(super) const POINTS: RangeInclusive<u32> = 192..=320;
 /// Nodes and clients of a fleet; the last node is not there at first.
 pub(super) const NODES: usize = 4;
 /// Nodes that are there from the beginning.
@@ -149,8 +153,14 @@ pub enum Theme {
     Rings,
     /// Connections from clients that stutter: what they send is held again and again, and arrives late.
     Stutter,
-    /// A node that comes and goes all the time, which some hear of late, and others sleep through.
-    Late,
+    /// A node that comes and goes all the time, which some hear of late, and others sleep through. One client reads a key all
+    /// the time that moves with it.
+    Late {
+        /// Its group.
+        group: usize,
+        /// The key.
+        key: u32,
+    },
     /// A registry that loses its data again and again. The owner of a key and a client that reads the key all the time hear
     /// of that late, while another client cannot reach the owner.
     Lost {
@@ -171,27 +181,29 @@ pub enum Theme {
 
 impl Theme {
     /// One of them.
-    pub(super) fn any(random: &mut Rng) -> Self {
+    pub(super) fn any(random: &mut Rng, points: u32) -> Self {
         let any_key = |random: &mut Rng| (random.usize(..GROUPS.len()), random.u32(..KEYS));
         match random.u8(..10) {
             6 => {
                 let (group, key) = any_key(random);
                 Theme::Lost { group, key }
             }
-            7 | 8 => {
+            7 => {
                 let (group, key) = any_key(random);
                 Theme::Near { group, key }
             }
             0 => Theme::Rings,
             1 => Theme::Stutter,
-            2 | 3 | 9 => Theme::Late,
+            2 | 3 | 8 | 9 => {
+                moving(random, points).map_or(Theme::Rings, |(group, key)| Theme::Late { group, key })
+            }
             _ => Theme::Everything,
         }
     }
 
     /// For how long clients ask former owners.
     pub(super) fn hand_over(self) -> Duration {
-        Duration::from_millis(if matches!(self, Theme::Rings | Theme::Late) { 500 } else { 3000 })
+        Duration::from_millis(if matches!(self, Theme::Rings | Theme::Late { .. }) { 500 } else { 3000 })
     }
 
     /// What writers do for those who have not heard of a change of the ring; more than twice as long as
@@ -204,14 +216,14 @@ impl Theme {
 
     /// Faults begin within this time.
     pub(super) fn trouble(self) -> Duration {
-        Duration::from_secs(if self == Theme::Late { 20 } else { 9 })
+        Duration::from_secs(if matches!(self, Theme::Late { .. }) { 20 } else { 9 })
     }
 
     /// How much longer applications pause between reads and between writes. Where one reads much and the
     /// others little, it is the first to see what a change of the ring has left behind.
     pub(super) fn paces(self, random: &mut Rng) -> [(u64, u64); CLIENTS] {
         let (first, others) = match self {
-            Theme::Late => ((1, 30), (random.u64(4..30), random.u64(2..8))),
+            Theme::Late { .. } => ((1, 30), (random.u64(4..30), random.u64(2..8))),
             Theme::Near { .. } => ((1, 3), (1, random.u64(1..5))),
             _ => ((1, 1), (1, 1)),
         };
@@ -220,25 +232,20 @@ impl Theme {
         paces
     }
 
-    /// The key to which the first application keeps: what the scenario is about, or one that moves when the last node
-    /// comes or goes.
-    pub(super) fn only(self, random: &mut Rng) -> Option<(usize, u32)> {
-        if let Theme::Lost { group, key } | Theme::Near { group, key } = self {
-            return Some((group, key));
+    /// The key that the scenario is about: the first application keeps to it.
+    pub(super) fn only(self) -> Option<(usize, u32)> {
+        match self {
+            Theme::Lost { group, key } | Theme::Near { group, key } | Theme::Late { group, key } => {
+                Some((group, key))
+            }
+            Theme::Everything | Theme::Rings | Theme::Stutter => None,
         }
-        if self != Theme::Late {
-            return None;
-        }
-        let last = |group: usize, key: u32| owner(NODES, group, key) == NODES - 1;
-        let keys = (0..GROUPS.len()).flat_map(|group| (0..KEYS).map(move |key| (group, key)));
-        let keys: Vec<_> = keys.filter(|(group, key)| last(*group, *key)).collect();
-        Some(keys[random.usize(..keys.len())])
     }
 
     /// The member of the registry by which one watches that starts.
     pub(super) fn member(self, of: End, random: &mut Rng) -> usize {
         match of {
-            End::Node(..FIRST_NODES) | End::Client(0) if self == Theme::Late => THEIR_MEMBER,
+            End::Node(..FIRST_NODES) | End::Client(0) if matches!(self, Theme::Late { .. }) => THEIR_MEMBER,
             _ => random.usize(..MEMBERS),
         }
     }
@@ -256,25 +263,34 @@ impl Theme {
             | Fault::Slow { from: End::Registry, .. }
             | Fault::WatchLag { .. }
             | Fault::Store(_)
-            | Fault::Emptied => !matches!(self, Theme::Rings | Theme::Late | Theme::Near { .. }),
+            | Fault::Emptied => !matches!(self, Theme::Rings | Theme::Late { .. } | Theme::Near { .. }),
             _ => true,
         }
     }
 }
 
-/// The node that owns a key of a group among so many.
-fn owner(nodes: usize, group: usize, key: u32) -> usize {
+/// A key that moves when the last node comes or goes, of a group whose values are loaded again and again, or by applications:
+/// they show most of what a change of the ring has left behind.
+fn moving(random: &mut Rng, points: u32) -> Option<(usize, u32)> {
+    let groups = (0..GROUPS.len()).filter(|group| matches!(GROUPS[*group], "short" | "app"));
+    let keys = groups.flat_map(|group| (0..KEYS).map(move |key| (group, key)));
+    let keys: Vec<_> = keys.filter(|(group, key)| owner(NODES, points, *group, *key) == NODES - 1).collect();
+    keys.get(random.usize(..keys.len().max(1))).copied()
+}
+
+/// The node that owns a key of a group among so many, each with so many points.
+fn owner(nodes: usize, points: u32, group: usize, key: u32) -> usize {
     let node =
         |at: usize| NodeInfo { id: format!("n{at}"), addr: String::new(), zone: String::new(), weight: 1 };
-    let document = (0..nodes)
-        .fold(RingDocument::empty(DEFAULT_POINTS), |ring, at| ring.with(&node(at), 0).expect("a new node"));
+    let document =
+        (0..nodes).fold(RingDocument::empty(points), |ring, at| ring.with(&node(at), 0).expect("a new node"));
     // Nodes are ten at most, so members are in the order of their numbers.
     let place = Ring::new(&document).place(GROUPS[group], key.to_string().as_bytes());
     place.expect("there are nodes").owner
 }
 
 /// So many faults.
-pub(super) fn faults(random: &mut Rng, theme: Theme, count: usize) -> Vec<Planned> {
+pub(super) fn faults(random: &mut Rng, theme: Theme, count: usize, points: u32) -> Vec<Planned> {
     let mut planned: Vec<_> = (0..count)
         .map(|_| {
             let fault = loop {
@@ -290,11 +306,12 @@ pub(super) fn faults(random: &mut Rng, theme: Theme, count: usize) -> Vec<Planne
         })
         .collect();
     let trouble = theme.trouble();
+    let first_owner = |group, key| owner(FIRST_NODES, points, group, key);
     match theme {
         Theme::Stutter => planned.extend(stutter(random, trouble)),
-        Theme::Late => planned.extend(late(random, trouble)),
-        Theme::Lost { group, key } => planned.extend(lost(random, trouble, owner(FIRST_NODES, group, key))),
-        Theme::Near { group, key } => planned.extend(near(random, trouble, owner(FIRST_NODES, group, key))),
+        Theme::Late { group, key } => planned.extend(late(random, trouble, first_owner(group, key))),
+        Theme::Lost { group, key } => planned.extend(lost(random, trouble, first_owner(group, key))),
+        Theme::Near { group, key } => planned.extend(near(random, trouble, first_owner(group, key))),
         Theme::Everything | Theme::Rings => {}
     }
     planned.sort_by_key(|planned| planned.from);

@@ -12,7 +12,9 @@ use std::time::Duration;
 use fastrand::Rng;
 use futures_util::future::{OptionFuture, join};
 use peanut_client::{Client, Failover, NearCache, NearKeys};
-use peanut_proto::registry::LocalRegistry;
+use peanut_proto::membership::{Keys, RingDocument};
+use peanut_proto::numbers::RingVersion;
+use peanut_proto::registry::{LocalRegistry, Registry as _};
 use peanut_proto::sabotage::{self, Mechanism};
 use peanut_server::{Group, Loaded, LoaderError, OnShutdown, Server, Token, loader_fn};
 use tempfile::TempDir;
@@ -21,7 +23,7 @@ use tokio::time::sleep;
 
 use super::load::{GROUPS, KEYS, Load, is_absent};
 use super::network::{HostId, MIN_LATENCY, Network, addr_of};
-use super::plan::{CLIENTS, End, FIRST_NODES, Fault, NODES, Planned, Theme, faults};
+use super::plan::{CLIENTS, End, FIRST_NODES, Fault, NODES, POINTS, Planned, Theme, faults};
 use super::registry::{MEMBERS, Store};
 use super::unread::{Unread, watch_hints};
 use super::world::World;
@@ -92,9 +94,10 @@ impl Scenario {
         sabotage::turn_off(self.without);
         let mut random = Rng::with_seed(self.seed);
         let count = self.faults.unwrap_or_else(|| random.usize(5..10));
-        let theme = Theme::any(&mut random);
-        let faults = faults(&mut random, theme, count);
-        let mut fleet = Fleet::new(&mut random, theme);
+        let points = random.u32(POINTS);
+        let theme = Theme::any(&mut random, points);
+        let faults = faults(&mut random, theme, count, points);
+        let mut fleet = Fleet::new(&mut random, theme, points);
         fleet.come_up();
         fleet.go_through(&faults);
         fleet.end(faults)
@@ -144,7 +147,7 @@ struct Fleet {
 }
 
 impl Fleet {
-    fn new(random: &mut Rng, theme: Theme) -> Self {
+    fn new(random: &mut Rng, theme: Theme, points: u32) -> Self {
         let network = Network::new(random.fork());
         let mut world = World::new(network.clone());
         let store_host = world.add_host();
@@ -154,7 +157,10 @@ impl Fleet {
         let (store, serve) = Store::new(network, members, registry.clone());
         let hints = unread.clone();
         world.start(store_host, move || async move {
-            let hints = (theme == Theme::Late).then_some(watch_hints(registry, hints));
+            let ring = RingDocument { version: RingVersion(1), ..RingDocument::empty(points) };
+            let written = registry.put(&Keys::new("default").ring(), ring.encode(), None).await;
+            written.expect("the registry takes it");
+            let hints = (matches!(theme, Theme::Late { .. })).then_some(watch_hints(registry, hints));
             join(serve, OptionFuture::from(hints)).await;
         });
         let (is_strict, is_warm) = (random.bool(), random.bool());
@@ -186,7 +192,7 @@ impl Fleet {
             App { host: world.add_host(), down: 0, paused: 0, failover }
         });
         let apps = apps.collect();
-        let (load, random) = (Load::new(theme.paces(random), theme.only(random)), random.fork());
+        let (load, random) = (Load::new(theme.paces(random), theme.only()), random.fork());
         Fleet {
             world,
             store,

@@ -118,9 +118,9 @@ fn out_of_reach(random: &mut Rng, node: usize, at: Duration, planned: &mut Vec<P
 }
 
 /// A node visits again and again. Shortly before it comes or goes, one client begins to sleep, or a node with
-/// it, or it and the nodes that are there lag behind, or they are left by their member of the registry, while
+/// it, mostly the former owner of the key that it reads, or it and the nodes that are there lag behind, or they are left by their member of the registry, while
 /// other clients write.
-pub(super) fn late(random: &mut Rng, trouble: Duration) -> Vec<Planned> {
+pub(super) fn late(random: &mut Rng, trouble: Duration, former: usize) -> Vec<Planned> {
     let accent = random.u8(..4);
     let (mut planned, mut at, mut came) = (Vec::new(), ms(random, 100..1500), None);
     while at < trouble {
@@ -133,7 +133,8 @@ pub(super) fn late(random: &mut Rng, trouble: Duration) -> Vec<Planned> {
             2 => {
                 // A machine with a node and a client on it stands still, and what the registry has to tell
                 // them comes late.
-                let (at_node, long) = (random.usize(..FIRST_NODES), ms(random, 900..1600));
+                let at_node = if random.u8(..3) > 0 { former } else { random.usize(..FIRST_NODES) };
+                let long = ms(random, 900..1600);
                 let node = End::Node(at_node);
                 let (from, to, by) = (End::Registry, node, ms(random, 150..300));
                 let lag = Fault::WatchLag { who: (1 << NODES) | (1 << at_node), by: ms(random, 450..600) };
@@ -170,7 +171,7 @@ pub(super) fn late(random: &mut Rng, trouble: Duration) -> Vec<Planned> {
                 None
             }
         };
-        at += long + ms(random, 300..4000);
+        at += long + ms(random, 300..2000);
     }
     planned
 }
