@@ -18,7 +18,8 @@ use crate::PATIENCE;
 /// # Panics
 /// Where nobody listens there.
 pub async fn channel(addr: &str) -> Channel {
-    Endpoint::from_shared(format!("http://{addr}")).unwrap().connect().await.unwrap()
+    let endpoint = Endpoint::from_shared(format!("http://{addr}")).expect("an address");
+    endpoint.connect().await.expect("a node that listens")
 }
 
 /// Both directions of a lane.
@@ -39,7 +40,7 @@ impl RawLane {
             Some((coming.recv().await?, coming))
         });
         let mut peanut = PeanutClient::new(channel.clone()).max_encoding_message_size(usize::MAX);
-        let answers = peanut.lane(requests_stream).await.unwrap().into_inner();
+        let answers = peanut.lane(requests_stream).await.expect("a lane").into_inner();
         RawLane { requests, answers }
     }
 
@@ -48,7 +49,11 @@ impl RawLane {
     /// # Panics
     /// Where the lane has ended.
     pub fn send(&self, frame: RequestFrame) {
-        self.requests.send(frame).unwrap();
+        self.requests.send(frame).expect("a lane that is open");
+    }
+
+    async fn message(&mut self) -> Result<Option<ResponseFrame>, Status> {
+        timeout(PATIENCE, self.answers.message()).await.expect("something from the node")
     }
 
     /// The next frame of answers.
@@ -56,7 +61,7 @@ impl RawLane {
     /// # Panics
     /// Where none comes in [`PATIENCE`], or the lane has ended.
     pub async fn next(&mut self) -> ResponseFrame {
-        timeout(PATIENCE, self.answers.message()).await.unwrap().unwrap().unwrap()
+        self.message().await.expect("a lane that is open").expect("a frame")
     }
 
     /// Why the node ends the lane.
@@ -64,7 +69,7 @@ impl RawLane {
     /// # Panics
     /// Where it answers, or says nothing in [`PATIENCE`].
     pub async fn refusal(&mut self) -> Status {
-        timeout(PATIENCE, self.answers.message()).await.unwrap().unwrap_err()
+        self.message().await.expect_err("a refusal")
     }
 }
 

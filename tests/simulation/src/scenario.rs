@@ -104,6 +104,13 @@ impl Scenario {
     }
 }
 
+/// Writes a ring that nobody has joined.
+async fn begin_ring(registry: &LocalRegistry, points: u32) {
+    let ring = RingDocument { version: RingVersion(1), ..RingDocument::empty(points) };
+    let written = registry.put(&Keys::new("default").ring(), ring.encode(), None).await;
+    written.expect("the registry takes it");
+}
+
 struct Node {
     host: HostId,
     folder: PathBuf,
@@ -157,9 +164,7 @@ impl Fleet {
         let (store, serve) = Store::new(network, members, registry.clone());
         let hints = unread.clone();
         world.start(store_host, move || async move {
-            let ring = RingDocument { version: RingVersion(1), ..RingDocument::empty(points) };
-            let written = registry.put(&Keys::new("default").ring(), ring.encode(), None).await;
-            written.expect("the registry takes it");
+            begin_ring(&registry, points).await;
             let hints = (matches!(theme, Theme::Late { .. })).then_some(watch_hints(registry, hints));
             join(serve, OptionFuture::from(hints)).await;
         });
