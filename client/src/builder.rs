@@ -19,7 +19,6 @@ use crate::error::{Error, ErrorKind};
 use crate::lane::Choice;
 use crate::near::{NearCache, NearCopies};
 use crate::routing::{CurrentRouting, Routing};
-#[cfg(feature = "tls")]
 use crate::tls::Tls;
 use crate::token::Token;
 
@@ -44,7 +43,6 @@ pub struct ClientBuilder {
     ready_timeout: Option<Duration>,
     token: Option<Secret>,
     near: Option<NearCache>,
-    #[cfg(feature = "tls")]
     tls: Option<Tls>,
 }
 
@@ -167,7 +165,6 @@ impl ClientBuilder {
     }
 
     /// Speaks TLS to nodes.
-    #[cfg(feature = "tls")]
     #[must_use]
     pub fn tls(mut self, tls: Tls) -> Self {
         self.tls = Some(tls);
@@ -301,10 +298,7 @@ impl ClientBuilder {
             self.config.token = Some(Token::new(secret).ok_or_else(bad)?);
         }
         self.config.near = self.near.take().map(NearCopies::new).map(Arc::new);
-        #[cfg(feature = "tls")]
-        {
-            self.config.tls = self.tls.take().map(Tls::build).transpose()?;
-        }
+        self.config.tls = self.tls.take().map(Tls::build).transpose()?;
         let is_shared = !matches!(self.source, Source::Nodes(_));
         // The names in a fixed list are the clients' alone.
         self.config.fleet = is_shared.then(|| fleet.into());

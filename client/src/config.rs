@@ -9,7 +9,6 @@ use peanut_proto::intervals::Windows;
 use peanut_proto::limits::is_traceparent;
 
 use crate::near::NearCopies;
-#[cfg(feature = "tls")]
 use crate::tls::ReadTls;
 use crate::token::Token;
 
@@ -51,7 +50,6 @@ pub(crate) struct Config {
     pub(crate) token: Option<Token>,
     /// Its near copies, where it keeps some.
     pub(crate) near: Option<Arc<NearCopies>>,
-    #[cfg(feature = "tls")]
     pub(crate) tls: Option<ReadTls>,
 }
 
@@ -122,7 +120,6 @@ impl Default for Config {
             trace: None,
             token: None,
             near: None,
-            #[cfg(feature = "tls")]
             tls: None,
         }
     }
@@ -131,10 +128,7 @@ impl Default for Config {
 impl Config {
     /// Whether nobody else can read what is said to nodes.
     pub(crate) fn is_tls(&self) -> bool {
-        #[cfg(feature = "tls")]
-        return self.tls.is_some();
-        #[cfg(not(feature = "tls"))]
-        false
+        self.tls.is_some()
     }
 
     /// The trace context of the caller; empty: none.

@@ -9,6 +9,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::config::Config;
 use crate::connection::ConnectionTask;
+use crate::tls::NodeConnector;
 use crate::token::Token;
 
 /// HTTP/2 pings on a connection that hears nothing, so that one which died silently is noticed.
@@ -27,8 +28,7 @@ pub(crate) struct Connector {
     token: Option<Token>,
     /// For whom calls are meant.
     to: Option<MetadataValue<Binary>>,
-    #[cfg(feature = "tls")]
-    tls: Option<crate::tls::NodeConnector>,
+    tls: Option<NodeConnector>,
 }
 
 impl Connector {
@@ -47,7 +47,6 @@ impl Connector {
             endpoint: tuned(endpoint, config),
             token: config.token.clone(),
             to,
-            #[cfg(feature = "tls")]
             tls: config.tls.as_ref().map(|tls| tls.to_node(id, addr, &host)).transpose()?,
         })
     }
@@ -67,9 +66,8 @@ impl Connector {
     /// A connection that is made when it is first used, and again when it is lost.
     pub(crate) fn channel(&self, task: ConnectionTask) -> Channel {
         let endpoint = self.endpoint.clone().executor(task);
-        #[cfg(feature = "tls")]
         if let Some(tls) = &self.tls {
-            return endpoint.connect_with_connector_lazy(tls.clone());
+            return tls.channel(&endpoint);
         }
         #[cfg(feature = "simulation")]
         if peanut_proto::machine::is_simulated() {

@@ -52,7 +52,6 @@ mod routing;
 mod sequences;
 mod shared;
 mod stats;
-#[cfg(feature = "tls")]
 mod tls;
 mod token;
 mod unary;
@@ -70,9 +69,7 @@ pub use near::{NearCache, NearKeys};
 pub use peanut_proto::loaded::Loaded;
 pub use peanut_proto::membership::{Notice, PartialGroup, SharedAddress};
 pub use peanut_proto::registry;
-#[cfg(feature = "tls")]
 pub use peanut_proto::tls::TlsFiles;
 pub use report::{GroupReport, HotKeyReport, NodeReport};
 pub use stats::Stats;
-#[cfg(feature = "tls")]
 pub use tls::Tls;

@@ -5,10 +5,6 @@ use std::fmt;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer as _, X509Certificate};
-use x509_parser::revocation_list::CertificateRevocationList;
-
 /// Why certificates cannot be used, with the file's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsError(String);
@@ -41,26 +37,6 @@ pub struct Certificate {
 }
 
 impl Certificate {
-    /// Reads a certificate in DER. That is not to say that it can be trusted.
-    ///
-    /// # Errors
-    /// Where it is none.
-    pub fn read(der: &[u8]) -> Result<Self, TlsError> {
-        let (_, certificate) = X509Certificate::from_der(der)
-            .map_err(|error| TlsError::new(format!("no certificate: {error}")))?;
-        let mut names = Vec::new();
-        if let Ok(Some(extension)) = certificate.subject_alternative_name() {
-            names.extend(extension.value.general_names.iter().filter_map(name));
-        }
-        let validity = certificate.validity();
-        Ok(Certificate {
-            names,
-            not_before_ms: ms(validity.not_before.timestamp()),
-            not_after_ms: ms(validity.not_after.timestamp()),
-            is_authority: certificate.is_ca(),
-        })
-    }
-
     /// Whether it names this host, a name or an IP address. `*.example` names each host one label below.
     pub fn names_host(&self, host: &str) -> bool {
         let host =
@@ -73,32 +49,6 @@ impl Certificate {
             let below = name.strip_prefix("*.").zip(host.split_once('.'));
             *name == host || below.is_some_and(|(domain, (_, rest))| domain == rest)
         })
-    }
-}
-
-/// When a list of revoked certificates is due to be replaced, where it says.
-pub(crate) fn next_update_ms(der: &[u8]) -> Result<Option<u64>, TlsError> {
-    let (_, list) = CertificateRevocationList::from_der(der)
-        .map_err(|error| TlsError::new(format!("no list of revoked certificates: {error}")))?;
-    Ok(list.next_update().map(|time| ms(time.timestamp())))
-}
-
-fn ms(seconds: i64) -> u64 {
-    u64::try_from(seconds).unwrap_or(0).saturating_mul(1000)
-}
-
-fn name(name: &GeneralName<'_>) -> Option<String> {
-    match name {
-        GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
-        GeneralName::URI(uri) => Some((*uri).to_owned()),
-        GeneralName::RFC822Name(mail) => Some((*mail).to_owned()),
-        GeneralName::IPAddress(bytes) => {
-            if let Ok(four) = <[u8; 4]>::try_from(*bytes) {
-                return Some(IpAddr::from(four).to_string());
-            }
-            Some(IpAddr::from(<[u8; 16]>::try_from(*bytes).ok()?).to_string())
-        }
-        _ => None,
     }
 }
 
@@ -137,10 +87,5 @@ mod tests {
         ] {
             assert!(!certificate.names_host(host), "{host}");
         }
-    }
-
-    #[test]
-    fn what_is_no_certificate_is_told() {
-        assert!(Certificate::read(b"nonsense").unwrap_err().to_string().contains("no certificate"));
     }
 }

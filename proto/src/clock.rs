@@ -6,7 +6,6 @@ use std::time::Duration;
 /// Milliseconds since 1970.
 #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
 pub fn wall_clock_ms() -> u64 {
-    #[cfg(feature = "simulation")]
     if let Some(machine) = crate::machine::simulated() {
         return machine.wall_clock_ms();
     }
@@ -18,7 +17,6 @@ pub fn wall_clock_ms() -> u64 {
 /// `CLOCK_BOOTTIME` on Linux, which `CLOCK_MONOTONIC` and so tokio's clock lag behind after a suspended
 /// virtual machine goes on. Elsewhere the monotonic clock.
 pub fn uptime() -> Duration {
-    #[cfg(feature = "simulation")]
     if let Some(machine) = crate::machine::simulated() {
         return machine.uptime();
     }

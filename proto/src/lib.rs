@@ -23,7 +23,6 @@ pub mod address;
 pub mod backoff;
 pub mod bounds;
 pub mod causes;
-#[cfg(feature = "tls")]
 pub mod certificate;
 pub mod change;
 pub mod clock;
@@ -39,12 +38,12 @@ pub mod limits;
 pub mod loaded;
 pub mod machine;
 pub mod membership;
+pub mod nothing;
 pub mod numbers;
 pub mod registry;
 pub mod sabotage;
 pub mod sequence;
 pub mod striped;
-#[cfg(feature = "tls")]
 pub mod tls;
 
 pub use generated::{loader_v1, peanutcachepb, v1};

@@ -6,13 +6,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-#[cfg(feature = "admin")]
 use std::net::SocketAddr;
 
 use peanut_proto::registry::Registry;
-#[cfg(feature = "tls")]
 use peanut_proto::tls::{Reloading, ServerTls, TlsFiles};
-#[cfg(feature = "tls")]
 use tokio::time::Instant;
 
 use crate::Server;
@@ -43,18 +40,14 @@ pub struct ServerBuilder {
     pub(crate) data_dir: Option<PathBuf>,
     pub(crate) seal_interval: Duration,
     pub(crate) restore_rate: u64,
-    #[cfg(feature = "tls")]
     pub(crate) tls: Option<TlsFiles>,
     pub(crate) insecure: bool,
     pub(crate) tokens: Vec<Token>,
     pub(crate) connections: ConnectionLimits,
     pub(crate) keepalive: Duration,
     pub(crate) reflection: bool,
-    #[cfg(feature = "admin")]
     pub(crate) admin: Option<SocketAddr>,
-    #[cfg(feature = "admin")]
     pub(crate) admin_tls: Option<AdminTls>,
-    #[cfg(feature = "admin")]
     pub(crate) admin_hosts: Vec<String>,
 }
 
@@ -78,7 +71,6 @@ impl Default for ServerBuilder {
             data_dir: None,
             seal_interval: Server::DEFAULT_SEAL_INTERVAL,
             restore_rate: Server::DEFAULT_RESTORE_RATE,
-            #[cfg(feature = "tls")]
             tls: None,
             insecure: false,
             tokens: Vec::new(),
@@ -92,11 +84,8 @@ impl Default for ServerBuilder {
             },
             keepalive: Server::DEFAULT_KEEPALIVE,
             reflection: true,
-            #[cfg(feature = "admin")]
             admin: None,
-            #[cfg(feature = "admin")]
             admin_tls: None,
-            #[cfg(feature = "admin")]
             admin_hosts: Vec::new(),
         }
     }
@@ -243,7 +232,6 @@ impl ServerBuilder {
     /// Speaks TLS with these certificates; where there is a `ca`, clients need a certificate from there too.
     /// The files are read again when they change, and by
     /// [`reload_certificates`](crate::ServerHandle::reload_certificates).
-    #[cfg(feature = "tls")]
     #[must_use]
     pub fn tls(mut self, files: TlsFiles) -> Self {
         self.tls = Some(files);
@@ -323,7 +311,6 @@ impl ServerBuilder {
     /// Serves a page, metrics and health over HTTP on this address, `/`, `/metrics`, `/healthz` and
     /// `/readyz`; with the certificates and tokens of the gRPC port where it has any. On no address by
     /// default.
-    #[cfg(feature = "admin")]
     #[must_use]
     pub fn admin(mut self, addr: SocketAddr) -> Self {
         self.admin = Some(addr);
@@ -333,7 +320,6 @@ impl ServerBuilder {
     /// Names by which browsers may call the admin port, beside `localhost`, IP addresses, and the names in
     /// its certificate. A page of another site that has its own name lead here reads nothing (DNS rebinding).
     /// Health needs no name.
-    #[cfg(feature = "admin")]
     #[must_use]
     pub fn admin_hosts<S: Into<String>>(mut self, hosts: impl IntoIterator<Item = S>) -> Self {
         self.admin_hosts = hosts.into_iter().map(Into::into).collect();
@@ -341,7 +327,6 @@ impl ServerBuilder {
     }
 
     /// How the admin port is protected; by default as the gRPC port is.
-    #[cfg(feature = "admin")]
     #[must_use]
     pub fn admin_tls(mut self, tls: AdminTls) -> Self {
         self.admin_tls = Some(tls);
@@ -354,34 +339,20 @@ impl ServerBuilder {
     /// [`ErrorKind::Configuration`](crate::ErrorKind::Configuration), naming what cannot be.
     pub fn build(self) -> Result<Server, Error> {
         self.check()?;
-        #[cfg(feature = "tls")]
         let asks_for_certificates = self.tls.as_ref().is_some_and(|files| files.ca.is_some());
-        #[cfg(not(feature = "tls"))]
-        let asks_for_certificates = false;
         let tokens = Tokens::new(&self.tokens, asks_for_certificates)?;
         let budgets = Budgets::new();
         let handshake = Handshake {
-            #[cfg(feature = "tls")]
             tls: self.tls.as_ref().map(|files| reloading(files, b"h2")).transpose()?,
             http2_only: true,
             budgets: budgets.clone(),
         };
-        #[cfg(feature = "admin")]
         let admin_handshake = self.admin_handshake(&budgets)?;
-        Ok(Server::new(
-            self,
-            tokens,
-            budgets,
-            handshake,
-            #[cfg(feature = "admin")]
-            admin_handshake,
-        ))
+        Ok(Server::new(self, tokens, budgets, handshake, admin_handshake))
     }
 
     /// How connections to the admin port begin.
-    #[cfg(feature = "admin")]
     fn admin_handshake(&self, budgets: &Budgets) -> Result<Handshake, Error> {
-        #[cfg(feature = "tls")]
         let tls = match (&self.tls, self.admin_tls) {
             (None, Some(AdminTls::Mutual | AdminTls::Server)) => {
                 return Err(Error::configuration("admin_tls needs certificates; set `tls`"));
@@ -393,12 +364,7 @@ impl ServerBuilder {
             }
             (Some(files), _) => Some(files.clone()),
         };
-        #[cfg(not(feature = "tls"))]
-        if matches!(self.admin_tls, Some(AdminTls::Mutual | AdminTls::Server)) {
-            return Err(Error::configuration("admin_tls: this build knows no TLS (feature `tls`)"));
-        }
         Ok(Handshake {
-            #[cfg(feature = "tls")]
             tls: tls.as_ref().map(|files| reloading(files, b"http/1.1")).transpose()?,
             http2_only: false,
             budgets: budgets.clone(),
@@ -406,14 +372,12 @@ impl ServerBuilder {
     }
 }
 
-#[cfg(feature = "tls")]
 fn reloading(files: &TlsFiles, protocol: &'static [u8]) -> Result<Arc<Reloading<ServerTls>>, Error> {
     let made = Reloading::new(files.clone(), |files| files.server(protocol), Instant::now());
     made.map(Arc::new).map_err(|error| Error::configuration(format!("tls: {error}")))
 }
 
 /// How an admin port is protected.
-#[cfg(feature = "admin")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AdminTls {
     /// TLS, and callers need a certificate.
@@ -424,7 +388,6 @@ pub enum AdminTls {
     Off,
 }
 
-#[cfg(feature = "admin")]
 impl std::str::FromStr for AdminTls {
     type Err = String;
 

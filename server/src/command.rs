@@ -107,7 +107,6 @@ async fn reload(server: ServerHandle, mut tokens: Option<TokenFiles>, hangup: im
             _ = look.tick() => false,
             Some(()) = hangup.next() => true,
         };
-        #[cfg(feature = "tls")]
         if is_hangup {
             server.reload_certificates();
         }

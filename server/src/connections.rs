@@ -4,10 +4,11 @@
 //! not speak at all, is gone before the services see him; nobody else waits for him.
 
 mod activity;
-#[cfg(feature = "tls")]
 mod certificates;
 mod limiter;
 mod socket;
+#[cfg_attr(not(feature = "tls"), path = "connections/no_tls.rs")]
+mod tls;
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,11 +21,9 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
 use tonic::transport::server::Connected;
 
-#[cfg(feature = "tls")]
 use peanut_proto::tls::{Reloading, ServerTls};
 
 pub(crate) use activity::CountStreams;
-#[cfg(feature = "tls")]
 pub(crate) use certificates::PeerCertificate;
 pub(crate) use limiter::{ConnectionLimiter, ConnectionLimits, Permit, Presence};
 pub(crate) use socket::{Accepted, Listener, Stream};
@@ -34,18 +33,9 @@ use crate::budget::{Accounts, Budgets};
 /// What an HTTP/2 client says first (RFC 9113, 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// The certificate of a peer, of which there is none in a build without TLS.
-#[cfg(not(feature = "tls"))]
-#[derive(Clone, Debug)]
-pub(crate) struct PeerCertificate {
-    pub(crate) names: Vec<String>,
-    pub(crate) not_after_ms: u64,
-}
-
 /// How a connection's first bytes are taken.
 #[derive(Clone, Debug)]
 pub(crate) struct Handshake {
-    #[cfg(feature = "tls")]
     pub(crate) tls: Option<Arc<Reloading<ServerTls>>>,
     /// Whether HTTP/2 is all that is spoken.
     pub(crate) http2_only: bool,
@@ -55,21 +45,13 @@ pub(crate) struct Handshake {
 
 impl Handshake {
     /// One without TLS.
-    #[cfg(all(test, feature = "admin"))]
+    #[cfg(test)]
     pub(crate) fn plain() -> Self {
-        Handshake {
-            #[cfg(feature = "tls")]
-            tls: None,
-            http2_only: false,
-            budgets: Budgets::new(),
-        }
+        Handshake { tls: None, http2_only: false, budgets: Budgets::new() }
     }
 
     pub(crate) fn is_tls(&self) -> bool {
-        #[cfg(feature = "tls")]
-        return self.tls.is_some();
-        #[cfg(not(feature = "tls"))]
-        false
+        self.tls.is_some()
     }
 
     /// Takes a connection to where HTTP begins; `None` where it does not get there in time, or is cut off.
@@ -95,25 +77,16 @@ impl Handshake {
         let (presence, is_private) = (permit.presence().clone(), self.is_tls());
         let accounts = Accounts::new(self.budgets);
         let peer = Peer { addr: stream.peer_addr()?, is_private, accounts, presence };
-        let io = match () {
-            #[cfg(feature = "tls")]
-            () if let Some(tls) = &self.tls => {
-                let now = tokio::time::Instant::now();
-                let tls = tls.current(now);
-                let stream = tokio_rustls::TlsAcceptor::from(tls.config.clone()).accept(stream).await?;
-                let session = stream.get_ref().1;
-                let chain = session.peer_certificates().unwrap_or_default();
-                if session.handshake_kind() == Some(rustls::HandshakeKind::Resumed) {
-                    // Of such a session nothing was verified but that it is an earlier one's.
-                    tls.verify(chain)
-                        .map_err(|error| io::Error::new(io::ErrorKind::PermissionDenied, error))?;
-                }
-                if let Some(certificate) = PeerCertificate::read(chain) {
+        let io = match &self.tls {
+            Some(tls) => {
+                let tls = tls.current(tokio::time::Instant::now());
+                let (stream, certificate) = tls::accept(&tls, stream).await?;
+                if let Some(certificate) = certificate {
                     let _ = peer.presence.certificate.set(certificate);
                 }
-                Io::Tls(Box::new(stream))
+                Io::Tls(stream)
             }
-            () => Io::Plain(stream),
+            None => Io::Plain(stream),
         };
         let mut connection = Connection { io, said: Bytes::new(), peer, _permit: permit };
         if self.http2_only {
@@ -147,10 +120,7 @@ impl Peer {
 
     /// The certificate that it has shown, which was good then.
     pub(crate) fn certificate(&self) -> Option<&PeerCertificate> {
-        #[cfg(feature = "tls")]
-        return self.presence.certificate.get();
-        #[cfg(not(feature = "tls"))]
-        None
+        self.presence.certificate.get()
     }
 
     /// One that has no connection.
@@ -162,7 +132,7 @@ impl Peer {
         Peer { addr, is_private, accounts, presence: Presence::new(addr.ip(), now, now) }
     }
 
-    #[cfg(all(test, feature = "tls"))]
+    #[cfg(test)]
     pub(crate) fn show_certificate(&self, names: &[&str], not_after_ms: u64) {
         let names = names.iter().map(|name| (*name).to_owned()).collect();
         let certificate = PeerCertificate { names, not_after_ms, chain: Vec::new() };
@@ -183,8 +153,7 @@ pub(crate) struct Connection {
 #[derive(Debug)]
 enum Io {
     Plain(Stream),
-    #[cfg(feature = "tls")]
-    Tls(Box<tokio_rustls::server::TlsStream<Stream>>),
+    Tls(tls::TlsStream),
 }
 
 impl Connection {
@@ -213,9 +182,8 @@ macro_rules! each_io {
                 let $io = Pin::new(stream);
                 $what
             }
-            #[cfg(feature = "tls")]
             Io::Tls(stream) => {
-                let $io = Pin::new(&mut **stream);
+                let $io = Pin::new(stream);
                 $what
             }
         }
@@ -230,8 +198,7 @@ impl AsyncRead for Io {
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Io::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
-            #[cfg(feature = "tls")]
-            Io::Tls(stream) => Pin::new(&mut **stream).poll_read(context, buffer),
+            Io::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
         }
     }
 }
@@ -273,7 +240,6 @@ impl AsyncWrite for Connection {
     fn is_write_vectored(&self) -> bool {
         match &self.io {
             Io::Plain(stream) => stream.is_write_vectored(),
-            #[cfg(feature = "tls")]
             Io::Tls(stream) => stream.is_write_vectored(),
         }
     }

@@ -7,7 +7,7 @@
 //! [`Server`] runs a node inside any program, with a listener and a stop signal of the caller's. The
 //! binary `peanut-server` is a configuration file in front of it.
 
-#[cfg(feature = "admin")]
+#[cfg_attr(not(feature = "admin"), path = "no_admin.rs")]
 mod admin;
 mod body;
 mod breaker;
@@ -52,7 +52,6 @@ pub mod testing;
 mod threads;
 mod wake;
 
-#[cfg(feature = "admin")]
 pub use builder::AdminTls;
 pub use builder::ServerBuilder;
 pub use error::{Error, ErrorKind};
@@ -69,7 +68,6 @@ pub use loader::{LoadRequest, Loaded, Loader, LoaderError, LoaderFn, StaticLoade
 #[cfg(feature = "sql")]
 pub use loader::{SqlLoader, SqlOptions};
 pub use peanut_proto::registry;
-#[cfg(feature = "tls")]
 pub use peanut_proto::tls::TlsFiles;
 pub use registration::OnShutdown;
 pub use rights::Token;

@@ -44,7 +44,6 @@ pub struct Server {
     tokens: Tokens,
     budgets: Budgets,
     handshake: Handshake,
-    #[cfg(feature = "admin")]
     admin_handshake: Handshake,
 }
 
@@ -79,16 +78,9 @@ impl Server {
         tokens: Tokens,
         budgets: Budgets,
         handshake: Handshake,
-        #[cfg(feature = "admin")] admin_handshake: Handshake,
+        admin_handshake: Handshake,
     ) -> Self {
-        Server {
-            options,
-            tokens,
-            budgets,
-            handshake,
-            #[cfg(feature = "admin")]
-            admin_handshake,
-        }
+        Server { options, tokens, budgets, handshake, admin_handshake }
     }
 
     /// Describes a server.
@@ -116,14 +108,14 @@ impl Server {
         self.prepare_on(Listener::Tcp(listener)).await
     }
 
-    /// As [`run`](Self::run), on a simulated machine.
+    /// As [`run`](Self::run), on a simulated machine, of which there is none in a build without the feature `simulation`.
     ///
     /// # Errors
     /// As `run`.
-    #[cfg(feature = "simulation")]
+    #[doc(hidden)]
     pub async fn run_simulated(
         self,
-        listener: Box<dyn peanut_proto::machine::Listener>,
+        listener: peanut_proto::machine::SimulatedListener,
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), Error> {
         let prepared = self.prepare_on(Listener::Simulated(parking_lot::Mutex::new(listener))).await?;
@@ -146,7 +138,6 @@ impl Server {
     /// Whether it may listen on these addresses.
     pub(crate) fn check_ports(&self, listen: SocketAddr) -> Result<(), Error> {
         self.check_listener(listen)?;
-        #[cfg(feature = "admin")]
         if let Some(admin) = self.options.admin {
             if admin == listen && admin.port() != 0 {
                 return Err(Error::of_setting(
@@ -179,7 +170,6 @@ impl Server {
         self.check_private(local, &self.handshake, ("listen", "listening on"), "read and write")
     }
 
-    #[cfg(feature = "admin")]
     fn check_admin(&self, addr: SocketAddr) -> Result<(), Error> {
         self.check_private(addr, &self.admin_handshake, ("admin", "admin on"), "read")
     }

@@ -45,16 +45,9 @@ impl Hosts {
             || self.is_certified(&host)
     }
 
-    #[cfg(feature = "tls")]
     fn is_certified(&self, host: &str) -> bool {
         let now = tokio::time::Instant::now();
-        self.handshake.tls.as_ref().is_some_and(|tls| tls.current(now).own.names_host(host))
-    }
-
-    #[cfg(not(feature = "tls"))]
-    fn is_certified(&self, _: &str) -> bool {
-        let _ = &self.handshake;
-        false
+        self.handshake.tls.as_ref().is_some_and(|tls| tls.current(now).own().names_host(host))
     }
 }
 

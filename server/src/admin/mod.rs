@@ -117,6 +117,14 @@ async fn count(Extension(peer): Extension<Peer>, request: Request, next: Next) -
     next.run(request).await
 }
 
+/// Whether a server may have an admin port.
+///
+/// # Errors
+/// None, in a build that has one.
+pub(crate) fn check() -> Result<(), crate::Error> {
+    Ok(())
+}
+
 /// Listens on the admin port.
 pub(crate) async fn listen(addr: SocketAddr) -> Result<Listener, crate::Error> {
     let listening = TcpListener::bind(addr).await;

@@ -8,6 +8,7 @@ use peanut_proto::bounds::Bounds;
 use peanut_proto::membership::check_name;
 
 use super::ServerBuilder;
+use crate::admin;
 use crate::error::Error;
 use crate::group::Group;
 
@@ -124,7 +125,9 @@ impl ServerBuilder {
                 return Err(Error::of_setting("nodes", format!("`{node}` is there twice; remove one")));
             }
         }
-        #[cfg(feature = "admin")]
+        if self.admin.is_some() {
+            admin::check()?;
+        }
         for host in &self.admin_hosts {
             let is_host = address::check(&format!("{host}:1")).is_ok() && !host.contains(':');
             if !is_host {

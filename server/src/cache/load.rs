@@ -15,7 +15,7 @@ use peanut_proto::limits::MAX_VALUE_BYTES;
 use peanut_proto::v1::ErrorCode;
 use tokio::sync::Semaphore;
 use tokio::task::JoinError;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
 
@@ -31,6 +31,9 @@ use crate::store::Entry;
 
 /// How long nothing is refreshed after a load has failed.
 const REFRESH_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long a load that is late may take to be given up: longer only where its loader blocks a thread.
+const GIVEN_UP_WITHIN: Duration = Duration::from_millis(100);
 
 /// The loads of one group.
 #[derive(Debug)]
@@ -306,8 +309,8 @@ impl Cache {
         let span = tracing::debug_span!("load", group = &*self.group, keys = many, traceparent);
         let load = self.loader.clone().load(requests).instrument(span);
         let begun = Instant::now();
-        let load = AbortOnDropHandle::new(tokio::spawn(load));
-        let (failure, has_failed) = match timeout_at(deadline, load).await {
+        let mut load = AbortOnDropHandle::new(tokio::spawn(load));
+        let (failure, has_failed) = match timeout_at(deadline, &mut load).await {
             Ok(Ok(found)) if found.len() == many => {
                 let has_failed =
                     found.iter().all(|found| found.as_ref().is_err_and(|error| !error.is_of_key()));
@@ -325,6 +328,9 @@ impl Cache {
                 (failure, has_failed)
             }
             Err(_) => {
+                // Its connection is given up with it, so that later loads have another one.
+                load.abort();
+                let _ = timeout(GIVEN_UP_WITHIN, load).await;
                 let (had, limit) = (deadline.saturating_duration_since(begun), self.policy.load_timeout);
                 let late = format!("within {had:.1?} of the {limit:?} that a load has");
                 let time = if had.mul_f64(1.1) >= limit { format!("within {limit:?}") } else { late };

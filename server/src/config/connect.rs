@@ -1,19 +1,15 @@
 //! `--check-config --connect`: whether what the configuration names is there and as it should be, one line
 //! for each.
 
-#[cfg(feature = "tls")]
 use std::path::Path;
 use std::time::Duration;
 
 use tokio::time::timeout;
 
-#[cfg(feature = "tls")]
 use peanut_proto::certificate::{Certificate, in_words};
-#[cfg(feature = "tls")]
 use peanut_proto::clock::wall_clock_ms;
 #[cfg(feature = "etcd")]
 use peanut_proto::registry::{EtcdRegistry, Registry as _};
-#[cfg(feature = "tls")]
 use peanut_proto::tls::TlsFiles;
 
 use crate::group::Group;
@@ -30,7 +26,6 @@ pub(crate) struct Checks {
     pub(super) prefix: String,
     pub(super) groups: Vec<Group>,
     /// By section of the configuration.
-    #[cfg(feature = "tls")]
     pub(super) certificates: Vec<(&'static str, TlsFiles)>,
     /// What clients know this node by: one of these is to be in its certificate.
     pub(super) names: Vec<String>,
@@ -67,19 +62,15 @@ impl Checks {
             };
             tell((format!("group `{}`", group.name), came));
         }
-        #[cfg(feature = "tls")]
         for (section, files) in &self.certificates {
             let names = if *section == "tls" { &self.names[..] } else { &[] };
             certificates(section, files, names).into_iter().for_each(&mut tell);
         }
-        #[cfg(not(feature = "tls"))]
-        let _ = &self.names;
         all_is_well
     }
 }
 
 /// The files of one section.
-#[cfg(feature = "tls")]
 fn certificates(section: &str, files: &TlsFiles, names: &[String]) -> Vec<Tried> {
     let mut tried = Vec::new();
     let file = |kind: &str, path: &Path| format!("{section}.{kind} {}", path.display());
@@ -118,7 +109,6 @@ fn certificates(section: &str, files: &TlsFiles, names: &[String]) -> Vec<Tried>
 }
 
 /// Whether all of these are good now, and for how long still.
-#[cfg(feature = "tls")]
 fn all_are_good(certificates: &[Certificate]) -> Result<String, String> {
     let now = wall_clock_ms();
     let mut left = u64::MAX;

@@ -31,7 +31,6 @@ pub(crate) use tokens::TokenFiles;
 pub(crate) use units::{Capacity, ListenAddr, Span};
 
 use crate::{Error, Server, ServerBuilder};
-#[cfg(feature = "tls")]
 use peanut_proto::tls::TlsFiles;
 
 /// What is logged by default.
@@ -316,19 +315,16 @@ fn join(
         }
         _ => return Err(ConfigError::new("etcd.user", "it needs `password_file`, and the other way round")),
     }
-    #[cfg(feature = "tls")]
-    {
-        let files = TlsFiles { ca: etcd.ca, cert: etcd.cert, key: etcd.key, crl: None };
-        let is_https = |endpoint: &String| endpoint.starts_with("https://");
-        if registry.endpoints().iter().any(is_https) || files != TlsFiles::default() {
-            if !registry.endpoints().iter().all(is_https) {
-                let why = "with certificates every endpoint begins with https://";
-                return Err(ConfigError::new("etcd.endpoints", why));
-            }
-            files.client(b"h2").map_err(|error| ConfigError::new("etcd", error))?;
-            checks.certificates.push(("etcd", files.clone()));
-            registry = registry.tls(files);
+    let files = TlsFiles { ca: etcd.ca, cert: etcd.cert, key: etcd.key, crl: None };
+    let is_https = |endpoint: &String| endpoint.starts_with("https://");
+    if registry.endpoints().iter().any(is_https) || files != TlsFiles::default() {
+        if !registry.endpoints().iter().all(is_https) {
+            let why = "with certificates every endpoint begins with https://";
+            return Err(ConfigError::new("etcd.endpoints", why));
         }
+        files.client(b"h2").map_err(|error| ConfigError::new("etcd", error))?;
+        checks.certificates.push(("etcd", files.clone()));
+        registry = registry.tls(files);
     }
     for endpoint in registry.endpoints() {
         let alone =
@@ -338,7 +334,6 @@ fn join(
             Some((user, password)) => alone.user(user, password),
             None => alone,
         };
-        #[cfg(feature = "tls")]
         let alone = match checks.certificates.iter().find(|(section, _)| *section == "etcd") {
             Some((_, files)) => alone.tls(files.clone()),
             None => alone,
@@ -359,7 +354,6 @@ fn join(
     Err(ConfigError::new("etcd.endpoints", "this build knows no etcd (feature `etcd`)"))
 }
 
-#[cfg(feature = "admin")]
 fn admin(
     builder: ServerBuilder,
     addr: SocketAddr,
@@ -371,17 +365,6 @@ fn admin(
     Ok(builder.admin_tls(tls.parse().map_err(|why: String| ConfigError::new("admin_tls", why))?))
 }
 
-#[cfg(not(feature = "admin"))]
-fn admin(
-    _: ServerBuilder,
-    _: SocketAddr,
-    _: Option<String>,
-    _: Option<Vec<String>>,
-) -> Result<ServerBuilder, ConfigError> {
-    Err(ConfigError::new("admin", "this build has no admin port (feature `admin`)"))
-}
-
-#[cfg(feature = "tls")]
 fn secure(
     builder: ServerBuilder,
     tls: TlsSettings,
@@ -393,14 +376,6 @@ fn secure(
     }
     checks.certificates.push(("tls", files.clone()));
     Ok(builder.tls(files))
-}
-
-#[cfg(not(feature = "tls"))]
-fn secure(builder: ServerBuilder, tls: TlsSettings, _: &mut Checks) -> Result<ServerBuilder, ConfigError> {
-    if tls.crl.is_some() || tls.ca.is_some() || tls.cert.is_some() || tls.key.is_some() {
-        return Err(ConfigError::new("tls", "this build knows no TLS (feature `tls`)"));
-    }
-    Ok(builder)
 }
 
 /// The command line and the environment, as clap has them and as they are meant.

@@ -138,11 +138,8 @@ fn what_would_do_harm_later_is_refused_by_name() {
         ("data_dir = \"/dev/null/x\"", "data_dir: /dev/null: it is not a directory"),
         ("log = \"inof\"", "log: "),
         ("log = \"a=b=c\"", "log: "),
-        #[cfg(feature = "admin")]
         ("admin = \"127.0.0.1:9999\"", "admin: "),
-        #[cfg(feature = "admin")]
         ("admin = \"127.0.0.1\"", "peanut.toml:1: "),
-        #[cfg(feature = "admin")]
         ("admin = \"127.0.0.1:9998\"\nadmin_hosts = [\"http://x\"]", "admin_hosts: "),
     ] {
         let error = read(&set(line), &[]).err().unwrap_or_else(|| panic!("`{line}` is let through"));

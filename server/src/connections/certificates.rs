@@ -4,8 +4,7 @@
 use std::sync::Arc;
 
 use peanut_proto::clock::wall_clock_ms;
-use peanut_proto::tls::{Reloading, ServerTls};
-use rustls::pki_types::CertificateDer;
+use peanut_proto::tls::{Chain, Reloading, ServerTls};
 use tokio::time::Instant;
 
 use super::limiter::Presence;
@@ -18,22 +17,7 @@ pub(crate) struct PeerCertificate {
     /// When it expires, in milliseconds since 1970.
     pub(crate) not_after_ms: u64,
     /// It, and those between it and its authority.
-    pub(super) chain: Vec<CertificateDer<'static>>,
-}
-
-impl PeerCertificate {
-    pub(super) fn read(chain: &[CertificateDer<'_>]) -> Option<Self> {
-        let own = peanut_proto::certificate::Certificate::read(chain.first()?).ok()?;
-        // Any of them may be the first to expire.
-        let expiries = chain.iter().filter_map(|der| {
-            peanut_proto::certificate::Certificate::read(der).ok().map(|certificate| certificate.not_after_ms)
-        });
-        Some(PeerCertificate {
-            names: own.names,
-            not_after_ms: expiries.min().unwrap_or(own.not_after_ms),
-            chain: chain.iter().map(|der| der.clone().into_owned()).collect(),
-        })
-    }
+    pub(super) chain: Chain,
 }
 
 /// What connections were verified with last.

@@ -7,7 +7,6 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
-#[cfg(feature = "tls")]
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -18,7 +17,6 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::Handshake;
-#[cfg(feature = "tls")]
 use super::PeerCertificate;
 
 /// Connections are looked at this often.
@@ -103,7 +101,6 @@ pub(crate) struct Presence {
     is_cut: AtomicBool,
     cut: CancellationToken,
     io: AtomicWaker,
-    #[cfg(feature = "tls")]
     pub(super) certificate: OnceLock<PeerCertificate>,
 }
 
@@ -121,7 +118,6 @@ impl Presence {
             is_cut: AtomicBool::new(false),
             cut: CancellationToken::new(),
             io: AtomicWaker::new(),
-            #[cfg(feature = "tls")]
             certificate: OnceLock::new(),
         })
     }
@@ -304,7 +300,6 @@ impl ConnectionLimiter {
     pub(crate) async fn watch(self: Arc<Self>, handshake: Handshake) {
         let mut tick = interval(LOOK_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        #[cfg(feature = "tls")]
         let mut verified = super::certificates::Verified::default();
         loop {
             tick.tick().await;
@@ -318,12 +313,9 @@ impl ConnectionLimiter {
                     Verdict::Cut => presence.cut_off(),
                 }
             }
-            #[cfg(feature = "tls")]
             for refused in verified.look(handshake.tls.as_deref(), &all, now) {
                 refused.cut_off();
             }
-            #[cfg(not(feature = "tls"))]
-            let _ = &handshake;
         }
     }
 

@@ -5,8 +5,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-#[cfg(feature = "simulation")]
-use peanut_proto::machine;
+use peanut_proto::machine::{SimulatedListener, SimulatedSocket};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -14,15 +13,13 @@ use tokio::net::{TcpListener, TcpStream};
 #[derive(Debug)]
 pub(crate) enum Listener {
     Tcp(TcpListener),
-    #[cfg(feature = "simulation")]
-    Simulated(parking_lot::Mutex<Box<dyn machine::Listener>>),
+    Simulated(parking_lot::Mutex<SimulatedListener>),
 }
 
 impl Listener {
     pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
         match self {
             Listener::Tcp(listener) => listener.local_addr(),
-            #[cfg(feature = "simulation")]
             Listener::Simulated(listener) => Ok(listener.lock().local_addr()),
         }
     }
@@ -34,7 +31,6 @@ impl Listener {
                 let (stream, peer) = listener.accept().await?;
                 Ok((Accepted::Tcp(stream.into_std()?), peer))
             }
-            #[cfg(feature = "simulation")]
             Listener::Simulated(listener) => {
                 let accepted = std::future::poll_fn(|context| listener.lock().poll_accept(context)).await?;
                 Ok((Accepted::Simulated(accepted.0, accepted.1), accepted.1))
@@ -47,8 +43,7 @@ impl Listener {
 #[derive(Debug)]
 pub(crate) enum Accepted {
     Tcp(std::net::TcpStream),
-    #[cfg(feature = "simulation")]
-    Simulated(Box<dyn machine::Socket>, SocketAddr),
+    Simulated(SimulatedSocket, SocketAddr),
 }
 
 impl Accepted {
@@ -56,7 +51,6 @@ impl Accepted {
     pub(crate) fn bind(self) -> io::Result<Stream> {
         match self {
             Accepted::Tcp(stream) => TcpStream::from_std(stream).map(Stream::Tcp),
-            #[cfg(feature = "simulation")]
             Accepted::Simulated(socket, peer) => Ok(Stream::Simulated(socket, peer)),
         }
     }
@@ -66,15 +60,13 @@ impl Accepted {
 #[derive(Debug)]
 pub(crate) enum Stream {
     Tcp(TcpStream),
-    #[cfg(feature = "simulation")]
-    Simulated(Box<dyn machine::Socket>, SocketAddr),
+    Simulated(SimulatedSocket, SocketAddr),
 }
 
 impl Stream {
     pub(crate) fn peer_addr(&self) -> io::Result<SocketAddr> {
         match self {
             Stream::Tcp(stream) => stream.peer_addr(),
-            #[cfg(feature = "simulation")]
             Stream::Simulated(_, peer) => Ok(*peer),
         }
     }
@@ -83,7 +75,6 @@ impl Stream {
     pub(crate) fn set_nodelay(&self) {
         match self {
             Stream::Tcp(stream) => drop(stream.set_nodelay(true)),
-            #[cfg(feature = "simulation")]
             Stream::Simulated(..) => {}
         }
     }
@@ -93,7 +84,6 @@ macro_rules! each {
     ($self:expr, $stream:ident => $what:expr) => {
         match $self {
             Stream::Tcp($stream) => $what,
-            #[cfg(feature = "simulation")]
             Stream::Simulated($stream, _) => $what,
         }
     };

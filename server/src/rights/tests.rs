@@ -159,7 +159,6 @@ fn a_caller_has_what_the_tokens_of_now_give() {
     assert_eq!(stranger.look_again(&open).unwrap_err().code, ErrorCode::Unauthenticated);
 }
 
-#[cfg(feature = "tls")]
 #[test]
 fn names_in_a_certificate_give_the_rights_of_all_tokens_that_name_them_until_it_expires() {
     let tokens = Tokens::new(

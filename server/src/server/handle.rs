@@ -1,9 +1,7 @@
 //! A handle to a server that runs.
 
-#[cfg(feature = "tls")]
 use std::sync::Arc;
 
-#[cfg(feature = "tls")]
 use peanut_proto::tls::{Reloading, ServerTls};
 
 use crate::error::Error;
@@ -16,14 +14,12 @@ use crate::rights::Token;
 #[derive(Clone, Debug)]
 pub struct ServerHandle {
     pub(super) node: Node,
-    #[cfg(feature = "tls")]
     pub(super) reloading: Vec<Arc<Reloading<ServerTls>>>,
 }
 
 impl ServerHandle {
     /// Reads the certificates again, for new connections. Where they cannot be used, the last good ones stay,
     /// with a warning. They are also read again by themselves, within a second of a change.
-    #[cfg(feature = "tls")]
     pub fn reload_certificates(&self) {
         self.reloading.iter().for_each(|tls| tls.reload());
     }

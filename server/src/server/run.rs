@@ -18,10 +18,8 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use super::{Server, ServerHandle};
-#[cfg(feature = "admin")]
 use crate::admin;
 use crate::builder::ServerBuilder;
-#[cfg(feature = "admin")]
 use crate::connections::{ConnectionLimiter, ConnectionLimits};
 use crate::connections::{Handshake, Listener};
 use crate::error::Error;
@@ -43,7 +41,6 @@ const SWEEP_PART: f64 = 0.01;
 const LAST_SEAL: Duration = Duration::from_secs(1);
 
 /// Bounds on the connections to the admin port.
-#[cfg(feature = "admin")]
 const ADMIN_CONNECTIONS: ConnectionLimits = ConnectionLimits {
     total: 100,
     per_peer: 50,
@@ -59,7 +56,6 @@ pub struct PreparedServer {
     pub(super) options: ServerBuilder,
     pub(super) node: Node,
     pub(super) handshake: Handshake,
-    #[cfg(feature = "admin")]
     admin_handshake: Handshake,
     listener: Listener,
     local: SocketAddr,
@@ -126,7 +122,6 @@ impl Server {
             options: self.options,
             node,
             handshake: self.handshake,
-            #[cfg(feature = "admin")]
             admin_handshake: self.admin_handshake,
             listener,
             local,
@@ -141,18 +136,9 @@ impl Server {
 impl PreparedServer {
     /// A handle by which the server can be looked into.
     pub fn handle(&self) -> ServerHandle {
-        ServerHandle {
-            node: self.node.clone(),
-            #[cfg(feature = "tls")]
-            reloading: {
-                let ports = [
-                    Some(&self.handshake),
-                    #[cfg(feature = "admin")]
-                    Some(&self.admin_handshake),
-                ];
-                ports.into_iter().flatten().filter_map(|port| port.tls.clone()).collect()
-            },
-        }
+        let ports = [&self.handshake, &self.admin_handshake];
+        let reloading = ports.into_iter().filter_map(|port| port.tls.clone()).collect();
+        ServerHandle { node: self.node.clone(), reloading }
     }
 
     /// Serves until `shutdown` completes, as [`Server::run`] does.
@@ -160,7 +146,6 @@ impl PreparedServer {
     /// # Errors
     /// [`ErrorKind::Transport`](crate::ErrorKind::Transport) where the admin port cannot be listened on, or the listener fails.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
-        #[cfg(feature = "admin")]
         let _admin = self.serve_admin().await?;
         let _abort_loads = AbortLoads(self.node.clone());
         let (health, health_service) = tonic_health::server::health_reporter();
@@ -195,7 +180,6 @@ impl PreparedServer {
     }
 
     /// Begins to serve the admin port, where there is one, until the handle is dropped.
-    #[cfg(feature = "admin")]
     async fn serve_admin(&self) -> Result<Option<AbortOnDropHandle<()>>, Error> {
         let Some(addr) = self.options.admin else { return Ok(None) };
         let listener = admin::listen(addr).await?;

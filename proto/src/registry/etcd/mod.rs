@@ -5,6 +5,7 @@
 //! while it is quiet, so that a connection which died without a word is noticed.
 
 mod endpoint;
+mod secure;
 mod watch;
 
 use std::error::Error as _;
@@ -21,12 +22,8 @@ use parking_lot::Mutex;
 use tokio::time::timeout;
 
 use crate::bounds::Bounds;
-#[cfg(feature = "tls")]
-use crate::tls::{TlsError, TlsFiles};
-#[cfg(feature = "tls")]
-use etcd_client::{Certificate, Identity, TlsOptions};
-
 use crate::intervals::{REGISTRY_CALL, WATCH_PROGRESS};
+use crate::tls::{TlsError, TlsFiles};
 
 use endpoint::{check_endpoint, is_open};
 use watch::EtcdChanges;
@@ -65,7 +62,6 @@ struct Options {
     user: Option<(String, String)>,
     /// Whether the password may be sent for everybody to read.
     insecure: bool,
-    #[cfg(feature = "tls")]
     tls: Option<TlsFiles>,
 }
 
@@ -102,14 +98,7 @@ impl EtcdRegistry {
             }
             check_endpoint(endpoint)?;
         }
-        Ok(EtcdRegistry::with(Options {
-            endpoints,
-            timeout,
-            user: None,
-            insecure: false,
-            #[cfg(feature = "tls")]
-            tls: None,
-        }))
+        Ok(EtcdRegistry::with(Options { endpoints, timeout, user: None, insecure: false, tls: None }))
     }
 
     /// Logs in with name and password, and again when etcd no longer takes the token that it gave. The
@@ -133,7 +122,6 @@ impl EtcdRegistry {
 
     /// Speaks TLS, to endpoints that begin with `https://`: etcd's certificate must come from `ca`, and
     /// `cert` is shown where it is given. The files are read for each connection.
-    #[cfg(feature = "tls")]
     #[must_use]
     pub fn tls(self, files: TlsFiles) -> Self {
         EtcdRegistry::with(Options { tls: Some(files), ..self.shared.options.clone() })
@@ -198,7 +186,6 @@ impl EtcdRegistry {
             Ok(Err(Trouble::Open)) => RegistryError::new(format!(
                 "etcd at {endpoint}: the password would go there for everybody to read; use https://"
             )),
-            #[cfg(feature = "tls")]
             Ok(Err(Trouble::Tls(error))) => {
                 RegistryError::new(format!("etcd at {endpoint}: {error}")).with_source(error)
             }
@@ -223,9 +210,8 @@ impl EtcdRegistry {
         if let Some((name, password)) = &options.user {
             connect = connect.with_user(name, password).with_auto_token_refresh(true);
         }
-        #[cfg(feature = "tls")]
         if let Some(files) = &options.tls {
-            connect = connect.with_tls(tls(files).map_err(Trouble::Tls)?);
+            connect = secure::secure(connect, files).map_err(Trouble::Tls)?;
         }
         let client = Client::connect([&options.endpoints[at]], Some(connect)).await.map_err(Trouble::Etcd)?;
         let mut current = self.shared.current.lock();
@@ -249,20 +235,7 @@ enum Trouble {
     Etcd(etcd_client::Error),
     /// The password may not be sent there.
     Open,
-    #[cfg(feature = "tls")]
     Tls(TlsError),
-}
-
-#[cfg(feature = "tls")]
-fn tls(files: &TlsFiles) -> Result<TlsOptions, TlsError> {
-    let mut options = TlsOptions::new();
-    if let Some(ca) = &files.ca {
-        options = options.ca_certificate(Certificate::from_pem(TlsFiles::read(ca)?));
-    }
-    if let (Some(cert), Some(key)) = (&files.cert, &files.key) {
-        options = options.identity(Identity::from_pem(TlsFiles::read(cert)?, TlsFiles::read(key)?));
-    }
-    Ok(options)
 }
 
 /// A token that has expired, or was given before users or roles were changed.

@@ -353,3 +353,39 @@ async fn an_origin_that_fails_is_left_alone_and_comes_back_one_by_one() {
     advance(Duration::from_secs(61)).await;
     assert_eq!(outcome(&cache, "kept").await, Outcome::Loaded);
 }
+
+/// Never answers, and takes its time to be given up.
+struct Silent(Arc<AtomicBool>);
+
+struct GivenUp(Arc<AtomicBool>);
+
+impl Drop for GivenUp {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+impl Loader for Silent {
+    async fn load(&self, _: &LoadRequest) -> Result<Loaded, LoaderError> {
+        let _given_up = GivenUp(self.0.clone());
+        std::future::pending().await
+    }
+}
+
+/// A load has its origin's connection replaced when it is given up: the next load begins when its caller has been told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_load_that_is_late_has_been_given_up_when_those_who_wait_are_told() {
+    let given_up = Arc::new(AtomicBool::new(false));
+    let group = Group::new("g", Silent(given_up.clone())).load_timeout(Duration::from_millis(20));
+    let cache = Arc::new(Cache::alone(group));
+    for _ in 0..20 {
+        given_up.store(false, Ordering::SeqCst);
+        let (cache, given_up) = (cache.clone(), given_up.clone());
+        let caller = tokio::spawn(async move {
+            let failure = ask(&cache, "k").await.unwrap_err();
+            assert_eq!(failure.code, ErrorCode::LoadTimedOut);
+            given_up.load(Ordering::SeqCst)
+        });
+        assert!(caller.await.unwrap(), "the next load would be on the same connection");
+    }
+}

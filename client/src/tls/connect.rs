@@ -1,77 +1,25 @@
-//! TLS to nodes: who is trusted, by which name a node is known, and what this client shows of itself.
+//! Connections with TLS.
 
 use std::io;
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use hyper_util::rt::TokioIo;
-use peanut_proto::tls::{Reloading, TlsFiles};
+use peanut_proto::tls::Reloading;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tonic::transport::{Channel, Endpoint};
 use tower::Service;
 
+use super::{NodeName, Tls};
 use crate::error::{Error, ErrorKind};
 
-/// TLS to the nodes. Files are PEM, and read again when they change; connections that stand keep what they
-/// were made with.
-///
-/// ```
-/// use peanut_client::Tls;
-///
-/// let tls = Tls::new("ca.pem").certificate("client.pem", "client.key");
-/// # drop(tls);
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tls {
-    files: TlsFiles,
-    name: NodeName,
-}
-
-/// The name that a node's certificate is to have.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-enum NodeName {
-    #[default]
-    Address,
-    Id,
-    Fixed(String),
-}
-
 impl Tls {
-    /// Trusts nodes whose certificate comes from an authority in this file, and has the host by which the
-    /// node is advertised, a name or an IP address.
-    pub fn new(ca: impl Into<PathBuf>) -> Self {
-        let files = TlsFiles { ca: Some(ca.into()), ..TlsFiles::default() };
-        Tls { files, name: NodeName::Address }
-    }
-
-    /// Shows this certificate to nodes that want one.
-    #[must_use]
-    pub fn certificate(mut self, cert: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
-        (self.files.cert, self.files.key) = (Some(cert.into()), Some(key.into()));
-        self
-    }
-
-    /// A node's certificate is to have its id, so that no node can pass for another. Ids are to be like host
-    /// names.
-    #[must_use]
-    pub fn known_by_id(mut self) -> Self {
-        self.name = NodeName::Id;
-        self
-    }
-
-    /// All nodes' certificates have this name.
-    #[must_use]
-    pub fn known_by(mut self, name: impl Into<String>) -> Self {
-        self.name = NodeName::Fixed(name.into());
-        self
-    }
-
     pub(crate) fn build(self) -> Result<ReadTls, Error> {
         let refuse = |why: String| Error::new(ErrorKind::Configuration, format!("tls: {why}"));
         if let NodeName::Fixed(name) = &self.name {
@@ -111,6 +59,13 @@ pub(crate) struct NodeConnector {
     config: Arc<Reloading<ClientConfig>>,
     name: ServerName<'static>,
     addr: Arc<str>,
+}
+
+impl NodeConnector {
+    /// A connection that is made when it is first used, and again when it is lost.
+    pub(crate) fn channel(&self, endpoint: &Endpoint) -> Channel {
+        endpoint.connect_with_connector_lazy(self.clone())
+    }
 }
 
 type Connecting = Pin<Box<dyn Future<Output = io::Result<TokioIo<TlsStream<TcpStream>>>> + Send>>;

@@ -1,43 +1,28 @@
-//! Certificates in files, for both sides: read, and read again when the files change.
-//!
-//! New connections have what is in the files. Those that stand keep what they were made with; the holder of
-//! one can have the certificate of its other side verified again with what is in force now
-//! ([`ServerTls::verify`]). Files that cannot be used leave the last good ones in force.
+//! Certificates and keys as rustls and x509-parser read them.
 
-use std::fmt;
-use std::path::{Path, PathBuf};
+use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use parking_lot::Mutex;
 use rustls::client::WebPkiServerVerifier;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
-use tokio::time::Instant;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+use x509_parser::revocation_list::CertificateRevocationList;
 
-use crate::certificate::Certificate;
-pub use crate::certificate::TlsError;
+use super::TlsFiles;
+use crate::certificate::{Certificate, TlsError};
 use crate::clock::wall_clock_ms;
 
-/// Files are looked at this often at most.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-
-/// Certificates and keys, in PEM.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TlsFiles {
-    /// Certificates of the authorities that the other side's certificate must come from.
-    pub ca: Option<PathBuf>,
-    /// This side's certificate, and those between it and its authority.
-    pub cert: Option<PathBuf>,
-    /// The key of `cert`: PKCS#8, PKCS#1 or SEC1.
-    pub key: Option<PathBuf>,
-    /// Lists of revoked certificates, one of each authority in `ca` and below: a certificate whose authority
-    /// has no list there is not trusted. A list that is past its next update is still used.
-    pub crl: Option<PathBuf>,
-}
+/// A certificate, and those between it and its authority.
+pub type Chain = Vec<CertificateDer<'static>>;
+/// What a client uses.
+pub type ClientTls = ClientConfig;
 
 impl TlsFiles {
     /// What a server of this protocol (by its ALPN name) uses. With `ca`, clients need a certificate from
@@ -80,7 +65,7 @@ impl TlsFiles {
     ///
     /// # Errors
     /// Where `ca` is missing, only one of `cert` and `key` is given, or a file cannot be used.
-    pub fn client(&self, protocol: &[u8]) -> Result<ClientConfig, TlsError> {
+    pub fn client(&self, protocol: &[u8]) -> Result<ClientTls, TlsError> {
         let Some(ca) = &self.ca else {
             return Err(TlsError::new("`ca` is needed, to know the nodes by".to_owned()));
         };
@@ -104,14 +89,6 @@ impl TlsFiles {
         Ok(config)
     }
 
-    /// The contents of a file of these.
-    ///
-    /// # Errors
-    /// Where it cannot be read.
-    pub fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
-        std::fs::read(path).map_err(|e| TlsError::new(format!("{}: {e}", path.display())))
-    }
-
     /// The certificates in a file of them.
     ///
     /// # Errors
@@ -130,20 +107,33 @@ impl TlsFiles {
     pub fn next_update_ms(path: &Path) -> Result<Option<u64>, TlsError> {
         let mut next = None;
         for list in revocations(path)? {
-            let list = crate::certificate::next_update_ms(&list);
+            let list = next_update_ms(&list);
             let list = list.map_err(|error| TlsError::new(format!("{}: {error}", path.display())))?;
             next = next.into_iter().chain(list).min();
         }
         Ok(next)
     }
+}
 
-    /// Changes when a file does.
-    fn stamp(&self) -> Vec<Option<(SystemTime, u64)>> {
-        let stamp = |path: &PathBuf| {
-            let metadata = std::fs::metadata(path).ok()?;
-            Some((metadata.modified().ok()?, metadata.len()))
-        };
-        [&self.ca, &self.cert, &self.key, &self.crl].into_iter().flatten().map(stamp).collect()
+impl Certificate {
+    /// Reads a certificate in DER. That is not to say that it can be trusted.
+    ///
+    /// # Errors
+    /// Where it is none.
+    pub fn read(der: &[u8]) -> Result<Self, TlsError> {
+        let (_, certificate) = X509Certificate::from_der(der)
+            .map_err(|error| TlsError::new(format!("no certificate: {error}")))?;
+        let mut names = Vec::new();
+        if let Ok(Some(extension)) = certificate.subject_alternative_name() {
+            names.extend(extension.value.general_names.iter().filter_map(name));
+        }
+        let validity = certificate.validity();
+        Ok(Certificate {
+            names,
+            not_before_ms: ms(validity.not_before.timestamp()),
+            not_after_ms: ms(validity.not_after.timestamp()),
+            is_authority: certificate.is_ca(),
+        })
     }
 }
 
@@ -152,12 +142,16 @@ impl TlsFiles {
 pub struct ServerTls {
     /// For new connections.
     pub config: Arc<ServerConfig>,
-    /// The server's own certificate.
-    pub own: Certificate,
+    own: Certificate,
     verifier: Option<Arc<dyn ClientCertVerifier>>,
 }
 
 impl ServerTls {
+    /// The server's own certificate.
+    pub fn own(&self) -> &Certificate {
+        &self.own
+    }
+
     /// Verifies a client's certificates, its own first, as they would be verified if it connected now.
     ///
     /// # Errors
@@ -207,70 +201,29 @@ fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
     Ok(roots)
 }
 
-type Make<C> = dyn Fn(&TlsFiles) -> Result<C, TlsError> + Send + Sync;
-
-/// What is made of files, made anew when they change.
-pub struct Reloading<C> {
-    files: TlsFiles,
-    make: Box<Make<C>>,
-    current: Mutex<Current<C>>,
+/// When a list of revoked certificates is due to be replaced, where it says.
+fn next_update_ms(der: &[u8]) -> Result<Option<u64>, TlsError> {
+    let (_, list) = CertificateRevocationList::from_der(der)
+        .map_err(|error| TlsError::new(format!("no list of revoked certificates: {error}")))?;
+    Ok(list.next_update().map(|time| ms(time.timestamp())))
 }
 
-struct Current<C> {
-    made: Arc<C>,
-    stamp: Vec<Option<(SystemTime, u64)>>,
-    looked: Instant,
+fn ms(seconds: i64) -> u64 {
+    u64::try_from(seconds).unwrap_or(0).saturating_mul(1000)
 }
 
-impl<C> Reloading<C> {
-    /// Reads the files for the first time.
-    ///
-    /// # Errors
-    /// Where they cannot be used.
-    pub fn new(
-        files: TlsFiles,
-        make: impl Fn(&TlsFiles) -> Result<C, TlsError> + Send + Sync + 'static,
-        now: Instant,
-    ) -> Result<Self, TlsError> {
-        let (stamp, made) = (files.stamp(), Arc::new(make(&files)?));
-        let current = Mutex::new(Current { made, stamp, looked: now });
-        Ok(Reloading { files, make: Box::new(make), current })
-    }
-
-    /// What is in force; files that have changed are read again, looked at once a second at most.
-    pub fn current(&self, now: Instant) -> Arc<C> {
-        let mut current = self.current.lock();
-        if now.saturating_duration_since(current.looked) >= LOOK_EVERY {
-            current.looked = now;
-            if self.files.stamp() != current.stamp {
-                self.read_again(&mut current);
+fn name(name: &GeneralName<'_>) -> Option<String> {
+    match name {
+        GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
+        GeneralName::URI(uri) => Some((*uri).to_owned()),
+        GeneralName::RFC822Name(mail) => Some((*mail).to_owned()),
+        GeneralName::IPAddress(bytes) => {
+            if let Ok(four) = <[u8; 4]>::try_from(*bytes) {
+                return Some(IpAddr::from(four).to_string());
             }
+            Some(IpAddr::from(<[u8; 16]>::try_from(*bytes).ok()?).to_string())
         }
-        current.made.clone()
-    }
-
-    /// Reads the files again whether or not they seem to have changed.
-    pub fn reload(&self) {
-        self.read_again(&mut self.current.lock());
-    }
-
-    fn read_again(&self, current: &mut Current<C>) {
-        // Before the files: what changes meanwhile is seen the next time.
-        let stamp = self.files.stamp();
-        match (self.make)(&self.files) {
-            Ok(made) => {
-                tracing::info!(files = ?self.files, "certificates were read again");
-                (current.made, current.stamp) = (Arc::new(made), stamp);
-            }
-            // They may be half written; the stamp stays, so that they are tried again.
-            Err(error) => tracing::warn!(%error, "certificates cannot be used; the last good ones stay"),
-        }
-    }
-}
-
-impl<C> fmt::Debug for Reloading<C> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reloading").field("files", &self.files).finish_non_exhaustive()
+        _ => None,
     }
 }
 
@@ -278,27 +231,9 @@ impl<C> fmt::Debug for Reloading<C> {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn files_that_change_are_read_again_and_bad_ones_change_nothing() {
-        let dir = std::env::temp_dir().join(format!("peanut-tls-{:016x}", fastrand::u64(..)));
-        std::fs::create_dir(&dir).unwrap();
-        let ca = dir.join("ca.pem");
-        std::fs::write(&ca, "one").unwrap();
-        let files = TlsFiles { ca: Some(ca.clone()), ..TlsFiles::default() };
-        let read = |files: &TlsFiles| {
-            let text = TlsFiles::read(files.ca.as_ref().unwrap())?;
-            if text == b"bad" { Err(TlsError::new("bad".to_owned())) } else { Ok(text) }
-        };
-        let mut now = Instant::now();
-        let reloading = Reloading::new(files, read, now).unwrap();
-        for (text, expected) in [("longer", "longer"), ("bad", "longer"), ("mended", "mended")] {
-            std::fs::write(&ca, text).unwrap();
-            let before = reloading.current(now);
-            now += LOOK_EVERY;
-            assert_eq!(*reloading.current(now), expected.as_bytes());
-            assert_ne!(*before, text.as_bytes(), "not looked at twice in a second");
-        }
-        std::fs::remove_dir_all(&dir).unwrap();
+    #[test]
+    fn what_is_no_certificate_is_told() {
+        assert!(Certificate::read(b"nonsense").unwrap_err().to_string().contains("no certificate"));
     }
 
     #[test]
