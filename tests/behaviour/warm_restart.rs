@@ -35,10 +35,12 @@ impl Node {
     async fn start_in(folder: TempDir, data: &str, settings: &str, group: &str) -> Self {
         let origin = Origin::start(Duration::ZERO).await;
         let port = peanut_tests::free_port();
-        let group = group_from("g", origin.url(), &format!("ttl_jitter = 0\nttl = \"1h\"\n{group}"));
+        // Two thousand loads wait at the origin at once, and the machine may be busy.
+        let of_group = format!("ttl_jitter = 0\nttl = \"1h\"\nload_timeout = \"60s\"\n{group}");
+        let group = group_from("g", origin.url(), &of_group);
         let config = format!("listen = \"127.0.0.1:{port}\"\ndata_dir = \"{data}\"\n{settings}\n{group}");
         let server = ServerProcess::start_with(crate::SERVER, &config).await;
-        let client = Client::builder().nodes([server.addr()]).deadline(Duration::from_secs(20));
+        let client = Client::builder().nodes([server.addr()]).deadline(Duration::from_secs(60));
         let client = client.build().await.unwrap();
         Node { folder, origin, server, client }
     }

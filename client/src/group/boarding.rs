@@ -21,7 +21,6 @@ use crate::many::{self, OfOwner};
 use crate::node::Node;
 use crate::refusal::Refusal;
 use crate::request::{Key, Op, Request};
-use crate::ring::key_hash;
 use crate::routing::Routing;
 use crate::shared::Answered;
 
@@ -66,7 +65,7 @@ impl<'a> Boarding<'a> {
         let request = Request { op, traceparent: &trace, ..group.request(&[], now) };
         let (routing, mut good) = (boarding.routing.clone(), Vec::with_capacity(keys.len()));
         for (at, key) in keys.iter().enumerate() {
-            match group.check(key).map(|()| key_hash(&group.name, key)) {
+            match group.check(key).map(|()| group.hasher.hash(key)) {
                 Ok(hash) => match group.near_copy(key, hash) {
                     Ok(value) => boarding.ready.push_back((at, Boarded::Answered(Ok(value)))),
                     Err(_) => good.push((at, Key { bytes: key, hash })),

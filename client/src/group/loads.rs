@@ -24,7 +24,6 @@ use crate::failover;
 use crate::fill;
 use crate::lane::Reply;
 use crate::request::{Op, Request};
-use crate::ring::key_hash;
 use crate::shared::Answered;
 
 /// The longest message of the application's loader that is told to others, in bytes.
@@ -226,7 +225,7 @@ impl Group {
         if let Err(error) = self.check(key) {
             return Boarded::Answered(Err(error));
         }
-        let near = match self.near_copy(key, key_hash(&self.name, key)) {
+        let near = match self.near_copy(key, self.hasher.hash(key)) {
             Ok(value) => return Boarded::Answered(Ok(value)),
             Err(is_lapsed) => is_lapsed,
         };

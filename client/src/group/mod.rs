@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use peanut_proto::key::KeyHasher;
 use peanut_proto::limits::check_key;
 use peanut_proto::membership::check_name;
 use peanut_proto::v1::{Near, Outcome};
@@ -21,7 +22,6 @@ use crate::failover;
 use crate::many;
 use crate::near::NearCopies;
 use crate::request::{Key, Op, Request};
-use crate::ring::key_hash;
 use crate::shared::Answered;
 use crate::shared::Shared;
 
@@ -68,6 +68,7 @@ pub enum Source {
 pub struct Group {
     client: Arc<Shared>,
     name: Arc<str>,
+    hasher: Arc<KeyHasher>,
     /// Numeric alias of the group on the wire.
     number: u32,
     /// How long a call may take.
@@ -84,7 +85,9 @@ impl Group {
         let number = if invalid.is_none() { client.group_number(name) } else { u32::MAX };
         let deadline = client.config.deadline;
         let near = client.config.near.clone().filter(|near| near.of_group(name) != Near::Off);
-        Group { client, name: name.into(), number, deadline, near, invalid }
+        let name: Arc<str> = name.into();
+        let hasher = Arc::new(KeyHasher::new(name.clone()));
+        Group { client, name, hasher, number, deadline, near, invalid }
     }
 
     fn check(&self, key: &[u8]) -> Result<(), Error> {
@@ -130,7 +133,7 @@ impl Group {
     pub async fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Bytes>, Error> {
         let key = key.as_ref();
         self.check(key)?;
-        let hash = key_hash(&self.name, key);
+        let hash = self.hasher.hash(key);
         let op = match self.near_copy(key, hash) {
             Ok(value) => return Ok(value),
             Err(is_lapsed) => Op::load(is_lapsed),
@@ -192,7 +195,7 @@ impl Group {
         let (mut asked, mut known) = (Vec::with_capacity(keys.len()), Vec::new());
         for (at, key) in keys.iter().enumerate() {
             let bytes = key.as_ref();
-            match self.check(bytes).map(|()| key_hash(&self.name, bytes)) {
+            match self.check(bytes).map(|()| self.hasher.hash(bytes)) {
                 Ok(hash) => match self.near_copy(bytes, hash) {
                     Ok(value) => known.push((at, Ok(value))),
                     Err(_) => asked.push(Key { bytes, hash }),
@@ -214,7 +217,7 @@ impl Group {
     }
 
     fn request<'a>(&'a self, key: &'a [u8], now: Instant) -> Request<'a> {
-        self.request_of(key, key_hash(&self.name, key), now)
+        self.request_of(key, self.hasher.hash(key), now)
     }
 
     fn request_of<'a>(&'a self, key: &'a [u8], hash: u64, now: Instant) -> Request<'a> {

@@ -12,7 +12,6 @@ use super::Group;
 use crate::clear;
 use crate::error::{Error, ErrorKind};
 use crate::request::{Key, Op, Request};
-use crate::ring::key_hash;
 use crate::write;
 use crate::write::many::WriteOf;
 
@@ -187,7 +186,7 @@ impl Group {
 
     fn write_of<'a>(&self, write: Write<'a>) -> WriteOf<'a> {
         let bytes = write.key();
-        WriteOf { key: Key { bytes, hash: key_hash(&self.name, bytes) }, write }
+        WriteOf { key: Key { bytes, hash: self.hasher.hash(bytes) }, write }
     }
 
     /// Deletes keys on the caller's runtime, for a caller that waits for nothing any more; and once more
