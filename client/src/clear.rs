@@ -14,7 +14,7 @@ use crate::refusal::Refusal;
 use crate::request::{Op, Request};
 use crate::shared::Shared;
 use crate::unary;
-use crate::write::{MAX_RINGS, OneNode, wait_for_ring};
+use crate::write::{HeardOf, MAX_RINGS, OneNode, wait_for_ring};
 
 /// A swap that loses so often has met something other than other clients.
 const SWAP_ATTEMPTS: usize = 100;
@@ -50,22 +50,22 @@ pub(crate) async fn clear(client: &Shared, request: Request<'_>, begun: Instant)
     for _ in 0..MAX_RINGS {
         let routing = client.routing_with_nodes(request.deadline).await?;
         let nodes = routing.all_nodes(begun);
-        let one = OneNode { client, routing: &routing, request, begun };
+        let heard = HeardOf::default();
+        let one = OneNode { client, routing: &routing, request, begun, heard: &heard };
         let told = nodes.iter().map(|node| one.deliver(Part::OneOfAll, node, None, RingVersion::NONE));
         let told = join_all(told).await;
         let has_group = |told: &Result<_, Refusal>| !matches!(told, Err(Refusal::NoGroup(_)));
         let somebody_has = told.is_empty() || told.iter().any(has_group);
-        let mut heard = RingVersion::NONE;
         for told in told {
             match told {
-                Ok(reply) => heard = reply.map_or(RingVersion::NONE, |reply| reply.ring_version).max(heard),
+                Ok(_) => {}
                 // A node that has no such group has nothing of it.
                 Err(Refusal::NoGroup(_)) if somebody_has => {}
                 Err(refusal) => return Err(refusal.into_error()),
             }
         }
         // Who has come meanwhile may not have heard of it yet.
-        wait_for_ring(client, heard, &request).await?;
+        wait_for_ring(client, heard.version(), &request).await?;
         if client.routing.get().ring.version() == routing.ring.version() {
             return Ok(());
         }

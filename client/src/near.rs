@@ -264,7 +264,7 @@ impl NearCopies {
     fn shard(&self, hash: u64) -> MutexGuard<'_, Shard> {
         // The table takes the lower bits. A product in place of a division (Lemire, "Fast Random Integer Generation in an
         // Interval", 2019).
-        self.shards[((hash >> 32) * self.shards.len() as u64 >> 32) as usize].lock()
+        self.shards[(((hash >> 32) * self.shards.len() as u64) >> 32) as usize].lock()
     }
 
     /// What there is of a key. `read` takes what is wanted of a copy, as of a time.

@@ -122,7 +122,9 @@ async fn delete(
             return Err(Error::new(ErrorKind::Unavailable, "the fleet has no nodes"));
         };
         let op = Op::Write(at_once(client, request, sequence, owner.id()));
-        let to_owner = OneNode { client, routing: &routing, request: Request { op, ..*request }, begun };
+        let heard = HeardOf::default();
+        let to_owner =
+            OneNode { client, routing: &routing, request: Request { op, ..*request }, begun, heard: &heard };
         // The former owners first: what is handed over from them meanwhile, the owner then forgets or
         // refuses.
         if !former.is_empty() {
@@ -165,7 +167,8 @@ async fn delete(
             .await;
         }
         let reply = told.unwrap_or(Ok(())).and(reply).map_err(Refusal::into_error)?;
-        if !has_moved_meanwhile((client, ring_version, &owner), request, reply.as_ref(), group_name).await? {
+        let by = (client, ring_version, &*owner);
+        if !has_moved_meanwhile(by, request, reply.as_ref(), heard.version(), group_name).await? {
             return Ok(Deleted { routing, reply });
         }
     }
@@ -262,15 +265,16 @@ fn tell_of_bound(request: &Request<'_>, reply: &Reply) {
     }
 }
 
-/// Takes down a write that is done, with the owner's reply, where that could be reached. Whether the key has had another
-/// owner since.
+/// Takes down a write that is done, with the owner's reply, where that could be reached, and the latest ring that any node has
+/// named. Whether the key has had another owner since.
 async fn has_moved_meanwhile(
     (client, under, owner): (&Shared, RingVersion, &Node),
     request: &Request<'_>,
     reply: Option<&Reply>,
+    heard: RingVersion,
     group_name: &Arc<str>,
 ) -> Result<bool, Error> {
-    let (sequence, heard) = reply.map_or((0, RingVersion::NONE), |it| (it.sequence, it.ring_version));
+    let sequence = reply.map_or(0, |reply| reply.sequence);
     client.sequences.learn(owner.id(), request.group, request.key, sequence);
     // Before the look at the ring, so that a change after it is noticed there.
     client.recent.add(request, group_name, under, Instant::now());
@@ -304,6 +308,22 @@ pub(crate) struct OneNode<'a> {
     pub(crate) routing: &'a Routing,
     pub(crate) request: Request<'a>,
     pub(crate) begun: Instant,
+    /// What all nodes say that this write is done at.
+    pub(crate) heard: &'a HeardOf,
+}
+
+/// The latest ring that nodes have named in the course of a write: the owner may not have heard of one that another knows.
+#[derive(Debug, Default)]
+pub(crate) struct HeardOf(AtomicU64);
+
+impl HeardOf {
+    fn note(&self, version: RingVersion) {
+        self.0.fetch_max(version.0, Ordering::Relaxed);
+    }
+
+    pub(crate) fn version(&self) -> RingVersion {
+        RingVersion(self.0.load(Ordering::Relaxed))
+    }
 }
 
 impl OneNode<'_> {
@@ -361,7 +381,13 @@ impl OneNode<'_> {
     async fn ask(&self, node: &Arc<Node>, owned_since: RingVersion) -> Result<Reply, Refusal> {
         let ask = self.request.at(Placement::owner(self.routing.ring.version(), owned_since));
         let reply = node.write(&ask, Instant::now()).await?;
-        heed_write(self.client, node, reply, self.routing.ring.version())
+        self.heed(node, reply)
+    }
+
+    fn heed(&self, node: &Node, reply: Reply) -> Result<Reply, Refusal> {
+        let reply = heed_write(self.client, node, reply, self.routing.ring.version())?;
+        self.heard.note(reply.ring_version);
+        Ok(reply)
     }
 
     /// Whether it brings a value with the delete.
@@ -386,7 +412,8 @@ impl OneNode<'_> {
         }
         let other = self.without_token();
         let ask = other.request.at(Placement::in_its_place(self.routing.ring.version()));
-        let error = successor.write(&ask, Instant::now()).await.err()?.into_error();
+        let written = successor.write(&ask, Instant::now()).await;
+        let error = written.and_then(|reply| self.heed(successor, reply)).err()?.into_error();
         tracing::debug!(node = successor.id(), %error, "the successor did not delete");
         Some(error)
     }
@@ -400,7 +427,10 @@ impl OneNode<'_> {
         if written.is_empty() {
             return Err(failover::has_no_group(self.client, &self.request, &error));
         }
-        written.into_iter().try_for_each(|written| written.map(drop).map_err(Refusal::into_error))
+        for (node, written) in nodes.iter().zip(written) {
+            written.and_then(|reply| self.heed(node, reply)).map_err(Refusal::into_error)?;
+        }
+        Ok(())
     }
 }
 

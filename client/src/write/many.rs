@@ -157,7 +157,7 @@ impl<'a> Call<'a> {
             };
             let request = self.request(at);
             let by = (self.client, version, &**owner);
-            match has_moved_meanwhile(by, &request, Some(&reply), self.group_name).await {
+            match has_moved_meanwhile(by, &request, Some(&reply), reply.ring_version, self.group_name).await {
                 Ok(false) => {}
                 Ok(true) => continue,
                 Err(error) => {

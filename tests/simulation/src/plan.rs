@@ -3,22 +3,18 @@
 
 mod themes;
 
-use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use fastrand::Rng;
 use peanut_client::ring::Ring;
 use peanut_proto::intervals::Windows;
-use peanut_proto::membership::{NodeInfo, RingDocument};
+use peanut_proto::membership::{DEFAULT_POINTS, NodeInfo, RingDocument};
 
 use super::load::{GROUPS, KEYS};
 use super::network::Mended;
 use super::registry::{MEMBERS, StoreFault};
 use themes::{late, lost, near, stutter};
 
-/// Points of each node in the ring: fewer than there are by default, so that making a ring takes little of a scenario's time,
-/// and not the same number in all scenarios, so that keys have other owners.
-pub(super) const POINTS: RangeInclusive<u32> = 192..=320;
 /// Nodes and clients of a fleet; the last node is not there at first.
 pub(super) const NODES: usize = 4;
 /// Nodes that are there from the beginning.
@@ -181,7 +177,7 @@ pub enum Theme {
 
 impl Theme {
     /// One of them.
-    pub(super) fn any(random: &mut Rng, points: u32) -> Self {
+    pub(super) fn any(random: &mut Rng) -> Self {
         let any_key = |random: &mut Rng| (random.usize(..GROUPS.len()), random.u32(..KEYS));
         match random.u8(..10) {
             6 => {
@@ -194,9 +190,7 @@ impl Theme {
             }
             0 => Theme::Rings,
             1 => Theme::Stutter,
-            2 | 3 | 8 | 9 => {
-                moving(random, points).map_or(Theme::Rings, |(group, key)| Theme::Late { group, key })
-            }
+            2 | 3 | 8 | 9 => moving(random).map_or(Theme::Rings, |(group, key)| Theme::Late { group, key }),
             _ => Theme::Everything,
         }
     }
@@ -271,26 +265,26 @@ impl Theme {
 
 /// A key that moves when the last node comes or goes, of a group whose values are loaded again and again, or by applications:
 /// they show most of what a change of the ring has left behind.
-fn moving(random: &mut Rng, points: u32) -> Option<(usize, u32)> {
+fn moving(random: &mut Rng) -> Option<(usize, u32)> {
     let groups = (0..GROUPS.len()).filter(|group| matches!(GROUPS[*group], "short" | "app"));
     let keys = groups.flat_map(|group| (0..KEYS).map(move |key| (group, key)));
-    let keys: Vec<_> = keys.filter(|(group, key)| owner(NODES, points, *group, *key) == NODES - 1).collect();
+    let keys: Vec<_> = keys.filter(|(group, key)| owner(NODES, *group, *key) == NODES - 1).collect();
     keys.get(random.usize(..keys.len().max(1))).copied()
 }
 
-/// The node that owns a key of a group among so many, each with so many points.
-fn owner(nodes: usize, points: u32, group: usize, key: u32) -> usize {
+/// The node that owns a key of a group among so many.
+fn owner(nodes: usize, group: usize, key: u32) -> usize {
     let node =
         |at: usize| NodeInfo { id: format!("n{at}"), addr: String::new(), zone: String::new(), weight: 1 };
-    let document =
-        (0..nodes).fold(RingDocument::empty(points), |ring, at| ring.with(&node(at), 0).expect("a new node"));
+    let document = (0..nodes)
+        .fold(RingDocument::empty(DEFAULT_POINTS), |ring, at| ring.with(&node(at), 0).expect("a new node"));
     // Nodes are ten at most, so members are in the order of their numbers.
     let place = Ring::new(&document).place(GROUPS[group], key.to_string().as_bytes());
     place.expect("there are nodes").owner
 }
 
 /// So many faults.
-pub(super) fn faults(random: &mut Rng, theme: Theme, count: usize, points: u32) -> Vec<Planned> {
+pub(super) fn faults(random: &mut Rng, theme: Theme, count: usize) -> Vec<Planned> {
     let mut planned: Vec<_> = (0..count)
         .map(|_| {
             let fault = loop {
@@ -306,7 +300,7 @@ pub(super) fn faults(random: &mut Rng, theme: Theme, count: usize, points: u32) 
         })
         .collect();
     let trouble = theme.trouble();
-    let first_owner = |group, key| owner(FIRST_NODES, points, group, key);
+    let first_owner = |group, key| owner(FIRST_NODES, group, key);
     match theme {
         Theme::Stutter => planned.extend(stutter(random, trouble)),
         Theme::Late { group, key } => planned.extend(late(random, trouble, first_owner(group, key))),

@@ -12,9 +12,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use futures_util::future::{OptionFuture, join};
 use peanut_client::{Client, Failover, NearCache, NearKeys};
-use peanut_proto::membership::{Keys, RingDocument};
-use peanut_proto::numbers::RingVersion;
-use peanut_proto::registry::{LocalRegistry, Registry as _};
+use peanut_proto::registry::LocalRegistry;
 use peanut_proto::sabotage::{self, Mechanism};
 use peanut_server::{Group, Loaded, LoaderError, OnShutdown, Server, Token, loader_fn};
 use tempfile::TempDir;
@@ -23,7 +21,7 @@ use tokio::time::sleep;
 
 use super::load::{GROUPS, KEYS, Load, is_absent};
 use super::network::{HostId, MIN_LATENCY, Network, addr_of};
-use super::plan::{CLIENTS, End, FIRST_NODES, Fault, NODES, POINTS, Planned, Theme, faults};
+use super::plan::{CLIENTS, End, FIRST_NODES, Fault, NODES, Planned, Theme, faults};
 use super::registry::{MEMBERS, Store};
 use super::unread::{Unread, watch_hints};
 use super::world::World;
@@ -94,21 +92,13 @@ impl Scenario {
         sabotage::turn_off(self.without);
         let mut random = Rng::with_seed(self.seed);
         let count = self.faults.unwrap_or_else(|| random.usize(5..10));
-        let points = random.u32(POINTS);
-        let theme = Theme::any(&mut random, points);
-        let faults = faults(&mut random, theme, count, points);
-        let mut fleet = Fleet::new(&mut random, theme, points);
+        let theme = Theme::any(&mut random);
+        let faults = faults(&mut random, theme, count);
+        let mut fleet = Fleet::new(&mut random, theme);
         fleet.come_up();
         fleet.go_through(&faults);
         fleet.end(faults)
     }
-}
-
-/// Writes a ring that nobody has joined.
-async fn begin_ring(registry: &LocalRegistry, points: u32) {
-    let ring = RingDocument { version: RingVersion(1), ..RingDocument::empty(points) };
-    let written = registry.put(&Keys::new("default").ring(), ring.encode(), None).await;
-    written.expect("the registry takes it");
 }
 
 struct Node {
@@ -154,7 +144,7 @@ struct Fleet {
 }
 
 impl Fleet {
-    fn new(random: &mut Rng, theme: Theme, points: u32) -> Self {
+    fn new(random: &mut Rng, theme: Theme) -> Self {
         let network = Network::new(random.fork());
         let mut world = World::new(network.clone());
         let store_host = world.add_host();
@@ -164,7 +154,6 @@ impl Fleet {
         let (store, serve) = Store::new(network, members, registry.clone());
         let hints = unread.clone();
         world.start(store_host, move || async move {
-            begin_ring(&registry, points).await;
             let hints = (matches!(theme, Theme::Late { .. })).then_some(watch_hints(registry, hints));
             join(serve, OptionFuture::from(hints)).await;
         });

@@ -125,7 +125,7 @@ pub(super) fn late(random: &mut Rng, trouble: Duration, former: usize) -> Vec<Pl
     let (mut planned, mut at, mut came) = (Vec::new(), ms(random, 100..1500), None);
     while at < trouble {
         let (fault, long) = match accent {
-            0 => (Fault::Pause(End::Client(0)), ms(random, 1200..4000)),
+            0 => asleep(random, at, &mut planned),
             1 => {
                 let who = ((1 << FIRST_NODES) - 1) | (1 << NODES);
                 (Fault::WatchLag { who, by: ms(random, 500..900) }, ms(random, 500..1000))
@@ -174,6 +174,16 @@ pub(super) fn late(random: &mut Rng, trouble: Duration, former: usize) -> Vec<Pl
         at += long + ms(random, 300..2000);
     }
     planned
+}
+
+/// A reader that sleeps. What the registry has to tell it may come late, so that it asks as if nothing had changed when it wakes.
+fn asleep(random: &mut Rng, at: Duration, planned: &mut Vec<Planned>) -> (Fault, Duration) {
+    let long = ms(random, 1200..4000);
+    if random.bool() {
+        let lag = Fault::WatchLag { who: 1 << NODES, by: ms(random, 300..600) };
+        planned.push(Planned { fault: lag, from: at, until: at + long + ms(random, 600..1200) });
+    }
+    (Fault::Pause(End::Client(0)), long)
 }
 
 fn ms(random: &mut Rng, range: Range<u64>) -> Duration {
