@@ -2,11 +2,10 @@
 
 mod check;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-
-use std::net::SocketAddr;
 
 use peanut_proto::registry::Registry;
 use peanut_proto::tls::{Reloading, ServerTls, TlsFiles};

@@ -190,7 +190,10 @@ impl Theme {
             }
             0 => Theme::Rings,
             1 => Theme::Stutter,
-            2 | 3 | 8 | 9 => moving(random).map_or(Theme::Rings, |(group, key)| Theme::Late { group, key }),
+            2 | 3 | 8 | 9 => {
+                let (group, key) = moving(random);
+                Theme::Late { group, key }
+            }
             _ => Theme::Everything,
         }
     }
@@ -265,11 +268,11 @@ impl Theme {
 
 /// A key that moves when the last node comes or goes, of a group whose values are loaded again and again, or by applications:
 /// they show most of what a change of the ring has left behind.
-fn moving(random: &mut Rng) -> Option<(usize, u32)> {
+fn moving(random: &mut Rng) -> (usize, u32) {
     let groups = (0..GROUPS.len()).filter(|group| matches!(GROUPS[*group], "short" | "app"));
     let keys = groups.flat_map(|group| (0..KEYS).map(move |key| (group, key)));
     let keys: Vec<_> = keys.filter(|(group, key)| owner(NODES, *group, *key) == NODES - 1).collect();
-    keys.get(random.usize(..keys.len().max(1))).copied()
+    keys[random.usize(..keys.len())]
 }
 
 /// The node that owns a key of a group among so many.

@@ -154,7 +154,7 @@ impl Fleet {
         let (store, serve) = Store::new(network, members, registry.clone());
         let hints = unread.clone();
         world.start(store_host, move || async move {
-            let hints = (matches!(theme, Theme::Late { .. })).then_some(watch_hints(registry, hints));
+            let hints = matches!(theme, Theme::Late { .. }).then_some(watch_hints(registry, hints));
             join(serve, OptionFuture::from(hints)).await;
         });
         let (is_strict, is_warm) = (random.bool(), random.bool());

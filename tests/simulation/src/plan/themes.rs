@@ -118,8 +118,8 @@ fn out_of_reach(random: &mut Rng, node: usize, at: Duration, planned: &mut Vec<P
 }
 
 /// A node visits again and again. Shortly before it comes or goes, one client begins to sleep, or a node with
-/// it, mostly the former owner of the key that it reads, or it and the nodes that are there lag behind, or they are left by their member of the registry, while
-/// other clients write.
+/// it, mostly the former owner of the key that it reads, or it and the nodes that are there lag behind, or they
+/// are left by their member of the registry, while other clients write.
 pub(super) fn late(random: &mut Rng, trouble: Duration, former: usize) -> Vec<Planned> {
     let accent = random.u8(..4);
     let (mut planned, mut at, mut came) = (Vec::new(), ms(random, 100..1500), None);
