@@ -372,6 +372,10 @@ impl ServerBuilder {
 }
 
 fn reloading(files: &TlsFiles, protocol: &'static [u8]) -> Result<Arc<Reloading<ServerTls>>, Error> {
+    // Other crates of the program may have TLS.
+    if !cfg!(feature = "tls") {
+        return Err(Error::configuration("tls: this build knows no TLS (feature `tls`)"));
+    }
     let made = Reloading::new(files.clone(), |files| files.server(protocol), Instant::now());
     made.map(Arc::new).map_err(|error| Error::configuration(format!("tls: {error}")))
 }
