@@ -30,6 +30,8 @@ use peanut_proto::clock::{uptime, wall_clock_ms};
 
 /// A compare-and-swap of the ring that loses so often in a row has met something other than neighbours.
 const SWAP_ATTEMPTS: usize = 100;
+/// Changes of a ring that was lost of which a node may not have heard.
+const UNHEARD: u64 = 1000;
 /// Trouble is told of at most so often, and again so often where it stays the same.
 const SAY: Duration = Duration::from_secs(10);
 const SAY_AGAIN: Duration = Duration::from_secs(600);
@@ -368,7 +370,8 @@ fn is_member(ring: &RingDocument, node: &NodeInfo) -> bool {
 /// The ring to write so that `node` is a member; `None` where the stored one is as it should be.
 ///
 /// Where the registry holds less than this node knows (it was restored from a backup, or begun anew), the
-/// last good ring is written again under a version above both, with the nodes that have joined meanwhile.
+/// last good ring is written again under a version above both, with the nodes that have joined meanwhile. Others may have heard
+/// of later rings, before they were lost, than this node: the version is above those too.
 fn next_ring(
     stored: Option<&RingDocument>,
     known: &RingDocument,
@@ -380,9 +383,10 @@ fn next_ring(
     {
         return stored.with(node, now_ms);
     }
-    let empty = RingDocument::empty(DEFAULT_POINTS);
-    let mut ring = if known.version > RingVersion::NONE { known.clone() } else { empty };
-    let base = ring.version;
+    let mut ring = RingDocument::empty(DEFAULT_POINTS);
+    if known.version > RingVersion::NONE {
+        ring = RingDocument { version: known.version.plus(UNHEARD), ..known.clone() };
+    }
     let newcomers = stored.iter().flat_map(|ring| &ring.members).map(|m| NodeInfo {
         id: m.id.clone(),
         addr: m.addr.clone(),
@@ -391,9 +395,6 @@ fn next_ring(
     });
     for newcomer in newcomers.chain([node.clone()]) {
         ring = ring.with(&newcomer, now_ms).unwrap_or(ring);
-    }
-    if ring.version == base {
-        ring.version = base.plus(1);
     }
     Some(ring)
 }

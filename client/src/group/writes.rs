@@ -79,7 +79,7 @@ impl Group {
     pub async fn begin_write(&self, key: impl AsRef<[u8]>) -> Result<BegunWrite, Error> {
         let key = key.as_ref();
         let sequence = self.write(key, self.delete_of(key)?, 0).await?;
-        Ok(BegunWrite { group: self.clone(), key: key.into(), sequence, has_ended: false })
+        Ok(BegunWrite { group: self.clone(), key: key.into(), sequence, end: End::NotBegun })
     }
 
     async fn set_since(
@@ -189,9 +189,8 @@ impl Group {
         WriteOf { key: Key { bytes, hash: self.hasher.hash(bytes) }, write }
     }
 
-    /// Deletes keys on the caller's runtime, for a caller that waits for nothing any more; and once more
-    /// after `again`.
-    fn delete_in_background(&self, keys: &[&[u8]], again: Option<Duration>) {
+    /// Deletes keys on the caller's runtime, for a caller that waits for nothing any more: once after each of these pauses.
+    fn delete_in_background<const N: usize>(&self, keys: &[&[u8]], pauses: [Duration; N]) {
         let Ok(runtime) = Handle::try_current() else {
             tracing::warn!(group = self.name(), "a write was dropped unfinished where there is no runtime");
             return;
@@ -199,9 +198,10 @@ impl Group {
         let group = self.clone();
         let keys: Vec<Box<[u8]>> = keys.iter().map(|key| Box::from(*key)).collect();
         runtime.spawn(async move {
-            group.delete_unguarded(&keys).await;
-            if let Some(again) = again {
-                sleep(again).await;
+            for pause in pauses {
+                if !pause.is_zero() {
+                    sleep(pause).await;
+                }
                 group.delete_unguarded(&keys).await;
             }
         });
@@ -239,7 +239,7 @@ impl<'a, K: AsRef<[&'a [u8]]>> Unfinished<'a, K> {
 impl<'a, K: AsRef<[&'a [u8]]>> Drop for Unfinished<'a, K> {
     fn drop(&mut self) {
         if let Some(group) = self.group {
-            group.delete_in_background(self.keys.as_ref(), None);
+            group.delete_in_background(self.keys.as_ref(), [Duration::ZERO]);
         }
     }
 }
@@ -256,13 +256,25 @@ pub struct BegunWrite {
     key: Box<[u8]>,
     /// Of the key, at its owner.
     sequence: u64,
-    has_ended: bool,
+    end: End,
+}
+
+/// How far the end of a write has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    NotBegun,
+    /// The call that ends it deletes the key at once where it is dropped.
+    UnderWay,
+    Done,
 }
 
 impl Drop for BegunWrite {
     fn drop(&mut self) {
-        if !self.has_ended {
-            self.group.delete_in_background(&[&self.key], Some(self.group.deadline));
+        let later = self.group.deadline;
+        match self.end {
+            End::NotBegun => self.group.delete_in_background(&[&self.key], [Duration::ZERO, later]),
+            End::UnderWay => self.group.delete_in_background(&[&self.key], [later]),
+            End::Done => {}
         }
     }
 }
@@ -288,12 +300,13 @@ impl BegunWrite {
     }
 
     async fn end(mut self, value: &[u8], ttl: Option<Duration>) -> Result<(), Error> {
+        self.end = End::UnderWay;
         let ended = match self.sequence {
             // The owner could not be reached: nobody knows what it is told meanwhile.
             0 => self.group.delete(&self.key).await,
             sequence => self.group.set_since(&self.key, value, ttl, sequence).await,
         };
-        self.has_ended = true;
+        self.end = End::Done;
         ended
     }
 
@@ -302,8 +315,9 @@ impl BegunWrite {
     /// # Errors
     /// As [`Group::delete`].
     pub async fn delete(mut self) -> Result<(), Error> {
+        self.end = End::UnderWay;
         let ended = self.group.delete(&self.key).await;
-        self.has_ended = true;
+        self.end = End::Done;
         ended
     }
 }

@@ -1103,7 +1103,7 @@ pub struct StatusResponse {
     /// Times that the process has been asleep.
     #[prost(uint64, tag = "11")]
     pub wakes: u64,
-    /// Invalidations that clients had left in the registry, and that were done.
+    /// Hints of clients in the registry that were applied.
     #[prost(uint64, tag = "12")]
     pub invalidations: u64,
     /// Of the ring that the node knows: equal for equal rings.
@@ -1192,7 +1192,7 @@ pub struct GroupStatus {
     pub deletes: u64,
     #[prost(uint64, tag = "16")]
     pub clears: u64,
-    /// Of the origin: closed, open, returning.
+    /// Of the origin: closed, open, half-open.
     #[prost(string, tag = "17")]
     pub breaker: ::prost::alloc::string::String,
     #[prost(message, repeated, tag = "18")]

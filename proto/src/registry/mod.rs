@@ -22,6 +22,8 @@ pub use etcd::EtcdRegistry;
 pub use local::LocalRegistry;
 pub use range::{KeyRange, Page, PageOptions};
 
+use crate::causes::write_causes;
+
 /// A lease, as the registry numbers them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaseId(pub i64);
@@ -242,7 +244,8 @@ impl RegistryError {
 
 impl fmt::Display for RegistryError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
+        f.write_str(&self.message)?;
+        write_causes(self, f)
     }
 }
 

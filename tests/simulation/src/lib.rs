@@ -16,6 +16,7 @@ mod load;
 mod network;
 mod plan;
 mod registry;
+mod rings;
 mod scenario;
 mod unread;
 mod world;

@@ -67,7 +67,7 @@ fn main() -> ExitCode {
     let threads = args.threads.or_else(|| thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
     let (next, end) = (AtomicU64::new(args.from), args.from + args.seeds);
     let (bad, different) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
-    let (simulated_ms, operations, run) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let totals = Mutex::new(Totals::default());
     let begun = now();
     thread::scope(|scope| {
         for _ in 0..threads {
@@ -84,11 +84,9 @@ fn main() -> ExitCode {
                         println!("seed {seed} does not give the same history twice");
                         different.lock().push(seed);
                     }
-                    run.fetch_add(1, Ordering::Relaxed);
+                    totals.lock().add(outcome.as_ref().ok());
                     match outcome {
                         Ok(outcome) => {
-                            simulated_ms.fetch_add(outcome.time.as_millis() as u64, Ordering::Relaxed);
-                            operations.fetch_add(outcome.operations.0 as u64, Ordering::Relaxed);
                             if !outcome.is_good() {
                                 bad.lock().push(seed);
                                 report(seed, &outcome);
@@ -101,17 +99,42 @@ fn main() -> ExitCode {
             });
         }
     });
-    let (took, simulated) = (begun.elapsed(), Duration::from_millis(simulated_ms.into_inner()));
     let mut bad = bad.into_inner();
     bad.sort_unstable();
-    println!(
-        "{} scenarios with {} operations in {took:.1?}: {simulated:.0?} simulated, {:.0} times as fast as real time; bad seeds: {bad:?}",
-        run.into_inner(),
-        operations.into_inner(),
-        simulated.as_secs_f64() / took.as_secs_f64(),
-    );
+    println!("{}; bad seeds: {bad:?}", totals.into_inner().after(begun.elapsed()));
     let is_good = different.into_inner().is_empty() && bad.is_empty() == without.is_none();
     if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// What all scenarios came to.
+#[derive(Default)]
+struct Totals {
+    scenarios: u64,
+    operations: usize,
+    simulated: Duration,
+    of_many_rings: usize,
+}
+
+impl Totals {
+    /// Adds what came of a scenario, unless it has failed.
+    fn add(&mut self, outcome: Option<&Outcome>) {
+        self.scenarios += 1;
+        if let Some(outcome) = outcome {
+            self.operations += outcome.operations.0;
+            self.simulated += outcome.time;
+            self.of_many_rings += outcome.of_many_rings;
+        }
+    }
+
+    /// As a sentence, when they took so long.
+    fn after(&self, took: Duration) -> String {
+        let Totals { scenarios, operations, simulated, of_many_rings } = self;
+        let speed = simulated.as_secs_f64() / took.as_secs_f64();
+        format!(
+            "{scenarios} scenarios with {operations} operations in {took:.1?}: {simulated:.0?} simulated, {speed:.0} times as fast \
+             as real time; {of_many_rings} reads not counted, of two rings at once"
+        )
+    }
 }
 
 impl Args {

@@ -184,13 +184,13 @@ impl Theme {
                 let (group, key) = any_key(random);
                 Theme::Lost { group, key }
             }
-            7 => {
+            7 | 8 => {
                 let (group, key) = any_key(random);
                 Theme::Near { group, key }
             }
             0 => Theme::Rings,
             1 => Theme::Stutter,
-            2 | 3 | 8 | 9 => {
+            2 | 3 | 9 => {
                 let (group, key) = moving(random);
                 Theme::Late { group, key }
             }

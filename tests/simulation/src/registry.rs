@@ -14,7 +14,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use peanut_proto::change::change_ring;
-use peanut_proto::clock::wall_clock_ms;
+use peanut_proto::clock::{uptime, wall_clock_ms};
 use peanut_proto::membership::{Keys, RingDocument};
 use peanut_proto::registry::{
     Change, Changes, KeyRange, LeaseId, LocalRegistry, Page, PageOptions, Registry, RegistryError,
@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 
 use super::network::{HostId, Network};
+use super::rings::Rings;
 
 /// Members of the store.
 pub(super) const MEMBERS: usize = 3;
@@ -44,6 +45,7 @@ struct StoreState {
     members: [HostId; MEMBERS],
     jobs: mpsc::UnboundedSender<Job>,
     faults: Mutex<Faults>,
+    rings: Mutex<Rings>,
     /// Rises when all watches end.
     compactions: watch::Sender<u64>,
 }
@@ -76,8 +78,8 @@ impl Store {
     ) -> (Self, impl Future<Output = ()> + Send) {
         let (jobs, mut coming) = mpsc::unbounded_channel::<Job>();
         let compactions = watch::Sender::new(0);
-        let faults = Mutex::default();
-        let store = Store(Arc::new(StoreState { network, members, jobs, faults, compactions }));
+        let (faults, rings) = (Mutex::default(), Mutex::default());
+        let store = Store(Arc::new(StoreState { network, members, jobs, faults, rings, compactions }));
         let run = async move {
             while let Some(job) = coming.recv().await {
                 tokio::spawn(job(&mut registry));
@@ -116,19 +118,30 @@ impl Store {
         let store = self.clone();
         let _ = self.0.jobs.send(Box::new(move |registry| {
             *registry = registry.emptied();
+            store.0.rings.lock().lost(uptime());
             store.end_watches();
             Box::pin(std::future::ready(()))
         }));
     }
 
+    /// Whether there was more than one ring then.
+    pub(super) fn had_many_rings(&self, at: Duration) -> bool {
+        self.0.rings.lock().were_many(at)
+    }
+
     /// Takes a node out of the ring, as an operator does; it runs on.
     pub(super) fn drain(&self, id: String) {
+        let state = self.0.clone();
         let _ = self.0.jobs.send(Box::new(move |registry| {
-            let registry = registry.clone();
+            let (registry, keys) = (registry.clone(), Keys::new("default"));
             Box::pin(async move {
                 // Where there is no such member, there is nothing to do.
                 let drained = |ring: &RingDocument| ring.drained(&id, wall_clock_ms());
-                let _ = change_ring(&registry, &Keys::new("default"), drained).await;
+                if change_ring(&registry, &keys, drained).await.is_ok_and(|is_changed| is_changed)
+                    && let Ok(Some(entry)) = registry.get(&keys.ring()).await
+                {
+                    state.ring_stored(&entry.value);
+                }
             })
         }));
     }
@@ -147,6 +160,11 @@ impl StoreState {
     fn answers(&self, member: usize) -> bool {
         let faults = self.faults.lock();
         faults.down == 0 && faults.alone[member] == 0
+    }
+
+    fn ring_stored(&self, document: &[u8]) {
+        let ring = RingDocument::decode(document).expect("nodes write good rings");
+        self.rings.lock().stored(ring.version.0, uptime());
     }
 }
 
@@ -236,8 +254,15 @@ impl Registry for SimulatedRegistry {
     }
 
     async fn swap(&self, key: &str, expected: i64, value: Vec<u8>) -> Result<bool, RegistryError> {
-        let key = key.to_owned();
-        self.call(true, move |it| Box::pin(async move { it.swap(&key, expected, value).await })).await
+        let (key, state) = (key.to_owned(), self.store.0.clone());
+        let swap = move |it: LocalRegistry| async move {
+            let is_swapped = it.swap(&key, expected, value.clone()).await?;
+            if is_swapped && key == Keys::new("default").ring() {
+                state.ring_stored(&value);
+            }
+            Ok(is_swapped)
+        };
+        self.call(true, move |it| Box::pin(swap(it))).await
     }
 
     async fn delete_if(&self, key: &str, expected: i64) -> Result<bool, RegistryError> {

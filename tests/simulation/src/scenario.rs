@@ -58,6 +58,8 @@ pub struct Outcome {
     pub is_strict: bool,
     /// Reads that saw what they must not have seen, with the clients that read.
     pub violations: Vec<(usize, Violation)>,
+    /// Other such reads, while there was more than one ring.
+    pub of_many_rings: usize,
     /// Reads at the end that saw an outdated value, and hints that were not read.
     pub outdated: Vec<String>,
     /// Operations that were done, and those that failed.
@@ -344,7 +346,10 @@ impl Fleet {
         let ops = self.load.ops();
         let is_absent = |key: u32, version| key / KEYS != 2 && is_absent(version);
         let bound = if self.is_strict { Duration::ZERO } else { FAILOVER_TTL.max(LOAD_TIMEOUT) };
-        let violations = check_with(&ops, bound, MIN_LATENCY, is_absent);
+        let mut violations = check_with(&ops, bound, MIN_LATENCY, is_absent);
+        let found = violations.len();
+        violations.retain(|(_, it)| it.read.begun >= ended || !self.store.had_many_rings(it.read.begun));
+        let of_many_rings = found - violations.len();
         let last = violations.iter().filter(|(_, violation)| violation.read.begun >= ended);
         let mut outdated: Vec<_> =
             last.map(|(client, violation)| format!("client {client}: {violation}")).collect();
@@ -362,6 +367,7 @@ impl Fleet {
             faults,
             is_strict: self.is_strict,
             violations,
+            of_many_rings,
             outdated,
             operations: (ops.len(), failed),
             loads: self.load.loads(),

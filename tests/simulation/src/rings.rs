@@ -1,0 +1,70 @@
+//! When there was more than one ring.
+//!
+//! A node that starts after the registry has lost its data knows no ring, and may found one, before a node that knows the last
+//! one has written that again. Until then clients of either ring are not told of what those of the other write
+//! (docs/consistency.md), so what they read is not held against them.
+
+use std::ops::Range;
+use std::time::Duration;
+
+/// From when the last ring was written again until all have heard of it.
+const HEARD: Duration = Duration::from_secs(3);
+
+/// The times at which rings stood beside one another.
+#[derive(Debug, Default)]
+pub(super) struct Rings {
+    /// The newest version that there was.
+    newest: u64,
+    since: Option<Duration>,
+    over: Vec<Range<Duration>>,
+}
+
+impl Rings {
+    /// A ring was stored.
+    pub(super) fn stored(&mut self, version: u64, now: Duration) {
+        if version <= self.newest {
+            self.since.get_or_insert(now);
+            return;
+        }
+        self.newest = version;
+        if let Some(since) = self.since.take() {
+            self.over.push(since..now + HEARD);
+        }
+    }
+
+    /// All that was stored is lost: those who have not heard of the last ring yet do not hear of it any more.
+    pub(super) fn lost(&mut self, now: Duration) {
+        if let Some(last) = self.over.pop_if(|last| last.end > now) {
+            self.since = Some(last.start);
+        }
+    }
+
+    /// Whether there was more than one.
+    pub(super) fn were_many(&self, at: Duration) -> bool {
+        self.since.is_some_and(|since| at >= since) || self.over.iter().any(|over| over.contains(&at))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rings_are_many_from_the_founding_of_another_until_the_last_one_is_back_and_heard_of() {
+        let (mut rings, at) = (Rings::default(), Duration::from_secs);
+        (1..=3).for_each(|now| rings.stored(now, at(now)));
+        rings.lost(at(10));
+        rings.stored(4, at(11));
+        assert!((0..20).all(|now| !rings.were_many(at(now))), "it was written again");
+        rings.lost(at(20));
+        rings.stored(1, at(21));
+        rings.stored(2, at(22));
+        assert!(!rings.were_many(at(20)) && rings.were_many(at(21)) && rings.were_many(at(40)));
+        rings.stored(1004, at(30));
+        assert!(rings.were_many(at(32)) && !rings.were_many(at(34)));
+        rings.lost(at(31));
+        rings.stored(2004, at(35));
+        assert!(rings.were_many(at(36)), "not all had heard of it");
+        assert!(!rings.were_many(at(39)));
+    }
+}
