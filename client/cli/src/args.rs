@@ -165,6 +165,9 @@ pub(crate) enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Serve the fleet to programs that speak the Redis protocol, HTTP or plain gRPC, until it is stopped
+    #[command(hide = true)] // until it has TLS and tokens
+    Proxy(ProxyArgs),
     /// Print the members of the ring, or the owner of a key
     Ring {
         /// The group of a key
@@ -213,6 +216,29 @@ pub(crate) struct BenchArgs {
     /// One unary call for each get, in place of lanes
     #[arg(long)]
     pub(crate) unary: bool,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("listeners").required(true).multiple(true).args(["redis", "http", "grpc"])))]
+pub(crate) struct ProxyArgs {
+    /// Where to listen for clients of Redis
+    #[arg(long, env = "PEANUT_PROXY_REDIS", value_name = "HOST:PORT", value_delimiter = ',')]
+    pub(crate) redis: Vec<String>,
+    /// Where to listen for HTTP
+    #[arg(long, env = "PEANUT_PROXY_HTTP", value_name = "HOST:PORT", value_delimiter = ',')]
+    pub(crate) http: Vec<String>,
+    /// Where to listen for gRPC
+    #[arg(long, env = "PEANUT_PROXY_GRPC", value_name = "HOST:PORT", value_delimiter = ',')]
+    pub(crate) grpc: Vec<String>,
+    /// The group that keys of clients of Redis are of [default: keys are group:key]
+    #[arg(long, env = "PEANUT_PROXY_DEFAULT_GROUP", value_name = "GROUP")]
+    pub(crate) default_group: Option<String>,
+    /// The groups that are databases 1, 2 and so on of clients of Redis
+    #[arg(long, env = "PEANUT_PROXY_DATABASES", value_name = "GROUP", value_delimiter = ',')]
+    pub(crate) databases: Vec<String>,
+    /// Bytes of a near cache of hot keys; 0: none
+    #[arg(long, env = "PEANUT_PROXY_NEAR", value_name = "BYTES", default_value = "67108864")]
+    pub(crate) near: u64,
 }
 
 /// What to do in place of running.

@@ -27,6 +27,12 @@ pub(crate) async fn connect(args: &Args) -> Result<Client, Failure> {
             builder = builder.unary();
         }
     }
+    if let Command::Proxy(proxy) = &args.command {
+        builder = builder.trace_context(peanut_proxy::trace_context);
+        if proxy.near > 0 {
+            builder = builder.near_cache(NearCache::bytes(proxy.near));
+        }
+    }
     builder = secure(builder, &args.security)?;
     let builder = match &args.nodes {
         Some(nodes) => builder.nodes(nodes),

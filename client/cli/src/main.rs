@@ -10,6 +10,7 @@ mod failure;
 mod fleet;
 mod get;
 mod output;
+mod proxy;
 mod ring;
 mod stat;
 mod top;
@@ -81,6 +82,7 @@ async fn run(args: &Args) -> Result<ExitCode, Failure> {
             Ok(stat::hot_keys(&client, group.as_deref(), *top, args.json).await)
         }
         Command::Completions { .. } | Command::Certify { .. } => Ok(ExitCode::SUCCESS),
+        Command::Proxy(proxy) => proxy::run(client, proxy).await,
         Command::Bench(bench) => Ok(bench::run(&client, bench, args.json).await),
         Command::Ring { group, key } => {
             let key = group.as_deref().zip(key.as_deref());

@@ -1,0 +1,83 @@
+//! What went wrong, as a caller is told: a status, and a body of `application/problem+json` (RFC 9457).
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use peanut_client::{Error, ErrorKind};
+use serde::Serialize;
+
+/// An answer that is none.
+#[derive(Debug)]
+pub(super) struct Problem {
+    status: StatusCode,
+    detail: String,
+    header: Option<(header::HeaderName, &'static str)>,
+}
+
+/// As it is written.
+#[derive(Serialize)]
+pub(super) struct Body {
+    title: &'static str,
+    status: u16,
+    detail: String,
+}
+
+impl Problem {
+    fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+        Problem { status, detail: detail.into(), header: None }
+    }
+
+    pub(super) fn bad_request(detail: impl Into<String>) -> Self {
+        Problem::new(StatusCode::BAD_REQUEST, detail)
+    }
+
+    pub(super) fn not_found(detail: impl Into<String>) -> Self {
+        Problem::new(StatusCode::NOT_FOUND, detail)
+    }
+
+    pub(super) fn too_long(detail: impl Into<String>) -> Self {
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
+    }
+
+    pub(super) fn method_not_allowed(allowed: &'static str) -> Self {
+        let detail = format!("the methods here are {allowed}");
+        let header = Some((header::ALLOW, allowed));
+        Problem { header, ..Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail) }
+    }
+
+    /// As one of many answers.
+    pub(super) fn into_body(self) -> Body {
+        let title = self.status.canonical_reason().unwrap_or_default();
+        Body { title, status: self.status.as_u16(), detail: self.detail }
+    }
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        let status = match error.kind() {
+            ErrorKind::InvalidArgument => StatusCode::BAD_REQUEST,
+            ErrorKind::UnknownGroup => StatusCode::NOT_FOUND,
+            ErrorKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            ErrorKind::Loader => StatusCode::BAD_GATEWAY,
+            ErrorKind::Overloaded | ErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            ErrorKind::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
+            ErrorKind::PermissionDenied => StatusCode::FORBIDDEN,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        let retry = error.is_retryable() && status == StatusCode::SERVICE_UNAVAILABLE;
+        let header = retry.then_some((header::RETRY_AFTER, "1"));
+        Problem { header, ..Problem::new(status, format!("{error:#}")) }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(mut self) -> Response {
+        let (status, header) = (self.status, self.header.take());
+        let mut response = (status, axum::Json(self.into_body())).into_response();
+        let kind = HeaderValue::from_static("application/problem+json");
+        response.headers_mut().insert(header::CONTENT_TYPE, kind);
+        if let Some((name, value)) = header {
+            response.headers_mut().insert(name, HeaderValue::from_static(value));
+        }
+        response
+    }
+}

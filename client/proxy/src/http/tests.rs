@@ -1,0 +1,168 @@
+//! HTTP against a fleet in this process.
+
+use std::time::Duration;
+
+use axum::body::{Body, to_bytes};
+use axum::http::{Request as HttpRequest, StatusCode};
+use peanut_client::Client;
+use peanut_server::testing::TestFleet;
+use peanut_server::{Group, Loaded, LoaderError, loader_fn};
+use serde_json::{Value, json};
+use tower::ServiceExt as _;
+
+use super::*;
+
+struct Fixture {
+    _fleet: TestFleet,
+    router: Router,
+}
+
+impl Fixture {
+    async fn start() -> Self {
+        let scores = loader_fn(|key| async move {
+            match &key[..] {
+                b"Tom" => Ok(Loaded::found("630")),
+                b"broken" => Err(LoaderError::from("the database is on fire")),
+                b"\xff\x00/" => Ok(Loaded::found(vec![0xff])),
+                _ => Ok(Loaded::not_found()),
+            }
+        });
+        let scores = Group::new("scores", scores).ttl(Duration::from_secs(60));
+        let fleet = TestFleet::start(1, [scores, Group::without_loader("pages")]).await.unwrap();
+        let client = Client::builder().registry(fleet.registry()).build().await.unwrap();
+        Fixture { _fleet: fleet, router: router(Arc::new(Groups::new(client))) }
+    }
+
+    async fn ask(&self, method: &str, uri: &str, headers: &[(&str, &str)], body: &str) -> Response {
+        let mut request = HttpRequest::builder().method(method).uri(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        self.router.clone().oneshot(request.body(Body::from(body.to_owned())).unwrap()).await.unwrap()
+    }
+
+    async fn get(&self, uri: &str) -> (StatusCode, Vec<u8>) {
+        let response = self.ask("GET", uri, &[], "").await;
+        let status = response.status();
+        (status, to_bytes(response.into_body(), usize::MAX).await.unwrap().to_vec())
+    }
+}
+
+fn header_of(response: &Response, name: header::HeaderName) -> String {
+    response.headers().get(&name).unwrap_or_else(|| panic!("no {name}")).to_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_value_is_loaded_and_says_how_long_it_may_be_kept() {
+    let fixture = Fixture::start().await;
+    let response = fixture.ask("GET", "/v1/scores/Tom", &[], "").await;
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(header_of(&response, header::AGE), "0");
+    let kept = header_of(&response, header::CACHE_CONTROL);
+    let seconds: u64 = kept.strip_prefix("max-age=").unwrap().parse().unwrap();
+    assert!((1..=60).contains(&seconds), "{kept}");
+    let tag = header_of(&response, header::ETAG);
+    assert_eq!(to_bytes(response.into_body(), 99).await.unwrap(), "630");
+
+    let known = fixture.ask("GET", "/v1/scores/Tom", &[("if-none-match", &tag)], "").await;
+    assert_eq!((known.status(), header_of(&known, header::ETAG)), (StatusCode::NOT_MODIFIED, tag));
+    let other = fixture.ask("GET", "/v1/scores/Tom", &[("if-none-match", "\"x\"")], "").await;
+    assert_eq!(other.status(), StatusCode::OK);
+    assert_eq!(fixture.get("/v1/scores/%ff%00%2f").await, (StatusCode::OK, vec![0xff]));
+}
+
+#[tokio::test]
+async fn what_cannot_be_answered_is_a_problem_with_its_reason() {
+    let fixture = Fixture::start().await;
+    let problem = async |method: &str, uri: &str, headers: &[(&str, &str)], body: &str| {
+        let response = fixture.ask(method, uri, headers, body).await;
+        assert_eq!(header_of(&response, header::CONTENT_TYPE), "application/problem+json");
+        let status = response.status();
+        let body: Value =
+            serde_json::from_slice(&to_bytes(response.into_body(), 9999).await.unwrap()).unwrap();
+        assert_eq!(body["status"], status.as_u16());
+        (status.as_u16(), body["detail"].as_str().unwrap().to_owned())
+    };
+    let (status, detail) = problem("GET", "/v1/scores/broken", &[], "").await;
+    assert!(status == 502 && detail.contains("the database is on fire"), "{detail}");
+    assert_eq!(problem("GET", "/v1/scores/Nobody", &[], "").await.0, 404);
+    let (status, detail) = problem("GET", "/v1/nothing/Tom", &[], "").await;
+    assert!(status == 404 && detail.contains("nothing"), "{detail}");
+    assert_eq!(problem("GET", "/v1/%ff/Tom", &[], "").await.0, 400);
+    assert_eq!(problem("GET", &format!("/v1/scores/{}", "k".repeat(1025)), &[], "").await.0, 400);
+    assert_eq!(problem("GET", "/v1/scores", &[], "").await.0, 405);
+    assert_eq!(problem("PATCH", "/v1/scores/Tom", &[], "").await.0, 405);
+    assert_eq!(problem("GET", "/elsewhere", &[], "").await.0, 404);
+    assert_eq!(problem("PUT", "/v1/pages/a?ttl=0", &[], "x").await.0, 400);
+    assert_eq!(problem("PUT", "/v1/pages/a", &[("if-none-match", "*")], "x").await.0, 400);
+    assert_eq!(problem("DELETE", "/v1/pages/a", &[("if-match", "\"x\"")], "").await.0, 400);
+    let long = "x".repeat(peanut_proto::limits::MAX_VALUE_BYTES + 1);
+    assert_eq!(problem("PUT", "/v1/pages/a", &[], &long).await.0, 413);
+    for body in
+        ["", "{}", "[]", "{\"keys\": 1}", "{\"keys\": [{\"base64\": \"?\"}]}", "{\"keys\": [], \"x\": 1}"]
+    {
+        assert_eq!(problem("POST", "/v1/scores", &[], body).await.0, 400, "{body}");
+    }
+}
+
+#[tokio::test]
+async fn a_key_is_put_for_as_long_as_is_said_and_deleted() {
+    let fixture = Fixture::start().await;
+    let status =
+        async |method: &str, uri: &str, body: &str| fixture.ask(method, uri, &[], body).await.status();
+    assert_eq!(status("GET", "/v1/pages/a", "").await, StatusCode::NOT_FOUND);
+    assert_eq!(status("PUT", "/v1/pages/a?ttl=100", "hello").await, StatusCode::NO_CONTENT);
+    assert_eq!(fixture.get("/v1/pages/a").await, (StatusCode::OK, b"hello".to_vec()));
+    let head = fixture.ask("HEAD", "/v1/pages/a", &[], "").await;
+    let kept = header_of(&head, header::CACHE_CONTROL);
+    let seconds: u64 = kept.strip_prefix("max-age=").unwrap().parse().unwrap();
+    assert!((50..=100).contains(&seconds), "{kept}");
+    assert_eq!(status("DELETE", "/v1/pages/a", "").await, StatusCode::NO_CONTENT);
+    assert_eq!(status("GET", "/v1/pages/a", "").await, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn many_keys_come_in_order_each_with_its_own_error() {
+    let fixture = Fixture::start().await;
+    let body = json!({ "keys": ["Tom", "Nobody", "broken", { "base64": "/wAv" }, "Tom"] }).to_string();
+    let response = fixture.ask("POST", "/v1/scores", &[], &body).await;
+    assert_eq!(response.status(), StatusCode::OK);
+    let body = to_bytes(response.into_body(), 9999).await.unwrap();
+    let mut body: Value = serde_json::from_slice(&body).unwrap();
+    let error = body["values"][2]["error"].take();
+    assert!(error["status"] == 502 && error["detail"].as_str().unwrap().contains("on fire"), "{error}");
+    let expected = json!({ "values": [
+        { "key": "Tom", "value": "630" },
+        { "key": "Nobody", "value": null },
+        { "key": "broken", "error": null },
+        { "key": { "base64": "/wAv" }, "value_base64": "/w==" },
+        { "key": "Tom", "value": "630" },
+    ]});
+    assert_eq!(body, expected);
+}
+
+#[tokio::test]
+async fn the_document_describes_what_is_served() {
+    let fixture = Fixture::start().await;
+    let (status, document) = fixture.get("/openapi.json").await;
+    assert_eq!(status, StatusCode::OK);
+    let document: openapiv3::OpenAPI = serde_json::from_slice(&document).unwrap();
+    for (path, item) in document.paths.iter() {
+        let item = item.as_item().unwrap();
+        let uri = path.replace("{group}", "pages").replace("{key}", "documented");
+        let served: Vec<_> =
+            item.iter().map(|(method, operation)| (method.to_uppercase(), operation)).collect();
+        for (method, operation) in &served {
+            let response = fixture.ask(method, &uri, &[], "{\"keys\": []}").await;
+            let status = openapiv3::StatusCode::Code(response.status().as_u16());
+            assert!(operation.responses.responses.contains_key(&status), "{method} {path}: {status}");
+        }
+        for method in ["GET", "HEAD", "PUT", "POST", "DELETE", "PATCH"] {
+            // axum answers HEAD wherever there is a GET.
+            let is_documented = served.iter().any(|(it, _)| it == method || it == "GET" && method == "HEAD");
+            let response = fixture.ask(method, &uri, &[], "{\"keys\": []}").await;
+            let is_served = response.status() != StatusCode::METHOD_NOT_ALLOWED;
+            assert_eq!(is_served, is_documented, "{method} {path}");
+        }
+    }
+}

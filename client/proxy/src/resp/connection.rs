@@ -1,0 +1,134 @@
+//! One connection: reads what has come, runs what goes together, and answers in order.
+
+use std::collections::VecDeque;
+use std::io;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio_util::sync::CancellationToken;
+
+use super::Shared;
+use super::command::Command;
+use super::execute::{Read, run};
+use super::pipeline::together;
+use super::request::{Limits, Malformed, Reader};
+use super::session::Session;
+use crate::fetch::MAX_PORTION;
+
+/// Read at once from a socket.
+const READ_BYTES: usize = 16 << 10;
+/// Commands that are read ahead of those that run.
+const MAX_AHEAD: usize = 1024;
+/// Answers are written when they are as long, or when there is nothing more to run.
+const WRITE_BYTES: usize = 64 << 10;
+
+/// Serves a connection to its end.
+///
+/// # Errors
+/// As the stream has them.
+pub(super) async fn serve(
+    shared: &Shared,
+    id: i64,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    stop: &CancellationToken,
+) -> io::Result<()> {
+    let mut connection = Connection {
+        shared,
+        stream,
+        session: Session::new(id),
+        reader: Reader::default(),
+        input: BytesMut::new(),
+        output: BytesMut::new(),
+        ahead: VecDeque::new(),
+    };
+    loop {
+        let malformed = connection.read_ahead().err();
+        connection.run().await?;
+        if connection.session.is_over {
+            break;
+        }
+        if let Some(malformed) = malformed {
+            connection.output.extend_from_slice(format!("-{}\r\n", malformed.message()).as_bytes());
+            break;
+        }
+        if connection.ahead.is_empty() {
+            connection.write().await?;
+            if stop.is_cancelled() {
+                break;
+            }
+            let read = stop.run_until_cancelled(connection.read_more()).await;
+            // What had come by then is answered.
+            if !read.unwrap_or(Ok(true))? {
+                break;
+            }
+        }
+    }
+    connection.write().await?;
+    connection.stream.shutdown().await
+}
+
+struct Connection<'a, S> {
+    shared: &'a Shared,
+    stream: S,
+    session: Session,
+    reader: Reader,
+    /// What has come and is no whole request yet.
+    input: BytesMut,
+    /// Answers that have not been written.
+    output: BytesMut,
+    ahead: VecDeque<Read>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
+    /// Reads more bytes; `false`: there will be no more.
+    async fn read_more(&mut self) -> io::Result<bool> {
+        self.input.reserve(READ_BYTES);
+        Ok(self.stream.read_buf(&mut self.input).await? > 0)
+    }
+
+    /// Takes the requests that have come.
+    fn read_ahead(&mut self) -> Result<(), Malformed> {
+        while self.ahead.len() < MAX_AHEAD {
+            let limits = if self.session.is_admitted { Limits::ADMITTED } else { Limits::STRANGER };
+            let Some(arguments) = self.reader.next(&mut self.input, &limits)? else { break };
+            self.ahead.push_back(Command::parse(arguments));
+            if !self.session.is_admitted {
+                // The next may be read under other limits.
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs what has been read.
+    async fn run(&mut self) -> io::Result<()> {
+        while !self.ahead.is_empty() && !self.session.is_over {
+            let (databases, database) = (&self.shared.databases, self.session.database);
+            let written = |command: &Command| {
+                let keys = command.written().into_iter();
+                keys.filter_map(|key| databases.key(database, key).ok()).collect()
+            };
+            let commands = self.ahead.iter().map(|read| read.as_ref().ok()).take(MAX_PORTION);
+            let count = together(commands, written);
+            let commands = self.ahead.iter().take(count).cloned().collect();
+            let replies = run(self.shared, &mut self.session, commands).await;
+            self.ahead.drain(..replies.len());
+            for reply in replies {
+                reply.write(self.session.version, &mut self.output);
+            }
+            if self.output.len() >= WRITE_BYTES {
+                self.write().await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn write(&mut self) -> io::Result<()> {
+        self.stream.write_all(&self.output).await?;
+        self.output.clear();
+        if self.output.capacity() > 4 * WRITE_BYTES {
+            self.output = BytesMut::new();
+        }
+        self.stream.flush().await
+    }
+}

@@ -1,0 +1,278 @@
+//! Runs commands that go together, and answers them in their order.
+//!
+//! Where the values of a run grow too long together, the commands behind are left for the next run.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::{join_all, join4};
+use peanut_client::{Detailed, Error, Group};
+
+use super::Shared;
+use super::batches::{Batches, Place, Results};
+use super::command::{COMMANDS, Client, Command, Commands, Hello, Login, Spec};
+use super::reply::{Reply, Version};
+use super::session::Session;
+use crate::fetch::{Fetch, Fetched};
+
+/// Bytes of values that one run of several commands fetches, about.
+const MAX_RUN_BYTES: usize = 16 << 20;
+/// Bytes of values in the answer to one command.
+const MAX_ANSWER_BYTES: usize = 64 << 20;
+
+/// Commands that have been read, or the answers to what is none.
+pub(super) type Read = Result<Command, Reply>;
+
+/// What groups are asked for by the commands that go together.
+#[derive(Default)]
+struct Calls {
+    gets: Batches<Bytes>,
+    details: Batches<Bytes>,
+    sets: Batches<(Bytes, Bytes, Option<Duration>)>,
+    deletes: Batches<Bytes>,
+}
+
+/// What they came to.
+struct Called {
+    gets: Results<Fetched>,
+    details: Results<Result<Detailed, Error>>,
+    sets: Results<Result<(), Error>>,
+    deletes: Results<Result<(), Error>>,
+}
+
+/// An answer, when the calls are done.
+enum Pending {
+    Ready(Reply),
+    Value(Place),
+    Values(Vec<Place>),
+    Found(Vec<Place>),
+    Lifetime(Place, bool),
+    Set(Vec<Place>),
+    Deleted(Vec<Place>),
+}
+
+/// Runs commands all at the same time. There is an answer to the first, and to as many more as have been run.
+pub(super) async fn run(shared: &Shared, session: &mut Session, commands: Vec<Read>) -> Vec<Reply> {
+    let mut calls = Calls::default();
+    let begin = |command: Read| {
+        let pending = command.and_then(|command| begin(shared, session, command, &mut calls));
+        pending.unwrap_or_else(Pending::Ready)
+    };
+    let pending: Vec<Pending> = commands.into_iter().map(begin).collect();
+    let most = if pending.len() == 1 { MAX_ANSWER_BYTES } else { MAX_RUN_BYTES };
+    let fetch = Fetch::new(session.portion, most);
+    let mut called = calls.call(&fetch).await;
+    session.portion = fetch.portion();
+    let replies = pending
+        .into_iter()
+        .map(|pending| pending.reply(&mut called).unwrap_or_else(|error| Some(error.into())));
+    let replies: Vec<Reply> = replies.map_while(|reply| reply).collect();
+    if replies.is_empty() { vec![Reply::error(TOO_LONG)] } else { replies }
+}
+
+const TOO_LONG: &str = "ERR the answer would have more than 64 MiB; ask for fewer keys at once";
+
+/// Does what a command asks of the connection, or notes what it asks of groups.
+fn begin(
+    shared: &Shared,
+    session: &mut Session,
+    command: Command,
+    calls: &mut Calls,
+) -> Result<Pending, Reply> {
+    if !session.is_admitted && !may_be_asked_first(&command) {
+        return Err(Reply::error("NOAUTH Authentication required."));
+    }
+    let (groups, database) = (&*shared.groups, session.database);
+    let key = |key: &Bytes| shared.databases.key(database, key);
+    let same = |key: Bytes| key;
+    Ok(match command {
+        Command::Get(name) => Pending::Value(calls.gets.add(groups, key(&name)?, same)?),
+        Command::GetMany(names) => Pending::Values(add_all(&mut calls.gets, shared, database, &names)?),
+        Command::Exists(names) => Pending::Found(add_all(&mut calls.gets, shared, database, &names)?),
+        Command::Lifetime { key: name, in_seconds } => {
+            Pending::Lifetime(calls.details.add(groups, key(&name)?, same)?, in_seconds)
+        }
+        Command::Set { key: name, value, ttl } => {
+            let place = calls.sets.add(groups, key(&name)?, |name| (name, value, ttl))?;
+            Pending::Set(vec![place])
+        }
+        Command::SetMany(entries) => {
+            let keys: Vec<_> = entries.iter().map(|(name, _)| key(name)).collect::<Result<_, _>>()?;
+            let values = entries.into_iter().map(|(_, value)| value);
+            let add = |(key, value)| calls.sets.add(groups, key, |name| (name, value, None));
+            Pending::Set(keys.into_iter().zip(values).map(add).collect::<Result<_, _>>()?)
+        }
+        Command::Delete(names) => Pending::Deleted(add_all(&mut calls.deletes, shared, database, &names)?),
+        other => Pending::Ready(talk(shared, session, other)?),
+    })
+}
+
+/// Adds all keys, or none.
+fn add_all(
+    batches: &mut Batches<Bytes>,
+    shared: &Shared,
+    database: usize,
+    names: &[Bytes],
+) -> Result<Vec<Place>, Reply> {
+    let keys: Vec<_> =
+        names.iter().map(|name| shared.databases.key(database, name)).collect::<Result<_, _>>()?;
+    keys.into_iter().map(|key| batches.add(&shared.groups, key, |key| key)).collect()
+}
+
+/// Whether a caller may ask this before it has said who it is.
+fn may_be_asked_first(command: &Command) -> bool {
+    matches!(command, Command::Hello(_) | Command::Auth(_) | Command::Reset | Command::Quit)
+}
+
+/// Answers what is asked of the proxy itself.
+fn talk(shared: &Shared, session: &mut Session, command: Command) -> Result<Reply, Reply> {
+    Ok(match command {
+        Command::Ping(None) => Reply::Simple("PONG"),
+        Command::Ping(Some(message)) | Command::Echo(message) => Reply::Bulk(message),
+        Command::Hello(hello) => greet(session, hello)?,
+        Command::Auth(login) => log_in(session, &login)?,
+        Command::Select(number) => {
+            session.database = shared.databases.select(&number)?;
+            Reply::OK
+        }
+        Command::Client(Client::Id) => Reply::Integer(session.id),
+        Command::Client(Client::Name) => session.name.clone().map_or(Reply::Null, Reply::Bulk),
+        Command::Client(Client::SetName(name)) => {
+            session.name = Some(name).filter(|name| !name.is_empty());
+            Reply::OK
+        }
+        Command::Client(Client::SetInfo) => Reply::OK,
+        Command::Commands(about) => tell_of(about),
+        Command::Info => Reply::text(shared.info()),
+        Command::Reset => {
+            session.reset();
+            Reply::Simple("RESET")
+        }
+        _ => {
+            session.is_over = true;
+            Reply::OK
+        }
+    })
+}
+
+fn tell_of(about: Commands) -> Reply {
+    match about {
+        Commands::All => Reply::Array(COMMANDS.iter().map(Spec::reply).collect()),
+        Commands::Named(names) => {
+            let specs = names.iter().map(|name| Spec::of(name).map_or(Reply::Null, Spec::reply));
+            Reply::Array(specs.collect())
+        }
+        Commands::Count => Reply::count(COMMANDS.len()),
+        Commands::Docs => Reply::Map(Vec::new()),
+    }
+}
+
+fn greet(session: &mut Session, hello: Hello) -> Result<Reply, Reply> {
+    if let Some(login) = &hello.login {
+        log_in(session, login)?;
+    }
+    if !session.is_admitted {
+        return Err(Reply::error("NOAUTH HELLO must be called with AUTH, or after it"));
+    }
+    session.version = hello.version.unwrap_or(session.version);
+    session.name = hello.name.or(session.name.take());
+    let version = if session.version == Version::Resp3 { 3 } else { 2 };
+    Ok(Reply::Map(vec![
+        ("server", Reply::text("peanut")),
+        ("version", Reply::text(env!("CARGO_PKG_VERSION"))),
+        ("proto", Reply::Integer(version)),
+        ("id", Reply::Integer(session.id)),
+        ("mode", Reply::text("standalone")),
+        ("role", Reply::text("master")),
+        ("modules", Reply::Array(Vec::new())),
+    ]))
+}
+
+fn log_in(_session: &mut Session, _login: &Login) -> Result<Reply, Reply> {
+    Err(Reply::error("ERR AUTH was called, and this proxy has no tokens"))
+}
+
+impl Calls {
+    async fn call(self, fetch: &Fetch) -> Called {
+        let get = |group: Group, keys: Vec<Bytes>| async move { fetch.get(&group, &keys).await };
+        let detail = |group: Group, keys: Vec<Bytes>| async move {
+            join_all(keys.iter().map(|key| group.get_detailed(key))).await
+        };
+        let delete = |group: Group, keys: Vec<Bytes>| async move { group.delete_many(keys).await };
+        let (gets, details, sets, deletes) = join4(
+            self.gets.call(get),
+            self.details.call(detail),
+            self.sets.call(set),
+            self.deletes.call(delete),
+        )
+        .await;
+        Called { gets, details, sets, deletes }
+    }
+}
+
+/// Sets the values of a group; those without a lifetime of their own go together.
+async fn set(group: Group, entries: Vec<(Bytes, Bytes, Option<Duration>)>) -> Vec<Result<(), Error>> {
+    if entries.iter().all(|(_, _, ttl)| ttl.is_none()) && entries.len() > 1 {
+        return group.set_many(entries.into_iter().map(|(key, value, _)| (key, value))).await;
+    }
+    let group = &group;
+    let set = |(key, value, ttl): (Bytes, Bytes, Option<Duration>)| async move {
+        match ttl {
+            None => group.set(key, value).await,
+            Some(ttl) => group.set_with_ttl(key, value, ttl).await,
+        }
+    };
+    join_all(entries.into_iter().map(set)).await
+}
+
+impl Pending {
+    /// The answer; `None`: not all that it needs was fetched.
+    fn reply(self, called: &mut Called) -> Result<Option<Reply>, Error> {
+        let value = |value: Option<Bytes>| value.map_or(Reply::Null, Reply::Bulk);
+        Ok(Some(match self {
+            Pending::Ready(reply) => reply,
+            Pending::Value(place) => match called.gets.take(place) {
+                Some(got) => value(got?),
+                None => return Ok(None),
+            },
+            Pending::Values(places) => match all_fetched(places, &mut called.gets)? {
+                Some(values) => Reply::Array(values.into_iter().map(value).collect()),
+                None => return Ok(None),
+            },
+            Pending::Found(places) => match all_fetched(places, &mut called.gets)? {
+                Some(values) => Reply::count(values.iter().flatten().count()),
+                None => return Ok(None),
+            },
+            Pending::Lifetime(place, in_seconds) => lifetime(&called.details.take(place)?, in_seconds),
+            Pending::Set(places) => {
+                all(places, &mut called.sets)?;
+                Reply::OK
+            }
+            Pending::Deleted(places) => Reply::count(all(places, &mut called.deletes)?.len()),
+        }))
+    }
+}
+
+/// All values, or the first error; `None` where one was not fetched.
+fn all_fetched(
+    places: Vec<Place>,
+    results: &mut Results<Fetched>,
+) -> Result<Option<Vec<Option<Bytes>>>, Error> {
+    let fetched: Option<Vec<_>> = places.into_iter().map(|place| results.take(place)).collect();
+    fetched.map(|fetched| fetched.into_iter().collect()).transpose()
+}
+
+/// All results, or the first error.
+fn all(places: Vec<Place>, results: &mut Results<Result<(), Error>>) -> Result<Vec<()>, Error> {
+    let results: Vec<_> = places.into_iter().map(|place| results.take(place)).collect();
+    results.into_iter().collect()
+}
+
+/// How long a value stays fresh, as TTL says it: −2 where there is no such key.
+fn lifetime(of: &Detailed, in_seconds: bool) -> Reply {
+    if of.value.is_none() {
+        return Reply::Integer(-2);
+    }
+    let ms = i64::try_from(of.ttl.as_millis()).unwrap_or(i64::MAX);
+    Reply::Integer(if in_seconds { ms.saturating_add(500) / 1000 } else { ms })
+}

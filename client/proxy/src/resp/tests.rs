@@ -1,0 +1,201 @@
+//! The Redis protocol against a fleet in this process, over a pair of pipes.
+
+use std::time::Duration;
+
+use peanut_client::Client;
+use peanut_server::testing::TestFleet;
+use peanut_server::{Group, Loaded, LoaderError, loader_fn};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+use tokio::task::JoinHandle;
+
+use super::*;
+
+struct Fixture {
+    _fleet: TestFleet,
+    shared: Arc<Shared>,
+}
+
+impl Fixture {
+    async fn start() -> Self {
+        let scores = loader_fn(|key| async move {
+            match &key[..] {
+                b"broken" => Err(LoaderError::from("the database\r\n-is on fire")),
+                b"Nobody" => Ok(Loaded::not_found()),
+                name => Ok(Loaded::found(name.to_vec())),
+            }
+        });
+        let scores = Group::new("scores", scores).ttl(Duration::from_secs(60));
+        let pages = Group::without_loader("pages").ttl(Duration::from_secs(60));
+        let fleet = TestFleet::start(1, [scores, pages]).await.unwrap();
+        let client = Client::builder().registry(fleet.registry()).build().await.unwrap();
+        let shared = Shared::new(Arc::new(Groups::new(client)), None, vec!["pages".to_owned()]);
+        Fixture { _fleet: fleet, shared: Arc::new(shared) }
+    }
+
+    fn connect(&self) -> Connected {
+        let (near, far) = duplex(1 << 16);
+        let (shared, stop) = (self.shared.clone(), CancellationToken::new());
+        let stopping = stop.clone();
+        let serving = tokio::spawn(async move { shared.serve(far, &stopping).await });
+        Connected { stream: near, stop, serving }
+    }
+}
+
+struct Connected {
+    stream: DuplexStream,
+    stop: CancellationToken,
+    serving: JoinHandle<()>,
+}
+
+impl Connected {
+    /// Sends all at once, and expects these answers.
+    async fn expect(&mut self, requests: &str, answers: &str) {
+        self.stream.write_all(requests.as_bytes()).await.unwrap();
+        let mut read = vec![0; answers.len()];
+        let what = tokio::time::timeout(Duration::from_secs(20), self.stream.read_exact(&mut read)).await;
+        let read = String::from_utf8_lossy(&read);
+        assert!(what.is_ok_and(|read| read.is_ok()), "for {requests:?}: {read:?}, and then nothing");
+        assert_eq!(read, answers, "for {requests:?}");
+    }
+
+    /// What comes until the other side has ended.
+    async fn rest(mut self) -> String {
+        let mut rest = String::new();
+        let read = self.stream.read_to_string(&mut rest);
+        tokio::time::timeout(Duration::from_secs(20), read).await.expect("it ends").unwrap();
+        self.serving.await.unwrap();
+        rest
+    }
+}
+
+#[tokio::test]
+async fn keys_name_groups_or_their_database_does() {
+    let fixture = Fixture::start().await;
+    let mut it = fixture.connect();
+    it.expect("GET scores:Tom\r\n", "$3\r\nTom\r\n").await;
+    it.expect("GET scores:Nobody\r\nGET pages:a\r\n", "$-1\r\n$-1\r\n").await;
+    it.expect("SELECT 1\r\nSET scores:Tom 1\r\nGET scores:Tom\r\n", "+OK\r\n+OK\r\n$1\r\n1\r\n").await;
+    it.expect("SELECT 0\r\nGET scores:Tom\r\nGET pages:scores:Tom\r\n", "+OK\r\n$3\r\nTom\r\n$1\r\n1\r\n")
+        .await;
+    it.expect(
+        "SELECT 2\r\n",
+        "-ERR DB index is out of range: the proxy's setting `databases` has a group for each\r\n",
+    )
+    .await;
+    it.stream.write_all(b"GET Tom\r\nGET nothing:Tom\r\nQUIT\r\nPING\r\n").await.unwrap();
+    let rest = it.rest().await;
+    let lines: Vec<_> = rest.lines().collect();
+    assert!(lines[0].starts_with("-ERR the key names no group") && lines[1].starts_with("-ERR "), "{rest}");
+    assert_eq!(&lines[2..], ["+OK"], "nothing is answered after a leave");
+}
+
+#[tokio::test]
+async fn a_pipeline_is_answered_in_order_and_each_command_sees_those_before() {
+    let fixture = Fixture::start().await;
+    let mut it = fixture.connect();
+    let (mut requests, mut answers) = (String::new(), String::new());
+    for n in 0..300 {
+        requests +=
+            &format!("SET pages:{} {n}\r\nGET pages:{}\r\nMGET scores:{n} pages:{}\r\n", n % 7, n % 7, n % 7);
+        let n = n.to_string();
+        let bulk = format!("${}\r\n{n}\r\n", n.len());
+        answers += &format!("+OK\r\n{bulk}*2\r\n{bulk}{bulk}");
+    }
+    it.expect(&requests, &answers).await;
+}
+
+#[tokio::test]
+async fn an_error_is_one_answer_of_one_line() {
+    let fixture = Fixture::start().await;
+    let mut it = fixture.connect();
+    it.stream
+        .write_all(b"GET scores:broken\r\nMGET scores:Tom scores:broken\r\nGET scores:Tom\r\nQUIT\r\n")
+        .await
+        .unwrap();
+    let rest = it.rest().await;
+    let lines: Vec<_> = rest.lines().collect();
+    assert!(lines[0].starts_with("-ERR ") && lines[0].contains("-is on fire"), "{rest}");
+    assert!(lines[1].starts_with("-ERR "), "{rest}");
+    assert_eq!(&lines[2..], ["$3", "Tom", "+OK"]);
+}
+
+#[tokio::test]
+async fn what_is_no_request_ends_the_connection_behind_the_answers_before() {
+    let fixture = Fixture::start().await;
+    let mut it = fixture.connect();
+    it.stream.write_all(b"PING\r\n*1\r\n:1\r\nPING\r\n").await.unwrap();
+    assert_eq!(it.rest().await, "+PONG\r\n-ERR Protocol error: expected '$', got ':'\r\n");
+}
+
+#[tokio::test]
+async fn values_have_lifetimes_and_keys_exist_and_are_deleted() {
+    let fixture = Fixture::start().await;
+    let mut it = fixture.connect();
+    it.expect(
+        "SET pages:a 1 EX 100\r\nSETEX pages:b 100 2\r\nMSET pages:c 3 pages:d 4\r\n",
+        "+OK\r\n+OK\r\n+OK\r\n",
+    )
+    .await;
+    it.expect("EXISTS pages:a pages:b pages:x pages:a\r\n", ":3\r\n").await;
+    it.expect("TTL pages:x\r\nPTTL pages:x\r\n", ":-2\r\n:-2\r\n").await;
+    it.expect(
+        "DEL pages:a pages:b\r\nUNLINK pages:c\r\nMGET pages:a pages:b pages:c pages:d\r\n",
+        ":2\r\n:1\r\n*4\r\n$-1\r\n$-1\r\n$-1\r\n$1\r\n4\r\n",
+    )
+    .await;
+    it.stream.write_all(b"SET pages:e 5 PX 50000\r\nTTL pages:e\r\nPTTL pages:e\r\nQUIT\r\n").await.unwrap();
+    let rest = it.rest().await;
+    let left: Vec<u64> = rest.lines().filter_map(|line| line.strip_prefix(':')?.parse().ok()).collect();
+    assert!((20..=50).contains(&left[0]) && (20_000..=50_000).contains(&left[1]), "{rest}");
+}
+
+#[tokio::test]
+async fn a_connection_speaks_the_version_that_it_chose_and_can_begin_anew() {
+    let fixture = Fixture::start().await;
+    let mut it = fixture.connect();
+    it.expect("GET pages:x\r\n", "$-1\r\n").await;
+    it.expect("CLIENT GETNAME\r\nCLIENT SETNAME app\r\nCLIENT GETNAME\r\n", "$-1\r\n+OK\r\n$3\r\napp\r\n")
+        .await;
+    it.stream.write_all(b"HELLO 3\r\n").await.unwrap();
+    let mut hello = [0; 4];
+    it.stream.read_exact(&mut hello).await.unwrap();
+    assert_eq!(&hello, b"%7\r\n");
+    it.stream
+        .write_all(b"GET pages:x\r\nRESET\r\nGET pages:x\r\nCLIENT SETINFO LIB-NAME x\r\nQUIT\r\n")
+        .await
+        .unwrap();
+    let rest = it.rest().await;
+    assert!(rest.ends_with("_\r\n+RESET\r\n$-1\r\n+OK\r\n+OK\r\n"), "{rest}");
+}
+
+#[tokio::test]
+async fn long_values_go_through_in_pieces_and_a_pipeline_of_them_is_bounded() {
+    let fixture = Fixture::start().await;
+    let mut it = fixture.connect();
+    let value = "v".repeat(1 << 20);
+    for key in 0..4 {
+        let set = format!("*3\r\n$3\r\nSET\r\n$7\r\npages:{key}\r\n${}\r\n{value}\r\n", value.len());
+        it.expect(&set, "+OK\r\n").await;
+    }
+    let asked = 100;
+    let gets: String = (0..asked).map(|n| format!("GET pages:{}\r\n", n % 4)).collect();
+    it.stream.write_all(gets.as_bytes()).await.unwrap();
+    let mut read = vec![0; asked * (value.len() + 12)];
+    it.stream.read_exact(&mut read).await.unwrap();
+    let many: String = (0..asked).map(|n| format!(" pages:{}", n % 4)).collect();
+    it.expect(
+        &format!("MGET{many}\r\n"),
+        "-ERR the answer would have more than 64 MiB; ask for fewer keys at once\r\n",
+    )
+    .await;
+    it.expect("PING\r\n", "+PONG\r\n").await;
+}
+
+#[tokio::test]
+async fn a_stop_answers_what_has_been_asked() {
+    let fixture = Fixture::start().await;
+    let mut it = fixture.connect();
+    it.expect("PING\r\n", "+PONG\r\n").await;
+    it.stop.cancel();
+    assert_eq!(it.rest().await, "");
+}
