@@ -166,8 +166,10 @@ pub(crate) struct Copy {
     is_outdated: bool,
     key: Box<[u8]>,
     value: Option<Bytes>,
-    /// When its value was loaded, when it is to be asked for anew, and when it is over; nanoseconds of [`uptime`].
+    /// When its value was loaded, until when that is fresh, when it is to be asked for anew, and when the copy is over;
+    /// nanoseconds of [`uptime`].
     loaded: u64,
+    fresh_until: u64,
     renew: u64,
     until: u64,
     /// When it was last moved to the head of the list.
@@ -207,6 +209,8 @@ pub(crate) struct ToKeep<'a> {
     /// `None`: there is no such key.
     pub(crate) value: Option<&'a [u8]>,
     pub(crate) age: Duration,
+    /// For how long it stays fresh, from now on.
+    pub(crate) ttl: Duration,
     /// For how long, from when it was asked for.
     pub(crate) kept_for: Duration,
     pub(crate) asked: Instant,
@@ -322,6 +326,7 @@ impl NearCopies {
             key: answer.key.into(),
             value: answer.value.map(Bytes::copy_from_slice),
             loaded: now.saturating_sub(nanoseconds(answer.age)),
+            fresh_until: now.saturating_add(nanoseconds(answer.ttl)),
             renew: asked + (kept_for as f64 * (1.0 - RENEWED_IN)) as u64,
             until: asked + kept_for,
             promoted: now,
@@ -402,7 +407,7 @@ impl Copy {
     pub(crate) fn about(&self, now: u64) -> About {
         About {
             age: Duration::from_nanos(now.saturating_sub(self.loaded)),
-            ttl: Duration::from_nanos(self.until.saturating_sub(now)),
+            ttl: Duration::from_nanos(self.fresh_until.saturating_sub(now)),
             node: self.lease.node().clone(),
         }
     }

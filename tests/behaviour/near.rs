@@ -50,6 +50,17 @@ async fn read_near(group: &Keys, key: &str) -> Option<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_near_copy_says_how_long_its_value_stays_fresh_not_how_long_the_copy_is_kept() {
+    let fleet = fleet(1).await;
+    let group = client(&fleet, all()).await.group("g");
+    let ttl = Duration::from_secs(3000);
+    group.set_with_ttl("k", "v", ttl).await.unwrap();
+    assert_eq!(read_near(&group, "k").await.as_deref(), Some("v"));
+    let found = group.get_detailed("k").await.unwrap();
+    assert!(found.ttl > ttl / 2 && found.ttl <= ttl, "{found:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_near_copy_shows_every_write_that_was_acknowledged_before() {
     let fleet = fleet(2).await;
     let (reader, writer) = (client(&fleet, all()).await, client(&fleet, None).await);

@@ -376,6 +376,7 @@ impl LaneState {
             hash,
             value: (answer.outcome != Outcome::NotFound).then_some(value),
             age: Duration::from_millis(answer.age_ms),
+            ttl: Duration::from_millis(answer.ttl_ms),
             kept_for: Duration::from_millis(answer.near_ms.into()),
             asked,
             ring_version,

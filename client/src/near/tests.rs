@@ -28,7 +28,8 @@ impl Fixture {
         let (hash, kept_for) = (hash(key), Duration::from_secs(10));
         let (key, value) = (key.as_bytes(), value.map(str::as_bytes));
         let (group, age, ring_version) = (0, Duration::ZERO, RING);
-        let answer = ToKeep { group, key, hash, value, age, kept_for, asked, ring_version };
+        let answer =
+            ToKeep { group, key, hash, value, age, ttl: 60 * kept_for, kept_for, asked, ring_version };
         self.lane.keep(&answer, RING, uptime());
     }
 
