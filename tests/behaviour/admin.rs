@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use crate::{SCORES, SERVER, client};
 
 /// Nodes with admin ports; their groups have nothing of the key `broken`.
-async fn fleet(nodes: usize) -> (Etcd, Vec<(ServerProcess, String)>) {
+pub(crate) async fn fleet(nodes: usize) -> (Etcd, Vec<(ServerProcess, String)>) {
     let etcd = Etcd::start().await;
     let mut servers = Vec::new();
     for _ in 0..nodes {

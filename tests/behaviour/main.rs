@@ -24,6 +24,7 @@ mod limits;
 mod loaders;
 mod membership;
 mod memory;
+mod monitoring;
 mod near;
 mod observe;
 mod one_load;

@@ -41,6 +41,11 @@ pub(crate) fn mariadb() -> Result<(), Failed> {
     installed("mariadbd", "mariadb-server", "mariadb", mend)
 }
 
+/// Installs Prometheus, where it is missing.
+pub(crate) fn prometheus() -> Result<(), Failed> {
+    installed("promtool", "prometheus", "prometheus", "put `prometheus` and `promtool` on the path")
+}
+
 /// Installs memcached, where it is missing.
 pub(crate) fn memcached() -> Result<(), Failed> {
     installed("memcached", "memcached", "memcached", "put `memcached` on the path")

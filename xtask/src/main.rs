@@ -133,6 +133,7 @@ fn test() -> Result<(), Failed> {
     install::pgbouncer()?;
     install::mariadb()?;
     install::chromium()?;
+    install::prometheus()?;
     Cargo::new(&["test", "--workspace", "--all-features"]).run("tests")?;
     bench_instructions(&[])?;
     simulate(&["--seeds", "1000"])?;
