@@ -186,7 +186,8 @@ impl Drop for Stranded {
 /// repeated. It ends with the client.
 fn begin_background(shared: &Arc<Shared>) {
     let stranded = Stranded(shared.is_stranded.clone());
-    let follow = discovery::follow(shared.discovered.clone(), shared.routing.clone(), shared.config.clone());
+    let (discovered, routing) = (shared.discovered.clone(), shared.routing.clone());
+    let follow = discovery::follow(discovered, routing, shared.config.clone(), shared.registry.clone());
     let follower = tokio::spawn(async move {
         let _stranded = stranded;
         follow.await;

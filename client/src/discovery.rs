@@ -13,10 +13,12 @@ use futures_util::future::join_all;
 use peanut_proto::discovery::Discovered;
 use peanut_proto::machine::blocking;
 use peanut_proto::membership::{FleetView, RingDocument};
+use peanut_proto::registry::Registry;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use crate::config::Config;
+use crate::leases;
 use crate::monitor::Probed;
 use crate::routing::{CurrentRouting, Routing};
 
@@ -32,12 +34,14 @@ pub(crate) async fn follow(
     mut discovered: watch::Receiver<Discovered>,
     current: Arc<CurrentRouting>,
     config: Config,
+    registry: Option<Arc<dyn Registry>>,
 ) {
+    let registry = registry.as_deref();
     let mut doubted_since = None;
     let mut last = discovered.borrow_and_update().view.clone();
     loop {
-        let doubt = adopt(&last, &current, &config, doubted_since).await;
-        tell_leases(&last, &current);
+        let doubt = adopt(&last, &current, (&config, registry), doubted_since).await;
+        leases::tell(&last, current.get().nodes(), registry).await;
         doubted_since = if doubt { doubted_since.or_else(|| Some(Instant::now())) } else { None };
         let again = async {
             match doubted_since {
@@ -62,7 +66,7 @@ pub(crate) async fn follow(
 async fn adopt(
     view: &FleetView,
     current: &CurrentRouting,
-    config: &Config,
+    (config, registry): (&Config, Option<&dyn Registry>),
     doubted_since: Option<Instant>,
 ) -> bool {
     let routing = current.get();
@@ -97,6 +101,8 @@ async fn adopt(
             if let Some(near) = &config.near {
                 near.go_by(next.ring.version());
             }
+            // Before anybody can ask those that it brings.
+            leases::tell(view, next.nodes(), registry).await;
             current.set(next);
         }
         Err(error) => tracing::error!(%error, "a ring that could not be built; keeping the old one"),
@@ -120,18 +126,6 @@ async fn most_have_vanished_but_answer(routing: &Routing, offered: &RingDocument
     }
     let answers = join_all(vanished.iter().map(|node| node.check())).await;
     answers.iter().filter(|answer| **answer == Probed::Serving).count() * 2 > vanished.len()
-}
-
-/// Says of each node whether it holds a lease. Of more than half it is not believed that they hold none: it
-/// is more likely that the registry has lost their leases.
-fn tell_leases(view: &FleetView, current: &CurrentRouting) {
-    let routing = current.get();
-    let nodes = routing.nodes().iter().filter(|_| view.revision > 0);
-    let (leased, unleased): (Vec<_>, Vec<_>) = nodes.partition(|node| view.live.contains_key(node.id()));
-    leased.into_iter().for_each(|node| node.set_leased(true));
-    // Those of which it was believed before are left as they are.
-    let are_most = unleased.len() * 2 > routing.nodes().len();
-    unleased.into_iter().filter(|_| !are_most).for_each(|node| node.set_leased(false));
 }
 
 /// Nodes whose liveness has come, gone or begun anew are asked at once, rather than when they are next

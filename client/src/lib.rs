@@ -33,6 +33,7 @@ mod health;
 #[cfg(feature = "json")]
 mod json;
 mod lane;
+mod leases;
 mod many;
 mod membership;
 #[cfg(feature = "metrics")]

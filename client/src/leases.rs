@@ -1,0 +1,99 @@
+//! Which nodes hold leases, as far as gets go by that.
+//!
+//! Writers do not wait for a node that holds no lease: it is to be asked by nobody until it has read the hints that they
+//! leave for it. Where more than half of the nodes hold none, it is more likely that the registry has lost their leases
+//! than that all of them stand still, so they are asked, and writers wait for them. But not one for which a hint is there:
+//! its writer may have gone by the lease before the others lost theirs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use peanut_proto::membership::{FleetView, Keys};
+use peanut_proto::registry::{KeyRange, PageOptions, Registry};
+use tokio::time::timeout;
+
+use crate::node::Node;
+
+/// A registry that does not say by then whether there are hints is one that cannot be read.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
+
+/// Says of each node whether it holds a lease. Those of which it is not believed that they hold none are left as they are.
+pub(crate) async fn tell(view: &FleetView, nodes: &[Arc<Node>], registry: Option<&dyn Registry>) {
+    if view.revision == 0 {
+        return;
+    }
+    let (leased, unleased): (Vec<_>, Vec<_>) =
+        nodes.iter().partition(|node| view.live.contains_key(node.id()));
+    leased.into_iter().for_each(|node| node.set_leased(true));
+    let are_most = unleased.len() * 2 > nodes.len();
+    let wait_for_hints = async |node: &&Arc<Node>| match registry {
+        Some(registry) => !node.is_unleased() && has_hints(registry, view.keys(), node.id()).await,
+        None => false,
+    };
+    let believed = match are_most {
+        false => vec![true; unleased.len()],
+        true => join_all(unleased.iter().map(wait_for_hints)).await,
+    };
+    let unleased = unleased.into_iter().zip(believed).filter(|(_, is_believed)| *is_believed);
+    unleased.for_each(|(node, _)| node.set_leased(false));
+}
+
+/// Whether writers have left hints for a node that it has not read.
+async fn has_hints(registry: &dyn Registry, keys: &Keys, node: &str) -> bool {
+    let options = PageOptions { limit: 1, keys_only: true, ..PageOptions::default() };
+    let range = KeyRange::prefix(&keys.hints_for(node));
+    let page = timeout(ANSWERS_WITHIN, registry.page(&range, options)).await;
+    page.is_ok_and(|page| page.is_ok_and(|page| !page.entries.is_empty()))
+}
+
+#[cfg(test)]
+mod tests {
+    use peanut_proto::registry::{Change, LocalRegistry};
+
+    use super::*;
+    use crate::config::Config;
+
+    /// A view in which these nodes hold leases.
+    fn view(live: &[&str]) -> FleetView {
+        let mut view = FleetView::new(Keys::new("f"));
+        view.revision = 1;
+        for id in live {
+            let value =
+                format!(r#"{{"format":1,"addr":"{id}:1","incarnation":"1","build":"","started_ms":0}}"#);
+            view.apply(Change { key: view.keys().live(id), value: Some(value.into()), revision: 1 });
+            assert!(view.live.contains_key(*id));
+        }
+        view
+    }
+
+    fn nodes() -> Vec<Arc<Node>> {
+        ["a", "b", "c"].map(|id| Arc::new(Node::new(id, &format!("{id}:1"), &Config::default()))).into()
+    }
+
+    fn unleased(nodes: &[Arc<Node>]) -> Vec<&str> {
+        nodes.iter().filter(|node| node.is_unleased()).map(|node| node.id()).collect()
+    }
+
+    #[tokio::test]
+    async fn of_most_nodes_it_is_not_believed_but_of_one_that_a_hint_waits_for() {
+        let (registry, nodes) = (LocalRegistry::new(), nodes());
+        tell(&view(&["a"]), &nodes, Some(&registry)).await;
+        assert!(unleased(&nodes).is_empty(), "the registry may have lost their leases");
+        let hint = format!("{}g/x", Keys::new("f").hints_for("b"));
+        registry.put(&hint, vec![], None).await.unwrap();
+        tell(&view(&["a"]), &nodes, Some(&registry)).await;
+        assert_eq!(unleased(&nodes), ["b"], "a write was acknowledged that it may not know of");
+        tell(&view(&[]), &nodes, Some(&registry)).await;
+        assert_eq!(unleased(&nodes), ["b"]);
+        tell(&view(&["a", "b"]), &nodes, Some(&registry)).await;
+        assert_eq!(unleased(&nodes), ["c"], "of one among three it is believed");
+    }
+
+    #[tokio::test]
+    async fn a_registry_that_cannot_be_read_says_nothing_of_hints() {
+        let nodes = nodes();
+        tell(&view(&["a"]), &nodes, None).await;
+        assert!(unleased(&nodes).is_empty());
+    }
+}
