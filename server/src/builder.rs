@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use peanut_proto::registry::Registry;
 use peanut_proto::tls::{Reloading, ServerTls, TlsFiles};
-use tokio::time::Instant;
 
 use crate::Server;
 use crate::budget::Budgets;
@@ -372,12 +371,7 @@ impl ServerBuilder {
 }
 
 fn reloading(files: &TlsFiles, protocol: &'static [u8]) -> Result<Arc<Reloading<ServerTls>>, Error> {
-    // Other crates of the program may have TLS.
-    if !cfg!(feature = "tls") {
-        return Err(Error::configuration("tls: this build knows no TLS (feature `tls`)"));
-    }
-    let made = Reloading::new(files.clone(), |files| files.server(protocol), Instant::now());
-    made.map(Arc::new).map_err(|error| Error::configuration(format!("tls: {error}")))
+    Handshake::reloading(files, protocol).map_err(|why| Error::configuration(format!("tls: {why}")))
 }
 
 /// How an admin port is protected.

@@ -23,7 +23,6 @@ use tokio::time::Instant;
 
 use crate::breaker::Position;
 use crate::budget::{Account, Budget, Held, OPERATION_BYTES, Reservation};
-use crate::error::Failure;
 use crate::flight::{Boarding, Flights, Leader};
 use crate::group::{Group, Policy};
 use crate::hot::{HotKey, HotKeys};
@@ -32,6 +31,7 @@ use crate::loader::AnyLoader;
 use crate::metrics::GroupMetrics;
 use crate::near::{Copies, NearLeases};
 use crate::store::{Entry, Origin, Store, Value};
+use peanut_edge::Failure;
 
 /// A group at work.
 #[derive(Debug)]

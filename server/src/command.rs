@@ -18,7 +18,9 @@ pub use std::alloc::System as Allocator;
 pub use tikv_jemallocator::Jemalloc as Allocator;
 
 use crate::ServerHandle;
-use crate::config::{Config, LogFormat, Stop, TokenFiles};
+use peanut_edge::rights::file::TokenFiles;
+
+use crate::config::{Config, LogFormat, Stop};
 use crate::error::{Error, ErrorKind};
 
 /// Tokens' files are looked at this often.
@@ -111,7 +113,7 @@ async fn reload(server: ServerHandle, mut tokens: Option<TokenFiles>, hangup: im
             server.reload_certificates();
         }
         if let Some(tokens) = &mut tokens {
-            tokens.look(&server, is_hangup);
+            tokens.look(|tokens| server.set_tokens(tokens), is_hangup);
         }
     }
 }

@@ -1,32 +1,9 @@
-//! The two kinds of trouble: a [`Failure`] answers one operation, an [`Error`] ends the server.
+//! What ends a server, or keeps it from being built. A [`Failure`](peanut_edge::Failure) answers one operation.
 
 use std::fmt;
-use std::sync::Arc;
 
+use peanut_edge::rights::Misconfigured;
 use peanut_proto::causes::write_causes;
-use peanut_proto::v1::ErrorCode;
-
-const MAX_MESSAGE_BYTES: usize = 1024;
-
-/// Why one operation failed, in words for its caller. Cheap to clone: all who wait share it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Failure {
-    pub(crate) code: ErrorCode,
-    pub(crate) message: Arc<str>,
-}
-
-impl Failure {
-    /// A failure with a message of at most about a kilobyte: it may travel in a header, and one that is
-    /// too long for headers would arrive as a fault of the transport.
-    pub(crate) fn new(code: ErrorCode, message: impl AsRef<str>) -> Self {
-        let message = message.as_ref();
-        if message.len() <= MAX_MESSAGE_BYTES {
-            return Failure { code, message: message.into() };
-        }
-        let cut = message.floor_char_boundary(MAX_MESSAGE_BYTES);
-        Failure { code, message: format!("{}…", &message[..cut]).into() }
-    }
-}
 
 /// Why a server could not be built, or stopped running.
 #[derive(Debug)]
@@ -79,6 +56,12 @@ impl Error {
     }
 }
 
+impl From<Misconfigured> for Error {
+    fn from(error: Misconfigured) -> Self {
+        Error { setting: error.setting, ..Error::configuration(error.message) }
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(setting) = self.setting {
@@ -92,17 +75,5 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.source.as_ref().map(|source| &**source as _)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_long_message_is_cut_between_characters() {
-        let failure = Failure::new(ErrorCode::LoaderFailed, format!("a{}", "ü".repeat(100_000)));
-        assert!(failure.message.len() <= MAX_MESSAGE_BYTES + 3 && failure.message.ends_with("ü…"));
-        assert_eq!(&*Failure::new(ErrorCode::LoaderFailed, "short").message, "short");
     }
 }

@@ -36,8 +36,8 @@ use tokio::time::{Duration, Instant};
 use writes::Writes;
 
 use crate::budget::{Held, Reservation};
-use crate::error::Failure;
 use crate::store::{Entry, Origin, Value};
+use peanut_edge::Failure;
 
 /// How long what a late lease brings is waited for.
 const LONGEST_LATE: Duration = Duration::from_secs(600);

@@ -9,16 +9,13 @@
 
 #[cfg_attr(not(feature = "admin"), path = "no_admin.rs")]
 mod admin;
-mod body;
 mod breaker;
-mod budget;
 mod builder;
 mod cache;
 #[cfg(feature = "cli")]
 pub mod command;
 #[cfg(feature = "cli")]
 mod config;
-mod connections;
 mod error;
 mod flight;
 #[cfg(feature = "fuzzing")]
@@ -38,7 +35,6 @@ mod notices;
 mod persistence;
 mod reconcile;
 mod registration;
-mod rights;
 // For the project's own measurements and tests; no part of the API.
 #[doc(hidden)]
 pub mod segment;
@@ -51,6 +47,8 @@ pub mod store;
 pub mod testing;
 mod threads;
 mod wake;
+
+use peanut_edge::{budget, connections, rights};
 
 pub use builder::AdminTls;
 pub use builder::ServerBuilder;
@@ -67,9 +65,9 @@ pub use loader::RedisLoader;
 pub use loader::{LoadRequest, Loaded, Loader, LoaderError, LoaderFn, StaticLoader, loader_fn};
 #[cfg(feature = "sql")]
 pub use loader::{SqlLoader, SqlOptions};
+pub use peanut_edge::Token;
 pub use peanut_proto::registry;
 pub use peanut_proto::tls::TlsFiles;
 pub use registration::OnShutdown;
-pub use rights::Token;
 pub use server::{PreparedServer, Server, ServerHandle};
 pub use store::Eviction;

@@ -7,28 +7,13 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
-use futures_util::StreamExt as _;
-use futures_util::stream::{once, pending};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::transport::server::Router;
-use tower::layer::util::{Identity, Stack};
 
-use crate::connections::{Accepted, ConnectionLimiter, CountStreams, Handshake, Listener, Permit, Presence};
+use crate::connections::{ConnectionLimiter, Handshake, Listener, Permitted, Services, accept, serve_grpc};
 use crate::error::Error;
-
-/// After a connection could not be accepted, for want of file descriptors say.
-const PAUSE: Duration = Duration::from_millis(50);
-
-/// Without such trouble for so long it is over.
-const OVER: Duration = Duration::from_secs(10);
-
-/// All services, with the streams of each connection counted.
-pub(crate) type Services = Router<Stack<CountStreams, Identity>>;
 
 /// Serves what comes in on `listener` until `stop`, and until every connection has ended then. With no
 /// `threads` it serves on the caller's runtime. Dropping the future ends the threads.
@@ -72,46 +57,6 @@ pub(crate) async fn serve(
     Ok(())
 }
 
-/// A connection that was accepted, and leave to have it.
-type Permitted = (Accepted, Permit);
-
-/// Accepts connections and gives them away until `stop`, or until nobody takes them.
-pub(crate) async fn accept(
-    listener: &Listener,
-    limiter: &Arc<ConnectionLimiter>,
-    stop: &CancellationToken,
-    mut take: impl FnMut(Permitted) -> bool,
-) {
-    let mut in_trouble: Option<Instant> = None;
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok((stream, peer)) => {
-                let Some(permit) = limiter.let_in(peer.ip(), Instant::now()) else {
-                    tracing::debug!(%peer, "there are too many connections for one more");
-                    continue;
-                };
-                if !take((stream, permit)) {
-                    return;
-                }
-            }
-            Err(error) => {
-                // Said once until it is over for a while: there may be no descriptor for seconds, and one now
-                // and then.
-                let last = in_trouble.replace(Instant::now());
-                if last.is_none_or(|last| last.elapsed() > OVER) {
-                    tracing::warn!(%error, "connections cannot be accepted");
-                }
-                sleep(PAUSE).await;
-            }
-        }
-    }
-}
-
 /// Serves connections as they come, until nobody sends any more and all have ended.
 async fn serve_all(
     mut coming: mpsc::UnboundedReceiver<Permitted>,
@@ -133,8 +78,7 @@ async fn serve_all(
     while connections.join_next().await.is_some() {}
 }
 
-/// Serves one connection to its end. When it is to retire, or all are to stop, its client is told so
-/// (GOAWAY), and what it asks until it has heard that is answered.
+/// Serves one connection to its end.
 async fn serve_one(
     (stream, permit): Permitted,
     services: Services,
@@ -145,29 +89,7 @@ async fn serve_one(
     let Some(Some(connection)) = stop.run_until_cancelled(handshake.run(stream, permit)).await else {
         return;
     };
-    let presence = connection.peer().presence().clone();
-    // tonic serves it in a task of its own, which ends with this one.
-    let _cut = CutOnDrop(presence.clone());
-    let ending = async {
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => {}
-            () = presence.retiring().cancelled() => {}
-        }
-    };
-    let alone = once(std::future::ready(Ok::<_, io::Error>(connection))).chain(pending());
-    if let Err(error) = services.serve_with_incoming_shutdown(alone, ending).await {
-        tracing::debug!(%error, "a connection could not be served");
-    }
-}
-
-/// Cuts a connection off with the task that serves it.
-struct CutOnDrop(Arc<Presence>);
-
-impl Drop for CutOnDrop {
-    fn drop(&mut self) {
-        self.0.cut_off();
-    }
+    serve_grpc(connection, services, stop).await;
 }
 
 struct Thread {

@@ -30,6 +30,7 @@ mod observe;
 mod one_load;
 mod origins;
 mod production;
+mod proxied;
 mod registry;
 mod rights;
 mod ring_told;

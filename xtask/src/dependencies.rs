@@ -7,8 +7,13 @@ use std::time::{Duration, Instant};
 use crate::run::{Cargo, Failed, is_installed};
 
 /// Packages that others depend on, by their folders.
-const PACKAGES: [(&str, &str); 3] =
-    [("peanut-proto", "proto"), ("peanut-client", "client"), ("peanut-server", "server")];
+const PACKAGES: [(&str, &str); 5] = [
+    ("peanut-proto", "proto"),
+    ("peanut-client", "client"),
+    ("peanut-proxy", "client/proxy"),
+    ("peanut-edge", "server/edge"),
+    ("peanut-server", "server"),
+];
 /// The advisories' database is small; where it has not come by then, it will not.
 const PATIENCE: Duration = Duration::from_secs(60);
 const ADVISORIES: &str = "https://github.com/rustsec/advisory-db";

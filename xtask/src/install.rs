@@ -46,6 +46,14 @@ pub(crate) fn prometheus() -> Result<(), Failed> {
     installed("promtool", "prometheus", "prometheus", "put `prometheus` and `promtool` on the path")
 }
 
+/// Installs the client of Redis for the system's Python, where it is missing.
+pub(crate) fn python_redis() -> Result<(), Failed> {
+    let import = || Command::new("/usr/bin/python3").args(["-c", "import redis"]).output();
+    let is_there = || import().is_ok_and(|run| run.status.success());
+    let mend = "give /usr/bin/python3 the package `redis`";
+    installed_where("python3-redis", is_there, "python3-redis", "python", mend)
+}
+
 /// Installs memcached, where it is missing.
 pub(crate) fn memcached() -> Result<(), Failed> {
     installed("memcached", "memcached", "memcached", "put `memcached` on the path")

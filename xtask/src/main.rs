@@ -3,6 +3,7 @@
 //! This crate depends on nothing, so that it is there at once; what it runs are cargo's own commands.
 
 mod dependencies;
+mod image;
 mod install;
 mod run;
 
@@ -26,6 +27,8 @@ cargo xtask <command>
              fleets of real processes through random faults that overlap, and what their clients saw checked
   soak [--minutes N]
              mixed work and faults on real processes for an hour, and whether anything has grown
+  image [--rootfs FOLDER]
+             build an image with docker, or without it the root folder of one
   bench instructions [--record]
              count the instructions of the parts on the way of a get under valgrind (installs it), and fail where one
              has grown by over 5 %; with `--record` write the counts to benchmarks/instructions.json
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Some("simulate") => simulate(rest),
         Some("history") => history(rest),
         Some("soak") => soak(rest),
+        Some("image") => image::image(rest),
         Some("bench") => match rest.split_first() {
             None => bench(),
             Some((&"instructions", [])) => bench_instructions(&[]),
@@ -119,7 +123,7 @@ fn test() -> Result<(), Failed> {
     Cargo::new(&["fmt", "--manifest-path", PEERS, "--check"]).run("format of the comparisons")?;
     let clippy = ["clippy", "--locked", "--manifest-path", PEERS, "--all-targets", "--target-dir"];
     Cargo::new(&clippy).arg(run::target_folder()?).arg("--").arg("-D").arg("warnings").run("their lints")?;
-    for package in ["peanut-proto", "peanut-client", "peanut-server"] {
+    for package in ["peanut-proto", "peanut-client", "peanut-proxy", "peanut-edge", "peanut-server"] {
         let check = ["clippy", "-p", package, "--no-default-features", "--", "-D", "warnings"];
         Cargo::new(&check).run("lints without features")?;
     }
@@ -134,6 +138,7 @@ fn test() -> Result<(), Failed> {
     install::mariadb()?;
     install::chromium()?;
     install::prometheus()?;
+    install::python_redis()?;
     Cargo::new(&["test", "--workspace", "--all-features"]).run("tests")?;
     bench_instructions(&[])?;
     simulate(&["--seeds", "1000"])?;
@@ -144,6 +149,7 @@ fn test() -> Result<(), Failed> {
     }
     let build = ["build", "--workspace", "--all-features", "--bins", "--examples"];
     Cargo::new(&build).run("building examples")?;
+    image::check(&run::target_folder()?.join("debug"))?;
     for example in ["scores", "custom_loader", "local_fleet"] {
         run::run(&format!("example {example}"), &mut run::built(&format!("debug/examples/{example}"))?)?;
     }

@@ -118,6 +118,9 @@ pub(crate) enum Command {
     Drain {
         /// The node's id
         node: String,
+        /// Seconds to wait after that, while its keys are handed over [default: 0]
+        #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+        wait: Option<Duration>,
     },
     /// Take a node that is gone for good out of the ring
     Remove {
@@ -139,6 +142,8 @@ pub(crate) enum Command {
     Top,
     /// Print the nodes, what they say of themselves, and whether they can be reached
     Nodes,
+    /// Ask the nodes whether they serve; exit code 2 where one does not
+    Health,
     /// Print the keys that are asked for most
     Hotkeys {
         /// Of this group only
@@ -166,7 +171,6 @@ pub(crate) enum Command {
         shell: clap_complete::Shell,
     },
     /// Serve the fleet to programs that speak the Redis protocol, HTTP or plain gRPC, until it is stopped
-    #[command(hide = true)] // until it has TLS and tokens
     Proxy(ProxyArgs),
     /// Print the members of the ring, or the owner of a key
     Ring {
@@ -221,15 +225,34 @@ pub(crate) struct BenchArgs {
 #[derive(Debug, clap::Args)]
 #[command(group(clap::ArgGroup::new("listeners").required(true).multiple(true).args(["redis", "http", "grpc"])))]
 pub(crate) struct ProxyArgs {
-    /// Where to listen for clients of Redis
-    #[arg(long, env = "PEANUT_PROXY_REDIS", value_name = "HOST:PORT", value_delimiter = ',')]
+    /// Where to listen for clients of Redis; a path is that of a Unix socket
+    #[arg(long, env = "PEANUT_PROXY_REDIS", value_name = "HOST:PORT or /PATH", value_delimiter = ',')]
     pub(crate) redis: Vec<String>,
-    /// Where to listen for HTTP
-    #[arg(long, env = "PEANUT_PROXY_HTTP", value_name = "HOST:PORT", value_delimiter = ',')]
+    /// Where to listen for HTTP, likewise
+    #[arg(long, env = "PEANUT_PROXY_HTTP", value_name = "HOST:PORT or /PATH", value_delimiter = ',')]
     pub(crate) http: Vec<String>,
-    /// Where to listen for gRPC
-    #[arg(long, env = "PEANUT_PROXY_GRPC", value_name = "HOST:PORT", value_delimiter = ',')]
+    /// Where to listen for gRPC, likewise
+    #[arg(long, env = "PEANUT_PROXY_GRPC", value_name = "HOST:PORT or /PATH", value_delimiter = ',')]
     pub(crate) grpc: Vec<String>,
+    /// TOML file with the tokens of callers, as in the configuration of a node; read again when it changes
+    #[arg(long, env = "PEANUT_PROXY_TOKENS", value_name = "FILE")]
+    pub(crate) tokens: Option<PathBuf>,
+    /// Certificate to show to callers; with it, every port speaks TLS
+    #[arg(long, env = "PEANUT_PROXY_CERT", value_name = "FILE", requires = "serve_key")]
+    pub(crate) serve_cert: Option<PathBuf>,
+    /// Its key
+    #[arg(long, env = "PEANUT_PROXY_KEY", value_name = "FILE", requires = "serve_cert")]
+    pub(crate) serve_key: Option<PathBuf>,
+    /// Certificates of the authorities that callers' must come from [default: callers need none]
+    #[arg(long, env = "PEANUT_PROXY_CA", value_name = "FILE", requires = "serve_cert")]
+    pub(crate) serve_ca: Option<PathBuf>,
+    /// Listen beyond loopback without TLS too
+    #[arg(long, env = "PEANUT_PROXY_INSECURE")]
+    pub(crate) insecure: bool,
+    /// Connections to each port
+    #[arg(long, env = "PEANUT_PROXY_MAX_CONNECTIONS", value_name = "CONNECTIONS", default_value = "10000")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_connections: u32,
     /// The group that keys of clients of Redis are of [default: keys are group:key]
     #[arg(long, env = "PEANUT_PROXY_DEFAULT_GROUP", value_name = "GROUP")]
     pub(crate) default_group: Option<String>,

@@ -20,6 +20,7 @@ use std::process::ExitCode;
 use args::{Args, Command};
 use clap::CommandFactory as _;
 use failure::Failure;
+use peanut_client::Client;
 
 const NOT_FOUND: u8 = 1;
 const FAILED: u8 = 2;
@@ -73,7 +74,12 @@ async fn run(args: &Args) -> Result<ExitCode, Failure> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Clear { group } => Ok(client.group(group).clear().await.map(|()| ExitCode::SUCCESS)?),
-        Command::Drain { node } => Ok(client.drain(node).await.map(|()| ExitCode::SUCCESS)?),
+        Command::Drain { node, wait } => {
+            client.drain(node).await?;
+            tokio::time::sleep(wait.unwrap_or_default()).await;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Health => health(&client).await,
         Command::Remove { node } => Ok(client.remove(node).await.map(|()| ExitCode::SUCCESS)?),
         Command::Stat { interval, count } => Ok(stat::stat(&client, *interval, *count, args.json).await),
         Command::Top => top::run(&client, &args.fleet).await,
@@ -89,6 +95,22 @@ async fn run(args: &Args) -> Result<ExitCode, Failure> {
             Ok(ring::run(&client, &args.fleet, key, args.json).await)
         }
     }
+}
+
+/// Whether all nodes serve.
+async fn health(client: &Client) -> Result<ExitCode, Failure> {
+    client.probe().await;
+    let nodes = client.nodes();
+    let silent: Vec<_> = nodes.iter().filter(|node| !node.up).map(|node| &*node.id).collect();
+    if silent.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    Err(Failure::new(format!(
+        "{} of {} nodes do not serve: {}",
+        silent.len(),
+        nodes.len(),
+        silent.join(", ")
+    )))
 }
 
 fn fail(why: &str) -> ExitCode {

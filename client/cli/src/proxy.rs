@@ -1,56 +1,109 @@
 //! `peanut proxy`.
 
+use std::future::Future;
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use peanut_client::Client;
-use peanut_proxy::Proxy;
+use peanut_client::{Client, TlsFiles};
+use peanut_proxy::{Listener, Proxy, ProxyBuilder, ProxyHandle, TokenFiles};
 use tokio::net::TcpListener;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing_subscriber::EnvFilter;
 
 use crate::args::ProxyArgs;
 use crate::failure::Failure;
 
+/// Tokens' files are looked at this often.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
 /// Serves until the process is told to end.
 pub(crate) async fn run(client: Client, args: &ProxyArgs) -> Result<ExitCode, Failure> {
-    let mut proxy = Proxy::new(client).databases(&args.databases);
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let ansi =
+        std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
+    let connections = args.max_connections as usize;
+    let mut proxy = Proxy::builder(client)
+        .databases(&args.databases)
+        .insecure(args.insecure)
+        .max_connections(connections, connections);
     if let Some(group) = &args.default_group {
         proxy = proxy.default_group(group);
     }
+    if args.serve_cert.is_some() {
+        let (ca, cert, key) = (args.serve_ca.clone(), args.serve_cert.clone(), args.serve_key.clone());
+        proxy = proxy.tls(TlsFiles { ca, cert, key, crl: None });
+    }
+    let tokens = args.tokens.as_deref().map(TokenFiles::new);
+    if let Some(tokens) = &tokens {
+        proxy = tokens.first()?.into_iter().fold(proxy, ProxyBuilder::token);
+    }
+    let mut listening = Vec::new();
     for addr in &args.redis {
-        proxy = proxy.redis(listen("the Redis protocol", addr).await?);
+        proxy = proxy.redis(listen("the Redis protocol", addr, &mut listening).await?);
     }
     for addr in &args.http {
-        proxy = proxy.http(listen("HTTP", addr).await?);
+        proxy = proxy.http(listen("HTTP", addr, &mut listening).await?);
     }
     for addr in &args.grpc {
-        proxy = proxy.grpc(listen("gRPC", addr).await?);
+        proxy = proxy.grpc(listen("gRPC", addr, &mut listening).await?);
     }
-    proxy.run(stopped()).await;
+    let proxy = proxy.build()?;
+    listening.iter().for_each(|what| tracing::info!("{what}"));
+    let stop = stopped().map_err(|error| Failure::new(format!("cannot wait for signals: {error}")))?;
+    let reloading = tokio::spawn(reload(proxy.handle(), tokens));
+    proxy.run(stop).await;
+    reloading.abort();
     Ok(ExitCode::SUCCESS)
 }
 
-async fn listen(what: &str, addr: &str) -> Result<TcpListener, Failure> {
-    let listener = TcpListener::bind(addr).await;
-    let listener = listener.map_err(|error| Failure::new(format!("cannot listen on {addr}: {error}")))?;
-    if let Ok(addr) = listener.local_addr() {
-        eprintln!("{what} on {addr}");
+/// Listens at an address, or at a path, and notes what is to be said of that.
+async fn listen(what: &str, addr: &str, listening: &mut Vec<String>) -> Result<Listener, Failure> {
+    let refused = |error: std::io::Error| Failure::new(format!("cannot listen on {addr}: {error}"));
+    #[cfg(unix)]
+    if addr.starts_with('/') {
+        // One that nobody listens on any more is in the way.
+        if std::os::unix::net::UnixStream::connect(addr).is_err() {
+            let _ = std::fs::remove_file(addr);
+        }
+        let listener = tokio::net::UnixListener::bind(addr).map_err(refused)?;
+        listening.push(format!("{what} on {addr}"));
+        return Ok(listener.into());
     }
-    Ok(listener)
+    let listener = TcpListener::bind(addr).await.map_err(refused)?;
+    listening.push(format!("{what} on {}", listener.local_addr().map_err(refused)?));
+    Ok(listener.into())
 }
 
-/// Ready when the process is told to end.
-async fn stopped() {
-    #[cfg(unix)]
-    let terminated = async {
-        use tokio::signal::unix::{SignalKind, signal};
-        match signal(SignalKind::terminate()) {
-            Ok(mut terminated) => drop(terminated.recv().await),
-            Err(_) => std::future::pending().await,
-        }
-    };
-    #[cfg(not(unix))]
-    let terminated = std::future::pending();
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        () = terminated => {}
+/// Reads tokens again when their files change.
+async fn reload(proxy: ProxyHandle, tokens: Option<TokenFiles>) {
+    let Some(mut tokens) = tokens else { return };
+    let mut look = interval(LOOK_EVERY);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        look.tick().await;
+        tokens.look(|tokens| proxy.set_tokens(tokens), false);
     }
+}
+
+/// Ready with the first SIGTERM or ctrl-C.
+#[cfg(unix)]
+fn stopped() -> std::io::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+#[cfg(not(unix))]
+fn stopped() -> std::io::Result<impl Future<Output = ()>> {
+    Ok(async {
+        let _ = tokio::signal::ctrl_c().await;
+    })
 }

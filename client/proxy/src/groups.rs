@@ -39,6 +39,11 @@ impl Groups {
         Ok(known.entry(name.into()).or_insert_with(|| self.client.group(text)).clone())
     }
 
+    /// Whether there is a node that is not known to be down.
+    pub(crate) fn are_reachable(&self) -> bool {
+        self.client.nodes().iter().any(|node| node.up)
+    }
+
     /// What gets came to since the proxy began.
     pub(crate) fn stats(&self) -> Stats {
         self.client.stats()

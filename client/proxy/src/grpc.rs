@@ -7,9 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use peanut_client::{Detailed, Error, ErrorKind, Group, Source};
+use peanut_edge::Failure;
+use peanut_edge::connections::Peer;
+use peanut_edge::rights::{Action, Caller};
 use peanut_proto::failure::to_status;
 use peanut_proto::frame::{RequestFrame, ResponseFrame};
-use peanut_proto::limits::is_traceparent;
 use peanut_proto::peanutcachepb;
 use peanut_proto::peanutcachepb::peanut_cache_server::PeanutCache;
 use peanut_proto::v1::peanut_server::Peanut;
@@ -18,95 +20,79 @@ use peanut_proto::v1::{
     SetResponse,
 };
 use tonic::codegen::BoxStream;
-use tonic::metadata::MetadataMap;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
-use crate::groups::Groups;
-use crate::trace;
+use crate::core::Core;
+use crate::metrics::Protocol;
+use crate::trace::{traceparent, within};
 
 /// Answers both services.
 #[derive(Clone, Debug)]
 pub(crate) struct Grpc {
-    groups: Arc<Groups>,
+    core: Arc<Core>,
+}
+
+/// A call: who makes it, and what it asks.
+struct Call<T> {
+    caller: Caller,
+    traceparent: Option<String>,
+    request: T,
 }
 
 impl Grpc {
-    pub(crate) fn new(groups: Arc<Groups>) -> Self {
-        Grpc { groups }
+    pub(crate) fn new(core: Arc<Core>) -> Self {
+        Grpc { core }
+    }
+
+    /// Lets a call in by its metadata.
+    ///
+    /// # Errors
+    /// Where its caller is not known.
+    pub(crate) fn admit<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
+        let peer = request.extensions().get::<Peer>().cloned();
+        let caller = self.core.tokens.admit(request.metadata(), peer.clone()).map_err(told)?;
+        if let Some(peer) = peer {
+            peer.presence().admitted();
+        }
+        Ok(caller)
+    }
+
+    fn call<T>(&self, request: Request<T>) -> Result<Call<T>, Status> {
+        let caller = self.admit(&request)?;
+        let (metadata, _, request) = request.into_parts();
+        Ok(Call { caller, traceparent: traceparent(metadata.as_ref()), request })
+    }
+
+    /// Counts a call by what it came to.
+    fn counted<T>(&self, answer: Result<T, Status>) -> Result<Response<T>, Status> {
+        let is_error = answer.as_ref().is_err_and(|status| status.code() != Code::NotFound);
+        self.core.counters.answered(Protocol::Grpc, 1, usize::from(is_error));
+        answer.map(Response::new)
     }
 
     fn group(&self, name: &str) -> Result<Group, Status> {
-        self.groups.named(name.as_bytes()).map_err(refused)
+        self.core.groups.named(name.as_bytes()).map_err(refused)
     }
 
-    async fn get_detailed(
-        &self,
-        metadata: &MetadataMap,
-        group: &str,
-        key: &[u8],
-    ) -> Result<Detailed, Status> {
-        let traceparent = metadata.get("traceparent").map(|value| value.as_bytes());
-        let traceparent = traceparent.filter(|it| is_traceparent(it));
-        let traceparent = traceparent.and_then(|it| String::from_utf8(it.to_vec()).ok());
+    async fn get_detailed<T>(&self, call: Call<T>, group: &str, key: &[u8]) -> Result<Detailed, Status> {
+        call.caller.rights().check(Action::Read, group, Some(key)).map_err(told)?;
         let group = self.group(group)?;
-        trace::within(traceparent, group.get_detailed(key)).await.map_err(failed)
+        within(call.traceparent, group.get_detailed(key)).await.map_err(failed)
     }
 }
 
 #[tonic::async_trait]
 impl Peanut for Grpc {
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
-        let (metadata, _, request) = request.into_parts();
-        if request.on_miss != OnMiss::Load as i32 || request.token != 0 || request.failover {
-            return Err(refused(
-                "a proxy loads what is missing; peeks, leases and tokens are for clients with a ring",
-            ));
-        }
-        let got = self.get_detailed(&metadata, &request.group, &request.key).await?;
-        let outcome = match got.source {
-            Source::Loaded => Outcome::Loaded,
-            Source::Coalesced => Outcome::Coalesced,
-            Source::Stale => Outcome::Stale,
-            _ if got.value.is_none() => Outcome::NotFound,
-            _ => Outcome::Hit,
-        };
-        Ok(Response::new(GetResponse {
-            outcome: outcome.into(),
-            value: got.value.unwrap_or_default(),
-            age_ms: ms(got.age),
-            ttl_ms: ms(got.ttl),
-            ..GetResponse::default()
-        }))
+        self.counted(self.get_one(request).await)
     }
 
     async fn set(&self, request: Request<SetRequest>) -> Result<Response<SetResponse>, Status> {
-        let request = request.into_inner();
-        let is_fill =
-            request.token != 0 || request.not_found || !request.load_error.is_empty() || request.release;
-        if is_fill || request.failover {
-            return Err(refused("fill tokens are for clients with a ring"));
-        }
-        let group = self.group(&request.group)?;
-        let set = match request.ttl_ms {
-            0 => group.set(request.key, request.value).await,
-            ttl => group.set_with_ttl(request.key, request.value, Duration::from_millis(ttl)).await,
-        };
-        set.map_err(failed)?;
-        Ok(Response::new(SetResponse { outcome: Outcome::Done.into(), ..SetResponse::default() }))
+        self.counted(self.set_one(request).await)
     }
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteResponse>, Status> {
-        let request = request.into_inner();
-        if request.then_set || request.generation != 0 {
-            return Err(refused("fill tokens and generations are for clients with a ring"));
-        }
-        let group = self.group(&request.group)?;
-        let deleted = group.delete_many(&request.keys).await;
-        deleted.into_iter().collect::<Result<(), _>>().map_err(failed)?;
-        if request.all {
-            group.clear().await.map_err(failed)?;
-        }
-        Ok(Response::new(DeleteResponse::default()))
+        self.counted(self.delete_some(request).await)
     }
 
     async fn lane(
@@ -123,11 +109,83 @@ impl PeanutCache for Grpc {
         &self,
         request: Request<peanutcachepb::GetRequest>,
     ) -> Result<Response<peanutcachepb::GetResponse>, Status> {
-        let (metadata, _, request) = request.into_parts();
-        let got = self.get_detailed(&metadata, &request.group, request.key.as_bytes()).await?;
+        self.counted(self.get_of_the_original(request).await)
+    }
+}
+
+impl Grpc {
+    async fn get_one(&self, request: Request<GetRequest>) -> Result<GetResponse, Status> {
+        let call = self.call(request)?;
+        let request = &call.request;
+        if request.on_miss != OnMiss::Load as i32 || request.token != 0 || request.failover {
+            return Err(refused(
+                "a proxy loads what is missing; peeks, leases and tokens are for clients with a ring",
+            ));
+        }
+        let (group, key) = (request.group.clone(), request.key.clone());
+        let got = self.get_detailed(call, &group, &key).await?;
+        let outcome = match got.source {
+            Source::Loaded => Outcome::Loaded,
+            Source::Coalesced => Outcome::Coalesced,
+            Source::Stale => Outcome::Stale,
+            _ if got.value.is_none() => Outcome::NotFound,
+            _ => Outcome::Hit,
+        };
+        Ok(GetResponse {
+            outcome: outcome.into(),
+            value: got.value.unwrap_or_default(),
+            age_ms: ms(got.age),
+            ttl_ms: ms(got.ttl),
+            ..GetResponse::default()
+        })
+    }
+
+    async fn set_one(&self, request: Request<SetRequest>) -> Result<SetResponse, Status> {
+        let Call { caller, request, .. } = self.call(request)?;
+        let is_fill =
+            request.token != 0 || request.not_found || !request.load_error.is_empty() || request.release;
+        if is_fill || request.failover {
+            return Err(refused("fill tokens are for clients with a ring"));
+        }
+        caller.rights().check(Action::Set, &request.group, Some(&request.key)).map_err(told)?;
+        let group = self.group(&request.group)?;
+        let set = match request.ttl_ms {
+            0 => group.set(request.key, request.value).await,
+            ttl => group.set_with_ttl(request.key, request.value, Duration::from_millis(ttl)).await,
+        };
+        set.map_err(failed)?;
+        Ok(SetResponse { outcome: Outcome::Done.into(), ..SetResponse::default() })
+    }
+
+    async fn delete_some(&self, request: Request<DeleteRequest>) -> Result<DeleteResponse, Status> {
+        let Call { caller, request, .. } = self.call(request)?;
+        if request.then_set || request.generation != 0 {
+            return Err(refused("fill tokens and generations are for clients with a ring"));
+        }
+        let of_group = caller.rights().of_group(&request.group);
+        request.keys.iter().try_for_each(|key| of_group.check(Action::Delete, key)).map_err(told)?;
+        if request.all {
+            of_group.check(Action::Clear, &[]).map_err(told)?;
+        }
+        let group = self.group(&request.group)?;
+        let deleted = group.delete_many(&request.keys).await;
+        deleted.into_iter().collect::<Result<(), _>>().map_err(failed)?;
+        if request.all {
+            group.clear().await.map_err(failed)?;
+        }
+        Ok(DeleteResponse::default())
+    }
+
+    async fn get_of_the_original(
+        &self,
+        request: Request<peanutcachepb::GetRequest>,
+    ) -> Result<peanutcachepb::GetResponse, Status> {
+        let call = self.call(request)?;
+        let peanutcachepb::GetRequest { group, key } = call.request.clone();
+        let got = self.get_detailed(call, &group, key.as_bytes()).await?;
         // This service has no other way to say so.
         let value = got.value.ok_or_else(|| Status::not_found("the group has no such key"))?;
-        Ok(Response::new(peanutcachepb::GetResponse { value }))
+        Ok(peanutcachepb::GetResponse { value })
     }
 }
 
@@ -137,6 +195,10 @@ fn ms(duration: Duration) -> u64 {
 
 fn refused(why: &str) -> Status {
     to_status(ErrorCode::InvalidRequest, why)
+}
+
+fn told(failure: Failure) -> Status {
+    to_status(failure.code, &*failure.message)
 }
 
 /// As a node would have said it.

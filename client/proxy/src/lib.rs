@@ -9,14 +9,20 @@
 //! It is the ring as a layer of its own: programs that have no client of Peanut reach it at one address. With a near
 //! cache in its client, hot keys are answered by the proxy itself, and are never outdated for that.
 
+mod core;
 mod fetch;
 mod groups;
 mod grpc;
 mod http;
 mod listen;
+mod metrics;
 mod proxy;
 mod resp;
 mod trace;
 
-pub use proxy::Proxy;
+pub use peanut_edge::Token;
+pub use peanut_edge::connections::Listener;
+#[cfg(feature = "files")]
+pub use peanut_edge::rights::file::TokenFiles;
+pub use proxy::{Error, Proxy, ProxyBuilder, ProxyHandle};
 pub use trace::trace_context;

@@ -1,85 +1,111 @@
-//! Connections, from the listener to what serves them.
+//! Connections, from a listener to what serves them.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use axum::{Extension, Router};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use peanut_edge::connections::{Connection, ConnectionLimiter, Handshake, Listener, Services, accept};
 use peanut_proto::limits::MAX_MESSAGE_BYTES;
 use peanut_proto::peanutcachepb::peanut_cache_server::PeanutCacheServer;
 use peanut_proto::v1::peanut_server::PeanutServer;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
-use tonic::transport::server::TcpIncoming;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use tonic::service::interceptor::InterceptedService;
 
 use crate::grpc::Grpc;
 
-/// After a connection could not be accepted, for want of file descriptors say.
-const PAUSE: Duration = Duration::from_millis(50);
 /// How long the headers of a request may take.
 const HEADERS_WITHIN: Duration = Duration::from_secs(5);
+/// Streams that one connection may have open at once.
+const MAX_STREAMS: u32 = 256;
+/// Bytes of a message that is never long.
+const SMALL_MESSAGE_BYTES: usize = 4 << 10;
 
-/// Accepts connections until `stop`, each served by a task of its own.
-pub(crate) async fn accept<F>(
-    listener: TcpListener,
-    stop: CancellationToken,
-    tasks: TaskTracker,
-    serve: impl Fn(TcpStream) -> F,
-) where
-    F: Future<Output = ()> + Send + 'static,
-{
-    while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
-        match accepted {
-            Ok((stream, _)) => {
-                // Answers are written whole; nothing is gained by waiting for more.
-                let _ = stream.set_nodelay(true);
-                tasks.spawn(serve(stream));
-            }
-            Err(error) => {
-                tracing::warn!(%error, "a connection cannot be accepted");
-                sleep(PAUSE).await;
-            }
-        }
+/// A listener, and how its connections begin.
+#[derive(Debug)]
+pub(crate) struct Port {
+    pub(crate) listener: Listener,
+    pub(crate) limiter: Arc<ConnectionLimiter>,
+    pub(crate) handshake: Handshake,
+}
+
+impl Port {
+    /// Serves each connection in a task of its own, until `stop`.
+    pub(crate) async fn serve<F>(
+        self,
+        stop: CancellationToken,
+        tasks: TaskTracker,
+        serve: impl Fn(Connection) -> F + Clone + Send + 'static,
+    ) where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let Port { listener, limiter, handshake } = self;
+        let _watching = AbortOnDropHandle::new(tokio::spawn(limiter.clone().watch(handshake.clone())));
+        accept(&listener, &limiter, &stop, |(stream, permit)| {
+            let (handshake, serve, stop) = (handshake.clone(), serve.clone(), stop.clone());
+            tasks.spawn(async move {
+                let Ok(stream) = stream.bind() else { return };
+                let handshake = stop.run_until_cancelled(handshake.run(stream, permit));
+                if let Some(Some(connection)) = handshake.await {
+                    serve(connection).await;
+                }
+            });
+            true
+        })
+        .await;
     }
 }
 
-/// Serves HTTP on a connection, until it ends or, after `stop`, until what it has asked is answered.
-pub(crate) async fn serve_http(stream: TcpStream, router: Router, stop: CancellationToken) {
+/// Serves HTTP on a connection, until it ends or, when it is to, until what it has asked is answered.
+pub(crate) async fn serve_http(connection: Connection, router: Router, stop: CancellationToken) {
+    let peer = connection.peer().clone();
+    let presence = peer.presence().clone();
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADERS_WITHIN)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(connection), TowerToHyperService::new(router.layer(Extension(peer))));
     tokio::pin!(served);
     // Whatever is wrong is the caller's to see.
     tokio::select! {
-        _ = &mut served => {}
-        () = stop.cancelled() => {
-            served.as_mut().graceful_shutdown();
-            let _ = served.await;
-        }
+        _ = &mut served => return,
+        () = stop.cancelled() => {}
+        () = presence.retiring().cancelled() => {}
     }
+    served.as_mut().graceful_shutdown();
+    let _ = presence.cut().run_until_cancelled(served).await;
 }
 
-/// Serves gRPC on a listener, until `stop` and what has been asked by then is answered.
+/// The gRPC services: the two of a node that need no ring, health, and reflection.
 ///
 /// # Errors
-/// As the transport has them.
-pub(crate) async fn serve_grpc(
-    listener: TcpListener,
-    grpc: Grpc,
-    stop: CancellationToken,
-) -> Result<(), tonic::transport::Error> {
+/// Where the descriptions of the services cannot be read.
+pub(crate) fn services(
+    grpc: &Grpc,
+    health: tonic_health::pb::health_server::HealthServer<impl tonic_health::pb::health_server::Health>,
+) -> Result<Services, tonic_reflection::server::Error> {
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(peanut_proto::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()?
+        .max_decoding_message_size(SMALL_MESSAGE_BYTES);
+    let admit = {
+        let grpc = grpc.clone();
+        move |request: tonic::Request<()>| grpc.admit(&request).map(|_| request)
+    };
     let peanut = PeanutServer::new(grpc.clone())
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let original = PeanutCacheServer::new(grpc).max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    tonic::transport::Server::builder()
+    let original = PeanutCacheServer::new(grpc.clone())
+        .max_decoding_message_size(SMALL_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    Ok(tonic::transport::Server::builder()
+        .max_concurrent_streams(MAX_STREAMS)
+        .layer(peanut_edge::connections::CountStreams)
+        .add_service(health.max_decoding_message_size(SMALL_MESSAGE_BYTES))
+        .add_service(InterceptedService::new(reflection, admit))
         .add_service(peanut)
-        .add_service(original)
-        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
-        .await
+        .add_service(original))
 }

@@ -1,21 +1,185 @@
-//! A proxy with its listeners: what is served where, and how it ends.
+//! A proxy with its listeners: what is served where, to whom, and how it ends.
 
+use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use peanut_client::Client;
-use tokio::net::TcpListener;
+use peanut_client::{Client, TlsFiles};
+use peanut_edge::Token;
+use peanut_edge::budget::Budgets;
+use peanut_edge::connections::{ConnectionLimiter, ConnectionLimits, Handshake, Listener, serve_grpc};
+use peanut_edge::rights::Tokens;
+use peanut_proto::peanutcachepb::peanut_cache_server::PeanutCacheServer;
+use peanut_proto::tls::{Reloading, ServerTls};
+use peanut_proto::v1::peanut_server::PeanutServer;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::core::Core;
 use crate::groups::Groups;
 use crate::grpc::Grpc;
-use crate::listen;
+use crate::listen::{Port, serve_http, services};
+use crate::metrics::Protocol;
 use crate::{http, resp};
 
 /// What runs is let finish for so long when a proxy is told to stop.
 const DRAIN: Duration = Duration::from_secs(10);
+
+/// Why a proxy cannot be as it was described.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error(String);
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Describes a [`Proxy`].
+#[derive(Debug)]
+#[must_use]
+pub struct ProxyBuilder {
+    client: Client,
+    default_group: Option<String>,
+    databases: Vec<String>,
+    redis: Vec<Listener>,
+    http: Vec<Listener>,
+    grpc: Vec<Listener>,
+    tls: Option<TlsFiles>,
+    tokens: Vec<Token>,
+    insecure: bool,
+    connections: ConnectionLimits,
+}
+
+impl ProxyBuilder {
+    /// Takes the keys of clients of Redis as keys of this group, in place of `group:key`.
+    pub fn default_group(mut self, group: impl Into<String>) -> Self {
+        self.default_group = Some(group.into());
+        self
+    }
+
+    /// Gives clients of Redis these groups as databases 1, 2 and so on, for `SELECT`; none by default.
+    pub fn databases<S: Into<String>>(mut self, groups: impl IntoIterator<Item = S>) -> Self {
+        self.databases.extend(groups.into_iter().map(Into::into));
+        self
+    }
+
+    /// Serves the Redis protocol there: on a port, or a Unix socket.
+    pub fn redis(mut self, listener: impl Into<Listener>) -> Self {
+        self.redis.push(listener.into());
+        self
+    }
+
+    /// Serves HTTP there: on a port, or a Unix socket.
+    pub fn http(mut self, listener: impl Into<Listener>) -> Self {
+        self.http.push(listener.into());
+        self
+    }
+
+    /// Serves gRPC there: on a port, or a Unix socket.
+    pub fn grpc(mut self, listener: impl Into<Listener>) -> Self {
+        self.grpc.push(listener.into());
+        self
+    }
+
+    /// Speaks TLS on every port, with these files, which are read again when they change. With a `ca`, callers need a
+    /// certificate of one of its authorities.
+    pub fn tls(mut self, files: TlsFiles) -> Self {
+        self.tls = Some(files);
+        self
+    }
+
+    /// Lets in callers that have this token; without one, everybody.
+    pub fn token(mut self, token: Token) -> Self {
+        self.tokens.push(token);
+        self
+    }
+
+    /// Whether it may listen beyond loopback without TLS; not by default.
+    pub fn insecure(mut self, insecure: bool) -> Self {
+        self.insecure = insecure;
+        self
+    }
+
+    /// Connections to each port, in all and from one address; 10,000 and 10,000 by default.
+    pub fn max_connections(mut self, total: usize, per_peer: usize) -> Self {
+        (self.connections.total, self.connections.per_peer) = (total, per_peer);
+        self
+    }
+
+    /// Checks the description and makes the proxy.
+    ///
+    /// # Errors
+    /// What cannot be: certificates or tokens that cannot be used, a port beyond loopback without TLS, no port at all.
+    pub fn build(self) -> Result<Proxy, Error> {
+        let asks_for_certificates = self.tls.as_ref().is_some_and(|files| files.ca.is_some());
+        let tokens =
+            Tokens::new(&self.tokens, asks_for_certificates).map_err(|why| Error(why.to_string()))?;
+        let open = Opening {
+            tls: self.tls,
+            insecure: self.insecure,
+            connections: self.connections,
+            budgets: Budgets::new(),
+        };
+        let (redis, http, grpc) = (
+            open.ports(self.redis, b"")?,
+            open.ports(self.http, b"http/1.1")?,
+            open.ports(self.grpc, b"h2")?,
+        );
+        let reloading = [&redis, &http, &grpc]
+            .into_iter()
+            .filter_map(|ports: &Vec<Port>| ports.first()?.handshake.tls.clone());
+        let reloading = reloading.collect();
+        if redis.is_empty() && http.is_empty() && grpc.is_empty() {
+            return Err(Error(
+                "it listens nowhere: give an address for the Redis protocol, HTTP or gRPC".to_owned(),
+            ));
+        }
+        let all = [(Protocol::Redis, &redis), (Protocol::Http, &http), (Protocol::Grpc, &grpc)];
+        let limiters =
+            all.into_iter().flat_map(|(of, ports)| ports.iter().map(move |it| (of, it.limiter.clone())));
+        let limiters = limiters.collect();
+        let core = Arc::new(Core::new(Groups::new(self.client), tokens, limiters));
+        let resp = Arc::new(resp::Shared::new(core.clone(), self.default_group, self.databases));
+        Ok(Proxy { core, resp, redis, http, grpc, reloading })
+    }
+}
+
+/// How ports are opened.
+struct Opening {
+    tls: Option<TlsFiles>,
+    insecure: bool,
+    connections: ConnectionLimits,
+    budgets: Budgets,
+}
+
+impl Opening {
+    /// Ports on which `protocol` is spoken within TLS; empty: one that has no name there.
+    fn ports(&self, listeners: Vec<Listener>, protocol: &'static [u8]) -> Result<Vec<Port>, Error> {
+        let reloading = |files| Handshake::reloading(files, protocol);
+        let tls = self.tls.as_ref().map(reloading).transpose().map_err(|why| Error(format!("tls: {why}")))?;
+        let handshake = Handshake { tls, http2_only: protocol == b"h2", budgets: self.budgets.clone() };
+        let port = |listener| {
+            check(&listener, &handshake, self.insecure)?;
+            let limiter = ConnectionLimiter::new(self.connections);
+            Ok(Port { listener, limiter, handshake: handshake.clone() })
+        };
+        listeners.into_iter().map(port).collect()
+    }
+}
+
+/// Whether a listener may be open to whoever reaches it.
+fn check(listener: &Listener, handshake: &Handshake, insecure: bool) -> Result<(), Error> {
+    let addr = listener.local_addr().map_err(|error| Error(format!("a listener has no address: {error}")))?;
+    if addr.ip().is_loopback() || handshake.is_tls() || insecure {
+        return Ok(());
+    }
+    let mend = "set `tls`, or `insecure`";
+    Err(Error(format!("{addr} without TLS lets everybody there read and write what is in the cache; {mend}")))
+}
 
 /// Serves a fleet to programs that have no client of it.
 ///
@@ -26,97 +190,74 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// use tokio::net::TcpListener;
 ///
 /// let client = Client::builder().etcd("http://127.0.0.1:2379").near_cache(NearCache::bytes(64 << 20));
-/// let proxy = Proxy::new(client.trace_context(trace_context).build().await?)
+/// let proxy = Proxy::builder(client.trace_context(trace_context).build().await?)
 ///     .redis(TcpListener::bind("127.0.0.1:6379").await?)
-///     .http(TcpListener::bind("127.0.0.1:8080").await?);
+///     .http(TcpListener::bind("127.0.0.1:8080").await?)
+///     .build()?;
 /// let stop = async { tokio::signal::ctrl_c().await.expect("it can be waited for") };
 /// proxy.run(stop).await;
 /// # Ok(()) }
 /// ```
 #[derive(Debug)]
 pub struct Proxy {
-    client: Client,
-    default_group: Option<String>,
-    databases: Vec<String>,
-    redis: Vec<TcpListener>,
-    http: Vec<TcpListener>,
-    grpc: Vec<TcpListener>,
+    core: Arc<Core>,
+    resp: Arc<resp::Shared>,
+    redis: Vec<Port>,
+    http: Vec<Port>,
+    grpc: Vec<Port>,
+    reloading: Vec<Arc<Reloading<ServerTls>>>,
 }
 
 impl Proxy {
-    /// A proxy of the fleet of this client, which listens nowhere yet.
-    pub fn new(client: Client) -> Self {
-        Proxy {
+    /// Describes a proxy of the fleet of this client, which listens nowhere yet.
+    pub fn builder(client: Client) -> ProxyBuilder {
+        ProxyBuilder {
             client,
             default_group: None,
             databases: Vec::new(),
             redis: Vec::new(),
             http: Vec::new(),
             grpc: Vec::new(),
+            tls: None,
+            tokens: Vec::new(),
+            insecure: false,
+            connections: ConnectionLimits { total: 10_000, per_peer: 10_000, ..ConnectionLimits::default() },
         }
     }
 
-    /// Takes the keys of clients of Redis as keys of this group, in place of `group:key`.
-    #[must_use]
-    pub fn default_group(mut self, group: impl Into<String>) -> Self {
-        self.default_group = Some(group.into());
-        self
-    }
-
-    /// Gives clients of Redis these groups as databases 1, 2 and so on, for `SELECT`; none by default.
-    #[must_use]
-    pub fn databases<S: Into<String>>(mut self, groups: impl IntoIterator<Item = S>) -> Self {
-        self.databases.extend(groups.into_iter().map(Into::into));
-        self
-    }
-
-    /// Serves the Redis protocol there.
-    #[must_use]
-    pub fn redis(mut self, listener: TcpListener) -> Self {
-        self.redis.push(listener);
-        self
-    }
-
-    /// Serves HTTP there.
-    #[must_use]
-    pub fn http(mut self, listener: TcpListener) -> Self {
-        self.http.push(listener);
-        self
-    }
-
-    /// Serves gRPC there.
-    #[must_use]
-    pub fn grpc(mut self, listener: TcpListener) -> Self {
-        self.grpc.push(listener);
-        self
+    /// A handle by which it can be changed while it runs.
+    pub fn handle(&self) -> ProxyHandle {
+        ProxyHandle { core: self.core.clone(), reloading: self.reloading.clone() }
     }
 
     /// Serves until `stop` is ready, and then what runs, for up to ten seconds.
     pub async fn run(self, stop: impl Future<Output = ()>) {
-        let groups = Arc::new(Groups::new(self.client));
         let (stopping, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let redis = Arc::new(resp::Shared::new(groups.clone(), self.default_group, self.databases));
-        for listener in self.redis {
-            let (redis, stopping) = (redis.clone(), stopping.clone());
-            tasks.spawn(listen::accept(listener, stopping.clone(), tasks.clone(), move |stream| {
-                let (redis, stopping) = (redis.clone(), stopping.clone());
-                async move { redis.serve(stream, &stopping).await }
+        let grpc = Grpc::new(self.core.clone());
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_serving::<PeanutServer<Grpc>>().await;
+        health.set_serving::<PeanutCacheServer<Grpc>>().await;
+        let services =
+            services(&grpc, health_service).expect("the descriptions of the services are part of the build");
+        let router = http::router(self.core);
+        for port in self.redis {
+            let (resp, stop) = (self.resp.clone(), stopping.clone());
+            tasks.spawn(port.serve(stopping.clone(), tasks.clone(), move |connection| {
+                let (resp, stop, peer) = (resp.clone(), stop.clone(), connection.peer().clone());
+                async move { resp.serve(connection, peer, &stop).await }
             }));
         }
-        let router = http::router(groups.clone());
-        for listener in self.http {
-            let (router, stopping) = (router.clone(), stopping.clone());
-            tasks.spawn(listen::accept(listener, stopping.clone(), tasks.clone(), move |stream| {
-                listen::serve_http(stream, router.clone(), stopping.clone())
+        for port in self.http {
+            let (router, stop) = (router.clone(), stopping.clone());
+            tasks.spawn(port.serve(stopping.clone(), tasks.clone(), move |connection| {
+                serve_http(connection, router.clone(), stop.clone())
             }));
         }
-        for listener in self.grpc {
-            let (grpc, stopping) = (Grpc::new(groups.clone()), stopping.clone());
-            tasks.spawn(async move {
-                if let Err(error) = listen::serve_grpc(listener, grpc, stopping).await {
-                    tracing::error!(%error, "gRPC is not served any more");
-                }
-            });
+        for port in self.grpc {
+            let (services, stop) = (services.clone(), stopping.clone());
+            tasks.spawn(port.serve(stopping.clone(), tasks.clone(), move |connection| {
+                serve_grpc(connection, services.clone(), stop.clone())
+            }));
         }
         tasks.close();
         stop.await;
@@ -124,5 +265,28 @@ impl Proxy {
         if tokio::time::timeout(DRAIN, tasks.wait()).await.is_err() {
             tracing::warn!("what still runs after {DRAIN:?} is cut off");
         }
+    }
+}
+
+/// Changes a proxy while it runs.
+#[derive(Clone, Debug)]
+pub struct ProxyHandle {
+    core: Arc<Core>,
+    reloading: Vec<Arc<Reloading<ServerTls>>>,
+}
+
+impl ProxyHandle {
+    /// Reads the certificates again, for new connections. Where they cannot be used, the last good ones stay, with a
+    /// warning. They are also read again by themselves, within a second of a change.
+    pub fn reload_certificates(&self) {
+        self.reloading.iter().for_each(|tls| tls.reload());
+    }
+
+    /// Puts other tokens in the place of those there are, and says whether they differ.
+    ///
+    /// # Errors
+    /// Where they cannot be used, or are none where there are some.
+    pub fn set_tokens(&self, tokens: &[Token]) -> Result<bool, Error> {
+        self.core.tokens.replace(tokens).map_err(|why| Error(why.to_string()))
     }
 }

@@ -1,9 +1,17 @@
 //! The trace that a caller belongs to, handed to the client with each of its gets.
 
+use axum::http::HeaderMap;
+use peanut_proto::limits::is_traceparent;
 use tokio::task_local;
 
 task_local! {
     static TRACEPARENT: Option<String>;
+}
+
+/// The trace that a request's headers name.
+pub(crate) fn traceparent(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get("traceparent")?.as_bytes();
+    is_traceparent(value).then(|| String::from_utf8_lossy(value).into_owned())
 }
 
 /// Runs a call that belongs to a trace, or to none.

@@ -25,8 +25,8 @@ pub type Chain = Vec<CertificateDer<'static>>;
 pub type ClientTls = ClientConfig;
 
 impl TlsFiles {
-    /// What a server of this protocol (by its ALPN name) uses. With `ca`, clients need a certificate from
-    /// there.
+    /// What a server of this protocol (by its ALPN name; empty: it has none) uses. With `ca`, clients need a certificate
+    /// from there.
     ///
     /// # Errors
     /// Where there is no certificate or key, or a file cannot be used.
@@ -57,7 +57,7 @@ impl TlsFiles {
         let mut config = builder
             .with_single_cert(chain, private_key(key)?)
             .map_err(|e| TlsError::new(format!("{} and {}: {e}", cert.display(), key.display())))?;
-        config.alpn_protocols = vec![protocol.to_vec()];
+        config.alpn_protocols = Some(protocol.to_vec()).filter(|name| !name.is_empty()).into_iter().collect();
         Ok(ServerTls { config: Arc::new(config), own, verifier })
     }
 

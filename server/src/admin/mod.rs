@@ -32,10 +32,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::connections::accept;
 use crate::connections::{Connection, ConnectionLimiter, Handshake, Listener, Peer};
 use crate::node::Node;
 use crate::rights::Caller;
-use crate::threads::accept;
 use history::History;
 use host::{Hosts, check_host, only_reads};
 use neighbours::Neighbours;

@@ -23,11 +23,11 @@ use super::queue::FairQueue;
 use super::{Cache, Get};
 use crate::breaker::{Breaker, Epoch, Position};
 use crate::budget::Budget;
-use crate::error::Failure;
 use crate::flight::{Landed, Pilot};
 use crate::group::Policy;
 use crate::loader::{LoadRequest, Loaded, LoaderError};
 use crate::store::Entry;
+use peanut_edge::Failure;
 
 /// How long nothing is refreshed after a load has failed.
 const REFRESH_PAUSE: Duration = Duration::from_secs(1);

@@ -8,10 +8,10 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{Answer, Begun, Cache, Get};
 use crate::budget::{Account, Held};
-use crate::error::Failure;
 use crate::flight::Ticket;
 use crate::journal::WriteNumber;
 use crate::near::{LaneId, Unconfirmed};
+use peanut_edge::Failure;
 
 /// An operation that waits.
 #[derive(Debug)]

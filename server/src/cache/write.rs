@@ -18,12 +18,12 @@ use tokio::time::{Instant, timeout};
 
 use super::{Answer, Begun, Cache, Waiting};
 use crate::budget::{Account, OPERATION_BYTES, Reservation};
-use crate::error::Failure;
 use crate::flight::{Fill, ThenSet, Written};
 use crate::journal::{Journal, WriteNumber};
 use crate::near::{LaneId, Unconfirmed};
 use crate::segment::key_hash;
 use crate::store::{Entry, Origin, Value};
+use peanut_edge::Failure;
 
 /// How long the registry may take to tell of a clear that a client has told of.
 const TELL_WITHIN: Duration = Duration::from_millis(250);

@@ -6,8 +6,8 @@ use std::path::Path;
 use clap::CommandFactory as _;
 
 use super::group::{GroupSettings, Groups, LoaderSettings};
-use super::tokens::TokenSettings;
 use super::{Flags, print};
+use peanut_edge::rights::file::TokenSettings;
 
 const HEAD: &str = "\
 # Configuration

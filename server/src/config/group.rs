@@ -9,33 +9,13 @@ use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
 use super::units::{Capacity, Span};
-use super::{ConfigError, Source};
 use crate::group::{Group, Policy};
 use crate::loader::{AnyLoader, LoaderError, StaticLoader};
+use peanut_edge::documented;
+use peanut_edge::settings::{ConfigError, Source};
 
 /// What a capacity in a file is at least: less has lost its unit.
 const LEAST_CAPACITY_BYTES: usize = 64 << 10;
-
-/// A struct read from a file whose fields' descriptions are kept, for the documents.
-macro_rules! documented {
-    (
-        $(#[$meta:meta])*
-        $vis:vis struct $name:ident {
-            $($(#[doc = $doc:literal])+ $(#[serde($serde:ident)])? $field:ident: $type:ty,)*
-        }
-    ) => {
-        $(#[$meta])*
-        $vis struct $name { $($(#[doc = $doc])+ $(#[serde($serde)])? $field: $type,)* }
-
-        impl $name {
-            /// Each field's name and description, with its default in brackets at the end.
-            #[cfg(test)]
-            pub(super) const FIELDS: &'static [(&'static str, &'static str)] =
-                &[$((stringify!($field), concat!($($doc),+))),*];
-        }
-    };
-}
-pub(super) use documented;
 
 /// The groups of one source.
 #[derive(Clone, Debug)]

@@ -10,15 +10,11 @@ mod group;
 mod log;
 mod print;
 mod settings;
-mod tokens;
 mod units;
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::ops::Range;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 
 use clap::Parser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -27,10 +23,11 @@ use serde::Deserialize;
 pub(crate) use connect::Checks;
 pub(crate) use group::Groups;
 use settings::{EtcdSettings, Settings, TlsSettings};
-pub(crate) use tokens::TokenFiles;
 pub(crate) use units::{Capacity, ListenAddr, Span};
 
 use crate::{Error, Server, ServerBuilder};
+use peanut_edge::rights::file::{self as tokens, TokenFiles};
+use peanut_edge::settings::{ConfigError, Source};
 use peanut_proto::tls::TlsFiles;
 
 /// What is logged by default.
@@ -38,7 +35,7 @@ const DEFAULT_LOG: &str = "info";
 
 /// A secret from a file of its own, without the line's end.
 #[cfg(feature = "etcd")]
-fn read_secret(file: &Path) -> Result<String, ConfigError> {
+fn read_secret(file: &std::path::Path) -> Result<String, ConfigError> {
     let text = std::fs::read_to_string(file);
     let text = text.map_err(|error| ConfigError::new(file.display().to_string(), error))?;
     Ok(text.trim_end().to_owned())
@@ -98,69 +95,19 @@ pub(crate) enum Stop {
     Refuse(ConfigError),
 }
 
-/// What is wrong with the configuration, in one line that begins with the place.
-#[derive(Debug)]
-pub(crate) struct ConfigError {
-    place: String,
-    message: String,
-}
-
-impl ConfigError {
-    fn new(place: impl Into<String>, message: impl fmt::Display) -> Self {
-        let message = message.to_string().trim().replace('\n', "; ");
-        ConfigError { place: place.into(), message }
-    }
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.place, self.message)
-    }
-}
-
 impl From<ConfigError> for Stop {
     fn from(error: ConfigError) -> Self {
         Stop::Refuse(error)
     }
 }
 
-/// Where settings were read from: a file, or a flag with TOML in it.
-#[derive(Clone, Debug)]
-pub(crate) struct Source {
-    name: String,
-    text: Arc<str>,
-}
-
-impl Source {
-    fn of_file(path: &Path) -> Result<Self, ConfigError> {
-        let name = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::new(&name, error))?;
-        Ok(Source { name, text: text.into() })
+/// What a source sets as a file.
+fn settings_of(source: &Source) -> Result<Settings, ConfigError> {
+    let mut settings: Settings = source.read()?;
+    if let Some(groups) = &mut settings.group {
+        groups.source = Some(source.clone());
     }
-
-    /// What it sets as a file.
-    fn settings(&self) -> Result<Settings, ConfigError> {
-        let mut settings: Settings = self.read()?;
-        if let Some(groups) = &mut settings.group {
-            groups.source = Some(self.clone());
-        }
-        Ok(settings)
-    }
-
-    /// `file:line`.
-    fn at(&self, span: Option<Range<usize>>) -> String {
-        let Some(span) = span else { return self.name.clone() };
-        let line = self.text.bytes().take(span.start).filter(|byte| *byte == b'\n').count() + 1;
-        format!("{}:{line}", self.name)
-    }
-
-    fn error(&self, span: Option<Range<usize>>, message: impl fmt::Display) -> ConfigError {
-        ConfigError::new(self.at(span), message)
-    }
-
-    fn read<T: for<'de> Deserialize<'de>>(&self) -> Result<T, ConfigError> {
-        toml::from_str(&self.text).map_err(|error| self.error(error.span(), error.message()))
-    }
+    Ok(settings)
 }
 
 impl Config {
@@ -191,7 +138,7 @@ impl Config {
         if settings.log.is_none() {
             settings.log = std::env::var("RUST_LOG").ok().filter(|filter| !filter.is_empty());
         }
-        let of_file = file.as_ref().map(Source::settings).transpose()?;
+        let of_file = file.as_ref().map(settings_of).transpose()?;
         let printed = flags.print_config.then(|| print::print(matches, file.as_ref()));
         if let Some(of_file) = of_file {
             settings = settings.or(of_file);

@@ -7,8 +7,8 @@ use serde::Deserialize;
 
 use super::LogFormat;
 use super::group::Groups;
-use super::tokens::TokenSettings;
 use super::units::{Capacity, ListenAddr, Span};
+use peanut_edge::rights::file::TokenSettings;
 
 macro_rules! settings {
     ($(#[$meta:meta])* struct $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {

@@ -22,13 +22,13 @@ use tonic::{Request, Status};
 use crate::budget::{Account, Budgets};
 use crate::cache::{Cache, Within};
 use crate::connections::{ConnectionLimiter, ConnectionLimits, Peer};
-use crate::error::Failure;
 use crate::group::Group;
 use crate::journal::Journal;
 use crate::metrics::NodeMetrics;
 use crate::near::NearLeases;
 use crate::rights::{Caller, Rights, Tokens};
 use crate::wake::Wake;
+use peanut_edge::Failure;
 pub(crate) use ring::KnownRing;
 
 /// A node: its groups, its rights, its bounds, and the ring version that it knows. Cheap to clone.

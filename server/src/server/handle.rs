@@ -32,7 +32,7 @@ impl ServerHandle {
     /// [`ErrorKind::Configuration`](crate::ErrorKind::Configuration) where they cannot be used, or are none where there are some; those
     /// that the server has stay in force.
     pub fn set_tokens(&self, tokens: &[Token]) -> Result<bool, Error> {
-        self.node.tokens().replace(tokens)
+        Ok(self.node.tokens().replace(tokens)?)
     }
 
     /// The keys of a group that are asked for most, at most `most` and never more than 128, the hottest

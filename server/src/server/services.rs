@@ -9,10 +9,9 @@ use peanut_proto::v1::peanut_server::PeanutServer;
 use tonic::service::interceptor::InterceptedService;
 
 use super::PreparedServer;
-use crate::connections::CountStreams;
+use crate::connections::{CountStreams, Services};
 use crate::error::Error;
 use crate::service::bodies::Budgeted;
-use crate::threads;
 
 /// Streams that one connection may have open at once; a unary call is one.
 const MAX_STREAMS: u32 = 1024;
@@ -32,7 +31,7 @@ impl PreparedServer {
     pub(super) fn services(
         &self,
         health: tonic_health::pb::health_server::HealthServer<impl tonic_health::pb::health_server::Health>,
-    ) -> Result<threads::Services, Error> {
+    ) -> Result<Services, Error> {
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(peanut_proto::FILE_DESCRIPTOR_SET)

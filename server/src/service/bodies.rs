@@ -24,8 +24,8 @@ use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Service, http};
 use tonic::server::NamedService;
 
-use crate::body::holding;
 use crate::budget::{Account, Held};
+use peanut_edge::holding;
 
 /// Messages up to so many bytes do not count: a connection has no more streams than that matters.
 const SHORT_BYTES: usize = 16 << 10;

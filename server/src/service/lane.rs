@@ -41,9 +41,9 @@ use request::LaneRequest;
 use super::whole_ms;
 use crate::budget::{Account, Held, OPERATION_BYTES, OpenLane};
 use crate::cache::{Answer, Begun, Cache};
-use crate::error::Failure;
 use crate::node::{Node, ring_unknown};
 use crate::rights::Caller;
+use peanut_edge::Failure;
 
 /// Operations of one lane that may wait for flights: as many as a client has in flight to a node by default.
 const MAX_WAITING: usize = 65_536;

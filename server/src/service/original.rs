@@ -14,10 +14,10 @@ use tonic::{Request, Response, Status};
 use super::bodies::Sending;
 use crate::budget::Account;
 use crate::cache::{Answer, Get};
-use crate::error::Failure;
 use crate::node::Node;
 use crate::rights::Action;
 use crate::store::Origin;
+use peanut_edge::Failure;
 
 #[tonic::async_trait]
 impl PeanutCache for Node {

@@ -23,10 +23,10 @@ use super::whole_ms;
 use crate::budget::Accounts;
 use crate::cache::{Begun, Condition, Delete, Fetched, Get, Set};
 use crate::connections::Peer;
-use crate::error::Failure;
 use crate::node::{Node, ring_unknown};
 use crate::rights::Action;
 use crate::store::Origin;
+use peanut_edge::Failure;
 
 /// Keys that are deleted before others have their turn.
 const KEYS_AT_A_TIME: usize = 1_024;

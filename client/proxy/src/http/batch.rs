@@ -1,16 +1,18 @@
 //! Many keys of a group: `POST /v1/{group}`.
 
-use axum::extract::Request;
 use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use peanut_edge::rights::Action;
 use serde::{Deserialize, Serialize};
 
+use super::Asked;
 use super::entry::body;
 use super::problem::{self, Problem};
+use crate::core::account;
 use crate::fetch::{FIRST_PORTION, Fetch};
-use crate::groups::Groups;
+use crate::trace::{traceparent, within};
 
 const MAX_KEYS: usize = 10_000;
 /// Of a request: that many keys of a good length.
@@ -66,8 +68,10 @@ enum Outcome {
 }
 
 /// The values of the keys in the body, in their order, each with an error of its own where there is one.
-pub(super) async fn get(groups: &Groups, group: &[u8], request: Request) -> Result<Response, Problem> {
-    let group = groups.named(group).map_err(Problem::bad_request)?;
+pub(super) async fn get(name: &[u8], asked: Asked) -> Result<Response, Problem> {
+    let Asked { core, caller, peer, request } = asked;
+    let group = core.groups.named(name).map_err(Problem::bad_request)?;
+    let trace = traceparent(request.headers());
     let body = body(request, MAX_BODY_BYTES).await?;
     let wanted: Wanted = serde_json::from_slice(&body)
         .map_err(|error| Problem::bad_request(format!("the body is not as in /openapi.json: {error}")))?;
@@ -75,7 +79,10 @@ pub(super) async fn get(groups: &Groups, group: &[u8], request: Request) -> Resu
         return Err(Problem::too_long(format!("there are more than {MAX_KEYS} keys")));
     }
     let keys: Vec<Bytes> = wanted.keys.iter().map(Key::bytes).collect::<Result<_, _>>()?;
-    let got = Fetch::new(FIRST_PORTION, MAX_VALUES_BYTES).get(&group, &keys).await;
+    let may_read = |key: &Bytes| caller.rights().check(Action::Read, group.name(), Some(key));
+    keys.iter().try_for_each(may_read)?;
+    let fetch = Fetch::new(FIRST_PORTION, MAX_VALUES_BYTES, account(&caller, &peer));
+    let got = within(trace, fetch.get(&group, &keys)).await;
     let outcome = |got| match got {
         None => {
             Outcome::Error(Problem::too_long("the values before are as long as an answer may be").into_body())

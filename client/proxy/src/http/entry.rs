@@ -8,15 +8,22 @@ use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
+use http_body_util::Full;
 use peanut_client::{Detailed, Group};
+use peanut_edge::holding;
 use peanut_proto::limits::MAX_VALUE_BYTES;
 use xxhash_rust::xxh3::xxh3_128;
 
+use super::Asked;
 use super::problem::Problem;
+use crate::core::account;
+use crate::trace::{traceparent, within};
 
 /// The value, or 304 where the caller has it, or 404. `HEAD` is served as `GET`, and the server leaves out the body.
-pub(super) async fn get(group: &Group, key: &[u8], headers: &HeaderMap) -> Result<Response, Problem> {
-    let got = group.get_detailed(key).await?;
+pub(super) async fn get(group: &Group, key: &[u8], asked: Asked) -> Result<Response, Problem> {
+    let values = account(&asked.caller, &asked.peer).values.clone();
+    let got = within(traceparent(asked.request.headers()), group.get_detailed(key)).await?;
+    let headers = asked.request.headers();
     let Some(value) = &got.value else {
         let mut response = Problem::not_found("the group has no such key").into_response();
         fresh(&mut response, &got);
@@ -28,7 +35,9 @@ pub(super) async fn get(group: &Group, key: &[u8], headers: &HeaderMap) -> Resul
     let mut response = if is_known {
         StatusCode::NOT_MODIFIED.into_response()
     } else {
-        ([(header::CONTENT_TYPE, "application/octet-stream")], Body::from(value.clone())).into_response()
+        let held = values.take(value.len()).await;
+        let body = Body::new(holding(tonic::body::Body::new(Full::new(value.clone())), held));
+        ([(header::CONTENT_TYPE, "application/octet-stream")], body).into_response()
     };
     response.headers_mut().insert(header::ETAG, header_value(tag));
     fresh(&mut response, &got);

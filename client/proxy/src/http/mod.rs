@@ -1,7 +1,8 @@
 //! HTTP: a key is a resource, `/v1/{group}/{key}`, and `POST /v1/{group}` gets many at once.
 //!
 //! Keys and groups are percent-encoded, and a key may have any bytes; the first slash after the group ends its name.
-//! `openapi.json` has it all, and is served as such.
+//! `openapi.json` has it all, and is served as such; beside it are `/healthz`, `/readyz` and `/metrics`. Where the proxy has tokens, a caller shows one as `Bearer`, or as the
+//! password of any user.
 
 mod batch;
 mod entry;
@@ -10,45 +11,132 @@ mod problem;
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{Method, header};
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
+use axum::{Extension, Router};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use peanut_client::Group;
+use peanut_edge::connections::Peer;
+use peanut_edge::rights::{Action, Caller};
 
-use crate::groups::Groups;
+use crate::core::Core;
+use crate::metrics::{Protocol, text};
 use path::Target;
 use problem::Problem;
 
 const OPENAPI: &str = include_str!("openapi.json");
 
 /// All that is served.
-pub(crate) fn router(groups: Arc<Groups>) -> Router {
+pub(crate) fn router(core: Arc<Core>) -> Router {
     let openapi = || async { ([(header::CONTENT_TYPE, "application/json")], OPENAPI) };
-    Router::new().route("/openapi.json", get(openapi)).fallback(serve).with_state(groups)
+    Router::new()
+        .route("/openapi.json", get(openapi))
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .fallback(serve)
+        .layer(from_fn_with_state(core.clone(), count))
+        .with_state(core)
+}
+
+/// Counts a request, and keeps its connection from being idle meanwhile.
+async fn count(
+    State(core): State<Arc<Core>>,
+    Extension(peer): Extension<Peer>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let _stream = peer.presence().enter();
+    let response = next.run(request).await;
+    core.counters.answered(Protocol::Http, 1, usize::from(response.status().is_server_error()));
+    response
+}
+
+/// Whether a node can be asked.
+async fn ready(State(core): State<Arc<Core>>) -> (StatusCode, &'static str) {
+    if core.groups.are_reachable() {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready: no node can be reached\n")
+    }
+}
+
+/// For Prometheus, where there are tokens one with the right `admin`.
+async fn metrics(
+    State(core): State<Arc<Core>>,
+    Extension(peer): Extension<Peer>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    core.admit(shown(&headers).as_deref(), &peer)?.rights().check_admin()?;
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    Ok(([(header::CONTENT_TYPE, kind)], text(&core)).into_response())
+}
+
+/// A request, and who asks.
+struct Asked {
+    core: Arc<Core>,
+    caller: Caller,
+    peer: Peer,
+    request: Request,
 }
 
 /// Serves what is not at a fixed path. axum's own paths have to be text, and keys may be any bytes.
-async fn serve(State(groups): State<Arc<Groups>>, request: Request) -> Response {
-    let served = match Target::of(request.uri().path()) {
-        Some(Target::Entry { group, key }) => entry(&groups, &group, &key, request).await,
-        Some(Target::Group(group)) => match *request.method() {
-            Method::POST => batch::get(&groups, &group, request).await,
-            _ => Err(Problem::method_not_allowed("POST")),
-        },
-        None => Err(Problem::not_found("there is nothing here; see /openapi.json")),
+async fn serve(
+    State(core): State<Arc<Core>>,
+    Extension(peer): Extension<Peer>,
+    request: Request,
+) -> Response {
+    let caller = core.admit(shown(request.headers()).as_deref(), &peer);
+    let served = match (Target::of(request.uri().path()), caller) {
+        (None, _) => Err(Problem::not_found("there is nothing here; see /openapi.json")),
+        (_, Err(failure)) => Err(Problem::from(failure)),
+        (Some(target), Ok(caller)) => Asked { core, caller, peer, request }.serve(target).await,
     };
     served.unwrap_or_else(|problem| problem.into_response())
 }
 
-async fn entry(groups: &Groups, group: &[u8], key: &[u8], request: Request) -> Result<Response, Problem> {
-    let group = groups.named(group).map_err(Problem::bad_request)?;
-    match *request.method() {
-        Method::GET | Method::HEAD => entry::get(&group, key, request.headers()).await,
-        Method::PUT => entry::put(&group, key, request).await,
-        Method::DELETE => entry::delete(&group, key, request.headers()).await,
-        _ => Err(Problem::method_not_allowed("GET, HEAD, PUT, DELETE")),
+impl Asked {
+    async fn serve(self, target: Target) -> Result<Response, Problem> {
+        let method = self.request.method().clone();
+        match (target, method) {
+            (Target::Entry { group, key }, Method::GET | Method::HEAD) => {
+                let group = self.group(&group, Action::Read, &key)?;
+                entry::get(&group, &key, self).await
+            }
+            (Target::Entry { group, key }, Method::PUT) => {
+                let group = self.group(&group, Action::Set, &key)?;
+                entry::put(&group, &key, self.request).await
+            }
+            (Target::Entry { group, key }, Method::DELETE) => {
+                let group = self.group(&group, Action::Delete, &key)?;
+                entry::delete(&group, &key, self.request.headers()).await
+            }
+            (Target::Entry { .. }, _) => Err(Problem::method_not_allowed("GET, HEAD, PUT, DELETE")),
+            (Target::Group(group), Method::POST) => batch::get(&group, self).await,
+            (Target::Group(_), _) => Err(Problem::method_not_allowed("POST")),
+        }
     }
+
+    /// A group, if the caller may do this to a key of it.
+    fn group(&self, name: &[u8], action: Action, key: &[u8]) -> Result<Group, Problem> {
+        let group = self.core.groups.named(name).map_err(Problem::bad_request)?;
+        self.caller.rights().check(action, group.name(), Some(key))?;
+        Ok(group)
+    }
+}
+
+/// The secret that a caller shows.
+fn shown(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    if let Some(token) = value.strip_prefix("Bearer ") {
+        return Some(token.to_owned());
+    }
+    let decoded = String::from_utf8(STANDARD.decode(value.strip_prefix("Basic ")?).ok()?).ok()?;
+    decoded.split_once(':').map(|(_, password)| password.to_owned())
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use peanut_client::{Error, ErrorKind};
+use peanut_edge::Failure;
+use peanut_proto::v1::ErrorCode;
 use serde::Serialize;
 
 /// An answer that is none.
@@ -48,6 +50,17 @@ impl Problem {
     pub(super) fn into_body(self) -> Body {
         let title = self.status.canonical_reason().unwrap_or_default();
         Body { title, status: self.status.as_u16(), detail: self.detail }
+    }
+}
+
+impl From<Failure> for Problem {
+    fn from(failure: Failure) -> Self {
+        if failure.code == ErrorCode::Unauthenticated {
+            let header =
+                Some((header::WWW_AUTHENTICATE, "Bearer, Basic realm=\"peanut: a token as the password\""));
+            return Problem { header, ..Problem::new(StatusCode::UNAUTHORIZED, &*failure.message) };
+        }
+        Problem::new(StatusCode::FORBIDDEN, &*failure.message)
     }
 }
 

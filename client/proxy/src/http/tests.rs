@@ -5,12 +5,15 @@ use std::time::Duration;
 use axum::body::{Body, to_bytes};
 use axum::http::{Request as HttpRequest, StatusCode};
 use peanut_client::Client;
+use peanut_edge::Token;
+use peanut_edge::rights::Tokens;
 use peanut_server::testing::TestFleet;
 use peanut_server::{Group, Loaded, LoaderError, loader_fn};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
 use super::*;
+use crate::groups::Groups;
 
 struct Fixture {
     _fleet: TestFleet,
@@ -19,6 +22,10 @@ struct Fixture {
 
 impl Fixture {
     async fn start() -> Self {
+        Fixture::with(&[]).await
+    }
+
+    async fn with(tokens: &[Token]) -> Self {
         let scores = loader_fn(|key| async move {
             match &key[..] {
                 b"Tom" => Ok(Loaded::found("630")),
@@ -30,7 +37,10 @@ impl Fixture {
         let scores = Group::new("scores", scores).ttl(Duration::from_secs(60));
         let fleet = TestFleet::start(1, [scores, Group::without_loader("pages")]).await.unwrap();
         let client = Client::builder().registry(fleet.registry()).build().await.unwrap();
-        Fixture { _fleet: fleet, router: router(Arc::new(Groups::new(client))) }
+        let tokens = Tokens::new(tokens, false).unwrap();
+        let core = Core::new(Groups::new(client), tokens, Vec::new());
+        let router = router(Arc::new(core)).layer(Extension(Peer::of("127.0.0.1:1", false)));
+        Fixture { _fleet: fleet, router }
     }
 
     async fn ask(&self, method: &str, uri: &str, headers: &[(&str, &str)], body: &str) -> Response {
@@ -165,4 +175,30 @@ async fn the_document_describes_what_is_served() {
             assert_eq!(is_served, is_documented, "{method} {path}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_caller_shows_a_token_and_may_do_what_it_allows() {
+    let token = Token::new("app").secret("0123456789abcdef").read(["scores", "pages:a*"]).set(["pages:a*"]);
+    let fixture = Fixture::with(&[token]).await;
+    let status = async |method: &str, uri: &str, shown: &str| {
+        let response =
+            fixture.ask(method, uri, &[("authorization", shown)], "{\"keys\": [\"a\", \"b\"]}").await;
+        response.status().as_u16()
+    };
+    let unknown = fixture.ask("GET", "/v1/scores/Tom", &[], "").await;
+    assert_eq!(unknown.status(), StatusCode::UNAUTHORIZED);
+    assert!(header_of(&unknown, header::WWW_AUTHENTICATE).contains("Bearer"));
+    assert_eq!(status("GET", "/v1/scores/Tom", "Bearer wrong").await, 401);
+    let bearer = "Bearer 0123456789abcdef";
+    assert_eq!(status("GET", "/v1/scores/Tom", bearer).await, 200);
+    let basic = format!("Basic {}", STANDARD.encode("anybody:0123456789abcdef"));
+    assert_eq!(status("GET", "/v1/scores/Tom", &basic).await, 200);
+    assert_eq!(status("PUT", "/v1/pages/ab", bearer).await, 204);
+    for (method, uri) in
+        [("GET", "/v1/pages/b"), ("PUT", "/v1/pages/b"), ("DELETE", "/v1/pages/ab"), ("POST", "/v1/pages")]
+    {
+        assert_eq!(status(method, uri, bearer).await, 403, "{method} {uri}");
+    }
+    assert_eq!(fixture.get("/openapi.json").await.0, StatusCode::OK);
 }

@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::io;
 
 use bytes::BytesMut;
+use peanut_edge::budget::Held;
+use peanut_edge::connections::Peer;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio_util::sync::CancellationToken;
 
@@ -11,9 +13,11 @@ use super::Shared;
 use super::command::Command;
 use super::execute::{Read, run};
 use super::pipeline::together;
+use super::reply::Reply;
 use super::request::{Limits, Malformed, Reader};
 use super::session::Session;
 use crate::fetch::MAX_PORTION;
+use crate::metrics::Protocol;
 
 /// Read at once from a socket.
 const READ_BYTES: usize = 16 << 10;
@@ -29,20 +33,23 @@ const WRITE_BYTES: usize = 64 << 10;
 pub(super) async fn serve(
     shared: &Shared,
     id: i64,
+    peer: Peer,
     stream: impl AsyncRead + AsyncWrite + Unpin,
     stop: &CancellationToken,
 ) -> io::Result<()> {
     let mut connection = Connection {
         shared,
         stream,
-        session: Session::new(id),
+        session: Session::new(id, &shared.core, peer),
         reader: Reader::default(),
         input: BytesMut::new(),
         output: BytesMut::new(),
+        held: Vec::new(),
         ahead: VecDeque::new(),
     };
     loop {
         let malformed = connection.read_ahead().err();
+        let is_idle = connection.ahead.is_empty();
         connection.run().await?;
         if connection.session.is_over {
             break;
@@ -51,16 +58,18 @@ pub(super) async fn serve(
             connection.output.extend_from_slice(format!("-{}\r\n", malformed.message()).as_bytes());
             break;
         }
-        if connection.ahead.is_empty() {
-            connection.write().await?;
-            if stop.is_cancelled() {
-                break;
-            }
-            let read = stop.run_until_cancelled(connection.read_more()).await;
-            // What had come by then is answered.
-            if !read.unwrap_or(Ok(true))? {
-                break;
-            }
+        // More may have come with what was read.
+        if !is_idle {
+            continue;
+        }
+        connection.write().await?;
+        if stop.is_cancelled() {
+            break;
+        }
+        let read = stop.run_until_cancelled(connection.read_more()).await;
+        // What had come by then is answered.
+        if !read.unwrap_or(Ok(true))? {
+            break;
         }
     }
     connection.write().await?;
@@ -74,8 +83,9 @@ struct Connection<'a, S> {
     reader: Reader,
     /// What has come and is no whole request yet.
     input: BytesMut,
-    /// Answers that have not been written.
+    /// Answers that have not been written, and the room that they take.
     output: BytesMut,
+    held: Vec<Held>,
     ahead: VecDeque<Read>,
 }
 
@@ -89,10 +99,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
     /// Takes the requests that have come.
     fn read_ahead(&mut self) -> Result<(), Malformed> {
         while self.ahead.len() < MAX_AHEAD {
-            let limits = if self.session.is_admitted { Limits::ADMITTED } else { Limits::STRANGER };
+            let is_known = self.session.caller.is_some();
+            let limits = if is_known { Limits::ADMITTED } else { Limits::STRANGER };
             let Some(arguments) = self.reader.next(&mut self.input, &limits)? else { break };
             self.ahead.push_back(Command::parse(arguments));
-            if !self.session.is_admitted {
+            if !is_known {
                 // The next may be read under other limits.
                 break;
             }
@@ -111,8 +122,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             let commands = self.ahead.iter().map(|read| read.as_ref().ok()).take(MAX_PORTION);
             let count = together(commands, written);
             let commands = self.ahead.iter().take(count).cloned().collect();
-            let replies = run(self.shared, &mut self.session, commands).await;
+            let (replies, held) = run(self.shared, &mut self.session, commands).await;
+            self.held.extend(held);
             self.ahead.drain(..replies.len());
+            let errors = replies.iter().filter(|reply| matches!(reply, Reply::Error(_))).count();
+            self.shared.core.counters.answered(Protocol::Redis, replies.len(), errors);
             for reply in replies {
                 reply.write(self.session.version, &mut self.output);
             }
@@ -126,6 +140,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
     async fn write(&mut self) -> io::Result<()> {
         self.stream.write_all(&self.output).await?;
         self.output.clear();
+        self.held.clear();
         if self.output.capacity() > 4 * WRITE_BYTES {
             self.output = BytesMut::new();
         }

@@ -7,13 +7,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::{join_all, join4};
 use peanut_client::{Detailed, Error, Group};
+use peanut_edge::budget::Held;
+use peanut_edge::rights::{Action, Rights};
 
 use super::Shared;
 use super::batches::{Batches, Place, Results};
 use super::command::{COMMANDS, Client, Command, Commands, Hello, Login, Spec};
+use super::database::Key;
 use super::reply::{Reply, Version};
 use super::session::Session;
 use crate::fetch::{Fetch, Fetched};
+use crate::groups::Groups;
 
 /// Bytes of values that one run of several commands fetches, about.
 const MAX_RUN_BYTES: usize = 16 << 20;
@@ -51,8 +55,14 @@ enum Pending {
     Deleted(Vec<Place>),
 }
 
-/// Runs commands all at the same time. There is an answer to the first, and to as many more as have been run.
-pub(super) async fn run(shared: &Shared, session: &mut Session, commands: Vec<Read>) -> Vec<Reply> {
+/// Runs commands all at the same time. There is an answer to the first, and to as many more as have been run; what they take
+/// counts until it is written.
+pub(super) async fn run(
+    shared: &Shared,
+    session: &mut Session,
+    commands: Vec<Read>,
+) -> (Vec<Reply>, Vec<Held>) {
+    session.look_again(&shared.core.tokens);
     let mut calls = Calls::default();
     let begin = |command: Read| {
         let pending = command.and_then(|command| begin(shared, session, command, &mut calls));
@@ -60,14 +70,15 @@ pub(super) async fn run(shared: &Shared, session: &mut Session, commands: Vec<Re
     };
     let pending: Vec<Pending> = commands.into_iter().map(begin).collect();
     let most = if pending.len() == 1 { MAX_ANSWER_BYTES } else { MAX_RUN_BYTES };
-    let fetch = Fetch::new(session.portion, most);
+    let fetch = Fetch::new(session.portion, most, session.account());
     let mut called = calls.call(&fetch).await;
     session.portion = fetch.portion();
     let replies = pending
         .into_iter()
         .map(|pending| pending.reply(&mut called).unwrap_or_else(|error| Some(error.into())));
     let replies: Vec<Reply> = replies.map_while(|reply| reply).collect();
-    if replies.is_empty() { vec![Reply::error(TOO_LONG)] } else { replies }
+    let replies = if replies.is_empty() { vec![Reply::error(TOO_LONG)] } else { replies };
+    (replies, fetch.into_held())
 }
 
 const TOO_LONG: &str = "ERR the answer would have more than 64 MiB; ask for fewer keys at once";
@@ -79,49 +90,76 @@ fn begin(
     command: Command,
     calls: &mut Calls,
 ) -> Result<Pending, Reply> {
-    if !session.is_admitted && !may_be_asked_first(&command) {
-        return Err(Reply::error("NOAUTH Authentication required."));
-    }
-    let (groups, database) = (&*shared.groups, session.database);
-    let key = |key: &Bytes| shared.databases.key(database, key);
+    let Some(caller) = &session.caller else {
+        return match command {
+            Command::Hello(_) | Command::Auth(_) | Command::Reset | Command::Quit => {
+                talk(shared, session, command).map(Pending::Ready)
+            }
+            _ => Err(Reply::error("NOAUTH Authentication required.")),
+        };
+    };
+    let groups = &shared.core.groups;
+    let may = May { shared, rights: caller.rights(), database: session.database };
     let same = |key: Bytes| key;
     Ok(match command {
-        Command::Get(name) => Pending::Value(calls.gets.add(groups, key(&name)?, same)?),
-        Command::GetMany(names) => Pending::Values(add_all(&mut calls.gets, shared, database, &names)?),
-        Command::Exists(names) => Pending::Found(add_all(&mut calls.gets, shared, database, &names)?),
+        Command::Get(name) => Pending::Value(calls.gets.add(groups, may.read(&name)?, same)?),
+        Command::GetMany(names) => {
+            Pending::Values(add_all(&mut calls.gets, may.all(Action::Read, &names)?, groups)?)
+        }
+        Command::Exists(names) => {
+            Pending::Found(add_all(&mut calls.gets, may.all(Action::Read, &names)?, groups)?)
+        }
         Command::Lifetime { key: name, in_seconds } => {
-            Pending::Lifetime(calls.details.add(groups, key(&name)?, same)?, in_seconds)
+            Pending::Lifetime(calls.details.add(groups, may.read(&name)?, same)?, in_seconds)
         }
         Command::Set { key: name, value, ttl } => {
-            let place = calls.sets.add(groups, key(&name)?, |name| (name, value, ttl))?;
+            let place = calls.sets.add(groups, may.key(Action::Set, &name)?, |name| (name, value, ttl))?;
             Pending::Set(vec![place])
         }
         Command::SetMany(entries) => {
-            let keys: Vec<_> = entries.iter().map(|(name, _)| key(name)).collect::<Result<_, _>>()?;
+            let keys = entries.iter().map(|(name, _)| may.key(Action::Set, name));
+            let keys: Vec<_> = keys.collect::<Result<_, _>>()?;
             let values = entries.into_iter().map(|(_, value)| value);
             let add = |(key, value)| calls.sets.add(groups, key, |name| (name, value, None));
             Pending::Set(keys.into_iter().zip(values).map(add).collect::<Result<_, _>>()?)
         }
-        Command::Delete(names) => Pending::Deleted(add_all(&mut calls.deletes, shared, database, &names)?),
+        Command::Delete(names) => {
+            Pending::Deleted(add_all(&mut calls.deletes, may.all(Action::Delete, &names)?, groups)?)
+        }
         other => Pending::Ready(talk(shared, session, other)?),
     })
 }
 
-/// Adds all keys, or none.
-fn add_all(
-    batches: &mut Batches<Bytes>,
-    shared: &Shared,
+/// What a caller may do, in the database that it has chosen.
+struct May<'a> {
+    shared: &'a Shared,
+    rights: &'a Rights,
     database: usize,
-    names: &[Bytes],
-) -> Result<Vec<Place>, Reply> {
-    let keys: Vec<_> =
-        names.iter().map(|name| shared.databases.key(database, name)).collect::<Result<_, _>>()?;
-    keys.into_iter().map(|key| batches.add(&shared.groups, key, |key| key)).collect()
 }
 
-/// Whether a caller may ask this before it has said who it is.
-fn may_be_asked_first(command: &Command) -> bool {
-    matches!(command, Command::Hello(_) | Command::Auth(_) | Command::Reset | Command::Quit)
+impl May<'_> {
+    /// What a name means, if the caller may do this to it.
+    fn key(&self, action: Action, name: &Bytes) -> Result<Key, Reply> {
+        let key = self.shared.databases.key(self.database, name)?;
+        let group = std::str::from_utf8(&key.group);
+        let group = group.map_err(|_| Reply::error("ERR the group's name is not text"))?;
+        let checked = self.rights.check(action, group, Some(&key.key));
+        checked.map_err(|failure| Reply::error(format!("NOPERM {}", failure.message)))?;
+        Ok(key)
+    }
+
+    fn read(&self, name: &Bytes) -> Result<Key, Reply> {
+        self.key(Action::Read, name)
+    }
+
+    fn all(&self, action: Action, names: &[Bytes]) -> Result<Vec<Key>, Reply> {
+        names.iter().map(|name| self.key(action, name)).collect()
+    }
+}
+
+/// Adds all keys.
+fn add_all(batches: &mut Batches<Bytes>, keys: Vec<Key>, groups: &Groups) -> Result<Vec<Place>, Reply> {
+    keys.into_iter().map(|key| batches.add(groups, key, |key| key)).collect()
 }
 
 /// Answers what is asked of the proxy itself.
@@ -129,8 +167,8 @@ fn talk(shared: &Shared, session: &mut Session, command: Command) -> Result<Repl
     Ok(match command {
         Command::Ping(None) => Reply::Simple("PONG"),
         Command::Ping(Some(message)) | Command::Echo(message) => Reply::Bulk(message),
-        Command::Hello(hello) => greet(session, hello)?,
-        Command::Auth(login) => log_in(session, &login)?,
+        Command::Hello(hello) => greet(shared, session, hello)?,
+        Command::Auth(login) => log_in(shared, session, &login)?,
         Command::Select(number) => {
             session.database = shared.databases.select(&number)?;
             Reply::OK
@@ -145,7 +183,7 @@ fn talk(shared: &Shared, session: &mut Session, command: Command) -> Result<Repl
         Command::Commands(about) => tell_of(about),
         Command::Info => Reply::text(shared.info()),
         Command::Reset => {
-            session.reset();
+            session.reset(&shared.core);
             Reply::Simple("RESET")
         }
         _ => {
@@ -167,11 +205,11 @@ fn tell_of(about: Commands) -> Reply {
     }
 }
 
-fn greet(session: &mut Session, hello: Hello) -> Result<Reply, Reply> {
+fn greet(shared: &Shared, session: &mut Session, hello: Hello) -> Result<Reply, Reply> {
     if let Some(login) = &hello.login {
-        log_in(session, login)?;
+        log_in(shared, session, login)?;
     }
-    if !session.is_admitted {
+    if session.caller.is_none() {
         return Err(Reply::error("NOAUTH HELLO must be called with AUTH, or after it"));
     }
     session.version = hello.version.unwrap_or(session.version);
@@ -188,8 +226,14 @@ fn greet(session: &mut Session, hello: Hello) -> Result<Reply, Reply> {
     ]))
 }
 
-fn log_in(_session: &mut Session, _login: &Login) -> Result<Reply, Reply> {
-    Err(Reply::error("ERR AUTH was called, and this proxy has no tokens"))
+fn log_in(shared: &Shared, session: &mut Session, login: &Login) -> Result<Reply, Reply> {
+    if shared.core.tokens.are_none() {
+        return Err(Reply::error("ERR AUTH was called, and this proxy has no tokens"));
+    }
+    let secret = std::str::from_utf8(&login.secret).unwrap_or_default();
+    let admitted = session.log_in(&shared.core, secret);
+    admitted.map_err(|failure| Reply::error(format!("WRONGPASS {}", failure.message)))?;
+    Ok(Reply::OK)
 }
 
 impl Calls {

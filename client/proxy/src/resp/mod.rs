@@ -18,16 +18,17 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 
+use peanut_edge::connections::Peer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
-use crate::groups::Groups;
+use crate::core::Core;
 use database::Databases;
 
 /// What all connections of clients of Redis share.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    groups: Arc<Groups>,
+    core: Arc<Core>,
     databases: Databases,
     next_id: AtomicI64,
     connections: AtomicUsize,
@@ -35,24 +36,29 @@ pub(crate) struct Shared {
 
 impl Shared {
     /// Databases as in [`Databases::new`].
-    pub(crate) fn new(groups: Arc<Groups>, default_group: Option<String>, databases: Vec<String>) -> Self {
+    pub(crate) fn new(core: Arc<Core>, default_group: Option<String>, databases: Vec<String>) -> Self {
         let databases = Databases::new(default_group, databases);
-        Shared { groups, databases, next_id: AtomicI64::new(1), connections: AtomicUsize::new(0) }
+        Shared { core, databases, next_id: AtomicI64::new(1), connections: AtomicUsize::new(0) }
     }
 
     /// Serves one connection until it ends, or until `stop` and what it has asked by then is answered.
-    pub(crate) async fn serve(&self, stream: impl AsyncRead + AsyncWrite + Unpin, stop: &CancellationToken) {
+    pub(crate) async fn serve(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin,
+        peer: Peer,
+        stop: &CancellationToken,
+    ) {
         self.connections.fetch_add(1, Ordering::Relaxed);
         let _gone = Gone(&self.connections);
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        if let Err(error) = connection::serve(self, id, stream, stop).await {
+        if let Err(error) = connection::serve(self, id, peer, stream, stop).await {
             tracing::debug!(id, %error, "a connection of a Redis client has ended");
         }
     }
 
     /// What `INFO` says. Clients wait until nothing is `loading`.
     fn info(&self) -> String {
-        let stats = self.groups.stats();
+        let stats = self.core.groups.stats();
         let hits = stats.hits + stats.near_hits + stats.stale + stats.coalesced;
         let lines = [
             ("# Server", None),

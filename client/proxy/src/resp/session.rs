@@ -1,8 +1,15 @@
 //! What a connection has said of itself.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
+use peanut_edge::Failure;
+use peanut_edge::budget::Account;
+use peanut_edge::connections::{OpenStream, Peer};
+use peanut_edge::rights::{Caller, Tokens};
 
 use super::reply::Version;
+use crate::core::{Core, account};
 use crate::fetch::FIRST_PORTION;
 
 /// The state of one connection.
@@ -13,30 +20,80 @@ pub(super) struct Session {
     pub(super) version: Version,
     pub(super) database: usize,
     pub(super) name: Option<Bytes>,
-    /// Whether it may ask for keys.
-    pub(super) is_admitted: bool,
+    /// Who it is; `None`: it may ask for nothing yet.
+    pub(super) caller: Option<Caller>,
     /// How many keys are fetched for it at once.
     pub(super) portion: usize,
     /// It has taken leave, and is answered no more.
     pub(super) is_over: bool,
+    peer: Peer,
+    /// A connection that has been let in stays, also while nothing is asked: clients of Redis expect that.
+    stays: Option<InUse>,
 }
 
 impl Session {
     /// A new connection's.
-    pub(super) fn new(id: i64) -> Self {
-        Session {
+    pub(super) fn new(id: i64, core: &Core, peer: Peer) -> Self {
+        let mut session = Session {
             id,
             version: Version::default(),
             database: 0,
             name: None,
-            is_admitted: true,
+            caller: None,
             portion: FIRST_PORTION,
             is_over: false,
+            peer,
+            stays: None,
+        };
+        session.enter(core);
+        session
+    }
+
+    /// Lets in who needs no secret: where there are no tokens, or by certificate.
+    fn enter(&mut self, core: &Core) {
+        if core.tokens.are_none() || self.peer.certificate().is_some() {
+            self.caller = core.admit(None, &self.peer).ok();
+            self.stay();
+        }
+    }
+
+    /// Lets in who shows a secret. Who shows a wrong one is what it was.
+    ///
+    /// # Errors
+    /// Where nobody has it.
+    pub(super) fn log_in(&mut self, core: &Core, secret: &str) -> Result<(), Failure> {
+        self.caller = Some(core.admit(Some(secret), &self.peer)?);
+        self.stay();
+        Ok(())
+    }
+
+    fn stay(&mut self) {
+        if self.caller.is_some() && self.stays.is_none() {
+            self.stays = Some(InUse(self.peer.presence().enter()));
+        }
+    }
+
+    /// Looks again who it is, where tokens have changed.
+    pub(super) fn look_again(&mut self, tokens: &Tokens) {
+        if self.caller.as_mut().is_some_and(|caller| caller.look_again(tokens).is_err()) {
+            self.caller = None;
+        }
+    }
+
+    /// What it may hold.
+    pub(super) fn account(&self) -> Arc<Account> {
+        match &self.caller {
+            Some(caller) => account(caller, &self.peer),
+            None => self.peer.accounts.of(&Arc::from("")),
         }
     }
 
     /// As it was when the connection began.
-    pub(super) fn reset(&mut self) {
-        *self = Session::new(self.id);
+    pub(super) fn reset(&mut self, core: &Core) {
+        *self = Session::new(self.id, core, self.peer.clone());
     }
 }
+
+/// Keeps a connection from being idle.
+#[derive(Debug)]
+struct InUse(#[expect(dead_code, reason = "it counts until it is dropped")] OpenStream);

@@ -3,12 +3,15 @@
 use std::time::Duration;
 
 use peanut_client::Client;
+use peanut_edge::Token;
+use peanut_edge::rights::Tokens;
 use peanut_server::testing::TestFleet;
 use peanut_server::{Group, Loaded, LoaderError, loader_fn};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::groups::Groups;
 
 struct Fixture {
     _fleet: TestFleet,
@@ -17,6 +20,10 @@ struct Fixture {
 
 impl Fixture {
     async fn start() -> Self {
+        Fixture::with(&[]).await
+    }
+
+    async fn with(tokens: &[Token]) -> Self {
         let scores = loader_fn(|key| async move {
             match &key[..] {
                 b"broken" => Err(LoaderError::from("the database\r\n-is on fire")),
@@ -28,7 +35,9 @@ impl Fixture {
         let pages = Group::without_loader("pages").ttl(Duration::from_secs(60));
         let fleet = TestFleet::start(1, [scores, pages]).await.unwrap();
         let client = Client::builder().registry(fleet.registry()).build().await.unwrap();
-        let shared = Shared::new(Arc::new(Groups::new(client)), None, vec!["pages".to_owned()]);
+        let tokens = Tokens::new(tokens, false).unwrap();
+        let core = Arc::new(Core::new(Groups::new(client), tokens, Vec::new()));
+        let shared = Shared::new(core, None, vec!["pages".to_owned()]);
         Fixture { _fleet: fleet, shared: Arc::new(shared) }
     }
 
@@ -36,7 +45,8 @@ impl Fixture {
         let (near, far) = duplex(1 << 16);
         let (shared, stop) = (self.shared.clone(), CancellationToken::new());
         let stopping = stop.clone();
-        let serving = tokio::spawn(async move { shared.serve(far, &stopping).await });
+        let peer = Peer::of("127.0.0.1:1", false);
+        let serving = tokio::spawn(async move { shared.serve(far, peer, &stopping).await });
         Connected { stream: near, stop, serving }
     }
 }
@@ -198,4 +208,61 @@ async fn a_stop_answers_what_has_been_asked() {
     it.expect("PING\r\n", "+PONG\r\n").await;
     it.stop.cancel();
     assert_eq!(it.rest().await, "");
+}
+
+const NO_AUTH: &str = "-NOAUTH Authentication required.\r\n";
+
+#[tokio::test]
+async fn a_caller_says_who_it_is_and_may_do_what_its_token_allows() {
+    let token = Token::new("app").secret("0123456789abcdef").read(["scores", "pages:a*"]).set(["pages:a*"]);
+    let fixture = Fixture::with(&[token]).await;
+    let mut it = fixture.connect();
+    it.expect("PING\r\nGET scores:Tom\r\n", &format!("{NO_AUTH}{NO_AUTH}")).await;
+    it.stream.write_all(b"AUTH wrong\r\nHELLO 3\r\n").await.unwrap();
+    let mut answers = [0; 400];
+    let mut said = String::new();
+    while said.matches("\r\n").count() < 2 {
+        let read = it.stream.read(&mut answers).await.unwrap();
+        said += std::str::from_utf8(&answers[..read]).unwrap();
+    }
+    let lines: Vec<_> = said.lines().collect();
+    assert!(lines[0].starts_with("-WRONGPASS ") && lines[1].starts_with("-NOAUTH "), "{said}");
+    assert!(!said.contains("0123456789abcdef"));
+    it.expect(
+        "AUTH default 0123456789abcdef\r\nGET scores:Tom\r\nSET pages:ab 1\r\n",
+        "+OK\r\n$3\r\nTom\r\n+OK\r\n",
+    )
+    .await;
+    for refused in
+        ["GET pages:b", "SET pages:b 1", "SET scores:Tom 1", "DEL pages:ab", "MGET pages:ab pages:b"]
+    {
+        it.stream.write_all(format!("{refused}\r\nECHO done\r\n").as_bytes()).await.unwrap();
+        let mut said = String::new();
+        while !said.ends_with("done\r\n") {
+            let read = it.stream.read(&mut answers).await.unwrap();
+            said += std::str::from_utf8(&answers[..read]).unwrap();
+        }
+        assert!(said.starts_with("-NOPERM "), "{refused}: {said}");
+    }
+    it.expect("RESET\r\nGET scores:Tom\r\n", &format!("+RESET\r\n{NO_AUTH}")).await;
+}
+
+#[tokio::test]
+async fn a_stranger_is_read_little_of() {
+    let token = Token::new("app").secret("0123456789abcdef").read(["*"]);
+    let fixture = Fixture::with(&[token]).await;
+    let mut it = fixture.connect();
+    it.stream.write_all(b"*2\r\n$4\r\nAUTH\r\n$1000000\r\n").await.unwrap();
+    assert_eq!(it.rest().await, "-ERR Protocol error: invalid bulk length\r\n");
+}
+
+#[tokio::test]
+async fn tokens_that_change_count_for_connections_that_stand() {
+    let token = |secret: &str| Token::new("app").secret(secret).read(["*"]);
+    let fixture = Fixture::with(&[token("0123456789abcdef")]).await;
+    let mut it = fixture.connect();
+    it.expect("AUTH 0123456789abcdef\r\nGET scores:Tom\r\n", "+OK\r\n$3\r\nTom\r\n").await;
+    fixture.shared.core.tokens.replace(&[token("another-secret-of-16")]).unwrap();
+    it.expect("GET scores:Tom\r\n", NO_AUTH).await;
+    it.expect("AUTH another-secret-of-16\r\nGET scores:Tom\r\n", "+OK\r\n$3\r\nTom\r\n").await;
 }

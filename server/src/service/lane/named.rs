@@ -10,8 +10,8 @@ use peanut_proto::v1::{ErrorCode, Near, OnMiss};
 
 use super::{Answers, MANY_LEASES, UNKNOWN_GROUPS};
 use crate::cache::Cache;
-use crate::error::Failure;
 use crate::rights::{Action, GroupRights};
+use peanut_edge::Failure;
 
 /// A group that the client has named, and what it may do there.
 #[derive(Clone)]

@@ -13,10 +13,10 @@ use tokio::time::Instant;
 
 use crate::budget::Account;
 use crate::cache::{Begun, Cache, Condition, Delete, Fetched, Get, Set};
-use crate::error::Failure;
 use crate::near::LaneId;
 use crate::node::Node;
 use crate::store::Origin;
+use peanut_edge::Failure;
 
 /// An operation, with what it goes by.
 pub(super) struct LaneRequest {

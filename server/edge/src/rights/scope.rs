@@ -8,15 +8,18 @@ use std::sync::Arc;
 
 /// Keys of one group.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Keys {
+pub enum Keys {
     #[default]
+    /// Not any.
     None,
+    /// Those that one of the patterns matches.
     Some(Arc<[Pattern]>),
+    /// Every one.
     All,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Pattern {
+pub enum Pattern {
     Exact(Box<[u8]>),
     Prefix(Box<[u8]>),
 }
@@ -31,7 +34,8 @@ impl Pattern {
 }
 
 impl Keys {
-    pub(crate) fn have(&self, key: &[u8]) -> bool {
+    /// Whether a key is one of them.
+    pub fn have(&self, key: &[u8]) -> bool {
         match self {
             Keys::All => true,
             Keys::None => false,

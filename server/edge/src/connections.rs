@@ -3,8 +3,10 @@
 //! What is bounded here is bounded before anybody has said who he is. A peer that speaks no HTTP/2, or does
 //! not speak at all, is gone before the services see him; nobody else waits for him.
 
+mod accept;
 mod activity;
 mod certificates;
+mod grpc;
 mod limiter;
 mod socket;
 #[cfg_attr(not(feature = "tls"), path = "connections/no_tls.rs")]
@@ -21,12 +23,14 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
 use tonic::transport::server::Connected;
 
-use peanut_proto::tls::{Reloading, ServerTls};
+use peanut_proto::tls::{Reloading, ServerTls, TlsFiles};
 
-pub(crate) use activity::CountStreams;
-pub(crate) use certificates::PeerCertificate;
-pub(crate) use limiter::{ConnectionLimiter, ConnectionLimits, Permit, Presence};
-pub(crate) use socket::{Accepted, Listener, Stream};
+pub use accept::{Permitted, accept};
+pub use activity::CountStreams;
+pub use certificates::PeerCertificate;
+pub use grpc::{Services, serve_grpc};
+pub use limiter::{ConnectionLimiter, ConnectionLimits, OpenStream, Permit, Presence};
+pub use socket::{Accepted, Listener, Stream};
 
 use crate::budget::{Accounts, Budgets};
 
@@ -35,27 +39,42 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// How a connection's first bytes are taken.
 #[derive(Clone, Debug)]
-pub(crate) struct Handshake {
-    pub(crate) tls: Option<Arc<Reloading<ServerTls>>>,
+pub struct Handshake {
+    /// The certificates, where TLS is spoken.
+    pub tls: Option<Arc<Reloading<ServerTls>>>,
     /// Whether HTTP/2 is all that is spoken.
-    pub(crate) http2_only: bool,
+    pub http2_only: bool,
     /// Where what connections may hold comes from.
-    pub(crate) budgets: Budgets,
+    pub budgets: Budgets,
 }
 
 impl Handshake {
     /// One without TLS.
-    #[cfg(test)]
-    pub(crate) fn plain() -> Self {
+    #[cfg(any(test, feature = "testing"))]
+    pub fn plain() -> Self {
         Handshake { tls: None, http2_only: false, budgets: Budgets::new() }
     }
 
-    pub(crate) fn is_tls(&self) -> bool {
+    /// Certificates from files, read again when those change, for a port on which `protocol` is spoken within TLS.
+    ///
+    /// # Errors
+    /// Where they cannot be used, or this build knows no TLS.
+    pub fn reloading(files: &TlsFiles, protocol: &'static [u8]) -> Result<Arc<Reloading<ServerTls>>, String> {
+        // Other crates of the program may have TLS.
+        if !cfg!(feature = "tls") {
+            return Err("this build knows no TLS (feature `tls`)".to_owned());
+        }
+        let made = Reloading::new(files.clone(), |files| files.server(protocol), tokio::time::Instant::now());
+        made.map(Arc::new).map_err(|error| error.to_string())
+    }
+
+    /// Whether TLS is spoken.
+    pub fn is_tls(&self) -> bool {
         self.tls.is_some()
     }
 
     /// Takes a connection to where HTTP begins; `None` where it does not get there in time, or is cut off.
-    pub(crate) async fn run(self, stream: Stream, permit: Permit) -> Option<Connection> {
+    pub async fn run(self, stream: Stream, permit: Permit) -> Option<Connection> {
         let (limit, presence) = (permit.limits().handshake, permit.presence().clone());
         let handshake = timeout(limit, self.shake(stream, permit));
         match presence.cut().run_until_cancelled(handshake).await {
@@ -103,37 +122,42 @@ impl Handshake {
 
 /// Who is at the other end.
 #[derive(Clone, Debug)]
-pub(crate) struct Peer {
-    pub(crate) addr: SocketAddr,
+pub struct Peer {
+    /// Where it comes from.
+    pub addr: SocketAddr,
     /// Whether nobody else can read what is said.
-    pub(crate) is_private: bool,
+    pub is_private: bool,
     /// What the connection may hold.
-    pub(crate) accounts: Arc<Accounts>,
+    pub accounts: Arc<Accounts>,
     presence: Arc<Presence>,
 }
 
 impl Peer {
     /// Its connection, as the limiter knows it.
-    pub(crate) fn presence(&self) -> &Arc<Presence> {
+    pub fn presence(&self) -> &Arc<Presence> {
         &self.presence
     }
 
     /// The certificate that it has shown, which was good then.
-    pub(crate) fn certificate(&self) -> Option<&PeerCertificate> {
+    pub fn certificate(&self) -> Option<&PeerCertificate> {
         self.presence.certificate.get()
     }
 
     /// One that has no connection.
-    #[cfg(any(test, feature = "fuzzing"))]
-    pub(crate) fn of(addr: &str, is_private: bool) -> Self {
+    #[cfg(any(test, feature = "testing"))]
+    pub fn of(addr: &str, is_private: bool) -> Self {
         let now = tokio::time::Instant::now();
         let addr: SocketAddr = addr.parse().expect("an address");
         let accounts = Accounts::new(Budgets::new());
         Peer { addr, is_private, accounts, presence: Presence::new(addr.ip(), now, now) }
     }
 
-    #[cfg(test)]
-    pub(crate) fn show_certificate(&self, names: &[&str], not_after_ms: u64) {
+    /// Has it shown a certificate with these names.
+    ///
+    /// # Panics
+    /// Where it has shown one before.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn show_certificate(&self, names: &[&str], not_after_ms: u64) {
         let names = names.iter().map(|name| (*name).to_owned()).collect();
         let certificate = PeerCertificate { names, not_after_ms, chain: Vec::new() };
         self.presence.certificate.set(certificate).expect("it has none yet");
@@ -142,7 +166,7 @@ impl Peer {
 
 /// A connection on which HTTP begins.
 #[derive(Debug)]
-pub(crate) struct Connection {
+pub struct Connection {
     io: Io,
     /// What the peer has said already.
     said: Bytes,
@@ -158,7 +182,7 @@ enum Io {
 
 impl Connection {
     /// Who is at the other end.
-    pub(crate) fn peer(&self) -> &Peer {
+    pub fn peer(&self) -> &Peer {
         &self.peer
     }
 

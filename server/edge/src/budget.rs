@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 
 /// Bytes that may be held at a time.
 #[derive(Debug)]
-pub(crate) struct Budget {
+pub struct Budget {
     limit: usize,
     used: AtomicUsize,
     parent: Option<Arc<Budget>>,
@@ -28,19 +28,19 @@ pub(crate) struct Budget {
 
 /// Bytes taken from a budget and from all above it, until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Held {
+pub struct Held {
     budget: Arc<Budget>,
     bytes: usize,
 }
 
 impl Budget {
     /// The budget that all others take part in.
-    pub(crate) fn root(limit: usize) -> Arc<Self> {
+    pub fn root(limit: usize) -> Arc<Self> {
         Budget::new(limit, None)
     }
 
     /// A part of this budget, with a limit of its own.
-    pub(crate) fn child(self: &Arc<Self>, limit: usize) -> Arc<Self> {
+    pub fn child(self: &Arc<Self>, limit: usize) -> Arc<Self> {
         Budget::new(limit, Some(self.clone()))
     }
 
@@ -57,23 +57,23 @@ impl Budget {
     }
 
     /// Takes bytes where there is room for them now.
-    pub(crate) fn try_take(self: &Arc<Self>, bytes: usize) -> Option<Held> {
+    pub fn try_take(self: &Arc<Self>, bytes: usize) -> Option<Held> {
         self.take_up(bytes).then(|| Held { budget: self.clone(), bytes })
     }
 
     /// Takes no bytes, for which there always is room.
-    pub(crate) fn take_nothing(self: &Arc<Self>) -> Held {
+    pub fn take_nothing(self: &Arc<Self>) -> Held {
         Held { budget: self.clone(), bytes: 0 }
     }
 
     /// Takes bytes, in turn, when there is room for them. More than can ever be held is taken for as much as
     /// can.
-    pub(crate) async fn take(self: &Arc<Self>, bytes: usize) -> Held {
+    pub async fn take(self: &Arc<Self>, bytes: usize) -> Held {
         self.take_estimated(|| bytes).await
     }
 
     /// As [`take`](Self::take), for an amount that is estimated anew whenever something is given back.
-    pub(crate) async fn take_estimated(self: &Arc<Self>, bytes: impl Fn() -> usize) -> Held {
+    pub async fn take_estimated(self: &Arc<Self>, bytes: impl Fn() -> usize) -> Held {
         let _turn = self.turn.lock().await;
         let root = self.root_of();
         root.waiting.fetch_add(1, Ordering::SeqCst);
@@ -89,12 +89,12 @@ impl Budget {
     }
 
     /// The most that this one can ever hold alone.
-    pub(crate) fn most(&self) -> usize {
+    pub fn most(&self) -> usize {
         self.parent.as_ref().map_or(self.limit, |parent| self.limit.min(parent.most() / 2))
     }
 
     /// Bytes that are held.
-    pub(crate) fn used(&self) -> usize {
+    pub fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
 
@@ -130,7 +130,7 @@ impl Budget {
 
 impl Held {
     /// How many.
-    pub(crate) fn bytes(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         self.bytes
     }
 }
@@ -151,53 +151,55 @@ impl Drop for Leave<'_> {
 
 /// What the lanes and unary calls of one connection may hold that come with the same token.
 #[derive(Debug)]
-pub(crate) struct Account {
+pub struct Account {
     /// For operations that wait: each counts its key and [`OPERATION_BYTES`].
-    pub(crate) operations: Arc<Budget>,
+    pub operations: Arc<Budget>,
     /// For the values that they wait for, and that are on their way out.
-    pub(crate) values: Arc<Budget>,
+    pub values: Arc<Budget>,
     /// For long messages on their way in.
-    pub(crate) incoming: Arc<Budget>,
+    pub incoming: Arc<Budget>,
     /// What it is a part of: a token is known for as long as any account is a part of its own.
     _above: Option<Arc<Account>>,
 }
 
 /// What an operation that waits takes beside its key.
-pub(crate) const OPERATION_BYTES: usize = 1 << 10;
+pub const OPERATION_BYTES: usize = 1 << 10;
 
 /// The budgets of a node, from which those of tokens and connections come.
 #[derive(Clone, Debug)]
-pub(crate) struct Budgets {
+pub struct Budgets {
     node: Arc<Account>,
     /// By name, of the tokens that are in use.
     tokens: Arc<Mutex<HashMap<Arc<str>, Weak<Account>>>>,
     /// For values that are being loaded.
-    pub(crate) loading: Arc<Budget>,
+    pub loading: Arc<Budget>,
 }
 
 impl Budgets {
     /// For all operations of the node that wait.
-    pub(crate) const NODE_OPERATIONS: usize = 512 << 20;
+    pub const NODE_OPERATIONS: usize = 512 << 20;
     /// For those of all callers with one token.
-    pub(crate) const TOKEN_OPERATIONS: usize = 256 << 20;
+    pub const TOKEN_OPERATIONS: usize = 256 << 20;
     /// For those of one connection: as many as a client has in flight to a node by default.
-    pub(crate) const CONNECTION_OPERATIONS: usize = 64 << 20;
+    pub const CONNECTION_OPERATIONS: usize = 64 << 20;
     /// For all values of the node that are waited for or sent.
-    pub(crate) const NODE_VALUES: usize = 512 << 20;
+    pub const NODE_VALUES: usize = 512 << 20;
     /// For those of all callers with one token.
-    pub(crate) const TOKEN_VALUES: usize = 256 << 20;
+    pub const TOKEN_VALUES: usize = 256 << 20;
     /// For those of one connection.
-    pub(crate) const CONNECTION_VALUES: usize = 64 << 20;
+    pub const CONNECTION_VALUES: usize = 64 << 20;
     /// For all long messages of the node on their way in.
-    pub(crate) const NODE_INCOMING: usize = 512 << 20;
+    pub const NODE_INCOMING: usize = 512 << 20;
     /// For those of all callers with one token.
-    pub(crate) const TOKEN_INCOMING: usize = 256 << 20;
+    pub const TOKEN_INCOMING: usize = 256 << 20;
     /// For those of one connection.
-    pub(crate) const CONNECTION_INCOMING: usize = 128 << 20;
+    pub const CONNECTION_INCOMING: usize = 128 << 20;
     /// For values that are being loaded.
-    pub(crate) const LOADING: usize = 256 << 20;
+    pub const LOADING: usize = 256 << 20;
 
-    pub(crate) fn new() -> Self {
+    /// The budgets of one node, of which nothing is held yet.
+    #[expect(clippy::new_without_default, reason = "each is another node's: they are made on purpose")]
+    pub fn new() -> Self {
         let (operations, values) =
             (Budget::root(Budgets::NODE_OPERATIONS), Budget::root(Budgets::NODE_VALUES));
         let incoming = Budget::root(Budgets::NODE_INCOMING);
@@ -210,7 +212,7 @@ impl Budgets {
 
     /// What one more connection may hold, as far as its callers show this token; an empty name where the node
     /// has no tokens.
-    pub(crate) fn account(&self, token: &Arc<str>) -> Arc<Account> {
+    pub fn account(&self, token: &Arc<str>) -> Arc<Account> {
         let above = if token.is_empty() { self.node.clone() } else { self.of_token(token) };
         Arc::new(above.part(
             Budgets::CONNECTION_OPERATIONS,
@@ -246,26 +248,26 @@ impl Account {
     }
 
     /// Tells accounts apart.
-    pub(crate) fn id(self: &Arc<Self>) -> usize {
+    pub fn id(self: &Arc<Self>) -> usize {
         Arc::as_ptr(self).addr()
     }
 }
 
 /// Room that an account has given for a value before its length was known.
 #[derive(Clone, Debug)]
-pub(crate) struct Reservation {
+pub struct Reservation {
     account: Arc<Account>,
     bytes: usize,
 }
 
 impl Reservation {
     /// For what waits, and `value` bytes.
-    pub(crate) fn new(account: &Arc<Account>, value: usize) -> Self {
+    pub fn new(account: &Arc<Account>, value: usize) -> Self {
         Reservation { account: account.clone(), bytes: value + OPERATION_BYTES }
     }
 
     /// Takes what a value needs beyond that; `None` where there is no room for it.
-    pub(crate) fn extend_to(&self, length: usize) -> Option<Held> {
+    pub fn extend_to(&self, length: usize) -> Option<Held> {
         match length.saturating_sub(self.bytes) {
             0 => Some(self.account.values.take_nothing()),
             more => self.account.values.try_take(more),
@@ -275,7 +277,7 @@ impl Reservation {
 
 /// The accounts of one connection: one for each token that its callers show.
 #[derive(Debug)]
-pub(crate) struct Accounts {
+pub struct Accounts {
     budgets: Budgets,
     by_token: Mutex<Vec<(Arc<str>, Arc<Account>)>>,
     /// Lanes that are open.
@@ -284,7 +286,7 @@ pub(crate) struct Accounts {
 
 /// One of the lanes that a connection may have open, until this is dropped.
 #[derive(Debug)]
-pub(crate) struct OpenLane(Arc<AtomicUsize>);
+pub struct OpenLane(Arc<AtomicUsize>);
 
 impl Drop for OpenLane {
     fn drop(&mut self) {
@@ -294,14 +296,15 @@ impl Drop for OpenLane {
 
 impl Accounts {
     /// Lanes that one connection may have open.
-    pub(crate) const MAX_LANES: usize = 16;
+    pub const MAX_LANES: usize = 16;
 
-    pub(crate) fn new(budgets: Budgets) -> Arc<Self> {
+    /// A connection's, from these budgets.
+    pub fn new(budgets: Budgets) -> Arc<Self> {
         Arc::new(Accounts { budgets, by_token: Mutex::default(), lanes: Arc::default() })
     }
 
     /// The account for this token; an empty name where the node has no tokens.
-    pub(crate) fn of(&self, token: &Arc<str>) -> Arc<Account> {
+    pub fn of(&self, token: &Arc<str>) -> Arc<Account> {
         let mut by_token = self.by_token.lock();
         if let Some((_, account)) = by_token.iter().find(|(name, _)| name == token) {
             return account.clone();
@@ -312,7 +315,7 @@ impl Accounts {
     }
 
     /// Counts one more lane; `None` where there are as many as may be.
-    pub(crate) fn open_lane(&self) -> Option<OpenLane> {
+    pub fn open_lane(&self) -> Option<OpenLane> {
         let lane = OpenLane(self.lanes.clone());
         (self.lanes.fetch_add(1, Ordering::SeqCst) < Accounts::MAX_LANES).then_some(lane)
     }

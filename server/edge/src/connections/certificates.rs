@@ -11,11 +11,11 @@ use super::limiter::Presence;
 
 /// The certificate that a peer has shown.
 #[derive(Clone, Debug)]
-pub(crate) struct PeerCertificate {
+pub struct PeerCertificate {
     /// As [`Certificate::names`](peanut_proto::certificate::Certificate::names).
-    pub(crate) names: Vec<String>,
+    pub names: Vec<String>,
     /// When it expires, in milliseconds since 1970.
-    pub(crate) not_after_ms: u64,
+    pub not_after_ms: u64,
     /// It, and those between it and its authority.
     pub(super) chain: Chain,
 }

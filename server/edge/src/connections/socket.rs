@@ -1,4 +1,6 @@
 //! Where connections come from: sockets of the system, or of a simulator.
+//!
+//! A Unix socket's peer is on this machine, and counts as one on loopback.
 
 use std::io;
 use std::net::SocketAddr;
@@ -8,28 +10,65 @@ use std::task::{Context, Poll};
 use peanut_proto::machine::{SimulatedListener, SimulatedSocket};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
+#[cfg(unix)]
+use tokio::net::{UnixListener, UnixStream};
 
 /// What connections come in on.
 #[derive(Debug)]
-pub(crate) enum Listener {
+pub enum Listener {
+    /// A socket of the system.
     Tcp(TcpListener),
+    /// A socket in the file system.
+    #[cfg(unix)]
+    Unix(UnixListener),
+    /// One of a simulator.
     Simulated(parking_lot::Mutex<SimulatedListener>),
 }
 
+impl From<TcpListener> for Listener {
+    fn from(listener: TcpListener) -> Self {
+        Listener::Tcp(listener)
+    }
+}
+
+#[cfg(unix)]
+impl From<UnixListener> for Listener {
+    fn from(listener: UnixListener) -> Self {
+        Listener::Unix(listener)
+    }
+}
+
+/// What stands for the address of a peer on this machine.
+const LOCAL: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+
 impl Listener {
-    pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// As the system has them.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
         match self {
             Listener::Tcp(listener) => listener.local_addr(),
+            #[cfg(unix)]
+            Listener::Unix(_) => Ok(LOCAL),
             Listener::Simulated(listener) => Ok(listener.lock().local_addr()),
         }
     }
 
     /// The next connection and its peer. Cancel-safe.
-    pub(crate) async fn accept(&self) -> io::Result<(Accepted, SocketAddr)> {
+    ///
+    /// # Errors
+    /// As the system has them: for want of descriptors, say.
+    pub async fn accept(&self) -> io::Result<(Accepted, SocketAddr)> {
         match self {
             Listener::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
                 Ok((Accepted::Tcp(stream.into_std()?), peer))
+            }
+            #[cfg(unix)]
+            Listener::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                Ok((Accepted::Unix(stream.into_std()?), LOCAL))
             }
             Listener::Simulated(listener) => {
                 let accepted = std::future::poll_fn(|context| listener.lock().poll_accept(context)).await?;
@@ -41,16 +80,26 @@ impl Listener {
 
 /// A connection that no runtime has yet.
 #[derive(Debug)]
-pub(crate) enum Accepted {
+pub enum Accepted {
+    /// A socket of the system.
     Tcp(std::net::TcpStream),
+    /// A socket in the file system.
+    #[cfg(unix)]
+    Unix(std::os::unix::net::UnixStream),
+    /// One of a simulator, and its peer.
     Simulated(SimulatedSocket, SocketAddr),
 }
 
 impl Accepted {
     /// Gives it to the runtime that this is called on.
-    pub(crate) fn bind(self) -> io::Result<Stream> {
+    ///
+    /// # Errors
+    /// As the system has them.
+    pub fn bind(self) -> io::Result<Stream> {
         match self {
             Accepted::Tcp(stream) => TcpStream::from_std(stream).map(Stream::Tcp),
+            #[cfg(unix)]
+            Accepted::Unix(stream) => UnixStream::from_std(stream).map(Stream::Unix),
             Accepted::Simulated(socket, peer) => Ok(Stream::Simulated(socket, peer)),
         }
     }
@@ -58,23 +107,36 @@ impl Accepted {
 
 /// The bytes of a connection.
 #[derive(Debug)]
-pub(crate) enum Stream {
+pub enum Stream {
+    /// A socket of the system.
     Tcp(TcpStream),
+    /// A socket in the file system.
+    #[cfg(unix)]
+    Unix(UnixStream),
+    /// One of a simulator, and its peer.
     Simulated(SimulatedSocket, SocketAddr),
 }
 
 impl Stream {
-    pub(crate) fn peer_addr(&self) -> io::Result<SocketAddr> {
+    /// Where the other end is.
+    ///
+    /// # Errors
+    /// Where it is gone.
+    pub fn peer_addr(&self) -> io::Result<SocketAddr> {
         match self {
             Stream::Tcp(stream) => stream.peer_addr(),
+            #[cfg(unix)]
+            Stream::Unix(_) => Ok(LOCAL),
             Stream::Simulated(_, peer) => Ok(*peer),
         }
     }
 
     /// Has small writes sent at once.
-    pub(crate) fn set_nodelay(&self) {
+    pub fn set_nodelay(&self) {
         match self {
             Stream::Tcp(stream) => drop(stream.set_nodelay(true)),
+            #[cfg(unix)]
+            Stream::Unix(_) => {}
             Stream::Simulated(..) => {}
         }
     }
@@ -84,6 +146,8 @@ macro_rules! each {
     ($self:expr, $stream:ident => $what:expr) => {
         match $self {
             Stream::Tcp($stream) => $what,
+            #[cfg(unix)]
+            Stream::Unix($stream) => $what,
             Stream::Simulated($stream, _) => $what,
         }
     };

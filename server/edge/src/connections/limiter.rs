@@ -28,17 +28,19 @@ const NEXT_SEARCH: Duration = Duration::from_millis(100);
 
 /// Bounds on connections.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct ConnectionLimits {
-    pub(crate) total: usize,
-    pub(crate) per_peer: usize,
+pub struct ConnectionLimits {
+    /// Connections in all.
+    pub total: usize,
+    /// Those from one address.
+    pub per_peer: usize,
     /// From the accepted socket to the first words of HTTP.
-    pub(crate) handshake: Duration,
+    pub handshake: Duration,
     /// From the accepted socket to the first call that is admitted.
-    pub(crate) first_call: Duration,
+    pub first_call: Duration,
     /// Without streams, after the first call.
-    pub(crate) idle: Duration,
+    pub idle: Duration,
     /// A stranger gives way to a newcomer after that.
-    pub(crate) patience: Duration,
+    pub patience: Duration,
 }
 
 impl Default for ConnectionLimits {
@@ -56,7 +58,7 @@ impl Default for ConnectionLimits {
 
 /// Counts connections, lets in no more than there may be, and ends those that are of no use.
 #[derive(Debug)]
-pub(crate) struct ConnectionLimiter {
+pub struct ConnectionLimiter {
     limits: ConnectionLimits,
     base: Instant,
     table: Mutex<Table>,
@@ -86,7 +88,7 @@ impl Table {
 
 /// A connection, as the limiter knows it.
 #[derive(Debug)]
-pub(crate) struct Presence {
+pub struct Presence {
     peer: IpAddr,
     base: Instant,
     opened: Instant,
@@ -123,17 +125,17 @@ impl Presence {
     }
 
     /// A call on it was let in.
-    pub(crate) fn admitted(&self) {
+    pub fn admitted(&self) {
         if !self.is_admitted.load(Ordering::Relaxed) {
             self.is_admitted.store(true, Ordering::Relaxed);
         }
     }
 
     /// Counts a stream until what is given back is dropped.
-    pub(crate) fn enter(self: &Arc<Self>) -> Stream {
+    pub fn enter(self: &Arc<Self>) -> OpenStream {
         self.streams.fetch_add(1, Ordering::Relaxed);
         self.is_active();
-        Stream(self.clone())
+        OpenStream(self.clone())
     }
 
     fn is_active(&self) {
@@ -141,12 +143,12 @@ impl Presence {
     }
 
     /// Completes when the connection is to end as soon as what runs on it has ended.
-    pub(crate) fn retiring(&self) -> &CancellationToken {
+    pub fn retiring(&self) -> &CancellationToken {
         &self.retiring
     }
 
     /// Completes when the connection is to end at once.
-    pub(crate) fn cut(&self) -> &CancellationToken {
+    pub fn cut(&self) -> &CancellationToken {
         &self.cut
     }
 
@@ -161,7 +163,7 @@ impl Presence {
     }
 
     /// Ends the connection at once.
-    pub(crate) fn cut_off(&self) {
+    pub fn cut_off(&self) {
         self.is_cut.store(true, Ordering::Release);
         self.cut.cancel();
         self.io.wake();
@@ -201,9 +203,9 @@ enum Verdict {
 
 /// A stream of a connection.
 #[derive(Debug)]
-pub(crate) struct Stream(Arc<Presence>);
+pub struct OpenStream(Arc<Presence>);
 
-impl Drop for Stream {
+impl Drop for OpenStream {
     fn drop(&mut self) {
         self.0.is_active();
         self.0.streams.fetch_sub(1, Ordering::Relaxed);
@@ -212,7 +214,7 @@ impl Drop for Stream {
 
 /// Leave to have a connection, for as long as it is held.
 #[derive(Debug)]
-pub(crate) struct Permit {
+pub struct Permit {
     limiter: Arc<ConnectionLimiter>,
     id: u64,
     presence: Arc<Presence>,
@@ -223,7 +225,8 @@ impl Permit {
         &self.limiter.limits
     }
 
-    pub(crate) fn presence(&self) -> &Arc<Presence> {
+    /// The connection that it is for.
+    pub fn presence(&self) -> &Arc<Presence> {
         &self.presence
     }
 }
@@ -237,13 +240,14 @@ impl Drop for Permit {
 }
 
 impl ConnectionLimiter {
-    pub(crate) fn new(limits: ConnectionLimits) -> Arc<Self> {
+    /// One that has let nobody in yet.
+    pub fn new(limits: ConnectionLimits) -> Arc<Self> {
         let (base, refused) = (Instant::now(), AtomicUsize::new(0));
         Arc::new(ConnectionLimiter { limits, base, table: Mutex::default(), refused })
     }
 
     /// Lets a peer in, unless there are too many of which none gives way.
-    pub(crate) fn let_in(self: &Arc<Self>, peer: IpAddr, now: Instant) -> Option<Permit> {
+    pub fn let_in(self: &Arc<Self>, peer: IpAddr, now: Instant) -> Option<Permit> {
         let mut table = self.table.lock();
         let of_peer = table.by_peer.get(&peer).copied().unwrap_or(0);
         let is_full = table.all.len() >= self.limits.total;
@@ -297,7 +301,7 @@ impl ConnectionLimiter {
 
     /// Ends connections that are of no use any more, and those whose certificate has expired or was revoked,
     /// for as long as it is polled.
-    pub(crate) async fn watch(self: Arc<Self>, handshake: Handshake) {
+    pub async fn watch(self: Arc<Self>, handshake: Handshake) {
         let mut tick = interval(LOOK_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut verified = super::certificates::Verified::default();
@@ -320,12 +324,12 @@ impl ConnectionLimiter {
     }
 
     /// Connections that there are.
-    pub(crate) fn connections(&self) -> usize {
+    pub fn connections(&self) -> usize {
         self.table.lock().all.len()
     }
 
     /// Connections that were too many, since the start: refused, or cut off for others.
-    pub(crate) fn refused(&self) -> usize {
+    pub fn refused(&self) -> usize {
         self.refused.load(Ordering::Relaxed)
     }
 }

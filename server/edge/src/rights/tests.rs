@@ -1,7 +1,6 @@
 //! Who is let in, what that gives, and what becomes of it when tokens change.
 
 use super::*;
-use crate::error::Error;
 
 fn tokens() -> Tokens {
     let app = Token::new("app").secret("0123456789abcdef").secret("fedcba9876543210");
@@ -99,7 +98,7 @@ fn whoever_has_none_or_shows_it_to_everybody_is_refused() {
     assert!(open.rights().check(Action::Clear, "x", None).is_ok());
 }
 
-fn why<T>(made: Result<T, Error>) -> String {
+fn why<T>(made: Result<T, Misconfigured>) -> String {
     made.err().expect("it is refused").to_string()
 }
 

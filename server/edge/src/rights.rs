@@ -5,6 +5,8 @@
 //! tell with one load whether what it knows of its caller still holds. A node without any token lets everyone
 //! do everything.
 
+#[cfg(feature = "files")]
+pub mod file;
 mod refusals;
 mod scope;
 mod tokens;
@@ -14,16 +16,15 @@ use std::sync::Arc;
 use peanut_proto::v1::ErrorCode;
 
 use crate::connections::Peer;
-use crate::error::Failure;
+use crate::failure::Failure;
 use refusals::Refusals;
-pub(crate) use scope::Keys;
+pub use scope::Keys;
 use scope::Scope;
-pub use tokens::Token;
-pub(crate) use tokens::Tokens;
+pub use tokens::{Misconfigured, Token, Tokens};
 
 /// What a caller wants to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Action {
+pub enum Action {
     /// Get a key.
     Read,
     /// Set a key, or fill it.
@@ -50,7 +51,7 @@ impl Action {
 
 /// What a caller may do.
 #[derive(Clone, Debug)]
-pub(crate) struct Rights {
+pub struct Rights {
     /// Of the token, for logs.
     name: Arc<str>,
     read: Scope,
@@ -63,7 +64,7 @@ pub(crate) struct Rights {
 
 /// What a caller may do in one group: looked up once, asked for each key.
 #[derive(Clone, Debug)]
-pub(crate) struct GroupRights {
+pub struct GroupRights {
     rights: Arc<Rights>,
     group: Arc<str>,
     read: Keys,
@@ -97,7 +98,7 @@ impl Rights {
     }
 
     /// The name of the caller's token; empty where the node has no tokens.
-    pub(crate) fn token(&self) -> &Arc<str> {
+    pub fn token(&self) -> &Arc<str> {
         &self.name
     }
 
@@ -116,7 +117,7 @@ impl Rights {
     ///
     /// # Errors
     /// [`ErrorCode::PermissionDenied`] where the caller has no right to it.
-    pub(crate) fn check(&self, action: Action, group: &str, key: Option<&[u8]>) -> Result<(), Failure> {
+    pub fn check(&self, action: Action, group: &str, key: Option<&[u8]>) -> Result<(), Failure> {
         let may = match self.scope(action) {
             None => self.admin,
             Some(scope) => key.map_or_else(|| scope.has_all(group), |key| scope.has(group, key)),
@@ -128,12 +129,12 @@ impl Rights {
     ///
     /// # Errors
     /// As [`check`](Self::check).
-    pub(crate) fn check_admin(&self) -> Result<(), Failure> {
+    pub fn check_admin(&self) -> Result<(), Failure> {
         self.check(Action::Admin, "", None)
     }
 
     /// What the caller may do in this group.
-    pub(crate) fn of_group(self: &Arc<Self>, group: &str) -> GroupRights {
+    pub fn of_group(self: &Arc<Self>, group: &str) -> GroupRights {
         GroupRights {
             rights: self.clone(),
             group: group.into(),
@@ -162,7 +163,7 @@ impl GroupRights {
     ///
     /// # Errors
     /// Where it may not set the key.
-    pub(crate) fn may_fill(&self, key: &[u8]) -> Result<(), Failure> {
+    pub fn may_fill(&self, key: &[u8]) -> Result<(), Failure> {
         let why = || Failure::new(ErrorCode::PermissionDenied, "the token has no right to set this key");
         self.set.have(key).then_some(()).ok_or_else(why)
     }
@@ -171,7 +172,7 @@ impl GroupRights {
     ///
     /// # Errors
     /// As [`Rights::check`].
-    pub(crate) fn check_release(&self) -> Result<(), Failure> {
+    pub fn check_release(&self) -> Result<(), Failure> {
         if self.set == Keys::None { Err(self.rights.refuse(Action::Set, &self.group)) } else { Ok(()) }
     }
 
@@ -179,7 +180,7 @@ impl GroupRights {
     ///
     /// # Errors
     /// As [`Rights::check`].
-    pub(crate) fn check(&self, action: Action, key: &[u8]) -> Result<(), Failure> {
+    pub fn check(&self, action: Action, key: &[u8]) -> Result<(), Failure> {
         let may = match action {
             Action::Read => self.read.have(key),
             Action::Set => self.set.have(key),
@@ -193,7 +194,7 @@ impl GroupRights {
 
 /// A caller that was let in: what it showed, and what that gave it when it was last looked at.
 #[derive(Clone)]
-pub(crate) struct Caller {
+pub struct Caller {
     shown: Option<Arc<str>>,
     peer: Option<Peer>,
     generation: u64,
@@ -205,14 +206,15 @@ impl Caller {
     ///
     /// # Errors
     /// [`ErrorCode::Unauthenticated`] where neither is good.
-    pub(crate) fn admit(tokens: &Tokens, shown: Option<&str>, peer: Option<Peer>) -> Result<Self, Failure> {
+    pub fn admit(tokens: &Tokens, shown: Option<&str>, peer: Option<Peer>) -> Result<Self, Failure> {
         // Before the rights: a change meanwhile is seen the next time.
         let generation = tokens.generation();
         let rights = tokens.rights_of(shown, peer.as_ref())?;
         Ok(Caller { shown: shown.map(Into::into), peer, generation, rights })
     }
 
-    pub(crate) fn rights(&self) -> &Arc<Rights> {
+    /// What it may do, as of when it was last looked at.
+    pub fn rights(&self) -> &Arc<Rights> {
         &self.rights
     }
 
@@ -220,7 +222,7 @@ impl Caller {
     ///
     /// # Errors
     /// As [`admit`](Self::admit): what let it in is not good any more.
-    pub(crate) fn look_again(&mut self, tokens: &Tokens) -> Result<bool, Failure> {
+    pub fn look_again(&mut self, tokens: &Tokens) -> Result<bool, Failure> {
         if self.generation == tokens.generation() {
             return Ok(false);
         }

@@ -1,5 +1,6 @@
 //! `[[token]]`: who may do what, read again when the file or a secret's file changes.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -7,15 +8,15 @@ use std::time::SystemTime;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::group::documented;
-use super::{ConfigError, Source};
-use crate::{ServerHandle, Token};
+use super::{Token, Tokens};
+use crate::documented;
+use crate::settings::{ConfigError, Source};
 
 documented! {
     /// One token.
     #[derive(Clone, Debug, Deserialize)]
     #[serde(deny_unknown_fields)]
-    pub(crate) struct TokenSettings {
+    pub struct TokenSettings {
         /// Its name, for logs
         name: Spanned<String>,
         /// Files with one secret in each, any of which makes a caller known
@@ -81,15 +82,17 @@ impl TokenSettings {
 }
 
 /// The tokens of one source.
-pub(super) fn build(list: Vec<TokenSettings>, source: &Source) -> Result<Vec<Token>, ConfigError> {
+///
+/// # Errors
+/// What is wrong with one of them, and where.
+pub fn build(list: Vec<TokenSettings>, source: &Source) -> Result<Vec<Token>, ConfigError> {
     let mut tokens = Vec::new();
     for settings in list {
         let at = settings.name.span();
         let token = settings.build(false)?;
         // One by one, so that what is wrong has its line; what they have in common is looked at with the
         // server.
-        crate::rights::Tokens::new(std::slice::from_ref(&token), true)
-            .map_err(|error| source.error(Some(at), error))?;
+        Tokens::new(std::slice::from_ref(&token), true).map_err(|error| source.error(Some(at), error))?;
         tokens.push(token);
     }
     Ok(tokens)
@@ -97,7 +100,7 @@ pub(super) fn build(list: Vec<TokenSettings>, source: &Source) -> Result<Vec<Tok
 
 /// The files that tokens come from.
 #[derive(Debug)]
-pub(crate) struct TokenFiles {
+pub struct TokenFiles {
     config: PathBuf,
     looked: Option<Vec<Stamp>>,
     /// What was wrong the last time, so that it is told once.
@@ -125,22 +128,34 @@ struct OnlyTokens {
 }
 
 impl TokenFiles {
-    pub(super) fn new(config: &Path) -> Self {
+    /// The tokens in this file, which has been read once.
+    pub fn new(config: &Path) -> Self {
         TokenFiles { config: config.to_owned(), looked: None, trouble: None }
     }
 
-    /// Gives the server the tokens of now, where a file has changed since the last look, or `anyway`. What
-    /// cannot be used changes nothing.
-    pub(crate) fn look(&mut self, server: &ServerHandle, anyway: bool) {
+    /// The tokens with which a process begins whose file has nothing but tokens.
+    ///
+    /// # Errors
+    /// Where one of them cannot be used, a secret's file is missing, or there is none at all: everybody would be let in.
+    pub fn first(&self) -> Result<Vec<Token>, ConfigError> {
+        let source = Source::of_file(&self.config)?;
+        let OnlyTokens { token } = source.read()?;
+        if token.is_empty() {
+            return Err(source.error(None, "there is no [[token]], so everybody would be let in"));
+        }
+        build(token, &source)
+    }
+
+    /// Puts the tokens of now in force by `set`, which says whether they differ, where a file has changed since the last
+    /// look, or `anyway`. What cannot be used changes nothing.
+    pub fn look<E: fmt::Display>(&mut self, set: impl FnOnce(&[Token]) -> Result<bool, E>, anyway: bool) {
         let as_before = |looked: &Vec<Stamp>| looked.iter().all(|(path, before)| stamp(path).1 == *before);
         if !anyway && self.looked.as_ref().is_some_and(as_before) {
             return;
         }
         let read = self.read();
         let replaced = read.and_then(|tokens| {
-            server
-                .set_tokens(&tokens)
-                .map_err(|error| ConfigError::new(self.config.display().to_string(), error))
+            set(&tokens).map_err(|error| ConfigError::new(self.config.display().to_string(), error))
         });
         match replaced {
             Ok(is_new) => {

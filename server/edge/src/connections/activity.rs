@@ -12,7 +12,7 @@ use crate::body::holding;
 
 /// Has the streams of each connection counted.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct CountStreams;
+pub struct CountStreams;
 
 impl<S> Layer<S> for CountStreams {
     type Service = Counted<S>;
@@ -24,7 +24,7 @@ impl<S> Layer<S> for CountStreams {
 
 /// A service whose streams are counted.
 #[derive(Clone, Debug)]
-pub(crate) struct Counted<S>(S);
+pub struct Counted<S>(S);
 
 impl<S> Service<http::Request<Body>> for Counted<S>
 where

@@ -14,7 +14,7 @@ use super::refusals::Refusals;
 use super::scope::Scope;
 use super::{Caller, Rights};
 use crate::connections::Peer;
-use crate::error::{Error, Failure};
+use crate::failure::Failure;
 
 /// Shorter secrets can be guessed.
 const SHORTEST_SECRET: usize = 16;
@@ -28,7 +28,7 @@ const SHORTEST_SECRET: usize = 16;
 /// `scores:Tom`, and `*` stands for every group.
 ///
 /// ```
-/// use peanut_server::Token;
+/// use peanut_edge::Token;
 ///
 /// let scores = Token::new("application").secret("0c48bb1f7fd34cf6").read(["scores"]).write(["scores"]);
 /// let importer = Token::new("importer").certificate("importer.example").set(["scores:user/*"]);
@@ -174,9 +174,35 @@ impl std::fmt::Debug for Token {
     }
 }
 
+/// Why tokens cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Misconfigured {
+    /// The setting that it is about, where it is one of its own.
+    pub setting: Option<&'static str>,
+    /// What is wrong.
+    pub message: String,
+}
+
+impl Misconfigured {
+    fn new(message: impl Into<String>) -> Self {
+        Misconfigured { setting: None, message: message.into() }
+    }
+}
+
+impl std::fmt::Display for Misconfigured {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some(setting) = self.setting {
+            write!(f, "{setting}: ")?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Misconfigured {}
+
 /// The tokens in force, and how often they have changed.
 #[derive(Debug, Default)]
-pub(crate) struct Tokens {
+pub struct Tokens {
     generation: AtomicU64,
     table: RwLock<Arc<Table>>,
     asks_for_certificates: bool,
@@ -188,13 +214,17 @@ pub(crate) struct Tokens {
 struct Table(Vec<(Token, Arc<Rights>)>);
 
 impl Table {
-    fn new(tokens: &[Token], asks_for_certificates: bool, refusals: &Arc<Refusals>) -> Result<Self, Error> {
+    fn new(
+        tokens: &[Token],
+        asks_for_certificates: bool,
+        refusals: &Arc<Refusals>,
+    ) -> Result<Self, Misconfigured> {
         let mut secrets = BTreeSet::new();
         let mut names = BTreeSet::new();
         let mut certificates = BTreeSet::new();
         let mut table = Vec::new();
         for token in tokens {
-            let refuse = |why: &str| Err(Error::configuration(format!("token `{}`: {why}", token.name)));
+            let refuse = |why: &str| Err(Misconfigured::new(format!("token `{}`: {why}", token.name)));
             if token.name.is_empty() || token.name.chars().any(char::is_control) {
                 return refuse("it needs a name, without control characters, for logs");
             }
@@ -206,7 +236,7 @@ impl Table {
             }
             if !asks_for_certificates && !token.certificates.is_empty() {
                 let why = "a token by certificate needs `tls.ca`, without which no client shows one";
-                return Err(Error::of_setting("token", why));
+                return Err(Misconfigured { setting: Some("token"), ..Misconfigured::new(why) });
             }
             if token.secrets.iter().any(|secret| secret.len() < SHORTEST_SECRET) {
                 return refuse("a secret has fewer than 16 bytes");
@@ -266,15 +296,23 @@ impl Table {
 
 impl Tokens {
     /// Tokens of a server that does or does not ask its callers for certificates.
-    pub(crate) fn new(tokens: &[Token], asks_for_certificates: bool) -> Result<Self, Error> {
+    ///
+    /// # Errors
+    /// Where one of them cannot be used.
+    pub fn new(tokens: &[Token], asks_for_certificates: bool) -> Result<Self, Misconfigured> {
         let refusals = Arc::default();
         let table = Table::new(tokens, asks_for_certificates, &refusals)?;
         let table = RwLock::new(Arc::new(table));
         Ok(Tokens { generation: AtomicU64::new(0), table, asks_for_certificates, refusals })
     }
 
+    /// Whether there are none, so that everyone is let in.
+    pub fn are_none(&self) -> bool {
+        self.table.read().0.is_empty()
+    }
+
     /// Grows with each change.
-    pub(crate) fn generation(&self) -> u64 {
+    pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
 
@@ -283,12 +321,12 @@ impl Tokens {
     /// # Errors
     /// Where they cannot be used, or are none where there are some: a node does not open itself to everyone
     /// while it runs.
-    pub(crate) fn replace(&self, tokens: &[Token]) -> Result<bool, Error> {
+    pub fn replace(&self, tokens: &[Token]) -> Result<bool, Misconfigured> {
         let new = Table::new(tokens, self.asks_for_certificates, &self.refusals)?;
         let mut table = self.table.write();
         if new.0.is_empty() && !table.0.is_empty() {
             let why = "the last token cannot be taken away while the node runs: everyone would be let in; restart it for that";
-            return Err(Error::configuration(why));
+            return Err(Misconfigured::new(why));
         }
         if table.0.iter().map(|(token, _)| token).eq(tokens) {
             return Ok(false);
@@ -302,7 +340,7 @@ impl Tokens {
     ///
     /// # Errors
     /// As [`Caller::admit`].
-    pub(crate) fn admit(&self, metadata: &MetadataMap, peer: Option<Peer>) -> Result<Caller, Failure> {
+    pub fn admit(&self, metadata: &MetadataMap, peer: Option<Peer>) -> Result<Caller, Failure> {
         let header = metadata.get("authorization").map(|value| value.to_str().unwrap_or_default());
         Caller::admit(self, header.and_then(|value| value.strip_prefix("Bearer ")), peer)
     }

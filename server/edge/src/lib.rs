@@ -1,0 +1,19 @@
+//! The edge of a process that serves: connections before their first call, and callers.
+//!
+//! ```text
+//! Listener ── accept, under a ConnectionLimiter ──> Handshake (TLS) ──> Connection ── its Peer ──> Caller, by Tokens ──> Rights
+//! ```
+//!
+//! `peanut-server` and `peanut-proxy` are built on it. It has no promise of compatibility of its own: depend on those.
+
+mod body;
+pub mod budget;
+pub mod connections;
+mod failure;
+pub mod rights;
+#[cfg(feature = "files")]
+pub mod settings;
+
+pub use body::holding;
+pub use failure::Failure;
+pub use rights::Token;

@@ -1,0 +1,379 @@
+//! Programs that have no client: through `peanut proxy`, with clients of Redis as distributions ship them, HTTP and gRPC.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use peanut_client::Client;
+use peanut_proto::peanutcachepb;
+use peanut_proto::peanutcachepb::peanut_cache_client::PeanutCacheClient;
+use peanut_proto::v1::peanut_client::PeanutClient;
+use peanut_proto::v1::{DeleteRequest, GetRequest, OnMiss, Outcome, SetRequest};
+use peanut_tests::{
+    Authority, Origin, Process, ServerProcess, eventually, free_port, group_from, http_client, token_in,
+};
+use redis::AsyncCommands as _;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tonic::transport::Channel;
+
+use crate::{SCORES, SERVER};
+
+const PEANUT: &str = env!("CARGO_BIN_EXE_peanut-under-test");
+const PAGES: &str = "[[group]]\nname = \"pages\"\n[group.loader]\nkind = \"none\"\n";
+
+/// A node, and a proxy of it with a port for each protocol.
+struct Proxied {
+    node: ServerProcess,
+    proxy: Process,
+    redis: String,
+    http: String,
+    grpc: String,
+    folder: TempDir,
+}
+
+async fn node(groups: &str) -> ServerProcess {
+    let port = free_port();
+    let alone = format!("listen = \"127.0.0.1:{port}\"\nnodes = [\"127.0.0.1:{port}\"]\n");
+    ServerProcess::start_with(SERVER, &format!("{alone}{SCORES}{PAGES}{groups}")).await
+}
+
+/// A proxy process of a node, with its ports.
+async fn proxy_of(node: &ServerProcess, more: &[String]) -> (Process, [String; 3]) {
+    let ports = [(); 3].map(|()| format!("127.0.0.1:{}", free_port()));
+    let [redis, http, grpc] = &ports;
+    let mut command = Command::new(PEANUT);
+    command.args(["--nodes", node.addr(), "proxy", "--redis", redis, "--http", http, "--grpc", grpc]);
+    command.args(more).env("NO_COLOR", "1").env("RUST_LOG", "info");
+    let mut proxy = Process::start("peanut proxy", &mut command);
+    proxy.wait_for_line("gRPC on ").await;
+    (proxy, ports)
+}
+
+impl Proxied {
+    async fn start(groups: &str, more: &[String]) -> Self {
+        let node = node(groups).await;
+        let (proxy, [redis, http, grpc]) = proxy_of(&node, more).await;
+        Proxied { node, proxy, redis, http, grpc, folder: tempfile::tempdir().unwrap() }
+    }
+
+    fn redis_port(&self) -> &str {
+        self.redis.rsplit(':').next().unwrap()
+    }
+
+    fn redis_cli(&self, args: &[&str]) -> String {
+        let run = Command::new("redis-cli").args(["-p", self.redis_port()]).args(args).output();
+        said(run.expect("redis-cli comes with redis-server"))
+    }
+
+    async fn ask(&self, method: reqwest::Method, path: &str, body: &str) -> (u16, String) {
+        let request =
+            http_client().request(method, format!("http://{}{path}", self.http)).body(body.to_owned());
+        let response = request.send().await.unwrap();
+        (response.status().as_u16(), response.text().await.unwrap())
+    }
+}
+
+fn said(output: Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_redis_command_line_and_its_benchmark_work() {
+    let proxied = Proxied::start("", &["--databases=pages".to_owned()]).await;
+    assert_eq!(proxied.redis_cli(&["GET", "scores:Tom"]), "630\n");
+    assert_eq!(proxied.redis_cli(&["-3", "GET", "scores:Nobody"]), "\n");
+    assert_eq!(proxied.redis_cli(&["-n", "1", "SET", "home", "a page", "EX", "100"]), "OK\n");
+    assert_eq!(proxied.redis_cli(&["MGET", "pages:home", "scores:Tom", "pages:x"]), "a page\n630\n\n");
+    let ttl: u64 = proxied.redis_cli(&["TTL", "pages:home"]).trim().parse().unwrap();
+    assert!((50..=100).contains(&ttl), "{ttl}");
+    assert_eq!(proxied.redis_cli(&["DEL", "pages:home"]), "1\n");
+    assert!(proxied.redis_cli(&["SET", "pages:home", "x", "NX"]).contains("cannot be kept"));
+    assert!(proxied.redis_cli(&["COMMAND", "COUNT"]).trim().parse::<u32>().unwrap() > 15);
+    let benchmark = Command::new("redis-benchmark")
+        .args(["-p", proxied.redis_port(), "-n", "20000", "-c", "20", "-P", "16", "-r", "1000", "-q"])
+        .args(["SET", "pages:__rand_int__", "value"])
+        .output();
+    let benchmark = said(benchmark.unwrap());
+    assert!(benchmark.contains("requests per second") && !benchmark.contains("Error"), "{benchmark}");
+    let read = Command::new("redis-benchmark")
+        .args(["-p", proxied.redis_port(), "-n", "20000", "-c", "20", "-q", "GET", "pages:000000000001"])
+        .output();
+    let read = said(read.unwrap());
+    assert!(read.contains("requests per second") && !read.contains("Error"), "{read}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rust_client_of_redis_works_in_both_versions_of_the_protocol() {
+    let proxied = Proxied::start("", &[]).await;
+    for protocol in ["", "?protocol=resp3"] {
+        let client = redis::Client::open(format!("redis://{}/0{protocol}", proxied.redis)).unwrap();
+        let patient = redis::AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(20)));
+        let mut connection = client.get_multiplexed_async_connection_with_config(&patient).await.unwrap();
+        let tom: Option<String> = connection.get("scores:Tom").await.unwrap();
+        assert_eq!(tom.as_deref(), Some("630"));
+        let () = connection.set_ex("pages:a", "1", 50).await.unwrap();
+        let many: Vec<Option<String>> = connection.mget(&["pages:a", "pages:b"]).await.unwrap();
+        assert_eq!(many, [Some("1".to_owned()), None]);
+        let mut pipe = redis::pipe();
+        (0..500).for_each(|n| _ = pipe.cmd("SET").arg(format!("pages:{n}")).arg(n).ignore());
+        (0..500).for_each(|n| _ = pipe.cmd("GET").arg(format!("pages:{n}")));
+        let answers: Vec<usize> = pipe.query_async(&mut connection).await.unwrap();
+        assert_eq!(answers, (0..500).collect::<Vec<_>>());
+        let gone: usize = connection.del("pages:a").await.unwrap();
+        assert_eq!(gone, 1);
+    }
+}
+
+/// Ends what the walk has started, also when the test fails.
+struct Walk(std::process::Child);
+
+impl Drop for Walk {
+    fn drop(&mut self) {
+        // A group of its own: all that the shell has started and nothing else.
+        let group = nix::unistd::Pid::from_raw(self.0.id().cast_signed());
+        let _ = nix::sys::signal::killpg(group, Signal::SIGKILL);
+        let _ = self.0.wait();
+    }
+}
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+#[test]
+fn the_page_has_the_python_walk_as_it_runs() {
+    let page = std::fs::read_to_string(repository().join("docs/proxy.md")).unwrap();
+    let walk = std::fs::read_to_string(repository().join("examples/python/walk.sh")).unwrap();
+    let lines: Vec<&str> = walk.lines().filter(|line| !line.starts_with('#')).collect();
+    assert!(lines.len() < 10, "{} lines", lines.len());
+    for line in lines {
+        assert!(page.lines().any(|of_page| of_page == line), "the page does not have `{line}`");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_python_program_reads_a_database_through_the_cache() {
+    let folder = tempfile::tempdir().unwrap();
+    let bin = folder.path().join("bin");
+    std::fs::create_dir(&bin).unwrap();
+    for (name, program) in [("peanut", PEANUT), ("peanut-server", SERVER)] {
+        std::os::unix::fs::symlink(program, bin.join(name)).unwrap();
+    }
+    // The package is that of the system's own Python.
+    if Path::new("/usr/bin/python3").exists() {
+        std::os::unix::fs::symlink("/usr/bin/python3", bin.join("python3")).unwrap();
+    }
+    let paths = std::env::var("PATH").unwrap_or_default();
+    let walk = repository().join("examples/python/walk.sh").canonicalize().unwrap();
+    let output = std::fs::File::create(folder.path().join("walk.log")).unwrap();
+    let mut bash = Command::new("bash");
+    bash.args(["-c", "source \"$0\"", &walk.display().to_string()]).current_dir(folder.path());
+    bash.env("PATH", format!("{}:{paths}", bin.display())).env("NO_COLOR", "1");
+    bash.stdin(Stdio::null()).stdout(output.try_clone().unwrap()).stderr(output);
+    std::os::unix::process::CommandExt::process_group(&mut bash, 0);
+    let mut walk = Walk(bash.spawn().unwrap());
+    let log = || std::fs::read_to_string(folder.path().join("walk.log")).unwrap_or_default();
+    let ended = eventually("the walk to end", async || walk.0.try_wait().unwrap()).await;
+    assert!(ended.success(), "{}", log());
+    assert_eq!(log().lines().last(), Some("4.20 True None"), "{}", log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http_and_grpc_serve_the_same_keys() {
+    let proxied = Proxied::start("", &[]).await;
+    assert_eq!(proxied.ask(reqwest::Method::GET, "/v1/scores/Tom", "").await, (200, "630".to_owned()));
+    assert_eq!(proxied.ask(reqwest::Method::PUT, "/v1/pages/a%2Fb?ttl=50", "hello").await.0, 204);
+    let channel = Channel::from_shared(format!("http://{}", proxied.grpc)).unwrap().connect().await.unwrap();
+    let mut peanut = PeanutClient::new(channel.clone());
+    let get =
+        |key: &str| GetRequest { group: "pages".into(), key: key.to_owned().into(), ..GetRequest::default() };
+    let got = peanut.get(get("a/b")).await.unwrap().into_inner();
+    assert_eq!((got.value.as_ref(), got.outcome()), (&b"hello"[..], Outcome::Hit));
+    assert!(got.ttl_ms > 20_000 && got.ttl_ms <= 50_000, "{}", got.ttl_ms);
+    let set =
+        SetRequest { group: "pages".into(), key: "c".into(), value: "1".into(), ..SetRequest::default() };
+    assert_eq!(peanut.set(set.clone()).await.unwrap().into_inner().outcome(), Outcome::Done);
+    assert_eq!(proxied.ask(reqwest::Method::GET, "/v1/pages/c", "").await, (200, "1".to_owned()));
+    let delete = DeleteRequest { group: "pages".into(), keys: vec!["c".into()], ..DeleteRequest::default() };
+    peanut.delete(delete).await.unwrap();
+    assert_eq!(peanut.get(get("c")).await.unwrap().into_inner().outcome(), Outcome::NotFound);
+    for refused in
+        [GetRequest { on_miss: OnMiss::Lease as i32, ..get("a") }, GetRequest { failover: true, ..get("a") }]
+    {
+        assert_eq!(peanut.get(refused).await.unwrap_err().code(), tonic::Code::InvalidArgument);
+    }
+    let with_token = peanut.set(SetRequest { token: 1, ..set }).await.unwrap_err();
+    assert_eq!(with_token.code(), tonic::Code::InvalidArgument);
+    let mut original = PeanutCacheClient::new(channel.clone());
+    let ask = |key: &str| peanutcachepb::GetRequest { group: "scores".into(), key: key.into() };
+    assert_eq!(original.get(ask("Tom")).await.unwrap().into_inner().value, "630");
+    assert_eq!(original.get(ask("Nobody")).await.unwrap_err().code(), tonic::Code::NotFound);
+    let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
+    let checked =
+        health.check(tonic_health::pb::HealthCheckRequest { service: "peanut.v1.Peanut".into() }).await;
+    assert_eq!(
+        checked.unwrap().into_inner().status(),
+        tonic_health::pb::health_check_response::ServingStatus::Serving
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_proxy_writes_the_near_copies_of_another_show() {
+    let proxied = Proxied::start("", &[]).await;
+    let (_second, [redis, ..]) = proxy_of(&proxied.node, &[]).await;
+    let open = async |addr: &str| {
+        let client = redis::Client::open(format!("redis://{addr}/")).unwrap();
+        client.get_multiplexed_async_connection().await.unwrap()
+    };
+    let (mut reader, mut writer) = (open(&proxied.redis).await, open(&redis).await);
+    for n in 0..200 {
+        let () = writer.set("pages:hot", n).await.unwrap();
+        for _ in 0..30 {
+            let read: usize = reader.get("pages:hot").await.unwrap();
+            assert_eq!(read, n);
+        }
+    }
+    let info: String = redis::cmd("INFO").query_async(&mut reader).await.unwrap();
+    let near = info.lines().find_map(|line| line.strip_prefix("near_hits:")).unwrap();
+    assert!(near.parse::<u64>().unwrap() > 500, "{near} of 6000 gets were of near copies");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_and_tokens_are_those_of_a_node() {
+    let authority = Authority::new();
+    let certificate = authority.issue("proxy", &["127.0.0.1", "localhost"]);
+    let folder = tempfile::tempdir().unwrap();
+    let tokens = folder.path().join("tokens.toml");
+    let shop =
+        token_in(folder.path(), "shop", "read = [\"scores\", \"pages:shop/*\"]\nset = [\"pages:shop/*\"]");
+    std::fs::write(&tokens, &shop).unwrap();
+    let flags = [
+        format!("--tokens={}", tokens.display()),
+        format!("--serve-cert={}", certificate.cert.display()),
+        format!("--serve-key={}", certificate.key.display()),
+    ];
+    let proxied = Proxied::start("", &flags).await;
+    let ca = authority.ca();
+    let cli =
+        |more: &[&str]| proxied.redis_cli(&[&["--tls", "--cacert", ca.to_str().unwrap()], more].concat());
+    assert!(cli(&["GET", "scores:Tom"]).contains("NOAUTH"));
+    let secret = "secret-of-the-shop";
+    assert!(cli(&["-a", secret, "--no-auth-warning", "GET", "scores:Tom"]).starts_with("630"));
+    assert!(cli(&["-a", secret, "--no-auth-warning", "SET", "pages:shop/a", "1"]).starts_with("OK"));
+    assert!(cli(&["-a", secret, "--no-auth-warning", "SET", "pages:other", "1"]).contains("NOPERM"));
+    assert!(
+        cli(&["-a", "a-wrong-secret-of-16", "--no-auth-warning", "GET", "scores:Tom"]).contains("WRONGPASS")
+    );
+    let plain = proxied.redis_cli(&["GET", "scores:Tom"]);
+    assert!(!plain.contains("630"), "{plain}");
+
+    // Another secret, while it runs.
+    std::fs::write(folder.path().join("shop"), "another-secret-of-16\n").unwrap();
+    eventually("the new secret to be good", async || {
+        cli(&["-a", "another-secret-of-16", "--no-auth-warning", "GET", "scores:Tom"])
+            .starts_with("630")
+            .then_some(())
+    })
+    .await;
+    assert!(cli(&["-a", secret, "--no-auth-warning", "GET", "scores:Tom"]).contains("WRONGPASS"));
+    assert!(!proxied.proxy.log().iter().any(|line| line.contains("secret-of")), "{:?}", proxied.proxy.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_is_refused_at_the_start_in_one_line() {
+    let node = node("").await;
+    let folder = tempfile::tempdir().unwrap();
+    let empty = folder.path().join("tokens.toml");
+    std::fs::write(&empty, "[[tokens]]\nname = \"a\"\n").unwrap();
+    let refused = |args: &[&str]| {
+        let run = Command::new(PEANUT).args(["--nodes", node.addr(), "proxy"]).args(args).output().unwrap();
+        let why = said(run.clone());
+        assert_eq!((run.status.code(), why.lines().count()), (Some(2), 1), "{args:?}: {why}");
+        why
+    };
+    assert!(refused(&[]).contains("--redis"));
+    assert!(refused(&["--redis", "0.0.0.0:0"]).contains("without TLS"));
+    assert!(refused(&["--redis", "127.0.0.1:0", "--serve-cert", "x"]).contains("serve-key"));
+    assert!(
+        refused(&["--redis", "127.0.0.1:0", "--tokens", empty.to_str().unwrap()]).contains("no [[token]]")
+    );
+    assert!(refused(&["--redis", "127.0.0.1:0", "--tokens", "/nowhere"]).contains("/nowhere"));
+    assert!(refused(&["--redis", "nowhere:x"]).contains("cannot listen on nowhere:x"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_in_the_file_system_is_served_too() {
+    let proxied = Proxied::start("", &[]).await;
+    let path = proxied.folder.path().join("redis.sock");
+    let start = || {
+        let mut command = Command::new(PEANUT);
+        command.args(["--nodes", proxied.node.addr(), "proxy", "--redis", path.to_str().unwrap()]);
+        Process::start("peanut proxy", command.env("NO_COLOR", "1"))
+    };
+    // The second finds what the first has left.
+    for _ in 0..2 {
+        let mut proxy = start();
+        proxy.wait_for_line("the Redis protocol on ").await;
+        let said = said(
+            Command::new("redis-cli")
+                .args(["-s", path.to_str().unwrap(), "GET", "scores:Tom"])
+                .output()
+                .unwrap(),
+        );
+        assert_eq!(said, "630\n");
+        proxy.kill();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_answers_what_was_asked_and_ends() {
+    let origin = Origin::start(Duration::from_secs(2)).await;
+    let mut proxied = Proxied::start(&group_from("slow", origin.url(), ""), &[]).await;
+    let mut stream = TcpStream::connect(&proxied.redis).await.unwrap();
+    stream.write_all(b"GET slow:key\r\n").await.unwrap();
+    eventually("the load to begin", async || (origin.asked_for("key") > 0).then_some(())).await;
+    proxied.proxy.signal(Signal::SIGTERM);
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with('$'), "{answer}");
+    assert!(proxied.proxy.ended().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_bytes_end_their_connection_and_nobody_elses() {
+    let proxied = Proxied::start("", &[]).await;
+    let before = TcpStream::connect(&proxied.redis).await.unwrap();
+    let nested = b"*1\r\n".repeat(500_000);
+    for hostile in [
+        &nested[..],
+        b"*1000000000\r\n",
+        b"*2\r\n$3\r\nGET\r\n$99999999999\r\n",
+        b"*1\r\n$-5\r\n",
+        &[0xff; 100_000],
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    ] {
+        let mut stream = TcpStream::connect(&proxied.redis).await.unwrap();
+        let _ = stream.write_all(hostile).await;
+        let _ = stream.shutdown().await;
+        let mut said = Vec::new();
+        let _ = stream.read_to_end(&mut said).await;
+    }
+    let mut before = before;
+    before.write_all(b"GET scores:Tom\r\nQUIT\r\n").await.unwrap();
+    let mut answer = String::new();
+    before.read_to_string(&mut answer).await.unwrap();
+    assert_eq!(answer, "$3\r\n630\r\n+OK\r\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_past_the_proxy_is_seen_through_it() {
+    let proxied = Proxied::start("", &[]).await;
+    let direct = Client::builder().nodes([proxied.node.addr()]).build().await.unwrap();
+    for n in 0..50 {
+        direct.group("pages").set("k", n.to_string()).await.unwrap();
+        assert_eq!(proxied.ask(reqwest::Method::GET, "/v1/pages/k", "").await, (200, n.to_string()));
+    }
+}
