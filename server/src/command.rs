@@ -19,6 +19,7 @@ pub use tikv_jemallocator::Jemalloc as Allocator;
 
 use crate::ServerHandle;
 use peanut_edge::rights::file::TokenFiles;
+use peanut_edge::signals::{hangup, stop_signal};
 
 use crate::config::{Config, LogFormat, Stop};
 use crate::error::{Error, ErrorKind};
@@ -116,38 +117,4 @@ async fn reload(server: ServerHandle, mut tokens: Option<TokenFiles>, hangup: im
             tokens.look(|tokens| server.set_tokens(tokens), is_hangup);
         }
     }
-}
-
-/// Yields with each SIGHUP.
-#[cfg(unix)]
-fn hangup() -> std::io::Result<impl Stream<Item = ()>> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let hangup = signal(SignalKind::hangup())?;
-    Ok(futures_util::stream::unfold(hangup, async |mut hangup| Some((hangup.recv().await?, hangup))))
-}
-
-#[cfg(not(unix))]
-fn hangup() -> std::io::Result<impl Stream<Item = ()>> {
-    Ok(futures_util::stream::pending())
-}
-
-/// Completes with the first SIGTERM or ctrl-C.
-#[cfg(unix)]
-fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    })
-}
-
-#[cfg(not(unix))]
-fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
-    Ok(async {
-        let _ = tokio::signal::ctrl_c().await;
-    })
 }

@@ -1,12 +1,11 @@
 //! `peanut proxy`.
 
-use std::future::Future;
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use peanut_client::{Client, TlsFiles};
-use peanut_proxy::{Listener, Proxy, ProxyBuilder, ProxyHandle, TokenFiles};
+use peanut_proxy::{Listener, Proxy, ProxyBuilder, ProxyHandle, TokenFiles, stop_signal};
 use tokio::net::TcpListener;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing_subscriber::EnvFilter;
@@ -51,7 +50,7 @@ pub(crate) async fn run(client: Client, args: &ProxyArgs) -> Result<ExitCode, Fa
     }
     let proxy = proxy.build()?;
     listening.iter().for_each(|what| tracing::info!("{what}"));
-    let stop = stopped().map_err(|error| Failure::new(format!("cannot wait for signals: {error}")))?;
+    let stop = stop_signal().map_err(|error| Failure::new(format!("cannot wait for signals: {error}")))?;
     let reloading = tokio::spawn(reload(proxy.handle(), tokens));
     proxy.run(stop).await;
     reloading.abort();
@@ -85,25 +84,4 @@ async fn reload(proxy: ProxyHandle, tokens: Option<TokenFiles>) {
         look.tick().await;
         tokens.look(|tokens| proxy.set_tokens(tokens), false);
     }
-}
-
-/// Ready with the first SIGTERM or ctrl-C.
-#[cfg(unix)]
-fn stopped() -> std::io::Result<impl Future<Output = ()>> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    })
-}
-
-#[cfg(not(unix))]
-fn stopped() -> std::io::Result<impl Future<Output = ()>> {
-    Ok(async {
-        let _ = tokio::signal::ctrl_c().await;
-    })
 }

@@ -7,8 +7,8 @@ use peanut_edge::budget::Account;
 use peanut_edge::connections::{ConnectionLimiter, Peer};
 use peanut_edge::rights::{Caller, Tokens};
 
+use crate::counters::{Counters, Protocol};
 use crate::groups::Groups;
-use crate::metrics::{Counters, Protocol};
 
 /// Of one proxy.
 #[derive(Debug)]

@@ -23,7 +23,7 @@ use tonic::codegen::BoxStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::core::Core;
-use crate::metrics::Protocol;
+use crate::counters::Protocol;
 use crate::trace::{traceparent, within};
 
 /// Answers both services.

@@ -10,6 +10,7 @@
 //! cache in its client, hot keys are answered by the proxy itself, and are never outdated for that.
 
 mod core;
+mod counters;
 mod fetch;
 mod groups;
 mod grpc;
@@ -24,5 +25,7 @@ pub use peanut_edge::Token;
 pub use peanut_edge::connections::Listener;
 #[cfg(feature = "files")]
 pub use peanut_edge::rights::file::TokenFiles;
+#[cfg(feature = "signals")]
+pub use peanut_edge::signals::stop_signal;
 pub use proxy::{Error, Proxy, ProxyBuilder, ProxyHandle};
 pub use trace::trace_context;

@@ -14,47 +14,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use crate::core::Core;
-
-/// What programs reach a proxy by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Protocol {
-    Redis,
-    Http,
-    Grpc,
-}
-
-impl Protocol {
-    const ALL: [Protocol; 3] = [Protocol::Redis, Protocol::Http, Protocol::Grpc];
-
-    fn label(self) -> [(&'static str, &'static str); 1] {
-        let name = match self {
-            Protocol::Redis => "redis",
-            Protocol::Http => "http",
-            Protocol::Grpc => "grpc",
-        };
-        [("protocol", name)]
-    }
-}
-
-/// Counts of one protocol.
-#[derive(Debug, Default)]
-struct Counts {
-    requests: AtomicU64,
-    errors: AtomicU64,
-}
-
-/// Counts of all.
-#[derive(Debug, Default)]
-pub(crate) struct Counters([Counts; 3]);
-
-impl Counters {
-    /// So many requests were answered, and so many of those with an error.
-    pub(crate) fn answered(&self, protocol: Protocol, requests: usize, errors: usize) {
-        let counts = &self.0[protocol as usize];
-        counts.requests.fetch_add(requests as u64, Ordering::Relaxed);
-        counts.errors.fetch_add(errors as u64, Ordering::Relaxed);
-    }
-}
+use crate::counters::{Counts, Protocol};
 
 /// A count of the client.
 type Read = fn(&Stats) -> u64;
@@ -122,7 +82,7 @@ impl Collector for Metrics {
         ] {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             for protocol in Protocol::ALL {
-                let count = read(&core.counters.0[protocol as usize]).load(Ordering::Relaxed);
+                let count = read(core.counters.of(protocol)).load(Ordering::Relaxed);
                 ConstCounter::new(count).encode(family.encode_family(&protocol.label())?)?;
             }
         }

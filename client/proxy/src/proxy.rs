@@ -17,10 +17,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::core::Core;
+use crate::counters::Protocol;
 use crate::groups::Groups;
 use crate::grpc::Grpc;
 use crate::listen::{Port, serve_http, services};
-use crate::metrics::Protocol;
 use crate::{http, resp};
 
 /// What runs is let finish for so long when a proxy is told to stop.

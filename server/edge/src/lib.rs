@@ -13,6 +13,8 @@ mod failure;
 pub mod rights;
 #[cfg(feature = "files")]
 pub mod settings;
+#[cfg(feature = "signals")]
+pub mod signals;
 
 pub use body::holding;
 pub use failure::Failure;

@@ -13,7 +13,11 @@ mod tokens;
 
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use peanut_proto::v1::ErrorCode;
+use tonic::codegen::http::HeaderMap;
+use tonic::codegen::http::header::AUTHORIZATION;
 
 use crate::connections::Peer;
 use crate::failure::Failure;
@@ -190,6 +194,16 @@ impl GroupRights {
         };
         if may { Ok(()) } else { Err(self.rights.refuse(action, &self.group)) }
     }
+}
+
+/// The secret that a caller over HTTP shows: as `Bearer`, or as the password of any user.
+pub fn shown(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(AUTHORIZATION)?.to_str().ok()?;
+    if let Some(token) = value.strip_prefix("Bearer ") {
+        return Some(token.to_owned());
+    }
+    let decoded = String::from_utf8(STANDARD.decode(value.strip_prefix("Basic ")?).ok()?).ok()?;
+    decoded.split_once(':').map(|(_, password)| password.to_owned())
 }
 
 /// A caller that was let in: what it showed, and what that gave it when it was last looked at.

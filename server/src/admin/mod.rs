@@ -17,13 +17,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Router};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use peanut_proto::v1::ErrorCode;
@@ -35,7 +33,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::connections::accept;
 use crate::connections::{Connection, ConnectionLimiter, Handshake, Listener, Peer};
 use crate::node::Node;
-use crate::rights::Caller;
+use crate::rights::{Caller, shown};
 use history::History;
 use host::{Hosts, check_host, only_reads};
 use neighbours::Neighbours;
@@ -151,15 +149,6 @@ async fn authorize(State(admin): State<Admin>, request: Request, next: Next) -> 
     let ask = HeaderValue::from_static("Basic realm=\"peanut: a token as the password\", charset=\"UTF-8\"");
     response.headers_mut().insert(header::WWW_AUTHENTICATE, ask);
     response
-}
-
-fn shown(headers: &HeaderMap) -> Option<String> {
-    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
-    if let Some(token) = value.strip_prefix("Bearer ") {
-        return Some(token.to_owned());
-    }
-    let decoded = String::from_utf8(STANDARD.decode(value.strip_prefix("Basic ")?).ok()?).ok()?;
-    decoded.split_once(':').map(|(_, password)| password.to_owned())
 }
 
 async fn page() -> impl IntoResponse {

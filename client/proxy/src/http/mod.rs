@@ -17,14 +17,13 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use axum::{Extension, Router};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use peanut_client::Group;
 use peanut_edge::connections::Peer;
-use peanut_edge::rights::{Action, Caller};
+use peanut_edge::rights::{Action, Caller, shown};
 
 use crate::core::Core;
-use crate::metrics::{Protocol, text};
+use crate::counters::Protocol;
+use crate::metrics::text;
 use path::Target;
 use problem::Problem;
 
@@ -127,16 +126,6 @@ impl Asked {
         self.caller.rights().check(action, group.name(), Some(key))?;
         Ok(group)
     }
-}
-
-/// The secret that a caller shows.
-fn shown(headers: &HeaderMap) -> Option<String> {
-    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
-    if let Some(token) = value.strip_prefix("Bearer ") {
-        return Some(token.to_owned());
-    }
-    let decoded = String::from_utf8(STANDARD.decode(value.strip_prefix("Basic ")?).ok()?).ok()?;
-    decoded.split_once(':').map(|(_, password)| password.to_owned())
 }
 
 #[cfg(test)]

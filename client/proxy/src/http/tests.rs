@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
 use axum::http::{Request as HttpRequest, StatusCode};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use peanut_client::Client;
 use peanut_edge::Token;
 use peanut_edge::rights::Tokens;

@@ -16,8 +16,8 @@ use super::pipeline::together;
 use super::reply::Reply;
 use super::request::{Limits, Malformed, Reader};
 use super::session::Session;
+use crate::counters::Protocol;
 use crate::fetch::MAX_PORTION;
-use crate::metrics::Protocol;
 
 /// Read at once from a socket.
 const READ_BYTES: usize = 16 << 10;
