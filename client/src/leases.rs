@@ -3,7 +3,7 @@
 //! Writers do not wait for a node that holds no lease: it is to be asked by nobody until it has read the hints that they
 //! leave for it. Where more than half of the nodes hold none, it is more likely that the registry has lost their leases
 //! than that all of them stand still, so they are asked, and writers wait for them. But not one for which a hint is there:
-//! its writer may have gone by the lease before the others lost theirs.
+//! its writer may have gone by the lease before the others lost theirs. The only node there is is asked all the same.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +27,7 @@ pub(crate) async fn tell(view: &FleetView, nodes: &[Arc<Node>], registry: Option
         nodes.iter().partition(|node| view.live.contains_key(node.id()));
     leased.into_iter().for_each(|node| node.set_leased(true));
     let are_most = unleased.len() * 2 > nodes.len();
-    let wait_for_hints = async |node: &&Arc<Node>| match registry {
+    let wait_for_hints = async |node: &&Arc<Node>| match registry.filter(|_| nodes.len() > 1) {
         Some(registry) => !node.is_unleased() && has_hints(registry, view.keys(), node.id()).await,
         None => false,
     };
@@ -88,6 +88,15 @@ mod tests {
         assert_eq!(unleased(&nodes), ["b"]);
         tell(&view(&["a", "b"]), &nodes, Some(&registry)).await;
         assert_eq!(unleased(&nodes), ["c"], "of one among three it is believed");
+    }
+
+    #[tokio::test]
+    async fn the_only_node_is_asked_without_a_lease() {
+        let (registry, nodes) = (LocalRegistry::new(), nodes());
+        let hint = format!("{}g/x", Keys::new("f").hints_for("a"));
+        registry.put(&hint, vec![], None).await.unwrap();
+        tell(&view(&[]), &nodes[..1], Some(&registry)).await;
+        assert!(unleased(&nodes).is_empty());
     }
 
     #[tokio::test]

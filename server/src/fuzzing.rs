@@ -16,8 +16,8 @@ use tonic::service::interceptor::InterceptedService;
 
 use crate::connections::Peer;
 use crate::node::Node;
-use crate::service::bodies::Budgeted;
 use crate::{Group, StaticLoader};
+use peanut_edge::bodies::Budgeted;
 
 /// Messages that have come already.
 struct Said(std::vec::IntoIter<Bytes>);

@@ -19,6 +19,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tonic::transport::Channel;
 
+use crate::admin::{documented, said_by};
 use crate::{SCORES, SERVER};
 
 const PEANUT: &str = env!("CARGO_BIN_EXE_peanut-under-test");
@@ -105,13 +106,18 @@ async fn the_redis_command_line_and_its_benchmark_work() {
     assert!(read.contains("requests per second") && !read.contains("Error"), "{read}");
 }
 
+/// A connection of redis-rs that has time, also on a busy machine.
+async fn connect(url: &str) -> redis::aio::MultiplexedConnection {
+    let patient = redis::AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(20)));
+    let client = redis::Client::open(url).unwrap();
+    client.get_multiplexed_async_connection_with_config(&patient).await.unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rust_client_of_redis_works_in_both_versions_of_the_protocol() {
     let proxied = Proxied::start("", &[]).await;
     for protocol in ["", "?protocol=resp3"] {
-        let client = redis::Client::open(format!("redis://{}/0{protocol}", proxied.redis)).unwrap();
-        let patient = redis::AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(20)));
-        let mut connection = client.get_multiplexed_async_connection_with_config(&patient).await.unwrap();
+        let mut connection = connect(&format!("redis://{}/0{protocol}", proxied.redis)).await;
         let tom: Option<String> = connection.get("scores:Tom").await.unwrap();
         assert_eq!(tom.as_deref(), Some("630"));
         let () = connection.set_ex("pages:a", "1", 50).await.unwrap();
@@ -125,6 +131,17 @@ async fn a_rust_client_of_redis_works_in_both_versions_of_the_protocol() {
         let gone: usize = connection.del("pages:a").await.unwrap();
         assert_eq!(gone, 1);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_table_of_metrics_is_what_a_proxy_says() {
+    let proxied = Proxied::start("", &[]).await;
+    assert_eq!(proxied.redis_cli(&["MGET", "scores:Tom", "scores:Nobody"]), "630\n\n");
+    let (status, metrics) = proxied.ask(reqwest::Method::GET, "/metrics", "").await;
+    assert_eq!((status, documented("peanut_proxy_", &[])), (200, said_by(&metrics)));
+    assert!(metrics.contains("peanut_proxy_requests_total{protocol=\"redis\"} 1\n"), "{metrics}");
+    assert!(metrics.contains("peanut_proxy_gets_total{outcome=\"negative\"} 1\n"), "{metrics}");
+    assert_eq!(proxied.ask(reqwest::Method::GET, "/readyz", "").await, (200, "ready\n".to_owned()));
 }
 
 /// Ends what the walk has started, also when the test fails.
@@ -224,10 +241,7 @@ async fn http_and_grpc_serve_the_same_keys() {
 async fn what_one_proxy_writes_the_near_copies_of_another_show() {
     let proxied = Proxied::start("", &[]).await;
     let (_second, [redis, ..]) = proxy_of(&proxied.node, &[]).await;
-    let open = async |addr: &str| {
-        let client = redis::Client::open(format!("redis://{addr}/")).unwrap();
-        client.get_multiplexed_async_connection().await.unwrap()
-    };
+    let open = async |addr: &str| connect(&format!("redis://{addr}/")).await;
     let (mut reader, mut writer) = (open(&proxied.redis).await, open(&redis).await);
     for n in 0..200 {
         let () = writer.set("pages:hot", n).await.unwrap();

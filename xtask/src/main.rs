@@ -2,6 +2,7 @@
 //!
 //! This crate depends on nothing, so that it is there at once; what it runs are cargo's own commands.
 
+mod bench_proxy;
 mod dependencies;
 mod image;
 mod install;
@@ -46,6 +47,8 @@ cargo xtask <command>
              measure hit ratios of the store's policies over a trace, beside moka and quick_cache
   bench near PART
              measure near copies: one of speed, stale, hot, memory; `bench stale` is short for one of them
+  bench proxy
+             measure a proxy beside Redis, by redis-benchmark
   bench peers [--install]
              measure Peanut beside Redis, memcached and groupcache; `bench peers --help` tells the rest
 ";
@@ -76,6 +79,7 @@ fn main() -> ExitCode {
             Some((&"near", rest)) => bench_near(rest),
             Some((&"stale", rest)) => bench_near(&[&["stale"], rest].concat()),
             Some((&"store", [])) => bench_store(),
+            Some((&"proxy", [])) => bench_proxy::run(),
             Some(_) => {
                 eprint!("{HELP}");
                 return ExitCode::from(2);

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use peanut_client::{Detailed, Error, ErrorKind, Group, Source};
 use peanut_edge::Failure;
+use peanut_edge::bodies::Sending;
+use peanut_edge::budget::Account;
 use peanut_edge::connections::Peer;
 use peanut_edge::rights::{Action, Caller};
 use peanut_proto::failure::to_status;
@@ -22,7 +24,7 @@ use peanut_proto::v1::{
 use tonic::codegen::BoxStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use crate::core::Core;
+use crate::core::{Core, account};
 use crate::counters::Protocol;
 use crate::trace::{traceparent, within};
 
@@ -35,6 +37,7 @@ pub(crate) struct Grpc {
 /// A call: who makes it, and what it asks.
 struct Call<T> {
     caller: Caller,
+    account: Option<Arc<Account>>,
     traceparent: Option<String>,
     request: T,
 }
@@ -44,40 +47,56 @@ impl Grpc {
         Grpc { core }
     }
 
-    /// Lets a call in by its metadata.
+    /// Lets a call in by its metadata, with what its caller may do and hold.
     ///
     /// # Errors
     /// Where its caller is not known.
-    pub(crate) fn admit<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
+    pub(crate) fn admit(&self, mut request: Request<()>) -> Result<Request<()>, Status> {
         let peer = request.extensions().get::<Peer>().cloned();
         let caller = self.core.tokens.admit(request.metadata(), peer.clone()).map_err(told)?;
         if let Some(peer) = peer {
             peer.presence().admitted();
+            request.extensions_mut().insert(account(&caller, &peer));
         }
-        Ok(caller)
+        request.extensions_mut().insert(caller);
+        Ok(request)
     }
 
     fn call<T>(&self, request: Request<T>) -> Result<Call<T>, Status> {
-        let caller = self.admit(&request)?;
-        let (metadata, _, request) = request.into_parts();
-        Ok(Call { caller, traceparent: traceparent(metadata.as_ref()), request })
+        let (metadata, mut extensions, request) = request.into_parts();
+        let caller = extensions.remove::<Caller>();
+        let caller = caller.ok_or_else(|| Status::unauthenticated("the call was not admitted"))?;
+        let account = extensions.remove::<Arc<Account>>();
+        Ok(Call { caller, account, traceparent: traceparent(metadata.as_ref()), request })
     }
 
     /// Counts a call by what it came to.
-    fn counted<T>(&self, answer: Result<T, Status>) -> Result<Response<T>, Status> {
+    fn counted<T>(&self, answer: Result<Response<T>, Status>) -> Result<Response<T>, Status> {
         let is_error = answer.as_ref().is_err_and(|status| status.code() != Code::NotFound);
         self.core.counters.answered(Protocol::Grpc, 1, usize::from(is_error));
-        answer.map(Response::new)
+        answer
     }
 
     fn group(&self, name: &str) -> Result<Group, Status> {
         self.core.groups.named(name.as_bytes()).map_err(refused)
     }
 
-    async fn get_detailed<T>(&self, call: Call<T>, group: &str, key: &[u8]) -> Result<Detailed, Status> {
+    /// What there is of a key, and the room that it takes until it has been sent.
+    async fn get_detailed<T>(
+        &self,
+        call: Call<T>,
+        group: &str,
+        key: &[u8],
+    ) -> Result<(Detailed, Option<Sending>), Status> {
         call.caller.rights().check(Action::Read, group, Some(key)).map_err(told)?;
         let group = self.group(group)?;
-        within(call.traceparent, group.get_detailed(key)).await.map_err(failed)
+        let got = within(call.traceparent, group.get_detailed(key)).await.map_err(failed)?;
+        let length = got.value.as_ref().map_or(0, bytes::Bytes::len);
+        let sending = match call.account {
+            Some(account) => Some(Sending { held: Arc::new(account.values.take(length).await) }),
+            None => None,
+        };
+        Ok((got, sending))
     }
 }
 
@@ -114,7 +133,7 @@ impl PeanutCache for Grpc {
 }
 
 impl Grpc {
-    async fn get_one(&self, request: Request<GetRequest>) -> Result<GetResponse, Status> {
+    async fn get_one(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
         let call = self.call(request)?;
         let request = &call.request;
         if request.on_miss != OnMiss::Load as i32 || request.token != 0 || request.failover {
@@ -123,7 +142,7 @@ impl Grpc {
             ));
         }
         let (group, key) = (request.group.clone(), request.key.clone());
-        let got = self.get_detailed(call, &group, &key).await?;
+        let (got, sending) = self.get_detailed(call, &group, &key).await?;
         let outcome = match got.source {
             Source::Loaded => Outcome::Loaded,
             Source::Coalesced => Outcome::Coalesced,
@@ -131,16 +150,17 @@ impl Grpc {
             _ if got.value.is_none() => Outcome::NotFound,
             _ => Outcome::Hit,
         };
-        Ok(GetResponse {
+        let response = GetResponse {
             outcome: outcome.into(),
             value: got.value.unwrap_or_default(),
             age_ms: ms(got.age),
             ttl_ms: ms(got.ttl),
             ..GetResponse::default()
-        })
+        };
+        Ok(sent(response, sending))
     }
 
-    async fn set_one(&self, request: Request<SetRequest>) -> Result<SetResponse, Status> {
+    async fn set_one(&self, request: Request<SetRequest>) -> Result<Response<SetResponse>, Status> {
         let Call { caller, request, .. } = self.call(request)?;
         let is_fill =
             request.token != 0 || request.not_found || !request.load_error.is_empty() || request.release;
@@ -154,10 +174,10 @@ impl Grpc {
             ttl => group.set_with_ttl(request.key, request.value, Duration::from_millis(ttl)).await,
         };
         set.map_err(failed)?;
-        Ok(SetResponse { outcome: Outcome::Done.into(), ..SetResponse::default() })
+        Ok(Response::new(SetResponse { outcome: Outcome::Done.into(), ..SetResponse::default() }))
     }
 
-    async fn delete_some(&self, request: Request<DeleteRequest>) -> Result<DeleteResponse, Status> {
+    async fn delete_some(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteResponse>, Status> {
         let Call { caller, request, .. } = self.call(request)?;
         if request.then_set || request.generation != 0 {
             return Err(refused("fill tokens and generations are for clients with a ring"));
@@ -173,20 +193,29 @@ impl Grpc {
         if request.all {
             group.clear().await.map_err(failed)?;
         }
-        Ok(DeleteResponse::default())
+        Ok(Response::new(DeleteResponse::default()))
     }
 
     async fn get_of_the_original(
         &self,
         request: Request<peanutcachepb::GetRequest>,
-    ) -> Result<peanutcachepb::GetResponse, Status> {
+    ) -> Result<Response<peanutcachepb::GetResponse>, Status> {
         let call = self.call(request)?;
         let peanutcachepb::GetRequest { group, key } = call.request.clone();
-        let got = self.get_detailed(call, &group, key.as_bytes()).await?;
+        let (got, sending) = self.get_detailed(call, &group, key.as_bytes()).await?;
         // This service has no other way to say so.
         let value = got.value.ok_or_else(|| Status::not_found("the group has no such key"))?;
-        Ok(peanutcachepb::GetResponse { value })
+        Ok(sent(peanutcachepb::GetResponse { value }, sending))
     }
+}
+
+/// An answer with the room that it takes.
+fn sent<T>(response: T, sending: Option<Sending>) -> Response<T> {
+    let mut response = Response::new(response);
+    if let Some(sending) = sending {
+        response.extensions_mut().insert(sending);
+    }
+    response
 }
 
 fn ms(duration: Duration) -> u64 {

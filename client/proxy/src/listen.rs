@@ -7,11 +7,12 @@ use std::time::Duration;
 use axum::{Extension, Router};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use peanut_edge::bodies::Budgeted;
 use peanut_edge::connections::{Connection, ConnectionLimiter, Handshake, Listener, Services, accept};
 use peanut_proto::limits::MAX_MESSAGE_BYTES;
 use peanut_proto::peanutcachepb::peanut_cache_server::PeanutCacheServer;
 use peanut_proto::v1::peanut_server::PeanutServer;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tonic::service::interceptor::InterceptedService;
 
@@ -23,6 +24,31 @@ const HEADERS_WITHIN: Duration = Duration::from_secs(5);
 const MAX_STREAMS: u32 = 256;
 /// Bytes of a message that is never long.
 const SMALL_MESSAGE_BYTES: usize = 4 << 10;
+
+/// The tasks of a proxy. They end with it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tasks {
+    all: TaskTracker,
+    cut: CancellationToken,
+}
+
+impl Tasks {
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let cut = self.cut.clone();
+        self.all.spawn(async move { cut.run_until_cancelled(task).await });
+    }
+
+    /// Waits until all have ended.
+    pub(crate) async fn ended(&self) {
+        self.all.close();
+        self.all.wait().await;
+    }
+
+    /// Ends all that are there when it is dropped.
+    pub(crate) fn cut_on_drop(&self) -> DropGuard {
+        self.cut.clone().drop_guard()
+    }
+}
 
 /// A listener, and how its connections begin.
 #[derive(Debug)]
@@ -37,7 +63,7 @@ impl Port {
     pub(crate) async fn serve<F>(
         self,
         stop: CancellationToken,
-        tasks: TaskTracker,
+        tasks: Tasks,
         serve: impl Fn(Connection) -> F + Clone + Send + 'static,
     ) where
         F: Future<Output = ()> + Send + 'static,
@@ -91,9 +117,9 @@ pub(crate) fn services(
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?
         .max_decoding_message_size(SMALL_MESSAGE_BYTES);
-    let admit = {
+    let admit = || {
         let grpc = grpc.clone();
-        move |request: tonic::Request<()>| grpc.admit(&request).map(|_| request)
+        move |request: tonic::Request<()>| grpc.admit(request)
     };
     let peanut = PeanutServer::new(grpc.clone())
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
@@ -105,7 +131,7 @@ pub(crate) fn services(
         .max_concurrent_streams(MAX_STREAMS)
         .layer(peanut_edge::connections::CountStreams)
         .add_service(health.max_decoding_message_size(SMALL_MESSAGE_BYTES))
-        .add_service(InterceptedService::new(reflection, admit))
-        .add_service(peanut)
-        .add_service(original))
+        .add_service(InterceptedService::new(reflection, admit()))
+        .add_service(InterceptedService::new(Budgeted(peanut), admit()))
+        .add_service(InterceptedService::new(Budgeted(original), admit())))
 }

@@ -14,13 +14,12 @@ use peanut_proto::peanutcachepb::peanut_cache_server::PeanutCacheServer;
 use peanut_proto::tls::{Reloading, ServerTls};
 use peanut_proto::v1::peanut_server::PeanutServer;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::core::Core;
 use crate::counters::Protocol;
 use crate::groups::Groups;
 use crate::grpc::Grpc;
-use crate::listen::{Port, serve_http, services};
+use crate::listen::{Port, Tasks, serve_http, services};
 use crate::{http, resp};
 
 /// What runs is let finish for so long when a proxy is told to stop.
@@ -232,7 +231,8 @@ impl Proxy {
 
     /// Serves until `stop` is ready, and then what runs, for up to ten seconds.
     pub async fn run(self, stop: impl Future<Output = ()>) {
-        let (stopping, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let (stopping, tasks) = (CancellationToken::new(), Tasks::default());
+        let _cut = tasks.cut_on_drop();
         let grpc = Grpc::new(self.core.clone());
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<PeanutServer<Grpc>>().await;
@@ -259,10 +259,9 @@ impl Proxy {
                 serve_grpc(connection, services.clone(), stop.clone())
             }));
         }
-        tasks.close();
         stop.await;
         stopping.cancel();
-        if tokio::time::timeout(DRAIN, tasks.wait()).await.is_err() {
+        if tokio::time::timeout(DRAIN, tasks.ended()).await.is_err() {
             tracing::warn!("what still runs after {DRAIN:?} is cut off");
         }
     }

@@ -129,6 +129,17 @@ impl Budget {
 }
 
 impl Held {
+    /// These bytes and others of the same budget, as one.
+    ///
+    /// # Panics
+    /// Where they are of another budget.
+    #[must_use]
+    pub fn and(mut self, mut other: Held) -> Held {
+        assert!(Arc::ptr_eq(&self.budget, &other.budget), "of one budget");
+        self.bytes += std::mem::take(&mut other.bytes);
+        self
+    }
+
     /// How many.
     pub fn bytes(&self) -> usize {
         self.bytes

@@ -6,6 +6,7 @@
 //!
 //! `peanut-server` and `peanut-proxy` are built on it. It has no promise of compatibility of its own: depend on those.
 
+pub mod bodies;
 mod body;
 pub mod budget;
 pub mod connections;

@@ -11,7 +11,7 @@ use tonic::service::interceptor::InterceptedService;
 use super::PreparedServer;
 use crate::connections::{CountStreams, Services};
 use crate::error::Error;
-use crate::service::bodies::Budgeted;
+use peanut_edge::bodies::Budgeted;
 
 /// Streams that one connection may have open at once; a unary call is one.
 const MAX_STREAMS: u32 = 1024;

@@ -1,7 +1,6 @@
 //! The gRPC services, as thin translations between messages and [`Cache`](crate::cache::Cache).
 
 mod admin;
-pub(crate) mod bodies;
 mod lane;
 mod original;
 mod unary;

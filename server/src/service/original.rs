@@ -11,13 +11,13 @@ use peanut_proto::v1::{OnMiss, Outcome};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
-use super::bodies::Sending;
 use crate::budget::Account;
 use crate::cache::{Answer, Get};
 use crate::node::Node;
 use crate::rights::Action;
 use crate::store::Origin;
 use peanut_edge::Failure;
+use peanut_edge::bodies::Sending;
 
 #[tonic::async_trait]
 impl PeanutCache for Node {

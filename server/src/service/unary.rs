@@ -17,7 +17,6 @@ use tokio::time::Instant;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::bodies::Sending;
 use super::lane::Answers;
 use super::whole_ms;
 use crate::budget::Accounts;
@@ -27,6 +26,7 @@ use crate::node::{Node, ring_unknown};
 use crate::rights::Action;
 use crate::store::Origin;
 use peanut_edge::Failure;
+use peanut_edge::bodies::Sending;
 
 /// Keys that are deleted before others have their turn.
 const KEYS_AT_A_TIME: usize = 1_024;

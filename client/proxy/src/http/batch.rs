@@ -72,7 +72,8 @@ pub(super) async fn get(name: &[u8], asked: Asked) -> Result<Response, Problem> 
     let Asked { core, caller, peer, request } = asked;
     let group = core.groups.named(name).map_err(Problem::bad_request)?;
     let trace = traceparent(request.headers());
-    let body = body(request, MAX_BODY_BYTES).await?;
+    let account = account(&caller, &peer);
+    let (body, _held) = body(request, MAX_BODY_BYTES, &account.incoming).await?;
     let wanted: Wanted = serde_json::from_slice(&body)
         .map_err(|error| Problem::bad_request(format!("the body is not as in /openapi.json: {error}")))?;
     if wanted.keys.len() > MAX_KEYS {
@@ -81,7 +82,7 @@ pub(super) async fn get(name: &[u8], asked: Asked) -> Result<Response, Problem> 
     let keys: Vec<Bytes> = wanted.keys.iter().map(Key::bytes).collect::<Result<_, _>>()?;
     let may_read = |key: &Bytes| caller.rights().check(Action::Read, group.name(), Some(key));
     keys.iter().try_for_each(may_read)?;
-    let fetch = Fetch::new(FIRST_PORTION, MAX_VALUES_BYTES, account(&caller, &peer));
+    let fetch = Fetch::new(FIRST_PORTION, MAX_VALUES_BYTES, account);
     let got = within(trace, fetch.get(&group, &keys)).await;
     let outcome = |got| match got {
         None => {

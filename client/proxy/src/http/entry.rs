@@ -1,5 +1,6 @@
 //! One key: `GET`, `HEAD`, `PUT`, `DELETE`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
@@ -8,8 +9,10 @@ use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
+use http_body::Body as _;
 use http_body_util::Full;
 use peanut_client::{Detailed, Group};
+use peanut_edge::budget::{Budget, Held};
 use peanut_edge::holding;
 use peanut_proto::limits::MAX_VALUE_BYTES;
 use xxhash_rust::xxh3::xxh3_128;
@@ -45,10 +48,11 @@ pub(super) async fn get(group: &Group, key: &[u8], asked: Asked) -> Result<Respo
 }
 
 /// Stores the body, for the group's lifetime or for `?ttl=` seconds.
-pub(super) async fn put(group: &Group, key: &[u8], request: Request) -> Result<Response, Problem> {
-    unconditional(request.headers(), &[header::IF_MATCH, header::IF_NONE_MATCH])?;
-    let ttl = lifetime(request.uri())?;
-    let value = body(request, MAX_VALUE_BYTES).await?;
+pub(super) async fn put(group: &Group, key: &[u8], asked: Asked) -> Result<Response, Problem> {
+    unconditional(asked.request.headers(), &[header::IF_MATCH, header::IF_NONE_MATCH])?;
+    let ttl = lifetime(asked.request.uri())?;
+    let incoming = account(&asked.caller, &asked.peer).incoming.clone();
+    let (value, _held) = body(asked.request, MAX_VALUE_BYTES, &incoming).await?;
     match ttl {
         None => group.set(key, value).await?,
         Some(ttl) => group.set_with_ttl(key, value, ttl).await?,
@@ -63,10 +67,21 @@ pub(super) async fn delete(group: &Group, key: &[u8], headers: &HeaderMap) -> Re
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-/// The body of a request, which has so many bytes at most.
-pub(super) async fn body(request: Request, most: usize) -> Result<Bytes, Problem> {
-    let body = to_bytes(request.into_body(), most).await;
-    body.map_err(|_| Problem::too_long(format!("the body could not be read, or has more than {most} bytes")))
+/// The body of a request, which has so many bytes at most, and the room that it takes.
+pub(super) async fn body(
+    request: Request,
+    most: usize,
+    incoming: &Arc<Budget>,
+) -> Result<(Bytes, Held), Problem> {
+    let announced = request.body().size_hint().upper().unwrap_or(most as u64);
+    let length = usize::try_from(announced).unwrap_or(usize::MAX);
+    let too_long = || Problem::too_long(format!("the body could not be read, or has more than {most} bytes"));
+    if length > most {
+        return Err(too_long());
+    }
+    let held = incoming.take(length).await;
+    let body = to_bytes(request.into_body(), most).await.map_err(|_| too_long())?;
+    Ok((body, held))
 }
 
 /// A strong validator: equal for equal values.

@@ -108,7 +108,7 @@ impl Asked {
             }
             (Target::Entry { group, key }, Method::PUT) => {
                 let group = self.group(&group, Action::Set, &key)?;
-                entry::put(&group, &key, self.request).await
+                entry::put(&group, &key, self).await
             }
             (Target::Entry { group, key }, Method::DELETE) => {
                 let group = self.group(&group, Action::Delete, &key)?;

@@ -21,6 +21,8 @@ use crate::fetch::MAX_PORTION;
 
 /// Read at once from a socket.
 const READ_BYTES: usize = 16 << 10;
+/// Bytes of a request that need no room.
+const FREE_BYTES: usize = 64 << 10;
 /// Commands that are read ahead of those that run.
 const MAX_AHEAD: usize = 1024;
 /// Answers are written when they are as long, or when there is nothing more to run.
@@ -43,6 +45,7 @@ pub(super) async fn serve(
         session: Session::new(id, &shared.core, peer),
         reader: Reader::default(),
         input: BytesMut::new(),
+        room: None,
         output: BytesMut::new(),
         held: Vec::new(),
         ahead: VecDeque::new(),
@@ -81,8 +84,9 @@ struct Connection<'a, S> {
     stream: S,
     session: Session,
     reader: Reader,
-    /// What has come and is no whole request yet.
+    /// What has come and is no whole request yet, and the room that it takes where it is long.
     input: BytesMut,
+    room: Option<Held>,
     /// Answers that have not been written, and the room that they take.
     output: BytesMut,
     held: Vec<Held>,
@@ -90,8 +94,24 @@ struct Connection<'a, S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
-    /// Reads more bytes; `false`: there will be no more.
+    /// Reads more bytes; `false`: there will be no more. A long request needs room for it among those of all callers.
     async fn read_more(&mut self) -> io::Result<bool> {
+        let bytes = self.input.len() + READ_BYTES;
+        if bytes <= FREE_BYTES {
+            self.room = None;
+        } else if self.room.as_ref().is_none_or(|room| room.bytes() < bytes) {
+            // As much again, so that it is asked for seldom.
+            let more = bytes.next_power_of_two() - self.room.as_ref().map_or(0, Held::bytes);
+            let incoming = self.session.account().incoming.clone();
+            let Some(more) = incoming.try_take(more) else {
+                self.output.extend_from_slice(b"-BUSY too many long requests are on their way\r\n");
+                return Ok(false);
+            };
+            self.room = Some(match self.room.take() {
+                Some(room) => room.and(more),
+                None => more,
+            });
+        }
         self.input.reserve(READ_BYTES);
         Ok(self.stream.read_buf(&mut self.input).await? > 0)
     }

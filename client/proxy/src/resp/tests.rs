@@ -42,10 +42,13 @@ impl Fixture {
     }
 
     fn connect(&self) -> Connected {
+        self.connect_as(Peer::of("127.0.0.1:1", false))
+    }
+
+    fn connect_as(&self, peer: Peer) -> Connected {
         let (near, far) = duplex(1 << 16);
         let (shared, stop) = (self.shared.clone(), CancellationToken::new());
         let stopping = stop.clone();
-        let peer = Peer::of("127.0.0.1:1", false);
         let serving = tokio::spawn(async move { shared.serve(far, peer, &stopping).await });
         Connected { stream: near, stop, serving }
     }
@@ -199,6 +202,25 @@ async fn long_values_go_through_in_pieces_and_a_pipeline_of_them_is_bounded() {
     )
     .await;
     it.expect("PING\r\n", "+PONG\r\n").await;
+}
+
+#[tokio::test]
+async fn a_long_request_for_which_there_is_no_room_is_refused_and_a_short_one_is_not() {
+    let fixture = Fixture::start().await;
+    let peer = Peer::of("127.0.0.1:1", false);
+    let incoming = peer.accounts.of(&Arc::from("")).incoming.clone();
+    let held = incoming.try_take(incoming.most()).unwrap();
+    let mut it = fixture.connect_as(peer);
+    it.expect("SET pages:a 1\r\nGET pages:a\r\n", "+OK\r\n$1\r\n1\r\n").await;
+    let value = "v".repeat(1 << 20);
+    let set = format!("*3\r\n$3\r\nSET\r\n$7\r\npages:b\r\n${}\r\n{value}\r\n", value.len());
+    // It stops reading.
+    let _ = it.stream.write_all(set.as_bytes()).await;
+    let said = it.rest().await;
+    assert!(said.starts_with("-BUSY "), "{said}");
+    drop(held);
+    let mut it = fixture.connect();
+    it.expect(&set, "+OK\r\n").await;
 }
 
 #[tokio::test]

@@ -24,8 +24,8 @@ use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Service, http};
 use tonic::server::NamedService;
 
+use crate::body::holding;
 use crate::budget::{Account, Held};
-use peanut_edge::holding;
 
 /// Messages up to so many bytes do not count: a connection has no more streams than that matters.
 const SHORT_BYTES: usize = 16 << 10;
@@ -42,13 +42,17 @@ const BYTES_A_BYTE_OF_KEYS: usize = 16;
 
 /// What an answer holds until it is sent.
 #[derive(Clone, Debug)]
-pub(crate) struct Sending {
-    pub(crate) held: Arc<Held>,
+pub struct Sending {
+    /// Room for it.
+    pub held: Arc<Held>,
 }
 
-/// A service whose messages count for their callers' accounts.
+/// A service whose messages count for their callers' accounts: what has admitted a call has put its [`Account`] into the extensions.
 #[derive(Clone, Debug)]
-pub(crate) struct Budgeted<S>(pub(crate) S);
+pub struct Budgeted<S>(
+    /// The service.
+    pub S,
+);
 
 impl<S: NamedService> NamedService for Budgeted<S> {
     const NAME: &'static str = S::NAME;
