@@ -17,7 +17,7 @@ const PASSWD: &str =
     "root:x:0:0:root:/root:/sbin/nologin\nnonroot:x:65532:65532:nonroot:/var/lib/peanut:/sbin/nologin\n";
 const CERTIFICATES: &str = "etc/ssl/certs/ca-certificates.crt";
 
-/// `image`: builds an image with docker. `image --rootfs FOLDER`: its root folder, without.
+/// `image`: builds an image with docker. `image --rootfs FOLDER`: its root folder, without, which is tried.
 pub(crate) fn image(args: &[&str]) -> Result<(), Failed> {
     match args {
         [] if is_installed("docker") => {
@@ -31,7 +31,8 @@ pub(crate) fn image(args: &[&str]) -> Result<(), Failed> {
             let build =
                 ["build", "--release", "--locked", "-p", "peanut-server", "--features", "peanut-server/full"];
             Cargo::new(&[&build[..], &["-p", "peanut-cli"]].concat()).run("building")?;
-            root_folder(Path::new(folder), &target_folder()?.join("release"))
+            root_folder(Path::new(folder), &target_folder()?.join("release"))?;
+            serve_from(Path::new(folder))
         }
         _ => Err(Failed("image takes nothing, or --rootfs FOLDER".to_owned())),
     }
@@ -95,8 +96,7 @@ fn serve_from(root: &Path) -> Result<(), Failed> {
     let port = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr());
     let addr = port.map_err(|error| failed(root, error))?.to_string();
     let group = "--group={ name = 'scores', loader = { kind = 'static', entries = { Tom = '630' } } }";
-    let data = "--data-dir=/var/lib/peanut";
-    let mut serve = inside(root, "peanut-server", ["--listen", &addr, "--nodes", &addr, group, data]);
+    let mut serve = inside(root, "peanut-server", ["--listen", &addr, "--nodes", &addr, group]);
     let mut node = Node(serve.stderr(Stdio::piped()).spawn().map_err(|error| failed(root, error))?);
     // The other end of its log stays for as long as it runs.
     let mut log = BufReader::new(node.0.stderr.take().expect("it is piped")).lines().map_while(Result::ok);
