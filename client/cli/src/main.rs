@@ -22,6 +22,11 @@ use clap::CommandFactory as _;
 use failure::Failure;
 use peanut_client::Client;
 
+/// A proxy allocates for each request: a tenth of its time went into the system's allocator.
+#[cfg(not(target_env = "msvc"))]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 const NOT_FOUND: u8 = 1;
 const FAILED: u8 = 2;
 
