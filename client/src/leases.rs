@@ -5,18 +5,20 @@
 //! than that all of them stand still, so they are asked, and writers wait for them. But not one for which a hint is there:
 //! its writer may have gone by the lease before the others lost theirs. The only node there is is asked all the same.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
-use peanut_proto::membership::{FleetView, Keys};
-use peanut_proto::registry::{KeyRange, PageOptions, Registry};
+use peanut_proto::membership::{FleetView, Key, Keys};
+use peanut_proto::registry::{Entry, KeyRange, PageOptions, Registry};
 use tokio::time::timeout;
 
 use crate::node::Node;
 
 /// A registry that does not say by then whether there are hints is one that cannot be read.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
+/// Hints of all nodes that are read at once, by their keys alone.
+const MANY: PageOptions = PageOptions { revision: 0, limit: 4096, keys_only: true };
 
 /// Says of each node whether it holds a lease. Those of which it is not believed that they hold none are left as they are.
 pub(crate) async fn tell(view: &FleetView, nodes: &[Arc<Node>], registry: Option<&dyn Registry>) {
@@ -27,24 +29,42 @@ pub(crate) async fn tell(view: &FleetView, nodes: &[Arc<Node>], registry: Option
         nodes.iter().partition(|node| view.live.contains_key(node.id()));
     leased.into_iter().for_each(|node| node.set_leased(true));
     let are_most = unleased.len() * 2 > nodes.len();
-    let wait_for_hints = async |node: &&Arc<Node>| match registry.filter(|_| nodes.len() > 1) {
-        Some(registry) => !node.is_unleased() && has_hints(registry, view.keys(), node.id()).await,
-        None => false,
-    };
-    let believed = match are_most {
-        false => vec![true; unleased.len()],
-        true => join_all(unleased.iter().map(wait_for_hints)).await,
-    };
-    let unleased = unleased.into_iter().zip(believed).filter(|(_, is_believed)| *is_believed);
-    unleased.for_each(|(node, _)| node.set_leased(false));
+    if !are_most {
+        return unleased.into_iter().for_each(|node| node.set_leased(false));
+    }
+    // Each is looked at once: a hint that comes later is of a writer that does not believe it either.
+    let is_due = |node: &&&Arc<Node>| !node.is_unleased() && !node.has_looked_for_hints();
+    let due: Vec<_> = unleased.iter().filter(is_due).copied().collect();
+    let Some(registry) = registry.filter(|_| nodes.len() > 1 && !due.is_empty()) else { return };
+    let Some(hinted) = with_hints(registry, view.keys(), &due).await else { return };
+    for node in due {
+        node.looked_for_hints();
+        if hinted.contains(node.id()) {
+            node.set_leased(false);
+        }
+    }
 }
 
-/// Whether writers have left hints for a node that it has not read.
-async fn has_hints(registry: &dyn Registry, keys: &Keys, node: &str) -> bool {
-    let options = PageOptions { limit: 1, keys_only: true, ..PageOptions::default() };
-    let range = KeyRange::prefix(&keys.hints_for(node));
-    let page = timeout(ANSWERS_WITHIN, registry.page(&range, options)).await;
-    page.is_ok_and(|page| page.is_ok_and(|page| !page.entries.is_empty()))
+/// The nodes for which writers have left hints that they have not read; `None` where the registry does not say so.
+async fn with_hints(registry: &dyn Registry, keys: &Keys, nodes: &[&Arc<Node>]) -> Option<HashSet<String>> {
+    let read = async {
+        let all = registry.page(&KeyRange::prefix(&keys.all_hints()), MANY).await.ok()?;
+        let id = |entry: &Entry| match keys.parse(&entry.key) {
+            Some(Key::Hint { node, .. }) => Some(node.to_owned()),
+            _ => None,
+        };
+        let mut hinted: HashSet<String> = all.entries.iter().filter_map(id).collect();
+        if all.next.is_some() {
+            // There are too many for one page; the others are asked for by node.
+            for node in nodes.iter().filter(|node| !hinted.contains(node.id())).collect::<Vec<_>>() {
+                let range = KeyRange::prefix(&keys.hints_for(node.id()));
+                let first = registry.page(&range, PageOptions { limit: 1, ..MANY }).await.ok()?;
+                hinted.extend(first.entries.first().map(|_| node.id().to_owned()));
+            }
+        }
+        Some(hinted)
+    };
+    timeout(ANSWERS_WITHIN, read).await.ok().flatten()
 }
 
 #[cfg(test)]
@@ -82,6 +102,9 @@ mod tests {
         assert!(unleased(&nodes).is_empty(), "the registry may have lost their leases");
         let hint = format!("{}g/x", Keys::new("f").hints_for("b"));
         registry.put(&hint, vec![], None).await.unwrap();
+        tell(&view(&["a"]), &nodes, Some(&registry)).await;
+        assert!(unleased(&nodes).is_empty(), "its writer does not go by the lease either");
+        let nodes = self::nodes();
         tell(&view(&["a"]), &nodes, Some(&registry)).await;
         assert_eq!(unleased(&nodes), ["b"], "a write was acknowledged that it may not know of");
         tell(&view(&[]), &nodes, Some(&registry)).await;

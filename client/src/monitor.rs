@@ -53,6 +53,8 @@ pub(crate) struct Monitor {
     refusing: AtomicBool,
     /// It holds no lease, although the registry can be read and most nodes hold one.
     unleased: AtomicBool,
+    /// It has been looked whether hints are there for it, since it was last seen to hold a lease.
+    looked_for_hints: AtomicBool,
     /// It knows no lanes, or the client is to use none.
     unary_only: AtomicBool,
     /// The probe that is under way.
@@ -86,6 +88,7 @@ impl Monitor {
             left_at: Mutex::new(None),
             refusing: AtomicBool::new(false),
             unleased: AtomicBool::new(false),
+            looked_for_hints: AtomicBool::new(false),
             unary_only: AtomicBool::new(config.unary),
             probe: Mutex::new(None),
             probing: AtomicBool::new(false),
@@ -154,8 +157,21 @@ impl Monitor {
         self.unleased.load(Ordering::Relaxed)
     }
 
+    /// Whether it has been looked for hints for it since it last held a lease.
+    pub(crate) fn has_looked_for_hints(&self) -> bool {
+        self.looked_for_hints.load(Ordering::Relaxed)
+    }
+
+    /// Notes that it was looked for hints.
+    pub(crate) fn looked_for_hints(&self) {
+        self.looked_for_hints.store(true, Ordering::Relaxed);
+    }
+
     /// Says whether it holds a lease, as the registry has it.
     pub(crate) fn set_leased(&self, is_leased: bool) {
+        if is_leased {
+            self.looked_for_hints.store(false, Ordering::Relaxed);
+        }
         if self.unleased.swap(!is_leased, Ordering::Relaxed) == is_leased {
             *self.left_at.lock() = Some(Instant::now());
             tracing::info!(node = self.id, is_leased, "whether the node holds a lease has changed");
