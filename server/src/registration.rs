@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::OptionFuture;
+use parking_lot::Mutex;
 use peanut_proto::backoff::Backoff;
 use peanut_proto::change::{change_ring, swap_ring};
 use peanut_proto::discovery::{Discovered, Discovery};
@@ -56,6 +57,8 @@ pub(crate) struct Registration {
     pub(crate) on_shutdown: OnShutdown,
     /// How long a member may have no lease before it is taken out of the ring.
     pub(crate) forget_after: Duration,
+    /// The last ring that this process has stored, of which its watch may not have told it before it was lost.
+    pub(crate) written: Arc<Mutex<Option<RingDocument>>>,
 }
 
 /// What becomes of a node's place in the ring when it is told to stop.
@@ -243,6 +246,8 @@ impl Registration {
     /// One that was a member in this life of the process, and was taken out by an operator, stays out.
     async fn join(&self, known: &RingDocument, has_joined: bool) -> Result<RingVersion, RegistryError> {
         let key = self.keys.ring();
+        let written = self.written.lock().clone().filter(|written| written.version > known.version);
+        let known = written.as_ref().unwrap_or(known);
         for _ in 0..SWAP_ATTEMPTS {
             let entry = self.registry.get(&key).await?;
             let expected = entry.as_ref().map_or(0, |entry| entry.revision);
@@ -276,8 +281,9 @@ impl Registration {
             };
             ring.forget_departed(now_ms, u64::try_from(self.max_ttl.as_millis()).unwrap_or(u64::MAX));
             let version = ring.version;
-            let swapped = swap_ring(&*self.registry, &self.keys, expected, ring).await;
+            let swapped = swap_ring(&*self.registry, &self.keys, expected, ring.clone()).await;
             if swapped.map_err(|e| RegistryError::new(format!("cannot join: {e}")).with_source(e))? {
+                *self.written.lock() = Some(ring);
                 return Ok(version);
             }
         }

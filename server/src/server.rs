@@ -216,6 +216,7 @@ impl Server {
             on_shutdown: options.on_shutdown,
             forget_after: options.forget_after,
             max_ttl: options.groups.iter().map(|g| g.policy.longest()).max().unwrap_or_default(),
+            written: Arc::default(),
         }))
     }
 }

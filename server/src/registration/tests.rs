@@ -23,7 +23,15 @@ fn start(registry: &LocalRegistry, id: &str) -> Running {
 fn start_as(registry: &LocalRegistry, info: NodeInfo) -> Running {
     let node = Node::alone([]);
     let stop = CancellationToken::new();
-    let registration = Registration {
+    let registration = registration(registry, info);
+    let discovery = Discovery::start(registration.registry.clone(), registration.keys.clone());
+    let run = registration.run(discovery, node.clone(), watch::Sender::new(false), stop.clone());
+    let task = tokio::spawn(run);
+    Running { node, stop, task }
+}
+
+fn registration(registry: &LocalRegistry, info: NodeInfo) -> Registration {
+    Registration {
         registry: Arc::new(registry.clone()),
         keys: Keys::new("f"),
         node: info,
@@ -33,11 +41,8 @@ fn start_as(registry: &LocalRegistry, info: NodeInfo) -> Running {
         on_shutdown: OnShutdown::Keep,
         forget_after: Duration::from_secs(120),
         max_ttl: Duration::from_secs(60),
-    };
-    let discovery = Discovery::start(registration.registry.clone(), registration.keys.clone());
-    let run = registration.run(discovery, node.clone(), watch::Sender::new(false), stop.clone());
-    let task = tokio::spawn(run);
-    Running { node, stop, task }
+        written: Arc::default(),
+    }
 }
 
 async fn view(registry: &LocalRegistry) -> FleetView {
@@ -158,6 +163,17 @@ fn an_older_stored_ring_is_merged_under_a_version_above_both() {
     assert_eq!(next_ring(Some(&known), &known, &info("a"), 0), None);
     assert_eq!(next_ring(None, &known, &info("a"), 0).unwrap().version, known.version.plus(UNHEARD));
     assert_eq!(next_ring(None, &RingDocument::empty(8), &info("a"), 0).unwrap().version, RingVersion(1));
+}
+
+#[tokio::test]
+async fn a_ring_that_this_node_has_stored_is_known_before_its_watch_tells_of_it() {
+    let (registry, heard) = (LocalRegistry::new(), RingDocument::empty(8).with(&info("a"), 0).unwrap());
+    let node = registration(&registry, info("b"));
+    let first = node.join(&heard, false).await.unwrap();
+    registry.delete("/peanut/f/ring").await.unwrap();
+    let second = node.join(&heard, false).await.unwrap();
+    assert_eq!((first, second), (heard.version.plus(UNHEARD + 1), first.plus(UNHEARD)));
+    assert_eq!(view(&registry).await.ring.members.len(), 2);
 }
 
 async fn put(registry: &LocalRegistry, key: &str, value: &[u8]) {
