@@ -2,10 +2,10 @@
 
 use std::process::{Command, Output};
 
-use crate::{SCORES, fleet};
+use crate::{PEANUT, SCORES, fleet};
 
 fn peanut(args: &[&str]) -> Output {
-    let command = &mut Command::new(env!("CARGO_BIN_EXE_peanut-under-test"));
+    let command = &mut Command::new(PEANUT);
     command.args(args).output().unwrap()
 }
 
@@ -138,11 +138,7 @@ async fn top_draws_on_a_terminal_until_q_and_says_so_elsewhere() {
     assert_eq!(elsewhere.status.code(), Some(2));
     assert!(text(&elsewhere.stderr).contains("peanut stat"));
     let draw = |no_color: &str| {
-        let top = format!(
-            "stty rows 40 cols 140; {} top --etcd {}",
-            env!("CARGO_BIN_EXE_peanut-under-test"),
-            etcd.endpoint()
-        );
+        let top = format!("stty rows 40 cols 140; {} top --etcd {}", PEANUT, etcd.endpoint());
         // A terminal of its own, on which q is pressed after a while.
         let run = format!("(sleep 3; printf q; sleep 1) | script -qec '{top}' /dev/null");
         let output = Command::new("sh").args(["-c", &run]).env("NO_COLOR", no_color).output().unwrap();

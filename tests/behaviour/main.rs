@@ -38,6 +38,7 @@ mod runtimes;
 mod secure;
 mod shutdown;
 mod soak;
+mod walk;
 mod warm_restart;
 mod wire;
 mod write_many;
@@ -52,6 +53,7 @@ use peanut_tests::{Etcd, ServerProcess};
 /// after a quarter of it.
 const PATIENT: Duration = Duration::from_secs(12);
 const SERVER: &str = env!("CARGO_BIN_EXE_peanut-server-under-test");
+const PEANUT: &str = env!("CARGO_BIN_EXE_peanut-under-test");
 const SCORES: &str = r#"
 [[group]]
 name = "scores"

@@ -1,7 +1,7 @@
 //! Programs that have no client: through `peanut proxy`, with clients of Redis as distributions ship them, HTTP and gRPC.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Command, Output};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -20,9 +20,10 @@ use tokio::net::TcpStream;
 use tonic::transport::Channel;
 
 use crate::admin::{documented, said_by};
-use crate::{SCORES, SERVER};
+use crate::walk::{Walk, lines_on_page};
+use crate::{PEANUT, SCORES, SERVER};
 
-const PEANUT: &str = env!("CARGO_BIN_EXE_peanut-under-test");
+const WALK: &str = "examples/python/walk.sh";
 const PAGES: &str = "[[group]]\nname = \"pages\"\n[group.loader]\nkind = \"none\"\n";
 
 /// A node, and a proxy of it with a port for each protocol.
@@ -144,58 +145,23 @@ async fn the_table_of_metrics_is_what_a_proxy_says() {
     assert_eq!(proxied.ask(reqwest::Method::GET, "/readyz", "").await, (200, "ready\n".to_owned()));
 }
 
-/// Ends what the walk has started, also when the test fails.
-struct Walk(std::process::Child);
-
-impl Drop for Walk {
-    fn drop(&mut self) {
-        // A group of its own: all that the shell has started and nothing else.
-        let group = nix::unistd::Pid::from_raw(self.0.id().cast_signed());
-        let _ = nix::sys::signal::killpg(group, Signal::SIGKILL);
-        let _ = self.0.wait();
-    }
-}
-
-fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
 #[test]
 fn the_page_has_the_python_walk_as_it_runs() {
-    let page = std::fs::read_to_string(repository().join("docs/proxy.md")).unwrap();
-    let walk = std::fs::read_to_string(repository().join("examples/python/walk.sh")).unwrap();
-    let lines: Vec<&str> = walk.lines().filter(|line| !line.starts_with('#')).collect();
-    assert!(lines.len() < 10, "{} lines", lines.len());
-    for line in lines {
-        assert!(page.lines().any(|of_page| of_page == line), "the page does not have `{line}`");
-    }
+    let lines = lines_on_page(WALK, "docs/proxy.md");
+    assert!(lines < 10, "{lines} lines");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_python_program_reads_a_database_through_the_cache() {
-    let folder = tempfile::tempdir().unwrap();
-    let bin = folder.path().join("bin");
-    std::fs::create_dir(&bin).unwrap();
-    for (name, program) in [("peanut", PEANUT), ("peanut-server", SERVER)] {
-        std::os::unix::fs::symlink(program, bin.join(name)).unwrap();
-    }
+    let mut walk = Walk::prepare().await;
     // The package is that of the system's own Python.
     if Path::new("/usr/bin/python3").exists() {
-        std::os::unix::fs::symlink("/usr/bin/python3", bin.join("python3")).unwrap();
+        std::os::unix::fs::symlink("/usr/bin/python3", walk.bin().join("python3")).unwrap();
     }
-    let paths = std::env::var("PATH").unwrap_or_default();
-    let walk = repository().join("examples/python/walk.sh").canonicalize().unwrap();
-    let output = std::fs::File::create(folder.path().join("walk.log")).unwrap();
-    let mut bash = Command::new("bash");
-    bash.args(["-c", "source \"$0\"", &walk.display().to_string()]).current_dir(folder.path());
-    bash.env("PATH", format!("{}:{paths}", bin.display())).env("NO_COLOR", "1");
-    bash.stdin(Stdio::null()).stdout(output.try_clone().unwrap()).stderr(output);
-    std::os::unix::process::CommandExt::process_group(&mut bash, 0);
-    let mut walk = Walk(bash.spawn().unwrap());
-    let log = || std::fs::read_to_string(folder.path().join("walk.log")).unwrap_or_default();
-    let ended = eventually("the walk to end", async || walk.0.try_wait().unwrap()).await;
-    assert!(ended.success(), "{}", log());
-    assert_eq!(log().lines().last(), Some("4.20 True None"), "{}", log());
+    walk.start(WALK, &[]);
+    let ended = walk.ended().await;
+    assert!(ended.success(), "{}", walk.log());
+    assert_eq!(walk.log().lines().last(), Some("4.20 True None"), "{}", walk.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]

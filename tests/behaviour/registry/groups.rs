@@ -9,7 +9,7 @@ use peanut_proto::registry::{KeyRange, Registry as _};
 use peanut_tests::{Etcd, Origin, ServerProcess, eventually, group_from};
 
 use super::{Gets, LONG, keys, put, put_many, stored_ring, text, two_groups};
-use crate::{PATIENT, SCORES, SERVER, client, client_of, fleet};
+use crate::{PATIENT, PEANUT, SCORES, SERVER, client, client_of, fleet};
 
 #[expect(clippy::too_many_lines, reason = "one scene after the other")]
 /// Whatever a group's record says, the next `clear` clears: on running nodes, and on one that comes back
@@ -163,7 +163,7 @@ async fn groups_that_only_some_nodes_have_and_shared_addresses_are_told_to_opera
         server.process().wait_for_line(&shared).await;
     }
     let peanut = |command: &str| {
-        let mut peanut = std::process::Command::new(env!("CARGO_BIN_EXE_peanut-under-test"));
+        let mut peanut = std::process::Command::new(PEANUT);
         peanut.args(["--etcd", &etcd.endpoint(), command]);
         String::from_utf8(peanut.output().unwrap().stdout).unwrap()
     };
