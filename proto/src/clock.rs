@@ -10,7 +10,7 @@ pub fn wall_clock_ms() -> u64 {
         return machine.wall_clock_ms();
     }
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    since.map_or(0, milliseconds)
 }
 
 /// Time since the machine started, where the system tells including that in which it was suspended:
@@ -36,6 +36,11 @@ pub fn uptime_nanos() -> u64 {
         return (time.tv_sec() as u64).wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec() as u64);
     }
     nanoseconds(uptime())
+}
+
+/// A length of time in whole milliseconds, as far as a number has room.
+pub fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A length of time in nanoseconds, as far as a number has room.

@@ -3,11 +3,9 @@
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use futures_util::{Stream, StreamExt as _};
 use tokio::net::TcpListener;
-use tokio::time::{MissedTickBehavior, interval};
 use tracing_subscriber::EnvFilter;
 
 /// The allocator of the binary: the system's where jemalloc cannot be built.
@@ -23,9 +21,6 @@ use peanut_edge::signals::{hangup, stop_signal};
 
 use crate::config::{Config, LogFormat, Stop};
 use crate::error::{Error, ErrorKind};
-
-/// Tokens' files are looked at this often.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Exit code for a configuration that cannot be used (`EX_CONFIG` of sysexits.h).
 pub const EXIT_CONFIG: u8 = 78;
@@ -101,20 +96,10 @@ async fn run(config: Config) -> Result<(), Error> {
 }
 
 /// Reads tokens again when their files change, and them and the certificates with each SIGHUP.
-async fn reload(server: ServerHandle, mut tokens: Option<TokenFiles>, hangup: impl Stream<Item = ()>) {
-    let mut look = interval(LOOK_EVERY);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut hangup = std::pin::pin!(hangup);
-    loop {
-        let is_hangup = tokio::select! {
-            _ = look.tick() => false,
-            Some(()) = hangup.next() => true,
-        };
-        if is_hangup {
-            server.reload_certificates();
-        }
-        if let Some(tokens) = &mut tokens {
-            tokens.look(|tokens| server.set_tokens(tokens), is_hangup);
-        }
+async fn reload(server: ServerHandle, tokens: Option<TokenFiles>, hangup: impl Stream<Item = ()>) {
+    let hangup = hangup.inspect(|()| server.reload_certificates());
+    match tokens {
+        Some(tokens) => tokens.watch(|tokens| server.set_tokens(tokens), hangup).await,
+        None => hangup.for_each(async |()| {}).await,
     }
 }

@@ -2,19 +2,15 @@
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
-use std::time::Duration;
 
+use futures_util::stream::pending;
 use peanut_client::{Client, TlsFiles};
-use peanut_proxy::{Listener, Proxy, ProxyBuilder, ProxyHandle, TokenFiles, stop_signal};
+use peanut_proxy::{Listener, Proxy, ProxyBuilder, TokenFiles, stop_signal};
 use tokio::net::TcpListener;
-use tokio::time::{MissedTickBehavior, interval};
 use tracing_subscriber::EnvFilter;
 
 use crate::args::ProxyArgs;
 use crate::failure::Failure;
-
-/// Tokens' files are looked at this often.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Serves until the process is told to end.
 pub(crate) async fn run(client: Client, args: &ProxyArgs) -> Result<ExitCode, Failure> {
@@ -51,9 +47,17 @@ pub(crate) async fn run(client: Client, args: &ProxyArgs) -> Result<ExitCode, Fa
     let proxy = proxy.build()?;
     listening.iter().for_each(|what| tracing::info!("{what}"));
     let stop = stop_signal().map_err(|error| Failure::new(format!("cannot wait for signals: {error}")))?;
-    let reloading = tokio::spawn(reload(proxy.handle(), tokens));
-    proxy.run(stop).await;
-    reloading.abort();
+    let handle = proxy.handle();
+    let reloading = async {
+        match tokens {
+            Some(tokens) => tokens.watch(|tokens| handle.set_tokens(tokens), pending()).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = proxy.run(stop) => {}
+        () = reloading => {}
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -73,15 +77,4 @@ async fn listen(what: &str, addr: &str, listening: &mut Vec<String>) -> Result<L
     let listener = TcpListener::bind(addr).await.map_err(refused)?;
     listening.push(format!("{what} on {}", listener.local_addr().map_err(refused)?));
     Ok(listener.into())
-}
-
-/// Reads tokens again when their files change.
-async fn reload(proxy: ProxyHandle, tokens: Option<TokenFiles>) {
-    let Some(mut tokens) = tokens else { return };
-    let mut look = interval(LOOK_EVERY);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        look.tick().await;
-        tokens.look(|tokens| proxy.set_tokens(tokens), false);
-    }
 }

@@ -18,7 +18,6 @@ pub(crate) const FIRST_PORTION: usize = 16;
 pub(crate) const MAX_PORTION: usize = 128;
 /// Bytes of values in a portion, about.
 const PORTION_BYTES: usize = 16 << 20;
-
 /// What a value is taken for before it is there.
 const USUAL_BYTES: usize = 16 << 10;
 

@@ -12,6 +12,7 @@ use peanut_edge::bodies::Sending;
 use peanut_edge::budget::Account;
 use peanut_edge::connections::Peer;
 use peanut_edge::rights::{Action, Caller};
+use peanut_proto::clock::milliseconds;
 use peanut_proto::failure::to_status;
 use peanut_proto::frame::{RequestFrame, ResponseFrame};
 use peanut_proto::peanutcachepb;
@@ -37,7 +38,7 @@ pub(crate) struct Grpc {
 /// A call: who makes it, and what it asks.
 struct Call<T> {
     caller: Caller,
-    account: Option<Arc<Account>>,
+    account: Arc<Account>,
     traceparent: Option<String>,
     request: T,
 }
@@ -50,23 +51,20 @@ impl Grpc {
     /// Lets a call in by its metadata, with what its caller may do and hold.
     ///
     /// # Errors
-    /// Where its caller is not known.
+    /// Where its caller is not known, or it came by no connection.
     pub(crate) fn admit(&self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        let peer = request.extensions().get::<Peer>().cloned();
-        let caller = self.core.tokens.admit(request.metadata(), peer.clone()).map_err(told)?;
-        if let Some(peer) = peer {
-            peer.presence().admitted();
-            request.extensions_mut().insert(account(&caller, &peer));
-        }
+        let peer = request.extensions().get::<Peer>().cloned().ok_or_else(not_admitted)?;
+        let caller = self.core.tokens.admit(request.metadata(), Some(peer.clone())).map_err(told)?;
+        peer.presence().admitted();
+        request.extensions_mut().insert(account(&caller, &peer));
         request.extensions_mut().insert(caller);
         Ok(request)
     }
 
     fn call<T>(&self, request: Request<T>) -> Result<Call<T>, Status> {
         let (metadata, mut extensions, request) = request.into_parts();
-        let caller = extensions.remove::<Caller>();
-        let caller = caller.ok_or_else(|| Status::unauthenticated("the call was not admitted"))?;
-        let account = extensions.remove::<Arc<Account>>();
+        let caller = extensions.remove::<Caller>().ok_or_else(not_admitted)?;
+        let account = extensions.remove::<Arc<Account>>().ok_or_else(not_admitted)?;
         Ok(Call { caller, account, traceparent: traceparent(metadata.as_ref()), request })
     }
 
@@ -84,19 +82,15 @@ impl Grpc {
     /// What there is of a key, and the room that it takes until it has been sent.
     async fn get_detailed<T>(
         &self,
-        call: Call<T>,
+        call: &Call<T>,
         group: &str,
         key: &[u8],
-    ) -> Result<(Detailed, Option<Sending>), Status> {
+    ) -> Result<(Detailed, Sending), Status> {
         call.caller.rights().check(Action::Read, group, Some(key)).map_err(told)?;
         let group = self.group(group)?;
-        let got = within(call.traceparent, group.get_detailed(key)).await.map_err(failed)?;
+        let got = within(call.traceparent.clone(), group.get_detailed(key)).await.map_err(failed)?;
         let length = got.value.as_ref().map_or(0, bytes::Bytes::len);
-        let sending = match call.account {
-            Some(account) => Some(Sending { held: Arc::new(account.values.take(length).await) }),
-            None => None,
-        };
-        Ok((got, sending))
+        Ok((got, Sending { held: Arc::new(call.account.values.take(length).await) }))
     }
 }
 
@@ -141,8 +135,7 @@ impl Grpc {
                 "a proxy loads what is missing; peeks, leases and tokens are for clients with a ring",
             ));
         }
-        let (group, key) = (request.group.clone(), request.key.clone());
-        let (got, sending) = self.get_detailed(call, &group, &key).await?;
+        let (got, sending) = self.get_detailed(&call, &request.group, &request.key).await?;
         let outcome = match got.source {
             Source::Loaded => Outcome::Loaded,
             Source::Coalesced => Outcome::Coalesced,
@@ -153,8 +146,8 @@ impl Grpc {
         let response = GetResponse {
             outcome: outcome.into(),
             value: got.value.unwrap_or_default(),
-            age_ms: ms(got.age),
-            ttl_ms: ms(got.ttl),
+            age_ms: milliseconds(got.age),
+            ttl_ms: milliseconds(got.ttl),
             ..GetResponse::default()
         };
         Ok(sent(response, sending))
@@ -201,8 +194,8 @@ impl Grpc {
         request: Request<peanutcachepb::GetRequest>,
     ) -> Result<Response<peanutcachepb::GetResponse>, Status> {
         let call = self.call(request)?;
-        let peanutcachepb::GetRequest { group, key } = call.request.clone();
-        let (got, sending) = self.get_detailed(call, &group, key.as_bytes()).await?;
+        let peanutcachepb::GetRequest { group, key } = &call.request;
+        let (got, sending) = self.get_detailed(&call, group, key.as_bytes()).await?;
         // This service has no other way to say so.
         let value = got.value.ok_or_else(|| Status::not_found("the group has no such key"))?;
         Ok(sent(peanutcachepb::GetResponse { value }, sending))
@@ -210,16 +203,14 @@ impl Grpc {
 }
 
 /// An answer with the room that it takes.
-fn sent<T>(response: T, sending: Option<Sending>) -> Response<T> {
+fn sent<T>(response: T, sending: Sending) -> Response<T> {
     let mut response = Response::new(response);
-    if let Some(sending) = sending {
-        response.extensions_mut().insert(sending);
-    }
+    response.extensions_mut().insert(sending);
     response
 }
 
-fn ms(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+fn not_admitted() -> Status {
+    Status::unauthenticated("the call was not admitted")
 }
 
 fn refused(why: &str) -> Status {

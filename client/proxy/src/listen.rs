@@ -2,11 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
 
-use axum::{Extension, Router};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use peanut_edge::bodies::Budgeted;
 use peanut_edge::connections::{Connection, ConnectionLimiter, Handshake, Listener, Services, accept};
 use peanut_proto::limits::MAX_MESSAGE_BYTES;
@@ -18,8 +14,6 @@ use tonic::service::interceptor::InterceptedService;
 
 use crate::grpc::Grpc;
 
-/// How long the headers of a request may take.
-const HEADERS_WITHIN: Duration = Duration::from_secs(5);
 /// Streams that one connection may have open at once.
 const MAX_STREAMS: u32 = 256;
 /// Bytes of a message that is never long.
@@ -83,25 +77,6 @@ impl Port {
         })
         .await;
     }
-}
-
-/// Serves HTTP on a connection, until it ends or, when it is to, until what it has asked is answered.
-pub(crate) async fn serve_http(connection: Connection, router: Router, stop: CancellationToken) {
-    let peer = connection.peer().clone();
-    let presence = peer.presence().clone();
-    let served = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADERS_WITHIN)
-        .serve_connection(TokioIo::new(connection), TowerToHyperService::new(router.layer(Extension(peer))));
-    tokio::pin!(served);
-    // Whatever is wrong is the caller's to see.
-    tokio::select! {
-        _ = &mut served => return,
-        () = stop.cancelled() => {}
-        () = presence.retiring().cancelled() => {}
-    }
-    served.as_mut().graceful_shutdown();
-    let _ = presence.cut().run_until_cancelled(served).await;
 }
 
 /// The gRPC services: the two of a node that need no ring, health, and reflection.

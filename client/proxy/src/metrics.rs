@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use peanut_client::Stats;
 use peanut_edge::connections::ConnectionLimiter;
@@ -14,7 +14,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use crate::core::Core;
-use crate::counters::{Counts, Protocol};
+use crate::counters::Protocol;
 
 /// A count of the client.
 type Read = fn(&Stats) -> u64;
@@ -41,6 +41,21 @@ const COUNTERS: [Reading; 5] = [
 const GAUGES: [Reading; 2] = [
     ("peanut_proxy_near_copies", "Near copies", |stats| stats.near_copies),
     ("peanut_proxy_near_bytes", "Bytes that near copies take", |stats| stats.near_bytes),
+];
+
+/// A count of each protocol, with its name and what it is.
+type ReadingByProtocol = (&'static str, &'static str, fn(&Core, Protocol) -> u64);
+
+const COUNTERS_BY_PROTOCOL: [ReadingByProtocol; 3] = [
+    ("peanut_proxy_requests", "Requests that were answered", |core, of| {
+        core.counters.of(of).requests.load(Ordering::Relaxed)
+    }),
+    ("peanut_proxy_errors", "Those of them that were answered with an error", |core, of| {
+        core.counters.of(of).errors.load(Ordering::Relaxed)
+    }),
+    ("peanut_proxy_connections_refused", "Connections that were too many", |core, of| {
+        count_of(core, of, ConnectionLimiter::refused) as u64
+    }),
 ];
 
 /// All metrics of a proxy at this moment.
@@ -72,18 +87,10 @@ impl Collector for Metrics {
             let gauge = ConstGauge::new(read(&stats) as f64);
             gauge.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
         }
-        for (name, help, read) in [
-            (
-                "peanut_proxy_requests",
-                "Requests that were answered",
-                (|it| &it.requests) as fn(&Counts) -> &AtomicU64,
-            ),
-            ("peanut_proxy_errors", "Those of them that were answered with an error", |it| &it.errors),
-        ] {
+        for (name, help, read) in COUNTERS_BY_PROTOCOL {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             for protocol in Protocol::ALL {
-                let count = read(core.counters.of(protocol)).load(Ordering::Relaxed);
-                ConstCounter::new(count).encode(family.encode_family(&protocol.label())?)?;
+                ConstCounter::new(read(core, protocol)).encode(family.encode_family(&protocol.label())?)?;
             }
         }
         let (name, help) = ("peanut_proxy_connections", "Connections");
@@ -91,12 +98,6 @@ impl Collector for Metrics {
         for protocol in Protocol::ALL {
             let count = count_of(core, protocol, ConnectionLimiter::connections);
             ConstGauge::new(count as f64).encode(family.encode_family(&protocol.label())?)?;
-        }
-        let (name, help) = ("peanut_proxy_connections_refused", "Connections that were too many");
-        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-        for protocol in Protocol::ALL {
-            let count = count_of(core, protocol, ConnectionLimiter::refused);
-            ConstCounter::new(count as u64).encode(family.encode_family(&protocol.label())?)?;
         }
         Ok(())
     }

@@ -8,7 +8,9 @@ use std::time::Duration;
 use peanut_client::{Client, TlsFiles};
 use peanut_edge::Token;
 use peanut_edge::budget::Budgets;
-use peanut_edge::connections::{ConnectionLimiter, ConnectionLimits, Handshake, Listener, serve_grpc};
+use peanut_edge::connections::{
+    ConnectionLimiter, ConnectionLimits, Handshake, Listener, serve_grpc, serve_http,
+};
 use peanut_edge::rights::Tokens;
 use peanut_proto::peanutcachepb::peanut_cache_server::PeanutCacheServer;
 use peanut_proto::tls::{Reloading, ServerTls};
@@ -19,7 +21,7 @@ use crate::core::Core;
 use crate::counters::Protocol;
 use crate::groups::Groups;
 use crate::grpc::Grpc;
-use crate::listen::{Port, Tasks, serve_http, services};
+use crate::listen::{Port, Tasks, services};
 use crate::{http, resp};
 
 /// What runs is let finish for so long when a proxy is told to stop.
@@ -128,10 +130,6 @@ impl ProxyBuilder {
             open.ports(self.http, b"http/1.1")?,
             open.ports(self.grpc, b"h2")?,
         );
-        let reloading = [&redis, &http, &grpc]
-            .into_iter()
-            .filter_map(|ports: &Vec<Port>| ports.first()?.handshake.tls.clone());
-        let reloading = reloading.collect();
         if redis.is_empty() && http.is_empty() && grpc.is_empty() {
             return Err(Error(
                 "it listens nowhere: give an address for the Redis protocol, HTTP or gRPC".to_owned(),
@@ -143,7 +141,7 @@ impl ProxyBuilder {
         let limiters = limiters.collect();
         let core = Arc::new(Core::new(Groups::new(self.client), tokens, limiters));
         let resp = Arc::new(resp::Shared::new(core.clone(), self.default_group, self.databases));
-        Ok(Proxy { core, resp, redis, http, grpc, reloading })
+        Ok(Proxy { core, resp, redis, http, grpc })
     }
 }
 
@@ -158,6 +156,9 @@ struct Opening {
 impl Opening {
     /// Ports on which `protocol` is spoken within TLS; empty: one that has no name there.
     fn ports(&self, listeners: Vec<Listener>, protocol: &'static [u8]) -> Result<Vec<Port>, Error> {
+        if listeners.is_empty() {
+            return Ok(Vec::new());
+        }
         let reloading = |files| Handshake::reloading(files, protocol);
         let tls = self.tls.as_ref().map(reloading).transpose().map_err(|why| Error(format!("tls: {why}")))?;
         let handshake = Handshake { tls, http2_only: protocol == b"h2", budgets: self.budgets.clone() };
@@ -204,7 +205,6 @@ pub struct Proxy {
     redis: Vec<Port>,
     http: Vec<Port>,
     grpc: Vec<Port>,
-    reloading: Vec<Arc<Reloading<ServerTls>>>,
 }
 
 impl Proxy {
@@ -226,7 +226,10 @@ impl Proxy {
 
     /// A handle by which it can be changed while it runs.
     pub fn handle(&self) -> ProxyHandle {
-        ProxyHandle { core: self.core.clone(), reloading: self.reloading.clone() }
+        // The ports of a protocol have their certificates in common.
+        let of = |ports: &Vec<Port>| ports.first()?.handshake.tls.clone();
+        let reloading = [&self.redis, &self.http, &self.grpc].into_iter().filter_map(of).collect();
+        ProxyHandle { core: self.core.clone(), reloading }
     }
 
     /// Serves until `stop` is ready, and then what runs, for up to ten seconds.

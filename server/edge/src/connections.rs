@@ -7,6 +7,8 @@ mod accept;
 mod activity;
 mod certificates;
 mod grpc;
+#[cfg(feature = "http")]
+mod http;
 mod limiter;
 mod socket;
 #[cfg_attr(not(feature = "tls"), path = "connections/no_tls.rs")]
@@ -29,6 +31,8 @@ pub use accept::{Permitted, accept};
 pub use activity::CountStreams;
 pub use certificates::PeerCertificate;
 pub use grpc::{Services, serve_grpc};
+#[cfg(feature = "http")]
+pub use http::serve_http;
 pub use limiter::{ConnectionLimiter, ConnectionLimits, OpenStream, Permit, Presence};
 pub use socket::{Accepted, Listener, Stream};
 

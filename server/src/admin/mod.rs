@@ -14,32 +14,25 @@ mod status;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
+use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
-use axum::{Extension, Router};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use peanut_proto::v1::ErrorCode;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::connections::accept;
-use crate::connections::{Connection, ConnectionLimiter, Handshake, Listener, Peer};
+use crate::connections::{ConnectionLimiter, Handshake, Listener, Peer, accept, serve_http};
 use crate::node::Node;
 use crate::rights::{Caller, shown};
 use history::History;
 use host::{Hosts, check_host, only_reads};
 use neighbours::Neighbours;
-
-/// How long a request's headers may take.
-const HEADERS_WITHIN: Duration = Duration::from_secs(5);
 
 /// What the pages are made from.
 #[derive(Clone, Debug)]
@@ -73,46 +66,19 @@ pub(crate) async fn serve(
         .route("/readyz", get(ready))
         .layer(from_fn(only_reads))
         .with_state(admin);
-    let mut connections = JoinSet::new();
-    accept(&listener, &limiter, &CancellationToken::new(), |(stream, permit)| {
+    let (mut connections, never) = (JoinSet::new(), CancellationToken::new());
+    accept(&listener, &limiter, &never, |(stream, permit)| {
         while connections.try_join_next().is_some() {}
-        let (router, handshake) = (router.clone(), handshake.clone());
+        let (router, handshake, never) = (router.clone(), handshake.clone(), never.clone());
         connections.spawn(async move {
             let Ok(stream) = stream.bind() else { return };
             if let Some(connection) = handshake.run(stream, permit).await {
-                serve_one(connection, router).await;
+                serve_http(connection, router, never).await;
             }
         });
         true
     })
     .await;
-}
-
-/// Serves one connection, for as long as there is room for it.
-async fn serve_one(connection: Connection, router: Router) {
-    let peer = connection.peer().clone();
-    let presence = peer.presence().clone();
-    let router = router.layer(from_fn(count)).layer(Extension(peer));
-    let served = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADERS_WITHIN)
-        .serve_connection(TokioIo::new(connection), TowerToHyperService::new(router));
-    tokio::pin!(served);
-    // Whatever is wrong is the caller's to see.
-    tokio::select! {
-        _ = &mut served => {}
-        () = presence.cut().cancelled() => {}
-        () = presence.retiring().cancelled() => {
-            served.as_mut().graceful_shutdown();
-            let _ = presence.cut().run_until_cancelled(served).await;
-        }
-    }
-}
-
-/// Tells the limiter of the connection's requests.
-async fn count(Extension(peer): Extension<Peer>, request: Request, next: Next) -> Response {
-    let _stream = peer.presence().enter();
-    next.run(request).await
 }
 
 /// Whether a server may have an admin port.

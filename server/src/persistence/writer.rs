@@ -21,7 +21,7 @@ use crate::cache::Cache;
 use crate::journal::{Change, Journal};
 use crate::segment::{Content, HEADER_BYTES, Hashes, Header, Record, key_hash};
 use crate::store::{Entry, Origin};
-use peanut_proto::clock::wall_clock_ms;
+use peanut_proto::clock::{milliseconds, wall_clock_ms};
 use peanut_proto::numbers::RingVersion;
 
 /// A segment that has so many bytes is sealed, unless an eighth of what the group may have is less.
@@ -86,10 +86,9 @@ impl Now {
     }
 
     fn wall_ms(self, time: Instant) -> u64 {
-        let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         match time.checked_duration_since(self.monotonic) {
-            Some(ahead) => self.wall_ms.saturating_add(ms(ahead)),
-            None => self.wall_ms.saturating_sub(ms(self.monotonic.duration_since(time))),
+            Some(ahead) => self.wall_ms.saturating_add(milliseconds(ahead)),
+            None => self.wall_ms.saturating_sub(milliseconds(self.monotonic.duration_since(time))),
         }
     }
 }

@@ -3,12 +3,12 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use peanut_proto::clock::milliseconds;
 use peanut_proto::v1::admin_server::Admin;
 use peanut_proto::v1::{Failures, GroupStatus, HotKey, NearStatus, StatusRequest, StatusResponse};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
-use super::whole_ms;
 use crate::breaker::Position;
 use crate::cache::Cache;
 use crate::near::NearLeases;
@@ -42,7 +42,7 @@ impl Node {
             node_id: id.clone(),
             fleet: fleet_name.clone(),
             build: env!("CARGO_PKG_VERSION").to_owned(),
-            uptime_ms: whole_ms(self.uptime()),
+            uptime_ms: milliseconds(self.uptime()),
             ring_version: self.ring().version().0,
             lanes: read(&metrics.lanes),
             connections: limiter.connections() as u64,
@@ -53,7 +53,7 @@ impl Node {
             invalidations: read(&metrics.invalidations),
             ring_fingerprint: ring.map_or(0, |ring| ring.fingerprint()),
             ring_members: ring.map_or(0, |ring| ring.members.len() as u64),
-            registry_age_ms: whole_ms(age),
+            registry_age_ms: milliseconds(age),
             is_ready: self.is_ready(),
             failures: failures.collect(),
             near: Some(near(self.near())),

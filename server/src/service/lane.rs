@@ -24,6 +24,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, Stream, StreamExt as _};
+use peanut_proto::clock::milliseconds;
 use peanut_proto::frame::{
     AnswerFields, FRAME_BYTES, FrameError, Operation, RequestField, RequestFrame, RequestReader,
     ResponseFrame, ResponseWriter, Target,
@@ -38,7 +39,6 @@ use named::Named;
 use near::{Keep, NearStream};
 use request::LaneRequest;
 
-use super::whole_ms;
 use crate::budget::{Account, Held, OPERATION_BYTES, OpenLane};
 use crate::cache::{Answer, Begun, Cache};
 use crate::node::{Node, ring_unknown};
@@ -395,8 +395,8 @@ impl Answers {
             id,
             position,
             outcome: answer.outcome,
-            age_ms: whole_ms(answer.age),
-            ttl_ms: whole_ms(answer.ttl),
+            age_ms: milliseconds(answer.age),
+            ttl_ms: milliseconds(answer.ttl),
             token: answer.token,
             value_bytes: 0,
             written: answer.written,

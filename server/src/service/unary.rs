@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use peanut_proto::clock::milliseconds;
 use peanut_proto::frame::{RequestFrame, ResponseFrame};
 use peanut_proto::limits::is_traceparent;
 use peanut_proto::numbers::{FillToken, Generation, RingVersion};
@@ -18,7 +19,6 @@ use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::lane::Answers;
-use super::whole_ms;
 use crate::budget::Accounts;
 use crate::cache::{Begun, Condition, Delete, Fetched, Get, Set};
 use crate::connections::Peer;
@@ -99,8 +99,8 @@ impl Node {
             outcome: answer.outcome.into(),
             value: answer.value.into_bytes(),
             ring_version: self.ring().told().0,
-            age_ms: whole_ms(answer.age),
-            ttl_ms: whole_ms(answer.ttl),
+            age_ms: milliseconds(answer.age),
+            ttl_ms: milliseconds(answer.ttl),
             near_ms: 0,
             token: answer.token.0,
             written: answer.written,

@@ -13,6 +13,11 @@ use peanut_simulation::{Outcome, Scenario, current_host};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::FormatTime;
 
+/// A scenario allocates for each message and each task of its nodes.
+#[cfg(not(target_env = "msvc"))]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Simulates fleets through overlapping faults and checks what clients saw.
 #[derive(Debug, Parser)]
 struct Args {

@@ -1,8 +1,8 @@
 //! HTTP: a key is a resource, `/v1/{group}/{key}`, and `POST /v1/{group}` gets many at once.
 //!
 //! Keys and groups are percent-encoded, and a key may have any bytes; the first slash after the group ends its name.
-//! `openapi.json` has it all, and is served as such; beside it are `/healthz`, `/readyz` and `/metrics`. Where the proxy has tokens, a caller shows one as `Bearer`, or as the
-//! password of any user.
+//! `openapi.json` has it all, and is served as such; beside it are `/healthz`, `/readyz` and `/metrics`. Where the proxy
+//! has tokens, a caller shows one as `Bearer`, or as the password of any user.
 
 mod batch;
 mod entry;
@@ -42,14 +42,8 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .with_state(core)
 }
 
-/// Counts a request, and keeps its connection from being idle meanwhile.
-async fn count(
-    State(core): State<Arc<Core>>,
-    Extension(peer): Extension<Peer>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let _stream = peer.presence().enter();
+/// Counts a request.
+async fn count(State(core): State<Arc<Core>>, request: Request, next: Next) -> Response {
     let response = next.run(request).await;
     core.counters.answered(Protocol::Http, 1, usize::from(response.status().is_server_error()));
     response

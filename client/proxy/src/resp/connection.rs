@@ -135,12 +135,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
     async fn run(&mut self) -> io::Result<()> {
         while !self.ahead.is_empty() && !self.session.is_over {
             let (databases, database) = (&self.shared.databases, self.session.database);
-            let written = |command: &Command| {
-                let keys = command.written().into_iter();
-                keys.filter_map(|key| databases.key(database, key).ok()).collect()
-            };
             let commands = self.ahead.iter().map(|read| read.as_ref().ok()).take(MAX_PORTION);
-            let count = together(commands, written);
+            let count = together(commands, |key| databases.key(database, key).ok());
             let commands = self.ahead.iter().take(count).cloned().collect();
             let (replies, held) = run(self.shared, &mut self.session, commands).await;
             self.held.extend(held);

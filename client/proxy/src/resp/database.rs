@@ -13,7 +13,7 @@ pub(super) enum Database {
     /// Keys are `group:key`.
     Named,
     /// All keys are of this group.
-    Group(String),
+    Group(Bytes),
 }
 
 /// A key, and the name of its group.
@@ -31,8 +31,9 @@ impl Databases {
     /// Database 0 takes the group from the key, or is the default group where there is one; the others are groups, in
     /// order.
     pub(super) fn new(default_group: Option<String>, others: impl IntoIterator<Item = String>) -> Self {
-        let first = default_group.map_or(Database::Named, Database::Group);
-        Databases(std::iter::once(first).chain(others.into_iter().map(Database::Group)).collect())
+        let group = |name: String| Database::Group(name.into());
+        let first = default_group.map_or(Database::Named, group);
+        Databases(std::iter::once(first).chain(others.into_iter().map(group)).collect())
     }
 
     /// The number that a caller names.
@@ -54,9 +55,7 @@ impl Databases {
     /// The answer, where it names no group.
     pub(super) fn key(&self, database: usize, key: &Bytes) -> Result<Key, Reply> {
         match self.0.get(database) {
-            Some(Database::Group(group)) => {
-                Ok(Key { group: Bytes::copy_from_slice(group.as_bytes()), key: key.clone() })
-            }
+            Some(Database::Group(group)) => Ok(Key { group: group.clone(), key: key.clone() }),
             _ => {
                 let colon = key.iter().position(|byte| *byte == b':').ok_or_else(|| {
                     Reply::error(

@@ -5,6 +5,8 @@
 
 use std::collections::HashSet;
 
+use bytes::Bytes;
+
 use super::command::Command;
 use super::database::Key;
 
@@ -37,11 +39,11 @@ impl Access {
     }
 }
 
-/// How many commands from the first on may run at the same time: at least one where there is one. `written` tells the
-/// keys that a command writes.
+/// How many commands from the first on may run at the same time: at least one where there is one. `key` tells what a key
+/// means, where it means one.
 pub(super) fn together<'c>(
     commands: impl IntoIterator<Item = Option<&'c Command>>,
-    written: impl Fn(&Command) -> Vec<Key>,
+    key: impl Fn(&Bytes) -> Option<Key>,
 ) -> usize {
     let (mut kind, mut keys, mut count) = (Access::Nothing, HashSet::new(), 0);
     for command in commands {
@@ -55,7 +57,7 @@ pub(super) fn together<'c>(
             _ => return count,
         }
         if let Some(command) = command.filter(|_| access == Access::Writes) {
-            let own = written(command);
+            let own: Vec<_> = command.written().into_iter().filter_map(&key).collect();
             if own.iter().any(|key| keys.contains(key)) {
                 return count;
             }
@@ -68,8 +70,6 @@ pub(super) fn together<'c>(
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-
     use super::*;
     use crate::resp::database::Databases;
 
@@ -82,13 +82,9 @@ mod tests {
                 Command::parse(line.split(' ').map(|it| Bytes::from((*it).to_owned())).collect()).ok()
             })
             .collect();
-        let written = |command: &Command| {
-            let keys = command.written().into_iter();
-            keys.filter_map(|key| databases.key(0, key).ok()).collect()
-        };
         let (mut rest, mut parts) = (&commands[..], Vec::new());
         while !rest.is_empty() {
-            let count = together(rest.iter().map(Option::as_ref), written);
+            let count = together(rest.iter().map(Option::as_ref), |key| databases.key(0, key).ok());
             parts.push(count);
             rest = &rest[count..];
         }

@@ -28,7 +28,7 @@ pub(super) struct Session {
     pub(super) is_over: bool,
     peer: Peer,
     /// A connection that has been let in stays, also while nothing is asked: clients of Redis expect that.
-    stays: Option<InUse>,
+    stays: Option<OpenStream>,
 }
 
 impl Session {
@@ -69,7 +69,7 @@ impl Session {
 
     fn stay(&mut self) {
         if self.caller.is_some() && self.stays.is_none() {
-            self.stays = Some(InUse(self.peer.presence().enter()));
+            self.stays = Some(self.peer.presence().enter());
         }
     }
 
@@ -93,7 +93,3 @@ impl Session {
         *self = Session::new(self.id, core, self.peer.clone());
     }
 }
-
-/// Keeps a connection from being idle.
-#[derive(Debug)]
-struct InUse(#[expect(dead_code, reason = "it counts until it is dropped")] OpenStream);

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
+use peanut_proto::clock::milliseconds;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -335,7 +336,7 @@ impl ConnectionLimiter {
 }
 
 fn ms_between(base: Instant, now: Instant) -> u64 {
-    u64::try_from(now.saturating_duration_since(base).as_millis()).unwrap_or(u64::MAX)
+    milliseconds(now.saturating_duration_since(base))
 }
 
 #[cfg(test)]

@@ -3,14 +3,19 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use futures_util::{Stream, StreamExt as _};
 use serde::Deserialize;
+use tokio::time::{MissedTickBehavior, interval};
 use toml::Spanned;
 
 use super::{Token, Tokens};
 use crate::documented;
 use crate::settings::{ConfigError, Source};
+
+/// Files are looked at this often.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 documented! {
     /// One token.
@@ -146,9 +151,28 @@ impl TokenFiles {
         build(token, &source)
     }
 
+    /// Looks at the files for ever, every half a second, and reads them where one has changed, and whenever `again` yields.
+    /// `set` puts tokens in force, and says whether they differ. What cannot be used changes nothing, with a warning.
+    pub async fn watch<E: fmt::Display>(
+        mut self,
+        mut set: impl FnMut(&[Token]) -> Result<bool, E>,
+        again: impl Stream<Item = ()>,
+    ) {
+        let mut look = interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut again = std::pin::pin!(again);
+        loop {
+            let anyway = tokio::select! {
+                _ = look.tick() => false,
+                Some(()) = again.next() => true,
+            };
+            self.look(&mut set, anyway);
+        }
+    }
+
     /// Puts the tokens of now in force by `set`, which says whether they differ, where a file has changed since the last
     /// look, or `anyway`. What cannot be used changes nothing.
-    pub fn look<E: fmt::Display>(&mut self, set: impl FnOnce(&[Token]) -> Result<bool, E>, anyway: bool) {
+    fn look<E: fmt::Display>(&mut self, set: impl FnOnce(&[Token]) -> Result<bool, E>, anyway: bool) {
         let as_before = |looked: &Vec<Stamp>| looked.iter().all(|(path, before)| stamp(path).1 == *before);
         if !anyway && self.looked.as_ref().is_some_and(as_before) {
             return;

@@ -1,0 +1,44 @@
+//! HTTP/1.1 on one connection.
+
+use std::time::Duration;
+
+use axum::extract::Request;
+use axum::middleware::{Next, from_fn};
+use axum::response::Response;
+use axum::{Extension, Router};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio_util::sync::CancellationToken;
+
+use super::{Connection, Peer};
+
+/// How long the headers of a request may take.
+const HEADERS_WITHIN: Duration = Duration::from_secs(5);
+
+/// Serves a connection until it ends or is cut off or, when it is to retire or at `stop`, until what it has asked is answered.
+/// Requests have its [`Peer`] as an extension.
+pub async fn serve_http(connection: Connection, router: Router, stop: CancellationToken) {
+    let peer = connection.peer().clone();
+    let presence = peer.presence().clone();
+    let router = router.layer(from_fn(count)).layer(Extension(peer));
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS_WITHIN)
+        .serve_connection(TokioIo::new(connection), TowerToHyperService::new(router));
+    tokio::pin!(served);
+    // Whatever is wrong is the caller's to see.
+    tokio::select! {
+        _ = &mut served => return,
+        () = presence.cut().cancelled() => return,
+        () = stop.cancelled() => {}
+        () = presence.retiring().cancelled() => {}
+    }
+    served.as_mut().graceful_shutdown();
+    let _ = presence.cut().run_until_cancelled(served).await;
+}
+
+/// Keeps a connection from being idle while a request of it is answered.
+async fn count(Extension(peer): Extension<Peer>, request: Request, next: Next) -> Response {
+    let _stream = peer.presence().enter();
+    next.run(request).await
+}
