@@ -36,6 +36,7 @@ mod persistence;
 mod reconcile;
 mod registration;
 // For the project's own measurements and tests; no part of the API.
+mod seen_ring;
 #[doc(hidden)]
 pub mod segment;
 mod server;

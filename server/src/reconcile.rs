@@ -17,12 +17,15 @@ use tokio::time::{Instant, sleep};
 use peanut_proto::change::change_ring;
 use peanut_proto::clock::wall_clock_ms;
 
+use crate::seen_ring::SeenRing;
+
 /// Forgets members that are gone.
 #[derive(Debug)]
 pub(crate) struct Reconcile {
     pub(crate) registry: Arc<dyn Registry>,
     pub(crate) keys: Keys,
     pub(crate) forget_after: Duration,
+    pub(crate) seen: SeenRing,
 }
 
 /// Since when members have had no liveness record.
@@ -85,7 +88,11 @@ impl Reconcile {
         if self.registry.get(&self.keys.live(id)).await?.is_some() {
             return Ok(false);
         }
-        change_ring(&*self.registry, &self.keys, |ring| ring.without(id, wall_clock_ms())).await
+        let without = |ring: &RingDocument| {
+            self.seen.note(ring);
+            ring.without(id, wall_clock_ms()).inspect(|next| self.seen.note(next))
+        };
+        change_ring(&*self.registry, &self.keys, without).await
     }
 
     /// Removes what was left for nodes that the ring has forgotten altogether: nothing they have can be

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::OptionFuture;
-use parking_lot::Mutex;
 use peanut_proto::backoff::Backoff;
 use peanut_proto::change::{change_ring, swap_ring};
 use peanut_proto::discovery::{Discovered, Discovery};
@@ -27,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::node::Node;
 use crate::notices;
 use crate::reconcile::Reconcile;
+use crate::seen_ring::SeenRing;
 use peanut_proto::clock::{uptime, wall_clock_ms};
 
 /// A compare-and-swap of the ring that loses so often in a row has met something other than neighbours.
@@ -57,8 +57,8 @@ pub(crate) struct Registration {
     pub(crate) on_shutdown: OnShutdown,
     /// How long a member may have no lease before it is taken out of the ring.
     pub(crate) forget_after: Duration,
-    /// The last ring that this process has stored, of which its watch may not have told it before it was lost.
-    pub(crate) written: Arc<Mutex<Option<RingDocument>>>,
+    /// What this process has met in the registry, of which its watch may not have told it before it was lost.
+    pub(crate) seen: SeenRing,
 }
 
 /// What becomes of a node's place in the ring when it is told to stop.
@@ -122,6 +122,7 @@ impl Registration {
             registry: self.registry.clone(),
             keys: self.keys.clone(),
             forget_after: self.forget_after,
+            seen: self.seen.clone(),
         };
         tokio::select! {
             biased;
@@ -246,8 +247,7 @@ impl Registration {
     /// One that was a member in this life of the process, and was taken out by an operator, stays out.
     async fn join(&self, known: &RingDocument, has_joined: bool) -> Result<RingVersion, RegistryError> {
         let key = self.keys.ring();
-        let written = self.written.lock().clone().filter(|written| written.version > known.version);
-        let known = written.as_ref().unwrap_or(known);
+        let known = &self.seen.or_later(known);
         for _ in 0..SWAP_ATTEMPTS {
             let entry = self.registry.get(&key).await?;
             let expected = entry.as_ref().map_or(0, |entry| entry.revision);
@@ -272,6 +272,7 @@ impl Registration {
                 }
             };
             let stored = stored.filter(|ring| ring.follows(known));
+            stored.iter().for_each(|ring| self.seen.note(ring));
             let now_ms = wall_clock_ms();
             if let Some(ring) = stored.as_ref().filter(|ring| has_joined && ring.is_drained(&self.node.id)) {
                 return Ok(ring.version);
@@ -283,7 +284,7 @@ impl Registration {
             let version = ring.version;
             let swapped = swap_ring(&*self.registry, &self.keys, expected, ring.clone()).await;
             if swapped.map_err(|e| RegistryError::new(format!("cannot join: {e}")).with_source(e))? {
-                *self.written.lock() = Some(ring);
+                self.seen.note(&ring);
                 return Ok(version);
             }
         }

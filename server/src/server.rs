@@ -22,6 +22,7 @@ use crate::error::Error;
 use crate::persistence::{Directories, PersistenceOptions};
 use crate::registration::Registration;
 use crate::rights::Tokens;
+use crate::seen_ring::SeenRing;
 pub use handle::ServerHandle;
 pub use run::PreparedServer;
 
@@ -216,7 +217,7 @@ impl Server {
             on_shutdown: options.on_shutdown,
             forget_after: options.forget_after,
             max_ttl: options.groups.iter().map(|g| g.policy.longest()).max().unwrap_or_default(),
-            written: Arc::default(),
+            seen: SeenRing::default(),
         }))
     }
 }

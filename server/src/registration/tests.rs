@@ -41,7 +41,7 @@ fn registration(registry: &LocalRegistry, info: NodeInfo) -> Registration {
         on_shutdown: OnShutdown::Keep,
         forget_after: Duration::from_secs(120),
         max_ttl: Duration::from_secs(60),
-        written: Arc::default(),
+        seen: SeenRing::default(),
     }
 }
 
@@ -174,6 +174,17 @@ async fn a_ring_that_this_node_has_stored_is_known_before_its_watch_tells_of_it(
     let second = node.join(&heard, false).await.unwrap();
     assert_eq!((first, second), (heard.version.plus(UNHEARD + 1), first.plus(UNHEARD)));
     assert_eq!(view(&registry).await.ring.members.len(), 2);
+}
+
+#[tokio::test]
+async fn a_ring_that_this_node_has_found_is_known_before_its_watch_tells_of_it() {
+    let (registry, heard) = (LocalRegistry::new(), RingDocument::empty(8).with(&info("a"), 0).unwrap());
+    let heard = heard.with(&info("b"), 0).unwrap();
+    let (other, node) = (registration(&registry, info("a")), registration(&registry, info("b")));
+    let first = other.join(&heard, false).await.unwrap();
+    assert_eq!(node.join(&heard, false).await.unwrap(), first, "it is a member of it as it is");
+    registry.delete("/peanut/f/ring").await.unwrap();
+    assert_eq!(node.join(&heard, false).await.unwrap(), first.plus(UNHEARD));
 }
 
 async fn put(registry: &LocalRegistry, key: &str, value: &[u8]) {
