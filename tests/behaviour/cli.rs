@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output};
 
-use crate::{PEANUT, SCORES, fleet};
+use crate::{PEANUT, SCORES, SERVER, fleet};
 
 fn peanut(args: &[&str]) -> Output {
     let command = &mut Command::new(PEANUT);
@@ -156,10 +156,35 @@ async fn top_draws_on_a_terminal_until_q_and_says_so_elsewhere() {
 
 #[test]
 fn completions_are_scripts() {
-    for (shell, begins) in [("bash", "_peanut()"), ("zsh", "#compdef peanut"), ("fish", "# Print")] {
+    let shells = [
+        ("bash", "_peanut()", "_peanut__server()"),
+        ("zsh", "#compdef peanut", "#compdef peanut-server"),
+        ("fish", "# Print", "complete -c peanut-server"),
+    ];
+    for (shell, begins, of_server) in shells {
         let output = peanut(&["completions", shell]);
         assert_eq!(output.status.code(), Some(0));
         assert!(text(&output.stdout).contains(begins), "{}", text(&output.stdout));
         assert!(text(&output.stdout).contains("hotkeys"));
+        let output = Command::new(SERVER).args(["--generate", shell]).output().unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        assert!(text(&output.stdout).contains(of_server), "{}", text(&output.stdout));
+        assert!(text(&output.stdout).contains("check-config"));
     }
+}
+
+#[test]
+fn manual_pages_have_every_command_and_flag() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = peanut(&["man", folder.path().to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let page = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+    assert!(page("peanut.1").contains("peanut\\-hotkeys(1)"), "{}", page("peanut.1"));
+    assert!(page("peanut-get.1").contains("fB\\-\\-json"), "{}", page("peanut-get.1"));
+    let output = Command::new(SERVER).args(["--generate", "man"]).output().unwrap();
+    assert!(text(&output.stdout).contains("fB\\-\\-data\\-dir"), "{}", text(&output.stdout));
+    // A folder that cannot be made.
+    let output = peanut(&["man", "/dev/null/man"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).starts_with("peanut: /dev/null/man: "), "{}", text(&output.stderr));
 }

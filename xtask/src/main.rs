@@ -6,6 +6,7 @@ mod bench_proxy;
 mod dependencies;
 mod image;
 mod install;
+mod package;
 mod run;
 
 use std::process::ExitCode;
@@ -30,6 +31,7 @@ cargo xtask <command>
              mixed work and faults on real processes for an hour, and whether anything has grown
   image [--rootfs FOLDER]
              build an image with docker, or without it the root folder of one
+  package    build Debian packages (installs cargo-deb), and install, upgrade and remove them in a copy of this machine's root
   bench instructions [--record]
              count the instructions of the parts on the way of a get under valgrind (installs it), and fail where one
              has grown by over 5 %; with `--record` write the counts to benchmarks/instructions.json
@@ -67,6 +69,7 @@ fn main() -> ExitCode {
         Some("history") => history(rest),
         Some("soak") => soak(rest),
         Some("image") => image::image(rest),
+        Some("package") if rest.is_empty() => package::package(),
         Some("bench") => match rest.split_first() {
             None => bench(),
             Some((&"instructions", [])) => bench_instructions(&[]),
@@ -153,7 +156,9 @@ fn test() -> Result<(), Failed> {
     }
     let build = ["build", "--workspace", "--all-features", "--bins", "--examples"];
     Cargo::new(&build).run("building examples")?;
-    image::check(&run::target_folder()?.join("debug"))?;
+    let built = run::target_folder()?.join("debug");
+    image::check(&built)?;
+    package::check(&built)?;
     for example in ["scores", "custom_loader", "local_fleet"] {
         run::run(&format!("example {example}"), &mut run::built(&format!("debug/examples/{example}"))?)?;
     }

@@ -170,6 +170,11 @@ pub(crate) enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Write the manual pages of this command and of its commands
+    Man {
+        /// Directory for the files
+        dir: PathBuf,
+    },
     /// Serve the fleet to programs that speak the Redis protocol, HTTP or plain gRPC, until it is stopped
     Proxy(ProxyArgs),
     /// Print the members of the ring, or the owner of a key

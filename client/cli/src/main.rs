@@ -57,6 +57,12 @@ async fn run(args: &Args) -> Result<ExitCode, Failure> {
         clap_complete::generate(*shell, &mut Args::command(), "peanut", &mut std::io::stdout());
         return Ok(ExitCode::SUCCESS);
     }
+    if let Command::Man { dir } = &args.command {
+        let written =
+            std::fs::create_dir_all(dir).and_then(|()| clap_mangen::generate_to(Args::command(), dir));
+        written.map_err(|error| Failure::new(format!("{}: {error}", dir.display())))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     if let Command::Certify { name, hosts, dir, days } = &args.command {
         return Ok(
             certify::run(name, hosts, dir, *days).map_or_else(|why| fail(&why), |()| ExitCode::SUCCESS)
@@ -92,7 +98,7 @@ async fn run(args: &Args) -> Result<ExitCode, Failure> {
         Command::Hotkeys { group, top } => {
             Ok(stat::hot_keys(&client, group.as_deref(), *top, args.json).await)
         }
-        Command::Completions { .. } | Command::Certify { .. } => Ok(ExitCode::SUCCESS),
+        Command::Completions { .. } | Command::Man { .. } | Command::Certify { .. } => Ok(ExitCode::SUCCESS),
         Command::Proxy(proxy) => proxy::run(client, proxy).await,
         Command::Bench(bench) => Ok(bench::run(&client, bench, args.json).await),
         Command::Ring { group, key } => {

@@ -6,6 +6,7 @@
 mod connect;
 #[cfg(test)]
 mod document;
+mod generate;
 mod group;
 mod log;
 mod print;
@@ -21,6 +22,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use serde::Deserialize;
 
 pub(crate) use connect::Checks;
+use generate::Generate;
 pub(crate) use group::Groups;
 use settings::{EtcdSettings, Settings, TlsSettings};
 pub(crate) use units::{Capacity, ListenAddr, Span};
@@ -59,6 +61,9 @@ struct Flags {
     /// Print what every setting comes to, and where from, and end
     #[arg(long)]
     print_config: bool,
+    /// Print the manual page, or a script that completes this command in a shell, and end
+    #[arg(long, value_name = "WHAT")]
+    generate: Option<Generate>,
     #[command(flatten)]
     settings: Settings,
 }
@@ -114,6 +119,9 @@ impl Config {
     /// Reads the command line, the environment and the file.
     pub(crate) fn read(args: impl IntoIterator<Item = String>) -> Result<Self, Stop> {
         let (matches, flags) = flags(args)?;
+        if let Some(what) = flags.generate {
+            return Err(Stop::Say(what.text()));
+        }
         let file = flags.config.as_deref().map(Source::of_file).transpose()?;
         Config::settle(&matches, flags, file)
     }

@@ -248,7 +248,7 @@ fn flags_that_are_wrong_are_told_by_name() {
 #[test]
 fn every_setting_is_flag_and_variable() {
     let command = <Flags as clap::CommandFactory>::command();
-    let to_do = ["help", "version", "check_config", "connect", "print_config"];
+    let to_do = ["help", "version", "check_config", "connect", "print_config", "generate"];
     for arg in command.get_arguments().filter(|arg| !to_do.contains(&arg.get_id().as_str())) {
         let flag = arg.get_long().expect("every setting is a flag");
         let variable = format!("PEANUT_{}", flag.replace('-', "_").to_uppercase());

@@ -1,0 +1,249 @@
+//! The manifests for Kubernetes: every field is one that its API has, and they fit one another and the programs that they run.
+//!
+//! The files are checked as they stand, and as `kubectl kustomize` renders them where that is installed.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot unwrap has failed")]
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::core::v1::{ConfigMap, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+const SERVER: &str = env!("CARGO_BIN_EXE_peanut-server-under-test");
+const PEANUT: &str = env!("CARGO_BIN_EXE_peanut-under-test");
+
+fn deployed(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes").join(path)
+}
+
+/// The objects of a text.
+fn objects(text: &str) -> Vec<Value> {
+    serde_saphyr::from_multiple(text).unwrap()
+}
+
+/// All objects of the base, as its files have them.
+fn base() -> Vec<Value> {
+    let files = ["nodes.yaml", "proxies.yaml", "network.yaml"].iter();
+    files.flat_map(|file| objects(&std::fs::read_to_string(deployed("base").join(file)).unwrap())).collect()
+}
+
+/// What `kubectl` makes of the base with all components; nothing where it is not installed.
+fn rendered() -> Option<Vec<Value>> {
+    let folder = tempfile::tempdir().unwrap();
+    let tree = folder.path().join("kubernetes");
+    let copied = Command::new("cp").args(["--recursive"]).arg(deployed("")).arg(&tree).status().unwrap();
+    assert!(copied.success());
+    let overlay = "resources: [../base]\ncomponents: [../components/drain, ../components/monitoring]\n";
+    std::fs::create_dir(tree.join("overlay")).unwrap();
+    std::fs::write(tree.join("overlay/kustomization.yaml"), overlay).unwrap();
+    let output = Command::new("kubectl").arg("kustomize").arg(tree.join("overlay")).output().ok()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Some(objects(&String::from_utf8(output.stdout).unwrap()))
+}
+
+/// The fields of `object` that are lost when it is read as a `T`: those that the API has not.
+fn lost<T: Serialize + DeserializeOwned>(object: &Value) -> Vec<String> {
+    let read: T =
+        serde_json::from_value(object.clone()).unwrap_or_else(|error| panic!("{error}: {object:#}"));
+    let (mut lost, mut path) = (Vec::new(), String::new());
+    compare(object, &serde_json::to_value(read).unwrap(), &mut path, &mut lost);
+    lost
+}
+
+fn compare(object: &Value, read: &Value, path: &mut String, lost: &mut Vec<String>) {
+    let children: Vec<(String, &Value, &Value)> = match object {
+        Value::Object(fields) => {
+            fields.iter().map(|(name, value)| (format!(".{name}"), value, &read[name])).collect()
+        }
+        Value::Array(values) => values
+            .iter()
+            .enumerate()
+            .map(|(index, value)| (format!("[{index}]"), value, &read[index]))
+            .collect(),
+        leaf if leaf == read => return,
+        _ => return lost.push(path.clone()),
+    };
+    for (name, child, read) in children {
+        let length = path.len();
+        path.push_str(&name);
+        compare(child, read, path, lost);
+        path.truncate(length);
+    }
+}
+
+/// Checks each object by its kind, and tells the kinds.
+fn check(objects: &[Value]) -> BTreeSet<String> {
+    let kinds = objects.iter().map(|object| {
+        let kind = object["kind"].as_str().unwrap();
+        let lost = match kind {
+            "StatefulSet" => lost::<StatefulSet>(object),
+            "Deployment" => lost::<Deployment>(object),
+            "Service" => lost::<Service>(object),
+            "ConfigMap" => lost::<ConfigMap>(object),
+            "NetworkPolicy" => lost::<NetworkPolicy>(object),
+            "PodDisruptionBudget" => lost::<PodDisruptionBudget>(object),
+            // Of the Prometheus operator, whose types are not in Kubernetes' API.
+            "ServiceMonitor" => Vec::new(),
+            _ => panic!("nobody checks a {kind}"),
+        };
+        assert!(
+            lost.is_empty(),
+            "{kind} {} has fields that do not exist: {lost:?}",
+            object["metadata"]["name"]
+        );
+        kind.to_owned()
+    });
+    kinds.collect()
+}
+
+/// Everything within an object that `path` leads to; `*` is every item of a list.
+fn all<'v>(value: &'v Value, path: &[&str]) -> Vec<&'v Value> {
+    let Some((first, rest)) = path.split_first() else { return vec![value] };
+    match (*first, value) {
+        ("*", Value::Array(values)) => values.iter().flat_map(|value| all(value, rest)).collect(),
+        (name, Value::Object(fields)) => fields.get(name).map_or_else(Vec::new, |value| all(value, rest)),
+        _ => Vec::new(),
+    }
+}
+
+fn names(value: &Value, path: &[&str]) -> BTreeSet<String> {
+    all(value, path).into_iter().map(|name| name.as_str().unwrap().to_owned()).collect()
+}
+
+fn of_kind<'v>(objects: &'v [Value], kinds: &[&str]) -> Vec<&'v Value> {
+    objects.iter().filter(|object| kinds.contains(&object["kind"].as_str().unwrap())).collect()
+}
+
+const CONTAINERS: [&str; 5] = ["spec", "template", "spec", "containers", "*"];
+
+fn in_containers(path: &[&'static str]) -> Vec<&'static str> {
+    [&CONTAINERS, path].concat()
+}
+
+#[test]
+fn every_field_is_one_that_kubernetes_has() {
+    let expected = ["Deployment", "NetworkPolicy", "PodDisruptionBudget", "Service", "StatefulSet"];
+    assert_eq!(check(&base()), expected.map(str::to_owned).into());
+    let mut misspelt = of_kind(&base(), &["StatefulSet"])[0].clone();
+    misspelt["spec"]["template"]["spec"]["containers"][0]["livenessProb"] = "x".into();
+    assert_eq!(lost::<StatefulSet>(&misspelt), [".spec.template.spec.containers[0].livenessProb"]);
+    match rendered() {
+        Some(rendered) => {
+            let kinds = check(&rendered);
+            assert!(kinds.contains("ServiceMonitor") && kinds.contains("ConfigMap"), "{kinds:?}");
+            let nodes = of_kind(&rendered, &["StatefulSet"])[0];
+            let stop = in_containers(&["lifecycle", "preStop", "exec", "command", "*"]);
+            assert_eq!(all(nodes, &stop)[..2], ["peanut", "drain"]);
+        }
+        None => println!("rendering was not tried: kubectl is not installed"),
+    }
+}
+
+#[test]
+fn ports_volumes_and_labels_fit() {
+    let base = base();
+    let mut ports = BTreeSet::new();
+    for workload in of_kind(&base, &["StatefulSet", "Deployment"]) {
+        let own = names(workload, &in_containers(&["ports", "*", "name"]));
+        for probe in ["startupProbe", "readinessProbe", "livenessProbe"] {
+            for way in ["httpGet", "tcpSocket"] {
+                let probed = names(workload, &in_containers(&[probe, way, "port"]));
+                assert!(probed.is_subset(&own), "{probe} asks {probed:?}");
+            }
+        }
+        ports.extend(own);
+        let mut volumes = names(workload, &["spec", "template", "spec", "volumes", "*", "name"]);
+        volumes.extend(names(workload, &["spec", "volumeClaimTemplates", "*", "metadata", "name"]));
+        assert_eq!(names(workload, &in_containers(&["volumeMounts", "*", "name"])), volumes);
+        let labels = &workload["spec"]["template"]["metadata"]["labels"];
+        assert_eq!(&workload["spec"]["selector"]["matchLabels"], labels);
+        // Whoever may not write to its root, and is nobody.
+        assert_eq!(all(workload, &in_containers(&["securityContext", "readOnlyRootFilesystem"])), [true]);
+        assert_eq!(workload["spec"]["template"]["spec"]["securityContext"]["runAsNonRoot"], true);
+    }
+    let labels: Vec<&Value> = of_kind(&base, &["StatefulSet", "Deployment"])
+        .into_iter()
+        .map(|workload| &workload["spec"]["template"]["metadata"]["labels"])
+        .collect();
+    for service in of_kind(&base, &["Service"]) {
+        assert!(labels.contains(&&service["spec"]["selector"]), "{service:#}");
+        assert!(names(service, &["spec", "ports", "*", "targetPort"]).is_subset(&ports), "{service:#}");
+    }
+    for policy in of_kind(&base, &["NetworkPolicy"]) {
+        assert!(labels.contains(&&policy["spec"]["podSelector"]["matchLabels"]), "{policy:#}");
+        assert!(
+            names(policy, &["spec", "ingress", "*", "ports", "*", "port"]).is_subset(&ports),
+            "{policy:#}"
+        );
+    }
+    for budget in of_kind(&base, &["PodDisruptionBudget"]) {
+        assert!(labels.contains(&&budget["spec"]["selector"]["matchLabels"]), "{budget:#}");
+    }
+    let monitor =
+        &objects(&std::fs::read_to_string(deployed("components/monitoring/service-monitor.yaml")).unwrap())
+            [0];
+    assert!(names(monitor, &["spec", "endpoints", "*", "port"]).is_subset(&ports));
+    assert!(labels.contains(&&monitor["spec"]["selector"]["matchLabels"]));
+}
+
+#[test]
+fn the_programs_know_what_they_are_told() {
+    let help = |program: &str, args: &[&str]| {
+        let output = Command::new(program).args(args).arg("--help").output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for workload in of_kind(&base(), &["StatefulSet", "Deployment"]) {
+        let known = match workload["kind"].as_str() {
+            Some("StatefulSet") => help(SERVER, &[]),
+            _ => help(PEANUT, &["proxy"]),
+        };
+        let told = all(workload, &in_containers(&["args", "*"]));
+        let flags =
+            told.iter().filter_map(|arg| arg.as_str()?.split('=').next()).filter(|arg| arg.starts_with("--"));
+        for flag in flags {
+            assert!(known.contains(&format!("{flag} ")), "there is no {flag}");
+        }
+        let variables = names(workload, &in_containers(&["env", "*", "name"]));
+        for variable in variables.iter().filter(|name| name.starts_with("PEANUT_")) {
+            assert!(known.contains(&format!("[env: {variable}=")), "there is no {variable}");
+        }
+    }
+}
+
+/// The configuration of the nodes, with files where it looks for them, is one that a node takes.
+#[test]
+fn a_node_takes_the_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let (tls, tokens) = (folder.path().join("tls"), folder.path().join("tokens"));
+    std::fs::create_dir_all(&tokens).unwrap();
+    let certify = ["certify", "peanut", "peanut-0.peanut", "--dir", tls.to_str().unwrap()];
+    assert!(Command::new(PEANUT).args(certify).status().unwrap().success());
+    for (from, to) in [("ca.pem", "ca.crt"), ("peanut.pem", "tls.crt"), ("peanut.key", "tls.key")] {
+        std::fs::rename(tls.join(from), tls.join(to)).unwrap();
+    }
+    for token in ["proxies", "operators"] {
+        std::fs::write(tokens.join(token), format!("a-secret-of-{token}-that-is-long-enough")).unwrap();
+    }
+    let config = std::fs::read_to_string(deployed("base/peanut.toml")).unwrap();
+    let config = config.replace("/etc/peanut", folder.path().to_str().unwrap());
+    let config = config.replace("/var/lib/peanut", folder.path().join("data").to_str().unwrap());
+    let file = folder.path().join("peanut.toml");
+    std::fs::write(&file, config).unwrap();
+    let nodes = &of_kind(&base(), &["StatefulSet"])[0].clone();
+    let mut server = Command::new(SERVER);
+    server.arg("--config").arg(&file).arg("--check-config");
+    for variable in all(nodes, &in_containers(&["env", "*"])) {
+        if let Some(value) = variable["value"].as_str() {
+            server.env(variable["name"].as_str().unwrap(), value.replace("$(POD_NAME)", "peanut-0"));
+        }
+    }
+    let output = server.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}

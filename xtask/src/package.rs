@@ -1,0 +1,111 @@
+//! Debian packages, and a trial of them: installed, upgraded and taken out in a copy of this machine that is gone afterwards.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::run::{Cargo, Failed, is_installed, run, target_folder};
+
+const SHELLS: [&str; 3] = ["bash", "zsh", "fish"];
+const UNIT: &str = "deploy/debian/peanut-server.service";
+/// What systemd may say of the unit at most, times ten: from 0 to 100.
+const EXPOSURE: &str = "20";
+
+/// `package`: makes the packages of a release, and tries them.
+pub(crate) fn package() -> Result<(), Failed> {
+    if !is_installed("cargo-deb") {
+        Cargo::new(&["install", "--quiet", "--locked", "cargo-deb"]).run("installing cargo-deb")?;
+    }
+    let build = ["build", "--release", "--locked", "-p", "peanut-server", "--features", "peanut-server/full"];
+    Cargo::new(&[&build[..], &["-p", "peanut-cli"]].concat()).run("building")?;
+    let folder = make(&target_folder()?.join("release"), &[])?;
+    try_out(&folder)?;
+    println!("\n== the packages are in {}", folder.display());
+    Ok(())
+}
+
+/// Makes packages of programs that are built, and tries them. Says so where that cannot be done here.
+pub(crate) fn check(programs: &Path) -> Result<(), Failed> {
+    if !is_installed("cargo-deb") {
+        let install = ["install", "--quiet", "--locked", "cargo-deb"];
+        if !is_installed("dpkg") || Cargo::new(&install).run("installing cargo-deb").is_err() {
+            eprintln!("\n== the Debian packages were NOT tried: cargo-deb or dpkg is not here");
+            return Ok(());
+        }
+    }
+    try_out(&make(programs, &["--fast"])?)
+}
+
+/// Makes both packages twice, of two revisions, in a target folder of their own, where programs of any profile stand as those
+/// of a release.
+fn make(programs: &Path, more: &[&str]) -> Result<PathBuf, Failed> {
+    let target = target_folder()?.join("package");
+    let release = target.join("release");
+    let folder = target.join("debian");
+    // Packages of an earlier version would be tried too.
+    let _ = fs::remove_dir_all(&target);
+    pages(programs, &release.join("package"))?;
+    for program in ["peanut-server", "peanut"] {
+        fs::hard_link(programs.join(program), release.join(program))
+            .map_err(|error| failed(&release, error))?;
+    }
+    for revision in ["1", "2"] {
+        for package in ["peanut-server", "peanut-cli"] {
+            let deb = ["deb", "--quiet", "--no-build", "-p", package, "--deb-revision", revision];
+            let deb =
+                Cargo::new(&[&deb[..], more].concat()).env("CARGO_TARGET_DIR", &target.to_string_lossy());
+            deb.run("packaging")?;
+        }
+    }
+    Ok(folder)
+}
+
+/// Writes manual pages and completions.
+fn pages(programs: &Path, folder: &Path) -> Result<(), Failed> {
+    fs::create_dir_all(folder).map_err(|error| failed(folder, error))?;
+    run("manual pages", Command::new(programs.join("peanut")).arg("man").arg(folder))?;
+    let mut texts = vec![("peanut-server", vec!["--generate", "man"], "peanut-server.8".to_owned())];
+    for shell in SHELLS {
+        texts.push(("peanut-server", vec!["--generate", shell], format!("peanut-server.{shell}")));
+        texts.push(("peanut", vec!["completions", shell], format!("peanut.{shell}")));
+    }
+    for (program, args, file) in texts {
+        let output = Command::new(programs.join(program)).args(&args).output();
+        let output = output.map_err(|error| failed(&programs.join(program), error))?;
+        if !output.status.success() {
+            return Err(Failed(format!("{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr))));
+        }
+        fs::write(folder.join(&file), output.stdout).map_err(|error| failed(folder, error))?;
+    }
+    Ok(())
+}
+
+/// Installs, upgrades and removes the packages of a folder. Says so where that takes rights that this user has not.
+fn try_out(folder: &Path) -> Result<(), Failed> {
+    if is_installed("systemd-analyze") {
+        let looked = ["security", "--offline=true", "--no-pager", "--threshold", EXPOSURE, UNIT];
+        let looked = Command::new("systemd-analyze").args(looked).output();
+        let looked = looked.map_err(|error| failed(Path::new("systemd-analyze"), error))?;
+        let said = String::from_utf8_lossy(&looked.stdout).into_owned();
+        println!("\n== {}", said.trim().lines().last().unwrap_or_default());
+        if !looked.status.success() {
+            return Err(Failed(format!("{UNIT} may do too much: {said}")));
+        }
+    }
+    let apart = ["--mount", "--net", "--pid", "--fork", "--kill-child"];
+    let overlay = "d=$(mktemp -d) && mount -t tmpfs t $d && mkdir $d/u $d/w $d/m && \
+                   mount -t overlay o -o lowerdir=/,upperdir=$d/u,workdir=$d/w $d/m";
+    let possible = Command::new("unshare").args(apart).args(["sh", "-c", overlay]).output();
+    if !possible.is_ok_and(|tried| tried.status.success()) || !is_installed("dpkg") {
+        eprintln!("\n== the packages were NOT tried: that takes root, overlayfs, and Debian");
+        return Ok(());
+    }
+    run(
+        "trying the packages",
+        Command::new("unshare").args(apart).args(["sh", "deploy/debian/try.sh"]).arg(folder),
+    )
+}
+
+fn failed(what: &Path, error: std::io::Error) -> Failed {
+    Failed(format!("{}: {error}", what.display()))
+}
