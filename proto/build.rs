@@ -13,7 +13,11 @@ fn main() {
     let protoc = std::env::var_os("PROTOC").unwrap_or_else(|| OsString::from("protoc"));
     match Command::new(&protoc).arg("--version").output() {
         Ok(output) if output.status.success() => {}
-        Ok(output) => fail(&format!("{} --version failed: {}", protoc.display(), String::from_utf8_lossy(&output.stderr).trim())),
+        Ok(output) => fail(&format!(
+            "{} --version failed: {}",
+            protoc.display(),
+            String::from_utf8_lossy(&output.stderr).trim()
+        )),
         Err(error) => fail(&format!("{}: {error}", protoc.display())),
     }
 }
@@ -23,7 +27,9 @@ fn fail(why: &str) {
     if let Some(vendored) = vendored() {
         println!("cargo::error=there is one among the dependencies: export PROTOC={vendored}");
     }
-    println!("cargo::error=or install one, like `apt-get install protobuf-compiler` or `brew install protobuf`");
+    println!(
+        "cargo::error=or install one, like `apt-get install protobuf-compiler` or `brew install protobuf`"
+    );
     println!("cargo::error=or do without etcd: default-features = false");
 }
 

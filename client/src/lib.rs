@@ -63,7 +63,7 @@ pub use builder::ClientBuilder;
 pub use client::{Client, NodeStatus};
 pub use config::Failover;
 pub use error::{Error, ErrorKind};
-pub use group::{BegunWrite, Detailed, Group, Source};
+pub use group::{BegunWrite, Detailed, Group, HeldEntry, Holding, KeyRole, Source};
 #[cfg(feature = "json")]
 pub use json::{BegunJsonWrite, JsonGroup};
 pub use near::{NearCache, NearKeys};

@@ -111,18 +111,25 @@ impl Client {
     /// Asks every node of the ring what it tells of itself, with at most so many hot keys of each group; in
     /// order of id. Where the nodes have tokens this client's needs the right `admin`.
     pub async fn reports(&self, hot_keys: u32) -> Vec<(NodeStatus, Result<NodeReport, Error>)> {
+        let statuses = self.statuses(hot_keys).await.into_iter();
+        statuses.map(|(node, status)| (node, status.map(read))).collect()
+    }
+
+    /// As [`reports`](Self::reports), as nodes send it. For the project's own page; no part of the API.
+    #[doc(hidden)]
+    pub async fn statuses(&self, hot_keys: u32) -> Vec<(NodeStatus, Result<StatusResponse, Error>)> {
         let (routing, config) = (self.routing(), self.config());
-        let asked = routing.nodes().iter().map(|node| report(node, config, hot_keys));
-        let reports = join_all(asked).await;
+        let asked = routing.nodes().iter().map(|node| status(node, config, hot_keys));
+        let told = join_all(asked).await;
         let ids = routing.nodes().iter().map(|node| node.id());
-        let mut reports: HashMap<&str, _> = ids.zip(reports).collect();
+        let mut told: HashMap<&str, _> = ids.zip(told).collect();
         // After they were asked: what was seen of them then counts. The ring may have changed meanwhile.
         let nodes = self.nodes().into_iter();
-        nodes.filter_map(|node| reports.remove(node.id.as_str()).map(|report| (node, report))).collect()
+        nodes.filter_map(|node| told.remove(node.id.as_str()).map(|status| (node, status))).collect()
     }
 }
 
-async fn report(node: &Arc<Node>, config: &Config, hot_keys: u32) -> Result<NodeReport, Error> {
+async fn status(node: &Arc<Node>, config: &Config, hot_keys: u32) -> Result<StatusResponse, Error> {
     let deadline = Instant::now() + config.deadline;
     let Some(channel) = node.channel() else {
         return Err(Error::at(ErrorKind::Unavailable, node.id(), &*node.out_of_reach()));
@@ -130,7 +137,7 @@ async fn report(node: &Arc<Node>, config: &Config, hot_keys: u32) -> Result<Node
     let request = node.request(StatusRequest { hot_keys });
     let mut admin = AdminClient::new(channel).max_decoding_message_size(MOST_REPORT_BYTES);
     match timeout_at(deadline, admin.status(request)).await {
-        Ok(Ok(response)) => Ok(read(response.into_inner())),
+        Ok(Ok(response)) => Ok(response.into_inner()),
         Ok(Err(status)) => Err(refused(node, status, deadline).into_error()),
         Err(_) => Err(node.too_late()),
     }

@@ -20,6 +20,7 @@
 //! Which node owns which key is not here: only clients need to know.
 
 pub mod address;
+pub mod audit;
 pub mod backoff;
 pub mod bounds;
 pub mod causes;

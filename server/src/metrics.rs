@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use peanut_proto::clock::nanoseconds;
 use peanut_proto::striped::Striped;
 use peanut_proto::v1::{ErrorCode, Gets, Outcome};
 
@@ -34,16 +35,17 @@ fn place(outcome: Outcome) -> usize {
     }
 }
 
-/// Upper bounds of the buckets for load times, in seconds.
-pub(crate) const LOAD_SECONDS: [f64; 12] =
+/// Upper bounds of the buckets for times of gets and loads, in seconds.
+pub(crate) const BUCKETS: [f64; 12] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
 
 /// The counts of one group.
 #[derive(Debug, Default)]
 pub(crate) struct GroupMetrics {
     gets: Striped<[AtomicU64; OUTCOMES.len()]>,
-    load_buckets: [AtomicU64; LOAD_SECONDS.len() + 1],
-    load_nanos: AtomicU64,
+    /// Of gets that waited.
+    waits: Durations,
+    loads: Durations,
     keys_loaded: AtomicU64,
     pub(crate) load_failures: AtomicU64,
     pub(crate) refreshes: AtomicU64,
@@ -84,34 +86,63 @@ impl NodeMetrics {
     }
 }
 
-/// How long loads took.
+/// How long something took, each time.
+#[derive(Debug, Default)]
+struct Durations {
+    buckets: [AtomicU64; BUCKETS.len() + 1],
+    nanos: AtomicU64,
+}
+
+/// How often something took how long.
 #[derive(Clone, Debug)]
-pub(crate) struct LoadTimes {
-    /// Loads in each bucket, not cumulated; the last one is for those beyond all bounds.
-    pub(crate) buckets: [u64; LOAD_SECONDS.len() + 1],
+pub(crate) struct Histogram {
+    /// Times in each bucket, not cumulated; the last one is for those beyond all bounds.
+    pub(crate) buckets: [u64; BUCKETS.len() + 1],
+    /// All of them together.
     pub(crate) seconds: f64,
 }
 
-impl LoadTimes {
-    pub(crate) fn loads(&self) -> u64 {
+impl Durations {
+    fn add(&self, took: Duration) {
+        let bucket = BUCKETS.partition_point(|bound| *bound < took.as_secs_f64());
+        self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
+        self.nanos.fetch_add(nanoseconds(took), Ordering::Relaxed);
+    }
+
+    fn read(&self) -> Histogram {
+        Histogram {
+            buckets: std::array::from_fn(|at| self.buckets[at].load(Ordering::Relaxed)),
+            seconds: self.nanos.load(Ordering::Relaxed) as f64 / 1e9,
+        }
+    }
+}
+
+impl Histogram {
+    pub(crate) fn count(&self) -> u64 {
         self.buckets.iter().sum()
     }
 }
 
 impl GroupMetrics {
+    /// A get was answered at once.
     pub(crate) fn answered(&self, outcome: Outcome) {
         self.gets.mine()[place(outcome)].fetch_add(1, Ordering::Relaxed);
     }
 
+    /// A get failed at once.
     pub(crate) fn failed(&self) {
         self.gets.mine()[ERROR].fetch_add(1, Ordering::Relaxed);
     }
 
+    /// A get was answered, or failed, after it had waited for so long.
+    pub(crate) fn waited(&self, outcome: Option<Outcome>, waited: Duration) {
+        self.gets.mine()[outcome.map_or(ERROR, place)].fetch_add(1, Ordering::Relaxed);
+        self.waits.add(waited);
+    }
+
     /// One call of the loader, for so many keys.
     pub(crate) fn loaded(&self, keys: usize, took: Duration) {
-        let bucket = LOAD_SECONDS.partition_point(|bound| *bound < took.as_secs_f64());
-        self.load_buckets[bucket].fetch_add(1, Ordering::Relaxed);
-        self.load_nanos.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.loads.add(took);
         self.keys_loaded.fetch_add(keys as u64, Ordering::Relaxed);
     }
 
@@ -125,11 +156,18 @@ impl GroupMetrics {
         self.keys_loaded.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn load_times(&self) -> LoadTimes {
-        LoadTimes {
-            buckets: std::array::from_fn(|at| self.load_buckets[at].load(Ordering::Relaxed)),
-            seconds: self.load_nanos.load(Ordering::Relaxed) as f64 / 1e9,
-        }
+    /// How long calls of the loader took.
+    pub(crate) fn load_times(&self) -> Histogram {
+        self.loads.read()
+    }
+
+    /// How long gets took. Those that were answered at once are in the first bucket.
+    pub(crate) fn get_times(&self) -> Histogram {
+        let mut times = self.waits.read();
+        let gets = self.gets();
+        let all: u64 = OUTCOMES.iter().map(|(_, read)| read(&gets)).sum();
+        times.buckets[0] += all.saturating_sub(times.count());
+        times
     }
 }
 
@@ -186,8 +224,20 @@ mod tests {
             metrics.loaded(2, Duration::from_millis(ms));
         }
         let times = metrics.load_times();
-        assert_eq!(times.loads(), 4);
+        assert_eq!(times.count(), 4);
         assert_eq!((times.buckets[0], times.buckets[1], times.buckets[6], times.buckets[12]), (1, 1, 1, 1));
         assert_eq!((times.seconds, metrics.keys_loaded()), (60.031, 8));
+    }
+
+    #[test]
+    fn a_get_that_is_answered_at_once_is_in_the_first_bucket() {
+        let metrics = GroupMetrics::default();
+        (0..5).for_each(|_| metrics.answered(Outcome::Hit));
+        metrics.failed();
+        metrics.waited(Some(Outcome::Loaded), Duration::from_millis(30));
+        metrics.waited(None, Duration::from_secs(60));
+        let times = metrics.get_times();
+        assert_eq!((times.buckets[0], times.buckets[6], times.buckets[12], times.count()), (6, 1, 1, 8));
+        assert_eq!((metrics.gets().loaded, metrics.gets().error, times.seconds), (1, 2, 60.03));
     }
 }

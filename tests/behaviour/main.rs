@@ -29,6 +29,7 @@ mod near;
 mod observe;
 mod one_load;
 mod origins;
+mod page;
 mod production;
 mod proxied;
 mod registry;

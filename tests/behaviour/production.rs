@@ -31,12 +31,12 @@ async fn three_nodes_over_mutual_tls_before_100_000_rows_lose_one_and_no_get() {
     let members = async || {
         let response = http_client().get("http://127.0.0.1:11001/status").send().await.ok()?;
         let status: serde_json::Value = serde_json::from_str(&response.text().await.ok()?).ok()?;
-        Some(status["ring"]["members"].as_array()?.clone())
+        Some(status["nodes"].as_array()?.clone())
     };
     eventually("three nodes on the page", async || {
         members()
             .await
-            .filter(|members| members.len() == 3 && members.iter().all(|member| member["reached"] == true))
+            .filter(|members| members.len() == 3 && members.iter().all(|member| member["health"] == "up"))
     })
     .await;
     let top = tokio::task::spawn_blocking({
@@ -64,7 +64,7 @@ async fn three_nodes_over_mutual_tls_before_100_000_rows_lose_one_and_no_get() {
         let members = members().await?;
         members
             .iter()
-            .any(|member| member["addr"] == "127.0.0.1:10002" && member["reached"] == false)
+            .any(|member| member["addr"] == "127.0.0.1:10002" && member["health"] == "down")
             .then_some(())
     })
     .await;

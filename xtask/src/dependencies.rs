@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use crate::run::{Cargo, Failed, is_installed};
 
 /// Packages that others depend on, by their folders.
-const PACKAGES: [(&str, &str); 5] = [
+const PACKAGES: [(&str, &str); 6] = [
     ("peanut-proto", "proto"),
     ("peanut-client", "client"),
     ("peanut-proxy", "client/proxy"),
     ("peanut-edge", "server/edge"),
+    ("peanut-page", "server/page"),
     ("peanut-server", "server"),
 ];
 /// The advisories' database is small; where it has not come by then, it will not.

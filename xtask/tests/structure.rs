@@ -86,9 +86,15 @@ fn reaches(uses: &BTreeMap<String, BTreeSet<String>>, from: &str, to: &str) -> b
 
 #[test]
 fn modules_form_no_circle() {
-    for folder in
-        ["proto/src", "client/src", "client/cli/src", "client/proxy/src", "server/src", "server/edge/src"]
-    {
+    for folder in [
+        "proto/src",
+        "client/src",
+        "client/cli/src",
+        "client/proxy/src",
+        "server/src",
+        "server/edge/src",
+        "server/page/src",
+    ] {
         let uses = uses(&repository().join(folder));
         assert!(uses.len() > 5, "{folder}: {} modules", uses.len());
         for (module, used) in &uses {

@@ -228,7 +228,7 @@ pub(crate) struct BenchArgs {
 }
 
 #[derive(Debug, clap::Args)]
-#[command(group(clap::ArgGroup::new("listeners").required(true).multiple(true).args(["redis", "http", "grpc"])))]
+#[command(group(clap::ArgGroup::new("listeners").required(true).multiple(true).args(["redis", "http", "grpc", "page"])))]
 pub(crate) struct ProxyArgs {
     /// Where to listen for clients of Redis; a path is that of a Unix socket
     #[arg(long, env = "PEANUT_PROXY_REDIS", value_name = "HOST:PORT or /PATH", value_delimiter = ',')]
@@ -239,6 +239,12 @@ pub(crate) struct ProxyArgs {
     /// Where to listen for gRPC, likewise
     #[arg(long, env = "PEANUT_PROXY_GRPC", value_name = "HOST:PORT or /PATH", value_delimiter = ',')]
     pub(crate) grpc: Vec<String>,
+    /// Where to listen for browsers of operators, likewise: the page of the fleet
+    #[arg(long, env = "PEANUT_PROXY_PAGE", value_name = "HOST:PORT or /PATH", value_delimiter = ',')]
+    pub(crate) page: Vec<String>,
+    /// Names by which the page may be called, beside localhost, IP addresses, and those in the certificate
+    #[arg(long, env = "PEANUT_PROXY_PAGE_HOSTS", value_name = "HOST", value_delimiter = ',')]
+    pub(crate) page_hosts: Vec<String>,
     /// TOML file with the tokens of callers, as in the configuration of a node; read again when it changes
     #[arg(long, env = "PEANUT_PROXY_TOKENS", value_name = "FILE")]
     pub(crate) tokens: Option<PathBuf>,

@@ -44,7 +44,10 @@ pub(crate) async fn run(client: Client, args: &ProxyArgs) -> Result<ExitCode, Fa
     for addr in &args.grpc {
         proxy = proxy.grpc(listen("gRPC", addr, &mut listening).await?);
     }
-    let proxy = proxy.build()?;
+    for addr in &args.page {
+        proxy = proxy.page(listen("the fleet's page", addr, &mut listening).await?);
+    }
+    let proxy = proxy.page_hosts(&args.page_hosts).build()?;
     listening.iter().for_each(|what| tracing::info!("{what}"));
     let stop = stop_signal().map_err(|error| Failure::new(format!("cannot wait for signals: {error}")))?;
     let handle = proxy.handle();

@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::Response;
 use peanut_edge::Failure;
 use peanut_edge::budget::Account;
 use peanut_edge::connections::{ConnectionLimiter, Peer};
@@ -43,4 +46,15 @@ impl Core {
 /// What a caller may hold on this connection.
 pub(crate) fn account(caller: &Caller, peer: &Peer) -> Arc<Account> {
     peer.accounts.of(caller.rights().token())
+}
+
+/// Counts a request over HTTP.
+pub(crate) async fn count(
+    State((core, of)): State<(Arc<Core>, Protocol)>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let response = next.run(request).await;
+    core.counters.answered(of, 1, usize::from(response.status().is_server_error()));
+    response
 }

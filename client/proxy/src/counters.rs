@@ -8,10 +8,11 @@ pub(crate) enum Protocol {
     Redis,
     Http,
     Grpc,
+    Page,
 }
 
 impl Protocol {
-    pub(crate) const ALL: [Protocol; 3] = [Protocol::Redis, Protocol::Http, Protocol::Grpc];
+    pub(crate) const ALL: [Protocol; 4] = [Protocol::Redis, Protocol::Http, Protocol::Grpc, Protocol::Page];
 
     /// As metrics have it.
     pub(crate) fn label(self) -> [(&'static str, &'static str); 1] {
@@ -19,6 +20,7 @@ impl Protocol {
             Protocol::Redis => "redis",
             Protocol::Http => "http",
             Protocol::Grpc => "grpc",
+            Protocol::Page => "page",
         };
         [("protocol", name)]
     }
@@ -33,7 +35,7 @@ pub(crate) struct Counts {
 
 /// Counts of all.
 #[derive(Debug, Default)]
-pub(crate) struct Counters([Counts; 3]);
+pub(crate) struct Counters([Counts; 4]);
 
 impl Counters {
     pub(crate) fn of(&self, protocol: Protocol) -> &Counts {

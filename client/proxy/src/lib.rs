@@ -3,7 +3,8 @@
 //! ```text
 //! clients of Redis ── resp ──┐
 //! HTTP ────────────── http ──┼── groups ──> peanut_client::Client ──> the fleet
-//! gRPC ────────────── grpc ──┘
+//! gRPC ────────────── grpc ──┤
+//! operators ───────── page ──┘
 //! ```
 //!
 //! It is the ring as a layer of its own: programs that have no client of Peanut reach it at one address. With a near
@@ -17,6 +18,8 @@ mod grpc;
 mod http;
 mod listen;
 mod metrics;
+mod page;
+mod problem;
 mod proxy;
 mod resp;
 mod trace;

@@ -12,6 +12,7 @@ use peanut_edge::connections::{
     ConnectionLimiter, ConnectionLimits, Handshake, Listener, serve_grpc, serve_http,
 };
 use peanut_edge::rights::Tokens;
+use peanut_page::Hosts;
 use peanut_proto::peanutcachepb::peanut_cache_server::PeanutCacheServer;
 use peanut_proto::tls::{Reloading, ServerTls};
 use peanut_proto::v1::peanut_server::PeanutServer;
@@ -22,7 +23,8 @@ use crate::counters::Protocol;
 use crate::groups::Groups;
 use crate::grpc::Grpc;
 use crate::listen::{Port, Tasks, services};
-use crate::{http, resp};
+use crate::page::Fleet;
+use crate::{http, page, resp};
 
 /// What runs is let finish for so long when a proxy is told to stop.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -49,6 +51,8 @@ pub struct ProxyBuilder {
     redis: Vec<Listener>,
     http: Vec<Listener>,
     grpc: Vec<Listener>,
+    page: Vec<Listener>,
+    page_hosts: Vec<String>,
     tls: Option<TlsFiles>,
     tokens: Vec<Token>,
     insecure: bool,
@@ -83,6 +87,19 @@ impl ProxyBuilder {
     /// Serves gRPC there: on a port, or a Unix socket.
     pub fn grpc(mut self, listener: impl Into<Listener>) -> Self {
         self.grpc.push(listener.into());
+        self
+    }
+
+    /// Serves the page of the fleet there, for operators: on a port, or a Unix socket. Where there are tokens, who looks needs the
+    /// right `admin`.
+    pub fn page(mut self, listener: impl Into<Listener>) -> Self {
+        self.page.push(listener.into());
+        self
+    }
+
+    /// Names by which the page may be called, beside localhost, IP addresses, and those in the proxy's certificate.
+    pub fn page_hosts<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
+        self.page_hosts.extend(names.into_iter().map(Into::into));
         self
     }
 
@@ -125,23 +142,31 @@ impl ProxyBuilder {
             connections: self.connections,
             budgets: Budgets::new(),
         };
-        let (redis, http, grpc) = (
+        let (redis, http, grpc, page) = (
             open.ports(self.redis, b"")?,
             open.ports(self.http, b"http/1.1")?,
             open.ports(self.grpc, b"h2")?,
+            open.ports(self.page, b"http/1.1")?,
         );
-        if redis.is_empty() && http.is_empty() && grpc.is_empty() {
+        let all = [
+            (Protocol::Redis, &redis),
+            (Protocol::Http, &http),
+            (Protocol::Grpc, &grpc),
+            (Protocol::Page, &page),
+        ];
+        if all.iter().all(|(_, ports)| ports.is_empty()) {
             return Err(Error(
-                "it listens nowhere: give an address for the Redis protocol, HTTP or gRPC".to_owned(),
+                "it listens nowhere: give an address for the Redis protocol, HTTP, gRPC or the page"
+                    .to_owned(),
             ));
         }
-        let all = [(Protocol::Redis, &redis), (Protocol::Http, &http), (Protocol::Grpc, &grpc)];
         let limiters =
             all.into_iter().flat_map(|(of, ports)| ports.iter().map(move |it| (of, it.limiter.clone())));
         let limiters = limiters.collect();
+        let fleet = Arc::new(Fleet::new(self.client.clone()));
         let core = Arc::new(Core::new(Groups::new(self.client), tokens, limiters));
         let resp = Arc::new(resp::Shared::new(core.clone(), self.default_group, self.databases));
-        Ok(Proxy { core, resp, redis, http, grpc })
+        Ok(Proxy { core, resp, fleet, redis, http, grpc, page, page_hosts: self.page_hosts })
     }
 }
 
@@ -202,9 +227,12 @@ fn check(listener: &Listener, handshake: &Handshake, insecure: bool) -> Result<(
 pub struct Proxy {
     core: Arc<Core>,
     resp: Arc<resp::Shared>,
+    fleet: Arc<Fleet>,
     redis: Vec<Port>,
     http: Vec<Port>,
     grpc: Vec<Port>,
+    page: Vec<Port>,
+    page_hosts: Vec<String>,
 }
 
 impl Proxy {
@@ -217,6 +245,8 @@ impl Proxy {
             redis: Vec::new(),
             http: Vec::new(),
             grpc: Vec::new(),
+            page: Vec::new(),
+            page_hosts: Vec::new(),
             tls: None,
             tokens: Vec::new(),
             insecure: false,
@@ -228,7 +258,8 @@ impl Proxy {
     pub fn handle(&self) -> ProxyHandle {
         // The ports of a protocol have their certificates in common.
         let of = |ports: &Vec<Port>| ports.first()?.handshake.tls.clone();
-        let reloading = [&self.redis, &self.http, &self.grpc].into_iter().filter_map(of).collect();
+        let reloading =
+            [&self.redis, &self.http, &self.grpc, &self.page].into_iter().filter_map(of).collect();
         ProxyHandle { core: self.core.clone(), reloading }
     }
 
@@ -242,7 +273,7 @@ impl Proxy {
         health.set_serving::<PeanutCacheServer<Grpc>>().await;
         let services =
             services(&grpc, health_service).expect("the descriptions of the services are part of the build");
-        let router = http::router(self.core);
+        let router = http::router(self.core.clone());
         for port in self.redis {
             let (resp, stop) = (self.resp.clone(), stopping.clone());
             tasks.spawn(port.serve(stopping.clone(), tasks.clone(), move |connection| {
@@ -260,6 +291,17 @@ impl Proxy {
             let (services, stop) = (services.clone(), stopping.clone());
             tasks.spawn(port.serve(stopping.clone(), tasks.clone(), move |connection| {
                 serve_grpc(connection, services.clone(), stop.clone())
+            }));
+        }
+        if !self.page.is_empty() {
+            tasks.spawn(self.fleet.clone().watch(stopping.clone()));
+        }
+        for port in self.page {
+            let hosts = Arc::new(Hosts::new(&self.page_hosts, port.handshake.clone()));
+            let router = page::router(self.core.clone(), self.fleet.clone(), hosts);
+            let stop = stopping.clone();
+            tasks.spawn(port.serve(stopping.clone(), tasks.clone(), move |connection| {
+                serve_http(connection, router.clone(), stop.clone())
             }));
         }
         stop.await;

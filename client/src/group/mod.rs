@@ -1,6 +1,7 @@
 //! A group as an application uses it: gets here, [`loads`] by the application's own loader, and [`writes`].
 
 mod boarding;
+mod inspect;
 mod loads;
 mod near;
 mod writes;
@@ -25,6 +26,7 @@ use crate::request::{Key, Op, Request};
 use crate::shared::Answered;
 use crate::shared::Shared;
 
+pub use inspect::{HeldEntry, Holding, KeyRole};
 pub use writes::BegunWrite;
 
 /// A value, and where it came from.

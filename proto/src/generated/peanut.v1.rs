@@ -1221,6 +1221,12 @@ pub struct GroupStatus {
     /// Loads by time, in the buckets of the metric `peanut_load_seconds`, the last one for longer loads.
     #[prost(uint64, repeated, tag = "26")]
     pub load_buckets: ::prost::alloc::vec::Vec<u64>,
+    /// Gets by the time from the request to the answer at the node, in the buckets of the metric `peanut_get_seconds`, and
+    /// how long all of them waited. Those that were answered at once are in the first bucket.
+    #[prost(uint64, repeated, tag = "28")]
+    pub get_buckets: ::prost::alloc::vec::Vec<u64>,
+    #[prost(double, tag = "29")]
+    pub get_seconds: f64,
 }
 /// Gets by how they ended.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

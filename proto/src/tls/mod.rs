@@ -15,6 +15,8 @@ use std::time::{Duration, SystemTime};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use crate::audit::TARGET;
+
 pub use self::provider::{Chain, ClientTls, ServerTls};
 pub use crate::certificate::TlsError;
 
@@ -106,11 +108,13 @@ impl<C> Reloading<C> {
         let stamp = self.files.stamp();
         match (self.make)(&self.files) {
             Ok(made) => {
-                tracing::info!(files = ?self.files, "certificates were read again");
+                tracing::info!(target: TARGET, files = ?self.files, "certificates were read again");
                 (current.made, current.stamp) = (Arc::new(made), stamp);
             }
             // They may be half written; the stamp stays, so that they are tried again.
-            Err(error) => tracing::warn!(%error, "certificates cannot be used; the last good ones stay"),
+            Err(error) => {
+                tracing::warn!(target: TARGET, %error, "certificates cannot be used; the last good ones stay");
+            }
         }
     }
 }

@@ -15,7 +15,7 @@ mod socket;
 mod tls;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -137,6 +137,11 @@ pub struct Peer {
 }
 
 impl Peer {
+    /// Its address, without the port.
+    pub fn ip(&self) -> IpAddr {
+        self.addr.ip()
+    }
+
     /// Its connection, as the limiter knows it.
     pub fn presence(&self) -> &Arc<Presence> {
         &self.presence

@@ -11,10 +11,12 @@ mod refusals;
 mod scope;
 mod tokens;
 
+use std::fmt;
 use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use peanut_proto::audit::TARGET;
 use peanut_proto::v1::ErrorCode;
 use tonic::codegen::http::HeaderMap;
 use tonic::codegen::http::header::AUTHORIZATION;
@@ -42,7 +44,8 @@ pub enum Action {
 }
 
 impl Action {
-    fn name(self) -> &'static str {
+    /// As logs have it.
+    pub fn name(self) -> &'static str {
         match self {
             Action::Read => "read",
             Action::Set => "set",
@@ -122,11 +125,15 @@ impl Rights {
     /// # Errors
     /// [`ErrorCode::PermissionDenied`] where the caller has no right to it.
     pub fn check(&self, action: Action, group: &str, key: Option<&[u8]>) -> Result<(), Failure> {
-        let may = match self.scope(action) {
+        if self.may(action, group, key) { Ok(()) } else { Err(self.refuse(action, group)) }
+    }
+
+    /// As [`check`](Self::check), where a caller without the right is told less, and not refused.
+    pub fn may(&self, action: Action, group: &str, key: Option<&[u8]>) -> bool {
+        match self.scope(action) {
             None => self.admin,
             Some(scope) => key.map_or_else(|| scope.has_all(group), |key| scope.has(group, key)),
-        };
-        if may { Ok(()) } else { Err(self.refuse(action, group)) }
+        }
     }
 
     /// Checks the right to look into the node.
@@ -232,6 +239,15 @@ impl Caller {
         &self.rights
     }
 
+    /// Writes a line into the audit log: it has done this to a group, or to a key of it, or has not for an error.
+    pub fn acted(&self, action: Action, group: &str, key: Option<&[u8]>, error: Option<&impl fmt::Display>) {
+        let key = key.map(|key| key.escape_ascii().to_string());
+        let peer = self.peer.as_ref().map(|peer| tracing::field::display(peer.ip()));
+        let (token, action) = (&*self.rights.name, action.name());
+        let error = error.map(tracing::field::display);
+        tracing::info!(target: TARGET, token, peer, action, group, key, error, "an operator has acted");
+    }
+
     /// Looks again where the tokens have changed since, and says whether they have.
     ///
     /// # Errors
@@ -246,8 +262,8 @@ impl Caller {
 }
 
 /// Without the secret.
-impl std::fmt::Debug for Caller {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Caller")
             .field("peer", &self.peer)
             .field("rights", &self.rights)

@@ -11,7 +11,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::metrics::{LOAD_SECONDS, OUTCOMES};
+use crate::metrics::{BUCKETS, OUTCOMES};
 use crate::node::Node;
 
 /// All metrics of the node at this moment.
@@ -123,6 +123,14 @@ const GROUP_BYTES: [Reading<GroupStatus>; 3] = [
     ("peanut_disk", "Bytes of segments on the disk", |group| group.disk_bytes as f64),
 ];
 
+/// A histogram of a group: times in each bucket, and all of them together in seconds.
+type Times = (&'static str, &'static str, fn(&GroupStatus) -> (&[u64], f64));
+
+const HISTOGRAMS: [Times; 2] = [
+    ("peanut_get", "How long gets took at the node", |group| (&group.get_buckets, group.get_seconds)),
+    ("peanut_load", "How long calls of the loader took", |group| (&group.load_buckets, group.load_seconds)),
+];
+
 impl Metrics {
     fn groups(&self) -> impl Iterator<Item = (&GroupStatus, [(&'static str, &str); 1])> {
         self.0.groups.iter().map(|group| (group, [("group", group.name.as_str())]))
@@ -176,14 +184,17 @@ impl Collector for Metrics {
                 ConstGauge::new(read(group)).encode(family.encode_family(&labels)?)?;
             }
         }
-        let help = "How long calls of the loader took";
-        let unit = Some(&Unit::Seconds);
-        let mut family = encoder.encode_descriptor("peanut_load", help, unit, MetricType::Histogram)?;
-        for (group, labels) in self.groups() {
-            let bounds = LOAD_SECONDS.into_iter().chain([f64::MAX]);
-            let buckets: Vec<_> = bounds.zip(group.load_buckets.iter().copied()).collect();
-            let mut histogram = family.encode_family(&labels)?;
-            histogram.encode_histogram::<NoLabelSet>(group.load_seconds, group.loads, &buckets, None)?;
+        for (name, help, read) in HISTOGRAMS {
+            let unit = Some(&Unit::Seconds);
+            let mut family = encoder.encode_descriptor(name, help, unit, MetricType::Histogram)?;
+            for (group, labels) in self.groups() {
+                let (buckets, seconds) = read(group);
+                let bounds = BUCKETS.into_iter().chain([f64::MAX]);
+                let buckets: Vec<_> = bounds.zip(buckets.iter().copied()).collect();
+                let count = buckets.iter().map(|(_, count)| count).sum();
+                let mut histogram = family.encode_family(&labels)?;
+                histogram.encode_histogram::<NoLabelSet>(seconds, count, &buckets, None)?;
+            }
         }
         Ok(())
     }

@@ -6,8 +6,6 @@
 //! tokens by one with the right `admin`. Nothing writes. This is the one place of a node that looks at other
 //! nodes, to draw them: what the node answers does not depend on it.
 
-mod history;
-mod host;
 mod metrics;
 mod neighbours;
 mod status;
@@ -17,10 +15,12 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
-use axum::response::{Html, IntoResponse, Response};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use parking_lot::Mutex;
+use peanut_page::{Histories, Hosts, check_host, page};
 use peanut_proto::v1::ErrorCode;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -30,17 +30,14 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::connections::{ConnectionLimiter, Handshake, Listener, Peer, accept, serve_http};
 use crate::node::Node;
 use crate::rights::{Caller, shown};
-use history::History;
-use host::{Hosts, check_host, only_reads};
 use neighbours::Neighbours;
 
 /// What the pages are made from.
 #[derive(Clone, Debug)]
 struct Admin {
     node: Node,
-    history: Arc<History>,
+    histories: Arc<Mutex<Histories>>,
     neighbours: Arc<Neighbours>,
-    hosts: Arc<Hosts>,
 }
 
 /// Serves the admin port until it is dropped, by these names and those that always are good.
@@ -52,16 +49,17 @@ pub(crate) async fn serve(
     hosts: Vec<String>,
 ) {
     let hosts = Arc::new(Hosts::new(&hosts, handshake.clone()));
-    let admin = Admin { node: node.clone(), history: Arc::default(), neighbours: Arc::default(), hosts };
+    let admin = Admin { node: node.clone(), histories: Arc::default(), neighbours: Arc::default() };
     let _watching = AbortOnDropHandle::new(tokio::spawn(limiter.clone().watch(handshake.clone())));
-    let _sampling = AbortOnDropHandle::new(tokio::spawn(admin.history.clone().sample(node.clone())));
+    let _sampling =
+        AbortOnDropHandle::new(tokio::spawn(status::sample(admin.histories.clone(), node.clone())));
     let _looking = AbortOnDropHandle::new(tokio::spawn(admin.neighbours.clone().look(node)));
     let router = Router::new()
         .route("/", get(page))
-        .route("/status", get(status))
+        .route("/status", get(figures))
         .route("/metrics", get(metrics))
         .layer(from_fn_with_state(admin.clone(), authorize))
-        .layer(from_fn_with_state(admin.clone(), check_host))
+        .layer(from_fn_with_state(hosts, check_host))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
         .layer(from_fn(only_reads))
@@ -117,15 +115,8 @@ async fn authorize(State(admin): State<Admin>, request: Request, next: Next) -> 
     response
 }
 
-async fn page() -> impl IntoResponse {
-    // Nothing from outside, and nobody's frame.
-    let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
-                  frame-ancestors 'none'";
-    ([(header::CONTENT_SECURITY_POLICY, policy)], Html(include_str!("page.html")))
-}
-
-async fn status(State(admin): State<Admin>) -> impl IntoResponse {
-    axum::Json(status::status(&admin.node, &admin.history, &admin.neighbours))
+async fn figures(State(admin): State<Admin>) -> impl IntoResponse {
+    axum::Json(status::figures(&admin.node, &admin.histories, &admin.neighbours))
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {
@@ -139,4 +130,12 @@ async fn ready(State(admin): State<Admin>) -> (StatusCode, &'static str) {
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "not ready: not in the ring yet, or shutting down\n")
     }
+}
+
+/// Nothing here writes, so that a form or script of another site can change nothing.
+async fn only_reads(request: Request, next: Next) -> Response {
+    if matches!(*request.method(), Method::GET | Method::HEAD) {
+        return next.run(request).await;
+    }
+    (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "GET, HEAD")], "only GET and HEAD\n").into_response()
 }

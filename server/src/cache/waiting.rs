@@ -40,6 +40,7 @@ impl Waiting {
     }
 
     pub(crate) async fn answer(self) -> Result<Answer, Failure> {
+        let since = Instant::now();
         let (cache, answer) = match self {
             Waiting::Write { cache, number, copies, answer } => {
                 if let Some((journal, number)) = cache.journal().zip(number) {
@@ -60,10 +61,7 @@ impl Waiting {
                 (cache, answer)
             }
         };
-        match &answer {
-            Ok(answer) => cache.metrics.answered(answer.outcome),
-            Err(_) => cache.metrics.failed(),
-        }
+        cache.metrics.waited(answer.as_ref().ok().map(|answer| answer.outcome), since.elapsed());
         answer
     }
 }

@@ -77,7 +77,7 @@ fn near(near: &NearLeases) -> NearStatus {
 fn group(cache: &Cache, hot_keys: usize) -> GroupStatus {
     let (metrics, store) = (&cache.metrics, cache.entries());
     let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
-    let times = metrics.load_times();
+    let (loads, gets) = (metrics.load_times(), metrics.get_times());
     let disk = cache.journal().map(|journal| journal.stats());
     let hot = cache.hottest(hot_keys).into_iter();
     GroupStatus {
@@ -87,10 +87,10 @@ fn group(cache: &Cache, hot_keys: usize) -> GroupStatus {
         used_bytes: store.used_bytes() as u64,
         capacity_bytes: cache.policy().capacity_bytes as u64,
         gets: Some(metrics.gets()),
-        loads: times.loads(),
+        loads: loads.count(),
         keys_loaded: metrics.keys_loaded(),
         load_failures: read(&metrics.load_failures),
-        load_seconds: times.seconds,
+        load_seconds: loads.seconds,
         refreshes: read(&metrics.refreshes),
         flights: cache.in_progress() as u64,
         evicted: store.evicted(),
@@ -118,6 +118,8 @@ fn group(cache: &Cache, hot_keys: usize) -> GroupStatus {
         fills_refused: read(&metrics.fills_refused),
         too_large: read(&metrics.too_large),
         hand_overs: read(&metrics.hand_overs),
-        load_buckets: times.buckets.to_vec(),
+        load_buckets: loads.buckets.to_vec(),
+        get_buckets: gets.buckets.to_vec(),
+        get_seconds: gets.seconds,
     }
 }

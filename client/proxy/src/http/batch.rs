@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::Asked;
 use super::entry::body;
-use super::problem::{self, Problem};
 use crate::core::account;
 use crate::fetch::{FIRST_PORTION, Fetch};
+use crate::problem::{self, Problem};
 use crate::trace::{traceparent, within};
 
 const MAX_KEYS: usize = 10_000;

@@ -18,8 +18,8 @@ use peanut_proto::limits::MAX_VALUE_BYTES;
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::Asked;
-use super::problem::Problem;
 use crate::core::account;
+use crate::problem::Problem;
 use crate::trace::{traceparent, within};
 
 /// The value, or 304 where the caller has it, or 404. `HEAD` is served as `GET`, and the server leaves out the body.

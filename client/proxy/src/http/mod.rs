@@ -7,13 +7,12 @@
 mod batch;
 mod entry;
 mod path;
-mod problem;
 
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use axum::{Extension, Router};
@@ -21,11 +20,11 @@ use peanut_client::Group;
 use peanut_edge::connections::Peer;
 use peanut_edge::rights::{Action, Caller, shown};
 
-use crate::core::Core;
+use crate::core::{Core, count};
 use crate::counters::Protocol;
 use crate::metrics::text;
+use crate::problem::Problem;
 use path::Target;
-use problem::Problem;
 
 const OPENAPI: &str = include_str!("openapi.json");
 
@@ -38,15 +37,8 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .fallback(serve)
-        .layer(from_fn_with_state(core.clone(), count))
+        .layer(from_fn_with_state((core.clone(), Protocol::Http), count))
         .with_state(core)
-}
-
-/// Counts a request.
-async fn count(State(core): State<Arc<Core>>, request: Request, next: Next) -> Response {
-    let response = next.run(request).await;
-    core.counters.answered(Protocol::Http, 1, usize::from(response.status().is_server_error()));
-    response
 }
 
 /// Whether a node can be asked.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::{Stream, StreamExt as _};
+use peanut_proto::audit::TARGET;
 use serde::Deserialize;
 use tokio::time::{MissedTickBehavior, interval};
 use toml::Spanned;
@@ -71,7 +72,7 @@ impl TokenSettings {
             match std::fs::read_to_string(file) {
                 Ok(text) => token = token.secret(text.trim_end()),
                 Err(error) if is_running && error.kind() == std::io::ErrorKind::NotFound => {
-                    tracing::warn!(token = self.name.get_ref(), file = %file.display(), "a secret's file is gone, and the secret with it");
+                    tracing::warn!(target: TARGET, token = self.name.get_ref(), file = %file.display(), "a secret's file is gone, and the secret with it");
                     withdrawn += 1;
                 }
                 Err(error) => return Err(ConfigError::new(file.display().to_string(), error)),
@@ -184,14 +185,14 @@ impl TokenFiles {
         match replaced {
             Ok(is_new) => {
                 if is_new {
-                    tracing::info!("tokens were read again");
+                    tracing::info!(target: TARGET, "tokens were read again");
                 }
                 self.trouble = None;
             }
             Err(error) => {
                 let trouble = error.to_string();
                 if self.trouble.as_ref() != Some(&trouble) {
-                    tracing::warn!("tokens cannot be used; the last good ones stay: {trouble}");
+                    tracing::warn!(target: TARGET, "tokens cannot be used; the last good ones stay: {trouble}");
                 }
                 self.trouble = Some(trouble);
             }

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use peanut_proto::audit::TARGET;
 use tokio::time::Instant;
 
 /// Between two lines for the same token.
@@ -37,9 +38,9 @@ impl Refusals {
         let Some(untold) = self.count(who, Instant::now()) else { return };
         let peer = peer.map(tracing::field::display);
         if token.is_empty() {
-            tracing::warn!(peer, untold, "refused: {action}");
+            tracing::warn!(target: TARGET, peer, untold, "refused: {action}");
         } else {
-            tracing::warn!(token, action, group, untold, "refused: the token has no right to it");
+            tracing::warn!(target: TARGET, token, action, group, untold, "refused: the token has no right to it");
         }
     }
 

@@ -1,30 +1,31 @@
-//! By which names the admin port may be called.
+//! By which names a page may be called.
 //!
 //! A page of another site can have its own name lead to this port (DNS rebinding); a browser then takes what
 //! is here for that site's and lets its scripts read it. What such a page cannot change is the name that the
 //! browser sends.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::http::uri::Authority;
-use axum::http::{Method, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::Admin;
-use crate::connections::Handshake;
+use peanut_edge::connections::Handshake;
 
 /// Names that are good, beside IP addresses and `localhost`.
 #[derive(Debug)]
-pub(super) struct Hosts {
+pub struct Hosts {
     names: Vec<String>,
     /// For the names in its certificate.
     handshake: Handshake,
 }
 
 impl Hosts {
-    pub(super) fn new(names: &[String], handshake: Handshake) -> Self {
+    /// Names that are set, and those in the certificate of this handshake.
+    pub fn new(names: &[String], handshake: Handshake) -> Self {
         Hosts {
             names: names.iter().map(|name| name.trim_end_matches('.').to_ascii_lowercase()).collect(),
             handshake,
@@ -53,25 +54,17 @@ impl Hosts {
 
 /// Lets through what asks for a host that this is: one `Host`, and the target's host too where the target is
 /// a whole URL.
-pub(super) async fn check_host(State(admin): State<Admin>, request: Request, next: Next) -> Response {
-    let mut hosts = request.headers().get_all(header::HOST).iter();
-    let host = hosts.next().and_then(|host| host.to_str().ok());
+pub async fn check_host(State(hosts): State<Arc<Hosts>>, request: Request, next: Next) -> Response {
+    let mut asked = request.headers().get_all(header::HOST).iter();
+    let host = asked.next().and_then(|host| host.to_str().ok());
     let of_target = request.uri().authority().map(Authority::as_str);
-    let is_one = hosts.next().is_none();
-    let is_allowed = |host: &str| admin.hosts.allow(host);
+    let is_one = asked.next().is_none();
+    let is_allowed = |host: &str| hosts.allow(host);
     if is_one && host.is_some_and(is_allowed) && of_target.is_none_or(is_allowed) {
         return next.run(request).await;
     }
     let why = "this is not the host that was asked for; use an IP address, localhost, a name in the certificate, or one of `admin_hosts`\n";
     (StatusCode::MISDIRECTED_REQUEST, why).into_response()
-}
-
-/// Nothing here writes, so that a form or script of another site can change nothing.
-pub(super) async fn only_reads(request: Request, next: Next) -> Response {
-    if matches!(*request.method(), Method::GET | Method::HEAD) {
-        return next.run(request).await;
-    }
-    (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "GET, HEAD")], "only GET and HEAD\n").into_response()
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 /// An answer that is none.
 #[derive(Debug)]
-pub(super) struct Problem {
+pub(crate) struct Problem {
     status: StatusCode,
     detail: String,
     header: Option<(header::HeaderName, &'static str)>,
@@ -17,7 +17,7 @@ pub(super) struct Problem {
 
 /// As it is written.
 #[derive(Serialize)]
-pub(super) struct Body {
+pub(crate) struct Body {
     title: &'static str,
     status: u16,
     detail: String,
@@ -28,26 +28,30 @@ impl Problem {
         Problem { status, detail: detail.into(), header: None }
     }
 
-    pub(super) fn bad_request(detail: impl Into<String>) -> Self {
+    pub(crate) fn bad_request(detail: impl Into<String>) -> Self {
         Problem::new(StatusCode::BAD_REQUEST, detail)
     }
 
-    pub(super) fn not_found(detail: impl Into<String>) -> Self {
+    pub(crate) fn forbidden(detail: impl Into<String>) -> Self {
+        Problem::new(StatusCode::FORBIDDEN, detail)
+    }
+
+    pub(crate) fn not_found(detail: impl Into<String>) -> Self {
         Problem::new(StatusCode::NOT_FOUND, detail)
     }
 
-    pub(super) fn too_long(detail: impl Into<String>) -> Self {
+    pub(crate) fn too_long(detail: impl Into<String>) -> Self {
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
     }
 
-    pub(super) fn method_not_allowed(allowed: &'static str) -> Self {
+    pub(crate) fn method_not_allowed(allowed: &'static str) -> Self {
         let detail = format!("the methods here are {allowed}");
         let header = Some((header::ALLOW, allowed));
         Problem { header, ..Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail) }
     }
 
     /// As one of many answers.
-    pub(super) fn into_body(self) -> Body {
+    pub(crate) fn into_body(self) -> Body {
         let title = self.status.canonical_reason().unwrap_or_default();
         Body { title, status: self.status.as_u16(), detail: self.detail }
     }
