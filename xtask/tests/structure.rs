@@ -96,7 +96,7 @@ fn modules_form_no_circle() {
         "server/page/src",
     ] {
         let uses = uses(&repository().join(folder));
-        assert!(uses.len() > 5, "{folder}: {} modules", uses.len());
+        assert!(uses.len() > 2, "{folder}: {} modules", uses.len());
         for (module, used) in &uses {
             for other in used.iter().filter(|other| reaches(&uses, other, module)) {
                 let is_pair = PAIRS.iter().any(|pair| pair.contains(&&**module) && pair.contains(&&**other));
