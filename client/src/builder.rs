@@ -17,6 +17,7 @@ use crate::client::Client;
 use crate::config::{Config, DEADLINE, Failover, TraceHook};
 use crate::error::{Error, ErrorKind};
 use crate::lane::Choice;
+use crate::leases::{self, Undecided};
 use crate::near::{NearCache, NearCopies};
 use crate::routing::{CurrentRouting, Routing};
 use crate::tls::Tls;
@@ -267,9 +268,12 @@ impl ClientBuilder {
         };
         // A large ring takes up to a second to build, too long for a thread that carries calls.
         let config = found.config.clone();
-        let build = move || Routing::of(&view.ring, None, &config);
+        let ring = view.ring.clone();
+        let build = move || Routing::of(&ring, None, &config);
         let cannot = |e| Error::caused_by(ErrorKind::Unavailable, None, "the ring could not be built", e);
         let routing = peanut_proto::machine::blocking(build).await.map_err(cannot)?;
+        // Before anybody can ask the nodes. What is not known by then the client finds out in the background.
+        leases::tell(&view, routing.nodes(), found.left_in.as_deref(), Undecided::default()).await;
         Ok(found.client(&fleet, routing))
     }
 
@@ -370,6 +374,26 @@ mod tests {
     fn a_client_can_be_built_in_a_task() {
         fn is_send(_: &impl Send) {}
         is_send(&ClientBuilder::default().build());
+    }
+
+    /// The first call may come before the fleet is followed in the background.
+    #[tokio::test]
+    async fn a_client_that_is_built_asks_no_node_for_which_a_hint_waits() {
+        use peanut_proto::membership::{NodeInfo, RingDocument};
+        use peanut_proto::registry::{LocalRegistry, Registry as _};
+
+        let (registry, keys) = (LocalRegistry::new(), Keys::new(DEFAULT_FLEET));
+        let node =
+            |id: &str| NodeInfo { id: id.into(), addr: format!("{id}:1"), zone: String::new(), weight: 1 };
+        let ring = RingDocument::empty(8);
+        let ring = ["a", "b", "c"].iter().fold(ring, |ring, id| ring.with(&node(id), 0).expect("a new one"));
+        registry.put(&keys.ring(), ring.encode(), None).await.unwrap();
+        registry.put(&format!("{}g/x", keys.hints_for("b")), vec![], None).await.unwrap();
+        let client = Client::builder().registry(registry).build().await.unwrap();
+        let routing = client.routing();
+        let unleased: Vec<_> =
+            routing.nodes().iter().filter(|node| node.is_unleased()).map(|it| it.id()).collect();
+        assert_eq!(unleased, ["b"], "a write was acknowledged that it may not know of");
     }
 
     #[tokio::test]

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use crate::config::Config;
-use crate::leases;
+use crate::leases::{self, Undecided};
 use crate::monitor::Probed;
 use crate::routing::{CurrentRouting, Routing};
 
@@ -38,15 +38,17 @@ pub(crate) async fn follow(
 ) {
     let registry = registry.as_deref();
     let mut doubted_since = None;
+    let mut undecided = Undecided::default();
     let mut last = discovered.borrow_and_update().view.clone();
     loop {
-        let doubt = adopt(&last, &current, (&config, registry), doubted_since).await;
-        leases::tell(&last, current.get().nodes(), registry).await;
+        let doubt = adopt(&last, &current, (&config, registry), doubted_since, &mut undecided).await;
+        undecided = leases::tell(&last, current.get().nodes(), registry, undecided).await;
         doubted_since = if doubt { doubted_since.or_else(|| Some(Instant::now())) } else { None };
+        let is_due = doubted_since.is_some() || undecided.is_left();
         let again = async {
-            match doubted_since {
-                Some(_) => sleep_until(Instant::now() + ASK_AGAIN).await,
-                None => std::future::pending().await,
+            match is_due {
+                true => sleep_until(Instant::now() + ASK_AGAIN).await,
+                false => std::future::pending().await,
             }
         };
         tokio::select! {
@@ -68,6 +70,7 @@ async fn adopt(
     current: &CurrentRouting,
     (config, registry): (&Config, Option<&dyn Registry>),
     doubted_since: Option<Instant>,
+    undecided: &mut Undecided,
 ) -> bool {
     let routing = current.get();
     if view.ring.version == routing.ring.version() && view.ring.members == routing.ring.members() {
@@ -98,11 +101,11 @@ async fn adopt(
     match blocking(build).await {
         Ok(next) => {
             tracing::debug!(version = next.ring.version().0, nodes = next.nodes().len(), "new ring");
+            // Before anybody can ask those that it brings.
+            *undecided = leases::tell(view, next.nodes(), registry, *undecided).await;
             if let Some(near) = &config.near {
                 near.go_by(next.ring.version());
             }
-            // Before anybody can ask those that it brings.
-            leases::tell(view, next.nodes(), registry).await;
             current.set(next);
         }
         Err(error) => tracing::error!(%error, "a ring that could not be built; keeping the old one"),

@@ -9,9 +9,10 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use peanut_proto::intervals::REGISTRY_PATIENCE;
 use peanut_proto::membership::{FleetView, Key, Keys};
 use peanut_proto::registry::{Entry, KeyRange, PageOptions, Registry};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::node::Node;
 
@@ -20,29 +21,65 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 /// Hints of all nodes that are read at once, by their keys alone.
 const MANY: PageOptions = PageOptions { revision: 0, limit: 4096, keys_only: true };
 
+/// Gets are held back for so long from nodes for which hints may be there, while the registry does not say so. After that
+/// they are asked, as in any outage of the registry, and it is still tried.
+const PATIENCE: Duration = REGISTRY_PATIENCE;
+
+/// Since when the registry has not said whether there are hints.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Undecided {
+    since: Option<Instant>,
+}
+
+impl Undecided {
+    /// Whether it has to be tried again.
+    pub(crate) fn is_left(self) -> bool {
+        self.since.is_some()
+    }
+}
+
 /// Says of each node whether it holds a lease. Those of which it is not believed that they hold none are left as they are.
-pub(crate) async fn tell(view: &FleetView, nodes: &[Arc<Node>], registry: Option<&dyn Registry>) {
+/// Near copies of the others are read no more: writers wait for leases that were given while the node held its own.
+pub(crate) async fn tell(
+    view: &FleetView,
+    nodes: &[Arc<Node>],
+    registry: Option<&dyn Registry>,
+    before: Undecided,
+) -> Undecided {
+    let undecided = tell_each(view, nodes, registry, before).await;
+    nodes.iter().filter(|node| node.is_unleased()).for_each(|node| node.forget_near_copies());
+    undecided
+}
+
+async fn tell_each(
+    view: &FleetView,
+    nodes: &[Arc<Node>],
+    registry: Option<&dyn Registry>,
+    before: Undecided,
+) -> Undecided {
     if view.revision == 0 {
-        return;
+        return before;
     }
     let (leased, unleased): (Vec<_>, Vec<_>) =
         nodes.iter().partition(|node| view.live.contains_key(node.id()));
     leased.into_iter().for_each(|node| node.set_leased(true));
     let are_most = unleased.len() * 2 > nodes.len();
     if !are_most {
-        return unleased.into_iter().for_each(|node| node.set_leased(false));
+        unleased.into_iter().for_each(|node| node.set_leased(false));
+        return Undecided::default();
     }
     // Each is looked at once: a hint that comes later is of a writer that does not believe it either.
-    let is_due = |node: &&&Arc<Node>| !node.is_unleased() && !node.has_looked_for_hints();
-    let due: Vec<_> = unleased.iter().filter(is_due).copied().collect();
-    let Some(registry) = registry.filter(|_| nodes.len() > 1 && !due.is_empty()) else { return };
-    let Some(hinted) = with_hints(registry, view.keys(), &due).await else { return };
-    for node in due {
-        node.looked_for_hints();
-        if hinted.contains(node.id()) {
-            node.set_leased(false);
-        }
-    }
+    let due: Vec<_> = unleased.into_iter().filter(|node| node.is_to_be_looked_for()).collect();
+    let Some(registry) = registry.filter(|_| nodes.len() > 1 && !due.is_empty()) else {
+        return Undecided::default();
+    };
+    let Some(hinted) = with_hints(registry, view.keys(), &due).await else {
+        let since = before.since.unwrap_or_else(Instant::now);
+        due.iter().for_each(|node| node.hold_back(since.elapsed() < PATIENCE));
+        return Undecided { since: Some(since) };
+    };
+    due.iter().for_each(|node| node.looked_for_hints(hinted.contains(node.id())));
+    Undecided::default()
 }
 
 /// The nodes for which writers have left hints that they have not read; `None` where the registry does not say so.
@@ -69,10 +106,54 @@ async fn with_hints(registry: &dyn Registry, keys: &Keys, nodes: &[&Arc<Node>]) 
 
 #[cfg(test)]
 mod tests {
-    use peanut_proto::registry::{Change, LocalRegistry};
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use async_trait::async_trait;
+    use peanut_proto::registry::{Change, Changes, LeaseId, LocalRegistry, Page, RegistryError};
 
     use super::*;
     use crate::config::Config;
+
+    /// A registry that cannot be read for a while.
+    #[derive(Debug)]
+    struct Down {
+        registry: LocalRegistry,
+        is_down: AtomicBool,
+    }
+
+    #[async_trait]
+    impl Registry for Down {
+        async fn page(&self, range: &KeyRange, options: PageOptions) -> Result<Page, RegistryError> {
+            if self.is_down.load(Ordering::Relaxed) {
+                return Err(RegistryError::new("down"));
+            }
+            self.registry.page(range, options).await
+        }
+        async fn watch(&self, ranges: &[KeyRange]) -> Result<Box<dyn Changes>, RegistryError> {
+            self.registry.watch(ranges).await
+        }
+        async fn put(&self, key: &str, value: Vec<u8>, lease: Option<LeaseId>) -> Result<(), RegistryError> {
+            self.registry.put(key, value, lease).await
+        }
+        async fn swap(&self, key: &str, expected: i64, value: Vec<u8>) -> Result<bool, RegistryError> {
+            self.registry.swap(key, expected, value).await
+        }
+        async fn delete_if(&self, key: &str, expected: i64) -> Result<bool, RegistryError> {
+            self.registry.delete_if(key, expected).await
+        }
+        async fn delete(&self, key: &str) -> Result<(), RegistryError> {
+            self.registry.delete(key).await
+        }
+        async fn grant(&self, ttl: Duration) -> Result<LeaseId, RegistryError> {
+            self.registry.grant(ttl).await
+        }
+        async fn renew(&self, lease: LeaseId) -> Result<bool, RegistryError> {
+            self.registry.renew(lease).await
+        }
+        async fn revoke(&self, lease: LeaseId) -> Result<(), RegistryError> {
+            self.registry.revoke(lease).await
+        }
+    }
 
     /// A view in which these nodes hold leases.
     fn view(live: &[&str]) -> FleetView {
@@ -98,18 +179,18 @@ mod tests {
     #[tokio::test]
     async fn of_most_nodes_it_is_not_believed_but_of_one_that_a_hint_waits_for() {
         let (registry, nodes) = (LocalRegistry::new(), nodes());
-        tell(&view(&["a"]), &nodes, Some(&registry)).await;
+        tell(&view(&["a"]), &nodes, Some(&registry), Undecided::default()).await;
         assert!(unleased(&nodes).is_empty(), "the registry may have lost their leases");
         let hint = format!("{}g/x", Keys::new("f").hints_for("b"));
         registry.put(&hint, vec![], None).await.unwrap();
-        tell(&view(&["a"]), &nodes, Some(&registry)).await;
+        tell(&view(&["a"]), &nodes, Some(&registry), Undecided::default()).await;
         assert!(unleased(&nodes).is_empty(), "its writer does not go by the lease either");
         let nodes = self::nodes();
-        tell(&view(&["a"]), &nodes, Some(&registry)).await;
+        tell(&view(&["a"]), &nodes, Some(&registry), Undecided::default()).await;
         assert_eq!(unleased(&nodes), ["b"], "a write was acknowledged that it may not know of");
-        tell(&view(&[]), &nodes, Some(&registry)).await;
+        tell(&view(&[]), &nodes, Some(&registry), Undecided::default()).await;
         assert_eq!(unleased(&nodes), ["b"]);
-        tell(&view(&["a", "b"]), &nodes, Some(&registry)).await;
+        tell(&view(&["a", "b"]), &nodes, Some(&registry), Undecided::default()).await;
         assert_eq!(unleased(&nodes), ["c"], "of one among three it is believed");
     }
 
@@ -118,14 +199,32 @@ mod tests {
         let (registry, nodes) = (LocalRegistry::new(), nodes());
         let hint = format!("{}g/x", Keys::new("f").hints_for("a"));
         registry.put(&hint, vec![], None).await.unwrap();
-        tell(&view(&[]), &nodes[..1], Some(&registry)).await;
+        tell(&view(&[]), &nodes[..1], Some(&registry), Undecided::default()).await;
         assert!(unleased(&nodes).is_empty());
     }
 
     #[tokio::test]
-    async fn a_registry_that_cannot_be_read_says_nothing_of_hints() {
+    async fn without_a_registry_nothing_is_known_of_hints() {
         let nodes = nodes();
-        tell(&view(&["a"]), &nodes, None).await;
+        tell(&view(&["a"]), &nodes, None, Undecided::default()).await;
         assert!(unleased(&nodes).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_the_registry_does_not_say_whether_there_are_hints_nobody_is_asked_for_a_while() {
+        let (registry, nodes) =
+            (Down { registry: LocalRegistry::new(), is_down: AtomicBool::new(true) }, nodes());
+        let mut undecided = tell(&view(&["a"]), &nodes, Some(&registry), Undecided::default()).await;
+        assert!(undecided.is_left());
+        assert_eq!(unleased(&nodes), ["b", "c"], "a hint may wait for either");
+        tokio::time::advance(PATIENCE).await;
+        undecided = tell(&view(&["a"]), &nodes, Some(&registry), undecided).await;
+        assert!(undecided.is_left() && unleased(&nodes).is_empty(), "as in any outage of the registry");
+        registry.is_down.store(false, Ordering::Relaxed);
+        let hint = format!("{}g/x", Keys::new("f").hints_for("b"));
+        registry.put(&hint, vec![], None).await.unwrap();
+        undecided = tell(&view(&["a"]), &nodes, Some(&registry), undecided).await;
+        assert!(!undecided.is_left());
+        assert_eq!(unleased(&nodes), ["b"]);
     }
 }

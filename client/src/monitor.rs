@@ -55,6 +55,8 @@ pub(crate) struct Monitor {
     unleased: AtomicBool,
     /// It has been looked whether hints are there for it, since it was last seen to hold a lease.
     looked_for_hints: AtomicBool,
+    /// It is asked by nobody until it is known whether hints wait for it.
+    awaits_look: AtomicBool,
     /// It knows no lanes, or the client is to use none.
     unary_only: AtomicBool,
     /// The probe that is under way.
@@ -89,6 +91,7 @@ impl Monitor {
             refusing: AtomicBool::new(false),
             unleased: AtomicBool::new(false),
             looked_for_hints: AtomicBool::new(false),
+            awaits_look: AtomicBool::new(false),
             unary_only: AtomicBool::new(config.unary),
             probe: Mutex::new(None),
             probing: AtomicBool::new(false),
@@ -162,15 +165,32 @@ impl Monitor {
         self.looked_for_hints.load(Ordering::Relaxed)
     }
 
-    /// Notes that it was looked for hints.
-    pub(crate) fn looked_for_hints(&self) {
+    /// Takes in whether hints wait for it: then it is asked by nobody.
+    pub(crate) fn looked_for_hints(&self, there_are: bool) {
+        let was_held_back = self.awaits_look.swap(false, Ordering::Relaxed);
+        if there_are || was_held_back {
+            self.set_leased(!there_are);
+        }
         self.looked_for_hints.store(true, Ordering::Relaxed);
+    }
+
+    /// It could not be looked for hints for it. Whether gets are held back from it until then.
+    pub(crate) fn hold_back(&self, is_held_back: bool) {
+        if self.awaits_look.swap(is_held_back, Ordering::Relaxed) != is_held_back {
+            self.set_leased(!is_held_back);
+        }
+    }
+
+    /// Whether it is still to be looked for hints for it, where it is not believed that it holds no lease.
+    pub(crate) fn is_to_be_looked_for(&self) -> bool {
+        !self.has_looked_for_hints() && (!self.is_unleased() || self.awaits_look.load(Ordering::Relaxed))
     }
 
     /// Says whether it holds a lease, as the registry has it.
     pub(crate) fn set_leased(&self, is_leased: bool) {
         if is_leased {
             self.looked_for_hints.store(false, Ordering::Relaxed);
+            self.awaits_look.store(false, Ordering::Relaxed);
         }
         if self.unleased.swap(!is_leased, Ordering::Relaxed) == is_leased {
             *self.left_at.lock() = Some(Instant::now());

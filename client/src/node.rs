@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use peanut_proto::discovery::Discovered;
 use peanut_proto::frame::{FRAME_BYTES, Write};
-use peanut_proto::intervals::{LEASE_TTL, LOSS_NOTICED};
+use peanut_proto::intervals::LOSS_NOTICED;
 use peanut_proto::numbers::RingVersion;
 use smallvec::SmallVec;
 use tokio::time::Instant;
@@ -55,8 +56,23 @@ pub(crate) struct Node {
 struct Gone {
     /// A hint that it had not read when it was gone, and when that was.
     hint: Option<(String, Instant)>,
-    /// When it was first and last passed over, since it holds no lease.
-    passed_over: Option<(Instant, Instant)>,
+    /// When it was first passed over, since it holds no lease, and which lapse that was.
+    passed_over: Option<(Instant, Lapse)>,
+}
+
+/// A time in which a node holds no lease, as one reading of the fleet and what was watched since then tell it from others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lapse {
+    read: Instant,
+    began_at: Option<i64>,
+}
+
+impl Lapse {
+    /// That of a node which holds none now; `None` while the registry cannot be watched.
+    pub(crate) fn of(id: &str, discovered: &Discovered) -> Option<Self> {
+        let read = discovered.read.filter(|_| discovered.trouble.is_none())?;
+        Some(Lapse { read, began_at: discovered.view.lapsed.get(id).copied() })
+    }
 }
 
 impl Deref for Node {
@@ -186,6 +202,11 @@ impl Node {
         unmarked.map(|(since, _)| now.saturating_duration_since(since))
     }
 
+    /// Near copies that it has given are read no more.
+    pub(crate) fn forget_near_copies(&self) {
+        self.lanes.iter().for_each(Lane::forget_near_copies);
+    }
+
     /// It was gone, and a hint is stored for it that it has not read.
     pub(crate) fn left_hint(&self, at: String, now: Instant) {
         self.is_gone.store(true, Ordering::Relaxed);
@@ -202,14 +223,14 @@ impl Node {
         self.gone.lock().hint = None;
     }
 
-    /// It is passed over, as one that holds no lease. Since when it has been, as far as is known: where nobody has looked
-    /// for longer than a lease stands, it may have held one.
-    pub(crate) fn passed_over(&self, now: Instant) -> Instant {
+    /// It is passed over, as one that holds no lease. Since when it has been, as far as is known: in another lapse it may have
+    /// held one in between.
+    pub(crate) fn passed_over(&self, lapse: Option<Lapse>, now: Instant) -> Instant {
         self.is_gone.store(true, Ordering::Relaxed);
         let mut gone = self.gone.lock();
-        let since =
-            gone.passed_over.filter(|(_, last)| now < *last + LEASE_TTL).map_or(now, |(since, _)| since);
-        gone.passed_over = Some((since, now));
+        let same = gone.passed_over.filter(|(_, known)| lapse == Some(*known));
+        let since = same.map_or(now, |(since, _)| since);
+        gone.passed_over = lapse.map(|lapse| (since, lapse));
         since
     }
 

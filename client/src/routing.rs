@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use peanut_proto::clock::wall_clock_ms;
 use peanut_proto::membership::{Member, RingDocument};
 use peanut_proto::numbers::RingVersion;
 use peanut_proto::sabotage::{Mechanism, without};
@@ -86,12 +85,12 @@ pub(crate) struct Route<'a, N = Arc<Node>> {
 impl<N: Handle> Routing<N> {
     /// The routing table of a document, with handles that `make` makes. Nodes that `previous` knows at the
     /// same address keep theirs. Writes are done at former owners for `written_to`, and those are asked for
-    /// what they had for up to `hand_over`. `now_ms` is the wall clock's.
+    /// what they had for up to `hand_over`.
     pub(crate) fn new(
         document: &RingDocument,
         previous: Option<&Routing<N>>,
         (written_to, hand_over): (Duration, Duration),
-        (now, now_ms): (Instant, u64),
+        now: Instant,
         make: impl FnMut(&Member) -> N,
     ) -> Self {
         // One handle to each node, in all rings: two would each have their own idea of its health.
@@ -101,9 +100,10 @@ impl<N: Handle> Routing<N> {
             routing.nodes.iter().chain(earlier).for_each(|node| known.add(node));
         }
         let nodes: Vec<_> = document.members.iter().map(|member| known.of(member)).collect();
-        // Those that this client has held, and those between them that it has not heard of.
-        let window_ms = u64::try_from(written_to.as_millis()).unwrap_or(u64::MAX);
-        let unheard = document.recent(now_ms.saturating_sub(window_ms)).take(MOST_EARLIER);
+        // Those that this client has held, and those between them that it has not heard of. When these were replaced the
+        // document says by another machine's clock, so all of them count from now on.
+        let held = previous.map_or(RingVersion::NONE, |routing| routing.ring.version());
+        let unheard = document.recent().take_while(|earlier| earlier.version > held).take(MOST_EARLIER);
         let unheard = unheard.map(|document| {
             let nodes = document.members.iter().map(|member| known.of(member)).collect();
             Arc::new(Earlier { nodes, ring: Arc::new(Ring::new(&document)), replaced: now, is_exact: false })
@@ -221,8 +221,7 @@ impl Routing {
     pub(crate) fn of(document: &RingDocument, previous: Option<&Routing>, config: &Config) -> Self {
         let windows = (config.windows.former_owners, config.hand_over);
         let make = |member: &Member| Arc::new(Node::new(&member.id, &member.addr, config));
-        let now = (Instant::now(), wall_clock_ms());
-        let routing = Routing::new(document, previous, windows, now, make);
+        let routing = Routing::new(document, previous, windows, Instant::now(), make);
         routing.nodes.iter().for_each(|node| node.among(routing.nodes.len()));
         routing
     }

@@ -231,14 +231,14 @@ impl Shared {
         is_recent(lost)
             || is_recent(discovered.recovered)
             || discovered.view.live.contains_key(id)
-            || self.most_lack_leases(&discovered.view)
+            || self.most_lack_leases(|id| discovered.view.live.contains_key(id))
     }
 
     /// Whether more than half of the nodes, and more than one, hold no lease: readers do not believe that, and go on to ask
     /// them. Of a node that is the only one readers do not either, but no write could be done while that is dead.
-    fn most_lack_leases(&self, view: &FleetView) -> bool {
+    pub(crate) fn most_lack_leases(&self, is_live: impl Fn(&str) -> bool) -> bool {
         self.routing.with(|routing| {
-            let lacks = |node: &&Arc<Node>| !view.live.contains_key(node.id());
+            let lacks = |node: &&Arc<Node>| !is_live(node.id());
             let lacking = routing.nodes().iter().filter(lacks).count();
             lacking > 1 && lacking * 2 > routing.nodes().len()
         })
@@ -249,7 +249,9 @@ impl Shared {
     pub(crate) fn may_lack_leases(&self) -> bool {
         let discovered = self.discovered.borrow();
         let is_recent = discovered.recovered.is_some_and(|at| at.elapsed() < LOSS_NOTICED);
-        discovered.trouble.is_some() || is_recent || self.most_lack_leases(&discovered.view)
+        discovered.trouble.is_some()
+            || is_recent
+            || self.most_lack_leases(|id| discovered.view.live.contains_key(id))
     }
 
     /// Takes in what a node that was chosen by a ring says of the ring with its answer: where it knows a

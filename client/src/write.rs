@@ -12,6 +12,7 @@
 
 mod gone;
 mod hint;
+mod leased;
 pub(crate) mod many;
 
 use std::sync::Arc;
@@ -31,7 +32,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use crate::error::{Error, ErrorKind};
 use crate::failover;
 use crate::lane::Reply;
-use crate::node::Node;
+use crate::node::{Lapse, Node};
 use crate::plan::{Delivery, Duty, Part, Reach, Step, WritePlan};
 use crate::refusal::Refusal;
 use crate::request::{Op, Placement, Request};
@@ -368,7 +369,8 @@ impl OneNode<'_> {
                 }
                 Step::Done => {
                     // It may have given near leases until it went.
-                    let since = node.passed_over(Instant::now());
+                    let lapse = Lapse::of(node.id(), &self.client.discovered.borrow());
+                    let since = node.passed_over(lapse, Instant::now());
                     let over = Box::pin(gone::near_leases_over(node, since, self.request.deadline)).await;
                     return over.map(|()| None).map_err(Refusal::Final);
                 }

@@ -41,6 +41,8 @@ struct Heard {
     lineage: Option<Lineage>,
     /// The registry has this process's mark, if it has not lost it.
     is_marked: bool,
+    /// The wake with which the mark was last written.
+    marked_at: Option<u64>,
     /// Takes what has been applied.
     done: mpsc::UnboundedSender<Applied>,
     /// The generation of each of the node's groups that the registry had last; `None` where it could not be
@@ -74,8 +76,14 @@ impl HintReader {
             self.node.clone(),
             applied,
         )));
-        let mut heard =
-            Heard { lineage: None, is_marked: false, done, generations: HashMap::new(), said: None };
+        let mut heard = Heard {
+            lineage: None,
+            is_marked: false,
+            marked_at: None,
+            done,
+            generations: HashMap::new(),
+            said: None,
+        };
         loop {
             let begun = Instant::now();
             match self.follow(&known, &mut heard).await {
@@ -123,7 +131,7 @@ impl HintReader {
         {
             self.node.learn_of_ring(ring.version);
         }
-        let lineage = match self.check_lineage(heard).await {
+        let lineage = match self.check_lineage(heard, wakes).await {
             Ok(lineage) => Some(lineage),
             Err(error) => {
                 // It may lack the right to. Hints are read all the same; nothing comes back from the disk.
@@ -149,8 +157,8 @@ impl HintReader {
     }
 
     /// Holds what the registry has of this node's mark against its own, and makes it where it is not there. A
-    /// node whose mark is gone may not have been told of everything, and forgets all.
-    async fn check_lineage(&self, heard: &mut Heard) -> Result<Lineage, RegistryError> {
+    /// node whose mark is gone may not have been told of everything, and forgets all. It is written again with each lease.
+    async fn check_lineage(&self, heard: &mut Heard, wakes: u64) -> Result<Lineage, RegistryError> {
         let key = self.keys.lineage(&self.node_id);
         let read = |value: &[u8]| u64::from_str_radix(std::str::from_utf8(value).ok()?, 16).ok();
         let found = self.registry.get(&key).await?.and_then(|entry| read(&entry.value));
@@ -158,8 +166,15 @@ impl HintReader {
             self.node.near().first_start();
         }
         let mut lineage = *heard.lineage.get_or_insert_with(|| Lineage { found, mine: fastrand::u64(1..) });
-        if found == Some(lineage.mine) || !self.is_shared {
-            heard.is_marked |= found == Some(lineage.mine);
+        if !self.is_shared {
+            self.node.near().marked(true);
+            return Ok(lineage);
+        }
+        if found == Some(lineage.mine) {
+            heard.is_marked = true;
+            if heard.marked_at != Some(wakes) {
+                self.mark(lineage, heard, wakes).await;
+            }
             return Ok(lineage);
         }
         // Also before the mark of this start was made: with the last one's, hints may have gone that were not read.
@@ -179,13 +194,20 @@ impl HintReader {
             let under = self.node.ring().heard_of_any();
             done(self.node.caches().map(|cache| cache.clear(Generation::NONE, under, None))).await;
         }
-        // Where the registry does not take it now, the mark is made with the next reading.
-        let made = self.registry.put(&key, format!("{:016x}", lineage.mine).into_bytes(), None).await;
-        heard.is_marked = made.is_ok();
-        if let Err(error) = made {
+        heard.is_marked = self.mark(lineage, heard, wakes).await;
+        Ok(lineage)
+    }
+
+    /// Writes the mark, and says whether the registry has it. Where it does not take it now, the next reading writes it.
+    async fn mark(&self, lineage: Lineage, heard: &mut Heard, wakes: u64) -> bool {
+        let (key, mark) = (self.keys.lineage(&self.node_id), format!("{:016x}", lineage.mine));
+        let made = self.registry.put(&key, mark.into_bytes(), None).await;
+        self.node.near().marked(made.is_ok());
+        if let Err(error) = &made {
             tracing::debug!(%error, "the mark of this start was not made");
         }
-        Ok(lineage)
+        heard.marked_at = made.is_ok().then_some(wakes).or(heard.marked_at);
+        made.is_ok()
     }
 
     /// Does what records say, and removes those that are this node's alone.

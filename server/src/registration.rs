@@ -131,6 +131,8 @@ impl Registration {
             () = notices::tell(discovery.subscribe()) => {}
             () = stop.cancelled() => {}
         }
+        // A writer that finds no lease of this node waits for near leases that were given before then.
+        node.near().give_until(Duration::ZERO);
         if self.on_shutdown == OnShutdown::Leave {
             match timeout(GOODBYE, self.leave()).await {
                 Ok(Ok(())) => tracing::info!("left the ring"),
@@ -165,6 +167,9 @@ impl Registration {
             let sent = uptime();
             match self.register(live, lease, discovered, has_joined).await {
                 Ok(version) => {
+                    if held != *lease {
+                        node.near().marked(false);
+                    }
                     node.near().give_until(sent + self.lease_ttl);
                     node.learn_of_ring(version);
                     joined.send_replace(true);
@@ -175,6 +180,7 @@ impl Registration {
                     let why = self.hold(lease, discovered, node, None).await;
                     if lease.is_none() || why == VANISHED || why == LOST {
                         held = None;
+                        node.near().give_until(Duration::ZERO);
                         node.lease_lost();
                     }
                     if is_due(&said, why, Duration::ZERO) {
@@ -320,7 +326,10 @@ impl Registration {
                     let sent = uptime();
                     match self.registry.renew(id).await {
                         Ok(true) => {
-                            node.near().give_until(sent + self.lease_ttl);
+                            // Without its liveness record nobody sees the lease.
+                            if until.is_none() {
+                                node.near().give_until(sent + self.lease_ttl);
+                            }
                             renewed = Instant::now();
                             next_renewal = renewed + interval;
                         }

@@ -90,7 +90,7 @@ impl Driver {
             let epoch = self.config.identity.next_epoch();
             let failure = self.open_and_read(epoch).await;
             tracing::debug!(slot = self.slot, ?failure, "lane closed");
-            self.with_state(|state, deliveries| state.fail_all(&failure, deliveries));
+            self.with_state(|state, deliveries| state.ended(epoch, &failure, deliveries));
         }
     }
 
@@ -102,14 +102,14 @@ impl Driver {
         let answers = tokio::select! {
             biased;
             opened = &mut opening => opened,
-            failure = self.watch(&mut watch) => return failure,
+            failure = self.watch(&mut watch, epoch) => return failure,
         };
         match answers {
             Ok(answers) => {
                 self.shared.opened();
                 watch.heard(Instant::now());
                 watch.is_open = true;
-                self.read(answers, watch).await
+                self.read(answers, watch, epoch).await
             }
             Err(failure) => {
                 self.shared.not_open_for(OPENED_AGAIN_AFTER);
@@ -137,12 +137,12 @@ impl Driver {
     }
 
     /// Reads answers until the stream ends, and tells why it did.
-    async fn read(&self, mut answers: Streaming<ResponseFrame>, mut watch: Watch) -> Failure {
+    async fn read(&self, mut answers: Streaming<ResponseFrame>, mut watch: Watch, epoch: u64) -> Failure {
         loop {
             let message = tokio::select! {
                 biased;
                 message = answers.message() => message,
-                failure = self.watch(&mut watch) => return failure,
+                failure = self.watch(&mut watch, epoch) => return failure,
             };
             let frame = match message {
                 Ok(Some(frame)) => frame,
@@ -156,12 +156,12 @@ impl Driver {
             };
             watch.heard(Instant::now());
             match self.with_state(|state, deliveries| {
-                let taken = state.take_answers(&frame, self.uptime(), deliveries);
+                let taken = state.take_answers(epoch, &frame, self.uptime(), deliveries);
                 taken.map(|()| state.is_draining())
             }) {
                 Ok(false) => {
                     self.saw(Signal::Answered);
-                    self.tend_near(&mut watch);
+                    self.tend_near(&mut watch, epoch);
                 }
                 Ok(true) => self.saw(Signal::ProbeFailed),
                 Err(error) => return Failure::Broken(error.to_string().into()),
@@ -170,7 +170,7 @@ impl Driver {
     }
 
     /// Looks at deadlines and at silence until the lane is to be left, and tells why.
-    async fn watch(&self, watch: &mut Watch) -> Failure {
+    async fn watch(&self, watch: &mut Watch, epoch: u64) -> Failure {
         loop {
             tokio::select! {
                 biased;
@@ -180,7 +180,7 @@ impl Driver {
                     }
                 }
                 () = sleep_until(watch.next_near.unwrap_or(watch.next_tick)), if watch.next_near.is_some() => {
-                    self.tend_near(watch);
+                    self.tend_near(watch, epoch);
                 }
                 () = self.work.notified(), if watch.parked => {
                     watch.parked = false;
@@ -213,12 +213,12 @@ impl Driver {
     }
 
     /// Says what is to be said of near copies.
-    fn tend_near(&self, watch: &mut Watch) {
+    fn tend_near(&self, watch: &mut Watch, epoch: u64) {
         if self.config.near.is_none() {
             return;
         }
         let now = uptime();
-        let (writer, again) = self.shared.state.lock().tend_near(now);
+        let (writer, again) = self.shared.state.lock().tend_near(epoch, now);
         watch.next_near = again.map(|at| Instant::now() + at.saturating_sub(now));
         writer.into_iter().for_each(Waker::wake);
     }

@@ -54,7 +54,7 @@ pub fn answers(mut input: &[u8]) {
         input = rest;
         let mut deliveries = Vec::new();
         is_broken = lane
-            .take_answers(&ResponseFrame(Bytes::copy_from_slice(frame)), Duration::ZERO, &mut deliveries)
+            .take_answers(1, &ResponseFrame(Bytes::copy_from_slice(frame)), Duration::ZERO, &mut deliveries)
             .is_err();
         if rest.len() % 3 == 0 {
             lane.expire(now + Duration::from_secs(10), &mut deliveries);
@@ -127,7 +127,7 @@ impl GetsOfALane {
             }
         }
         let mut deliveries = Vec::new();
-        assert!(self.lane.take_answers(&self.writer.take(), Duration::ZERO, &mut deliveries).is_ok());
+        assert!(self.lane.take_answers(1, &self.writer.take(), Duration::ZERO, &mut deliveries).is_ok());
         deliveries.into_iter().for_each(Delivery::tell);
         assert!(waiting.iter_mut().all(|waiting| waiting.try_recv().is_ok()));
     }

@@ -419,6 +419,11 @@ impl Lane {
         Some(Driving { abort, task, runtime, work, alive: weak })
     }
 
+    /// Near copies that came by it are read no more.
+    pub(crate) fn forget_near_copies(&self) {
+        self.shared.state.lock().forget_near_copies();
+    }
+
     /// Leaves a driver that stands still although operations are in flight: its runtime is not run.
     pub(crate) fn leave_if_still(&self) {
         let is_still = self.shared.state.lock().looked.elapsed() > STANDSTILL;

@@ -1,6 +1,7 @@
 //! What a lane knows, without socket or clock: the frame that is being written, and who waits for what.
 
 mod many;
+mod near;
 mod outgoing;
 mod pieces;
 
@@ -15,7 +16,7 @@ use peanut_proto::frame::{
     AnswerFields, FrameError, RequestFrame, RequestWriter, ResponseField, ResponseFrame, Target, Write,
 };
 use peanut_proto::numbers::{FillToken, RingVersion};
-use peanut_proto::v1::{ErrorCode, Near, Outcome};
+use peanut_proto::v1::{ErrorCode, Near};
 use slab::Slab;
 use smallvec::SmallVec;
 use tokio::runtime::Id;
@@ -24,7 +25,7 @@ use tokio::time::Instant;
 
 use super::caller::{Caller, Delivery, Limits, ManyCaller};
 use super::{Answer, Failure, Reply};
-use crate::near::{LaneCopies, ToKeep};
+use crate::near::LaneCopies;
 use crate::request::{Attempt, Each, ManyAttempt, Op, Placement, Request};
 use many::Many;
 pub(super) use outgoing::NextFrame;
@@ -294,13 +295,19 @@ impl LaneState {
         self.heard_version = RingVersion::NONE;
     }
 
-    /// Takes in a frame of answers, at a time as of [`uptime`](peanut_proto::clock::uptime).
+    /// Takes in a frame of answers of the stream with that number, at a time as of
+    /// [`uptime`](peanut_proto::clock::uptime). One that is open no more has nothing to say: its numbers of operations are
+    /// others' now.
     pub(super) fn take_answers(
         &mut self,
+        epoch: u64,
         frame: &ResponseFrame,
         now: Duration,
         deliveries: &mut Vec<Delivery>,
     ) -> Result<(), FrameError> {
+        if self.open != Some(epoch) {
+            return Ok(());
+        }
         for field in frame.fields() {
             match field? {
                 ResponseField::RingVersion(version) => self.heard_version = version,
@@ -356,42 +363,6 @@ impl LaneState {
         }
         let reply = Reply { outcome, value, age, ttl, token, written, sequence, lease: None, ring_version };
         self.finish(answer.target(), Ok(reply), deliveries)
-    }
-
-    /// Keeps an answer in the near cache.
-    fn keep(&mut self, answer: &AnswerFields, value: &Bytes, now: Duration) {
-        let Some(near) = &mut self.near else { return };
-        let at = answer.id as usize >> 1;
-        let asked = if is_of_many(answer.id) {
-            self.many.get(at).and_then(|many| many.asked_for(answer.position))
-        } else {
-            self.operations
-                .get(at)
-                .map(|one| (one.group, &one.key[..], one.hash, one.asked, one.ring_version))
-        };
-        let Some((group, key, hash, asked, ring_version)) = asked else { return };
-        let answer = ToKeep {
-            group,
-            key,
-            hash,
-            value: (answer.outcome != Outcome::NotFound).then_some(value),
-            age: Duration::from_millis(answer.age_ms),
-            ttl: Duration::from_millis(answer.ttl_ms),
-            kept_for: Duration::from_millis(answer.near_ms.into()),
-            asked,
-            ring_version,
-        };
-        near.keep(&answer, self.heard_version, now);
-    }
-
-    /// Says what is to be said of near copies by now. Gives the writer as [`push`](Self::push) does, and when to look again.
-    pub(super) fn tend_near(&mut self, now: Duration) -> (Option<Waker>, Option<Duration>) {
-        let Some(near) = self.near.as_mut().filter(|_| self.open.is_some() && !self.draining) else {
-            return (None, None);
-        };
-        let before = self.frame.len();
-        let again = near.write(&mut self.frame, now);
-        (if self.frame.len() > before { self.writer.take() } else { None }, again)
     }
 
     fn finish(
@@ -450,6 +421,13 @@ impl LaneState {
         self.many.iter_mut().for_each(|(_, many)| many.expire(now, deliveries));
     }
 
+    /// The stream with that number has ended; another that has been opened since goes on.
+    pub(super) fn ended(&mut self, epoch: u64, failure: &Failure, deliveries: &mut Vec<Delivery>) {
+        if self.open == Some(epoch) {
+            self.fail_all(failure, deliveries);
+        }
+    }
+
     /// The stream is gone: everyone who waits is told, and the next operation begins anew.
     pub(super) fn fail_all(&mut self, failure: &Failure, deliveries: &mut Vec<Delivery>) {
         for operation in self.operations.drain() {
@@ -460,9 +438,7 @@ impl LaneState {
                 group,
             }));
         }
-        if let Some(near) = &mut self.near {
-            near.lost();
-        }
+        self.forget_near_copies();
         self.many.drain().for_each(|mut many| many.deliver(failure, deliveries));
         self.many_keys = 0;
         self.by_key.clear();

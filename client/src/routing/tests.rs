@@ -24,21 +24,22 @@ impl Handle for Name {
 
 const WRITTEN_TO: Duration = Duration::from_secs(120);
 const HAND_OVER: Duration = Duration::from_secs(60);
-/// The wall clock, which stands.
+/// What a node's wall clock says.
 const WALL_MS: u64 = 1_000_000;
 
 fn made(document: &RingDocument, previous: Option<&Routing<Name>>, now: Instant) -> Routing<Name> {
-    Routing::new(document, previous, (WRITTEN_TO, HAND_OVER), (now, WALL_MS), |member| {
-        Name(member.id.as_str().into())
-    })
+    Routing::new(document, previous, (WRITTEN_TO, HAND_OVER), now, |member| Name(member.id.as_str().into()))
 }
 
 fn node(id: &str) -> NodeInfo {
     NodeInfo { id: id.to_owned(), addr: id.to_owned(), zone: String::new(), weight: 1 }
 }
 
+/// A ring before which there was none.
 fn document(ids: &[&str]) -> RingDocument {
-    ids.iter().fold(RingDocument::empty(64), |ring, id| ring.with(&node(id), 0).expect("a new node"))
+    let empty = RingDocument::empty(64);
+    let ring = ids.iter().fold(empty, |ring, id| ring.with(&node(id), 0).expect("a new node"));
+    RingDocument { earlier: Vec::new(), ..ring }
 }
 
 /// The routing table of nodes with these names, which come one after the other.
@@ -80,6 +81,31 @@ fn a_client_that_skipped_rings_tells_the_owners_of_those_between_too() {
     }
 }
 
+/// When rings were replaced is told by the clocks of other machines, which may be wrong by any time.
+#[test]
+fn a_client_that_starts_tells_the_owners_of_all_rings_that_the_document_names() {
+    let now = Instant::now();
+    let first = document(&["a", "b"]);
+    for replaced_ms in [0, WALL_MS, u64::MAX - 1] {
+        let second = first.with(&node("c"), replaced_ms).unwrap();
+        let fresh = made(&second, None, now);
+        let before = made(&first, None, now);
+        for hash in hashes() {
+            let (was, is) = (before.route(hash).unwrap().owner, fresh.route(hash).unwrap().owner);
+            let told = fresh.former_nodes(hash, false, now + WRITTEN_TO - Duration::from_millis(1));
+            assert_eq!(told, if was == is { vec![] } else { vec![was] });
+        }
+        // Those that it has held are told for as long as they were, whatever later documents still name.
+        let third = second.with(&node("d"), replaced_ms).unwrap();
+        let later = now + WRITTEN_TO;
+        let held = made(&third, Some(&fresh), later);
+        let told = hashes().map(|hash| held.former_nodes(hash, false, later + WRITTEN_TO / 2));
+        let of_first = |told: Vec<&Name>, hash| told.contains(&before.route(hash).unwrap().owner);
+        let of_second = |hash: u64| before.route(hash).unwrap().owner == fresh.route(hash).unwrap().owner;
+        assert!(told.zip(hashes()).all(|(told, hash)| !of_first(told, hash) || of_second(hash)));
+    }
+}
+
 #[test]
 fn a_new_owner_is_filled_from_the_one_just_before_that_was_held_and_from_no_other() {
     let now = Instant::now();
@@ -116,9 +142,9 @@ fn handles_outlive_rings_and_there_is_one_of_each_node() {
     let first = document(&["a", "b"]);
     let second = first.without("b", WALL_MS).unwrap();
     let third = second.with(&node("b"), WALL_MS).unwrap();
-    let held = Routing::new(&first, None, windows, (now, WALL_MS), &mut make);
-    let held = Routing::new(&second, Some(&held), windows, (now, WALL_MS), &mut make);
-    let held = Routing::new(&third, Some(&held), windows, (now, WALL_MS), &mut make);
+    let held = Routing::new(&first, None, windows, now, &mut make);
+    let held = Routing::new(&second, Some(&held), windows, now, &mut make);
+    let held = Routing::new(&third, Some(&held), windows, now, &mut make);
     assert_eq!(held.nodes().len(), 2);
     assert_eq!(held.all_nodes(now).len(), 2);
     assert_eq!(made, ["a", "b"]);

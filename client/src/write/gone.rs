@@ -7,6 +7,7 @@ use peanut_proto::registry::Registry;
 use peanut_proto::sabotage::{Mechanism, without};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use super::leased::holds_no_lease;
 use crate::error::{Error, ErrorKind};
 use crate::monitor::Probed;
 use crate::node::Node;
@@ -19,10 +20,11 @@ pub(super) struct Gone {
 }
 
 enum ToldBy {
-    /// A hint that this client has stored is there still: the node has not been back since.
-    Hint,
-    /// It holds no lease, or nothing listens at its address; this is the mark of its last start.
-    Mark(Vec<u8>),
+    /// A hint that this client has stored is there still, at this revision: the node has not been back since.
+    Hint { at: String, revision: i64 },
+    /// It holds no lease, or nothing listens at its address; this is the revision of its mark, which it writes anew at each
+    /// start and with each lease.
+    Mark { revision: i64 },
 }
 
 impl Gone {
@@ -32,48 +34,46 @@ impl Gone {
             // A node gives no near lease before it has removed what it has read.
             match registry.get(&hint).await {
                 // Another write may have stored it anew meanwhile.
-                Ok(Some(_)) if node.standing_hint().is_some_and(|standing| standing == (hint, left)) => {
-                    return Some(Gone { since: left, told_by: ToldBy::Hint });
+                Ok(Some(entry)) if node.standing_hint().is_some_and(|it| it == (hint.clone(), left)) => {
+                    let told_by = ToldBy::Hint { at: hint, revision: entry.revision };
+                    return Some(Gone { since: left, told_by });
                 }
                 Ok(None) => node.forget_hint(),
                 _ => {}
             }
         }
         let since = Instant::now();
-        let live = client.keys.live(node.id());
-        let is_unleased = !client.may_lack_leases() && matches!(registry.get(&live).await, Ok(None));
-        if !is_unleased {
+        if !holds_no_lease(client, registry, node).await {
             let is_there = !node.is_refusing() || node.probe().await != Probed::Silent;
             if is_there {
                 return None;
             }
         }
-        let mark = registry.get(&client.keys.lineage(node.id())).await.ok()??.value;
-        Some(Gone { since, told_by: ToldBy::Mark(mark) })
+        let revision = registry.get(&client.keys.lineage(node.id())).await.ok()??.revision;
+        Some(Gone { since, told_by: ToldBy::Mark { revision } })
     }
 
     pub(super) fn is_told_by_hint(&self) -> bool {
-        matches!(self.told_by, ToldBy::Hint)
+        matches!(self.told_by, ToldBy::Hint { .. })
     }
 }
 
-/// Since when a node has answered nothing that answers nothing now: since it was seen to, if it has not been started again
-/// meanwhile.
+/// Since when a node has answered nothing that answers nothing now: since it was seen to, if what told so is as it was. It
+/// may have been back for a moment meanwhile.
 pub(super) async fn since(
     client: &Shared,
     registry: &dyn Registry,
     node: &Node,
     gone: Option<Gone>,
 ) -> Instant {
-    match gone {
-        Some(Gone { since, told_by: ToldBy::Hint }) => since,
-        Some(Gone { since, told_by: ToldBy::Mark(mark) }) => {
-            let now = registry.get(&client.keys.lineage(node.id())).await;
-            let is_same = now.is_ok_and(|now| now.is_some_and(|now| now.value == mark));
-            if is_same { since } else { Instant::now() }
-        }
-        None => Instant::now(),
-    }
+    let Some(Gone { since, told_by }) = gone else { return Instant::now() };
+    let (key, revision) = match told_by {
+        ToldBy::Hint { at, revision } => (at, revision),
+        ToldBy::Mark { revision } => (client.keys.lineage(node.id()), revision),
+    };
+    let now = registry.get(&key).await;
+    let is_same = now.is_ok_and(|now| now.is_some_and(|now| now.revision == revision));
+    if is_same { since } else { Instant::now() }
 }
 
 /// Waits until the near leases are over that such a node may have given.

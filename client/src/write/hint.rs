@@ -7,21 +7,20 @@ use std::time::Duration;
 use futures_util::future::join;
 use peanut_proto::clock::wall_clock_ms;
 use peanut_proto::frame::Write;
-use peanut_proto::intervals::{LOSS_NOTICED, SILENCE_BEFORE_HINT};
+use peanut_proto::intervals::SILENCE_BEFORE_HINT;
 use peanut_proto::membership::{FORMAT, Hint, check_name};
 use peanut_proto::numbers::RingVersion;
 use peanut_proto::registry::{KeyRange, Registry, RegistryError};
-use peanut_proto::sabotage::{Mechanism, without};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::OneNode;
 use super::gone::{self, Gone, near_leases_over};
+use super::leased::{holds_no_lease, is_whole};
 use crate::config::Failover;
 use crate::error::{Error, ErrorKind};
 use crate::monitor::Probed;
 use crate::node::Node;
 use crate::request::{Op, Placement, Request};
-use crate::shared::Shared;
 
 /// Hints for one node, stored one by one until it is back; then one for the whole group takes the place of
 /// more. Long keys count for several, so that a process stores at most 16 KiB of keys.
@@ -59,7 +58,8 @@ impl OneNode<'_> {
         let prefix = self.client.keys.hints_of(node.id(), group_name);
         let weight = u32::try_from(1 + key.len() / KEY_BYTES_PER_HINT).unwrap_or(MAX_HINTS);
         let is_clear = matches!(self.request.op, Op::Write(Write::Clear { .. }));
-        let is_many = is_clear || node.hints().fetch_add(weight, Ordering::Relaxed) >= MAX_HINTS || {
+        let before = node.hints().fetch_add(weight, Ordering::Relaxed);
+        let is_many = is_clear || before >= MAX_HINTS || {
             let waiting = timeout_at(deadline, registry.count(&KeyRange::prefix(&prefix))).await;
             matches!(waiting, Ok(Ok(waiting)) if waiting >= MAX_WAITING)
         };
@@ -69,14 +69,20 @@ impl OneNode<'_> {
         let at =
             if is_many { format!("{prefix}{id:016x}-all") } else { format!("{prefix}{id:016x}-{number}") };
         let keys = (!is_many).then(|| vec![key.to_vec()]);
-        self.put_hint(&**registry, (node, successor), (&at, keys), &because).await?;
+        let fewer = |by: u32| {
+            let less = |hints: u32| Some(hints.saturating_sub(by));
+            let _ = node.hints().fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        };
+        self.put_hint(&**registry, (node, successor), (&at, keys), &because)
+            .await
+            .inspect_err(|_| fewer(weight))?;
         let ask = self.request.at(Placement::owner(self.routing.ring.version(), RingVersion::NONE));
         tokio::select! {
             biased;
             is_read = self.is_read(&**registry, node, &at) => {
                 if is_read {
-                    let fewer = |hints: u32| Some(hints.saturating_sub(weight));
-                    let _ = node.hints().fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer);
+                    // A node reads all that are there: those before this one, too, whose writers did not wait to see it.
+                    fewer(before.saturating_add(weight));
                     return Ok(());
                 }
                 if !gone.as_ref().is_some_and(Gone::is_told_by_hint) {
@@ -127,15 +133,13 @@ impl OneNode<'_> {
     /// until it holds none. Whether it has read it. One at whose address nothing listens has ended, whatever
     /// its lease, and reads its hints when it starts again.
     async fn is_read(&self, registry: &dyn Registry, node: &Arc<Node>, at: &str) -> bool {
-        let live = self.client.keys.live(node.id());
         loop {
             match registry.get(at).await {
                 Ok(None) if is_whole(self.client, registry, node).await => return true,
                 // As of now, not as of when this client last heard: a node reads its hints after it has come
                 // to hold a lease.
                 Ok(Some(_))
-                    if !self.client.may_lack_leases()
-                        && matches!(registry.get(&live).await, Ok(None))
+                    if holds_no_lease(self.client, registry, node).await
                         && is_whole(self.client, registry, node).await =>
                 {
                     return false;
@@ -146,19 +150,6 @@ impl OneNode<'_> {
             sleep(ASK_AGAIN).await;
         }
     }
-}
-
-/// Whether what the registry does not have of a node was taken out of it. A registry that has lost its data has no
-/// mark of the node's start either; a node that notices that answers nothing more, and forgets all, before it
-/// makes its mark again. One without a mark, which may be gone for good, has noticed after a while.
-async fn is_whole(client: &Shared, registry: &dyn Registry, node: &Node) -> bool {
-    if without(Mechanism::Marks) {
-        return true;
-    }
-    // Who may not read it goes by the time alone.
-    let is_marked = matches!(registry.get(&client.keys.lineage(node.id())).await, Ok(Some(_)));
-    let lost = client.discovered.borrow().lost;
-    node.unmarked_for(is_marked, lost, Instant::now()).is_none_or(|unmarked| unmarked > LOSS_NOTICED)
 }
 
 fn neither(because: &Error, node: &Node, registry: Option<RegistryError>) -> Error {

@@ -36,6 +36,9 @@ pub struct FleetView {
     pub live: BTreeMap<String, Arc<Liveness>>,
     /// Nodes whose liveness record cannot be read. What was known of them before stands.
     pub unreadable: BTreeSet<String>,
+    /// Revisions at which nodes came to hold no lease, since the view was last read whole. Of one that was back in between,
+    /// however shortly, it is another.
+    pub lapsed: BTreeMap<String, i64>,
     /// The stored ring is of a format that a newer build writes.
     is_newer_ring: bool,
     /// Hashes of bad records that were told of.
@@ -53,6 +56,7 @@ impl FleetView {
             stored_ring: None,
             live: BTreeMap::new(),
             unreadable: BTreeSet::new(),
+            lapsed: BTreeMap::new(),
             is_newer_ring: false,
             told: BTreeSet::new(),
         }
@@ -74,6 +78,7 @@ impl FleetView {
     pub(crate) fn begin(&mut self) {
         self.live.clear();
         self.unreadable.clear();
+        self.lapsed.clear();
         self.ring_revision = 0;
         self.stored_ring = None;
         self.is_newer_ring = false;
@@ -148,8 +153,9 @@ impl FleetView {
                 }
             }
             (Key::Live(id), None) => {
-                self.live.remove(id);
-                self.unreadable.remove(id);
+                if self.live.remove(id).is_some() | self.unreadable.remove(id) {
+                    self.lapsed.insert(id.to_owned(), change.revision);
+                }
             }
             (Key::Group(_) | Key::Hint { .. }, _) => {}
         }

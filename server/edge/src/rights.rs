@@ -12,6 +12,7 @@ mod scope;
 mod tokens;
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -232,6 +233,11 @@ impl Caller {
         let generation = tokens.generation();
         let rights = tokens.rights_of(shown, peer.as_ref())?;
         Ok(Caller { shown: shown.map(Into::into), peer, generation, rights })
+    }
+
+    /// The address that it calls from, where it came by a connection.
+    pub fn ip(&self) -> Option<IpAddr> {
+        self.peer.as_ref().map(Peer::ip)
     }
 
     /// What it may do, as of when it was last looked at.

@@ -1,5 +1,6 @@
 //! Near copies of a group's keys: which answers may be kept by clients, and what writes wait for.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,7 +13,7 @@ use peanut_proto::v1::Outcome;
 use tokio::time::Instant;
 
 use super::{Answer, Cache};
-use crate::near::{LaneId, NearLane, Unconfirmed};
+use crate::near::{LaneId, NearLane, Put, Unconfirmed};
 use crate::store::Origin;
 
 /// A copy that would end sooner is not worth it.
@@ -37,9 +38,23 @@ impl Cache {
         if !matches!(outcome, Outcome::Hit | Outcome::Loaded | Outcome::Coalesced | Outcome::NotFound) {
             return None;
         }
-        if !self.copies.put(&self.near, lane, key_hash(&self.group, key), uptime()) {
+        let hash = key_hash(&self.group, key);
+        let put = self.copies.put(&self.near, lane, hash, uptime());
+        if put == Put::Full {
             return None;
         }
+        let answer = self.fresh_to_keep(key, owned_since, outcome);
+        match &answer {
+            Some(_) => _ = self.near.metrics.given.fetch_add(1, Ordering::Relaxed),
+            // One that it had stands: it may be read still.
+            None if put == Put::New => self.copies.take_back(&self.near, lane, hash),
+            None => {}
+        }
+        answer
+    }
+
+    /// What the store has by now, with leave to keep it.
+    fn fresh_to_keep(&self, key: &Bytes, owned_since: RingVersion, outcome: Outcome) -> Option<Answer> {
         let now = Instant::now();
         let entry = self.store.get(key, Origin::Owner, super::owned_since(owned_since), now)?;
         if !self.is_fresh(&entry, now) || entry.value.as_ref().is_some_and(|it| it.len() > FRAME_BYTES) {

@@ -95,7 +95,8 @@ fn print_lists(text: &mut String, matches: &ArgMatches, from_file: Option<&(&str
 /// The section and the key in the file of an argument that is a setting with one value, and its flag.
 pub(super) fn key_of(argument: &Arg) -> Option<(Option<&'static str>, String, &str)> {
     let flag = argument.get_long()?;
-    if ["config", "check-config", "connect", "print-config", "group", "help", "version"].contains(&flag) {
+    // What has no variable is something to do, no setting.
+    if ["config", "group"].contains(&flag) || argument.get_env().is_none() {
         return None;
     }
     let section = ["etcd", "tls"].into_iter().find(|section| flag.starts_with(&format!("{section}-")));

@@ -1,7 +1,7 @@
 //! One lane's near lease: until when it stands, and what the lane is to be told.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -13,12 +13,13 @@ use peanut_proto::intervals::near_lease_at_node;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::caller::NearCaller;
+use super::{MOST_OF_CALLER, MOST_OF_LANE, TARDY};
+
 /// A lane that is to be told of more than this is told to drop all.
 const MOST_TOLD: usize = 4_096;
 /// The longest time for which a client may say that its copies may be outdated.
 const LONGEST_STALENESS: Duration = Duration::from_secs(60);
-/// For so long a lane that has not confirmed in time is given no lease: each write might wait for it else.
-const TARDY: Duration = Duration::from_secs(10);
 
 /// Names a lane of this process, from one lapse of its lease to the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,6 +33,7 @@ pub(crate) struct NearLane {
     staleness: Duration,
     /// Copies that are put down for it.
     held: AtomicUsize,
+    caller: Arc<NearCaller>,
     state: Mutex<State>,
     /// The number of the last invalidation that it has confirmed.
     confirmed: watch::Sender<u64>,
@@ -56,11 +58,12 @@ struct State {
 }
 
 impl NearLane {
-    pub(super) fn new(id: LaneId, staleness: Duration) -> Self {
+    pub(super) fn new(id: LaneId, staleness: Duration, caller: Arc<NearCaller>) -> Self {
         NearLane {
             id,
             staleness: staleness.min(LONGEST_STALENESS),
             held: AtomicUsize::new(0),
+            caller,
             state: Mutex::default(),
             confirmed: watch::Sender::new(0),
             stream: Arc::default(),
@@ -70,7 +73,8 @@ impl NearLane {
     /// As which it goes on when its lease has lapsed. Numbers are counted on, so that what is confirmed late is no later
     /// one's.
     pub(super) fn anew(&self, id: LaneId) -> Self {
-        let anew = NearLane { stream: self.stream.clone(), ..NearLane::new(id, self.staleness) };
+        let anew = NearLane::new(id, self.staleness, self.caller.clone());
+        let anew = NearLane { stream: self.stream.clone(), ..anew };
         let state = self.state.lock();
         *anew.state.lock() =
             State { number: state.number, tardy_until: state.tardy_until, ..State::default() };
@@ -85,8 +89,28 @@ impl NearLane {
         self.staleness.is_zero()
     }
 
-    pub(super) fn held(&self) -> &AtomicUsize {
-        &self.held
+    /// Whether one more copy may be put down for it.
+    pub(super) fn has_room(&self) -> bool {
+        self.held.load(Ordering::Relaxed) < MOST_OF_LANE && self.caller.held() < MOST_OF_CALLER
+    }
+
+    /// A copy is put down for it.
+    pub(super) fn took(&self) {
+        self.held.fetch_add(1, Ordering::Relaxed);
+        self.caller.took();
+    }
+
+    /// So many copies are not any more.
+    pub(super) fn let_go(&self, copies: usize) {
+        let less = |held: usize| Some(held.saturating_sub(copies));
+        if let Ok(held) = self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less) {
+            self.caller.let_go(held.min(copies));
+        }
+    }
+
+    /// Nothing is put down for it any more, wherever it stands in tables.
+    pub(super) fn let_all_go(&self) {
+        self.caller.let_go(self.held.swap(0, Ordering::Relaxed));
     }
 
     /// Whether its lease stands.
@@ -100,7 +124,7 @@ impl NearLane {
 
     /// Whether it may have a lease: one that has let a write wait may not for a while.
     pub(crate) fn may_have(&self, now: Duration) -> bool {
-        now >= self.state.lock().tardy_until
+        now >= self.state.lock().tardy_until && !self.caller.is_tardy(now)
     }
 
     /// Has the lease stand from now on, behind everything that the lane is told before. `false`: it had lapsed; a write may
@@ -185,7 +209,11 @@ impl NearLane {
             if left.is_zero() {
                 let is_confirmed = self.has_confirmed(number);
                 if !is_confirmed {
-                    self.state.lock().tardy_until = until + TARDY;
+                    let before = std::mem::replace(&mut self.state.lock().tardy_until, until + TARDY);
+                    // Several writes may wait for one lease.
+                    if before < until {
+                        self.caller.was_tardy(until);
+                    }
                 }
                 return is_confirmed;
             }

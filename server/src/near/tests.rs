@@ -14,7 +14,7 @@ fn leases() -> NearLeases {
 
 /// A lane whose lease stands.
 fn lane(leases: &NearLeases) -> Arc<NearLane> {
-    let lane = leases.open(Duration::ZERO);
+    let lane = leases.open(Duration::ZERO, ("".into(), None));
     lane.begin();
     lane
 }
@@ -37,7 +37,7 @@ async fn a_write_waits_for_those_who_hold_a_copy_and_for_nobody_else() {
     let (holder, writer) = (lane(&leases), lane(&leases));
     assert!(copies.outdate(&leases, || 7, None).is_none(), "nobody holds anything");
     for lane in [&holder, &writer] {
-        assert!(copies.put(&leases, lane, 7, uptime()));
+        assert_eq!(copies.put(&leases, lane, 7, uptime()), Put::New);
     }
     assert!(copies.outdate(&leases, || 8, None).is_none(), "nobody holds that");
     let mut waits = pin!(copies.outdate(&leases, || 7, Some(writer.id())).confirmed(&leases));
@@ -127,7 +127,7 @@ async fn nothing_is_acknowledged_while_leases_of_the_process_before_may_stand() 
 #[tokio::test]
 async fn a_lane_whose_copies_may_be_outdated_is_told_and_not_waited_for() {
     let (leases, copies) = (leases(), Copies::default());
-    let holder = leases.open(Duration::from_secs(2));
+    let holder = leases.open(Duration::from_secs(2), ("".into(), None));
     holder.begin();
     copies.put(&leases, &holder, 7, uptime());
     assert!(copies.outdate(&leases, || 7, None).is_none());
@@ -138,15 +138,67 @@ async fn a_lane_whose_copies_may_be_outdated_is_told_and_not_waited_for() {
 async fn copies_are_bounded_and_forgotten_with_their_lane() {
     let (leases, copies) = (leases(), Copies::default());
     let holder = lane(&leases);
-    let given = (0..MOST_OF_LANE as u64 + 10).filter(|hash| copies.put(&leases, &holder, *hash, uptime()));
+    let given = (0..MOST_OF_LANE as u64 + 10)
+        .filter(|hash| copies.put(&leases, &holder, *hash, uptime()) == Put::New);
     assert_eq!(given.count(), MOST_OF_LANE);
     assert_eq!(leases.copies(), MOST_OF_LANE);
-    let bytes = size_of::<(u64, SmallVec<[Holder; 1]>)>();
     // A table has room for at most 16 in the place of 7.
-    assert!(bytes * 16 / 7 <= 100, "{bytes} bytes");
+    const { assert!(copies::ENTRY_BYTES * 16 / 7 <= 100) };
     holder.end();
     let over = uptime() + near_lease_at_node() * 2;
     copies.sweep(&leases, over);
     leases.sweep(over);
     assert_eq!((leases.copies(), leases.lanes.lock().len()), (0, 0));
+}
+
+#[tokio::test]
+async fn one_caller_takes_a_quarter_of_all_copies_at_most_with_however_many_lanes() {
+    let (leases, copies) = (leases(), Copies::default());
+    let lanes: Vec<_> = (0..5).map(|_| lane(&leases)).collect();
+    let hashes = 0..MOST_OF_LANE as u64;
+    let take =
+        |lane| hashes.clone().filter(|hash| copies.put(&leases, lane, *hash, uptime()) == Put::New).count();
+    let taken: Vec<_> = lanes.iter().map(|lane| take(lane)).collect();
+    assert_eq!(taken, [MOST_OF_LANE, MOST_OF_LANE, MOST_OF_LANE, MOST_OF_LANE, 0]);
+    let other = leases.open(Duration::ZERO, ("other".into(), None));
+    other.begin();
+    assert_eq!(take(&other), MOST_OF_LANE);
+    // What a lane held is given back when its lease has lapsed, and when it has ended.
+    let anew = leases.reopen(&lanes[0]);
+    anew.begin();
+    assert_eq!(take(&anew), MOST_OF_LANE);
+    lanes[1].end();
+    leases.sweep(uptime() + near_lease_at_node() * 2);
+    assert_eq!(take(&lanes[4]), MOST_OF_LANE);
+}
+
+#[tokio::test]
+async fn what_is_not_given_after_all_is_waited_for_by_nobody() {
+    let (leases, copies) = (leases(), Copies::default());
+    let holder = lane(&leases);
+    copies.put(&leases, &holder, 7, uptime());
+    copies.take_back(&leases, &holder, 7);
+    assert!(copies.outdate(&leases, || 7, None).is_none() && told(&holder).is_empty());
+    assert_eq!(leases.copies(), 0);
+    // A write that came in between has told the lane, which confirms.
+    copies.put(&leases, &holder, 7, uptime());
+    let waits = copies.outdate(&leases, || 7, None);
+    copies.take_back(&leases, &holder, 7);
+    assert!(!waits.is_none() && !copies.outdate(&leases, || 7, None).is_none());
+}
+
+/// Lanes are looked at before tables are, and go on meanwhile.
+#[tokio::test]
+async fn a_sweep_leaves_what_has_come_since_it_began() {
+    let (leases, copies) = (leases(), Copies::default());
+    let before = lane(&leases);
+    let lapsed = leases.open(Duration::ZERO, ("".into(), None));
+    let seen = leases.seen(uptime());
+    let after = lane(&leases);
+    lapsed.begin();
+    for lane in [&before, &lapsed, &after] {
+        copies.put(&leases, lane, 7, uptime());
+    }
+    copies.sweep_by(&leases, &seen);
+    assert_eq!((copies.holders(7), leases.copies()), (3, 3));
 }

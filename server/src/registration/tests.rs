@@ -165,6 +165,23 @@ fn an_older_stored_ring_is_merged_under_a_version_above_both() {
     assert_eq!(next_ring(None, &RingDocument::empty(8), &info("a"), 0).unwrap().version, RingVersion(1));
 }
 
+/// Writers that find no lease wait for near leases that were given before then, and for no later ones.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_stops_gives_no_near_lease_from_before_its_own_ends() {
+    use peanut_proto::clock::uptime;
+    let registry = LocalRegistry::new();
+    let a = start(&registry, "a");
+    while !view(&registry).await.live.contains_key("a") {
+        tokio::task::yield_now().await;
+    }
+    a.node.near().marked(true);
+    sleep(Duration::from_millis(10)).await;
+    assert!(a.node.near().may_give(uptime()));
+    a.stop.cancel();
+    a.task.await.unwrap();
+    assert!(!a.node.near().may_give(uptime()));
+}
+
 #[tokio::test]
 async fn a_ring_that_this_node_has_stored_is_known_before_its_watch_tells_of_it() {
     let (registry, heard) = (LocalRegistry::new(), RingDocument::empty(8).with(&info("a"), 0).unwrap());

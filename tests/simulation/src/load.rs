@@ -10,7 +10,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use futures_util::future::join_all;
 use parking_lot::Mutex;
-use peanut_client::{Client, Error};
+use peanut_client::{Client, Detailed, Error, Source};
 use peanut_proto::clock::uptime;
 use tokio::sync::MutexGuard;
 use tokio::time::{sleep, timeout};
@@ -40,6 +40,8 @@ pub(super) struct Load {
     writers: Vec<tokio::sync::Mutex<()>>,
     loads: AtomicU64,
     ops: Mutex<Vec<(usize, Op)>>,
+    /// Reads that were answered by a near copy.
+    near: Mutex<Vec<(usize, Op)>>,
     /// How much longer each application pauses between reads and between writes.
     paces: [(u64, u64); CLIENTS],
     /// The only key that the first application reads, so that it speaks to few nodes, and hears of a change
@@ -61,6 +63,7 @@ impl Load {
             writers: (0..keys).map(|_| tokio::sync::Mutex::new(())).collect(),
             loads: AtomicU64::new(0),
             ops: Mutex::default(),
+            near: Mutex::default(),
             paces,
             only,
             ticks: AtomicU64::new(0),
@@ -81,6 +84,13 @@ impl Load {
     /// What clients, by number, did and saw.
     pub(super) fn ops(&self) -> Vec<(usize, Op)> {
         self.ops.lock().clone()
+    }
+
+    /// Those of near copies, and all writes.
+    pub(super) fn near_ops(&self) -> Vec<(usize, Op)> {
+        let is_write = |op: &Op| matches!(op.kind, Kind::Written(_) | Kind::WriteFailed(_));
+        let writes = self.ops.lock().iter().filter(|(_, op)| is_write(op)).copied().collect::<Vec<_>>();
+        self.near.lock().iter().copied().chain(writes).collect()
     }
 
     /// The present version of a key.
@@ -138,8 +148,16 @@ impl Load {
         let (begun, handle, name) = (self.time(), client.group(GROUPS[group]), key.to_string());
         let read = if GROUPS[group] == "app" {
             handle.get_or_load(name, || async { Ok::<_, String>(self.load(group, key).await) }).await
-        } else {
+        } else if key.is_multiple_of(2) {
             handle.get(name).await
+        } else {
+            let detailed = handle.get_detailed(name).await;
+            if let Ok(Detailed { value, source: Source::Near, .. }) = &detailed {
+                let kind = kind_of(GROUPS[group] != "plain", Ok(value.clone()));
+                let op = Op { key: number(group, key), kind, begun, ended: self.time() };
+                self.near.lock().push((by, op));
+            }
+            detailed.map(|detailed| detailed.value)
         };
         let is_read = read.is_ok();
         self.add(by, number(group, key), kind_of(GROUPS[group] != "plain", read), begun);

@@ -257,6 +257,7 @@ impl Theme {
     fn suits(self, fault: &Fault) -> bool {
         match fault {
             Fault::Cut { to: End::Registry | End::Member(_), .. }
+            | Fault::Cut { from: End::Registry | End::Member(_), .. }
             | Fault::Slow { from: End::Registry, .. }
             | Fault::WatchLag { .. }
             | Fault::Store(_)
@@ -335,7 +336,10 @@ fn fault(random: &mut Rng) -> Fault {
         15..17 => {
             let from = if random.bool() { End::Client(random.usize(..CLIENTS)) } else { End::Node(node) };
             let to = if random.bool() { End::Registry } else { End::Member(random.usize(..MEMBERS)) };
-            Fault::Cut { from, to, one_way: random.bool(), mended: mended(random) }
+            let one_way = random.bool();
+            // What the registry was asked arrives, and its answer does not.
+            let (from, to) = if one_way && random.bool() { (to, from) } else { (from, to) };
+            Fault::Cut { from, to, one_way, mended: mended(random) }
         }
         17..18 => {
             let from = if random.bool() { End::Client(random.usize(..CLIENTS)) } else { End::Registry };

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use futures_util::future::{OptionFuture, join};
-use peanut_client::{Client, Failover, NearCache, NearKeys};
+use peanut_client::{Client, ClientBuilder, Failover, NearCache, NearKeys};
 use peanut_proto::registry::LocalRegistry;
 use peanut_proto::sabotage::{self, Mechanism};
 use peanut_server::{Group, Loaded, LoaderError, OnShutdown, Server, Token, loader_fn};
@@ -304,8 +304,14 @@ impl Fleet {
         let near = NearCache::bytes(1 << 20).keys(NearKeys::All);
         let builder = if is_near { builder.near_cache(near) } else { builder };
         let (load, readers, writers) = (self.load.clone(), self.random.fork(), self.random.fork());
+        let waits = self.random.bool();
         self.world.start(app.host, || async move {
-            let client = builder.build_lazy().expect("the settings are good");
+            let client = if waits {
+                let Some(client) = built(&builder).await else { return };
+                client
+            } else {
+                builder.build_lazy().expect("the settings are good")
+            };
             let read = tokio::spawn(load.clone().read(at, client.clone(), readers));
             let write = tokio::spawn(load.clone().write(at, client.clone(), writers));
             let _ = (read.await, write.await);
@@ -347,6 +353,9 @@ impl Fleet {
         let is_absent = |key: u32, version| key / KEYS != 2 && is_absent(version);
         let bound = if self.is_strict { Duration::ZERO } else { FAILOVER_TTL.max(LOAD_TIMEOUT) };
         let mut violations = check_with(&ops, bound, MIN_LATENCY, is_absent);
+        // A near copy shows every write that was acknowledged before it is read, in whichever mode.
+        let of_near = check_with(&self.load.near_ops(), Duration::ZERO, MIN_LATENCY, is_absent);
+        violations.extend(of_near.into_iter().filter(|near| !violations.contains(near)).collect::<Vec<_>>());
         let found = violations.len();
         violations.retain(|(_, it)| it.read.begun >= ended || !self.store.had_many_rings(it.read.begun));
         let of_many_rings = found - violations.len();
@@ -398,6 +407,17 @@ fn copy_all(from: &Path, to: &Path) -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// A client that has waited for its fleet, if that was there in time.
+async fn built(builder: &ClientBuilder) -> Option<Client> {
+    for _ in 0..20 {
+        if let Ok(client) = builder.clone().build().await {
+            return Some(client);
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    None
 }
 
 /// Reads every key, again and again until it can be read.

@@ -94,7 +94,8 @@ impl Fixture {
     fn answer(&mut self, write: impl FnOnce(&mut ResponseWriter)) -> Result<(), FrameError> {
         let (mut writer, mut deliveries) = (ResponseWriter::default(), Vec::new());
         write(&mut writer);
-        let taken = self.lane.take_answers(&writer.take(), Duration::ZERO, &mut deliveries);
+        let epoch = self.lane.open.unwrap_or_default();
+        let taken = self.lane.take_answers(epoch, &writer.take(), Duration::ZERO, &mut deliveries);
         deliveries.into_iter().for_each(Delivery::tell);
         taken
     }
@@ -433,6 +434,26 @@ async fn of_many_keys_those_that_are_not_answered_by_the_deadline_are_late_and_f
     assert!(f.hit_of_many(id, 0, b"a").is_err(), "it is over");
 }
 
+/// What the driver of a stream that was left has read is of operations that are gone, and their numbers are others' now.
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_was_left_has_no_say_in_the_next_one() {
+    let mut f = fixture(LIMITS);
+    let (_, old) = (f.get("a"), f.sent());
+    let mut late = ResponseWriter::default();
+    late.answer(&AnswerFields { id: old[0].id, outcome: Outcome::Hit, ..AnswerFields::default() }, b"of a");
+    let mut deliveries = Vec::new();
+    f.lane.fail_all(&Failure::Lost("left".into()), &mut deliveries);
+    f.lane.opened(9, 2);
+    let mut other = f.get("b");
+    deliveries.clear();
+    f.lane.take_answers(1, &late.take(), Duration::ZERO, &mut deliveries).unwrap();
+    f.lane.ended(1, &Failure::Lost("of old".into()), &mut deliveries);
+    assert!(deliveries.is_empty() && other.try_recv().is_err(), "b has neither a's value nor its failure");
+    assert!(matches!(f.lane.tend_near(1, Duration::ZERO), (None, None)));
+    f.lane.ended(2, &Failure::Lost("now".into()), &mut deliveries);
+    assert_eq!(f.lane.in_flight(), 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_answer_to_a_key_that_was_not_asked_for_or_a_second_one_breaks_the_lane() {
     for position in [0, 2, u32::MAX] {
@@ -481,7 +502,7 @@ async fn answers_that_are_taken_as_they_come_are_told_at_once_and_each_once() {
     let token = AnswerFields { id, outcome: Outcome::Fill, token: FillToken(7), ..AnswerFields::default() };
     let mut frame = ResponseWriter::default();
     frame.answer(&token, b"");
-    f.lane.take_answers(&frame.take(), Duration::ZERO, &mut deliveries).unwrap();
+    f.lane.take_answers(1, &frame.take(), Duration::ZERO, &mut deliveries).unwrap();
     let [Delivery::One { caller: None, answer: Ok(reply), .. }] = &deliveries[..] else {
         panic!("{deliveries:?}")
     };

@@ -63,7 +63,7 @@ impl Answers {
             near,
         });
         if near != Near::Off && named.is_ok() {
-            self.near.begin(self.node.near());
+            self.near.begin(self.node.near(), &self.caller);
         }
         // As many numbers as the node has groups, and some beside: names that a lane gives again and again
         // take nothing.

@@ -12,6 +12,7 @@ use peanut_proto::v1::Outcome;
 
 use crate::cache::{Answer, Cache};
 use crate::near::{LaneId, NearLane, NearLeases};
+use crate::rights::Caller;
 
 /// What has to be known of a get whose answer may be kept.
 #[derive(Clone, Debug)]
@@ -47,8 +48,9 @@ impl NearStream {
     }
 
     /// The client keeps copies of keys of some group.
-    pub(super) fn begin(&mut self, leases: &NearLeases) {
-        self.lane.get_or_insert_with(|| leases.open(self.staleness));
+    pub(super) fn begin(&mut self, leases: &NearLeases, caller: &Caller) {
+        let who = || (caller.rights().token().clone(), caller.ip());
+        self.lane.get_or_insert_with(|| leases.open(self.staleness, who()));
     }
 
     pub(super) fn is_begun(&self) -> bool {
