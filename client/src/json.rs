@@ -4,6 +4,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -60,20 +61,38 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
     /// As [`Group::get_detailed`], of a value that is decoded.
     ///
     /// # Errors
-    /// As [`Group::get_detailed`], and [`ErrorKind::Codec`] where the value is no such document.
+    /// As [`Group::get_detailed`], and [`ErrorKind::Codec`] as [`get`](Self::get).
     pub async fn get_detailed(&self, key: impl AsRef<[u8]>) -> Result<(Option<T>, Detailed), Error> {
-        let detailed = self.group.get_detailed(key).await?;
-        let value = detailed.value.as_ref().map(|bytes| decode(bytes)).transpose()?;
-        Ok((value, detailed))
+        let read = |detailed: &Detailed| detailed.value.as_ref().map(|bytes| decode(bytes)).transpose();
+        let detailed = self.group.get_detailed(&key).await?;
+        match read(&detailed) {
+            Ok(value) => Ok((value, detailed)),
+            Err(error) => match self.group.delete(&key).await {
+                Ok(()) => {
+                    let detailed = self.group.get_detailed(&key).await?;
+                    Ok((read(&detailed)?, detailed))
+                }
+                Err(_) => Err(error),
+            },
+        }
     }
 
-    /// As [`Group::get_many`].
+    /// As [`Group::get_many`]. A value that is no such document is deleted and asked for once more, as by
+    /// [`get`](Self::get).
     pub async fn get_many<K: AsRef<[u8]>>(
         &self,
         keys: impl IntoIterator<Item = K>,
     ) -> Vec<Result<Option<T>, Error>> {
-        let values = self.group.get_many(keys).await.into_iter();
-        values.map(|value| value?.map(|bytes| decode(&bytes)).transpose()).collect()
+        let keys: Vec<K> = keys.into_iter().collect();
+        let values = self.group.get_many(&keys).await.into_iter();
+        let mut decoded: Vec<Result<Option<T>, Error>> =
+            values.map(|value| value?.map(|bytes| decode(&bytes)).transpose()).collect();
+        for (key, value) in keys.iter().zip(&mut decoded) {
+            if value.as_ref().is_err_and(|error| error.kind() == ErrorKind::Codec) {
+                *value = self.get(key).await;
+            }
+        }
+        decoded
     }
 
     /// As [`Group::set`].
@@ -178,6 +197,51 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
             }
             (decoded, _) => decoded.map(Some),
         }
+    }
+
+    /// As [`Group::get_or_load_many`]. Values that are no such documents are deleted and loaded again.
+    pub async fn get_or_load_many<K, F, V, I, E, L>(
+        &self,
+        keys: impl IntoIterator<Item = K>,
+        mut load: impl FnMut(Vec<Bytes>) -> L,
+    ) -> Vec<Result<Option<T>, Error>>
+    where
+        K: AsRef<[u8]>,
+        F: AsRef<[u8]>,
+        V: Into<Loaded<T>>,
+        I: IntoIterator<Item = (F, V)>,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+        L: Future<Output = Result<I, E>>,
+    {
+        let keys: Vec<K> = keys.into_iter().collect();
+        let mut load = |missing| {
+            let loading = load(missing);
+            async move {
+                let encoded = loading.await.map_err(Into::into)?.into_iter().map(|(key, value)| {
+                    let (value, ttl) = value.into().into_parts();
+                    let encoded = value.map(|value| encode(&value)).transpose()?;
+                    Ok::<_, Error>((key, Loaded::from(encoded).ttl(ttl)))
+                });
+                Ok::<Vec<_>, Box<dyn std::error::Error + Send + Sync>>(encoded.collect::<Result<_, _>>()?)
+            }
+        };
+        let read = |stored: Result<Option<Bytes>, Error>| stored?.map(|bytes| decode(&bytes)).transpose();
+        let mut values: Vec<_> =
+            self.group.get_or_load_many(&keys, &mut load).await.into_iter().map(read).collect();
+        let is_other = |value: &Result<Option<T>, Error>| {
+            value.as_ref().is_err_and(|error| error.kind() == ErrorKind::Codec)
+        };
+        let others: Vec<usize> = (0..keys.len()).filter(|at| is_other(&values[*at])).collect();
+        if others.is_empty() {
+            return values;
+        }
+        let of_others = || others.iter().map(|at| &keys[*at]);
+        let deleted = self.group.delete_many(of_others()).await;
+        let loaded = self.group.get_or_load_many(of_others(), load).await;
+        for ((at, deleted), loaded) in others.iter().zip(deleted).zip(loaded) {
+            values[*at] = deleted.and_then(|()| read(loaded));
+        }
+        values
     }
 
     /// The group itself, whose values are bytes.

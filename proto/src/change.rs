@@ -56,9 +56,7 @@ pub async fn swap_ring(
                     let why =
                         format!("the ring document has {bytes} bytes, which is more than the registry takes");
                     let mend = "take out members that are gone (`peanut remove`), or raise etcd's --max-request-bytes";
-                    return Err(RegistryError::new(format!("{why}; {mend}: {error}"))
-                        .with_source(error)
-                        .too_large());
+                    return Err(RegistryError::new(format!("{why}; {mend}")).with_source(error).too_large());
                 }
                 most = bytes / 2;
             }

@@ -4,6 +4,13 @@
 //! start it. [`Cache::begin`] does all of that without waiting, so that a caller with many gets in hand
 //! can answer the hits at once.
 
+mod lifetimes;
+mod load;
+mod near;
+mod queue;
+mod waiting;
+mod write;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -32,6 +39,8 @@ use crate::metrics::GroupMetrics;
 use crate::near::{Copies, NearLeases};
 use crate::store::{Entry, Origin, Store, Value};
 use peanut_edge::Failure;
+pub(crate) use waiting::Waiting;
+pub(crate) use write::{Condition, Delete, Fetched, Set};
 
 /// A group at work.
 #[derive(Debug)]
@@ -472,16 +481,6 @@ impl Cache {
 fn owned_since(said: RingVersion) -> RingVersion {
     if without(Mechanism::Stamps) { RingVersion::NONE } else { said }
 }
-
-mod lifetimes;
-mod load;
-mod near;
-mod queue;
-mod waiting;
-mod write;
-
-pub(crate) use waiting::Waiting;
-pub(crate) use write::{Condition, Delete, Fetched, Set};
 
 #[cfg(test)]
 mod tests;

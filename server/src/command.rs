@@ -58,8 +58,8 @@ pub fn main() -> ExitCode {
     runtime.shutdown_background();
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.kind() == ErrorKind::Configuration => fail(EXIT_CONFIG, &error.to_string()),
-        Err(error) => fail(EXIT_FAILURE, &error.to_string()),
+        Err(error) if error.kind() == ErrorKind::Configuration => fail(EXIT_CONFIG, &format!("{error:#}")),
+        Err(error) => fail(EXIT_FAILURE, &format!("{error:#}")),
     }
 }
 

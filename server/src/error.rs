@@ -45,9 +45,12 @@ impl Error {
         message: &str,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
-        let source = source.into();
-        let message = format!("{message}: {source}");
-        Error { kind: ErrorKind::Transport, setting: None, message, source: Some(source) }
+        Error {
+            kind: ErrorKind::Transport,
+            setting: None,
+            message: message.to_owned(),
+            source: Some(source.into()),
+        }
     }
 
     /// What the error is about.

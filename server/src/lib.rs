@@ -35,8 +35,8 @@ mod notices;
 mod persistence;
 mod reconcile;
 mod registration;
-// For the project's own measurements and tests; no part of the API.
 mod seen_ring;
+// For the project's own measurements and tests; no part of the API.
 #[doc(hidden)]
 pub mod segment;
 mod server;

@@ -289,7 +289,7 @@ impl Registration {
             ring.forget_departed(now_ms, u64::try_from(self.max_ttl.as_millis()).unwrap_or(u64::MAX));
             let version = ring.version;
             let swapped = swap_ring(&*self.registry, &self.keys, expected, ring.clone()).await;
-            if swapped.map_err(|e| RegistryError::new(format!("cannot join: {e}")).with_source(e))? {
+            if swapped.map_err(|e| RegistryError::new("cannot join").with_source(e))? {
                 self.seen.note(&ring);
                 return Ok(version);
             }

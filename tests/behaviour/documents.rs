@@ -89,6 +89,7 @@ fn troubleshooting_knows_messages_that_there_are() {
             code.extend(text.lines().map(|line| format!("{} ", line.trim().trim_end_matches('\\'))));
         }
     }
+    code.push_str(&read("proto/build.rs"));
     let page = read("docs/troubleshooting.md");
     let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `")).collect();
     assert!(rows.len() > 15);

@@ -332,7 +332,8 @@ async fn a_client_that_is_only_idle_loses_no_call() {
     let connections = async || {
         let asked = peanut_tests::http_client().get(format!("http://{admin}/status"));
         let status = asked.bearer_auth("secret-of-the-operator").send().await.unwrap().text().await.unwrap();
-        serde_json::from_str::<serde_json::Value>(&status).unwrap()["connections"].as_u64().unwrap()
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        status["nodes"][0]["told"]["connections"].as_u64().unwrap()
     };
     let client = async |unary: bool| {
         let builder = Client::builder().nodes([server.addr()]).token("secret-of-the-app").deadline(PATIENCE);

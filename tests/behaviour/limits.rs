@@ -16,7 +16,7 @@ use peanut_tests::raw_lane::{RawLane, channel, get};
 use peanut_tests::{PATIENCE, ServerProcess, eventually, free_port, resident_bytes};
 use tonic::codegen::{Service as _, http};
 
-use crate::SERVER;
+use crate::{PATIENT, SERVER};
 
 const MIB: u64 = 1 << 20;
 
@@ -208,7 +208,8 @@ async fn leases_that_are_written_away_at_once_leave_nothing_behind() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waits_does_not_keep_the_frame_that_it_came_in() {
     let (mut server, client) = node("").await;
-    let held = client.group("g");
+    // One whose call ends is no holder any more.
+    let held = client.group("g").with_deadline(PATIENT * 10);
     // A lease that nobody fills: whoever wants the key waits.
     let holder = tokio::spawn({
         let group = held.clone();

@@ -37,7 +37,7 @@ impl Node {
         let port = peanut_tests::free_port();
         // Two thousand loads wait at the origin at once, and the machine may be busy.
         let of_group = format!("ttl_jitter = 0\nttl = \"1h\"\nload_timeout = \"60s\"\n{group}");
-        let group = group_from("g", origin.url(), &of_group);
+        let group = group_from("g", origin.url(), &of_group) + "timeout = \"60s\"\n";
         let config = format!("listen = \"127.0.0.1:{port}\"\ndata_dir = \"{data}\"\n{settings}\n{group}");
         let server = ServerProcess::start_with(crate::SERVER, &config).await;
         let client = Client::builder().nodes([server.addr()]).deadline(Duration::from_secs(60));

@@ -106,6 +106,61 @@ fn modules_form_no_circle() {
     }
 }
 
+/// The rows of the table of crates: names, and where they may appear.
+fn places_of_crates() -> Vec<(String, Vec<String>)> {
+    let page = std::fs::read_to_string(repository().join("ARCHITECTURE.md")).expect("the map");
+    let rows = page.lines().skip_while(|line| *line != "| crate | appears only in |").skip(2);
+    let quoted = |cell: &str| -> Vec<String> {
+        cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let rows = rows.take_while(|line| line.starts_with('|')).flat_map(|row| {
+        let cells: Vec<&str> = row.split('|').collect();
+        // What is divided by semicolons on the left is so on the right.
+        let pairs: Vec<_> =
+            cells[1].split(';').zip(cells[2].split(';')).map(|(a, b)| (quoted(a), quoted(b))).collect();
+        pairs.into_iter().flat_map(|(crates, places)| crates.into_iter().map(move |it| (it, places.clone())))
+    });
+    rows.collect()
+}
+
+#[test]
+fn crates_appear_where_the_map_says() {
+    let places = places_of_crates();
+    assert!(places.len() > 12, "{places:?}");
+    for folder in [
+        "proto/src",
+        "client/src",
+        "client/cli/src",
+        "client/proxy/src",
+        "server/src",
+        "server/edge/src",
+        "server/page/src",
+    ] {
+        for file in sources(&repository().join(folder)) {
+            let inside =
+                file.strip_prefix(repository()).expect("it is in there").to_string_lossy().into_owned();
+            if inside.contains("/tests") || inside.contains("/generated/") {
+                continue;
+            }
+            let code = code(&file);
+            for (name, places) in &places {
+                let module = name.replace('-', "_");
+                // A module of ours may have the name.
+                if file.parent().is_some_and(|folder| folder.join(format!("{module}.rs")).exists()) {
+                    continue;
+                }
+                let path = format!("{module}::");
+                let before = |at: usize| code[..at].chars().next_back();
+                let is_used = code
+                    .match_indices(&path)
+                    .any(|(at, _)| !before(at).is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':'));
+                let may = places.iter().any(|place| inside.starts_with(place.as_str()));
+                assert!(!is_used || may, "{inside} uses {name}, which ARCHITECTURE.md has elsewhere alone");
+            }
+        }
+    }
+}
+
 #[test]
 fn no_file_is_long() {
     for folder in ["proto/src", "client", "server", "tests", "xtask", "examples"] {

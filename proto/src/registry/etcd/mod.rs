@@ -176,7 +176,6 @@ impl EtcdRegistry {
             Ok(Err(Trouble::Etcd(error))) => {
                 let too_large = is_too_large(&error);
                 let told = RegistryError::new(format!("etcd at {endpoint}: {what}: {}", reason(&error)));
-                let told = told.with_source(error);
                 if too_large {
                     // Nothing is wrong with the endpoint.
                     return Err(told.too_large());
@@ -187,7 +186,7 @@ impl EtcdRegistry {
                 "etcd at {endpoint}: the password would go there for everybody to read; use https://"
             )),
             Ok(Err(Trouble::Tls(error))) => {
-                RegistryError::new(format!("etcd at {endpoint}: {error}")).with_source(error)
+                RegistryError::new(format!("etcd at {endpoint}: its certificates")).with_source(error)
             }
             Err(_) => RegistryError::new(format!("etcd at {endpoint}: {what}: no answer within {limit:?}")),
         };

@@ -43,14 +43,14 @@ impl EtcdChanges {
                 biased;
                 message = self.stream.message() => {
                     self.heard = Some(Instant::now());
-                    return message.map_err(watch_error)?.ok_or_else(|| RegistryError::new("etcd closed the watch"));
+                    return message.map_err(|error| watch_error(&error))?.ok_or_else(|| RegistryError::new("etcd closed the watch"));
                 }
                 () = tokio::time::sleep_until(heard + WATCH_SILENCE) => {
                     return Err(RegistryError::new(format!("the etcd watch was silent for {WATCH_SILENCE:?}")));
                 }
                 () = tokio::time::sleep_until(ask_at) => {
                     self.asked = Instant::now();
-                    self.stream.request_progress().await.map_err(watch_error)?;
+                    self.stream.request_progress().await.map_err(|error| watch_error(&error))?;
                 }
             }
         }
@@ -88,6 +88,7 @@ impl Changes for EtcdChanges {
     }
 }
 
-pub(super) fn watch_error(error: etcd_client::Error) -> RegistryError {
-    RegistryError::new(format!("the etcd watch broke: {}", reason(&error))).with_source(error)
+/// With what etcd's client says of it: its errors are no part of ours.
+pub(super) fn watch_error(error: &etcd_client::Error) -> RegistryError {
+    RegistryError::new(format!("the etcd watch broke: {}", reason(error)))
 }
