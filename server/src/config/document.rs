@@ -84,9 +84,14 @@ fn client_settings(page: &mut String) {
                 _ => part,
             });
             let meaning = meaning.collect::<String>().replace(['[', ']'], "");
-            let _ = writeln!(page, "| `{name}` | {} |", meaning.trim().trim_end_matches(':'));
+            // What leads to the example is no sentence.
+            let whole = meaning.trim().rsplit_once(". ").filter(|_| !meaning.trim().ends_with('.'));
+            let meaning = whole.map_or(meaning.trim().to_owned(), |(whole, _)| format!("{whole}."));
+            if !meaning.is_empty() {
+                let _ = writeln!(page, "| `{name}` | {} |", meaning.trim_end_matches(':'));
+            }
             description.clear();
-        } else if !line.starts_with("#[") || line.contains("simulation") {
+        } else if !line.starts_with("#[") || line.contains("simulation") || line.contains("doc(hidden)") {
             description.clear();
         }
     }
