@@ -1,5 +1,5 @@
-//! Says at once that there is no protoc, and how to go on. etcd's client compiles protobuf files in a build script of its own,
-//! which would say less, and only when half of an application has been built.
+//! Says at once that there is no protoc, and how to go on. etcd's client compiles protobuf files in a build
+//! script of its own, which would say less, and only when half of an application has been built.
 
 use std::ffi::OsString;
 use std::process::Command;

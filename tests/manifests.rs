@@ -1,4 +1,5 @@
-//! The manifests for Kubernetes: every field is one that its API has, and they fit one another and the programs that they run.
+//! The manifests for Kubernetes: every field is one that its API has, and they fit one another and the
+//! programs that they run.
 //!
 //! The files are checked as they stand, and as `kubectl kustomize` renders them where that is installed.
 
@@ -36,8 +37,8 @@ fn base() -> Vec<Value> {
 
 /// What `kubectl` makes of the base with all components; nothing where it is not installed.
 fn rendered() -> Option<Vec<Value>> {
-    let folder = tempfile::tempdir().unwrap();
-    let tree = folder.path().join("kubernetes");
+    let directory = tempfile::tempdir().unwrap();
+    let tree = directory.path().join("kubernetes");
     let copied = Command::new("cp").args(["--recursive"]).arg(deployed("")).arg(&tree).status().unwrap();
     assert!(copied.success());
     let overlay = "resources: [../base]\ncomponents: [../components/drain, ../components/monitoring]\n";
@@ -220,8 +221,8 @@ fn the_programs_know_what_they_are_told() {
 /// The configuration of the nodes, with files where it looks for them, is one that a node takes.
 #[test]
 fn a_node_takes_the_configuration() {
-    let folder = tempfile::tempdir().unwrap();
-    let (tls, tokens) = (folder.path().join("tls"), folder.path().join("tokens"));
+    let directory = tempfile::tempdir().unwrap();
+    let (tls, tokens) = (directory.path().join("tls"), directory.path().join("tokens"));
     std::fs::create_dir_all(&tokens).unwrap();
     let certify = ["certify", "peanut", "peanut-0.peanut", "--dir", tls.to_str().unwrap()];
     assert!(Command::new(PEANUT).args(certify).status().unwrap().success());
@@ -232,9 +233,9 @@ fn a_node_takes_the_configuration() {
         std::fs::write(tokens.join(token), format!("a-secret-of-{token}-that-is-long-enough")).unwrap();
     }
     let config = std::fs::read_to_string(deployed("base/peanut.toml")).unwrap();
-    let config = config.replace("/etc/peanut", folder.path().to_str().unwrap());
-    let config = config.replace("/var/lib/peanut", folder.path().join("data").to_str().unwrap());
-    let file = folder.path().join("peanut.toml");
+    let config = config.replace("/etc/peanut", directory.path().to_str().unwrap());
+    let config = config.replace("/var/lib/peanut", directory.path().join("data").to_str().unwrap());
+    let file = directory.path().join("peanut.toml");
     std::fs::write(&file, config).unwrap();
     let nodes = &of_kind(&base(), &["StatefulSet"])[0].clone();
     let mut server = Command::new(SERVER);

@@ -141,7 +141,7 @@ impl ClientBuilder {
         self
     }
 
-    /// For how long after a change of the ring a new owner is filled from the former one, in place of the
+    /// For how long after a change of the ring a new owner is filled from the previous one, in place of the
     /// origin; 60 s by default, at most a day; zero: not at all.
     #[must_use]
     pub fn hand_over(mut self, window: Duration) -> Self {
@@ -204,8 +204,8 @@ impl ClientBuilder {
         self
     }
 
-    /// Makes a unary call of every get, as other gRPC clients do, in place of lanes: each costs several times as much, hot keys
-    /// share nothing, and there are no near copies. For comparison.
+    /// Makes a unary call of every get, as other gRPC clients do, in place of lanes: each costs several times
+    /// as much, hot keys share nothing, and there are no near copies. For comparison.
     #[doc(hidden)]
     #[must_use]
     pub fn unary(mut self) -> Self {

@@ -13,8 +13,8 @@ use tokio::time::Instant;
 /// How long a ring is waited for that a node has named, once for all who hear of it there: a client that is
 /// cut off from the registry goes on with what it has.
 const PATIENCE: Duration = Duration::from_millis(200);
-/// Where a node has named no such ring for so long, the ring is waited for anew: the client may have slept since, and what it
-/// asked the registry then has not come.
+/// Where a node has named no such ring for so long, the ring is waited for anew: the client may have slept
+/// since, and what it asked the registry then has not come.
 const NAMED_ANEW: Duration = Duration::from_secs(1);
 /// How long a node is not believed that has named a ring which there is not.
 const DOUBT: Duration = Duration::from_secs(60);

@@ -34,7 +34,7 @@ pub(crate) struct Config {
     pub(crate) keys_in_flight: usize,
     /// Whom nodes ask in the place of one that is down.
     pub(crate) failover: Failover,
-    /// For how long after a change of the ring former owners are asked for what they had.
+    /// For how long after a change of the ring previous owners are asked for what they had.
     pub(crate) hand_over: Duration,
     /// What it does for those who have not heard of a change of the ring.
     pub(crate) windows: Windows,

@@ -18,7 +18,8 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How much a node may send ahead of what this side has read.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 2 << 20;
-/// The longest HTTP/2 frame that a node may send: an answer frame of a lane, a little longer than its piece of a value, in one.
+/// The longest HTTP/2 frame that a node may send: an answer frame of a lane, a little longer than its piece
+/// of a value, in one.
 const HTTP_FRAME_BYTES: u32 = 128 << 10;
 
 /// Makes connections to one node.

@@ -30,7 +30,8 @@ const MAX_ROUNDS: usize = 32;
 
 /// The most times that a wake is put off.
 const MAX_YIELDS: u32 = 5;
-/// On a runtime that is busy with other work a turn may take long: after so much time it is not put off again.
+/// On a runtime that is busy with other work a turn may take long: after so much time it is not put off
+/// again.
 const LONGEST_DELAY: Duration = Duration::from_micros(300);
 
 /// Runs futures in one task, which is there while there are any.
@@ -42,7 +43,8 @@ pub(crate) struct ConnectionTask {
 #[derive(Debug, Default)]
 struct Shared {
     inbox: Mutex<Inbox>,
-    /// How often a wake is put off, for other callers that have been woken too and are likely to wake the task.
+    /// How often a wake is put off, for other callers that have been woken too and are likely to wake the
+    /// task.
     yields: AtomicU32,
     wakes: Arc<WakeState>,
 }
@@ -77,8 +79,8 @@ impl ConnectionTask {
         self.shared.wakes.task.wake();
     }
 
-    /// Says how many callers have been woken together, which are likely to wake the task: the more there are, the more
-    /// turns coalescing is worth.
+    /// Says how many callers have been woken together, which are likely to wake the task: the more there are,
+    /// the more turns coalescing is worth.
     pub(crate) fn expect(&self, callers: usize) {
         let yields = if callers > 1 { (callers.ilog2() + 1).min(MAX_YIELDS) } else { 0 };
         self.shared.yields.store(yields, Ordering::Relaxed);

@@ -26,8 +26,8 @@ use crate::shared::{Answered, Shared};
 pub(crate) async fn get(client: &Shared, request: &Request<'_>, now: Instant) -> Result<Answered, Error> {
     client.budget.deposit();
     let mut plan = ReadPlan::new(client.config.failover);
-    // What follows is rare, so it is in a box: futures that wait for an answer are copied from caller to caller
-    // when they are made.
+    // What follows is rare, so it is in a box: futures that wait for an answer are copied from caller to
+    // caller when they are made.
     match attempt(client, request, &mut plan, now).await {
         Ok(answered) if !Shared::may_have_moved(&answered) => Ok(answered),
         first => Box::pin(get_again(client, request, plan, first)).await,
@@ -195,7 +195,7 @@ fn choose(
     let failover = role == Role::Successor;
     let is_new_owner = !failover
         && request.op.can_be_shared()
-        && routing.former(request.hash, route.owned_since, client.config.hand_over, now).is_some();
+        && routing.previous_owner(request.hash, route.owned_since, client.config.hand_over, now).is_some();
     let ring_version = routing.ring.version();
     let owned_since = plan.good_since(role, route.owned_since, ring_version);
     let placement = Placement { ring_version, owned_since, failover };
@@ -210,8 +210,8 @@ async fn get_from_new_owner(
     now: Instant,
 ) -> Result<Reply, Refusal> {
     let routing = client.routing.get();
-    match routing.former(request.hash, placement.owned_since, client.config.hand_over, now) {
-        Some(former) => fill::hand_over(client, request, owner, former, placement, now).await,
+    match routing.previous_owner(request.hash, placement.owned_since, client.config.hand_over, now) {
+        Some(previous) => fill::hand_over(client, request, owner, previous, placement, now).await,
         // The ring has just changed once more.
         None => {
             let reply = owner.get(&request.at(placement), now).await?;

@@ -1,4 +1,4 @@
-//! Values that clients bring to a node under a fill token: from the former owner of a key, or from a loader
+//! Values that clients bring to a node under a fill token: from the previous owner of a key, or from a loader
 //! of the application's.
 //!
 //! A node gives one token for a missing key and has all others wait. A write of the key makes the token void,
@@ -17,7 +17,7 @@ use crate::node::Node;
 use crate::portions::portions;
 use crate::refusal::Refusal;
 use crate::request::{Op, Placement, Request};
-use crate::routing::Former;
+use crate::routing::PreviousOwner;
 use crate::shared::Shared;
 
 /// The most bytes of keys and values that the writes of one call have in flight to a node.
@@ -28,12 +28,12 @@ pub(crate) fn portion_of(node: &Node) -> (usize, usize) {
     (node.config().keys_in_flight, MAX_PORTION_BYTES)
 }
 
-/// Gets a key from its new owner, which has the value from the former one where that still has it.
+/// Gets a key from its new owner, which has the value from the previous one where that still has it.
 pub(crate) async fn hand_over(
     client: &Shared,
     request: &Request<'_>,
     owner: &Arc<Node>,
-    former: Former<'_>,
+    previous: PreviousOwner<'_>,
     placement: Placement,
     now: Instant,
 ) -> Result<Reply, Refusal> {
@@ -52,7 +52,7 @@ pub(crate) async fn hand_over(
     }
     let token = reply.token;
     let found = if reply.may_hand_over(placement.ring_version) {
-        peek(client, request, former, placement.ring_version).await
+        peek(client, request, previous, placement.ring_version).await
     } else {
         None
     };
@@ -68,8 +68,8 @@ pub(crate) async fn hand_over(
     Ok(Reply { ring_version: reply.ring_version, ..found })
 }
 
-/// What the former owner has of a key that its owner has given a token for; the owner has it then as well.
-pub(crate) async fn former_value(
+/// What the previous owner has of a key that its owner has given a token for; the owner has it then as well.
+pub(crate) async fn value_of_previous_owner(
     client: &Shared,
     request: &Request<'_>,
     owner: &Arc<Node>,
@@ -78,8 +78,9 @@ pub(crate) async fn former_value(
 ) -> Option<Reply> {
     let routing = client.routing.get();
     let owned_since = routing.route(request.hash)?.owned_since;
-    let former = routing.former(request.hash, owned_since, client.config.hand_over, Instant::now())?;
-    let found = peek(client, request, former, ring_version).await?;
+    let previous =
+        routing.previous_owner(request.hash, owned_since, client.config.hand_over, Instant::now())?;
+    let found = peek(client, request, previous, ring_version).await?;
     client.counters.handed_over();
     fill_with(&found, request, owner, ring_version, lease).await;
     Some(found)
@@ -99,22 +100,22 @@ async fn fill_with(
     fill(request, owner, ring_version, write, lease).await;
 }
 
-/// What the former owner has.
+/// What the previous owner has.
 async fn peek(
     client: &Shared,
     request: &Request<'_>,
-    former: Former<'_>,
+    previous: PreviousOwner<'_>,
     ring_version: RingVersion,
 ) -> Option<Reply> {
-    if former.node.is_down() {
+    if previous.node.is_down() {
         return None;
     }
     let peek =
         Request { op: Op::Get { on_miss: OnMiss::Peek, token: FillToken::NONE, near: false }, ..*request };
-    let ask = peek.at(Placement::owner(ring_version, former.owned_since));
+    let ask = peek.at(Placement::owner(ring_version, previous.owned_since));
     // It may be on its way out; the origin is there.
     let found =
-        timeout(client.config.suspect_after(), former.node.get(&ask, Instant::now())).await.ok()?.ok()?;
+        timeout(client.config.suspect_after(), previous.node.get(&ask, Instant::now())).await.ok()?.ok()?;
     matches!(found.outcome, Outcome::Hit | Outcome::NotFound).then_some(found)
 }
 

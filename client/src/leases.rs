@@ -1,9 +1,10 @@
 //! Which nodes hold leases, as far as gets go by that.
 //!
-//! Writers do not wait for a node that holds no lease: it is to be asked by nobody until it has read the hints that they
-//! leave for it. Where more than half of the nodes hold none, it is more likely that the registry has lost their leases
-//! than that all of them stand still, so they are asked, and writers wait for them. But not one for which a hint is there:
-//! its writer may have gone by the lease before the others lost theirs. The only node there is is asked all the same.
+//! Writers do not wait for a node that holds no lease: it is to be asked by nobody until it has read the
+//! hints that they leave for it. Where more than half of the nodes hold none, it is more likely that the
+//! registry has lost their leases than that all of them stand still, so they are asked, and writers wait for
+//! them. But not one for which a hint is there: its writer may have gone by the lease before the others lost
+//! theirs. The only node there is is asked all the same.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -21,8 +22,8 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 /// Hints of all nodes that are read at once, by their keys alone.
 const MANY: PageOptions = PageOptions { revision: 0, limit: 4096, keys_only: true };
 
-/// Gets are held back for so long from nodes for which hints may be there, while the registry does not say so. After that
-/// they are asked, as in any outage of the registry, and it is still tried.
+/// Gets are held back for so long from nodes for which hints may be there, while the registry does not say
+/// so. After that they are asked, as in any outage of the registry, and it is still tried.
 const PATIENCE: Duration = REGISTRY_PATIENCE;
 
 /// Since when the registry has not said whether there are hints.
@@ -38,8 +39,9 @@ impl Undecided {
     }
 }
 
-/// Says of each node whether it holds a lease. Those of which it is not believed that they hold none are left as they are.
-/// Near copies of the others are read no more: writers wait for leases that were given while the node held its own.
+/// Says of each node whether it holds a lease. Those of which it is not believed that they hold none are left
+/// as they are. Near copies of the others are read no more: writers wait for leases that were given while the
+/// node held its own.
 pub(crate) async fn tell(
     view: &FleetView,
     nodes: &[Arc<Node>],
@@ -82,7 +84,8 @@ async fn tell_each(
     Undecided::default()
 }
 
-/// The nodes for which writers have left hints that they have not read; `None` where the registry does not say so.
+/// The nodes for which writers have left hints that they have not read; `None` where the registry does not
+/// say so.
 async fn with_hints(registry: &dyn Registry, keys: &Keys, nodes: &[&Arc<Node>]) -> Option<HashSet<String>> {
     let read = async {
         let all = registry.page(&KeyRange::prefix(&keys.all_hints()), MANY).await.ok()?;

@@ -72,8 +72,8 @@ fn twins(keys: &[Key<'_>]) -> Vec<(usize, usize)> {
     twins
 }
 
-/// Keys, with their places in the call, by their owners; and the places of those that have to be asked for alone, since
-/// their owner is left or has just come to own them.
+/// Keys, with their places in the call, by their owners; and the places of those that have to be asked for
+/// alone, since their owner is left or has just come to own them.
 pub(crate) fn by_owner<'a>(
     client: &Shared,
     table: &'a Routing,
@@ -85,7 +85,7 @@ pub(crate) fn by_owner<'a>(
     for (at, key) in keys {
         let window = client.config.hand_over;
         let route = table.route(key.hash).filter(|route| {
-            !route.owner.is_left() && table.former(key.hash, route.owned_since, window, now).is_none()
+            !route.owner.is_left() && table.previous_owner(key.hash, route.owned_since, window, now).is_none()
         });
         let Some(route) = route else {
             alone.push(at);

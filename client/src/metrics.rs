@@ -41,7 +41,7 @@ fn describe() {
     describe_counter!("peanut_client_writes_total", "Sets and deletes that were done");
     describe_counter!("peanut_client_failovers_total", "Gets answered by the successor");
     describe_counter!("peanut_client_hints_total", "Writes for which a hint was stored in the registry");
-    describe_counter!("peanut_client_hand_overs_total", "Values that former owners had");
+    describe_counter!("peanut_client_hand_overs_total", "Values that previous owners had");
     describe_counter!("peanut_client_uncached_loads_total", "Values loaded where no node could be asked");
     describe_counter!("peanut_client_near_invalidations_total", "Near copies dropped for a write");
     describe_counter!("peanut_client_near_renewals_total", "Near leases that were renewed");

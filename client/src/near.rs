@@ -1,9 +1,11 @@
-//! The near cache: copies of hot keys in the application's own memory, read while their nodes answer for them.
+//! The near cache: copies of hot keys in the application's own memory, read while their nodes answer for
+//! them.
 //!
-//! A node that lets an answer be kept puts down that this client's lane has a copy. The lane's *lease*, asked for every
-//! so often, says until when its copies may be read; a write of one of them is acknowledged when the lane has dropped it,
-//! or the lease is over. The client reckons from when it has sent what it asked, by a clock that counts suspension, so
-//! its end comes before the node's. [`lane`] has the lease; here are the copies.
+//! A node that lets an answer be kept puts down that this client's lane has a copy. The lane's *lease*, asked
+//! for every so often, says until when its copies may be read; a write of one of them is acknowledged when
+//! the lane has dropped it, or the lease is over. The client reckons from when it has sent what it asked, by
+//! a clock that counts suspension, so its end comes before the node's. [`lane`] has the lease; here are the
+//! copies.
 
 mod lane;
 
@@ -36,8 +38,8 @@ const BYTES_OF_SHARD: u64 = 1 << 20;
 const RENEWED_IN: f64 = 0.25;
 /// Nanoseconds for which a copy that is read keeps its place in the order of eviction.
 const PROMOTED_EVERY: u64 = 100_000_000;
-/// Memory that a copy takes beside its key and value: its node in the list, its place in the table, what the allocator and
-/// the value's count take; measured.
+/// Memory that a copy takes beside its key and value: its node in the list, its place in the table, what the
+/// allocator and the value's count take; measured.
 const COPY_BYTES: usize = 256;
 
 /// Of which keys of a group near copies are kept.
@@ -53,9 +55,9 @@ pub enum NearKeys {
     All,
 }
 
-/// A near cache: the client's own copies of hot keys. A get of one costs no network, and shows every write that was
-/// acknowledged before it began, as any get does: who writes a key waits until those who hold copies have dropped them,
-/// at most 550 ms where one does not answer.
+/// A near cache: the client's own copies of hot keys. A get of one costs no network, and shows every write
+/// that was acknowledged before it began, as any get does: who writes a key waits until those who hold copies
+/// have dropped them, at most 550 ms where one does not answer.
 ///
 /// ```no_run
 /// # async fn f() -> Result<(), peanut_client::Error> {
@@ -105,8 +107,8 @@ impl NearCache {
         self
     }
 
-    /// Has writes not wait: copies may show what was before a write of another client for so long after it, 10 ms to a
-    /// minute. The client's own writes show at once.
+    /// Has writes not wait: copies may show what was before a write of another client for so long after it,
+    /// 10 ms to a minute. The client's own writes show at once.
     pub fn max_staleness(mut self, staleness: Duration) -> Self {
         self.max_staleness = Some(staleness);
         self
@@ -150,7 +152,8 @@ struct Shard {
     /// By hash of group and key.
     copies: LruCache<u64, Copy, BuildHasherDefault<AsItIs>>,
     bytes: usize,
-    /// When keys were last written by this client, by classes of keys: an answer that was asked for before is not kept.
+    /// When keys were last written by this client, by classes of keys: an answer that was asked for before is
+    /// not kept.
     written: [Option<Instant>; CLASSES],
 }
 
@@ -162,12 +165,13 @@ pub(crate) struct Copy {
     group: u32,
     /// A get to take the copy's place is on its way.
     is_renewing: bool,
-    /// It is read no more. What is left of it says that the key was read, so that the next get brings a copy again.
+    /// It is read no more. What is left of it says that the key was read, so that the next get brings a copy
+    /// again.
     is_outdated: bool,
     key: Box<[u8]>,
     value: Option<Bytes>,
-    /// When its value was loaded, until when that is fresh, when it is to be asked for anew, and when the copy is over;
-    /// nanoseconds of [`uptime`].
+    /// When its value was loaded, until when that is fresh, when it is to be asked for anew, and when the
+    /// copy is over; nanoseconds of [`uptime`].
     loaded: u64,
     fresh_until: u64,
     renew: u64,
@@ -266,8 +270,8 @@ impl NearCopies {
     }
 
     fn shard(&self, hash: u64) -> MutexGuard<'_, Shard> {
-        // The table takes the lower bits. A product in place of a division (Lemire, "Fast Random Integer Generation in an
-        // Interval", 2019).
+        // The table takes the lower bits. A product in place of a division (Lemire, "Fast Random Integer
+        // Generation in an Interval", 2019).
         self.shards[(((hash >> 32) * self.shards.len() as u64) >> 32) as usize].lock()
     }
 

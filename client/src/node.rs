@@ -60,7 +60,8 @@ struct Gone {
     passed_over: Option<(Instant, Lapse)>,
 }
 
-/// A time in which a node holds no lease, as one reading of the fleet and what was watched since then tell it from others.
+/// A time in which a node holds no lease, as one reading of the fleet and what was watched since then tell it
+/// from others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Lapse {
     read: Instant,
@@ -186,8 +187,9 @@ impl Node {
         &self.hints
     }
 
-    /// Takes in whether the registry has a mark of its, and says for how long it has had none. It may have had one in between
-    /// where nobody has looked for longer than that matters, or the registry has lost its data once more.
+    /// Takes in whether the registry has a mark of its, and says for how long it has had none. It may have
+    /// had one in between where nobody has looked for longer than that matters, or the registry has lost its
+    /// data once more.
     pub(crate) fn unmarked_for(
         &self,
         is_marked: bool,
@@ -223,8 +225,8 @@ impl Node {
         self.gone.lock().hint = None;
     }
 
-    /// It is passed over, as one that holds no lease. Since when it has been, as far as is known: in another lapse it may have
-    /// held one in between.
+    /// It is passed over, as one that holds no lease. Since when it has been, as far as is known: in another
+    /// lapse it may have held one in between.
     pub(crate) fn passed_over(&self, lapse: Option<Lapse>, now: Instant) -> Instant {
         self.is_gone.store(true, Ordering::Relaxed);
         let mut gone = self.gone.lock();
@@ -268,9 +270,9 @@ impl Node {
         self.ask_for_many(lane, &asks, request.deadline, now).await
     }
 
-    /// As [`get_many`](Self::get_many), where each answer goes to the sender as it comes, by the position of the key, counted
-    /// on from `first`. `None` where it has no lanes; else whether [`leave_if_still`](Self::leave_if_still) is to be called
-    /// now and then while answers are waited for.
+    /// As [`get_many`](Self::get_many), where each answer goes to the sender as it comes, by the position of
+    /// the key, counted on from `first`. `None` where it has no lanes; else whether
+    /// [`leave_if_still`](Self::leave_if_still) is to be called now and then while answers are waited for.
     pub(crate) fn get_each(
         self: &Arc<Self>,
         request: &Request<'_>,

@@ -104,13 +104,13 @@ impl ReadPlan {
     }
 }
 
-/// Where one write has to be done, under one ring: at the former owners first, then at the owner, whose
+/// Where one write has to be done, under one ring: at the previous owners first, then at the owner, whose
 /// answer counts.
 #[derive(Clone, Debug)]
 pub(crate) struct WritePlan<N> {
     pub(crate) ring_version: RingVersion,
     /// Who may be asked by clients that have not heard of a change of the ring.
-    pub(crate) former: Vec<N>,
+    pub(crate) previous_owners: Vec<N>,
     pub(crate) owner: N,
     pub(crate) owned_since: RingVersion,
     /// Who is asked in the owner's place, and whether it has to have been told, whatever becomes of the
@@ -148,7 +148,7 @@ impl<N: Handle> WritePlan<N> {
         };
         Some(WritePlan {
             ring_version: routing.ring.version(),
-            former: routing.former_nodes(hash, is_strict, begun).into_iter().cloned().collect(),
+            previous_owners: routing.previous_owners(hash, is_strict, begun).into_iter().cloned().collect(),
             owner: route.owner.clone(),
             owned_since: route.owned_since,
             successor: route.successor.map(|successor| (successor.clone(), duty)),
@@ -162,7 +162,7 @@ pub(crate) enum Part {
     /// It answers for the key: the owner, or its successor with [`Duty::Owed`].
     Answers,
     /// It answered for the key once.
-    Former,
+    PreviousOwner,
     /// It is one of all, and may have something of the group.
     OneOfAll,
 }
@@ -214,7 +214,7 @@ impl Delivery {
 
     /// The first step.
     pub(crate) fn begin(&mut self, reach: Reach) -> Step {
-        let is_over = self.part == Part::Former && reach.is_down && !reach.is_leased;
+        let is_over = self.part == Part::PreviousOwner && reach.is_down && !reach.is_leased;
         if is_over || reach.is_useless() { self.without_it(reach) } else { self.ask() }
     }
 
@@ -231,7 +231,7 @@ impl Delivery {
             Err(Failed::NoGroup) => match self.part {
                 Part::Answers => Step::AskWhereGroupIs,
                 // It has nothing of a group that it does not have.
-                Part::Former => Step::Done,
+                Part::PreviousOwner => Step::Done,
                 Part::OneOfAll => Step::Fail,
             },
             Err(Failed::Finally | Failed::OwnerOnly) => Step::Fail,
@@ -246,7 +246,7 @@ impl Delivery {
     fn without_it(&self, reach: Reach) -> Step {
         match self.part {
             // It learns of the ring before it answers again.
-            Part::Former if !reach.is_leased => Step::Done,
+            Part::PreviousOwner if !reach.is_leased => Step::Done,
             _ if !reach.has_registry => Step::Fail,
             _ => Step::StoreHint,
         }

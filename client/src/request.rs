@@ -31,7 +31,7 @@ pub(crate) struct Placement {
 }
 
 impl Placement {
-    /// Of a key's owner, present or former.
+    /// Of a key's owner, present or previous.
     pub(crate) fn owner(ring_version: RingVersion, owned_since: RingVersion) -> Self {
         Placement { ring_version, owned_since, failover: false }
     }
@@ -99,8 +99,8 @@ impl Each<'_> {
 /// What is to be done with a key.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Op<'a> {
-    /// Its value. `token` is a fill token that is given back, or 0; `near` that the caller reads a near copy which is
-    /// about to end.
+    /// Its value. `token` is a fill token that is given back, or 0; `near` that the caller reads a near copy
+    /// which is about to end.
     Get {
         on_miss: OnMiss,
         token: FillToken,

@@ -48,7 +48,7 @@ pub(crate) struct Routing<N = Arc<Node>> {
     nodes: Vec<N>,
     /// Rings from before, the latest first.
     earlier: Vec<Arc<Earlier<N>>>,
-    /// For how long after a change of the ring writes are done at former owners too.
+    /// For how long after a change of the ring writes are done at previous owners too.
     written_to: Duration,
 }
 
@@ -65,7 +65,7 @@ struct Earlier<N> {
 
 /// A node that owned a key under an earlier ring.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Former<'a, N = Arc<Node>> {
+pub(crate) struct PreviousOwner<'a, N = Arc<Node>> {
     pub(crate) node: &'a N,
     /// Ring version since which it did, under that ring.
     pub(crate) owned_since: RingVersion,
@@ -84,7 +84,7 @@ pub(crate) struct Route<'a, N = Arc<Node>> {
 
 impl<N: Handle> Routing<N> {
     /// The routing table of a document, with handles that `make` makes. Nodes that `previous` knows at the
-    /// same address keep theirs. Writes are done at former owners for `written_to`, and those are asked for
+    /// same address keep theirs. Writes are done at previous owners for `written_to`, and those are asked for
     /// what they had for up to `hand_over`.
     pub(crate) fn new(
         document: &RingDocument,
@@ -100,8 +100,8 @@ impl<N: Handle> Routing<N> {
             routing.nodes.iter().chain(earlier).for_each(|node| known.add(node));
         }
         let nodes: Vec<_> = document.members.iter().map(|member| known.of(member)).collect();
-        // Those that this client has held, and those between them that it has not heard of. When these were replaced the
-        // document says by another machine's clock, so all of them count from now on.
+        // Those that this client has held, and those between them that it has not heard of. When these were
+        // replaced the document says by another machine's clock, so all of them count from now on.
         let held = previous.map_or(RingVersion::NONE, |routing| routing.ring.version());
         let unheard = document.recent().take_while(|earlier| earlier.version > held).take(MOST_EARLIER);
         let unheard = unheard.map(|document| {
@@ -127,9 +127,9 @@ impl<N: Handle> Routing<N> {
     /// The nodes at which writes are done beside the owner, since clients that have not heard of a change of
     /// the ring may ask them still: who owned the key in the last minutes, and, with `successors`, who was
     /// asked in its place.
-    pub(crate) fn former_nodes(&self, hash: u64, successors: bool, now: Instant) -> Vec<&N> {
+    pub(crate) fn previous_owners(&self, hash: u64, successors: bool, now: Instant) -> Vec<&N> {
         let mut nodes = Vec::new();
-        let Some(route) = self.route(hash).filter(|_| !without(Mechanism::FormerOwners)) else {
+        let Some(route) = self.route(hash).filter(|_| !without(Mechanism::PreviousOwners)) else {
             return nodes;
         };
         for earlier in self.earlier.iter().take_while(|earlier| now < earlier.replaced + self.written_to) {
@@ -148,20 +148,20 @@ impl<N: Handle> Routing<N> {
 
     /// The node that owned a key up to `owned_since`, if that is less than `window` ago and known for
     /// certain.
-    pub(crate) fn former(
+    pub(crate) fn previous_owner(
         &self,
         hash: u64,
         owned_since: RingVersion,
         window: Duration,
         now: Instant,
-    ) -> Option<Former<'_, N>> {
+    ) -> Option<PreviousOwner<'_, N>> {
         // With one ring between, another may have owned the key and been written to.
         let mut earlier = self.earlier.iter().take_while(|earlier| now < earlier.replaced + window);
         let earlier = earlier.find(|it| it.is_exact && it.ring.version().plus(1) == owned_since)?;
         let place = earlier.ring.place_hash(hash)?;
         let node = &earlier.nodes[place.owner];
         let is_another = self.route(hash).is_none_or(|route| route.owner.id() != node.id());
-        is_another.then_some(Former { node, owned_since: place.owned_since })
+        is_another.then_some(PreviousOwner { node, owned_since: place.owned_since })
     }
 
     /// All nodes, and those of the rings of the last minutes.
@@ -219,7 +219,7 @@ impl<N: Handle, M: FnMut(&Member) -> N> Handles<N, M> {
 impl Routing {
     /// The routing table of a document, as a client with these settings has it.
     pub(crate) fn of(document: &RingDocument, previous: Option<&Routing>, config: &Config) -> Self {
-        let windows = (config.windows.former_owners, config.hand_over);
+        let windows = (config.windows.previous_owners, config.hand_over);
         let make = |member: &Member| Arc::new(Node::new(&member.id, &member.addr, config));
         let routing = Routing::new(document, previous, windows, Instant::now(), make);
         routing.nodes.iter().for_each(|node| node.among(routing.nodes.len()));

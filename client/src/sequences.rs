@@ -1,7 +1,8 @@
-//! The sequences that this client has last heard of: a set that names the right one takes a single round trip.
+//! The sequences that this client has last heard of: a set that names the right one takes a single round
+//! trip.
 //!
-//! A sequence that is outdated, or of another node or group, costs a second round trip and nothing else, so this
-//! is a small table whose places are taken by whichever was heard of last.
+//! A sequence that is outdated, or of another node or group, costs a second round trip and nothing else, so
+//! this is a small table whose places are taken by whichever was heard of last.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -156,8 +156,9 @@ impl Shared {
         }
     }
 
-    /// Where the registry has just become unreadable, as when a watch ends, the ring may have changed meanwhile: waits until
-    /// it has been read again, for at most a second from then on and a quarter of the time that is left.
+    /// Where the registry has just become unreadable, as when a watch ends, the ring may have changed
+    /// meanwhile: waits until it has been read again, for at most a second from then on and a quarter of the
+    /// time that is left.
     pub(crate) async fn wait_for_view(&self, deadline: Instant) {
         let Some(since) = self.discovered.borrow().trouble_since else { return };
         let now = Instant::now();
@@ -174,8 +175,8 @@ impl Shared {
         .await;
     }
 
-    /// Whether it has to be asked if the key [has moved](Self::has_moved). With a token in hand the value is about to be
-    /// loaded.
+    /// Whether it has to be asked if the key [has moved](Self::has_moved). With a token in hand the value is
+    /// about to be loaded.
     pub(crate) fn may_have_moved(answered: &Answered) -> bool {
         answered.reply.ring_version > answered.ring_version && answered.reply.outcome != Outcome::Fill
     }
@@ -222,8 +223,9 @@ impl Shared {
         self.discovered.borrow().view.live.contains_key(id)
     }
 
-    /// Whether a node may go by a lease. Where the registry has just lost its data, or was cut off from this client, and
-    /// perhaps from the node, until lately, any may: each goes on answering until it has noticed that its lease is gone.
+    /// Whether a node may go by a lease. Where the registry has just lost its data, or was cut off from this
+    /// client, and perhaps from the node, until lately, any may: each goes on answering until it has noticed
+    /// that its lease is gone.
     pub(crate) fn may_be_alive(&self, id: &str) -> bool {
         let discovered = self.discovered.borrow();
         let lost = discovered.lost.filter(|_| !without(Mechanism::Marks));
@@ -234,8 +236,9 @@ impl Shared {
             || self.most_lack_leases(|id| discovered.view.live.contains_key(id))
     }
 
-    /// Whether more than half of the nodes, and more than one, hold no lease: readers do not believe that, and go on to ask
-    /// them. Of a node that is the only one readers do not either, but no write could be done while that is dead.
+    /// Whether more than half of the nodes, and more than one, hold no lease: readers do not believe that,
+    /// and go on to ask them. Of a node that is the only one readers do not either, but no write could be
+    /// done while that is dead.
     pub(crate) fn most_lack_leases(&self, is_live: impl Fn(&str) -> bool) -> bool {
         self.routing.with(|routing| {
             let lacks = |node: &&Arc<Node>| !is_live(node.id());
@@ -244,8 +247,9 @@ impl Shared {
         })
     }
 
-    /// Whether nodes may go on that hold no lease: the registry cannot be watched, or could not until lately, and what cut
-    /// this client off from it may have cut off nodes; or readers do not believe that most hold none.
+    /// Whether nodes may go on that hold no lease: the registry cannot be watched, or could not until lately,
+    /// and what cut this client off from it may have cut off nodes; or readers do not believe that most hold
+    /// none.
     pub(crate) fn may_lack_leases(&self) -> bool {
         let discovered = self.discovered.borrow();
         let is_recent = discovered.recovered.is_some_and(|at| at.elapsed() < LOSS_NOTICED);

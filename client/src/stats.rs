@@ -28,7 +28,7 @@ pub struct Stats {
     pub failovers: u64,
     /// Writes for which a hint was stored in the registry, since the owner could not be reached.
     pub hints: u64,
-    /// Values that a key's former owner still had, and that its new owner was filled with.
+    /// Values that a key's previous owner still had, and that its new owner was filled with.
     pub hand_overs: u64,
     /// Values that `get_or_load` loaded without a node, since none could be asked, and did not keep.
     pub uncached: u64,

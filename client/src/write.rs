@@ -1,6 +1,6 @@
 //! How one write comes to be done wherever an old value could be shown.
 //!
-//! Every write is a delete: at the owner, and for a while after a change of the ring at former owners, whom
+//! Every write is a delete: at the owner, and for a while after a change of the ring at previous owners, whom
 //! clients that have not heard of it may ask still. A value follows only where a delete has been
 //! acknowledged, under the fill token that the owner gave with that, which any later write of the key makes
 //! void. So whatever is late on its way, a delete or a value, costs a load and brings nothing back.
@@ -119,20 +119,22 @@ async fn delete(
         let routing = client.routing_with_nodes(request.deadline).await?;
         let was_left = |owner: &Arc<Node>| owner.was_left_within(RECOVERED, begun);
         let plan = WritePlan::new(&routing, request.hash, client.config.failover, begun, was_left);
-        let Some(WritePlan { ring_version, former, owner, owned_since, successor }) = plan else {
+        let Some(WritePlan { ring_version, previous_owners, owner, owned_since, successor }) = plan else {
             return Err(Error::new(ErrorKind::Unavailable, "the fleet has no nodes"));
         };
         let op = Op::Write(at_once(client, request, sequence, owner.id()));
         let heard = HeardOf::default();
         let to_owner =
             OneNode { client, routing: &routing, request: Request { op, ..*request }, begun, heard: &heard };
-        // The former owners first: what is handed over from them meanwhile, the owner then forgets or
+        // The previous owners first: what is handed over from them meanwhile, the owner then forgets or
         // refuses.
-        if !former.is_empty() {
+        if !previous_owners.is_empty() {
             Box::pin(async {
                 let other = to_owner.without_token();
                 try_join_all(
-                    former.iter().map(|node| other.deliver(Part::Former, node, None, RingVersion::NONE)),
+                    previous_owners
+                        .iter()
+                        .map(|node| other.deliver(Part::PreviousOwner, node, None, RingVersion::NONE)),
                 )
                 .await
             })
@@ -182,8 +184,8 @@ fn deleted_first<'a>(request: &Request<'a>, sequence: u64) -> Write<'a> {
     Write::Delete { key: request.key, then_set, sequence }
 }
 
-/// The delete and the value of a set as one operation, where the key's sequence is known: from the write that was
-/// begun, or from this client's last one. Else, and for a long value, the delete alone.
+/// The delete and the value of a set as one operation, where the key's sequence is known: from the write that
+/// was begun, or from this client's last one. Else, and for a long value, the delete alone.
 fn at_once<'a>(client: &Shared, request: &Request<'a>, sequence: u64, owner: &str) -> Write<'a> {
     let delete = deleted_first(request, sequence);
     let Op::Write(Write::Set { key, outcome: Filled::Value(value), ttl_ms, .. }) = request.op else {
@@ -266,8 +268,8 @@ fn tell_of_bound(request: &Request<'_>, reply: &Reply) {
     }
 }
 
-/// Takes down a write that is done, with the owner's reply, where that could be reached, and the latest ring that any node has
-/// named. Whether the key has had another owner since.
+/// Takes down a write that is done, with the owner's reply, where that could be reached, and the latest ring
+/// that any node has named. Whether the key has had another owner since.
 async fn has_moved_meanwhile(
     (client, under, owner): (&Shared, RingVersion, &Node),
     request: &Request<'_>,
@@ -313,7 +315,8 @@ pub(crate) struct OneNode<'a> {
     pub(crate) heard: &'a HeardOf,
 }
 
-/// The latest ring that nodes have named in the course of a write: the owner may not have heard of one that another knows.
+/// The latest ring that nodes have named in the course of a write: the owner may not have heard of one that
+/// another knows.
 #[derive(Debug, Default)]
 pub(crate) struct HeardOf(AtomicU64);
 

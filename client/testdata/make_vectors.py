@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes ring_vectors.json: placement as an independent implementation sees it.
 
-Needs the PyPI package xxhash. Run from this folder: python3 make_vectors.py > ring_vectors.json
+Needs the PyPI package xxhash. Run from this directory: python3 make_vectors.py > ring_vectors.json
 """
 import json
 from xxhash import xxh3_64_intdigest as xxh3

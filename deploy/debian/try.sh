@@ -1,9 +1,9 @@
 #!/bin/sh
-# Installs the packages of a folder, runs the node as its unit has it, upgrades it, and takes it out again. All of that happens in a copy of this
+# Installs the packages of a directory, runs the node as its unit has it, upgrades it, and takes it out again. All of that happens in a copy of this
 # machine's root that is gone afterwards: `cargo xtask package` runs it under `unshare --mount --net --pid --fork --kill-child`.
 set -eu
 
-# With the folder: makes the copy, and goes on within.
+# With the directory: makes the copy, and goes on within.
 if [ "$1" != inside ]; then
     copy=$(mktemp --directory)
     mount -t tmpfs tmpfs "$copy"

@@ -21,8 +21,8 @@ pub(crate) fn key(n: usize) -> String {
 
 impl Database {
     /// Makes a database with that many rows.
-    pub(crate) async fn fill(folder: &Path, rows: usize) -> Result<Self> {
-        let file = folder.join("scores.db");
+    pub(crate) async fn fill(directory: &Path, rows: usize) -> Result<Self> {
+        let file = directory.join("scores.db");
         let options = SqliteConnectOptions::new().filename(&file).create_if_missing(true);
         let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
         sqlx::query("CREATE TABLE scores (name TEXT PRIMARY KEY, score TEXT NOT NULL) WITHOUT ROWID")

@@ -63,7 +63,7 @@ async fn until_listening(addr: &str) -> Result<()> {
     Ok(())
 }
 
-/// `peanut-server` beside this program's folder, where cargo puts it.
+/// `peanut-server` beside this program's directory, where cargo puts it.
 fn server_binary() -> Option<PathBuf> {
     let mine = std::env::current_exe().ok()?;
     let server = mine.parent()?.parent()?.join("peanut-server");
@@ -73,14 +73,14 @@ fn server_binary() -> Option<PathBuf> {
 impl Fleet {
     /// Starts what nodes need, processes or not as `wanted` says (`--processes`, `--in-process`), or as
     /// it can be.
-    pub(crate) async fn start(folder: &Path, database: &Database, wanted: Option<&str>) -> Result<Self> {
+    pub(crate) async fn start(directory: &Path, database: &Database, wanted: Option<&str>) -> Result<Self> {
         let has_etcd =
             Command::new("etcd").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
         let missing = match server_binary() {
             _ if wanted == Some("--in-process") => "as was asked for",
             None => "peanut-server is not built beside the demo",
             Some(_) if !has_etcd.is_ok_and(|version| version.success()) => "etcd is not installed",
-            Some(server) => return Fleet::start_processes(folder, database, server).await,
+            Some(server) => return Fleet::start_processes(directory, database, server).await,
         };
         if wanted == Some("--processes") {
             return Err(missing.into());
@@ -93,19 +93,19 @@ impl Fleet {
         })
     }
 
-    async fn start_processes(folder: &Path, database: &Database, server: PathBuf) -> Result<Self> {
+    async fn start_processes(directory: &Path, database: &Database, server: PathBuf) -> Result<Self> {
         let (addr, peer) = (free_addr()?, format!("http://{}", free_addr()?));
         let endpoint = format!("http://{addr}");
         let mut command = Command::new("etcd");
         command
             .args(["--name", "demo", "--data-dir"])
-            .arg(folder.join("etcd"))
+            .arg(directory.join("etcd"))
             .args(["--listen-client-urls", &endpoint, "--advertise-client-urls", &endpoint])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &format!("demo={peer}")]);
         let etcd = start(&mut command)?;
         until_listening(&addr).await?;
-        let config = folder.join("peanut.toml");
+        let config = directory.join("peanut.toml");
         let url = &database.url;
         std::fs::write(
             &config,

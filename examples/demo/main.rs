@@ -42,11 +42,11 @@ async fn main() -> ExitCode {
 }
 
 async fn run() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let database = Database::fill(folder.path(), ROWS).await?;
+    let directory = tempfile::tempdir()?;
+    let database = Database::fill(directory.path(), ROWS).await?;
     say(&format!("a SQLite database with {ROWS} rows"));
     let wanted = std::env::args().nth(1);
-    let mut fleet = Fleet::start(folder.path(), &database, wanted.as_deref()).await?;
+    let mut fleet = Fleet::start(directory.path(), &database, wanted.as_deref()).await?;
     say(&fleet.describe());
     for _ in 0..NODES {
         fleet.add_node().await?;
@@ -85,7 +85,7 @@ async fn run() -> Result<()> {
 
     drop(client);
     fleet.stop().await;
-    folder.close()?;
+    directory.close()?;
     say("all nodes stopped, all files removed");
     verdict(distinct, loads, share, failovers, &[cold, joining, losing])
 }

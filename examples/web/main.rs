@@ -1,7 +1,7 @@
 //! A web service with Peanut in front of its database: scores of players, read and written over HTTP.
 //!
 //! ```sh
-//! DATABASE_URL=postgres://me@127.0.0.1/db ETCD=http://127.0.0.1:2379 cargo run -p peanut-examples --example web
+//! DATABASE_URL=postgres://127.0.0.1/db ETCD=http://127.0.0.1:2379 cargo run -p peanut-examples --example web
 //! curl http://127.0.0.1:3000/scores/Tom
 //! ```
 

@@ -158,7 +158,8 @@ async fn load_and_watch(
 ) -> Result<(), RegistryError> {
     let mut view = (*sender.borrow().view).clone();
     let (ranges, read) = (view.keys().placement(), Instant::now());
-    // Before it reads, so that it misses nothing where the registry loses its data meanwhile: that ends the watch.
+    // Before it reads, so that it misses nothing where the registry loses its data meanwhile: that ends the
+    // watch.
     let mut changes = registry.watch(&ranges).await?;
     view.begin();
     let revision =

@@ -38,21 +38,23 @@ pub const LEASE_TTL: Duration = Duration::from_secs(5);
 const _: () = assert!(millis(OLDER_RING_BELIEVED) > 2 * millis(LEASE_TTL));
 /// A node renews its lease at least so often, and so notices where the registry has lost it.
 pub const LONGEST_RENEWAL: Duration = Duration::from_millis(1_700);
-/// A writer that finds no record of a node in a registry that has lost its data takes the node for one without a lease after so
-/// long.
+/// A writer that finds no record of a node in a registry that has lost its data takes the node for one
+/// without a lease after so long.
 pub const LOSS_NOTICED: Duration = LEASE_TTL;
 const _: () = assert!(millis(LOSS_NOTICED) > millis(LONGEST_RENEWAL) + millis(REGISTRY_CALL));
 
 /// How long a client may read near copies of a lane after it has sent the last renewal that was answered.
 const NEAR_LEASE: Duration = Duration::from_millis(500);
-/// How long a write waits for a lane that does not confirm, from the last renewal on: so much longer as clocks may differ in
-/// their rates.
+/// How long a write waits for a lane that does not confirm, from the last renewal on: so much longer as
+/// clocks may differ in their rates.
 const NEAR_LEASE_AT_NODE: Duration = Duration::from_millis(550);
 const _: () = assert!(millis(NEAR_LEASE_AT_NODE) * 10 >= millis(NEAR_LEASE) * 11);
-/// A near copy is asked for anew after so long, so that nodes can forget who holds what, and see what is read.
+/// A near copy is asked for anew after so long, so that nodes can forget who holds what, and see what is
+/// read.
 const NEAR_COPY: Duration = Duration::from_secs(10);
 
-/// How long a client may read near copies of a lane after it has sent the last renewal that was answered: 500 ms.
+/// How long a client may read near copies of a lane after it has sent the last renewal that was answered: 500
+/// ms.
 pub fn near_lease() -> Duration {
     of_run(NEAR_LEASE)
 }
@@ -82,9 +84,9 @@ const _: () = assert!(millis(RECOVERED) >= millis(LONGEST_FAILOVER_TTL));
 /// ones, which end within a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Windows {
-    /// For so long after a change of the ring writes are done at former owners too, whom readers may ask that
-    /// have not heard of it.
-    pub former_owners: Duration,
+    /// For so long after a change of the ring writes are done at previous owners too, whom readers may ask
+    /// that have not heard of it.
+    pub previous_owners: Duration,
     /// Writes of so long before a writer hears of a change of the ring are done again at the new owners.
     pub recent_writes: Duration,
 }
@@ -92,12 +94,12 @@ pub struct Windows {
 impl Windows {
     /// Those of every fleet.
     pub const FLEET: Windows =
-        Windows { former_owners: Duration::from_secs(120), recent_writes: Duration::from_secs(20) };
+        Windows { previous_owners: Duration::from_secs(120), recent_writes: Duration::from_secs(20) };
 }
 
 // A client that is not cut off from the registry has heard of the change by then.
 const _: () = assert!(millis(Windows::FLEET.recent_writes) > millis(WATCH_SILENCE) + millis(REGISTRY_CALL));
-const _: () = assert!(millis(Windows::FLEET.former_owners) > 2 * millis(Windows::FLEET.recent_writes));
+const _: () = assert!(millis(Windows::FLEET.previous_owners) > 2 * millis(Windows::FLEET.recent_writes));
 
 const fn millis(duration: Duration) -> u128 {
     duration.as_millis()

@@ -18,8 +18,8 @@ pub(crate) use simulated::simulated;
 pub use simulated::{Connecting, Listener, Machine, Socket, connect, simulate};
 pub use simulated::{Disk, SimulatedListener, SimulatedSocket, is_simulated};
 
-/// Runs work beside the runtime: on a thread of that name, and as a task where the machine is simulated. The work may block;
-/// it awaits nothing but [`Pause::pause`].
+/// Runs work beside the runtime: on a thread of that name, and as a task where the machine is simulated. The
+/// work may block; it awaits nothing but [`Pause::pause`].
 ///
 /// # Errors
 /// Where the system has no thread for it.

@@ -10,13 +10,13 @@ pub enum Mechanism {
     Hints,
     /// Writes poison the loads in progress.
     Poison,
-    /// Writes are done at a key's former owners too.
-    FormerOwners,
+    /// Writes are done at a key's previous owners too.
+    PreviousOwners,
     /// Nodes notice that they have slept.
     Sleep,
     /// What is on a disk is held against the mark of the last start.
     Lineage,
-    /// New owners are not filled from former ones once the key may have been written.
+    /// New owners are not filled from previous ones once the key may have been written.
     HandOverBound,
     /// Values are set under a token that later writes make void.
     Tokens,
@@ -25,7 +25,8 @@ pub enum Mechanism {
     Sequences,
     /// A watch ends when the member of the store that it is on has lost its peers.
     Leader,
-    /// A node without a record of its lease is not taken for one without a lease where the registry has lost its data.
+    /// A node without a record of its lease is not taken for one without a lease where the registry has lost
+    /// its data.
     Marks,
     /// Answers tell of the ring that the node knows.
     RingTold,
@@ -45,7 +46,7 @@ impl Mechanism {
         Mechanism::Stamps,
         Mechanism::Hints,
         Mechanism::Poison,
-        Mechanism::FormerOwners,
+        Mechanism::PreviousOwners,
         Mechanism::Sleep,
         Mechanism::Lineage,
         Mechanism::HandOverBound,

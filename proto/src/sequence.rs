@@ -1,12 +1,13 @@
 //! Sequences: numbers that each write of a key raises at its node, by classes of keys.
 //!
-//! A writer names the sequence that it knows, and the node stores its value only where nothing of the key's class
-//! has been written since: so a message that is late never brings an old value. The class stands in the number
-//! itself, so that the sequence of one class is never taken for another's.
+//! A writer names the sequence that it knows, and the node stores its value only where nothing of the key's
+//! class has been written since: so a message that is late never brings an old value. The class stands in the
+//! number itself, so that the sequence of one class is never taken for another's.
 
 use xxhash_rust::xxh3::xxh3_64;
 
-/// How many classes there are: as many as a number's upper bits tell apart. Two writes at the same time seldom are of one.
+/// How many classes there are: as many as a number's upper bits tell apart. Two writes at the same time
+/// seldom are of one.
 pub const CLASSES: usize = 1 << 16;
 /// Counts take the lower bits.
 const COUNT_BITS: u32 = 48;
@@ -16,8 +17,8 @@ pub fn class(key: &[u8]) -> usize {
     xxh3_64(key) as usize % CLASSES
 }
 
-/// The sequence of a class after so many writes; `begun` is what it begins with, another number for each group and
-/// process. Not zero.
+/// The sequence of a class after so many writes; `begun` is what it begins with, another number for each
+/// group and process. Not zero.
 pub fn sequence(class: usize, begun: u64, writes: u64) -> u64 {
     (class as u64) << COUNT_BITS | (begun.wrapping_add(writes) & ((1 << COUNT_BITS) - 1)).max(1)
 }

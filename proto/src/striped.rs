@@ -1,4 +1,5 @@
-//! Counts that threads do not share: each thread counts in a line of the processor's cache of its own, as a rule.
+//! Counts that threads do not share: each thread counts in a line of the processor's cache of its own, as a
+//! rule.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 

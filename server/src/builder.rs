@@ -206,8 +206,8 @@ impl ServerBuilder {
     /// before it was killed comes back. Bytes are bounded for each [group](Group::disk_capacity_bytes). A
     /// disk that is full or fails leaves the node in memory only, with a warning, and is tried again later.
     #[must_use]
-    pub fn data_dir(mut self, folder: impl Into<PathBuf>) -> Self {
-        self.data_dir = Some(folder.into());
+    pub fn data_dir(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.data_dir = Some(directory.into());
         self
     }
 

@@ -1,4 +1,5 @@
-//! What ends a server, or keeps it from being built. A [`Failure`](peanut_edge::Failure) answers one operation.
+//! What ends a server, or keeps it from being built. A [`Failure`](peanut_edge::Failure) answers one
+//! operation.
 
 use std::fmt;
 

@@ -396,8 +396,8 @@ impl Flights {
 }
 
 impl State {
-    /// Takes the flights of a key out of the table, and counts the write that does it. Gives the key's sequence before
-    /// and after.
+    /// Takes the flights of a key out of the table, and counts the write that does it. Gives the key's
+    /// sequence before and after.
     fn poison(&mut self, key: &Bytes, under: RingVersion) -> (u64, u64) {
         if !self.table.is_empty() && !without(Mechanism::Poison) {
             for origin in [Origin::Owner, Origin::Failover] {

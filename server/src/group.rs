@@ -143,9 +143,8 @@ impl Group {
     }
 
     /// Most bytes on the disk, from 64 KiB, where the server has a
-    /// [`data_dir`](crate::ServerBuilder::data_dir): twice
-    /// [`capacity_bytes`](Self::capacity_bytes) and at least 64 MiB by default. With less than four thirds of what is in memory, the oldest is not
-    /// kept.
+    /// [`data_dir`](crate::ServerBuilder::data_dir): twice [`capacity_bytes`](Self::capacity_bytes) and at
+    /// least 64 MiB by default. With less than four thirds of what is in memory, the oldest is not kept.
     #[must_use]
     pub fn disk_capacity_bytes(mut self, bytes: u64) -> Self {
         self.policy.disk_capacity_bytes = Some(bytes);

@@ -157,7 +157,8 @@ impl HintReader {
     }
 
     /// Holds what the registry has of this node's mark against its own, and makes it where it is not there. A
-    /// node whose mark is gone may not have been told of everything, and forgets all. It is written again with each lease.
+    /// node whose mark is gone may not have been told of everything, and forgets all. It is written again
+    /// with each lease.
     async fn check_lineage(&self, heard: &mut Heard, wakes: u64) -> Result<Lineage, RegistryError> {
         let key = self.keys.lineage(&self.node_id);
         let read = |value: &[u8]| u64::from_str_radix(std::str::from_utf8(value).ok()?, 16).ok();
@@ -177,7 +178,8 @@ impl HintReader {
             }
             return Ok(lineage);
         }
-        // Also before the mark of this start was made: with the last one's, hints may have gone that were not read.
+        // Also before the mark of this start was made: with the last one's, hints may have gone that were not
+        // read.
         let is_lost = heard.is_marked || found != lineage.found;
         if !heard.is_marked {
             lineage.found = found;
@@ -198,7 +200,8 @@ impl HintReader {
         Ok(lineage)
     }
 
-    /// Writes the mark, and says whether the registry has it. Where it does not take it now, the next reading writes it.
+    /// Writes the mark, and says whether the registry has it. Where it does not take it now, the next reading
+    /// writes it.
     async fn mark(&self, lineage: Lineage, heard: &mut Heard, wakes: u64) -> bool {
         let (key, mark) = (self.keys.lineage(&self.node_id), format!("{:016x}", lineage.mine));
         let made = self.registry.put(&key, mark.into_bytes(), None).await;

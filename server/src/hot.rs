@@ -76,8 +76,8 @@ impl HotKeys {
         }
     }
 
-    /// Whether a key is asked for so often that clients should keep it: some fifty gets in the present window at the
-    /// least. One call in 32 looks.
+    /// Whether a key is asked for so often that clients should keep it: some fifty gets in the present window
+    /// at the least. One call in 32 looks.
     pub fn is_hot(&self, key: &[u8]) -> bool {
         fastrand::u32(..SAMPLED) == 0
             && self.windows.try_lock().is_some_and(|windows| windows.current.is_hot(key))

@@ -1,15 +1,16 @@
 //! Near copies: what clients answer from their own memory, and what writes wait for because of that.
 //!
 //! Leases (Gray and Cheriton, "Leases: An Efficient Fault-Tolerant Mechanism for Distributed File Cache
-//! Consistency", SOSP 1989), one for all copies of a lane, as volume leases have them (Yin, Alvisi, Dahlin and Lin,
-//! 1999). An answer may be kept by its client, which reads it only while the lane's lease stands: for [`near_lease`]
-//! from when the client has sent its last renewal. The node reckons from when the renewal came, which is later, and for
-//! longer. A write of a key tells the lanes that hold it, and is not acknowledged before each has confirmed, or its lease
-//! is over.
+//! Consistency", SOSP 1989), one for all copies of a lane, as volume leases have them (Yin, Alvisi, Dahlin
+//! and Lin, 1999). An answer may be kept by its client, which reads it only while the lane's lease stands:
+//! for [`near_lease`] from when the client has sent its last renewal. The node reckons from when the renewal
+//! came, which is later, and for longer. A write of a key tells the lanes that hold it, and is not
+//! acknowledged before each has confirmed, or its lease is over.
 //!
-//! What keeps the order: a copy is put down here before the store is read for the answer, and a write looks here
-//! after it has changed the store, so one of the two sees the other. What a lane is told stands in its stream before
-//! every answer and renewal that comes after it, so a client that reads a renewal has dropped what was outdated by then.
+//! What keeps the order: a copy is put down here before the store is read for the answer, and a write looks
+//! here after it has changed the store, so one of the two sees the other. What a lane is told stands in its
+//! stream before every answer and renewal that comes after it, so a client that reads a renewal has dropped
+//! what was outdated by then.
 
 mod caller;
 mod copies;
@@ -51,12 +52,14 @@ pub(crate) struct NearLeases {
     next: AtomicU32,
     /// Copies that are put down.
     copies: AtomicUsize,
-    /// Leases are given and renewed until then, as of [`uptime`]: while the registry has the node's own lease.
+    /// Leases are given and renewed until then, as of [`uptime`]: while the registry has the node's own
+    /// lease.
     given_until: Moment,
-    /// The registry has this process's mark, written since the lease was granted: writers tell by it that a node has been back.
+    /// The registry has this process's mark, written since the lease was granted: writers tell by it that a
+    /// node has been back.
     is_marked: AtomicBool,
-    /// Hints that have been applied, and may be in the registry still: a writer that finds one there takes it that the node
-    /// has given nothing since it was stored.
+    /// Hints that have been applied, and may be in the registry still: a writer that finds one there takes it
+    /// that the node has given nothing since it was stored.
     unremoved: AtomicUsize,
     /// No write is acknowledged before: clients may have leases of the process before this one.
     quiet_until: Moment,
@@ -118,8 +121,8 @@ impl NearLeases {
         self.quiet_until.set(Duration::ZERO);
     }
 
-    /// Leases may be given until then: as long as the registry is known to have the node's own. Else a writer that finds
-    /// none there would have to wait for leases of which nobody knows.
+    /// Leases may be given until then: as long as the registry is known to have the node's own. Else a writer
+    /// that finds none there would have to wait for leases of which nobody knows.
     pub(crate) fn give_until(&self, until: Duration) {
         self.given_until.set(until);
     }
@@ -164,7 +167,8 @@ impl NearLeases {
         LaneId(self.next.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// What this lane held is forgotten; its client is told in the stream. Gives the lane as which it goes on.
+    /// What this lane held is forgotten; its client is told in the stream. Gives the lane as which it goes
+    /// on.
     pub(crate) fn reopen(&self, lane: &NearLane) -> Arc<NearLane> {
         let mut lanes = self.lanes.lock();
         let anew = Arc::new(lane.anew(self.next_id()));

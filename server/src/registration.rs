@@ -386,8 +386,9 @@ fn is_member(ring: &RingDocument, node: &NodeInfo) -> bool {
 /// The ring to write so that `node` is a member; `None` where the stored one is as it should be.
 ///
 /// Where the registry holds less than this node knows (it was restored from a backup, or begun anew), the
-/// last good ring is written again under a version above both, with the nodes that have joined meanwhile. Others may have heard
-/// of later rings, before they were lost, than this node: the version is above those too.
+/// last good ring is written again under a version above both, with the nodes that have joined meanwhile.
+/// Others may have heard of later rings, before they were lost, than this node: the version is above those
+/// too.
 fn next_ring(
     stored: Option<&RingDocument>,
     known: &RingDocument,

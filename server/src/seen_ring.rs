@@ -1,7 +1,7 @@
 //! The latest ring that a process has met in the registry, by whichever of its tasks.
 //!
-//! The watch tells of it too, but later, and not where the registry has lost it before: what is then written again has
-//! to be above it all the same.
+//! The watch tells of it too, but later, and not where the registry has lost it before: what is then written
+//! again has to be above it all the same.
 
 use std::sync::Arc;
 

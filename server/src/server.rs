@@ -100,8 +100,8 @@ impl Server {
         self.prepare(listener).await?.run(shutdown).await
     }
 
-    /// Takes the data directory and begins to follow the registry. Nothing is accepted before what this gives is
-    /// [run](PreparedServer::run). For those who want a [`ServerHandle`].
+    /// Takes the data directory and begins to follow the registry. Nothing is accepted before what this gives
+    /// is [run](PreparedServer::run). For those who want a [`ServerHandle`].
     ///
     /// # Errors
     /// As [`run`](Self::run).
@@ -109,7 +109,8 @@ impl Server {
         self.prepare_on(Listener::Tcp(listener)).await
     }
 
-    /// As [`run`](Self::run), on a simulated machine, of which there is none in a build without the feature `simulation`.
+    /// As [`run`](Self::run), on a simulated machine, of which there is none in a build without the feature
+    /// `simulation`.
     ///
     /// # Errors
     /// As `run`.

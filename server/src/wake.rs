@@ -154,8 +154,8 @@ impl Wake {
         self.rouse();
     }
 
-    /// The registry has lost its data, and the lease with it, it seems: as [`lease_lost`](Self::lease_lost), until the
-    /// node has registered again.
+    /// The registry has lost its data, and the lease with it, it seems: as [`lease_lost`](Self::lease_lost),
+    /// until the node has registered again.
     pub(crate) fn lease_doubted(&self) {
         self.lease_lost();
         self.shared.doubted.notify_one();

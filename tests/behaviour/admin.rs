@@ -233,9 +233,9 @@ fn the_table_of_metrics_is_what_a_client_says() {
 async fn the_admin_port_has_the_nodes_certificate_and_wants_its_tokens() {
     let authority = Authority::new();
     let certificate = authority.issue("node", &["127.0.0.1"]);
-    let secret = authority.folder().join("secret");
+    let secret = authority.directory().join("secret");
     std::fs::write(&secret, "secret-of-operators").unwrap();
-    let reader = authority.folder().join("reader");
+    let reader = authority.directory().join("reader");
     std::fs::write(&reader, "secret-of-a-reader").unwrap();
     let (port, admin) = (free_port(), format!("127.0.0.1:{}", free_port()));
     let config = format!(

@@ -1,4 +1,5 @@
-//! Callers that stop waiting for a write: their database may have been written by then, so the key is deleted.
+//! Callers that stop waiting for a write: their database may have been written by then, so the key is
+//! deleted.
 
 use std::time::Duration;
 

@@ -175,15 +175,15 @@ fn completions_are_scripts() {
 
 #[test]
 fn manual_pages_have_every_command_and_flag() {
-    let folder = tempfile::tempdir().unwrap();
-    let output = peanut(&["man", folder.path().to_str().unwrap()]);
+    let directory = tempfile::tempdir().unwrap();
+    let output = peanut(&["man", directory.path().to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
-    let page = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+    let page = |name: &str| std::fs::read_to_string(directory.path().join(name)).unwrap();
     assert!(page("peanut.1").contains("peanut\\-hotkeys(1)"), "{}", page("peanut.1"));
     assert!(page("peanut-get.1").contains("fB\\-\\-json"), "{}", page("peanut-get.1"));
     let output = Command::new(SERVER).args(["--generate", "man"]).output().unwrap();
     assert!(text(&output.stdout).contains("fB\\-\\-data\\-dir"), "{}", text(&output.stdout));
-    // A folder that cannot be made.
+    // A directory that cannot be made.
     let output = peanut(&["man", "/dev/null/man"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(text(&output.stderr).starts_with("peanut: /dev/null/man: "), "{}", text(&output.stderr));

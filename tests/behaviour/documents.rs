@@ -11,9 +11,9 @@ fn read(path: &str) -> String {
 }
 
 /// All files of the repository with this ending, but for what is built.
-fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
+fn files(directory: &Path, ending: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).unwrap().flatten() {
+    for entry in std::fs::read_dir(directory).unwrap().flatten() {
         let (path, name) = (entry.path(), entry.file_name().into_string().unwrap());
         if path.is_dir() && !name.starts_with('.') && !name.starts_with("target") && name != "corpus" {
             found.extend(files(&path, ending));
@@ -82,8 +82,8 @@ fn getting_started_shows_the_example_as_it_is() {
 #[test]
 fn troubleshooting_knows_messages_that_there_are() {
     let mut code = String::new();
-    for folder in ["client/src", "client/proxy/src", "server/src", "server/edge/src", "proto/src"] {
-        for file in files(&repository().join(folder), ".rs") {
+    for directory in ["client/src", "client/proxy/src", "server/src", "server/edge/src", "proto/src"] {
+        for file in files(&repository().join(directory), ".rs") {
             // Long messages are written over several lines.
             let text = std::fs::read_to_string(file).unwrap();
             code.extend(text.lines().map(|line| format!("{} ", line.trim().trim_end_matches('\\'))));

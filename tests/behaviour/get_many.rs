@@ -8,8 +8,8 @@ use peanut_client::{Client, ErrorKind};
 use peanut_server::testing::TestFleet;
 use peanut_server::{Group, Loaded, loader_fn};
 
-/// Loads a key as itself; one with `no` at its front is not found, one with `bad` is an error, one with `long` has
-/// 60 KiB. Counts the loads.
+/// Loads a key as itself; one with `no` at its front is not found, one with `bad` is an error, one with
+/// `long` has 60 KiB. Counts the loads.
 async fn fleet(nodes: usize) -> (TestFleet, Client, Arc<AtomicUsize>) {
     let loads = Arc::new(AtomicUsize::new(0));
     let counted = loads.clone();

@@ -1,4 +1,4 @@
-//! The fleet grows and shrinks: what the former owners had goes along.
+//! The fleet grows and shrinks: what the previous owners had goes along.
 
 use std::time::Duration;
 
@@ -87,7 +87,7 @@ async fn a_fleet_that_grows_and_shrinks_loads_next_to_nothing_anew() {
         if hands_over {
             assert!(loaded * 50 <= moved, "{loaded} of {moved}");
         } else {
-            // The former owners' entries are from before: they are not shown, though they are there.
+            // The previous owners' entries are from before: they are not shown, though they are there.
             assert_eq!(loaded, moved);
         }
         tokio::time::sleep(Duration::from_secs(1)).await;

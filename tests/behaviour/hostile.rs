@@ -219,10 +219,11 @@ async fn a_connection_that_is_refused_is_left_while_another_stands() {
 #[tokio::test(flavor = "multi_thread")]
 async fn running_out_of_descriptors_is_survived_without_spinning() {
     let port = free_port();
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let config = format!("listen = \"127.0.0.1:{port}\"\nhandshake_timeout = \"1h\"\nthreads = 1\n{SCORES}");
-    std::fs::write(folder.path().join("peanut.toml"), config).unwrap();
-    let run = format!("ulimit -n 48; exec {SERVER} --config {}", folder.path().join("peanut.toml").display());
+    std::fs::write(directory.path().join("peanut.toml"), config).unwrap();
+    let run =
+        format!("ulimit -n 48; exec {SERVER} --config {}", directory.path().join("peanut.toml").display());
     let mut command = std::process::Command::new("sh");
     let mut process = Process::start("peanut-server", command.args(["-c", &run]).env("NO_COLOR", "1"));
     process.wait_for_line("listening on ").await;

@@ -39,7 +39,8 @@ async fn a_node_of_another_fleet_at_a_dead_ones_address_is_not_believed() {
             let many = client.group("g").get_many(["k", "j"]).await;
             assert!(many.iter().all(Result::is_err), "{many:?}");
         }
-        // A write leaves a hint for the node that is meant, and fails as long as that node still holds its lease.
+        // A write leaves a hint for the node that is meant, and fails as long as that node still holds its
+        // lease.
         eventually("the dead node's lease to end", async || client.group("g").set("k", "written").await.ok())
             .await;
         client.group("g").delete("j").await.unwrap();

@@ -1,5 +1,5 @@
-//! What Prometheus and Grafana are given: the rules under its own tool and over a real fleet, and a dashboard whose every
-//! panel is answered.
+//! What Prometheus and Grafana are given: the rules under its own tool and over a real fleet, and a dashboard
+//! whose every panel is answered.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -75,23 +75,23 @@ fn every_alarm_fires_when_it_has_to_and_none_over_a_fleet_that_is_well() {
 }
 
 /// A Prometheus that scrapes these admin ports every second, with all that rules wait for as long.
-async fn prometheus(admins: &[String], folder: &std::path::Path) -> (Process, String) {
+async fn prometheus(admins: &[String], directory: &std::path::Path) -> (Process, String) {
     let hasty =
         |line: &str| if line.trim().starts_with("for: ") { String::new() } else { format!("{line}\n") };
     let rules: String = read("prometheus/alerts.yaml").lines().map(hasty).collect();
     let rules = ["[5m]", "[10m]", "[30m]"].iter().fold(rules, |rules, range| rules.replace(range, "[20s]"));
-    std::fs::write(folder.join("alerts.yaml"), rules).unwrap();
+    std::fs::write(directory.join("alerts.yaml"), rules).unwrap();
     let targets = serde_json::to_string(admins).unwrap();
     let config = format!(
         "global: {{ scrape_interval: 1s, evaluation_interval: 1s }}\nrule_files: [alerts.yaml]\n\
          scrape_configs:\n  - job_name: peanut\n    static_configs: [{{ targets: {targets} }}]\n"
     );
-    std::fs::write(folder.join("prometheus.yml"), config).unwrap();
+    std::fs::write(directory.join("prometheus.yml"), config).unwrap();
     let addr = format!("127.0.0.1:{}", free_port());
     let mut command = Command::new("prometheus");
     command
-        .arg(format!("--config.file={}", folder.join("prometheus.yml").display()))
-        .arg(format!("--storage.tsdb.path={}", folder.join("data").display()))
+        .arg(format!("--config.file={}", directory.join("prometheus.yml").display()))
+        .arg(format!("--storage.tsdb.path={}", directory.join("data").display()))
         .arg(format!("--web.listen-address={addr}"));
     let mut process = Process::start("prometheus", &mut command);
     process.wait_for_line("Server is ready to receive web requests").await;
@@ -121,8 +121,8 @@ async fn firing(prometheus: &str) -> BTreeSet<String> {
 async fn a_real_prometheus_reads_a_fleet_and_tells_of_what_is_wrong_with_it() {
     let (etcd, mut nodes) = fleet(2).await;
     let admins: Vec<String> = nodes.iter().map(|(_, admin)| admin.clone()).collect();
-    let folder = tempfile::tempdir().unwrap();
-    let (_prometheus, prometheus) = prometheus(&admins, folder.path()).await;
+    let directory = tempfile::tempdir().unwrap();
+    let (_prometheus, prometheus) = prometheus(&admins, directory.path()).await;
     let client = client(&etcd, 2).await;
     let (scores, broken) = (client.group("scores"), client.group("broken"));
     eventually("both nodes to be scraped", async || {

@@ -1,4 +1,5 @@
-//! Near copies: hot keys are answered in the application's own memory, and show every write that was acknowledged.
+//! Near copies: hot keys are answered in the application's own memory, and show every write that was
+//! acknowledged.
 
 use std::process::Command;
 use std::sync::Arc;

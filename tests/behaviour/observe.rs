@@ -15,21 +15,21 @@ const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
 /// A node of its own with this log configuration and group, once it listens.
 async fn start(groups: &str, args: &[&str], log: &str) -> (Process, String, tempfile::TempDir) {
-    let (folder, addr) = (tempfile::tempdir().unwrap(), format!("127.0.0.1:{}", free_port()));
-    let path = folder.path().join("peanut.toml");
+    let (directory, addr) = (tempfile::tempdir().unwrap(), format!("127.0.0.1:{}", free_port()));
+    let path = directory.path().join("peanut.toml");
     std::fs::write(&path, format!("listen = \"{addr}\"\n{groups}")).unwrap();
     let mut command = Command::new(SERVER);
     command.arg("--config").arg(path).args(args).env("RUST_LOG", log).env("NO_COLOR", "1");
     let mut process = Process::start("peanut-server", &mut command);
     process.wait_for_line("listening on ").await;
-    (process, addr, folder)
+    (process, addr, directory)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn logs_are_text_pretty_or_json_and_have_no_keys_above_debug() {
     for format in ["text", "pretty", "json"] {
         let format_flag = format!("--log-format={format}");
-        let (process, addr, _folder) = start(SCORES, &[&format_flag], "info").await;
+        let (process, addr, _directory) = start(SCORES, &[&format_flag], "info").await;
         let client = Client::builder().nodes([&addr]).build().await.unwrap();
         for key in ["Tom", "a-key-of-somebody", ""] {
             let _ = client.group("scores").get(key).await;
@@ -65,7 +65,7 @@ async fn a_callers_trace_is_in_the_nodes_span_and_goes_on_to_the_origin() {
     let serving = tokio::spawn(async move { axum::serve(listener, origin).await });
     let group = peanut_tests::group_from("pages", &url, "");
     let spans = "info,peanut_server::cache=debug,reqwest=trace,hyper_util=trace";
-    let (mut process, addr, _folder) = start(&group, &[], spans).await;
+    let (mut process, addr, _directory) = start(&group, &[], spans).await;
     for unary in [false, true] {
         let builder = Client::builder().nodes([&addr]).trace_context(|| Some(TRACE.to_owned()));
         let builder = if unary { builder.unary() } else { builder };
@@ -84,13 +84,13 @@ async fn a_callers_trace_is_in_the_nodes_span_and_goes_on_to_the_origin() {
 }
 
 fn run(config: &str, args: &[&str], env: &[(&str, &str)]) -> (Option<i32>, String, String) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("peanut.toml");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("peanut.toml");
     std::fs::write(&path, config).unwrap();
     let command = &mut Command::new(SERVER);
     let output = command.arg("--config").arg(&path).args(args).envs(env.iter().copied()).output().unwrap();
     let text = |bytes: Vec<u8>| {
-        String::from_utf8(bytes).unwrap().replace(&format!("{}/", folder.path().display()), "")
+        String::from_utf8(bytes).unwrap().replace(&format!("{}/", directory.path().display()), "")
     };
     (output.status.code(), text(output.stdout), text(output.stderr))
 }

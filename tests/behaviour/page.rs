@@ -57,9 +57,9 @@ async fn the_page_shows_a_person_the_ring_and_a_dead_node_red_within_two_seconds
         (!hot.is_empty()).then_some(hot)
     };
     let hot = eventually("hot keys", own_keys).await;
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     // A person has it open: it looks at the others only then.
-    let page = browse(&format!("{admin}/"), 1180, &folder.path().join("page.png"));
+    let page = browse(&format!("{admin}/"), 1180, &directory.path().join("page.png"));
     assert_eq!(text_of(&page, "ready"), "ready");
     assert_eq!(text_of(&page, "fleet"), "default");
     assert_eq!(text_of(&page, "node"), servers[0].0.addr());
@@ -77,7 +77,7 @@ async fn the_page_shows_a_person_the_ring_and_a_dead_node_red_within_two_seconds
         !page.contains("<b>1</b>") && !page.contains("<b>2</b>"),
         "a key is never part of the page's own text"
     );
-    let picture = std::fs::read(folder.path().join("page.png")).unwrap();
+    let picture = std::fs::read(directory.path().join("page.png")).unwrap();
     assert!(picture.len() > 20_000, "{} bytes of a picture", picture.len());
     // Nothing comes from outside.
     let source = get(&admin, "/").await.1;
@@ -96,7 +96,7 @@ async fn the_page_shows_a_person_the_ring_and_a_dead_node_red_within_two_seconds
     eventually("the node to be seen as down", async || (health().await == "down").then_some(())).await;
     let seen = begun.elapsed();
     println!("seen as down after {seen:?}");
-    let page = browse(&format!("{admin}/"), 390, &folder.path().join("phone.png"));
+    let page = browse(&format!("{admin}/"), 390, &directory.path().join("phone.png"));
     stop.store(true, Ordering::Relaxed);
     load.await.unwrap();
     assert_eq!(page.matches("data-health=\"down\"").count(), 1);
@@ -161,16 +161,16 @@ async fn the_fleets_page_sums_all_nodes_shows_each_and_a_dead_one() {
     let entries = of_scores["entries"].as_u64().unwrap();
     assert!((1..300).contains(&entries), "{entries}");
 
-    let folder = tempfile::tempdir().unwrap();
-    let wide = browse(&format!("{page}/"), 1180, &folder.path().join("fleet.png"));
+    let directory = tempfile::tempdir().unwrap();
+    let wide = browse(&format!("{page}/"), 1180, &directory.path().join("fleet.png"));
     assert_eq!((text_of(&wide, "ready"), text_of(&wide, "fleet")), ("all up", "default"));
     assert_eq!(wide.matches("data-health=\"up\"").count(), 3);
     assert!(wide.contains("Look up") && !wide.contains("id=\"operate\" hidden"), "{wide}");
-    let narrow = browse(&format!("{page}/#node={one}"), 390, &folder.path().join("phone.png"));
+    let narrow = browse(&format!("{page}/#node={one}"), 390, &directory.path().join("phone.png"));
     assert_eq!(text_of(&narrow, "node"), one);
     if let Some(keep) = std::env::var_os("PEANUT_KEEP_PICTURES") {
         for picture in ["fleet.png", "phone.png"] {
-            std::fs::copy(folder.path().join(picture), Path::new(&keep).join(picture)).unwrap();
+            std::fs::copy(directory.path().join(picture), Path::new(&keep).join(picture)).unwrap();
         }
     }
 

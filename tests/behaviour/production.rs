@@ -22,7 +22,7 @@ async fn three_nodes_over_mutual_tls_before_100_000_rows_lose_one_and_no_get() {
     let mut walk = Walk::prepare().await;
     let psql = Command::new("sh").args(["-c", "command -v psql"]).output().unwrap();
     assert!(psql.status.success(), "psql comes with PostgreSQL's package");
-    std::fs::copy(repository().join("examples/production/peanut.toml"), walk.folder().join("peanut.toml"))
+    std::fs::copy(repository().join("examples/production/peanut.toml"), walk.directory().join("peanut.toml"))
         .unwrap();
     let fleet = [("DATABASE_URL", database.url().to_owned()), ("PEANUT_ETCD_ENDPOINTS", etcd.endpoint())];
     walk.start(WALK, &fleet);
@@ -40,13 +40,13 @@ async fn three_nodes_over_mutual_tls_before_100_000_rows_lose_one_and_no_get() {
     })
     .await;
     let top = tokio::task::spawn_blocking({
-        let (folder, environment) = (walk.folder().to_owned(), walk.environment());
+        let (directory, environment) = (walk.directory().to_owned(), walk.environment());
         move || {
             let files = ["CA=certs/ca.pem", "CERT=certs/app.pem", "KEY=certs/app.key"];
             let run =
                 "(sleep 12; printf q; sleep 1) | script -qec 'stty rows 40 cols 140; peanut top' /dev/null";
             let mut command = Command::new("sh");
-            command.args(["-c", run]).current_dir(folder).envs(environment).envs(fleet);
+            command.args(["-c", run]).current_dir(directory).envs(environment).envs(fleet);
             command.envs(
                 files
                     .iter()
@@ -74,7 +74,7 @@ async fn three_nodes_over_mutual_tls_before_100_000_rows_lose_one_and_no_get() {
     let said = walk.log();
     assert!(ended.success(), "{said}");
     assert!(said.contains("score 42"), "{said}");
-    let report = std::fs::read_to_string(walk.folder().join("bench.json")).unwrap();
+    let report = std::fs::read_to_string(walk.directory().join("bench.json")).unwrap();
     let report: serde_json::Value = serde_json::from_str(&report).unwrap();
     assert!(report["gets"].as_u64().unwrap() > 10_000, "{report}");
     assert_eq!(report["errors"], 0, "{report}");

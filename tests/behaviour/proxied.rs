@@ -1,4 +1,5 @@
-//! Programs that have no client: through `peanut proxy`, with clients of Redis as distributions ship them, HTTP and gRPC.
+//! Programs that have no client: through `peanut proxy`, with clients of Redis as distributions ship them,
+//! HTTP and gRPC.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -33,7 +34,7 @@ struct Proxied {
     redis: String,
     http: String,
     grpc: String,
-    folder: TempDir,
+    directory: TempDir,
 }
 
 async fn node(groups: &str) -> ServerProcess {
@@ -58,7 +59,7 @@ impl Proxied {
     async fn start(groups: &str, more: &[String]) -> Self {
         let node = node(groups).await;
         let (proxy, [redis, http, grpc]) = proxy_of(&node, more).await;
-        Proxied { node, proxy, redis, http, grpc, folder: tempfile::tempdir().unwrap() }
+        Proxied { node, proxy, redis, http, grpc, directory: tempfile::tempdir().unwrap() }
     }
 
     fn redis_port(&self) -> &str {
@@ -225,10 +226,10 @@ async fn what_one_proxy_writes_the_near_copies_of_another_show() {
 async fn tls_and_tokens_are_those_of_a_node() {
     let authority = Authority::new();
     let certificate = authority.issue("proxy", &["127.0.0.1", "localhost"]);
-    let folder = tempfile::tempdir().unwrap();
-    let tokens = folder.path().join("tokens.toml");
+    let directory = tempfile::tempdir().unwrap();
+    let tokens = directory.path().join("tokens.toml");
     let shop =
-        token_in(folder.path(), "shop", "read = [\"scores\", \"pages:shop/*\"]\nset = [\"pages:shop/*\"]");
+        token_in(directory.path(), "shop", "read = [\"scores\", \"pages:shop/*\"]\nset = [\"pages:shop/*\"]");
     std::fs::write(&tokens, &shop).unwrap();
     let flags = [
         format!("--tokens={}", tokens.display()),
@@ -251,7 +252,7 @@ async fn tls_and_tokens_are_those_of_a_node() {
     assert!(!plain.contains("630"), "{plain}");
 
     // Another secret, while it runs.
-    std::fs::write(folder.path().join("shop"), "another-secret-of-16\n").unwrap();
+    std::fs::write(directory.path().join("shop"), "another-secret-of-16\n").unwrap();
     eventually("the new secret to be good", async || {
         cli(&["-a", "another-secret-of-16", "--no-auth-warning", "GET", "scores:Tom"])
             .starts_with("630")
@@ -265,8 +266,8 @@ async fn tls_and_tokens_are_those_of_a_node() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_is_refused_at_the_start_in_one_line() {
     let node = node("").await;
-    let folder = tempfile::tempdir().unwrap();
-    let empty = folder.path().join("tokens.toml");
+    let directory = tempfile::tempdir().unwrap();
+    let empty = directory.path().join("tokens.toml");
     std::fs::write(&empty, "[[tokens]]\nname = \"a\"\n").unwrap();
     let refused = |args: &[&str]| {
         let run = Command::new(PEANUT).args(["--nodes", node.addr(), "proxy"]).args(args).output().unwrap();
@@ -287,7 +288,7 @@ async fn what_cannot_be_is_refused_at_the_start_in_one_line() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_socket_in_the_file_system_is_served_too() {
     let proxied = Proxied::start("", &[]).await;
-    let path = proxied.folder.path().join("redis.sock");
+    let path = proxied.directory.path().join("redis.sock");
     let start = || {
         let mut command = Command::new(PEANUT);
         command.args(["--nodes", proxied.node.addr(), "proxy", "--redis", path.to_str().unwrap()]);

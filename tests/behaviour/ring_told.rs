@@ -1,5 +1,5 @@
-//! A node tells a caller of a later ring before anything that may no longer hold under it: every answer and every renewal
-//! of near copies comes behind the version that the node knew when it gave it.
+//! A node tells a caller of a later ring before anything that may no longer hold under it: every answer and
+//! every renewal of near copies comes behind the version that the node knew when it gave it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -98,7 +98,8 @@ impl Told {
         .await;
     }
 
-    /// Reads until so many answers and renewals have come: the ring version that the lane had heard before each.
+    /// Reads until so many answers and renewals have come: the ring version that the lane had heard before
+    /// each.
     async fn answers_until(&mut self, most: usize) -> Vec<RingVersion> {
         let (mut heard, mut answers) = (RingVersion::NONE, Vec::new());
         while answers.len() < most {

@@ -29,20 +29,20 @@ pub(crate) fn lines_on_page(script: &str, page: &str) -> usize {
     lines.len()
 }
 
-/// A walk in a folder of its own. What it has started ends with it, also when the test fails.
+/// A walk in a directory of its own. What it has started ends with it, also when the test fails.
 pub(crate) struct Walk {
-    folder: TempDir,
+    directory: TempDir,
     shell: Option<Child>,
     _ports: MutexGuard<'static, ()>,
 }
 
 impl Walk {
-    /// A folder with the two programs, once the ports are free.
+    /// A directory with the two programs, once the ports are free.
     pub(crate) async fn prepare() -> Self {
         let ports = PORTS.lock().await;
         // What the walk before has started was killed, and may take a moment to be gone.
         eventually("the ports of walks", async || std::net::TcpListener::bind(FIRST_NODE).ok()).await;
-        let walk = Walk { folder: tempfile::tempdir().unwrap(), shell: None, _ports: ports };
+        let walk = Walk { directory: tempfile::tempdir().unwrap(), shell: None, _ports: ports };
         std::fs::create_dir(walk.bin()).unwrap();
         for (name, program) in [("peanut", PEANUT), ("peanut-server", SERVER)] {
             std::os::unix::fs::symlink(program, walk.bin().join(name)).unwrap();
@@ -50,13 +50,13 @@ impl Walk {
         walk
     }
 
-    pub(crate) fn folder(&self) -> &Path {
-        self.folder.path()
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     /// Where programs are looked for first.
     pub(crate) fn bin(&self) -> PathBuf {
-        self.folder().join("bin")
+        self.directory().join("bin")
     }
 
     /// What every program of the walk has in its environment.
@@ -68,9 +68,9 @@ impl Walk {
     /// Sources the script.
     pub(crate) fn start(&mut self, script: &str, more: &[(&'static str, String)]) {
         let script = repository().join(script).canonicalize().unwrap();
-        let output = std::fs::File::create(self.folder().join("walk.log")).unwrap();
+        let output = std::fs::File::create(self.directory().join("walk.log")).unwrap();
         let mut bash = Command::new("bash");
-        bash.args(["-c", "source \"$0\"", &script.display().to_string()]).current_dir(self.folder());
+        bash.args(["-c", "source \"$0\"", &script.display().to_string()]).current_dir(self.directory());
         bash.envs(self.environment()).envs(more.iter().cloned());
         bash.stdin(Stdio::null()).stdout(output.try_clone().unwrap()).stderr(output);
         std::os::unix::process::CommandExt::process_group(&mut bash, 0);
@@ -83,7 +83,7 @@ impl Walk {
     }
 
     pub(crate) fn log(&self) -> String {
-        std::fs::read_to_string(self.folder().join("walk.log")).unwrap_or_default()
+        std::fs::read_to_string(self.directory().join("walk.log")).unwrap_or_default()
     }
 }
 

@@ -1,5 +1,5 @@
-//! A node with a folder of its own is started again: what it had is there, what must not be is not, and the
-//! origin is left alone.
+//! A node with a directory of its own is started again: what it had is there, what must not be is not, and
+//! the origin is left alone.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -17,9 +17,9 @@ fn entries() -> usize {
     std::env::var("PEANUT_WARM_ENTRIES").ok().and_then(|n| n.parse().ok()).unwrap_or(50_000)
 }
 
-/// A server with a folder, an origin behind it, and a client.
+/// A server with a directory, an origin behind it, and a client.
 struct Node {
-    folder: TempDir,
+    directory: TempDir,
     origin: Origin,
     server: ServerProcess,
     client: Client,
@@ -27,12 +27,12 @@ struct Node {
 
 impl Node {
     async fn start(settings: &str, group: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let data = folder.path().display().to_string();
-        Node::start_in(folder, &data, settings, group).await
+        let directory = tempfile::tempdir().unwrap();
+        let data = directory.path().display().to_string();
+        Node::start_in(directory, &data, settings, group).await
     }
 
-    async fn start_in(folder: TempDir, data: &str, settings: &str, group: &str) -> Self {
+    async fn start_in(directory: TempDir, data: &str, settings: &str, group: &str) -> Self {
         let origin = Origin::start(Duration::ZERO).await;
         let port = peanut_tests::free_port();
         // Two thousand loads wait at the origin at once, and the machine may be busy.
@@ -42,7 +42,7 @@ impl Node {
         let server = ServerProcess::start_with(crate::SERVER, &config).await;
         let client = Client::builder().nodes([server.addr()]).deadline(Duration::from_secs(60));
         let client = client.build().await.unwrap();
-        Node { folder, origin, server, client }
+        Node { directory, origin, server, client }
     }
 
     fn group(&self) -> Group {
@@ -92,7 +92,7 @@ impl Node {
     }
 
     fn segments(&self) -> Vec<PathBuf> {
-        let files = std::fs::read_dir(self.folder.path().join("g")).unwrap();
+        let files = std::fs::read_dir(self.directory.path().join("g")).unwrap();
         let mut segments: Vec<_> =
             files.map(|file| file.unwrap().path()).filter(|path| !path.ends_with("lock")).collect();
         segments.sort();
@@ -133,9 +133,9 @@ async fn after_a_kill_what_was_sealed_is_back() {
     let entries = entries();
     let mut node = Node::start("seal_interval = \"500ms\"", "capacity = \"256MiB\"").await;
     node.get_all(entries).await;
-    let folder = node.folder.path().join("g");
+    let directory = node.directory.path().join("g");
     eventually("the last segment to be sealed", async || {
-        let files = std::fs::read_dir(&folder).unwrap();
+        let files = std::fs::read_dir(&directory).unwrap();
         let open =
             files.filter(|file| file.as_ref().unwrap().path().extension().is_some_and(|e| e == "open"));
         (open.count() == 0).then_some(())
@@ -252,10 +252,10 @@ async fn a_full_disk_costs_one_warning_and_no_call() {
         eprintln!("skipped: this system gives no mount namespaces to users");
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    let data = folder.path().join("disk");
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("disk");
     std::fs::create_dir(&data).unwrap();
-    let wrapper = folder.path().join("server");
+    let wrapper = directory.path().join("server");
     let text = format!(
         "#!/bin/sh\nexec unshare -Urm sh -c '{script}' sh {} {} \"$@\"\n",
         data.display(),
@@ -272,7 +272,7 @@ async fn a_full_disk_costs_one_warning_and_no_call() {
     let server = ServerProcess::start_with(wrapper.to_str().unwrap(), &config).await;
     let client =
         Client::builder().nodes([server.addr()]).deadline(Duration::from_secs(20)).build().await.unwrap();
-    let mut node = Node { folder, origin, server, client };
+    let mut node = Node { directory, origin, server, client };
     node.get_all(30_000).await;
     node.server.process().wait_for_line("the disk failed").await;
     node.get_all(30_000).await;
@@ -282,13 +282,13 @@ async fn a_full_disk_costs_one_warning_and_no_call() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_groups_folder_that_cannot_be_used_costs_a_warning() {
-    let folder = tempfile::tempdir().unwrap();
-    let data = folder.path().join("data");
+async fn a_groups_directory_that_cannot_be_used_costs_a_warning() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("data");
     std::fs::create_dir(&data).unwrap();
-    // What cannot be the folder of all groups is told at the start; this is seen when the node runs.
-    std::fs::write(data.join("g"), "not a folder").unwrap();
-    let mut node = Node::start_in(folder, data.to_str().unwrap(), "", "").await;
+    // What cannot be the directory of all groups is told at the start; this is seen when the node runs.
+    std::fs::write(data.join("g"), "not a directory").unwrap();
+    let mut node = Node::start_in(directory, data.to_str().unwrap(), "", "").await;
     assert_eq!(node.get("k").await, "value of k");
     assert!(node.warnings()[0].contains("cannot be used"), "{:?}", node.warnings());
     node.stop().await;
@@ -296,10 +296,10 @@ async fn a_groups_folder_that_cannot_be_used_costs_a_warning() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_group_that_was_away_comes_back_without_what_it_had() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let port = peanut_tests::free_port();
     let group = |name: &str| format!("[[group]]\nname = \"{name}\"\nloader = {{ kind = \"none\" }}\n");
-    let data = folder.path().display();
+    let data = directory.path().display();
     let own =
         format!("listen = \"127.0.0.1:{port}\"\nnodes = [\"127.0.0.1:{port}\"]\ndata_dir = \"{data}\"\n");
     let both = format!("{own}{}{}", group("stays"), group("goes"));

@@ -1,5 +1,5 @@
-//! Many writes in one call, and many keys that the application loads itself: one operation for each owner, a result for
-//! each key.
+//! Many writes in one call, and many keys that the application loads itself: one operation for each owner, a
+//! result for each key.
 
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -127,10 +127,10 @@ async fn a_node_that_was_asleep_does_not_show_what_was_deleted_meanwhile() {
 async fn a_node_that_was_killed_does_not_restore_what_was_deleted_meanwhile_or_just_before() {
     let origin = Origin::start(Duration::ZERO).await;
     let etcd = Etcd::start().await;
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let mut servers = Vec::new();
     for node in 0..2 {
-        let (port, data) = (peanut_tests::free_port(), folder.path().join(node.to_string()));
+        let (port, data) = (peanut_tests::free_port(), directory.path().join(node.to_string()));
         let config = format!(
             "listen = \"127.0.0.1:{port}\"\ndata_dir = \"{}\"\n[etcd]\nendpoints = [\"{}\"]\n{}",
             data.display(),

@@ -11,10 +11,10 @@ use rcgen::{
 };
 use tempfile::TempDir;
 
-/// An authority with a folder for what it issues.
+/// An authority with a directory for what it issues.
 #[derive(Debug)]
 pub struct Authority {
-    folder: TempDir,
+    directory: TempDir,
     issuer: Issuer<'static, KeyPair>,
     /// By name.
     serials: Mutex<HashMap<String, u64>>,
@@ -35,25 +35,25 @@ impl Authority {
     /// # Panics
     /// Where there is no place for files.
     pub fn new() -> Self {
-        let folder = tempfile::tempdir().expect("a folder for certificates");
+        let directory = tempfile::tempdir().expect("a directory for certificates");
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "the test's authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate().expect("a key");
         let authority = params.self_signed(&key).expect("a certificate");
-        std::fs::write(folder.path().join("ca.pem"), authority.pem()).expect("the certificate is written");
-        Authority { folder, issuer: Issuer::new(params, key), serials: Mutex::default() }
+        std::fs::write(directory.path().join("ca.pem"), authority.pem()).expect("the certificate is written");
+        Authority { directory, issuer: Issuer::new(params, key), serials: Mutex::default() }
     }
 
     /// The file with its certificate.
     pub fn ca(&self) -> PathBuf {
-        self.folder.path().join("ca.pem")
+        self.directory.path().join("ca.pem")
     }
 
     /// Where its files are.
-    pub fn folder(&self) -> &Path {
-        self.folder.path()
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     /// Issues a certificate with that common name, for servers of these names and addresses and for clients.
@@ -84,7 +84,7 @@ impl Authority {
         params.serial_number = Some(serial.into());
         let key = KeyPair::generate().expect("a key");
         let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
-        let file = |kind| self.folder.path().join(format!("{name}.{kind}"));
+        let file = |kind| self.directory.path().join(format!("{name}.{kind}"));
         let issued = Certificate { cert: file("pem"), key: file("key") };
         std::fs::write(&issued.key, key.serialize_pem()).expect("the key is written");
         std::fs::write(&issued.cert, certificate.pem()).expect("the certificate is written");
@@ -114,7 +114,7 @@ impl Authority {
             key_identifier_method: KeyIdMethod::Sha256,
         };
         let list = params.signed_by(&self.issuer).expect("a list").pem().expect("PEM");
-        let (path, new) = (self.folder.path().join("crl.pem"), self.folder.path().join("crl.new"));
+        let (path, new) = (self.directory.path().join("crl.pem"), self.directory.path().join("crl.new"));
         std::fs::write(&new, list).expect("the list is written");
         std::fs::rename(new, &path).expect("it is put in its place");
         path

@@ -14,7 +14,7 @@ use crate::{Process, eventually, free_port};
 #[derive(Debug)]
 pub struct Database {
     url: String,
-    folder: TempDir,
+    directory: TempDir,
     command: fn(&Path, u16) -> Command,
     port: u16,
     process: Option<Process>,
@@ -26,12 +26,12 @@ impl Database {
     /// # Panics
     /// Where it is not installed, or does not come up.
     pub async fn postgres(setup: &[&str]) -> Self {
-        let folder = folder_of("postgres");
+        let directory = directory_of("postgres");
         let mut initdb = as_user("postgres", &debian("initdb", "/usr/lib/postgresql"));
         initdb.args(["--username=peanut", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C"]);
-        quiet(initdb.arg("--pgdata").arg(folder.path().join("data")));
+        quiet(initdb.arg("--pgdata").arg(directory.path().join("data")));
         let url = |port| format!("postgres://peanut@127.0.0.1:{port}/postgres");
-        let database = Database::start(folder, postgres, url).await;
+        let database = Database::start(directory, postgres, url).await;
         database.run::<sqlx::Postgres>(setup).await;
         database
     }
@@ -41,15 +41,15 @@ impl Database {
     /// # Panics
     /// Where it is not installed, or does not come up.
     pub async fn mariadb(setup: &[&str]) -> Self {
-        let folder = folder_of("mysql");
+        let directory = directory_of("mysql");
         let mut install = as_user("mysql", &debian("mariadb-install-db", "/usr/bin"));
         install.args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"]);
         // A server that starts removes all temporary tables of its directory, those of others that run there
         // too.
-        install.env("TMPDIR", folder.path());
-        quiet(install.arg(format!("--datadir={}", folder.path().join("data").display())));
+        install.env("TMPDIR", directory.path());
+        quiet(install.arg(format!("--datadir={}", directory.path().join("data").display())));
         let root = |port| format!("mysql://root@127.0.0.1:{port}/");
-        let mut database = Database::start(folder, mariadb, root).await;
+        let mut database = Database::start(directory, mariadb, root).await;
         database.run::<sqlx::MySql>(&["CREATE DATABASE peanut"]).await;
         database.url.push_str("peanut");
         database.run::<sqlx::MySql>(setup).await;
@@ -61,13 +61,13 @@ impl Database {
     /// # Panics
     /// Where it is not installed, or does not come up.
     pub async fn redis() -> Self {
-        let folder = tempfile::tempdir().expect("a folder for data");
-        Database::start(folder, redis, |port| format!("redis://127.0.0.1:{port}/0")).await
+        let directory = tempfile::tempdir().expect("a directory for data");
+        Database::start(directory, redis, |port| format!("redis://127.0.0.1:{port}/0")).await
     }
 
-    async fn start(folder: TempDir, command: fn(&Path, u16) -> Command, url: fn(u16) -> String) -> Self {
+    async fn start(directory: TempDir, command: fn(&Path, u16) -> Command, url: fn(u16) -> String) -> Self {
         let port = free_port();
-        let mut database = Database { url: url(port), folder, command, port, process: None };
+        let mut database = Database { url: url(port), directory, command, port, process: None };
         database.start_again().await;
         database
     }
@@ -77,7 +77,7 @@ impl Database {
     /// # Panics
     /// Where it does not come up.
     pub async fn start_again(&mut self) {
-        let mut command = (self.command)(self.folder.path(), self.port);
+        let mut command = (self.command)(self.directory.path(), self.port);
         let mut process = Process::start("database", &mut command);
         let url = self.url.clone();
         eventually("the database to answer", async || {
@@ -141,7 +141,7 @@ impl Database {
 pub struct PgBouncer {
     port: u16,
     process: Process,
-    _folder: TempDir,
+    _directory: TempDir,
 }
 
 impl PgBouncer {
@@ -151,20 +151,20 @@ impl PgBouncer {
     /// # Panics
     /// Where it is not installed, or does not come up.
     pub async fn start(database: &Database, settings: &str) -> Self {
-        let folder = folder_of("postgres");
-        let (port, path) = (free_port(), |name: &str| folder.path().join(name));
-        std::fs::write(path("users"), "\"peanut\" \"\"\n").expect("a folder of its own");
+        let directory = directory_of("postgres");
+        let (port, path) = (free_port(), |name: &str| directory.path().join(name));
+        std::fs::write(path("users"), "\"peanut\" \"\"\n").expect("a directory of its own");
         let config = format!(
             "[databases]\n* = host=127.0.0.1 port={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
              unix_socket_dir =\nauth_type = trust\nauth_file = {}\n{settings}\n",
             database.port,
             path("users").display(),
         );
-        std::fs::write(path("pgbouncer.ini"), config).expect("a folder of its own");
+        std::fs::write(path("pgbouncer.ini"), config).expect("a directory of its own");
         let mut command = as_user("postgres", &debian("pgbouncer", "/usr/sbin"));
         let mut process = Process::start("pgbouncer", command.arg(path("pgbouncer.ini")));
         process.wait_for_line("process up").await;
-        PgBouncer { port, process, _folder: folder }
+        PgBouncer { port, process, _directory: directory }
     }
 
     /// Its port on loopback.
@@ -190,39 +190,39 @@ async fn answers(url: &str) -> bool {
     }
 }
 
-fn postgres(folder: &Path, port: u16) -> Command {
+fn postgres(directory: &Path, port: u16) -> Command {
     let mut command = as_user("postgres", &debian("postgres", "/usr/lib/postgresql"));
-    command.arg("-D").arg(folder.join("data")).args(["-p", &port.to_string(), "-h", "127.0.0.1"]);
-    command.arg("-k").arg(folder).args(["-F", "-c", "log_statement=all"]);
+    command.arg("-D").arg(directory.join("data")).args(["-p", &port.to_string(), "-h", "127.0.0.1"]);
+    command.arg("-k").arg(directory).args(["-F", "-c", "log_statement=all"]);
     command
 }
 
-fn mariadb(folder: &Path, port: u16) -> Command {
+fn mariadb(directory: &Path, port: u16) -> Command {
     let mut command = as_user("mysql", &debian("mariadbd", "/usr/sbin"));
     command
         .arg("--no-defaults")
-        .arg(format!("--datadir={}", folder.join("data").display()))
-        .arg(format!("--socket={}", folder.join("socket").display()))
-        .arg(format!("--pid-file={}", folder.join("pid").display()))
-        .arg(format!("--tmpdir={}", folder.display()))
+        .arg(format!("--datadir={}", directory.join("data").display()))
+        .arg(format!("--socket={}", directory.join("socket").display()))
+        .arg(format!("--pid-file={}", directory.join("pid").display()))
+        .arg(format!("--tmpdir={}", directory.display()))
         .args([&format!("--port={port}"), "--bind-address=127.0.0.1", "--skip-name-resolve"]);
     command
 }
 
-fn redis(folder: &Path, port: u16) -> Command {
+fn redis(directory: &Path, port: u16) -> Command {
     let mut command = Command::new("redis-server");
     command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
-    command.current_dir(folder);
+    command.current_dir(directory);
     command
 }
 
-/// A folder that this user of the system may write.
-fn folder_of(user: &str) -> TempDir {
-    let folder = tempfile::tempdir().expect("a folder for data");
+/// A directory that this user of the system may write.
+fn directory_of(user: &str) -> TempDir {
+    let directory = tempfile::tempdir().expect("a directory for data");
     if let Some(user) = instead_of_root(user) {
-        chown(folder.path(), Some(user.uid), Some(user.gid)).expect("root may give folders away");
+        chown(directory.path(), Some(user.uid), Some(user.gid)).expect("root may give directories away");
     }
-    folder
+    directory
 }
 
 /// Databases do not run as root, as which tests may.
@@ -243,11 +243,11 @@ fn as_user(user: &str, program: &Path) -> Command {
 }
 
 /// A program that Debian may keep outside the path.
-fn debian(program: &str, folder: &str) -> PathBuf {
+fn debian(program: &str, directory: &str) -> PathBuf {
     let paths = std::env::var_os("PATH").unwrap_or_default();
     let mut places: Vec<PathBuf> = std::env::split_paths(&paths).map(|path| path.join(program)).collect();
-    places.push(Path::new(folder).join(program));
-    if let Ok(versions) = std::fs::read_dir(folder) {
+    places.push(Path::new(directory).join(program));
+    if let Ok(versions) = std::fs::read_dir(directory) {
         places.extend(versions.flatten().map(|version| version.path().join("bin").join(program)));
     }
     let found = places.into_iter().find(|place| place.is_file());

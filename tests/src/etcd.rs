@@ -37,7 +37,7 @@ impl Etcd {
     /// # Panics
     /// As [`start`](Self::start).
     pub async fn start_with(tls: Option<(PathBuf, Certificate)>, token_ttl: Option<u32>) -> Self {
-        let data = tempfile::tempdir().expect("a folder for etcd's data");
+        let data = tempfile::tempdir().expect("a directory for etcd's data");
         let (port, peer_port) = (free_port(), free_port());
         let mut etcd = Etcd { port, peer_port, data, process: None, tls, token_ttl };
         etcd.start_again().await;
@@ -80,7 +80,7 @@ impl Etcd {
     /// Where there is no place for new data.
     pub fn wipe(&mut self) {
         self.stop();
-        self.data = tempfile::tempdir().expect("a folder for etcd's data");
+        self.data = tempfile::tempdir().expect("a directory for etcd's data");
     }
 
     /// Freezes it; it accepts connections and answers nothing.

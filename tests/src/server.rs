@@ -11,7 +11,7 @@ use crate::{Process, free_port};
 #[derive(Debug)]
 pub struct ServerProcess {
     binary: PathBuf,
-    folder: TempDir,
+    directory: TempDir,
     addr: String,
     sabotage: Option<&'static str>,
     process: Process,
@@ -23,13 +23,13 @@ pub fn group_from(name: &str, url: &str, more: &str) -> String {
 }
 
 /// The configuration of a token with these rights; its secret, `secret-of-the-…`, is written to a file in
-/// `folder`.
+/// `directory`.
 ///
 /// # Panics
 /// Where the file cannot be written.
-pub fn token_in(folder: &Path, name: &str, rights: &str) -> String {
-    let path = folder.join(name);
-    std::fs::write(&path, format!("secret-of-the-{name}\n")).expect("a folder of the test's own");
+pub fn token_in(directory: &Path, name: &str, rights: &str) -> String {
+    let path = directory.join(name);
+    std::fs::write(&path, format!("secret-of-the-{name}\n")).expect("a directory of the test's own");
     format!("[[token]]\nname = \"{name}\"\nsecret_files = [\"{}\"]\n{rights}\n", path.display())
 }
 
@@ -60,10 +60,10 @@ impl ServerProcess {
     /// # Panics
     /// Where it does not come up.
     pub async fn start_without(sabotage: Option<&'static str>, binary: &str, config: &str) -> Self {
-        let folder = tempfile::tempdir().expect("a folder for the configuration");
-        std::fs::write(folder.path().join("peanut.toml"), config).expect("the configuration is written");
-        let (process, addr) = spawn(binary.into(), &folder, sabotage, None).await;
-        ServerProcess { binary: binary.into(), folder, addr, sabotage, process }
+        let directory = tempfile::tempdir().expect("a directory for the configuration");
+        std::fs::write(directory.path().join("peanut.toml"), config).expect("the configuration is written");
+        let (process, addr) = spawn(binary.into(), &directory, sabotage, None).await;
+        ServerProcess { binary: binary.into(), directory, addr, sabotage, process }
     }
 
     /// Writes another configuration into its file; what a node reads while it runs it reads by itself.
@@ -71,14 +71,15 @@ impl ServerProcess {
     /// # Panics
     /// Where it cannot be written.
     pub fn configure(&self, config: &str) {
-        let (path, new) = (self.folder.path().join("peanut.toml"), self.folder.path().join("peanut.new"));
+        let (path, new) =
+            (self.directory.path().join("peanut.toml"), self.directory.path().join("peanut.new"));
         std::fs::write(&new, config).expect("the configuration is written");
         std::fs::rename(new, path).expect("it is put in its place");
     }
 
     /// Starts it again on the same address.
     pub async fn start_again(&mut self) {
-        let (process, _) = spawn(self.binary.clone(), &self.folder, self.sabotage, Some(&self.addr)).await;
+        let (process, _) = spawn(self.binary.clone(), &self.directory, self.sabotage, Some(&self.addr)).await;
         self.process = process;
     }
 
@@ -100,14 +101,14 @@ impl ServerProcess {
 
 async fn spawn(
     binary: PathBuf,
-    folder: &TempDir,
+    directory: &TempDir,
     sabotage: Option<&str>,
     listen: Option<&str>,
 ) -> (Process, String) {
     let mut command = Command::new(binary);
     command
         .arg("--config")
-        .arg(folder.path().join("peanut.toml"))
+        .arg(directory.path().join("peanut.toml"))
         .env("RUST_LOG", "info")
         .env("NO_COLOR", "1");
     command.envs(sabotage.map(|what| ("PEANUT_SABOTAGE", what)));

@@ -1,4 +1,5 @@
-//! `bench proxy`: the same client, `redis-benchmark`, against a proxy in front of a node and against Redis, by turns.
+//! `bench proxy`: the same client, `redis-benchmark`, against a proxy in front of a node and against Redis,
+//! by turns.
 
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::run::{Cargo, Failed, is_installed};
 
-/// Packages that others depend on, by their folders.
+/// Packages that others depend on, by their directories.
 const PACKAGES: [(&str, &str); 6] = [
     ("peanut-proto", "proto"),
     ("peanut-client", "client"),
@@ -21,8 +21,8 @@ const ADVISORIES: &str = "https://github.com/rustsec/advisory-db";
 
 /// Checks every feature of every package with no other: what needs another one has to say so.
 pub(crate) fn features() -> Result<(), Failed> {
-    for (package, folder) in PACKAGES {
-        let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(folder).join("Cargo.toml");
+    for (package, directory) in PACKAGES {
+        let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(directory).join("Cargo.toml");
         let manifest = std::fs::read_to_string(&manifest)
             .map_err(|error| Failed(format!("{}: {error}", manifest.display())))?;
         for feature in names(&manifest).filter(|name| *name != "default") {

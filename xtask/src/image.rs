@@ -1,5 +1,6 @@
-//! The root folder of an image: the two programs, the libraries that they load, the certificates of public authorities, and a
-//! user without rights. Where there is no container runtime it is made and tried all the same.
+//! The root directory of an image: the two programs, the libraries that they load, the certificates of public
+//! authorities, and a user without rights. Where there is no container runtime it is made and tried all the
+//! same.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -9,7 +10,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use crate::run::{Cargo, Failed, is_installed, run, target_folder};
+use crate::run::{Cargo, Failed, is_installed, run, target_directory};
 
 const PROGRAMS: [&str; 2] = ["peanut-server", "peanut"];
 /// As in images of distroless.
@@ -17,7 +18,8 @@ const PASSWD: &str =
     "root:x:0:0:root:/root:/sbin/nologin\nnonroot:x:65532:65532:nonroot:/var/lib/peanut:/sbin/nologin\n";
 const CERTIFICATES: &str = "etc/ssl/certs/ca-certificates.crt";
 
-/// `image`: builds an image with docker. `image --rootfs FOLDER`: its root folder, without, which is tried.
+/// `image`: builds an image with docker. `image --rootfs DIRECTORY`: its root directory, without, which is
+/// tried.
 pub(crate) fn image(args: &[&str]) -> Result<(), Failed> {
     match args {
         [] if is_installed("docker") => {
@@ -25,24 +27,24 @@ pub(crate) fn image(args: &[&str]) -> Result<(), Failed> {
             run("building the image", Command::new("docker").args(build))
         }
         [] => Err(Failed(
-            "docker is not here; `image --rootfs FOLDER` makes the root folder without it".to_owned(),
+            "docker is not here; `image --rootfs DIRECTORY` makes the root directory without it".to_owned(),
         )),
-        ["--rootfs", folder] => {
+        ["--rootfs", directory] => {
             let build =
                 ["build", "--release", "--locked", "-p", "peanut-server", "--features", "peanut-server/full"];
             Cargo::new(&[&build[..], &["-p", "peanut-cli"]].concat()).run("building")?;
-            root_folder(Path::new(folder), &target_folder()?.join("release"))?;
-            serve_from(Path::new(folder))
+            root_directory(Path::new(directory), &target_directory()?.join("release"))?;
+            serve_from(Path::new(directory))
         }
-        _ => Err(Failed("image takes nothing, or --rootfs FOLDER".to_owned())),
+        _ => Err(Failed("image takes nothing, or --rootfs DIRECTORY".to_owned())),
     }
 }
 
-/// Makes the root folder with programs from `programs`.
-fn root_folder(root: &Path, programs: &Path) -> Result<(), Failed> {
-    for folder in ["usr/bin", "etc/peanut", "var/lib/peanut", "tmp", "dev", "proc"] {
-        let folder = root.join(folder);
-        fs::create_dir_all(&folder).map_err(|error| failed(&folder, error))?;
+/// Makes the root directory with programs from `programs`.
+fn root_directory(root: &Path, programs: &Path) -> Result<(), Failed> {
+    for directory in ["usr/bin", "etc/peanut", "var/lib/peanut", "tmp", "dev", "proc"] {
+        let directory = root.join(directory);
+        fs::create_dir_all(&directory).map_err(|error| failed(&directory, error))?;
     }
     let mut libraries = BTreeSet::new();
     for program in PROGRAMS {
@@ -79,18 +81,19 @@ fn failed(what: &Path, error: impl std::fmt::Display) -> Failed {
     Failed(format!("{}: {error}", what.display()))
 }
 
-/// Makes the root folder of programs that are built, and has them serve a key from within: with that folder as their root, and
-/// nothing else of this machine but its network. Says so where that cannot be tried here.
+/// Makes the root directory of programs that are built, and has them serve a key from within: with that
+/// directory as their root, and nothing else of this machine but its network. Says so where that cannot be
+/// tried here.
 pub(crate) fn check(programs: &Path) -> Result<(), Failed> {
     let root = std::env::temp_dir().join(format!("peanut-image-{}", std::process::id()));
-    let checked = root_folder(&root, programs).and_then(|()| serve_from(&root));
+    let checked = root_directory(&root, programs).and_then(|()| serve_from(&root));
     let _ = fs::remove_dir_all(&root);
     checked
 }
 
 fn serve_from(root: &Path) -> Result<(), Failed> {
     if !inside(root, "peanut", ["--version"]).output().is_ok_and(|run| run.status.success()) {
-        eprintln!("\n== the root folder was NOT tried: `unshare --root` cannot be used here");
+        eprintln!("\n== the root directory was NOT tried: `unshare --root` cannot be used here");
         return Ok(());
     }
     let port = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr());
@@ -102,7 +105,7 @@ fn serve_from(root: &Path) -> Result<(), Failed> {
     let mut log = BufReader::new(node.0.stderr.take().expect("it is piped")).lines().map_while(Result::ok);
     let lines: Vec<_> = log.by_ref().take_while(|line| !line.contains("registered")).collect();
     if node.0.try_wait().is_ok_and(|ended| ended.is_some()) {
-        return Err(Failed(format!("the node in the root folder has ended: {}", lines.join("\n"))));
+        return Err(Failed(format!("the node in the root directory has ended: {}", lines.join("\n"))));
     }
     for (words, expected) in [(&["health"][..], ""), (&["get", "scores", "Tom"], "630")] {
         let asked = inside(root, "peanut", [&["--nodes", &addr], words].concat()).output();
@@ -110,17 +113,17 @@ fn serve_from(root: &Path) -> Result<(), Failed> {
         let said = String::from_utf8_lossy(&asked.stdout);
         if !asked.status.success() || said.trim() != expected {
             return Err(Failed(format!(
-                "{words:?} in the root folder: {said}{}",
+                "{words:?} in the root directory: {said}{}",
                 String::from_utf8_lossy(&asked.stderr)
             )));
         }
     }
     drop((node, log));
-    println!("\n== the root folder of the image serves");
+    println!("\n== the root directory of the image serves");
     Ok(())
 }
 
-/// A program of the root folder, with that as its root.
+/// A program of the root directory, with that as its root.
 fn inside<S: AsRef<OsStr>>(root: &Path, program: &str, args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new("unshare");
     command.args(["--user", "--map-root-user", "--mount", "--pid", "--fork", "--kill-child"]);

@@ -29,14 +29,14 @@ cargo xtask <command>
              fleets of real processes through random faults that overlap, and what their clients saw checked
   soak [--minutes N]
              mixed work and faults on real processes for an hour, and whether anything has grown
-  image [--rootfs FOLDER]
-             build an image with docker, or without it the root folder of one
+  image [--rootfs DIRECTORY]
+             build an image with docker, or without it the root directory of one
   package    build Debian packages (installs cargo-deb), and install, upgrade and remove them in a copy of this machine's root
   bench instructions [--record]
              count the instructions of the parts on the way of a get under valgrind (installs it), and fail where one
              has grown by over 5 %; with `--record` write the counts to benchmarks/instructions.json
   bench fleet [PART]
-             measure small values beside large ones, fleets of one to eight nodes, idle clients, and what a folder
+             measure small values beside large ones, fleets of one to eight nodes, idle clients, and what a directory
              for warm restarts costs; only one of these with `large`, `fleets`, `idle` or `warm`
   bench faults
              measure gets at a fixed rate while a node is killed, sleeps, and all are restarted in turn
@@ -129,7 +129,12 @@ fn test() -> Result<(), Failed> {
     Cargo::new(&clippy).run("lints")?;
     Cargo::new(&["fmt", "--manifest-path", PEERS, "--check"]).run("format of the comparisons")?;
     let clippy = ["clippy", "--locked", "--manifest-path", PEERS, "--all-targets", "--target-dir"];
-    Cargo::new(&clippy).arg(run::target_folder()?).arg("--").arg("-D").arg("warnings").run("their lints")?;
+    Cargo::new(&clippy)
+        .arg(run::target_directory()?)
+        .arg("--")
+        .arg("-D")
+        .arg("warnings")
+        .run("their lints")?;
     for package in ["peanut-proto", "peanut-client", "peanut-proxy", "peanut-edge", "peanut-server"] {
         let check = ["clippy", "-p", package, "--no-default-features", "--", "-D", "warnings"];
         Cargo::new(&check).run("lints without features")?;
@@ -156,7 +161,7 @@ fn test() -> Result<(), Failed> {
     }
     let build = ["build", "--workspace", "--all-features", "--bins", "--examples"];
     Cargo::new(&build).run("building examples")?;
-    let built = run::target_folder()?.join("debug");
+    let built = run::target_directory()?.join("debug");
     image::check(&built)?;
     package::check(&built)?;
     for example in ["scores", "custom_loader", "local_fleet"] {
@@ -196,15 +201,16 @@ fn bench_overload(args: &[&str]) -> Result<(), Failed> {
     run::run("overload", run::built("quick/overload")?.args(args))
 }
 
-/// tokio takes the seed of its random numbers in builds with this flag only, which have a folder of their
+/// tokio takes the seed of its random numbers in builds with this flag only, which have a directory of their
 /// own.
 fn simulate(args: &[&str]) -> Result<(), Failed> {
     run::run("simulate", simulation("simulate")?.args(args))
 }
 
-/// A program of the simulator's crate, which wants tokio's unstable parts and so a target folder of its own.
+/// A program of the simulator's crate, which wants tokio's unstable parts and so a target directory of its
+/// own.
 fn simulation(program: &str) -> Result<std::process::Command, Failed> {
-    let target = run::target_folder()?.join("simulation");
+    let target = run::target_directory()?.join("simulation");
     let build =
         ["build", "--quiet", "--locked", "--profile", "quick", "-p", "peanut-simulation", "--target-dir"];
     Cargo::new(&build).arg(&target).env("RUSTFLAGS", "--cfg tokio_unstable").run("building the simulator")?;
@@ -262,11 +268,11 @@ fn bench_near(args: &[&str]) -> Result<(), Failed> {
 
 fn bench_store() -> Result<(), Failed> {
     let bench = ["bench", "--manifest-path", PEERS, "--bench", "store", "--target-dir"];
-    Cargo::new(&bench).arg(run::target_folder()?).run("the store beside others")
+    Cargo::new(&bench).arg(run::target_directory()?).run("the store beside others")
 }
 
 /// A program of the crate that is not a member of the workspace; what is added are its arguments.
 fn peers(program: &str) -> Result<Cargo, Failed> {
     let run = ["run", "--release", "--manifest-path", PEERS, "--bin", program, "--target-dir"];
-    Ok(Cargo::new(&run).arg(run::target_folder()?).arg("--"))
+    Ok(Cargo::new(&run).arg(run::target_directory()?).arg("--"))
 }

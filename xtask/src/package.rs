@@ -1,10 +1,11 @@
-//! Debian packages, and a trial of them: installed, upgraded and taken out in a copy of this machine that is gone afterwards.
+//! Debian packages, and a trial of them: installed, upgraded and taken out in a copy of this machine that is
+//! gone afterwards.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::run::{Cargo, Failed, is_installed, run, target_folder};
+use crate::run::{Cargo, Failed, is_installed, run, target_directory};
 
 const SHELLS: [&str; 3] = ["bash", "zsh", "fish"];
 const UNIT: &str = "deploy/debian/peanut-server.service";
@@ -18,9 +19,9 @@ pub(crate) fn package() -> Result<(), Failed> {
     }
     let build = ["build", "--release", "--locked", "-p", "peanut-server", "--features", "peanut-server/full"];
     Cargo::new(&[&build[..], &["-p", "peanut-cli"]].concat()).run("building")?;
-    let folder = make(&target_folder()?.join("release"), &[])?;
-    try_out(&folder)?;
-    println!("\n== the packages are in {}", folder.display());
+    let directory = make(&target_directory()?.join("release"), &[])?;
+    try_out(&directory)?;
+    println!("\n== the packages are in {}", directory.display());
     Ok(())
 }
 
@@ -36,12 +37,12 @@ pub(crate) fn check(programs: &Path) -> Result<(), Failed> {
     try_out(&make(programs, &["--fast"])?)
 }
 
-/// Makes both packages twice, of two revisions, in a target folder of their own, where programs of any profile stand as those
-/// of a release.
+/// Makes both packages twice, of two revisions, in a target directory of their own, where programs of any
+/// profile stand as those of a release.
 fn make(programs: &Path, more: &[&str]) -> Result<PathBuf, Failed> {
-    let target = target_folder()?.join("package");
+    let target = target_directory()?.join("package");
     let release = target.join("release");
-    let folder = target.join("debian");
+    let directory = target.join("debian");
     // Packages of an earlier version would be tried too.
     let _ = fs::remove_dir_all(&target);
     pages(programs, &release.join("package"))?;
@@ -57,13 +58,13 @@ fn make(programs: &Path, more: &[&str]) -> Result<PathBuf, Failed> {
             deb.run("packaging")?;
         }
     }
-    Ok(folder)
+    Ok(directory)
 }
 
 /// Writes manual pages and completions.
-fn pages(programs: &Path, folder: &Path) -> Result<(), Failed> {
-    fs::create_dir_all(folder).map_err(|error| failed(folder, error))?;
-    run("manual pages", Command::new(programs.join("peanut")).arg("man").arg(folder))?;
+fn pages(programs: &Path, directory: &Path) -> Result<(), Failed> {
+    fs::create_dir_all(directory).map_err(|error| failed(directory, error))?;
+    run("manual pages", Command::new(programs.join("peanut")).arg("man").arg(directory))?;
     let mut texts = vec![("peanut-server", vec!["--generate", "man"], "peanut-server.8".to_owned())];
     for shell in SHELLS {
         texts.push(("peanut-server", vec!["--generate", shell], format!("peanut-server.{shell}")));
@@ -75,13 +76,14 @@ fn pages(programs: &Path, folder: &Path) -> Result<(), Failed> {
         if !output.status.success() {
             return Err(Failed(format!("{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr))));
         }
-        fs::write(folder.join(&file), output.stdout).map_err(|error| failed(folder, error))?;
+        fs::write(directory.join(&file), output.stdout).map_err(|error| failed(directory, error))?;
     }
     Ok(())
 }
 
-/// Installs, upgrades and removes the packages of a folder. Says so where that takes rights that this user has not.
-fn try_out(folder: &Path) -> Result<(), Failed> {
+/// Installs, upgrades and removes the packages of a directory. Says so where that takes rights that this user
+/// has not.
+fn try_out(directory: &Path) -> Result<(), Failed> {
     if is_installed("systemd-analyze") {
         let looked = ["security", "--offline=true", "--no-pager", "--threshold", EXPOSURE, UNIT];
         let looked = Command::new("systemd-analyze").args(looked).output();
@@ -102,7 +104,7 @@ fn try_out(folder: &Path) -> Result<(), Failed> {
     }
     run(
         "trying the packages",
-        Command::new("unshare").args(apart).args(["sh", "deploy/debian/try.sh"]).arg(folder),
+        Command::new("unshare").args(apart).args(["sh", "deploy/debian/try.sh"]).arg(directory),
     )
 }
 

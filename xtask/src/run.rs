@@ -57,17 +57,17 @@ pub(crate) fn is_installed(command: &str) -> bool {
     quiet.is_ok_and(|status| status.success())
 }
 
-/// A program that cargo has built, by its path in the target folder.
+/// A program that cargo has built, by its path in the target directory.
 pub(crate) fn built(path: &str) -> Result<Command, Failed> {
-    Ok(Command::new(target_folder()?.join(path)))
+    Ok(Command::new(target_directory()?.join(path)))
 }
 
 /// Where cargo builds.
-pub(crate) fn target_folder() -> Result<PathBuf, Failed> {
+pub(crate) fn target_directory() -> Result<PathBuf, Failed> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     let metadata = cargo.args(["metadata", "--no-deps", "--format-version=1"]).output();
     let metadata = metadata.map_err(|error| Failed(format!("cargo metadata could not be run: {error}")))?;
     let text = String::from_utf8_lossy(&metadata.stdout);
     let target = text.split_once("\"target_directory\":\"").and_then(|(_, rest)| rest.split('"').next());
-    target.map(PathBuf::from).ok_or_else(|| Failed("cargo metadata names no target folder".to_owned()))
+    target.map(PathBuf::from).ok_or_else(|| Failed("cargo metadata names no target directory".to_owned()))
 }

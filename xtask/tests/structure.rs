@@ -1,7 +1,8 @@
 //! The structure of the crates: which module uses which, by their `use` lines and paths, and how long files
 //! are.
 //!
-//! Modules of one crate form no circle, but for a builder and what it builds. A folder counts as one module.
+//! Modules of one crate form no circle, but for a builder and what it builds. A directory counts as one
+//! module.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -14,9 +15,9 @@ fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-fn sources(folder: &Path) -> Vec<PathBuf> {
+fn sources(directory: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).expect("a folder").flatten() {
+    for entry in std::fs::read_dir(directory).expect("a directory").flatten() {
         let path = entry.path();
         if path.is_dir() {
             found.extend(sources(&path));
@@ -86,7 +87,7 @@ fn reaches(uses: &BTreeMap<String, BTreeSet<String>>, from: &str, to: &str) -> b
 
 #[test]
 fn modules_form_no_circle() {
-    for folder in [
+    for directory in [
         "proto/src",
         "client/src",
         "client/cli/src",
@@ -95,12 +96,12 @@ fn modules_form_no_circle() {
         "server/edge/src",
         "server/page/src",
     ] {
-        let uses = uses(&repository().join(folder));
-        assert!(uses.len() > 2, "{folder}: {} modules", uses.len());
+        let uses = uses(&repository().join(directory));
+        assert!(uses.len() > 2, "{directory}: {} modules", uses.len());
         for (module, used) in &uses {
             for other in used.iter().filter(|other| reaches(&uses, other, module)) {
                 let is_pair = PAIRS.iter().any(|pair| pair.contains(&&**module) && pair.contains(&&**other));
-                assert!(is_pair, "{folder}: `{module}` uses `{other}`, which comes back to it");
+                assert!(is_pair, "{directory}: `{module}` uses `{other}`, which comes back to it");
             }
         }
     }
@@ -127,7 +128,7 @@ fn places_of_crates() -> Vec<(String, Vec<String>)> {
 fn crates_appear_where_the_map_says() {
     let places = places_of_crates();
     assert!(places.len() > 12, "{places:?}");
-    for folder in [
+    for directory in [
         "proto/src",
         "client/src",
         "client/cli/src",
@@ -136,7 +137,7 @@ fn crates_appear_where_the_map_says() {
         "server/edge/src",
         "server/page/src",
     ] {
-        for file in sources(&repository().join(folder)) {
+        for file in sources(&repository().join(directory)) {
             let inside =
                 file.strip_prefix(repository()).expect("it is in there").to_string_lossy().into_owned();
             if inside.contains("/tests") || inside.contains("/generated/") {
@@ -146,7 +147,7 @@ fn crates_appear_where_the_map_says() {
             for (name, places) in &places {
                 let module = name.replace('-', "_");
                 // A module of ours may have the name.
-                if file.parent().is_some_and(|folder| folder.join(format!("{module}.rs")).exists()) {
+                if file.parent().is_some_and(|directory| directory.join(format!("{module}.rs")).exists()) {
                     continue;
                 }
                 let path = format!("{module}::");
@@ -161,10 +162,30 @@ fn crates_appear_where_the_map_says() {
     }
 }
 
+/// As wide as code is, which rustfmt sees to for code alone.
+#[test]
+fn no_comment_is_wider_than_the_code() {
+    let format = std::fs::read_to_string(repository().join("rustfmt.toml")).expect("the format of code");
+    let width = format.lines().find_map(|line| line.strip_prefix("max_width = ")).expect("its width");
+    let width: usize = width.parse().expect("a number");
+    for directory in ["proto/src", "client", "server", "tests", "xtask", "examples"] {
+        for file in sources(&repository().join(directory)) {
+            if file.iter().any(|part| part == "generated" || part == "target") {
+                continue;
+            }
+            let text = std::fs::read_to_string(&file).expect("a source");
+            for (at, line) in text.lines().enumerate().filter(|(_, line)| line.trim_start().starts_with("//"))
+            {
+                assert!(line.chars().count() <= width, "{}:{} is too wide", file.display(), at + 1);
+            }
+        }
+    }
+}
+
 #[test]
 fn no_file_is_long() {
-    for folder in ["proto/src", "client", "server", "tests", "xtask", "examples"] {
-        for file in sources(&repository().join(folder)) {
+    for directory in ["proto/src", "client", "server", "tests", "xtask", "examples"] {
+        for file in sources(&repository().join(directory)) {
             let is_made = file.iter().any(|part| part == "generated" || part == "target");
             let lines = std::fs::read_to_string(&file).unwrap().lines().count();
             assert!(is_made || lines <= MAX_LINES, "{} has {lines} lines", file.display());

@@ -159,7 +159,7 @@ pub(crate) enum Command {
         /// Host names and IP addresses of a node; none for an application
         hosts: Vec<String>,
         /// Directory for the files; its `ca.key` signs, so keep it from everybody
-        #[arg(long, default_value = "certs", value_name = "FOLDER")]
+        #[arg(long, default_value = "certs", value_name = "DIRECTORY")]
         dir: PathBuf,
         /// Days that it is good for
         #[arg(long, default_value = "365", value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=3650))]

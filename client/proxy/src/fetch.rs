@@ -1,8 +1,8 @@
 //! Values of many keys, fetched in portions.
 //!
-//! A caller may ask for any number of keys at once, and nobody knows how long their values are before they are there. So
-//! the size of a portion follows that of the values before, nothing more is fetched once there is enough, and what values
-//! take counts for the caller's budget until the answer is written.
+//! A caller may ask for any number of keys at once, and nobody knows how long their values are before they
+//! are there. So the size of a portion follows that of the values before, nothing more is fetched once there
+//! is enough, and what values take counts for the caller's budget until the answer is written.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -48,7 +48,8 @@ impl Fetch {
         self.held.into_inner()
     }
 
-    /// Room for so many values, which is waited for by a caller that has none yet: one that has would keep others waiting.
+    /// Room for so many values, which is waited for by a caller that has none yet: one that has would keep
+    /// others waiting.
     async fn room_for(&self, keys: usize) -> Option<Held> {
         let (bytes, is_first) = (keys * USUAL_BYTES, self.held.lock().is_empty());
         if is_first {
@@ -87,8 +88,8 @@ impl Fetch {
     }
 }
 
-/// How many keys to fetch at once after so many that had so many bytes: four times as many, as long as a portion is not too
-/// long then.
+/// How many keys to fetch at once after so many that had so many bytes: four times as many, as long as a
+/// portion is not too long then.
 fn next_portion(keys: usize, bytes: usize) -> usize {
     let each = bytes.div_ceil(keys.max(1)).max(1);
     (PORTION_BYTES / each).min(keys.saturating_mul(4)).clamp(1, MAX_PORTION)

@@ -1,7 +1,7 @@
 //! The groups that callers name, as handles of one client.
 //!
-//! A client remembers every group that it was asked for, so a proxy, whose callers may name anything, bounds how many that
-//! are.
+//! A client remembers every group that it was asked for, so a proxy, whose callers may name anything, bounds
+//! how many that are.
 
 use std::collections::HashMap;
 

@@ -1,7 +1,8 @@
-//! Plain gRPC, for clients that know one address and no ring: `peanut.v1.Peanut`, without lanes, and the service of the
-//! original PeanutCache.
+//! Plain gRPC, for clients that know one address and no ring: `peanut.v1.Peanut`, without lanes, and the
+//! service of the original PeanutCache.
 //!
-//! What only a client with a ring can mean is refused: fill tokens, peeks at former owners, and the place of another node.
+//! What only a client with a ring can mean is refused: fill tokens, peeks at previous owners, and the place
+//! of another node.
 
 use std::sync::Arc;
 use std::time::Duration;

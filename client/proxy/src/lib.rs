@@ -7,8 +7,8 @@
 //! operators ───────── page ──┘
 //! ```
 //!
-//! It is the ring as a layer of its own: programs that have no client of Peanut reach it at one address. With a near
-//! cache in its client, hot keys are answered by the proxy itself, and are never outdated for that.
+//! It is the ring as a layer of its own: programs that have no client of Peanut reach it at one address. With
+//! a near cache in its client, hot keys are answered by the proxy itself, and are never outdated for that.
 
 mod core;
 mod counters;

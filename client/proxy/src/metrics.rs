@@ -1,4 +1,5 @@
-//! What a proxy has done, in the text format of OpenMetrics, which Prometheus reads. METRICS.md has the table.
+//! What a proxy has done, in the text format of OpenMetrics, which Prometheus reads. METRICS.md has the
+//! table.
 
 use std::fmt;
 use std::sync::Arc;

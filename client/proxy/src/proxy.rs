@@ -90,21 +90,22 @@ impl ProxyBuilder {
         self
     }
 
-    /// Serves the page of the fleet there, for operators: on a port, or a Unix socket. Where there are tokens, who looks needs the
-    /// right `admin`.
+    /// Serves the page of the fleet there, for operators: on a port, or a Unix socket. Where there are
+    /// tokens, who looks needs the right `admin`.
     pub fn page(mut self, listener: impl Into<Listener>) -> Self {
         self.page.push(listener.into());
         self
     }
 
-    /// Names by which the page may be called, beside localhost, IP addresses, and those in the proxy's certificate.
+    /// Names by which the page may be called, beside localhost, IP addresses, and those in the proxy's
+    /// certificate.
     pub fn page_hosts<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
         self.page_hosts.extend(names.into_iter().map(Into::into));
         self
     }
 
-    /// Speaks TLS on every port, with these files, which are read again when they change. With a `ca`, callers need a
-    /// certificate of one of its authorities.
+    /// Speaks TLS on every port, with these files, which are read again when they change. With a `ca`,
+    /// callers need a certificate of one of its authorities.
     pub fn tls(mut self, files: TlsFiles) -> Self {
         self.tls = Some(files);
         self
@@ -131,7 +132,8 @@ impl ProxyBuilder {
     /// Checks the description and makes the proxy.
     ///
     /// # Errors
-    /// What cannot be: certificates or tokens that cannot be used, a port beyond loopback without TLS, no port at all.
+    /// What cannot be: certificates or tokens that cannot be used, a port beyond loopback without TLS, no
+    /// port at all.
     pub fn build(self) -> Result<Proxy, Error> {
         let asks_for_certificates = self.tls.as_ref().is_some_and(|files| files.ca.is_some());
         let tokens =
@@ -320,8 +322,8 @@ pub struct ProxyHandle {
 }
 
 impl ProxyHandle {
-    /// Reads the certificates again, for new connections. Where they cannot be used, the last good ones stay, with a
-    /// warning. They are also read again by themselves, within a second of a change.
+    /// Reads the certificates again, for new connections. Where they cannot be used, the last good ones stay,
+    /// with a warning. They are also read again by themselves, within a second of a change.
     pub fn reload_certificates(&self) {
         self.reloading.iter().for_each(|tls| tls.reload());
     }

@@ -19,8 +19,9 @@ pub(crate) async fn within<F: Future>(traceparent: Option<String>, call: F) -> F
     TRACEPARENT.scope(traceparent, call).await
 }
 
-/// The trace of the call that this task runs: for [`ClientBuilder::trace_context`](peanut_client::ClientBuilder::trace_context)
-/// of the client that the proxy is given.
+/// The trace of the call that this task runs: for
+/// [`ClientBuilder::trace_context`](peanut_client::ClientBuilder::trace_context) of the client that the proxy
+/// is given.
 ///
 /// ```
 /// let client = peanut_client::Client::builder().trace_context(peanut_proxy::trace_context);

@@ -1,5 +1,5 @@
-//! Keys that may have to be loaded by this caller: each owner is asked for all of its keys in one operation, and
-//! its answers are taken as they come, since some keys are being loaded by others.
+//! Keys that may have to be loaded by this caller: each owner is asked for all of its keys in one operation,
+//! and its answers are taken as they come, since some keys are being loaded by others.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -32,8 +32,8 @@ pub(super) struct Boarding<'a> {
     keys: &'a [&'a Bytes],
     routing: Arc<Routing>,
     deadline: Instant,
-    /// The keys that owners were asked for, in the order in which they were, by their places in the call, each
-    /// with its owner. What has been answered is `None`.
+    /// The keys that owners were asked for, in the order in which they were, by their places in the call,
+    /// each with its owner. What has been answered is `None`.
     asked: Vec<Option<(usize, Arc<Node>)>>,
     unanswered: usize,
     answers: mpsc::UnboundedReceiver<(usize, Answer)>,

@@ -1,4 +1,5 @@
-//! Who holds a key, for operators: its owner, the next node, and those that owned it lately are peeked at. Nothing is loaded.
+//! Who holds a key, for operators: its owner, the next node, and those that owned it lately are peeked at.
+//! Nothing is loaded.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,8 +35,8 @@ pub struct Holding {
     pub node: String,
     /// What it is to the key.
     pub role: KeyRole,
-    /// What it would answer from memory; `None` where it would have to load. Of a node that does not answer for the key: what
-    /// it has, though nobody is shown that.
+    /// What it would answer from memory; `None` where it would have to load. Of a node that does not answer
+    /// for the key: what it has, though nobody is shown that.
     pub entry: Result<Option<HeldEntry>, Error>,
 }
 
@@ -52,9 +53,9 @@ pub struct HeldEntry {
 }
 
 impl Group {
-    /// Asks the nodes that may hold a key what they have of it: its owner first, then its successor, then those that were one
-    /// of these in a ring that was replaced in the last minutes. Nothing is loaded, and no copy of this client's is looked at.
-    /// For operators: a get is one call, this is one for each node.
+    /// Asks the nodes that may hold a key what they have of it: its owner first, then its successor, then
+    /// those that were one of these in a ring that was replaced in the last minutes. Nothing is loaded, and
+    /// no copy of this client's is looked at. For operators: a get is one call, this is one for each node.
     ///
     /// # Errors
     /// Where the key or the group's name breaks a rule. What a node fails with is in its [`Holding`].
@@ -65,7 +66,7 @@ impl Group {
         let request = Request { op, ..self.request(key, now) };
         let routing = self.client.routing.get();
         let Some(route) = routing.route(request.hash) else { return Ok(Vec::new()) };
-        let previous = routing.former_nodes(request.hash, true, now);
+        let previous = routing.previous_owners(request.hash, true, now);
         let anything = RingVersion::NONE;
         let asked = [(KeyRole::Owner, route.owner, route.owned_since)]
             .into_iter()

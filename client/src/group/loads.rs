@@ -58,9 +58,10 @@ impl Group {
     /// that is cancelled or panics while its `load` runs gives way to the next at once; what a late `load`
     /// brings is stored all the same where nobody has written the key meanwhile.
     ///
-    /// Where no node can be asked, or a quarter of the deadline goes by before the fleet is found, `load` is run too, for this caller alone, and its value is not kept: at
-    /// most
-    /// [`uncached_loads`](crate::ClientBuilder::uncached_loads) at a time in this client, beyond which the call fails.
+    /// Where no node can be asked, or a quarter of the deadline goes by before the fleet is found, `load` is
+    /// run too, for this caller alone, and its value is not kept: at most
+    /// [`uncached_loads`](crate::ClientBuilder::uncached_loads) at a time in this client, beyond which the
+    /// call fails.
     ///
     /// ```no_run
     /// # use std::time::Duration;
@@ -76,8 +77,8 @@ impl Group {
     /// ```
     ///
     /// # Errors
-    /// [`ErrorKind::Loader`] where `load` fails, with its error as the source here, and with its message for all who wait for it; else as
-    /// [`get`](Self::get).
+    /// [`ErrorKind::Loader`] where `load` fails, with its error as the source here, and with its message for
+    /// all who wait for it; else as [`get`](Self::get).
     #[doc(alias = "get_with")]
     #[doc(alias = "try_get_with")]
     pub async fn get_or_load<T, E, L>(
@@ -247,7 +248,8 @@ impl Group {
         let Answered { reply, node, ring_version, failover } = &answered;
         if !failover
             && reply.may_hand_over(*ring_version)
-            && let Some(found) = fill::former_value(client, &request, node, *ring_version, reply).await
+            && let Some(found) =
+                fill::value_of_previous_owner(client, &request, node, *ring_version, reply).await
         {
             return Boarded::Answered(self.settle(Ok(Answered { reply: found, ..answered })));
         }
@@ -275,7 +277,8 @@ impl Group {
         self.value_of(brought, failover)
     }
 
-    /// As [`finish`](Self::finish), of all keys that one load was for: each node is brought all of its values together.
+    /// As [`finish`](Self::finish), of all keys that one load was for: each node is brought all of its values
+    /// together.
     async fn finish_many(
         &self,
         led: Vec<(Bytes, Answered)>,

@@ -110,8 +110,8 @@ impl Group {
     /// ```
     ///
     /// A silent node's successor is asked after a quarter of the client's deadline: a call with less time
-    /// than that fails with
-    /// [`ErrorKind::DeadlineExceeded`] before. A deadline out of bounds makes every call fail with [`ErrorKind::InvalidArgument`].
+    /// than that fails with [`ErrorKind::DeadlineExceeded`] before. A deadline out of bounds makes every call
+    /// fail with [`ErrorKind::InvalidArgument`].
     #[must_use]
     pub fn with_deadline(&self, deadline: Duration) -> Self {
         let out_of_bounds = DEADLINE.check(deadline).err().map(|why| invalid(format!("deadline: {why}")));

@@ -10,8 +10,8 @@ use crate::near::{Copy, Found};
 use crate::request::{Op, Request};
 
 impl Group {
-    /// The near copy of a key, where there is one that may be read. `Err`: whether there is one that has lapsed, which the
-    /// node is to be told.
+    /// The near copy of a key, where there is one that may be read. `Err`: whether there is one that has
+    /// lapsed, which the node is to be told.
     pub(super) fn near_copy(&self, key: &[u8], hash: u64) -> Result<Option<Bytes>, bool> {
         self.read_near(key, hash, |copy, _| copy.value())
     }

@@ -19,8 +19,9 @@ impl Group {
     /// Stores a value at the node that owns the key. It stays fresh for the group's `ttl`.
     ///
     /// When this returns `Ok`, no get of any client that begins later shows what was before, as far as
-    /// docs/consistency.md's promise goes. The key is deleted and the value stored in one round trip, or in two
-    /// where another client has written a key of the same class since this one last did. Where the owner cannot be reached, or another write comes between, no value is kept.
+    /// docs/consistency.md's promise goes. The key is deleted and the value stored in one round trip, or in
+    /// two where another client has written a key of the same class since this one last did. Where the owner
+    /// cannot be reached, or another write comes between, no value is kept.
     ///
     /// # Errors
     /// As [`ErrorKind`] has them; [`ErrorKind::Unavailable`] where the owner could not be reached, and a hint
@@ -135,8 +136,8 @@ impl Group {
     /// Has the fleet forget all keys of the group.
     ///
     /// # Errors
-    /// [`ErrorKind::Unavailable`] or [`ErrorKind::DeadlineExceeded`] where the registry did not take it, or, in a fleet that is
-    /// a fixed list, one of the nodes. Some nodes may have forgotten all then.
+    /// [`ErrorKind::Unavailable`] or [`ErrorKind::DeadlineExceeded`] where the registry did not take it, or,
+    /// in a fleet that is a fixed list, one of the nodes. Some nodes may have forgotten all then.
     #[doc(alias = "invalidate_all")]
     #[doc(alias = "flush")]
     pub async fn clear(&self) -> Result<(), Error> {
@@ -189,7 +190,8 @@ impl Group {
         WriteOf { key: Key { bytes, hash: self.hasher.hash(bytes) }, write }
     }
 
-    /// Deletes keys on the caller's runtime, for a caller that waits for nothing any more: once after each of these pauses.
+    /// Deletes keys on the caller's runtime, for a caller that waits for nothing any more: once after each of
+    /// these pauses.
     fn delete_in_background<const N: usize>(&self, keys: &[&[u8]], pauses: [Duration; N]) {
         let Ok(runtime) = Handle::try_current() else {
             tracing::warn!(group = self.name(), "a write was dropped unfinished where there is no runtime");
@@ -222,8 +224,8 @@ impl Group {
     }
 }
 
-/// Writes that are under way. A caller that stops waiting for them has perhaps written its database by then, so
-/// what is left of them is done as deletes.
+/// Writes that are under way. A caller that stops waiting for them has perhaps written its database by then,
+/// so what is left of them is done as deletes.
 struct Unfinished<'a, K: AsRef<[&'a [u8]]>> {
     /// `None` once they have ended.
     group: Option<&'a Group>,
@@ -247,8 +249,8 @@ impl<'a, K: AsRef<[&'a [u8]]>> Drop for Unfinished<'a, K> {
 /// A write that has begun, before the database is written; see [`Group::begin_write`].
 ///
 /// One that is dropped without an end has the key deleted in the background, at once and once more after the
-/// call's deadline: its database write may have been done. A statement that is committed later than that is not
-/// seen, so a handler that its server drops when the caller hangs up writes in a task of its own.
+/// call's deadline: its database write may have been done. A statement that is committed later than that is
+/// not seen, so a handler that its server drops when the caller hangs up writes in a task of its own.
 #[derive(Debug)]
 #[must_use = "end it with `set` or `delete` after the database was written"]
 pub struct BegunWrite {

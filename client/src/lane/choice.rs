@@ -29,8 +29,8 @@ pub(crate) struct Chosen<'a> {
 impl Choice {
     /// As many lanes as can be told apart.
     pub(crate) const MOST_LANES: usize = 1 << LANE_BITS;
-    /// The load of a lane that is being opened, or could not be, beside what is in flight on it: it is left while there is
-    /// another.
+    /// The load of a lane that is being opened, or could not be, beside what is in flight on it: it is left
+    /// while there is another.
     pub(crate) const NOT_OPEN: usize = usize::MAX / 2;
 
     pub(crate) fn new() -> Self {

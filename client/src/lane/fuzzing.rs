@@ -19,8 +19,8 @@ use super::state::{LaneState, NextFrame};
 use super::{Answer, Failure};
 use crate::request::{Each, Key, ManyAttempt, Op, Placement, Request};
 
-/// How many callers wait for one answer each, how many for those of many keys together, and of how many. One more takes as
-/// many as they come.
+/// How many callers wait for one answer each, how many for those of many keys together, and of how many. One
+/// more takes as many as they come.
 const CALLERS: usize = 40;
 const MANY: usize = 2;
 const KEYS: usize = 5;

@@ -107,7 +107,7 @@ impl Reply {
         }
     }
 
-    /// Whether what a former owner has can be brought under the token, for a caller that goes by this ring:
+    /// Whether what a previous owner has can be brought under the token, for a caller that goes by this ring:
     /// with a later one, or once the key may have been written, it may be outdated.
     pub(crate) fn may_hand_over(&self, ring_version: RingVersion) -> bool {
         self.ring_version <= ring_version && !self.written
@@ -168,8 +168,8 @@ struct Shared {
     state: Mutex<LaneState>,
     /// Operations in flight, for those who choose a lane.
     in_flight: AtomicUsize,
-    /// It is being opened, or could not be: nanoseconds of uptime until when others are better; 0: it is open, or has not
-    /// been used.
+    /// It is being opened, or could not be: nanoseconds of uptime until when others are better; 0: it is
+    /// open, or has not been used.
     not_open_until: AtomicU64,
     /// Counts the drivers: an earlier one has nothing to say.
     driver: AtomicU64,
@@ -347,8 +347,9 @@ impl Lane {
         AskedMany { answers, afar: is_foreign.then_some(Afar { lane: self, deadline }) }
     }
 
-    /// As [`ask_many`](Self::ask_many), where each answer goes to the sender as it comes, by the position of its key in all
-    /// of them, counted on from `first`. Whether the driver is on another runtime than the caller.
+    /// As [`ask_many`](Self::ask_many), where each answer goes to the sender as it comes, by the position of
+    /// its key in all of them, counted on from `first`. Whether the driver is on another runtime than the
+    /// caller.
     pub(crate) fn ask_each(
         &self,
         node: &Arc<impl Owner>,

@@ -296,8 +296,8 @@ impl LaneState {
     }
 
     /// Takes in a frame of answers of the stream with that number, at a time as of
-    /// [`uptime`](peanut_proto::clock::uptime). One that is open no more has nothing to say: its numbers of operations are
-    /// others' now.
+    /// [`uptime`](peanut_proto::clock::uptime). One that is open no more has nothing to say: its numbers of
+    /// operations are others' now.
     pub(super) fn take_answers(
         &mut self,
         epoch: u64,

@@ -102,7 +102,7 @@ fn a_write_is_owed_where_readers_may_ask() {
         let bounded = plan(Failover::Bounded, hash, false);
         assert_eq!((&bounded.owner, bounded.ring_version), (owner.owner, after.ring.version()));
         let has_moved = was.owner != owner.owner;
-        assert_eq!(bounded.former, if has_moved { vec![was.owner.clone()] } else { vec![] });
+        assert_eq!(bounded.previous_owners, if has_moved { vec![was.owner.clone()] } else { vec![] });
         assert_eq!(bounded.successor.map(|(_, duty)| duty), Some(Duty::InItsPlace));
         assert_eq!(plan(Failover::Off, hash, true).successor.map(|(_, duty)| duty), Some(Duty::Attempt));
         let strict = plan(Failover::Strict, hash, true);
@@ -110,7 +110,7 @@ fn a_write_is_owed_where_readers_may_ask() {
         assert_eq!((&successor, duty), (owner.successor.unwrap(), Duty::Owed));
         // Whoever was asked before, in whichever place, is told, or is told anyway.
         for asked in [was.owner, was.successor.unwrap()] {
-            assert!(strict.former.contains(asked) || *asked == strict.owner || *asked == successor);
+            assert!(strict.previous_owners.contains(asked) || *asked == strict.owner || *asked == successor);
         }
         moved += usize::from(has_moved);
     }
@@ -134,7 +134,7 @@ fn steps(part: Part, failed: Failed, reach: Reach) -> (u32, Step) {
 
 #[test]
 fn a_node_that_cannot_be_reached_is_asked_twice_and_then_has_a_hint() {
-    for part in [Part::Answers, Part::Former, Part::OneOfAll] {
+    for part in [Part::Answers, Part::PreviousOwner, Part::OneOfAll] {
         assert_eq!(steps(part, Failed::Elsewhere, REACHED), (2, Step::StoreHint));
         let down = Reach { is_down: true, ..REACHED };
         assert_eq!(steps(part, Failed::Elsewhere, down), (0, Step::StoreHint));
@@ -147,11 +147,11 @@ fn a_node_that_cannot_be_reached_is_asked_twice_and_then_has_a_hint() {
 }
 
 #[test]
-fn a_former_owner_without_a_lease_learns_of_the_ring_before_it_answers() {
+fn a_previous_owner_without_a_lease_learns_of_the_ring_before_it_answers() {
     let gone = Reach { is_leased: false, ..REACHED };
-    assert_eq!(steps(Part::Former, Failed::Elsewhere, gone), (2, Step::Done));
+    assert_eq!(steps(Part::PreviousOwner, Failed::Elsewhere, gone), (2, Step::Done));
     let down = Reach { is_down: true, is_mostly_down: true, ..gone };
-    assert_eq!(steps(Part::Former, Failed::Elsewhere, down), (0, Step::Done));
+    assert_eq!(steps(Part::PreviousOwner, Failed::Elsewhere, down), (0, Step::Done));
     assert_eq!(steps(Part::Answers, Failed::Elsewhere, gone), (2, Step::StoreHint), "an owner does not");
 }
 
@@ -159,6 +159,6 @@ fn a_former_owner_without_a_lease_learns_of_the_ring_before_it_answers() {
 fn what_a_node_says_is_final_but_for_a_group_that_it_does_not_have() {
     assert_eq!(steps(Part::Answers, Failed::Finally, REACHED), (1, Step::Fail));
     assert_eq!(steps(Part::Answers, Failed::NoGroup, REACHED), (1, Step::AskWhereGroupIs));
-    assert_eq!(steps(Part::Former, Failed::NoGroup, REACHED), (1, Step::Done));
+    assert_eq!(steps(Part::PreviousOwner, Failed::NoGroup, REACHED), (1, Step::Done));
     assert_eq!(steps(Part::OneOfAll, Failed::NoGroup, REACHED), (1, Step::Fail));
 }

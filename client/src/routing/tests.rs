@@ -52,17 +52,17 @@ fn hashes() -> impl Iterator<Item = u64> {
 }
 
 #[test]
-fn former_owners_are_told_for_a_while_and_then_no_more() {
+fn previous_owners_are_told_for_a_while_and_then_no_more() {
     let now = Instant::now();
     let before = routing(&["a", "b"], None, now);
     let after = routing(&["a", "b", "c"], Some(&before), now);
     let moved: Vec<_> = hashes().filter(|hash| &*after.route(*hash).unwrap().owner.0 == "c").collect();
     assert!(moved.len() > 30);
     for hash in hashes() {
-        let told = after.former_nodes(hash, false, now + WRITTEN_TO - Duration::from_millis(1));
+        let told = after.previous_owners(hash, false, now + WRITTEN_TO - Duration::from_millis(1));
         let was = before.route(hash).unwrap().owner;
         assert_eq!(told, if moved.contains(&hash) { vec![was] } else { vec![] });
-        assert!(after.former_nodes(hash, true, now + WRITTEN_TO).is_empty());
+        assert!(after.previous_owners(hash, true, now + WRITTEN_TO).is_empty());
     }
 }
 
@@ -76,7 +76,7 @@ fn a_client_that_skipped_rings_tells_the_owners_of_those_between_too() {
     let between = made(&second, None, now);
     for hash in hashes() {
         let owner = between.route(hash).unwrap().owner;
-        let is_told = skipped.former_nodes(hash, false, now).contains(&owner);
+        let is_told = skipped.previous_owners(hash, false, now).contains(&owner);
         assert!(is_told || skipped.route(hash).unwrap().owner == owner);
     }
 }
@@ -92,14 +92,14 @@ fn a_client_that_starts_tells_the_owners_of_all_rings_that_the_document_names() 
         let before = made(&first, None, now);
         for hash in hashes() {
             let (was, is) = (before.route(hash).unwrap().owner, fresh.route(hash).unwrap().owner);
-            let told = fresh.former_nodes(hash, false, now + WRITTEN_TO - Duration::from_millis(1));
+            let told = fresh.previous_owners(hash, false, now + WRITTEN_TO - Duration::from_millis(1));
             assert_eq!(told, if was == is { vec![] } else { vec![was] });
         }
         // Those that it has held are told for as long as they were, whatever later documents still name.
         let third = second.with(&node("d"), replaced_ms).unwrap();
         let later = now + WRITTEN_TO;
         let held = made(&third, Some(&fresh), later);
-        let told = hashes().map(|hash| held.former_nodes(hash, false, later + WRITTEN_TO / 2));
+        let told = hashes().map(|hash| held.previous_owners(hash, false, later + WRITTEN_TO / 2));
         let of_first = |told: Vec<&Name>, hash| told.contains(&before.route(hash).unwrap().owner);
         let of_second = |hash: u64| before.route(hash).unwrap().owner == fresh.route(hash).unwrap().owner;
         assert!(told.zip(hashes()).all(|(told, hash)| !of_first(told, hash) || of_second(hash)));
@@ -117,15 +117,18 @@ fn a_new_owner_is_filled_from_the_one_just_before_that_was_held_and_from_no_othe
     let skipped = made(&second.with(&node("d"), WALL_MS).unwrap(), Some(&held), now);
     for hash in hashes() {
         let route = after.route(hash).unwrap();
-        let former = after.former(hash, route.owned_since, HAND_OVER, now);
+        let previous = after.previous_owner(hash, route.owned_since, HAND_OVER, now);
         let was = held.route(hash).unwrap().owner;
-        assert_eq!(former.map(|former| former.node), (was != route.owner).then_some(was));
-        assert!(after.former(hash, route.owned_since, HAND_OVER, now + HAND_OVER).is_none());
-        assert!(fresh.former(hash, route.owned_since, HAND_OVER, now).is_none(), "it has held no other");
+        assert_eq!(previous.map(|previous| previous.node), (was != route.owner).then_some(was));
+        assert!(after.previous_owner(hash, route.owned_since, HAND_OVER, now + HAND_OVER).is_none());
+        assert!(
+            fresh.previous_owner(hash, route.owned_since, HAND_OVER, now).is_none(),
+            "it has held no other"
+        );
         let route = skipped.route(hash).unwrap();
         if &*route.owner.0 == "d" {
-            let former = skipped.former(hash, route.owned_since, HAND_OVER, now);
-            assert!(former.is_none(), "another may have owned it, and been written to, in between");
+            let previous = skipped.previous_owner(hash, route.owned_since, HAND_OVER, now);
+            assert!(previous.is_none(), "another may have owned it, and been written to, in between");
         }
     }
 }

@@ -1,4 +1,5 @@
-//! What takes the place of connections with TLS in a build without it: nobody is given a client with certificates.
+//! What takes the place of connections with TLS in a build without it: nobody is given a client with
+//! certificates.
 
 use tonic::transport::{Channel, Endpoint};
 

@@ -1,4 +1,5 @@
-//! Nodes that answer nothing any more, and since when: clients may read near copies from them for the time of a lease.
+//! Nodes that answer nothing any more, and since when: clients may read near copies from them for the time of
+//! a lease.
 
 use std::sync::Arc;
 
@@ -22,8 +23,8 @@ pub(super) struct Gone {
 enum ToldBy {
     /// A hint that this client has stored is there still, at this revision: the node has not been back since.
     Hint { at: String, revision: i64 },
-    /// It holds no lease, or nothing listens at its address; this is the revision of its mark, which it writes anew at each
-    /// start and with each lease.
+    /// It holds no lease, or nothing listens at its address; this is the revision of its mark, which it
+    /// writes anew at each start and with each lease.
     Mark { revision: i64 },
 }
 
@@ -58,8 +59,8 @@ impl Gone {
     }
 }
 
-/// Since when a node has answered nothing that answers nothing now: since it was seen to, if what told so is as it was. It
-/// may have been back for a moment meanwhile.
+/// Since when a node has answered nothing that answers nothing now: since it was seen to, if what told so is
+/// as it was. It may have been back for a moment meanwhile.
 pub(super) async fn since(
     client: &Shared,
     registry: &dyn Registry,

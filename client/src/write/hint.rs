@@ -81,7 +81,8 @@ impl OneNode<'_> {
             biased;
             is_read = self.is_read(&**registry, node, &at) => {
                 if is_read {
-                    // A node reads all that are there: those before this one, too, whose writers did not wait to see it.
+                    // A node reads all that are there: those before this one, too, whose writers did not wait
+                    // to see it.
                     fewer(before.saturating_add(weight));
                     return Ok(());
                 }

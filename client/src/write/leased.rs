@@ -31,9 +31,9 @@ async fn read_all(registry: &dyn Registry, range: &KeyRange) -> Result<HashSet<S
     Ok(keys)
 }
 
-/// Whether what the registry does not have of a node was taken out of it. A registry that has lost its data has no
-/// mark of the node's start either; a node that notices that answers nothing more, and forgets all, before it
-/// makes its mark again. One without a mark, which may be gone for good, has noticed after a while.
+/// Whether what the registry does not have of a node was taken out of it. A registry that has lost its data
+/// has no mark of the node's start either; a node that notices that answers nothing more, and forgets all,
+/// before it makes its mark again. One without a mark, which may be gone for good, has noticed after a while.
 pub(super) async fn is_whole(client: &Shared, registry: &dyn Registry, node: &Node) -> bool {
     if without(Mechanism::Marks) {
         return true;

@@ -1,5 +1,5 @@
-//! Many writes at once: each owner does all of its keys' in one operation, and is brought the values that have to
-//! follow in another.
+//! Many writes at once: each owner does all of its keys' in one operation, and is brought the values that
+//! have to follow in another.
 //!
 //! A write that takes more than that is done alone: of a key that has had another owner lately, or whose
 //! owner is down or does not answer, and where successors are told too.
@@ -90,7 +90,7 @@ impl<'a> Call<'a> {
                 WritePlan::new(self.routing, one.key.hash, self.client.config.failover, begun, was_left);
             let Some(plan) = plan.filter(|plan| {
                 let is_owed = plan.successor.as_ref().is_some_and(|(_, duty)| *duty != Duty::InItsPlace);
-                plan.former.is_empty() && !is_owed && !plan.owner.is_down()
+                plan.previous_owners.is_empty() && !is_owed && !plan.owner.is_down()
             }) else {
                 continue;
             };

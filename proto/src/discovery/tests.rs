@@ -171,7 +171,8 @@ async fn nothing_is_missed_of_a_registry_that_loses_its_data_between_two_steps_o
         f.discovery.reload();
         f.registry.lost.subscribe().wait_for(|lost| *lost == 1).await.unwrap();
         let begun = Instant::now();
-        // What a store that begins anew has counts from the beginning, and may be more than the last one had, or less.
+        // What a store that begins anew has counts from the beginning, and may be more than the last one had,
+        // or less.
         f.registry.put(&f.keys.live("a"), live().encode(), None).await.unwrap();
         let back = f.seen.wait_for(|d| d.view.live.contains_key("a")).await.unwrap();
         assert!(back.lost.is_some(), "after {calls} calls");

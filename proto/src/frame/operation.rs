@@ -77,8 +77,8 @@ pub struct Rare {
     /// Why the load under the token has failed; empty: it has not.
     pub load_error: String,
     /// To which generation a group is cleared; of a delete, or of a set without a token, the key's sequence,
-    /// which is to stand still, 0: whatever it is; of a get, not 0 where the caller reads a near copy that is about
-    /// to end.
+    /// which is to stand still, 0: whatever it is; of a get, not 0 where the caller reads a near copy that is
+    /// about to end.
     pub raised: u64,
     /// W3C trace context of the caller, a slice of the frame; empty: none.
     pub traceparent: Bytes,
@@ -92,8 +92,8 @@ impl Operation {
 }
 
 impl RequestFrame {
-    /// The fields, in the order in which they stand. Unknown ones are passed over. Ends after the first error.
-    /// An operation of many keys is read as one operation for each.
+    /// The fields, in the order in which they stand. Unknown ones are passed over. Ends after the first
+    /// error. An operation of many keys is read as one operation for each.
     pub fn fields(&self) -> impl Iterator<Item = Result<RequestField<'_>, FrameError>> {
         let mut place = Place::default();
         std::iter::from_fn(move || place.next_field(&self.0))

@@ -106,8 +106,8 @@ impl ResponseWriter {
         Fields::new().number(12, position.into()).put(&mut self.buffer);
     }
 
-    /// Names near copies that are outdated by the hashes of their keys; none: all of the lane. `number` is to be
-    /// confirmed.
+    /// Names near copies that are outdated by the hashes of their keys; none: all of the lane. `number` is to
+    /// be confirmed.
     pub fn invalidation(&mut self, number: u64, hashes: &[u64]) {
         let keys = size_of_val(hashes);
         let header = if keys == 0 { 0 } else { 1 + varint_length(keys as u64) };

@@ -1,5 +1,5 @@
-//! What takes the place of a simulated machine in a build without the feature `simulation`: there is none, so nothing of
-//! this is ever compiled into a call.
+//! What takes the place of a simulated machine in a build without the feature `simulation`: there is none, so
+//! nothing of this is ever compiled into a call.
 
 use std::io;
 use std::net::SocketAddr;

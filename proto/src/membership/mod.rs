@@ -47,7 +47,7 @@ pub struct RingDocument {
     pub points: u32,
     /// The members, in order of id.
     pub members: Vec<Member>,
-    /// Former members, in order of id, for as long as an entry written in their time may still live.
+    /// PreviousOwner members, in order of id, for as long as an entry written in their time may still live.
     /// A member whose weight was lowered is here too, with the weight it had.
     #[serde(default)]
     pub departed: Vec<Departed>,
@@ -231,8 +231,9 @@ impl RingDocument {
         self.member(id).is_none() && self.departed.iter().any(|gone| gone.id == id && gone.drained)
     }
 
-    /// The documents that this one and those before it have replaced, the latest first: who the members were, but not who
-    /// had left before. No more of them than have as many points together as one document may have.
+    /// The documents that this one and those before it have replaced, the latest first: who the members were,
+    /// but not who had left before. No more of them than have as many points together as one document may
+    /// have.
     pub fn recent(&self) -> impl Iterator<Item = Self> {
         let documents = self.earlier.iter().map(|earlier| RingDocument {
             version: earlier.version,

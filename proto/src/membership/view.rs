@@ -36,8 +36,8 @@ pub struct FleetView {
     pub live: BTreeMap<String, Arc<Liveness>>,
     /// Nodes whose liveness record cannot be read. What was known of them before stands.
     pub unreadable: BTreeSet<String>,
-    /// Revisions at which nodes came to hold no lease, since the view was last read whole. Of one that was back in between,
-    /// however shortly, it is another.
+    /// Revisions at which nodes came to hold no lease, since the view was last read whole. Of one that was
+    /// back in between, however shortly, it is another.
     pub lapsed: BTreeMap<String, i64>,
     /// The stored ring is of a format that a newer build writes.
     is_newer_ring: bool,

@@ -65,8 +65,8 @@ pub trait Changes: Send {
     /// The next changes, in order; never an empty list. Cancel-safe.
     ///
     /// # Errors
-    /// Where the stream has ended: cancelled, broken, or silent for too long. The watcher begins another, and reads
-    /// again.
+    /// Where the stream has ended: cancelled, broken, or silent for too long. The watcher begins another, and
+    /// reads again.
     async fn next(&mut self) -> Result<Vec<Change>, RegistryError>;
 }
 
@@ -103,12 +103,13 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
     /// Where the registry cannot be reached or refuses, or no longer has the revision that is asked for.
     async fn page(&self, range: &KeyRange, options: PageOptions) -> Result<Page, RegistryError>;
 
-    /// Watches every key of these ranges. Every change that is made after this has returned is told, those within one
-    /// range in order; some that were made before may be.
+    /// Watches every key of these ranges. Every change that is made after this has returned is told, those
+    /// within one range in order; some that were made before may be.
     ///
-    /// Who needs what is there as well reads it after this has returned. Nothing is missed then, and not where the
-    /// store's data are lost meanwhile either, since that ends the watch. A watch that begins where an earlier read has
-    /// ended does miss that: the store that has lost them may have fewer revisions than were read, or others.
+    /// Who needs what is there as well reads it after this has returned. Nothing is missed then, and not
+    /// where the store's data are lost meanwhile either, since that ends the watch. A watch that begins where
+    /// an earlier read has ended does miss that: the store that has lost them may have fewer revisions than
+    /// were read, or others.
     ///
     /// # Errors
     /// Where the registry cannot be reached or refuses.

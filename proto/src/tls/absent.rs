@@ -1,5 +1,5 @@
-//! What takes the place of TLS in a build without it: files that name certificates are refused, so there is never anything made
-//! of them.
+//! What takes the place of TLS in a build without it: files that name certificates are refused, so there is
+//! never anything made of them.
 
 use std::convert::Infallible;
 use std::path::Path;

@@ -25,8 +25,8 @@ pub type Chain = Vec<CertificateDer<'static>>;
 pub type ClientTls = ClientConfig;
 
 impl TlsFiles {
-    /// What a server of this protocol (by its ALPN name; empty: it has none) uses. With `ca`, clients need a certificate
-    /// from there.
+    /// What a server of this protocol (by its ALPN name; empty: it has none) uses. With `ca`, clients need a
+    /// certificate from there.
     ///
     /// # Errors
     /// Where there is no certificate or key, or a file cannot be used.

@@ -47,7 +47,8 @@ pub struct Sending {
     pub held: Arc<Held>,
 }
 
-/// A service whose messages count for their callers' accounts: what has admitted a call has put its [`Account`] into the extensions.
+/// A service whose messages count for their callers' accounts: what has admitted a call has put its
+/// [`Account`] into the extensions.
 #[derive(Clone, Debug)]
 pub struct Budgeted<S>(
     /// The service.

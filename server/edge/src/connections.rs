@@ -59,7 +59,8 @@ impl Handshake {
         Handshake { tls: None, http2_only: false, budgets: Budgets::new() }
     }
 
-    /// Certificates from files, read again when those change, for a port on which `protocol` is spoken within TLS.
+    /// Certificates from files, read again when those change, for a port on which `protocol` is spoken within
+    /// TLS.
     ///
     /// # Errors
     /// Where they cannot be used, or this build knows no TLS.

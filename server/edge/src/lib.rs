@@ -1,10 +1,12 @@
 //! The edge of a process that serves: connections before their first call, and callers.
 //!
 //! ```text
-//! Listener ── accept, under a ConnectionLimiter ──> Handshake (TLS) ──> Connection ── its Peer ──> Caller, by Tokens ──> Rights
+//! Listener ── accept, under a ConnectionLimiter ──> Handshake (TLS) ──> Connection
+//! its Peer, and what it shows ── Tokens ──> Caller ──> Rights
 //! ```
 //!
-//! `peanut-server` and `peanut-proxy` are built on it. It has no promise of compatibility of its own: depend on those.
+//! `peanut-server` and `peanut-proxy` are built on it. It has no promise of compatibility of its own: depend
+//! on those.
 
 pub mod bodies;
 mod body;

@@ -245,7 +245,8 @@ impl Caller {
         &self.rights
     }
 
-    /// Writes a line into the audit log: it has done this to a group, or to a key of it, or has not for an error.
+    /// Writes a line into the audit log: it has done this to a group, or to a key of it, or has not for an
+    /// error.
     pub fn acted(&self, action: Action, group: &str, key: Option<&[u8]>, error: Option<&impl fmt::Display>) {
         let key = key.map(|key| key.escape_ascii().to_string());
         let peer = self.peer.as_ref().map(|peer| tracing::field::display(peer.ip()));

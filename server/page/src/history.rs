@@ -1,7 +1,7 @@
 //! What nodes counted in the last minutes, a sample a second.
 //!
-//! Counts only grow while a process lives; the difference between two samples is what happened between them. A second in
-//! which a node gave no sample has no difference, and is a gap.
+//! Counts only grow while a process lives; the difference between two samples is what happened between them.
+//! A second in which a node gave no sample has no difference, and is a gap.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -109,8 +109,8 @@ pub struct Rates {
     pub p99_ms: Option<f64>,
 }
 
-/// The time that this part of all gets took at most, by interpolation within a bucket, as Prometheus has it. Beyond the
-/// last bound it is that bound.
+/// The time that this part of all gets took at most, by interpolation within a bucket, as Prometheus has it.
+/// Beyond the last bound it is that bound.
 fn quantile(buckets: &[u64; BUCKETS], part: f64) -> Option<f64> {
     let all: u64 = buckets.iter().sum();
     let rank = part * all as f64;
@@ -185,7 +185,8 @@ impl Histories {
             .map(|(_, samples)| samples)
     }
 
-    /// The rates of each second, of one node, or of all together. Seconds in which nothing was measured are not there.
+    /// The rates of each second, of one node, or of all together. Seconds in which nothing was measured are
+    /// not there.
     pub fn rates(&self, node: Option<&str>) -> Vec<Rates> {
         // By the second: what was counted, and over how long, which is the longest of any node.
         let mut seconds: BTreeMap<u64, (Counts, u64, u64)> = BTreeMap::new();

@@ -1,9 +1,10 @@
-//! The page that operators look at: of one node, which serves it on its admin port, or of a whole fleet, which a proxy
-//! serves.
+//! The page that operators look at: of one node, which serves it on its admin port, or of a whole fleet,
+//! which a proxy serves.
 //!
-//! Both ask nodes for a [`StatusResponse`](peanut_proto::v1::StatusResponse) once a second, keep what they need of it in
-//! [`Histories`], and send [`Figures`] to the page, which only draws. All that is computed is computed here, of numbers
-//! and times that are arguments. [`Hosts`] keeps pages of other sites from reading it.
+//! Both ask nodes for a [`StatusResponse`](peanut_proto::v1::StatusResponse) once a second, keep what they
+//! need of it in [`Histories`], and send [`Figures`] to the page, which only draws. All that is computed is
+//! computed here, of numbers and times that are arguments. [`Hosts`] keeps pages of other sites from reading
+//! it.
 
 mod figures;
 mod history;

@@ -15,7 +15,8 @@ use crate::node::Node;
 
 const HOT_KEYS: u32 = 10;
 
-/// Takes a sample a second for as long as it is polled, so that a page that is opened now shows what was before.
+/// Takes a sample a second for as long as it is polled, so that a page that is opened now shows what was
+/// before.
 pub(super) async fn sample(histories: Arc<Mutex<Histories>>, node: Node) {
     let mut tick = interval(Duration::from_secs(1));
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);

@@ -73,8 +73,8 @@ impl ServerBuilder {
         if !RESTORE_RATE.contains(&self.restore_rate) {
             return Err(Error::of_setting("restore_rate", "must be from 1KiB to 1TiB a second"));
         }
-        if let Some(folder) = &self.data_dir {
-            check_folder(folder).map_err(|why| Error::of_setting("data_dir", why))?;
+        if let Some(directory) = &self.data_dir {
+            check_directory(directory).map_err(|why| Error::of_setting("data_dir", why))?;
         }
         Ok(())
     }
@@ -142,7 +142,7 @@ impl ServerBuilder {
 }
 
 /// Whether a directory can be made there and written to. Nothing is left there.
-fn check_folder(path: &Path) -> Result<(), String> {
+fn check_directory(path: &Path) -> Result<(), String> {
     let refuse = |path: &Path, why: &dyn std::fmt::Display| Err(format!("{}: {why}", path.display()));
     let is_there = |path: &&Path| path.as_os_str().is_empty() || path.symlink_metadata().is_ok();
     let Some(nearest) = path.ancestors().find(is_there) else { return Ok(()) };

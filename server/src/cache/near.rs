@@ -25,8 +25,9 @@ impl Cache {
         self.hot.is_hot(key)
     }
 
-    /// Answers once more, as of now, with leave to keep the answer on this lane; `None` where it may not be kept. A
-    /// write that changes the store after it was read here finds the lane among those that hold the key.
+    /// Answers once more, as of now, with leave to keep the answer on this lane; `None` where it may not be
+    /// kept. A write that changes the store after it was read here finds the lane among those that hold the
+    /// key.
     pub(crate) fn answer_to_keep(
         &self,
         key: &Bytes,
@@ -34,7 +35,8 @@ impl Cache {
         outcome: Outcome,
         lane: &NearLane,
     ) -> Option<Answer> {
-        // A stale value is no value to keep, nor is what was never stored: values that are brought later outdate nothing.
+        // A stale value is no value to keep, nor is what was never stored: values that are brought later
+        // outdate nothing.
         if !matches!(outcome, Outcome::Hit | Outcome::Loaded | Outcome::Coalesced | Outcome::NotFound) {
             return None;
         }

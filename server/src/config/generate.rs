@@ -1,4 +1,5 @@
-//! What packages have beside the binary, made from its flags: the manual page, and scripts that complete it in shells.
+//! What packages have beside the binary, made from its flags: the manual page, and scripts that complete it
+//! in shells.
 
 use clap::CommandFactory as _;
 use clap_complete::Shell;

@@ -11,8 +11,8 @@ pub(super) struct Writes {
     pub(super) clears: u64,
     /// Where sequences begin: another number for each process.
     pub(super) begun: u64,
-    /// For each counter the newest ring version that a writer went by, and for writes of all keys. As numbers, as the counters
-    /// are: zeroes take no memory before something is written over them.
+    /// For each counter the newest ring version that a writer went by, and for writes of all keys. As
+    /// numbers, as the counters are: zeroes take no memory before something is written over them.
     under: Box<[u64]>,
     pub(super) cleared_under: RingVersion,
 }
@@ -33,7 +33,8 @@ impl Writes {
         (self.counters[class(key)], self.clears)
     }
 
-    /// Counts a write of a key. Gives its sequence before and after: a number that each write of the key raises; not zero.
+    /// Counts a write of a key. Gives its sequence before and after: a number that each write of the key
+    /// raises; not zero.
     pub(super) fn add(&mut self, key: &[u8], under: RingVersion) -> (u64, u64) {
         let class = class(key);
         let before = self.counters[class] + self.clears;

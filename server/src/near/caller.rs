@@ -1,5 +1,5 @@
-//! What the lanes of one caller hold together: copies are bounded for each, and one whose lanes let writes wait again and again
-//! is given no leases for a while.
+//! What the lanes of one caller hold together: copies are bounded for each, and one whose lanes let writes
+//! wait again and again is given no leases for a while.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -11,7 +11,8 @@ use parking_lot::Mutex;
 
 use super::TARDY;
 
-/// Lanes of one caller that may let writes wait within [`TARDY`]; with one more none of its lanes has a lease.
+/// Lanes of one caller that may let writes wait within [`TARDY`]; with one more none of its lanes has a
+/// lease.
 const MAX_TARDY: usize = 3;
 
 /// Who a caller is, as far as near copies go: its token's name, and its address.

@@ -102,8 +102,8 @@ impl Copies {
         }
     }
 
-    /// The copies of a key are outdated: lanes that hold them are told. `by` is the lane that the write came by, whose
-    /// answer stands in its stream after what it is told, so that it need not confirm.
+    /// The copies of a key are outdated: lanes that hold them are told. `by` is the lane that the write came
+    /// by, whose answer stands in its stream after what it is told, so that it need not confirm.
     pub(crate) fn outdate(
         &self,
         near: &NearLeases,

@@ -70,8 +70,8 @@ impl NearLane {
         }
     }
 
-    /// As which it goes on when its lease has lapsed. Numbers are counted on, so that what is confirmed late is no later
-    /// one's.
+    /// As which it goes on when its lease has lapsed. Numbers are counted on, so that what is confirmed late
+    /// is no later one's.
     pub(super) fn anew(&self, id: LaneId) -> Self {
         let anew = NearLane::new(id, self.staleness, self.caller.clone());
         let anew = NearLane { stream: self.stream.clone(), ..anew };
@@ -127,8 +127,8 @@ impl NearLane {
         now >= self.state.lock().tardy_until && !self.caller.is_tardy(now)
     }
 
-    /// Has the lease stand from now on, behind everything that the lane is told before. `false`: it had lapsed; a write may
-    /// have passed over what the lane holds.
+    /// Has the lease stand from now on, behind everything that the lane is told before. `false`: it had
+    /// lapsed; a write may have passed over what the lane holds.
     pub(crate) fn extend(&self, frame: &mut ResponseWriter) -> bool {
         let mut state = self.state.lock();
         // Read with the lock held: a write that has found the lease over has read the time before.

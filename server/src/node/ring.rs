@@ -58,8 +58,8 @@ impl KnownRing {
         if version == RingVersion::NONE && self.registry.is_none() { FIXED } else { version }
     }
 
-    /// The version that a caller is told with an answer, looked at once the answer is found: a node that does not own the key any
-    /// more is not told of all writes.
+    /// The version that a caller is told with an answer, looked at once the answer is found: a node that does
+    /// not own the key any more is not told of all writes.
     pub(crate) fn told(&self) -> RingVersion {
         if without(Mechanism::RingTold) { RingVersion::NONE } else { self.version() }
     }

@@ -239,7 +239,7 @@ impl Directory {
     }
 }
 
-const FOLDER_MODE: u32 = 0o700;
+const DIRECTORY_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 
 /// Makes a group's directory, and the one that it is in, for their owner only. One that holds other things
@@ -248,11 +248,11 @@ fn make_private(path: &Path) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true);
     #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, FOLDER_MODE);
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, DIRECTORY_MODE);
     builder.create(path)?;
-    close_to_others(path, FOLDER_MODE)?;
+    close_to_others(path, DIRECTORY_MODE)?;
     if let Some(parent) = path.parent().filter(|parent| is_ours(parent))
-        && let Err(error) = close_to_others(parent, FOLDER_MODE)
+        && let Err(error) = close_to_others(parent, DIRECTORY_MODE)
     {
         tracing::warn!("{} stays open to others: {error}", parent.display());
     }
@@ -260,15 +260,15 @@ fn make_private(path: &Path) -> io::Result<()> {
 }
 
 /// Whether there is nothing in a directory but groups' directories.
-fn is_ours(folder: &Path) -> bool {
+fn is_ours(directory: &Path) -> bool {
     let is_group = |entry: io::Result<fs::DirEntry>| {
         entry.is_ok_and(|entry| entry.path().join(LOCK).exists() || is_empty(&entry.path()))
     };
-    fs::read_dir(folder).is_ok_and(|mut entries| entries.all(is_group))
+    fs::read_dir(directory).is_ok_and(|mut entries| entries.all(is_group))
 }
 
-fn is_empty(folder: &Path) -> bool {
-    fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
+fn is_empty(directory: &Path) -> bool {
+    fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_none())
 }
 
 /// Opens files that are made for their owner only.
@@ -330,7 +330,7 @@ mod modes {
     }
 
     #[test]
-    fn a_folder_of_others_keeps_its_mode() {
+    fn a_directory_of_others_keeps_its_mode() {
         let dir = tempfile::tempdir().unwrap();
         set_mode(dir.path(), 0o755);
         fs::write(dir.path().join("theirs"), "").unwrap();

@@ -105,8 +105,8 @@ enum Phase {
 }
 
 impl Directories {
-    /// Takes the groups' directories. `identity` names whose entries these are. A group whose directory cannot be used stays
-    /// in memory, with a warning.
+    /// Takes the groups' directories. `identity` names whose entries these are. A group whose directory
+    /// cannot be used stays in memory, with a warning.
     pub(crate) fn take(options: PersistenceOptions, identity: &str, groups: &[group::Group]) -> Self {
         let has = |name: &OsStr| groups.iter().any(|group| *name == *group.name);
         match Directory::remove_others(&options.data_dir, has) {

@@ -72,13 +72,13 @@ struct Life {
 }
 
 impl Life {
-    fn on(folder: &TempDir) -> Self {
-        Life::with(folder, CHECK, 64 << 20, 64 << 20)
+    fn on(directory: &TempDir) -> Self {
+        Life::with(directory, CHECK, 64 << 20, 64 << 20)
     }
 
-    fn with(folder: &TempDir, check: Check, capacity_bytes: usize, disk_bytes: u64) -> Self {
+    fn with(directory: &TempDir, check: Check, capacity_bytes: usize, disk_bytes: u64) -> Self {
         let group = Group::new("g", StaticLoader::default()).capacity_bytes(capacity_bytes).max_ttl(HOUR);
-        let (directory, found) = take(folder.path(), BOOT).unwrap();
+        let (directory, found) = take(directory.path(), BOOT).unwrap();
         let directory = Arc::new(directory);
         let journal = Arc::new(Journal::new(Duration::from_secs(1), Instant::now(), Pause::default()));
         let cache = Arc::new(Cache::alone_with(group, Some(journal.clone())));
@@ -136,8 +136,8 @@ impl Life {
     }
 }
 
-fn files(folder: &TempDir) -> Vec<PathBuf> {
-    let all = fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().path());
+fn files(directory: &TempDir) -> Vec<PathBuf> {
+    let all = fs::read_dir(directory.path()).unwrap().map(|file| file.unwrap().path());
     let mut segments: Vec<_> = all.filter(|path| !path.ends_with("lock")).collect();
     segments.sort();
     segments
@@ -145,18 +145,18 @@ fn files(folder: &TempDir) -> Vec<PathBuf> {
 
 /// A directory with one segment of the keys k0 to k9, whose values are v0 to v9.
 fn ten() -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    let mut life = Life::on(&folder);
+    let directory = tempfile::tempdir().unwrap();
+    let mut life = Life::on(&directory);
     (0..10).for_each(|n| life.store(&format!("k{n}"), &format!("v{n}")));
     life.tick();
     life.writer.finish();
-    assert_eq!(files(&folder).len(), 1);
-    folder
+    assert_eq!(files(&directory).len(), 1);
+    directory
 }
 
 /// Restores what there is, and checks that nothing is wrong.
-fn restored(folder: &TempDir) -> Report {
-    let life = Life::on(folder);
+fn restored(directory: &TempDir) -> Report {
+    let life = Life::on(directory);
     let right = (0..10).filter(|n| {
         let value = life.value(&format!("k{n}"));
         assert!(value.is_none() || value == Some(format!("v{n}")), "k{n} is {value:?}");
@@ -168,11 +168,11 @@ fn restored(folder: &TempDir) -> Report {
 }
 
 /// A file with a name of ours and these records.
-fn write(folder: &TempDir, name: &str, header: Header, records: &[Record<'_>]) {
+fn write(directory: &TempDir, name: &str, header: Header, records: &[Record<'_>]) {
     let mut bytes = Vec::new();
     header.write(&mut bytes);
     records.iter().for_each(|record| record.write(&mut bytes));
-    fs::write(folder.path().join(name), bytes).unwrap();
+    fs::write(directory.path().join(name), bytes).unwrap();
 }
 
 fn header() -> Header {
@@ -197,8 +197,8 @@ fn value<'a>(key: &'a str, value: &'a str) -> Record<'a> {
 #[test]
 fn entries_come_back_as_they_were_after_a_stop_and_after_a_kill() {
     for is_stopped in [true, false] {
-        let folder = tempfile::tempdir().unwrap();
-        let mut life = Life::on(&folder);
+        let directory = tempfile::tempdir().unwrap();
+        let mut life = Life::on(&directory);
         let now = Instant::now();
         let entry = Entry {
             value: Some(b"630".to_vec().into()),
@@ -218,7 +218,7 @@ fn entries_come_back_as_they_were_after_a_stop_and_after_a_kill() {
             drop(life);
         }
 
-        let life = Life::on(&folder);
+        let life = Life::on(&directory);
         assert_eq!(life.report, Report { restored: 2, ..Report::default() });
         let now = Instant::now();
         let tom = life.cache.entries().get(b"Tom", Origin::Owner, RingVersion(8), now).unwrap();
@@ -235,9 +235,9 @@ fn entries_come_back_as_they_were_after_a_stop_and_after_a_kill() {
 
 #[test]
 fn the_last_of_several_values_holds_over_files_lives_and_within_a_file() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     for value in 0..7 {
-        let mut life = Life::on(&folder);
+        let mut life = Life::on(&directory);
         if value > 0 {
             assert_eq!(life.value("k"), Some(format!("{value}b")));
         }
@@ -254,11 +254,11 @@ fn the_last_of_several_values_holds_over_files_lives_and_within_a_file() {
 
 #[test]
 fn what_was_expired_outdated_or_misdated_does_not_come_back() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let now_ms = wall_clock_ms();
     let old =
         [value("expired", "old"), value("removed", "old"), value("kept", "old"), value("future", "old")];
-    write(&folder, "00000000000000000001.loads", header(), &old);
+    write(&directory, "00000000000000000001.loads", header(), &old);
     let new = [
         Record { expires_ms: now_ms - 1, ..value("expired", "new") },
         record("removed", Content::Removed),
@@ -267,8 +267,8 @@ fn what_was_expired_outdated_or_misdated_does_not_come_back() {
         // Nothing lives longer than an hour.
         Record { loaded_ms: now_ms - 4_000_000, ..value("aged", "new") },
     ];
-    write(&folder, "00000000000000000002.writes", header(), &new);
-    let life = Life::on(&folder);
+    write(&directory, "00000000000000000002.writes", header(), &new);
+    let life = Life::on(&directory);
     assert_eq!(life.value("kept").as_deref(), Some("old"));
     assert_eq!(life.cache.entries().len(), 1);
     let expected =
@@ -278,20 +278,20 @@ fn what_was_expired_outdated_or_misdated_does_not_come_back() {
 
 #[test]
 fn a_file_from_the_future_means_that_the_clock_was_set_back() {
-    let folder = ten();
+    let directory = ten();
     let hour_ahead = std::time::SystemTime::UNIX_EPOCH + Duration::from_millis(wall_clock_ms()) + HOUR;
-    let file = fs::OpenOptions::new().append(true).open(&files(&folder)[0]).unwrap();
+    let file = fs::OpenOptions::new().append(true).open(&files(&directory)[0]).unwrap();
     file.set_modified(hour_ahead).unwrap();
-    assert_eq!(restored(&folder), Report { files: 1, ..Report::default() });
-    assert!(files(&folder).is_empty(), "nor does it come back when the clock is right again");
+    assert_eq!(restored(&directory), Report { files: 1, ..Report::default() });
+    assert!(files(&directory).is_empty(), "nor does it come back when the clock is right again");
 }
 
 #[test]
 fn entries_of_another_configuration_do_not_come_back() {
-    let folder = ten();
-    let life = Life::with(&folder, Check { fingerprint: 43, ..CHECK }, 1 << 20, 1 << 20);
+    let directory = ten();
+    let life = Life::with(&directory, Check { fingerprint: 43, ..CHECK }, 1 << 20, 1 << 20);
     assert_eq!(life.report, Report { files: 1, ..Report::default() });
-    assert!(files(&folder).is_empty());
+    assert!(files(&directory).is_empty());
 }
 
 #[test]
@@ -299,12 +299,12 @@ fn a_file_cut_anywhere_costs_what_was_cut() {
     let whole = fs::read(&files(&ten())[0]).unwrap();
     for length in (0..whole.len()).step_by(7) {
         for name in ["00000000000000000000.loads", "00000000000000000000.loads.open"] {
-            let folder = tempfile::tempdir().unwrap();
-            fs::write(folder.path().join(name), &whole[..length]).unwrap();
-            let report = restored(&folder);
+            let directory = tempfile::tempdir().unwrap();
+            fs::write(directory.path().join(name), &whole[..length]).unwrap();
+            let report = restored(&directory);
             assert!(report.restored < 10 && report.restored + 1 >= (length as u64 / 43).saturating_sub(1));
             // The cut is mended where it stood in the open file, and the rest comes back a second time.
-            let again = restored(&folder);
+            let again = restored(&directory);
             assert_eq!(again.restored, report.restored);
         }
     }
@@ -314,11 +314,11 @@ fn a_file_cut_anywhere_costs_what_was_cut() {
 fn a_flipped_bit_costs_a_record_and_never_makes_a_wrong_one() {
     let whole = fs::read(&files(&ten())[0]).unwrap();
     for at in 0..whole.len() {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let mut bytes = whole.clone();
         bytes[at] ^= 1 << (at % 8);
-        fs::write(folder.path().join("00000000000000000000.loads"), bytes).unwrap();
-        let report = restored(&folder);
+        fs::write(directory.path().join("00000000000000000000.loads"), bytes).unwrap();
+        let report = restored(&directory);
         assert!(report.restored < 10);
         assert!(report.damaged > 0 || report.files > 0, "the damage at {at} is counted");
     }
@@ -336,23 +336,23 @@ fn foreign_empty_and_future_files_cost_nothing_but_themselves() {
         for name in
             ["00000000000000000001.loads", "00000000000000000001.hottest", "00000000000000000009.loads.open"]
         {
-            let folder = ten();
-            fs::write(folder.path().join(name), content).unwrap();
-            assert_eq!(restored(&folder), Report { restored: 10, files: 1, ..Report::default() });
+            let directory = ten();
+            fs::write(directory.path().join(name), content).unwrap();
+            assert_eq!(restored(&directory), Report { restored: 10, files: 1, ..Report::default() });
         }
     }
-    let folder = ten();
-    fs::write(folder.path().join("notes.txt"), "somebody's").unwrap();
-    fs::write(folder.path().join("1.loads"), "somebody's").unwrap();
-    fs::create_dir(folder.path().join("00000000000000000005.loads")).unwrap();
-    assert_eq!(restored(&folder).restored, 10);
-    assert!(folder.path().join("notes.txt").exists(), "what is not ours stays");
+    let directory = ten();
+    fs::write(directory.path().join("notes.txt"), "somebody's").unwrap();
+    fs::write(directory.path().join("1.loads"), "somebody's").unwrap();
+    fs::create_dir(directory.path().join("00000000000000000005.loads")).unwrap();
+    assert_eq!(restored(&directory).restored, 10);
+    assert!(directory.path().join("notes.txt").exists(), "what is not ours stays");
 }
 
 #[test]
 fn damage_to_writes_costs_what_they_may_have_outdated() {
     for cut in [false, true] {
-        let folder = ten();
+        let directory = ten();
         let mut bytes = Vec::new();
         header().write(&mut bytes);
         value("before", "x").write(&mut bytes);
@@ -364,8 +364,8 @@ fn damage_to_writes_costs_what_they_may_have_outdated() {
             bytes[damage] ^= 1;
             value("after", "x").write(&mut bytes);
         }
-        fs::write(folder.path().join("00000000000000000001.writes"), bytes).unwrap();
-        let life = Life::on(&folder);
+        fs::write(directory.path().join("00000000000000000001.writes"), bytes).unwrap();
+        let life = Life::on(&directory);
         assert_eq!(life.value("k1"), None);
         assert_eq!(life.value("after").is_some(), !cut);
         assert_eq!(life.report.files, 1, "the one before it is not trusted");
@@ -375,10 +375,10 @@ fn damage_to_writes_costs_what_they_may_have_outdated() {
 #[test]
 fn writes_left_open_are_whole_after_a_kill_but_maybe_not_after_the_machine_went_down() {
     for (boot, is_trusted) in [(BOOT, true), (BOOT + 1, false)] {
-        let folder = ten();
+        let directory = ten();
         let removal = [record("k1", Content::Removed)];
-        write(&folder, "00000000000000000001.writes.open", Header { boot, ..header() }, &removal);
-        let life = Life::on(&folder);
+        write(&directory, "00000000000000000001.writes.open", Header { boot, ..header() }, &removal);
+        let life = Life::on(&directory);
         assert_eq!(life.value("k1"), None);
         assert_eq!(life.value("k2").is_some(), is_trusted);
         assert_eq!(life.cache.entries().len(), if is_trusted { 9 } else { 0 });
@@ -387,15 +387,15 @@ fn writes_left_open_are_whole_after_a_kill_but_maybe_not_after_the_machine_went_
 
 #[test]
 fn the_hottest_come_back_where_not_all_have_room() {
-    let folder = tempfile::tempdir().unwrap();
-    let life = Life::on(&folder);
+    let directory = tempfile::tempdir().unwrap();
+    let life = Life::on(&directory);
     (0..1000).for_each(|n| life.store(&format!("k{n}"), &"x".repeat(1000)));
     let hot: Vec<String> = (0..1000).step_by(20).map(|n| format!("k{n}")).collect();
     for key in hot.iter().chain(&hot) {
         life.cache.entries().get(key.as_bytes(), Origin::Owner, RingVersion::NONE, Instant::now()).unwrap();
     }
     life.stop();
-    let life = Life::with(&folder, CHECK, 100_000, 64 << 20);
+    let life = Life::with(&directory, CHECK, 100_000, 64 << 20);
     assert!(life.report.no_room > 800 && life.report.restored > 80, "{:?}", life.report);
     assert!(hot.iter().all(|key| life.value(key).is_some()));
     // And they stay, when others come.
@@ -405,20 +405,20 @@ fn the_hottest_come_back_where_not_all_have_room() {
 
 #[test]
 fn a_stop_with_no_time_loses_nothing_that_was_written_before() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut life = Life::on(&folder);
+    let directory = tempfile::tempdir().unwrap();
+    let mut life = Life::on(&directory);
     (0..1000).for_each(|n| life.store(&format!("k{n}"), "x"));
     life.writer.write_hottest_first(Instant::now());
     life.writer.finish();
     drop(life);
-    assert_eq!(Life::on(&folder).report.restored, 1000);
+    assert_eq!(Life::on(&directory).report.restored, 1000);
 }
 
 #[test]
 fn bytes_and_files_are_bounded_and_what_lives_is_not_lost() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     const DISK: u64 = 200_000;
-    let mut life = Life::with(&folder, CHECK, 100_000, DISK);
+    let mut life = Life::with(&directory, CHECK, 100_000, DISK);
     (0..50).for_each(|n| life.store(&format!("stays{n}"), &"x".repeat(100)));
     let hit = |life: &Life| {
         (0..50).all(|n| {
@@ -435,20 +435,20 @@ fn bytes_and_files_are_bounded_and_what_lives_is_not_lost() {
         (0..20).for_each(|n| life.store(&format!("goes{}", round * 20 + n), &"x".repeat(100)));
         life.tick();
         life.writer.finish();
-        let bytes: u64 = files(&folder).iter().map(|path| path.metadata().unwrap().len()).sum();
+        let bytes: u64 = files(&directory).iter().map(|path| path.metadata().unwrap().len()).sum();
         most = most.max(bytes);
-        assert!(files(&folder).len() <= 66);
+        assert!(files(&directory).len() <= 66);
     }
     assert!((100_000..=DISK + 50_000).contains(&most), "{most} bytes were in use");
     drop(life);
-    let life = Life::with(&folder, CHECK, 100_000, DISK);
+    let life = Life::with(&directory, CHECK, 100_000, DISK);
     assert!((0..50).all(|n| life.value(&format!("stays{n}")).is_some()));
 }
 
 #[test]
 fn what_the_disk_may_not_have_is_dropped_from_the_oldest_on() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut life = Life::with(&folder, CHECK, 10 << 20, 100_000);
+    let directory = tempfile::tempdir().unwrap();
+    let mut life = Life::with(&directory, CHECK, 10 << 20, 100_000);
     for n in 0..5000 {
         life.store(&format!("k{n}"), &"x".repeat(100));
         if n % 50 == 0 {
@@ -457,37 +457,37 @@ fn what_the_disk_may_not_have_is_dropped_from_the_oldest_on() {
     }
     life.writer.finish();
     life.tick();
-    let bytes: u64 = files(&folder).iter().map(|path| path.metadata().unwrap().len()).sum();
+    let bytes: u64 = files(&directory).iter().map(|path| path.metadata().unwrap().len()).sum();
     assert!((50_000..110_000).contains(&bytes), "{bytes}");
     drop(life);
-    let life = Life::on(&folder);
+    let life = Life::on(&directory);
     assert!(life.value("k4999").is_some() && life.value("k0").is_none());
 }
 
 #[test]
-fn a_folder_that_another_process_has_is_left_alone() {
-    let folder = tempfile::tempdir().unwrap();
-    let _life = Life::on(&folder);
-    assert!(Directory::open(folder.path()).unwrap_err().to_string().contains("another process"));
+fn a_directory_that_another_process_has_is_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let _life = Life::on(&directory);
+    assert!(Directory::open(directory.path()).unwrap_err().to_string().contains("another process"));
 }
 
 #[test]
 fn a_journal_that_the_disk_does_not_empty_is_bounded() {
-    let folder = tempfile::tempdir().unwrap();
-    let life = Life::with(&folder, CHECK, 256 << 20, 1 << 30);
+    let directory = tempfile::tempdir().unwrap();
+    let life = Life::with(&directory, CHECK, 256 << 20, 1 << 30);
     let long = "x".repeat(1 << 20);
     (0..80).for_each(|n| life.store(&format!("k{n}"), &long));
     let stats = life.writer.journal.stats();
     assert!((16..20).contains(&stats.unwritten), "{stats:?}");
     // What the journal had to leave out is still written when the node stops.
     life.stop();
-    assert_eq!(Life::with(&folder, CHECK, 256 << 20, 1 << 30).report.restored, 80);
+    assert_eq!(Life::with(&directory, CHECK, 256 << 20, 1 << 30).report.restored, 80);
 }
 
 #[test]
 fn kinds_are_told_by_their_names() {
-    let folder = tempfile::tempdir().unwrap();
-    let directory = Directory::open(folder.path()).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let directory = Directory::open(directory.path()).unwrap();
     for (number, kind) in [Kind::Loads, Kind::Writes, Kind::Hottest].into_iter().enumerate() {
         let open = directory.create(number as u64, kind).unwrap();
         assert!(directory.list().unwrap().last().is_some_and(|last| last.is_open && last.kind == kind));

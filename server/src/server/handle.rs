@@ -10,7 +10,8 @@ use crate::journal::PersistenceStats;
 use crate::node::Node;
 use crate::rights::Token;
 
-/// Looks into a server while it runs, from [`PreparedServer::handle`](crate::PreparedServer::handle). Cheap to clone.
+/// Looks into a server while it runs, from [`PreparedServer::handle`](crate::PreparedServer::handle). Cheap
+/// to clone.
 #[derive(Clone, Debug)]
 pub struct ServerHandle {
     pub(super) node: Node,
@@ -29,8 +30,8 @@ impl ServerHandle {
     /// gone. Says whether anything has changed.
     ///
     /// # Errors
-    /// [`ErrorKind::Configuration`](crate::ErrorKind::Configuration) where they cannot be used, or are none where there are some; those
-    /// that the server has stay in force.
+    /// [`ErrorKind::Configuration`](crate::ErrorKind::Configuration) where they cannot be used, or are none
+    /// where there are some; those that the server has stay in force.
     pub fn set_tokens(&self, tokens: &[Token]) -> Result<bool, Error> {
         Ok(self.node.tokens().replace(tokens)?)
     }

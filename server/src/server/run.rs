@@ -85,7 +85,8 @@ struct Member {
 }
 
 impl Server {
-    /// Checks what can be checked before anything runs, takes the data directory, and begins to follow the registry.
+    /// Checks what can be checked before anything runs, takes the data directory, and begins to follow the
+    /// registry.
     pub(super) async fn prepare_on(self, listener: Listener) -> Result<PreparedServer, Error> {
         let local = listener.local_addr().map_err(|e| Error::transport("the listener has no address", e))?;
         let registration = self.registration(local)?;
@@ -143,7 +144,8 @@ impl PreparedServer {
     /// Serves until `shutdown` completes, as [`Server::run`] does.
     ///
     /// # Errors
-    /// [`ErrorKind::Transport`](crate::ErrorKind::Transport) where the admin port cannot be listened on, or the listener fails.
+    /// [`ErrorKind::Transport`](crate::ErrorKind::Transport) where the admin port cannot be listened on, or
+    /// the listener fails.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
         let _admin = self.serve_admin().await?;
         let _abort_loads = AbortLoads(self.node.clone());

@@ -345,7 +345,7 @@ impl Answers {
             self.leases.remove(&operation.token);
         }
         let claimed = match operation.kind {
-            // A former owner that does not know yet that it is one may be written to still.
+            // A previous owner that does not know yet that it is one may be written to still.
             Kind::Get if operation.on_miss == OnMiss::Peek => self.ring_version,
             Kind::Get => operation.owned_since,
             Kind::Set => self.ring_version,

@@ -77,7 +77,7 @@ impl Node {
             let why = "a key cannot have been owned since a later ring than the caller's";
             return Err(Failure::new(ErrorCode::InvalidRequest, why));
         }
-        // A former owner that does not know yet that it is one may be written to still.
+        // A previous owner that does not know yet that it is one may be written to still.
         let is_peek = request.on_miss == OnMiss::Peek as i32;
         let claimed = if is_peek { by } else { owned_since };
         if !self.ring().look_for(claimed).await {

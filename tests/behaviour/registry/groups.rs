@@ -18,11 +18,11 @@ use crate::{PATIENT, PEANUT, SCORES, SERVER, client, client_of, fleet};
 async fn clear_clears_whatever_the_record_of_the_group_says() {
     let origin = Origin::start(Duration::ZERO).await;
     let etcd = Etcd::start().await;
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let config = format!(
         "listen = \"127.0.0.1:{}\"\ndata_dir = \"{}\"\n[etcd]\nendpoints = [\"{}\"]\n{}",
         peanut_tests::free_port(),
-        folder.path().display(),
+        directory.path().display(),
         etcd.endpoint(),
         two_groups(&origin)
     );

@@ -15,13 +15,13 @@ use crate::{PATIENT, SERVER, client, client_of, fleet};
 async fn five_mebibytes_of_invalidations_stop_no_client_and_their_node_reads_them_before_it_shows_anything() {
     let origin = Origin::start(Duration::ZERO).await;
     let etcd = Etcd::start().await;
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let mut servers = Vec::new();
     for n in 0..2 {
         let config = format!(
             "listen = \"127.0.0.1:{}\"\ndata_dir = \"{}\"\n[etcd]\nendpoints = [\"{}\"]\n{}",
             peanut_tests::free_port(),
-            folder.path().join(n.to_string()).display(),
+            directory.path().join(n.to_string()).display(),
             etcd.endpoint(),
             two_groups(&origin)
         );

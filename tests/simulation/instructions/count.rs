@@ -1,7 +1,7 @@
 //! Counts the instructions of the parts under valgrind, and compares them with those on record.
 //!
-//! A count is the same in each run of one binary, so the record holds for one version of the compiler and one kind
-//! of processor; with others there is nothing to compare.
+//! A count is the same in each run of one binary, so the record holds for one version of the compiler and one
+//! kind of processor; with others there is nothing to compare.
 
 use std::collections::BTreeMap;
 use std::path::Path;

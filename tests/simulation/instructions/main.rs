@@ -1,5 +1,5 @@
-//! `cargo xtask bench instructions`: the instructions of the parts on the way of a get, which are the same in each
-//! run, also on a busy machine.
+//! `cargo xtask bench instructions`: the instructions of the parts on the way of a get, which are the same in
+//! each run, also on a busy machine.
 //!
 //! `instructions FILE` counts and compares with the file, `instructions FILE --record` writes it, and
 //! `instructions PART TIMES` runs one part, as valgrind has it done.

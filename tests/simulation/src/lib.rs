@@ -2,8 +2,8 @@
 //! machines.
 //!
 //! ```text
-//! Plan ── seed ──> Scenario ── begins and ends faults ──> World ── runs by turns ──> hosts: nodes, applications, the registry
-//!                      │                                    └── Network ── delivers ──> connections, messages to the registry
+//! Plan ── seed ──> Scenario ── faults ──> World ── in turn ──> nodes, applications, the registry
+//!                      │              └── Network ── delivers ──> connections, the registry
 //!                      └── Load: what applications did and saw ──> check
 //! ```
 //!
@@ -22,7 +22,7 @@ mod unread;
 mod world;
 
 pub use network::Mended;
-pub use plan::{End, Fault, Folder, Planned, Theme};
+pub use plan::{Directory, End, Fault, Planned, Theme};
 pub use registry::StoreFault;
 pub use scenario::{Outcome, Scenario};
 pub use world::current_host;

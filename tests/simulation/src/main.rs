@@ -43,8 +43,8 @@ struct Args {
     /// where none is
     #[arg(long)]
     without: Option<String>,
-    /// Write the history of each bad seed to a file in this folder
-    #[arg(long, value_name = "FOLDER")]
+    /// Write the history of each bad seed to a file in this directory
+    #[arg(long, value_name = "DIRECTORY")]
     histories: Option<PathBuf>,
     /// Run every seed twice more, in processes of their own, and compare what happened
     #[arg(long)]
@@ -144,8 +144,9 @@ impl Totals {
 
 impl Args {
     fn keep_history(&self, seed: u64, outcome: &Outcome) {
-        if let Some(folder) = &self.histories {
-            std::fs::write(folder.join(seed.to_string()), &outcome.history).expect("the history is written");
+        if let Some(directory) = &self.histories {
+            std::fs::write(directory.join(seed.to_string()), &outcome.history)
+                .expect("the history is written");
         }
     }
 }

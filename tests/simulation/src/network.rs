@@ -162,8 +162,8 @@ impl Network {
         self.0.lock().hosts.entry(host).or_default().has_power = false;
     }
 
-    /// A process of a host has ended, and its sockets with it: in this order, however its tasks are dropped, which tokio does
-    /// in another order each time.
+    /// A process of a host has ended, and its sockets with it: in this order, however its tasks are dropped,
+    /// which tokio does in another order each time.
     pub(super) fn end_process(&self, host: HostId) {
         let mut state = self.0.lock();
         state.stop_listening(host);

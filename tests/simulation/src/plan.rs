@@ -37,8 +37,8 @@ pub enum End {
 
 /// What comes back when a node starts again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Folder {
-    /// The folder as it was left.
+pub enum Directory {
+    /// The directory as it was left.
     Same,
     /// An empty one.
     Empty,
@@ -56,7 +56,7 @@ pub enum Fault {
         /// Whether its machine is gone too.
         power: bool,
         /// What it starts with.
-        folder: Folder,
+        directory: Directory,
     },
     /// A node is told to stop, and to keep its place or to leave; at the end it is started again.
     Stop {
@@ -149,24 +149,24 @@ pub enum Theme {
     Rings,
     /// Connections from clients that stutter: what they send is held again and again, and arrives late.
     Stutter,
-    /// A node that comes and goes all the time, which some hear of late, and others sleep through. One client reads a key all
-    /// the time that moves with it.
+    /// A node that comes and goes all the time, which some hear of late, and others sleep through. One client
+    /// reads a key all the time that moves with it.
     Late {
         /// Its group.
         group: usize,
         /// The key.
         key: u32,
     },
-    /// A registry that loses its data again and again. The owner of a key and a client that reads the key all the time hear
-    /// of that late, while another client cannot reach the owner.
+    /// A registry that loses its data again and again. The owner of a key and a client that reads the key all
+    /// the time hear of that late, while another client cannot reach the owner.
     Lost {
         /// Its group.
         group: usize,
         /// The key.
         key: u32,
     },
-    /// A key of which one client reads near copies all the time, while its owner starts again, or is cut off from the registry
-    /// and from a writer.
+    /// A key of which one client reads near copies all the time, while its owner starts again, or is cut off
+    /// from the registry and from a writer.
     Near {
         /// Its group.
         group: usize,
@@ -198,7 +198,7 @@ impl Theme {
         }
     }
 
-    /// For how long clients ask former owners.
+    /// For how long clients ask previous owners.
     pub(super) fn hand_over(self) -> Duration {
         Duration::from_millis(if matches!(self, Theme::Rings | Theme::Late { .. }) { 500 } else { 3000 })
     }
@@ -208,7 +208,7 @@ impl Theme {
     pub(super) fn windows(self) -> Windows {
         let recent_writes =
             Duration::from_millis(if self.hand_over() < Duration::from_secs(1) { 2500 } else { 5000 });
-        Windows { former_owners: self.hand_over() * 2, recent_writes }
+        Windows { previous_owners: self.hand_over() * 2, recent_writes }
     }
 
     /// Faults begin within this time.
@@ -252,8 +252,8 @@ impl Theme {
         random.bool() || matches!(self, Theme::Near { .. }) && client == 0
     }
 
-    /// Whether a fault goes with the others: a reader that hears nothing of the registry, and a node that has lost its lease,
-    /// go on with one another.
+    /// Whether a fault goes with the others: a reader that hears nothing of the registry, and a node that has
+    /// lost its lease, go on with one another.
     fn suits(self, fault: &Fault) -> bool {
         match fault {
             Fault::Cut { to: End::Registry | End::Member(_), .. }
@@ -267,8 +267,8 @@ impl Theme {
     }
 }
 
-/// A key that moves when the last node comes or goes, of a group whose values are loaded again and again, or by applications:
-/// they show most of what a change of the ring has left behind.
+/// A key that moves when the last node comes or goes, of a group whose values are loaded again and again, or
+/// by applications: they show most of what a change of the ring has left behind.
 fn moving(random: &mut Rng) -> (usize, u32) {
     let groups = (0..GROUPS.len()).filter(|group| matches!(GROUPS[*group], "short" | "app"));
     let keys = groups.flat_map(|group| (0..KEYS).map(move |key| (group, key)));
@@ -319,7 +319,7 @@ pub(super) fn faults(random: &mut Rng, theme: Theme, count: usize) -> Vec<Planne
 fn fault(random: &mut Rng) -> Fault {
     let node = random.usize(..NODES);
     match random.u8(..26) {
-        0..3 => Fault::Kill { node, power: random.bool(), folder: folder(random) },
+        0..3 => Fault::Kill { node, power: random.bool(), directory: directory(random) },
         3..5 => Fault::Stop { node, leaves: false },
         5..7 => Fault::Stop { node, leaves: true },
         7..8 => Fault::Visit,
@@ -363,10 +363,10 @@ fn mended(random: &mut Rng) -> Mended {
     if random.bool() { Mended::Late } else { Mended::Reset }
 }
 
-fn folder(random: &mut Rng) -> Folder {
+fn directory(random: &mut Rng) -> Directory {
     match random.u8(..4) {
-        0 => Folder::Empty,
-        1 => Folder::Older,
-        _ => Folder::Same,
+        0 => Directory::Empty,
+        1 => Directory::Older,
+        _ => Directory::Same,
     }
 }

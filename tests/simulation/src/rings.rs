@@ -1,8 +1,8 @@
 //! When there was more than one ring.
 //!
-//! A node that starts after the registry has lost its data knows no ring, and may found one, before a node that knows the last
-//! one has written that again. Until then clients of either ring are not told of what those of the other write
-//! (docs/consistency.md), so what they read is not held against them.
+//! A node that starts after the registry has lost its data knows no ring, and may found one, before a node
+//! that knows the last one has written that again. Until then clients of either ring are not told of what
+//! those of the other write (docs/consistency.md), so what they read is not held against them.
 
 use std::ops::Range;
 use std::time::Duration;

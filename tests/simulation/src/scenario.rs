@@ -105,7 +105,7 @@ impl Scenario {
 
 struct Node {
     host: HostId,
-    folder: PathBuf,
+    directory: PathBuf,
     /// How often it was started.
     starts: u32,
     /// What it had on its disk after so many starts.
@@ -141,7 +141,7 @@ struct Fleet {
     has_tokens: bool,
     /// Whether groups have no room for all of their keys.
     is_tight: bool,
-    folder: TempDir,
+    directory: TempDir,
     copies: u32,
 }
 
@@ -161,15 +161,15 @@ impl Fleet {
         });
         let (is_strict, is_warm) = (random.bool(), random.bool());
         let (has_tokens, is_tight) = (random.bool(), random.u8(..3) == 0);
-        let folder = if Path::new("/dev/shm").is_dir() {
+        let directory = if Path::new("/dev/shm").is_dir() {
             tempfile::tempdir_in("/dev/shm")
         } else {
             tempfile::tempdir()
         };
-        let folder = folder.expect("a folder");
+        let directory = directory.expect("a directory");
         let nodes = (0..NODES).map(|at| Node {
             host: world.add_host(),
-            folder: folder.path().join(format!("n{at}")),
+            directory: directory.path().join(format!("n{at}")),
             starts: 0,
             copy: None,
             stop: None,
@@ -203,7 +203,7 @@ impl Fleet {
             is_warm,
             has_tokens,
             is_tight,
-            folder,
+            directory,
             copies: 0,
         }
     }
@@ -220,14 +220,14 @@ impl Fleet {
         self.run_until(begun + Duration::from_millis(500));
         (0..CLIENTS).for_each(|app| self.start_app(app));
         self.run_until(begun + Duration::from_millis(1000));
-        (0..NODES).for_each(|node| self.nodes[node].copy = self.copy_folder(node));
+        (0..NODES).for_each(|node| self.nodes[node].copy = self.copy_directory(node));
     }
 
-    /// What a node has on its disk, in a folder of its own.
-    fn copy_folder(&mut self, node: usize) -> Option<(u32, PathBuf)> {
+    /// What a node has on its disk, in a directory of its own.
+    fn copy_directory(&mut self, node: usize) -> Option<(u32, PathBuf)> {
         self.copies += 1;
-        let copy = self.folder.path().join(format!("copy{}", self.copies));
-        copy_all(&self.nodes[node].folder, &copy).ok().map(|()| (self.nodes[node].starts, copy))
+        let copy = self.directory.path().join(format!("copy{}", self.copies));
+        copy_all(&self.nodes[node].directory, &copy).ok().map(|()| (self.nodes[node].starts, copy))
     }
 
     fn start_node(&mut self, at: usize) {
@@ -274,7 +274,7 @@ impl Fleet {
             .shutdown_deadline(Duration::from_millis(1000))
             .seal_interval(Duration::from_millis(300))
             .on_shutdown(if node.leaves { OnShutdown::Leave } else { OnShutdown::Keep });
-        let builder = if is_warm { builder.data_dir(&node.folder) } else { builder };
+        let builder = if is_warm { builder.data_dir(&node.directory) } else { builder };
         let token = Token::new("applications").secret(SECRET).read(["*"]).write(["*"]);
         let builder = if self.has_tokens { builder.token(token) } else { builder };
         let (stop, mut stopping) = watch::channel(false);
@@ -386,9 +386,9 @@ impl Fleet {
     }
 }
 
-/// The marks of starts in the folders of groups.
-fn marks(folder: &Path) -> Vec<String> {
-    let groups = std::fs::read_dir(folder).into_iter().flatten().flatten();
+/// The marks of starts in the directories of groups.
+fn marks(directory: &Path) -> Vec<String> {
+    let groups = std::fs::read_dir(directory).into_iter().flatten().flatten();
     let mut marks: Vec<_> =
         groups.filter_map(|group| std::fs::read_to_string(group.path().join("lineage")).ok()).collect();
     marks.sort();

@@ -102,7 +102,7 @@ async fn main() {
 struct Fleet {
     _etcd: Etcd,
     origin: Origin,
-    folder: tempfile::TempDir,
+    directory: tempfile::TempDir,
     servers: Vec<ServerProcess>,
     client: Client,
 }
@@ -110,10 +110,10 @@ struct Fleet {
 impl Fleet {
     async fn start(binary: &Path) -> Self {
         let (etcd, origin) = (Etcd::start().await, Origin::start(Duration::ZERO).await);
-        let folder = tempfile::tempdir().expect("a folder");
+        let directory = tempfile::tempdir().expect("a directory");
         let mut servers = Vec::new();
         for node in 0..3 {
-            let (port, data) = (free_port(), folder.path().join(node.to_string()));
+            let (port, data) = (free_port(), directory.path().join(node.to_string()));
             let config = format!(
                 "listen = \"127.0.0.1:{port}\"\ndata_dir = \"{}\"\n[etcd]\nendpoints = [\"{}\"]\n{}",
                 data.display(),
@@ -131,7 +131,7 @@ impl Fleet {
         for keys in keys.chunks(500) {
             while !client.group("g").get_many(keys).await.iter().all(Result::is_ok) {}
         }
-        Fleet { _etcd: etcd, origin, folder, servers, client }
+        Fleet { _etcd: etcd, origin, directory, servers, client }
     }
 
     fn addrs(&self) -> Vec<String> {
@@ -189,5 +189,5 @@ async fn restarted(binary: &Path) {
     running.abort();
     sleep(Duration::from_secs(2)).await;
     load.print("rolling restart of all three, with warm restarts", fleet.loads() - before);
-    drop(fleet.folder);
+    drop(fleet.directory);
 }

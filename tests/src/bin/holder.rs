@@ -1,7 +1,8 @@
 //! A client process for tests that reads keys from near copies until it is ended.
 //!
-//! `holder NODE GROUP KEY...` says on stderr of each read when it began, in nanoseconds of the machine's uptime, which key it was,
-//! what came of it, and whether it was a near copy: `<uptime> <key> <value> near`, or `far`; an error is `<uptime> <key> - far`.
+//! `holder NODE GROUP KEY...` says on stderr of each read when it began, in nanoseconds of the machine's
+//! uptime, which key it was, what came of it, and whether it was a near copy: `<uptime> <key> <value> near`,
+//! or `far`; an error is `<uptime> <key> - far`.
 
 use std::time::Duration;
 

@@ -236,7 +236,7 @@ async fn idle_clients(binary: &Path) {
     server.process().kill();
 }
 
-/// What a folder for warm restarts costs those who get: nothing is written for hits, so some must miss.
+/// What a directory for warm restarts costs those who get: nothing is written for hits, so some must miss.
 async fn warm_restarts(binary: &Path) {
     println!(
         "\n256 tasks get 100 bytes, with and without `data_dir`, medians of {MANY_ROUNDS} alternating rounds"
@@ -244,11 +244,11 @@ async fn warm_restarts(binary: &Path) {
     println!("| entries that have room | data_dir | gets/s | p99 us | server's CPU us/get |");
     println!("|--:|---|--:|--:|--:|");
     for percent in [110, 90, 50] {
-        let folder = tempfile::tempdir().expect("a folder");
+        let directory = tempfile::tempdir().expect("a directory");
         // Key, value and overhead are about 204 bytes.
         let capacity = format!("capacity = \"{}B\"", KEYS * 204 * percent / 100);
         let mut servers = Vec::new();
-        for data_dir in ["", &format!("data_dir = \"{}\"", folder.path().display())] {
+        for data_dir in ["", &format!("data_dir = \"{}\"", directory.path().display())] {
             let settings = format!("listen = \"127.0.0.1:{}\"\n{data_dir}", free_port());
             let server = start_with(binary, &settings, &capacity).await;
             let group = connect(&[server.addr().to_owned()]).await.group("small");

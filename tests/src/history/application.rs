@@ -82,7 +82,7 @@ impl Application {
         let client = if self.near { client.near_cache(near) } else { client };
         let client = client.build_lazy().expect("the settings are good");
         let mut random = fastrand::Rng::with_seed(self.seed);
-        let ops = Mutex::new(ops.expect("the folder is there"));
+        let ops = Mutex::new(ops.expect("the directory is there"));
         let running = Arc::new(Running { settings: self, client, ops });
         for _ in 0..READERS {
             tokio::spawn(running.clone().read(random.fork()));

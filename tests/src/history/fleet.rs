@@ -58,7 +58,7 @@ pub(super) struct Fleet {
     etcd: Etcd,
     etcd_down: u32,
     pub(super) origin: Origin,
-    folder: TempDir,
+    directory: TempDir,
     nodes: Vec<Node>,
     apps: Vec<App>,
     apps_processes: Processes,
@@ -85,7 +85,7 @@ impl Fleet {
             etcd,
             etcd_down: 0,
             origin: Origin::start().await,
-            folder: tempfile::tempdir().expect("a folder"),
+            directory: tempfile::tempdir().expect("a directory"),
             nodes: Vec::new(),
             apps: Vec::new(),
             apps_processes: Processes::default(),
@@ -108,7 +108,7 @@ impl Fleet {
         let front = Proxy::start_between(self.apps_processes.clone(), port).await;
         let to_etcd = Proxy::start(self.etcd.port()).await;
         let group = format!("ttl = \"1h\"\nfailover_ttl = \"{}ms\"", FAILOVER_TTL.as_millis());
-        let data = self.folder.path().join(self.nodes.len().to_string());
+        let data = self.directory.path().join(self.nodes.len().to_string());
         let data = if random.bool() { format!("data_dir = \"{}\"", data.display()) } else { String::new() };
         let config = format!(
             "listen = \"127.0.0.1:{port}\"\nadvertise = \"{}\"\nlease_ttl = \"2s\"\nshutdown_deadline = \"2s\"\n{data}\n\
@@ -124,7 +124,7 @@ impl Fleet {
 
     /// The file into which an application tells what it does.
     fn ops(&self, app: usize) -> PathBuf {
-        self.folder.path().join(format!("ops{app}"))
+        self.directory.path().join(format!("ops{app}"))
     }
 
     fn spawn(&self, number: usize, to_etcd: &Proxy, starts: u64) -> Process {

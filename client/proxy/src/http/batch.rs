@@ -51,7 +51,8 @@ struct Answers {
     values: Vec<Answer>,
 }
 
-/// What a key came to. A value is text where it can be, else it is in `value_base64`; where there is none it is null.
+/// What a key came to. A value is text where it can be, else it is in `value_base64`; where there is none it
+/// is null.
 #[derive(Serialize)]
 struct Answer {
     key: Key,

@@ -22,7 +22,8 @@ use crate::core::account;
 use crate::problem::Problem;
 use crate::trace::{traceparent, within};
 
-/// The value, or 304 where the caller has it, or 404. `HEAD` is served as `GET`, and the server leaves out the body.
+/// The value, or 304 where the caller has it, or 404. `HEAD` is served as `GET`, and the server leaves out
+/// the body.
 pub(super) async fn get(group: &Group, key: &[u8], asked: Asked) -> Result<Response, Problem> {
     let values = account(&asked.caller, &asked.peer).values.clone();
     let got = within(traceparent(asked.request.headers()), group.get_detailed(key)).await?;
@@ -94,7 +95,8 @@ fn is_among(tag: &str, list: &str) -> bool {
     list.split(',').map(str::trim).any(|one| one == "*" || one.strip_prefix("W/").unwrap_or(one) == tag)
 }
 
-/// Says how old an answer is, and for how long it may be kept: until the entry of the cache is not fresh any more.
+/// Says how old an answer is, and for how long it may be kept: until the entry of the cache is not fresh any
+/// more.
 fn fresh(response: &mut Response, got: &Detailed) {
     let (age, lifetime) = (got.age.as_secs(), (got.age + got.ttl).as_secs());
     let kept =
@@ -108,7 +110,8 @@ fn header_value(text: String) -> HeaderValue {
     HeaderValue::from_str(&text).expect("digits and letters")
 }
 
-/// Refuses a write that depends on what there is: a cache may drop an entry at any time, so that decides nothing.
+/// Refuses a write that depends on what there is: a cache may drop an entry at any time, so that decides
+/// nothing.
 fn unconditional(headers: &HeaderMap, conditions: &[HeaderName]) -> Result<(), Problem> {
     match conditions.iter().find(|name| headers.contains_key(*name)) {
         None => Ok(()),

@@ -1,8 +1,8 @@
 //! HTTP: a key is a resource, `/v1/{group}/{key}`, and `POST /v1/{group}` gets many at once.
 //!
-//! Keys and groups are percent-encoded, and a key may have any bytes; the first slash after the group ends its name.
-//! `openapi.json` has it all, and is served as such; beside it are `/healthz`, `/readyz` and `/metrics`. Where the proxy
-//! has tokens, a caller shows one as `Bearer`, or as the password of any user.
+//! Keys and groups are percent-encoded, and a key may have any bytes; the first slash after the group ends
+//! its name. `openapi.json` has it all, and is served as such; beside it are `/healthz`, `/readyz` and
+//! `/metrics`. Where the proxy has tokens, a caller shows one as `Bearer`, or as the password of any user.
 
 mod batch;
 mod entry;

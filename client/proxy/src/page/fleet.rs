@@ -13,7 +13,8 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 const EVERY: Duration = Duration::from_secs(1);
-/// A page that was asked for so lately is looked at still; charts have no gap where somebody comes back before.
+/// A page that was asked for so lately is looked at still; charts have no gap where somebody comes back
+/// before.
 const ATTENTION: Duration = Duration::from_secs(300);
 /// How long the first figures are waited for.
 const FIRST: Duration = Duration::from_secs(3);

@@ -1,7 +1,8 @@
-//! The fleet's page: what all nodes tell of themselves, and what operators do: look a key up, delete it, clear a group.
+//! The fleet's page: what all nodes tell of themselves, and what operators do: look a key up, delete it,
+//! clear a group.
 //!
-//! Who looks needs the right `admin`, and who changes something the right to that too. Changes are a POST of JSON, which a
-//! page of another site cannot send here, and leave a line in the audit log.
+//! Who looks needs the right `admin`, and who changes something the right to that too. Changes are a POST of
+//! JSON, which a page of another site cannot send here, and leave a line in the audit log.
 
 mod fleet;
 mod operate;
@@ -61,8 +62,8 @@ async fn authorize(
     Ok(next.run(request).await)
 }
 
-/// Whether a request that changes something comes from this page, as far as a browser says where it comes from. Programs say
-/// nothing of that, and browsers always do; neither sends JSON from a form.
+/// Whether a request that changes something comes from this page, as far as a browser says where it comes
+/// from. Programs say nothing of that, and browsers always do; neither sends JSON from a form.
 async fn check_origin(request: Request, next: Next) -> Result<Response, Problem> {
     if matches!(*request.method(), Method::GET | Method::HEAD) || is_from_here(request.headers()) {
         return Ok(next.run(request).await);

@@ -1,4 +1,5 @@
-//! What operators do with keys and groups. All of it is POST, also a look: keys do not belong into addresses, which are logged.
+//! What operators do with keys and groups. All of it is POST, also a look: keys do not belong into addresses,
+//! which are logged.
 
 use std::borrow::Cow;
 

@@ -1,6 +1,7 @@
 //! Commands: what a request asks for, checked as far as the request alone tells.
 //!
-//! A command that a cache cannot keep is refused by name, with the reason; none is taken and then done in part.
+//! A command that a cache cannot keep is refused by name, with the reason; none is taken and then done in
+//! part.
 
 mod table;
 

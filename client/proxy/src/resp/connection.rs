@@ -94,7 +94,8 @@ struct Connection<'a, S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
-    /// Reads more bytes; `false`: there will be no more. A long request needs room for it among those of all callers.
+    /// Reads more bytes; `false`: there will be no more. A long request needs room for it among those of all
+    /// callers.
     async fn read_more(&mut self) -> io::Result<bool> {
         let bytes = self.input.len() + READ_BYTES;
         if bytes <= FREE_BYTES {

@@ -1,7 +1,8 @@
 //! Databases: how the keys of a connection name groups.
 //!
-//! Redis has numbered databases, and applications write namespaces into keys. Here the number chooses between the two:
-//! a database is a group, whose keys are taken as they are, or it takes the group from the key, before the first colon.
+//! Redis has numbered databases, and applications write namespaces into keys. Here the number chooses between
+//! the two: a database is a group, whose keys are taken as they are, or it takes the group from the key,
+//! before the first colon.
 
 use bytes::Bytes;
 
@@ -28,8 +29,8 @@ pub(super) struct Key {
 pub(super) struct Databases(Vec<Database>);
 
 impl Databases {
-    /// Database 0 takes the group from the key, or is the default group where there is one; the others are groups, in
-    /// order.
+    /// Database 0 takes the group from the key, or is the default group where there is one; the others are
+    /// groups, in order.
     pub(super) fn new(default_group: Option<String>, others: impl IntoIterator<Item = String>) -> Self {
         let group = |name: String| Database::Group(name.into());
         let first = default_group.map_or(Database::Named, group);

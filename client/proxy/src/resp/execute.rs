@@ -55,8 +55,8 @@ enum Pending {
     Deleted(Vec<Place>),
 }
 
-/// Runs commands all at the same time. There is an answer to the first, and to as many more as have been run; what they take
-/// counts until it is written.
+/// Runs commands all at the same time. There is an answer to the first, and to as many more as have been run;
+/// what they take counts until it is written.
 pub(super) async fn run(
     shared: &Shared,
     session: &mut Session,

@@ -1,7 +1,7 @@
 //! The Redis protocol, versions 2 and 3.
 //!
 //! ```text
-//! bytes ── request ──> arguments ── command ──> Command ── pipeline ──> those that go together ── execute ──> replies
+//! bytes ── request ──> arguments ── command ──> Command ── pipeline ──> batches ── execute ──> replies
 //! ```
 
 mod batches;

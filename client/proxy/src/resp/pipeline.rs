@@ -1,7 +1,8 @@
 //! Which commands of a pipeline may run at the same time.
 //!
-//! A client that sends many commands at once reads the answers in order, and each command has to see those before it.
-//! Gets can go together, and so can writes of different keys; a get waits for the writes before it.
+//! A client that sends many commands at once reads the answers in order, and each command has to see those
+//! before it. Gets can go together, and so can writes of different keys; a get waits for the writes before
+//! it.
 
 use std::collections::HashSet;
 
@@ -39,8 +40,8 @@ impl Access {
     }
 }
 
-/// How many commands from the first on may run at the same time: at least one where there is one. `key` tells what a key
-/// means, where it means one.
+/// How many commands from the first on may run at the same time: at least one where there is one. `key` tells
+/// what a key means, where it means one.
 pub(super) fn together<'c>(
     commands: impl IntoIterator<Item = Option<&'c Command>>,
     key: impl Fn(&Bytes) -> Option<Key>,

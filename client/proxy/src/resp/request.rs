@@ -1,9 +1,9 @@
-//! Requests as clients of Redis send them, taken from the bytes of a connection as they come: arrays of strings, or
-//! a line of words.
+//! Requests as clients of Redis send them, taken from the bytes of a connection as they come: arrays of
+//! strings, or a line of words.
 //!
-//! No socket and no clock. `redis-protocol` reads any value, arrays within arrays as deep as they come; a server is sent
-//! flat arrays of strings, and has to refuse what is too long before it has come. Tests hold this reader against that
-//! crate.
+//! No socket and no clock. `redis-protocol` reads any value, arrays within arrays as deep as they come; a
+//! server is sent flat arrays of strings, and has to refuse what is too long before it has come. Tests hold
+//! this reader against that crate.
 
 use std::ops::Range;
 
@@ -61,8 +61,8 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// Takes the next request from `buffer`, as its arguments, of which there is at least one. `None`: there has to
-    /// come more.
+    /// Takes the next request from `buffer`, as its arguments, of which there is at least one. `None`: there
+    /// has to come more.
     ///
     /// # Errors
     /// Where what has come is no request, or one over the limits. Nothing after it can be read.
@@ -139,7 +139,8 @@ impl Reader {
     }
 }
 
-/// The number in the line that begins at `from`, and where the next line begins; `None`: the line has not ended yet.
+/// The number in the line that begins at `from`, and where the next line begins; `None`: the line has not
+/// ended yet.
 fn number(buffer: &[u8], from: usize, what: &str) -> Result<Option<(i64, usize)>, Malformed> {
     let line = &buffer[from.min(buffer.len())..];
     let line = &line[..line.len().min(MAX_HEADER_BYTES)];

@@ -77,8 +77,8 @@ impl Many {
         Ok(whole)
     }
 
-    /// Takes in the answer to the key at a position. What comes too late for the caller is delivered to nobody, since
-    /// it may have to be given back.
+    /// Takes in the answer to the key at a position. What comes too late for the caller is delivered to
+    /// nobody, since it may have to be given back.
     pub(super) fn take(
         &mut self,
         position: u32,

@@ -37,7 +37,8 @@ impl LaneState {
         near.keep(&answer, self.heard_version, now);
     }
 
-    /// Says what is to be said of near copies by now. Gives the writer as [`push`](Self::push) does, and when to look again.
+    /// Says what is to be said of near copies by now. Gives the writer as [`push`](Self::push) does, and when
+    /// to look again.
     pub(in crate::lane) fn tend_near(
         &mut self,
         epoch: u64,

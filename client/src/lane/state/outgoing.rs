@@ -1,5 +1,5 @@
-//! The frames of a lane on their way out: what is written goes into the next one, which is taken when the transport
-//! is ready for it.
+//! The frames of a lane on their way out: what is written goes into the next one, which is taken when the
+//! transport is ready for it.
 
 use std::task::Waker;
 

@@ -14,8 +14,8 @@ use super::{Connection, CountStreams, Presence};
 /// All services, with the streams of each connection counted.
 pub type Services = Router<Stack<CountStreams, Identity>>;
 
-/// Serves a connection to its end. When it is to retire, or at `stop`, its client is told so (GOAWAY), and what it asks until
-/// it has heard that is answered.
+/// Serves a connection to its end. When it is to retire, or at `stop`, its client is told so (GOAWAY), and
+/// what it asks until it has heard that is answered.
 pub async fn serve_grpc(connection: Connection, services: Services, stop: CancellationToken) {
     let presence = connection.peer().presence().clone();
     // tonic serves it in a task of its own, which ends with this one.

@@ -15,8 +15,8 @@ use super::{Connection, Peer};
 /// How long the headers of a request may take.
 const HEADERS_WITHIN: Duration = Duration::from_secs(5);
 
-/// Serves a connection until it ends or is cut off or, when it is to retire or at `stop`, until what it has asked is answered.
-/// Requests have its [`Peer`] as an extension.
+/// Serves a connection until it ends or is cut off or, when it is to retire or at `stop`, until what it has
+/// asked is answered. Requests have its [`Peer`] as an extension.
 pub async fn serve_http(connection: Connection, router: Router, stop: CancellationToken) {
     let peer = connection.peer().clone();
     let presence = peer.presence().clone();

@@ -142,7 +142,8 @@ impl TokenFiles {
     /// The tokens with which a process begins whose file has nothing but tokens.
     ///
     /// # Errors
-    /// Where one of them cannot be used, a secret's file is missing, or there is none at all: everybody would be let in.
+    /// Where one of them cannot be used, a secret's file is missing, or there is none at all: everybody would
+    /// be let in.
     pub fn first(&self) -> Result<Vec<Token>, ConfigError> {
         let source = Source::of_file(&self.config)?;
         let OnlyTokens { token } = source.read()?;
@@ -152,8 +153,9 @@ impl TokenFiles {
         build(token, &source)
     }
 
-    /// Looks at the files for ever, every half a second, and reads them where one has changed, and whenever `again` yields.
-    /// `set` puts tokens in force, and says whether they differ. What cannot be used changes nothing, with a warning.
+    /// Looks at the files for ever, every half a second, and reads them where one has changed, and whenever
+    /// `again` yields. `set` puts tokens in force, and says whether they differ. What cannot be used changes
+    /// nothing, with a warning.
     pub async fn watch<E: fmt::Display>(
         mut self,
         mut set: impl FnMut(&[Token]) -> Result<bool, E>,
@@ -171,8 +173,8 @@ impl TokenFiles {
         }
     }
 
-    /// Puts the tokens of now in force by `set`, which says whether they differ, where a file has changed since the last
-    /// look, or `anyway`. What cannot be used changes nothing.
+    /// Puts the tokens of now in force by `set`, which says whether they differ, where a file has changed
+    /// since the last look, or `anyway`. What cannot be used changes nothing.
     fn look<E: fmt::Display>(&mut self, set: impl FnOnce(&[Token]) -> Result<bool, E>, anyway: bool) {
         let as_before = |looked: &Vec<Stamp>| looked.iter().all(|(path, before)| stamp(path).1 == *before);
         if !anyway && self.looked.as_ref().is_some_and(as_before) {

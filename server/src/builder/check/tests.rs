@@ -130,7 +130,7 @@ async fn names_and_addresses_are_such_that_others_can_use_them() {
 }
 
 #[tokio::test]
-async fn a_folder_that_cannot_be_one_is_told_and_nothing_is_left_of_the_trial() {
+async fn a_directory_that_cannot_be_one_is_told_and_nothing_is_left_of_the_trial() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     std::fs::write(&file, "").unwrap();

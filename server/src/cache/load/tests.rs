@@ -372,7 +372,8 @@ impl Loader for Silent {
     }
 }
 
-/// A load has its origin's connection replaced when it is given up: the next load begins when its caller has been told.
+/// A load has its origin's connection replaced when it is given up: the next load begins when its caller has
+/// been told.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_load_that_is_late_has_been_given_up_when_those_who_wait_are_told() {
     let given_up = Arc::new(AtomicBool::new(false));

@@ -7,8 +7,8 @@ use super::*;
 fn a_disk_that_fails_at_any_step_costs_a_warning_and_works_again_when_it_does() {
     let mut failures = 0;
     for calls in 0..40 {
-        let folder = tempfile::tempdir().unwrap();
-        let mut life = Life::with(&folder, CHECK, 1 << 20, 20_000);
+        let directory = tempfile::tempdir().unwrap();
+        let mut life = Life::with(&directory, CHECK, 1 << 20, 20_000);
         life.writer.directory.faults.fail_after(calls);
         for n in 0..200 {
             life.store(&format!("k{n}"), &"x".repeat(100));
@@ -29,7 +29,7 @@ fn a_disk_that_fails_at_any_step_costs_a_warning_and_works_again_when_it_does() 
         life.writer.tick(later);
         drop(life);
         // Nothing from before the failure is there, where it could be outdated.
-        let life = Life::with(&folder, CHECK, 1 << 20, 1 << 20);
+        let life = Life::with(&directory, CHECK, 1 << 20, 1 << 20);
         assert_eq!(life.value("k0").as_deref(), Some("new"));
     }
     assert!((30..=40).contains(&failures), "{failures} times it failed, told once each");
@@ -41,8 +41,8 @@ fn a_disk_that_fails_at_any_step_costs_a_warning_and_works_again_when_it_does() 
 fn after_a_disk_failed_at_any_step_nothing_from_before_comes_back() {
     let mut failures = 0;
     for calls in 0..40 {
-        let folder = tempfile::tempdir().unwrap();
-        let mut life = Life::with(&folder, CHECK, 1 << 20, 20_000);
+        let directory = tempfile::tempdir().unwrap();
+        let mut life = Life::with(&directory, CHECK, 1 << 20, 20_000);
         life.writer.directory.faults.fail_once_after(calls);
         for n in 0..200 {
             life.store(&format!("k{n}"), &"x".repeat(100));
@@ -55,7 +55,7 @@ fn after_a_disk_failed_at_any_step_nothing_from_before_comes_back() {
         let has_failed = life.writer.journal.stats().is_failing;
         failures += u32::from(has_failed);
         drop(life);
-        let life = Life::with(&folder, CHECK, 1 << 20, 1 << 20);
+        let life = Life::with(&directory, CHECK, 1 << 20, 1 << 20);
         assert_eq!(life.cache.entries().is_empty(), has_failed, "after {calls} calls");
     }
     assert!((30..=40).contains(&failures), "{failures} times it failed");

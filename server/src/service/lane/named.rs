@@ -23,8 +23,8 @@ pub(super) struct Named {
 }
 
 impl Named {
-    /// Whether the client is to keep what a get is answered: of a key that many ask for, and where it reads a copy
-    /// already. What is answered in another's place is not kept.
+    /// Whether the client is to keep what a get is answered: of a key that many ask for, and where it reads a
+    /// copy already. What is answered in another's place is not kept.
     pub(super) fn is_kept(&self, get: &Operation) -> bool {
         if get.failover || get.on_miss == OnMiss::Peek || get.token.is_some() {
             return false;

@@ -106,7 +106,8 @@ impl NearStream {
         cache.answer_to_keep(&keep.key, keep.owned_since, outcome, self.lane.as_ref()?)
     }
 
-    /// Has the lease stand. Whether it had lapsed, so that what the lane holds is outdated; `None`: it is to have none.
+    /// Has the lease stand. Whether it had lapsed, so that what the lane holds is outdated; `None`: it is to
+    /// have none.
     fn lease(&mut self, leases: &NearLeases, frame: &mut ResponseWriter) -> Option<bool> {
         let lane = self.lane.as_mut()?;
         let now = uptime();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
-use super::{CLIENTS, End, FIRST_NODES, Fault, Folder, NODES, Planned, THEIR_MEMBER, mended};
+use super::{CLIENTS, Directory, End, FIRST_NODES, Fault, NODES, Planned, THEIR_MEMBER, mended};
 use crate::network::Mended;
 use crate::registry::StoreFault;
 
@@ -22,8 +22,8 @@ pub(super) fn stutter(random: &mut Rng, trouble: Duration) -> Vec<Planned> {
     planned
 }
 
-/// The registry loses its data again and again, of which a node and one client hear late, while another client cannot reach
-/// that node.
+/// The registry loses its data again and again, of which a node and one client hear late, while another
+/// client cannot reach that node.
 pub(super) fn lost(random: &mut Rng, trouble: Duration, node: usize) -> Vec<Planned> {
     let (mut planned, mut at) = (Vec::new(), ms(random, 100..1500));
     while at < trouble {
@@ -65,7 +65,8 @@ pub(super) fn near(random: &mut Rng, trouble: Duration, node: usize) -> Vec<Plan
 
 const READER: End = End::Client(0);
 
-/// The node is killed and started again at once, of which the reader hears as others do, or nothing. When the next comes.
+/// The node is killed and started again at once, of which the reader hears as others do, or nothing. When the
+/// next comes.
 fn restart(random: &mut Rng, node: usize, at: Duration, planned: &mut Vec<Planned>) -> Duration {
     let (is_unheard, killed) = (random.u8(..4) > 0, at + ms(random, 1..30));
     if is_unheard {
@@ -74,12 +75,13 @@ fn restart(random: &mut Rng, node: usize, at: Duration, planned: &mut Vec<Planne
         planned.push(Planned { fault, from: at, until: killed + ms(random, 200..600) });
     }
     let power = !is_unheard && random.bool();
-    let fault = Fault::Kill { node, power, folder: Folder::Same };
+    let fault = Fault::Kill { node, power, directory: Directory::Same };
     planned.push(Planned { fault, from: killed, until: killed + ms(random, 1..60) });
     killed + ms(random, 600..1500)
 }
 
-/// What the node says to the reader comes late, and then what one of them says, or both, not at all. When the next comes.
+/// What the node says to the reader comes late, and then what one of them says, or both, not at all. When the
+/// next comes.
 fn late_answers(random: &mut Rng, node: usize, at: Duration, planned: &mut Vec<Planned>) -> Duration {
     let owner = End::Node(node);
     let late = at + ms(random, 400..900);
@@ -123,9 +125,9 @@ fn out_of_reach(random: &mut Rng, node: usize, at: Duration, planned: &mut Vec<P
 }
 
 /// A node visits again and again. Shortly before it comes or goes, one client begins to sleep, or a node with
-/// it, mostly the former owner of the key that it reads, or it and the nodes that are there lag behind, or they
-/// are left by their member of the registry, while other clients write.
-pub(super) fn late(random: &mut Rng, trouble: Duration, former: usize) -> Vec<Planned> {
+/// it, mostly the previous owner of the key that it reads, or it and the nodes that are there lag behind, or
+/// they are left by their member of the registry, while other clients write.
+pub(super) fn late(random: &mut Rng, trouble: Duration, previous_owner: usize) -> Vec<Planned> {
     let accent = random.u8(..4);
     let (mut planned, mut at, mut came) = (Vec::new(), ms(random, 100..1500), None);
     while at < trouble {
@@ -138,7 +140,7 @@ pub(super) fn late(random: &mut Rng, trouble: Duration, former: usize) -> Vec<Pl
             2 => {
                 // A machine with a node and a client on it stands still, and what the registry has to tell
                 // them comes late.
-                let at_node = if random.u8(..3) > 0 { former } else { random.usize(..FIRST_NODES) };
+                let at_node = if random.u8(..3) > 0 { previous_owner } else { random.usize(..FIRST_NODES) };
                 let long = ms(random, 900..1600);
                 let node = End::Node(at_node);
                 let (from, to, by) = (End::Registry, node, ms(random, 150..300));
@@ -181,7 +183,8 @@ pub(super) fn late(random: &mut Rng, trouble: Duration, former: usize) -> Vec<Pl
     planned
 }
 
-/// A reader that sleeps. What the registry has to tell it may come late, so that it asks as if nothing had changed when it wakes.
+/// A reader that sleeps. What the registry has to tell it may come late, so that it asks as if nothing had
+/// changed when it wakes.
 fn asleep(random: &mut Rng, at: Duration, planned: &mut Vec<Planned>) -> (Fault, Duration) {
     let long = ms(random, 1200..4000);
     if random.bool() {

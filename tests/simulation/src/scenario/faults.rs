@@ -6,14 +6,14 @@ use peanut_proto::machine::Disk;
 
 use super::{Fleet, marks};
 use crate::network::{HostId, Network};
-use crate::plan::{End, FIRST_NODES, Fault, Folder, NODES};
+use crate::plan::{Directory, End, FIRST_NODES, Fault, NODES};
 use crate::registry::StoreFault;
 
 impl Fleet {
     /// Begins a fault.
     pub(super) fn begin(&mut self, fault: Fault) {
         match fault {
-            Fault::Kill { node, power, folder } => {
+            Fault::Kill { node, power, directory } => {
                 let it = &mut self.nodes[node];
                 it.down += 1;
                 if power {
@@ -21,7 +21,7 @@ impl Fleet {
                 }
                 it.stop = None;
                 self.world.kill(it.host);
-                self.swap_folder(node, folder);
+                self.swap_directory(node, directory);
             }
             Fault::Stop { node, leaves } => {
                 let node = &mut self.nodes[node];
@@ -168,23 +168,23 @@ impl Fleet {
         }
     }
 
-    pub(super) fn swap_folder(&mut self, node: usize, folder: Folder) {
+    pub(super) fn swap_directory(&mut self, node: usize, directory: Directory) {
         if !self.is_warm {
             return;
         }
-        let present = self.copy_folder(node);
+        let present = self.copy_directory(node);
         self.copies += 1;
-        let empty = self.folder.path().join(format!("empty{}", self.copies));
+        let empty = self.directory.path().join(format!("empty{}", self.copies));
         let node = &mut self.nodes[node];
         let older = std::mem::replace(&mut node.copy, present);
-        match (folder, older) {
-            (Folder::Empty, _) => node.folder = empty,
+        match (directory, older) {
+            (Directory::Empty, _) => node.directory = empty,
             // Of an earlier run that has made its mark: what was on the disk earlier under the same mark is
             // not told from what is there.
-            (Folder::Older, Some((starts, older)))
-                if starts < node.starts && marks(&older) != marks(&node.folder) =>
+            (Directory::Older, Some((starts, older)))
+                if starts < node.starts && marks(&older) != marks(&node.directory) =>
             {
-                node.folder = older;
+                node.directory = older;
             }
             _ => {}
         }

@@ -212,8 +212,8 @@ impl System {
         }
     }
 
-    /// Stores so many entries of a key of 16 bytes and a value of 100, and gives the memory that each takes; `None`
-    /// where the system has not kept all of them.
+    /// Stores so many entries of a key of 16 bytes and a value of 100, and gives the memory that each takes;
+    /// `None` where the system has not kept all of them.
     pub(crate) async fn bytes_per_entry(&self, entries: u64) -> Option<f64> {
         match &self.client {
             Client::Peanut(client) => self.fill(vec![client.clone(); FILLERS], entries).await,

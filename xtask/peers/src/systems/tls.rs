@@ -10,9 +10,9 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
 
-/// Files in a folder that goes with this.
+/// Files in a directory that goes with this.
 pub(super) struct Certificates {
-    folder: PathBuf,
+    directory: PathBuf,
 }
 
 impl Certificates {
@@ -20,9 +20,9 @@ impl Certificates {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let _ = default_provider().install_default();
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let folder = std::env::temp_dir().join(format!("peanut-peers-{}-{number}", std::process::id()));
-        std::fs::create_dir_all(&folder).map_err(|error| error.to_string())?;
-        let certificates = Certificates { folder };
+        let directory = std::env::temp_dir().join(format!("peanut-peers-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&directory).map_err(|error| error.to_string())?;
+        let certificates = Certificates { directory };
         certificates.write().map_err(|error| format!("no certificates could be made: {error}"))?;
         Ok(certificates)
     }
@@ -41,15 +41,15 @@ impl Certificates {
     }
 
     pub(super) fn ca(&self) -> PathBuf {
-        self.folder.join("ca.pem")
+        self.directory.join("ca.pem")
     }
 
     pub(super) fn cert(&self) -> PathBuf {
-        self.folder.join("node.pem")
+        self.directory.join("node.pem")
     }
 
     pub(super) fn key(&self) -> PathBuf {
-        self.folder.join("node.key")
+        self.directory.join("node.key")
     }
 
     /// What a client trusts.
@@ -63,6 +63,6 @@ impl Certificates {
 
 impl Drop for Certificates {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.folder);
+        let _ = std::fs::remove_dir_all(&self.directory);
     }
 }

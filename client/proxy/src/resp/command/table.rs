@@ -10,7 +10,8 @@ pub(in crate::resp) struct Spec {
     /// Arguments, the name included; where it is negative, at least so many.
     arity: i32,
     flags: &'static [&'static str],
-    /// The first key among the arguments, the last (−1: the last argument), and how far they are apart; zeros: none.
+    /// The first key among the arguments, the last (−1: the last argument), and how far they are apart;
+    /// zeros: none.
     keys: (i32, i32, i32),
 }
 

@@ -23,7 +23,8 @@ async fn when_the_stream_dies_everyone_is_told_and_the_next_stream_begins_anew()
     assert_eq!(frame.fields().count(), 4, "slot, version and group are told again");
 }
 
-/// What the driver of a stream that was left has read is of operations that are gone, and their numbers are others' now.
+/// What the driver of a stream that was left has read is of operations that are gone, and their numbers are
+/// others' now.
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_was_left_has_no_say_in_the_next_one() {
     let mut f = fixture(LIMITS);

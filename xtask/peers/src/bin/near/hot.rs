@@ -1,4 +1,5 @@
-//! What one key costs a fleet that is nine tenths of what sixteen clients ask for, with near copies and without.
+//! What one key costs a fleet that is nine tenths of what sixteen clients ask for, with near copies and
+//! without.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! Measures near copies beside the client-side caches of Redis clients and beside caches in one process: how fast a
-//! hit is, how many reads are stale, what a hot key costs a fleet, and how much memory copies take.
+//! Measures near copies beside the client-side caches of Redis clients and beside caches in one process: how
+//! fast a hit is, how many reads are stale, what a hot key costs a fleet, and how much memory copies take.
 //!
 //! Run it by `cargo xtask bench near PART`, or `bench stale` for that part.
 

@@ -1,6 +1,6 @@
-//! How many reads are stale: one process writes a key again and again, and puts down which version was acknowledged
-//! last; another reads the key by its near copies, and counts the reads that show less than what was put down before
-//! they began.
+//! How many reads are stale: one process writes a key again and again, and puts down which version was
+//! acknowledged last; another reads the key by its near copies, and counts the reads that show less than what
+//! was put down before they began.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -81,8 +81,8 @@ pub(crate) async fn run(binary: &Path, writes: u64, systems: &[System]) {
     for system in systems {
         let (nodes, addrs) = servers::peanut(binary, 1).await;
         let (redis, redis_addr) = servers::redis().await;
-        let folder = if Path::new("/dev/shm").is_dir() { "/dev/shm".into() } else { std::env::temp_dir() };
-        let path = folder.join(format!("peanut-stale-{}", std::process::id()));
+        let directory = if Path::new("/dev/shm").is_dir() { "/dev/shm".into() } else { std::env::temp_dir() };
+        let path = directory.join(format!("peanut-stale-{}", std::process::id()));
         let acknowledged = Acknowledged(File::create(&path).expect("a file"));
         acknowledged.set(0);
         let is_peanut = matches!(system, System::Peanut | System::PeanutBounded);
