@@ -7,6 +7,7 @@ mod dependencies;
 mod image;
 mod install;
 mod package;
+mod release;
 mod run;
 
 use std::process::ExitCode;
@@ -32,6 +33,8 @@ cargo xtask <command>
   image [--rootfs DIRECTORY]
              build an image with docker, or without it the root directory of one
   package    build Debian packages (installs cargo-deb), and install, upgrade and remove them in a copy of this machine's root
+  release    the packages, an archive of the programs with the licences of all that is in them, bills of materials,
+             and checksums (installs cargo-cyclonedx and cargo-bundle-licenses)
   bench instructions [--record]
              count the instructions of the parts on the way of a get under valgrind (installs it), and fail where one
              has grown by over 5 %; with `--record` write the counts to benchmarks/instructions.json
@@ -69,7 +72,8 @@ fn main() -> ExitCode {
         Some("history") => history(rest),
         Some("soak") => soak(rest),
         Some("image") => image::image(rest),
-        Some("package") if rest.is_empty() => package::package(),
+        Some("package") if rest.is_empty() => package::package().map(drop),
+        Some("release") if rest.is_empty() => release::release(),
         Some("bench") => match rest.split_first() {
             None => bench(),
             Some((&"instructions", [])) => bench_instructions(&[]),

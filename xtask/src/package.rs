@@ -12,8 +12,8 @@ const UNIT: &str = "deploy/debian/peanut-server.service";
 /// What systemd may say of the unit at most, times ten: from 0 to 100.
 const EXPOSURE: &str = "20";
 
-/// `package`: makes the packages of a release, and tries them.
-pub(crate) fn package() -> Result<(), Failed> {
+/// `package`: makes the packages of a release, tries them, and says where they are.
+pub(crate) fn package() -> Result<PathBuf, Failed> {
     if !is_installed("cargo-deb") {
         Cargo::new(&["install", "--quiet", "--locked", "cargo-deb"]).run("installing cargo-deb")?;
     }
@@ -22,7 +22,7 @@ pub(crate) fn package() -> Result<(), Failed> {
     let directory = make(&target_directory()?.join("release"), &[])?;
     try_out(&directory)?;
     println!("\n== the packages are in {}", directory.display());
-    Ok(())
+    Ok(directory)
 }
 
 /// Makes packages of programs that are built, and tries them. Says so where that cannot be done here.
