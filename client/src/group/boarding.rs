@@ -14,8 +14,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
 use super::Group;
-use super::loads::Boarded;
-use crate::error::ErrorKind;
+use crate::error::{Error, ErrorKind};
 use crate::lane::{Answer, EachSender, STANDSTILL};
 use crate::many::{self, OfOwner};
 use crate::node::Node;
@@ -23,6 +22,15 @@ use crate::refusal::Refusal;
 use crate::request::{Key, Op, Request};
 use crate::routing::Routing;
 use crate::shared::Answered;
+
+/// What a key that may have to be loaded by this caller came to.
+pub(super) enum Boarded {
+    Answered(Result<Option<Bytes>, Error>),
+    /// This caller is to load it, and holds the fill token.
+    Leads(Answered),
+    /// No node can be asked.
+    Unreachable(Error),
+}
 
 /// What a key came to, by its place in the call.
 pub(super) type Came = (usize, Boarded);

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 use tracing::Instrument as _;
 
 use super::Group;
-use super::boarding::{Boarding, Came};
+use super::boarding::{Boarded, Boarding, Came};
 use crate::error::{Error, ErrorKind};
 use crate::failover;
 use crate::fill;
@@ -36,15 +36,6 @@ type LoaderError = Box<dyn StdError + Send + Sync>;
 
 /// What a load of many keys has brought, by key.
 type Found = HashMap<Vec<u8>, Loaded>;
-
-/// What a key that may have to be loaded by this caller came to.
-pub(super) enum Boarded {
-    Answered(Result<Option<Bytes>, Error>),
-    /// This caller is to load it, and holds the fill token.
-    Leads(Answered),
-    /// No node can be asked.
-    Unreachable(Error),
-}
 
 impl Group {
     /// The value of a key; where it is missing `load` is run, once for all who ask in the whole fleet at the
