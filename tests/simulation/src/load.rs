@@ -15,14 +15,8 @@ use peanut_proto::clock::uptime;
 use tokio::sync::MutexGuard;
 use tokio::time::{sleep, timeout};
 
-use super::plan::CLIENTS;
+use super::plan::{CLIENTS, GROUPS, KEYS};
 use crate::history::{Kind, Op};
-
-/// Keys of each group.
-pub(super) const KEYS: u32 = 5;
-/// The groups: with a loader, with a loader and short lifetimes, without one, and one whose values the
-/// application loads.
-pub(super) const GROUPS: [&str; 4] = ["loaded", "short", "plain", "app"];
 
 /// Whether this version of a key says that there is no such key.
 pub(super) fn is_absent(version: u64) -> bool {

@@ -10,7 +10,6 @@ use peanut_client::ring::Ring;
 use peanut_proto::intervals::Windows;
 use peanut_proto::membership::{DEFAULT_POINTS, NodeInfo, RingDocument};
 
-use super::load::{GROUPS, KEYS};
 use super::network::Mended;
 use super::registry::{MEMBERS, StoreFault};
 use themes::{late, lost, near, stutter};
@@ -21,6 +20,11 @@ pub(super) const NODES: usize = 4;
 pub(super) const FIRST_NODES: usize = 3;
 /// Applications.
 pub(super) const CLIENTS: usize = 3;
+/// Keys of each group.
+pub(super) const KEYS: u32 = 5;
+/// The groups: with a loader, with a loader and short lifetimes, without one, and one whose values the
+/// application loads.
+pub(super) const GROUPS: [&str; 4] = ["loaded", "short", "plain", "app"];
 
 /// One end of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -19,9 +19,9 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use super::load::{GROUPS, KEYS, Load, is_absent};
+use super::load::{Load, is_absent};
 use super::network::{HostId, MIN_LATENCY, Network, addr_of};
-use super::plan::{CLIENTS, End, FIRST_NODES, Fault, NODES, Planned, Theme, faults};
+use super::plan::{CLIENTS, End, FIRST_NODES, Fault, GROUPS, KEYS, NODES, Planned, Theme, faults};
 use super::registry::{MEMBERS, Store};
 use super::unread::{Unread, watch_hints};
 use super::world::World;
