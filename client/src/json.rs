@@ -87,9 +87,17 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
         let values = self.group.get_many(&keys).await.into_iter();
         let mut decoded: Vec<Result<Option<T>, Error>> =
             values.map(|value| value?.map(|bytes| decode(&bytes)).transpose()).collect();
-        for (key, value) in keys.iter().zip(&mut decoded) {
-            if value.as_ref().is_err_and(|error| error.kind() == ErrorKind::Codec) {
-                *value = self.get(key).await;
+        let others = of_another_type(&decoded);
+        if others.is_empty() {
+            return decoded;
+        }
+        let of_others = || others.iter().map(|at| &keys[*at]);
+        let deleted = self.group.delete_many(of_others()).await;
+        let again = self.group.get_many(of_others()).await;
+        for ((at, deleted), again) in others.iter().zip(deleted).zip(again) {
+            // Where this client may not delete it stays what it is.
+            if deleted.is_ok() {
+                decoded[*at] = again.and_then(|value| value.map(|bytes| decode(&bytes)).transpose());
             }
         }
         decoded
@@ -228,10 +236,7 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
         let read = |stored: Result<Option<Bytes>, Error>| stored?.map(|bytes| decode(&bytes)).transpose();
         let mut values: Vec<_> =
             self.group.get_or_load_many(&keys, &mut load).await.into_iter().map(read).collect();
-        let is_other = |value: &Result<Option<T>, Error>| {
-            value.as_ref().is_err_and(|error| error.kind() == ErrorKind::Codec)
-        };
-        let others: Vec<usize> = (0..keys.len()).filter(|at| is_other(&values[*at])).collect();
+        let others = of_another_type(&values);
         if others.is_empty() {
             return values;
         }
@@ -292,6 +297,12 @@ impl<T: Serialize> BegunJsonWrite<T> {
     pub async fn delete(self) -> Result<(), Error> {
         self.write.delete().await
     }
+}
+
+/// Which of these could not be decoded.
+fn of_another_type<T>(values: &[Result<Option<T>, Error>]) -> Vec<usize> {
+    let is_other = |at: &usize| values[*at].as_ref().is_err_and(|error| error.kind() == ErrorKind::Codec);
+    (0..values.len()).filter(is_other).collect()
 }
 
 fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, Error> {

@@ -67,12 +67,16 @@ async fn tell_each(
     leased.into_iter().for_each(|node| node.set_leased(true));
     let are_most = unleased.len() * 2 > nodes.len();
     if !are_most {
-        unleased.into_iter().for_each(|node| node.set_leased(false));
+        unleased.into_iter().for_each(|node| node.lost_lease());
+        return Undecided::default();
+    }
+    if let [only] = nodes {
+        only.set_leased(true);
         return Undecided::default();
     }
     // Each is looked at once: a hint that comes later is of a writer that does not believe it either.
     let due: Vec<_> = unleased.into_iter().filter(|node| node.is_to_be_looked_for()).collect();
-    let Some(registry) = registry.filter(|_| nodes.len() > 1 && !due.is_empty()) else {
+    let Some(registry) = registry.filter(|_| !due.is_empty()) else {
         return Undecided::default();
     };
     let Some(hinted) = with_hints(registry, view.keys(), &due).await else {

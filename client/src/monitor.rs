@@ -165,13 +165,19 @@ impl Monitor {
         self.looked_for_hints.load(Ordering::Relaxed)
     }
 
-    /// Takes in whether hints wait for it: then it is asked by nobody.
+    /// Records whether hints are stored for it; if so, gets skip it.
     pub(crate) fn looked_for_hints(&self, there_are: bool) {
         let was_held_back = self.awaits_look.swap(false, Ordering::Relaxed);
         if there_are || was_held_back {
             self.set_leased(!there_are);
         }
         self.looked_for_hints.store(true, Ordering::Relaxed);
+    }
+
+    /// It holds no lease, and that is believed.
+    pub(crate) fn lost_lease(&self) {
+        self.awaits_look.store(false, Ordering::Relaxed);
+        self.set_leased(false);
     }
 
     /// It could not be looked for hints for it. Whether gets are held back from it until then.

@@ -60,7 +60,7 @@ struct Gone {
     passed_over: Option<(Instant, Lapse)>,
 }
 
-/// A time in which a node holds no lease, as one reading of the fleet and what was watched since then tell it
+/// Identifies one period without a lease, as one reading of the fleet and what was watched since then tell it
 /// from others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Lapse {

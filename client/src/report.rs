@@ -11,7 +11,6 @@ use peanut_proto::v1::{GroupStatus, HotKey, StatusRequest, StatusResponse};
 use tokio::time::{Instant, timeout_at};
 
 use crate::client::{Client, NodeStatus};
-use crate::config::Config;
 use crate::error::{Error, ErrorKind};
 use crate::node::Node;
 use crate::unary::refused;
@@ -111,15 +110,20 @@ impl Client {
     /// Asks every node of the ring what it tells of itself, with at most so many hot keys of each group; in
     /// order of id. Where the nodes have tokens this client's needs the right `admin`.
     pub async fn reports(&self, hot_keys: u32) -> Vec<(NodeStatus, Result<NodeReport, Error>)> {
-        let statuses = self.statuses(hot_keys).await.into_iter();
+        let statuses = self.statuses(hot_keys, self.config().deadline).await.into_iter();
         statuses.map(|(node, status)| (node, status.map(read))).collect()
     }
 
-    /// As [`reports`](Self::reports), as nodes send it. For the project's own page; no part of the API.
+    /// As [`reports`](Self::reports), as nodes send it, of those that answer in time. For the project's own page;
+    /// no part of the API.
     #[doc(hidden)]
-    pub async fn statuses(&self, hot_keys: u32) -> Vec<(NodeStatus, Result<StatusResponse, Error>)> {
-        let (routing, config) = (self.routing(), self.config());
-        let asked = routing.nodes().iter().map(|node| status(node, config, hot_keys));
+    pub async fn statuses(
+        &self,
+        hot_keys: u32,
+        within: Duration,
+    ) -> Vec<(NodeStatus, Result<StatusResponse, Error>)> {
+        let routing = self.routing();
+        let asked = routing.nodes().iter().map(|node| status(node, within, hot_keys));
         let told = join_all(asked).await;
         let ids = routing.nodes().iter().map(|node| node.id());
         let mut told: HashMap<&str, _> = ids.zip(told).collect();
@@ -129,8 +133,8 @@ impl Client {
     }
 }
 
-async fn status(node: &Arc<Node>, config: &Config, hot_keys: u32) -> Result<StatusResponse, Error> {
-    let deadline = Instant::now() + config.deadline;
+async fn status(node: &Arc<Node>, within: Duration, hot_keys: u32) -> Result<StatusResponse, Error> {
+    let deadline = Instant::now() + within;
     let Some(channel) = node.channel() else {
         return Err(Error::at(ErrorKind::Unavailable, node.id(), &*node.out_of_reach()));
     };

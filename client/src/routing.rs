@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use peanut_proto::clock::{milliseconds, wall_clock_ms};
 use peanut_proto::membership::{Member, RingDocument};
 use peanut_proto::numbers::RingVersion;
 use peanut_proto::sabotage::{Mechanism, without};
@@ -71,6 +72,8 @@ pub(crate) struct PreviousOwner<'a, N = Arc<Node>> {
     pub(crate) owned_since: RingVersion,
 }
 
+/// By how much the wall clocks of this machine and of nodes may differ.
+const CLOCKS_AGREE: Duration = Duration::from_secs(8 * 60);
 /// Earlier rings that are kept.
 const MOST_EARLIER: usize = 16;
 
@@ -90,7 +93,7 @@ impl<N: Handle> Routing<N> {
         document: &RingDocument,
         previous: Option<&Routing<N>>,
         (written_to, hand_over): (Duration, Duration),
-        now: Instant,
+        (now, now_ms): (Instant, u64),
         make: impl FnMut(&Member) -> N,
     ) -> Self {
         // One handle to each node, in all rings: two would each have their own idea of its health.
@@ -103,7 +106,9 @@ impl<N: Handle> Routing<N> {
         // Those that this client has held, and those between them that it has not heard of. When these were
         // replaced the document says by another machine's clock, so all of them count from now on.
         let held = previous.map_or(RingVersion::NONE, |routing| routing.ring.version());
-        let unheard = document.recent().take_while(|earlier| earlier.version > held).take(MOST_EARLIER);
+        let window_ms = milliseconds(written_to + CLOCKS_AGREE);
+        let recent = document.recent(now_ms.saturating_sub(window_ms));
+        let unheard = recent.take_while(|earlier| earlier.version > held).take(MOST_EARLIER);
         let unheard = unheard.map(|document| {
             let nodes = document.members.iter().map(|member| known.of(member)).collect();
             Arc::new(Earlier { nodes, ring: Arc::new(Ring::new(&document)), replaced: now, is_exact: false })
@@ -221,7 +226,8 @@ impl Routing {
     pub(crate) fn of(document: &RingDocument, previous: Option<&Routing>, config: &Config) -> Self {
         let windows = (config.windows.previous_owners, config.hand_over);
         let make = |member: &Member| Arc::new(Node::new(&member.id, &member.addr, config));
-        let routing = Routing::new(document, previous, windows, Instant::now(), make);
+        let now = (Instant::now(), wall_clock_ms());
+        let routing = Routing::new(document, previous, windows, now, make);
         routing.nodes.iter().for_each(|node| node.among(routing.nodes.len()));
         routing
     }

@@ -5,7 +5,7 @@ set -eu
 
 # With the directory: makes the copy, and goes on within.
 if [ "$1" != inside ]; then
-    copy=$(mktemp --directory)
+    copy=/mnt
     mount -t tmpfs tmpfs "$copy"
     mkdir "$copy/upper" "$copy/work" "$copy/root"
     mount -t overlay overlay -o "lowerdir=/,upperdir=$copy/upper,workdir=$copy/work" "$copy/root"

@@ -32,6 +32,8 @@ use crate::registration::{holder_of, in_use};
 const AT_ONCE: usize = 256;
 /// How long to wait when they could not be removed.
 const REMOVE_AGAIN: Duration = Duration::from_millis(200);
+/// How often the mark is tried again that the registry has not taken.
+const MARK_AGAIN: Duration = Duration::from_secs(5);
 /// Records that cannot be read are told of so often.
 const SAY: Duration = Duration::from_secs(10);
 
@@ -41,8 +43,8 @@ struct Heard {
     lineage: Option<Lineage>,
     /// The registry has this process's mark, if it has not lost it.
     is_marked: bool,
-    /// The wake with which the mark was last written.
-    marked_at: Option<u64>,
+    /// The lease with which the mark was last written.
+    marked_with: Option<u64>,
     /// Takes what has been applied.
     done: mpsc::UnboundedSender<Applied>,
     /// The generation of each of the node's groups that the registry had last; `None` where it could not be
@@ -79,7 +81,7 @@ impl HintReader {
         let mut heard = Heard {
             lineage: None,
             is_marked: false,
-            marked_at: None,
+            marked_with: None,
             done,
             generations: HashMap::new(),
             said: None,
@@ -119,7 +121,7 @@ impl HintReader {
         {
             return Err(in_use(&self.node_id, &other.addr));
         }
-        let wakes = self.node.wake().wakes();
+        let (wakes, lease) = (self.node.wake().wakes(), self.node.near().last_granted());
         let groups = KeyRange::prefix(&self.keys.group(""));
         let mine = KeyRange::prefix(&self.keys.hints_for(&self.node_id));
         let ranges = [groups, mine];
@@ -131,7 +133,7 @@ impl HintReader {
         {
             self.node.learn_of_ring(ring.version);
         }
-        let lineage = match self.check_lineage(heard, wakes).await {
+        let lineage = match self.check_lineage(heard, lease).await {
             Ok(lineage) => Some(lineage),
             Err(error) => {
                 // It may lack the right to. Hints are read all the same; nothing comes back from the disk.
@@ -147,10 +149,20 @@ impl HintReader {
             known.send_replace(lineage);
         }
         loop {
+            if heard.marked_with == Some(lease) {
+                self.node.near().marked(lease);
+            }
+            let unmarked = lineage.filter(|_| heard.marked_with != Some(lease));
             let changed = tokio::select! {
                 biased;
                 _ = self.node.wake().woken() => return Ok(()),
                 changed = changes.next() => changed?,
+                () = sleep(MARK_AGAIN), if unmarked.is_some() => {
+                    if let Some(lineage) = unmarked {
+                        heard.is_marked |= self.mark(lineage, heard, lease).await;
+                    }
+                    continue;
+                }
             };
             self.apply(changed.into_iter().filter(|change| change.revision > revision), heard);
         }
@@ -159,7 +171,7 @@ impl HintReader {
     /// Holds what the registry has of this node's mark against its own, and makes it where it is not there. A
     /// node whose mark is gone may not have been told of everything, and forgets all. It is written again
     /// with each lease.
-    async fn check_lineage(&self, heard: &mut Heard, wakes: u64) -> Result<Lineage, RegistryError> {
+    async fn check_lineage(&self, heard: &mut Heard, lease: u64) -> Result<Lineage, RegistryError> {
         let key = self.keys.lineage(&self.node_id);
         let read = |value: &[u8]| u64::from_str_radix(std::str::from_utf8(value).ok()?, 16).ok();
         let found = self.registry.get(&key).await?.and_then(|entry| read(&entry.value));
@@ -168,13 +180,13 @@ impl HintReader {
         }
         let mut lineage = *heard.lineage.get_or_insert_with(|| Lineage { found, mine: fastrand::u64(1..) });
         if !self.is_shared {
-            self.node.near().marked(true);
+            heard.marked_with = Some(lease);
             return Ok(lineage);
         }
         if found == Some(lineage.mine) {
             heard.is_marked = true;
-            if heard.marked_at != Some(wakes) {
-                self.mark(lineage, heard, wakes).await;
+            if heard.marked_with != Some(lease) {
+                self.mark(lineage, heard, lease).await;
             }
             return Ok(lineage);
         }
@@ -196,20 +208,18 @@ impl HintReader {
             let under = self.node.ring().heard_of_any();
             done(self.node.caches().map(|cache| cache.clear(Generation::NONE, under, None))).await;
         }
-        heard.is_marked = self.mark(lineage, heard, wakes).await;
+        heard.is_marked = self.mark(lineage, heard, lease).await;
         Ok(lineage)
     }
 
-    /// Writes the mark, and says whether the registry has it. Where it does not take it now, the next reading
-    /// writes it.
-    async fn mark(&self, lineage: Lineage, heard: &mut Heard, wakes: u64) -> bool {
+    /// Writes the mark with a lease, and says whether the registry has it.
+    async fn mark(&self, lineage: Lineage, heard: &mut Heard, lease: u64) -> bool {
         let (key, mark) = (self.keys.lineage(&self.node_id), format!("{:016x}", lineage.mine));
         let made = self.registry.put(&key, mark.into_bytes(), None).await;
-        self.node.near().marked(made.is_ok());
-        if let Err(error) = &made {
-            tracing::debug!(%error, "the mark of this start was not made");
+        match &made {
+            Ok(()) => heard.marked_with = Some(lease),
+            Err(error) => tracing::debug!(%error, "the mark of this start was not made"),
         }
-        heard.marked_at = made.is_ok().then_some(wakes).or(heard.marked_at);
         made.is_ok()
     }
 

@@ -17,8 +17,8 @@ mod copies;
 mod lane;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -48,16 +48,18 @@ const TARDY: Duration = Duration::from_secs(10);
 pub(crate) struct NearLeases {
     /// Those whose leases may stand, and those that are open.
     lanes: Mutex<HashMap<LaneId, Arc<NearLane>>>,
-    callers: Mutex<HashMap<Who, Weak<NearCaller>>>,
+    callers: Mutex<HashMap<Who, Arc<NearCaller>>>,
     next: AtomicU32,
     /// Copies that are put down.
     copies: AtomicUsize,
     /// Leases are given and renewed until then, as of [`uptime`]: while the registry has the node's own
     /// lease.
     given_until: Moment,
-    /// The registry has this process's mark, written since the lease was granted: writers tell by it that a
-    /// node has been back.
-    is_marked: AtomicBool,
+    /// How many leases the registry has granted to this process.
+    granted: AtomicU64,
+    /// The last of them with which the process has written its mark, by which writers tell that it has been
+    /// back, and has read its hints.
+    marked: AtomicU64,
     /// Hints that have been applied, and may be in the registry still: a writer that finds one there takes it
     /// that the node has given nothing since it was stored.
     unremoved: AtomicUsize,
@@ -109,7 +111,8 @@ impl NearLeases {
             next: AtomicU32::new(1),
             copies: AtomicUsize::new(0),
             given_until: Moment::new(Duration::MAX),
-            is_marked: AtomicBool::new(true),
+            granted: AtomicU64::new(0),
+            marked: AtomicU64::new(0),
             unremoved: AtomicUsize::new(0),
             quiet_until: Moment::new(uptime() + near_lease_at_node()),
             metrics: NearMetrics::default(),
@@ -127,14 +130,24 @@ impl NearLeases {
         self.given_until.set(until);
     }
 
-    /// Says whether the registry has the mark of the node's lease.
-    pub(crate) fn marked(&self, is_marked: bool) {
-        self.is_marked.store(is_marked, Ordering::Release);
+    /// The registry has granted another lease: near leases wait for its mark.
+    pub(crate) fn granted(&self) {
+        self.granted.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The number of the last lease that was granted.
+    pub(crate) fn last_granted(&self) -> u64 {
+        self.granted.load(Ordering::Acquire)
+    }
+
+    /// The registry has the mark of the lease of that number, and the process has read its hints since.
+    pub(crate) fn marked(&self, lease: u64) {
+        self.marked.fetch_max(lease, Ordering::AcqRel);
     }
 
     pub(crate) fn may_give(&self, now: Duration) -> bool {
         self.unremoved.load(Ordering::Acquire) == 0
-            && self.is_marked.load(Ordering::Acquire)
+            && self.marked.load(Ordering::Acquire) == self.last_granted()
             && now < self.given_until.get()
     }
 
@@ -150,19 +163,14 @@ impl NearLeases {
 
     /// A lane of a caller that holds nothing yet.
     pub(crate) fn open(&self, staleness: Duration, who: Who) -> Arc<NearLane> {
-        let caller = {
-            let mut callers = self.callers.lock();
-            let caller = callers.get(&who).and_then(Weak::upgrade).unwrap_or_default();
-            callers.insert(who, Arc::downgrade(&caller));
-            caller
-        };
+        let caller = self.callers.lock().entry(who).or_default().clone();
         let mut lanes = self.lanes.lock();
         let lane = Arc::new(NearLane::new(self.next_id(), staleness, caller));
         lanes.insert(lane.id(), lane.clone());
         lane
     }
 
-    /// With the lock of the lanes held: all that have a lower number are among them, or are gone.
+    /// Call with `lanes` locked: every lower number is in the map or gone.
     fn next_id(&self) -> LaneId {
         LaneId(self.next.fetch_add(1, Ordering::Relaxed))
     }
@@ -202,7 +210,7 @@ impl NearLeases {
             }
             !is_gone
         });
-        self.callers.lock().retain(|_, caller| caller.strong_count() > 0);
+        self.callers.lock().retain(|_, caller| Arc::strong_count(caller) > 1 || caller.is_tardy(now));
     }
 
     /// The lanes as of now.

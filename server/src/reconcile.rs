@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use peanut_proto::discovery::Discovered;
 use peanut_proto::membership::{FleetView, Key, Keys, RingDocument};
 use peanut_proto::registry::{KeyRange, PageOptions, Registry, RegistryError};
@@ -69,7 +70,7 @@ impl Reconcile {
                 continue;
             }
             for id in absences.longer_than(self.forget_after, &view, Instant::now()) {
-                match self.forget(&id).await {
+                match self.forget(&id, &view.ring).await {
                     Ok(true) => {
                         tracing::warn!(node = id, "forgotten: it had no lease for {:?}", self.forget_after)
                     }
@@ -84,15 +85,24 @@ impl Reconcile {
     }
 
     /// Takes a member out of the ring, unless it is back or another node has done so.
-    async fn forget(&self, id: &str) -> Result<bool, RegistryError> {
+    async fn forget(&self, id: &str, known: &RingDocument) -> Result<bool, RegistryError> {
         if self.registry.get(&self.keys.live(id)).await?.is_some() {
             return Ok(false);
         }
+        let next = Mutex::new(None);
         let without = |ring: &RingDocument| {
-            self.seen.note(ring);
-            ring.without(id, wall_clock_ms()).inspect(|next| self.seen.note(next))
+            let without = ring.without(id, wall_clock_ms()).filter(|_| ring.follows(known));
+            next.lock().clone_from(&without);
+            without
         };
-        change_ring(&*self.registry, &self.keys, without).await
+        let changed = change_ring(&*self.registry, &self.keys, without).await;
+        // Where the registry does not say whether it has stored the ring, it may have.
+        if !matches!(changed, Ok(false))
+            && let Some(next) = &*next.lock()
+        {
+            self.seen.note(next);
+        }
+        changed
     }
 
     /// Removes what was left for nodes that the ring has forgotten altogether: nothing they have can be

@@ -168,7 +168,7 @@ impl Registration {
             match self.register(live, lease, discovered, has_joined).await {
                 Ok(version) => {
                     if held != *lease {
-                        node.near().marked(false);
+                        node.near().granted();
                     }
                     node.near().give_until(sent + self.lease_ttl);
                     node.learn_of_ring(version);

@@ -7,6 +7,8 @@ use std::process::Command;
 
 use crate::run::{Cargo, Failed, is_installed, run, target_directory};
 
+/// A version whose packages were tried.
+const CARGO_DEB: &str = "cargo-deb@3.8.0";
 const SHELLS: [&str; 3] = ["bash", "zsh", "fish"];
 const UNIT: &str = "deploy/debian/peanut-server.service";
 /// What systemd may say of the unit at most, times ten: from 0 to 100.
@@ -15,7 +17,7 @@ const EXPOSURE: &str = "20";
 /// `package`: makes the packages of a release, tries them, and says where they are.
 pub(crate) fn package() -> Result<PathBuf, Failed> {
     if !is_installed("cargo-deb") {
-        Cargo::new(&["install", "--quiet", "--locked", "cargo-deb"]).run("installing cargo-deb")?;
+        Cargo::new(&["install", "--quiet", "--locked", CARGO_DEB]).run("installing cargo-deb")?;
     }
     let build = ["build", "--release", "--locked", "-p", "peanut-server", "--features", "peanut-server/full"];
     Cargo::new(&[&build[..], &["-p", "peanut-cli"]].concat()).run("building")?;
@@ -28,7 +30,7 @@ pub(crate) fn package() -> Result<PathBuf, Failed> {
 /// Makes packages of programs that are built, and tries them. Says so where that cannot be done here.
 pub(crate) fn check(programs: &Path) -> Result<(), Failed> {
     if !is_installed("cargo-deb") {
-        let install = ["install", "--quiet", "--locked", "cargo-deb"];
+        let install = ["install", "--quiet", "--locked", CARGO_DEB];
         if !is_installed("dpkg") || Cargo::new(&install).run("installing cargo-deb").is_err() {
             eprintln!("\n== the Debian packages were NOT tried: cargo-deb or dpkg is not here");
             return Ok(());
@@ -95,7 +97,7 @@ fn try_out(directory: &Path) -> Result<(), Failed> {
         }
     }
     let apart = ["--mount", "--net", "--pid", "--fork", "--kill-child"];
-    let overlay = "d=$(mktemp -d) && mount -t tmpfs t $d && mkdir $d/u $d/w $d/m && \
+    let overlay = "d=/mnt && mount -t tmpfs t $d && mkdir $d/u $d/w $d/m && \
                    mount -t overlay o -o lowerdir=/,upperdir=$d/u,workdir=$d/w $d/m";
     let possible = Command::new("unshare").args(apart).args(["sh", "-c", overlay]).output();
     if !possible.is_ok_and(|tried| tried.status.success()) || !is_installed("dpkg") {

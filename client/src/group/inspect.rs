@@ -67,32 +67,38 @@ impl Group {
         let routing = self.client.routing.get();
         let Some(route) = routing.route(request.hash) else { return Ok(Vec::new()) };
         let previous = routing.previous_owners(request.hash, true, now);
-        let anything = RingVersion::NONE;
-        let asked = [(KeyRole::Owner, route.owner, route.owned_since)]
-            .into_iter()
-            .chain(route.successor.map(|node| (KeyRole::Successor, node, anything)))
-            .chain(previous.into_iter().map(|node| (KeyRole::Previous, node, anything)));
         let version = routing.ring.version();
-        let asked = asked.map(async |(role, node, owned_since): (_, &Arc<Node>, _)| Holding {
+        let owner = [Placement::owner(version, route.owned_since); 1];
+        // What another node has it has in the owner's place, or from when it was the owner itself.
+        let other = [Placement::in_its_place(version), Placement::owner(version, RingVersion::NONE)];
+        let asked = [(KeyRole::Owner, route.owner, &owner[..])]
+            .into_iter()
+            .chain(route.successor.map(|node| (KeyRole::Successor, node, &other[..])))
+            .chain(previous.into_iter().map(|node| (KeyRole::Previous, node, &other[..])));
+        let asked = asked.map(async |(role, node, placements): (_, &Arc<Node>, _)| Holding {
             node: node.id().to_owned(),
             role,
-            entry: peek(&request, node, Placement::owner(version, owned_since), now).await,
+            entry: peek(&request, node, placements, now).await,
         });
         Ok(join_all(asked).await)
     }
 }
 
+/// The first of what a node has by these placements.
 async fn peek(
     request: &Request<'_>,
     node: &Arc<Node>,
-    placement: Placement,
+    placements: &[Placement],
     now: Instant,
 ) -> Result<Option<HeldEntry>, Error> {
-    let reply = node.get(&request.at(placement), now).await.map_err(|refusal| refusal.into_error())?;
-    let value = match reply.outcome {
-        Outcome::Hit | Outcome::Stale => Some(reply.value),
-        Outcome::NotFound => None,
-        _ => return Ok(None),
-    };
-    Ok(Some(HeldEntry { value, age: reply.age, ttl: reply.ttl }))
+    for placement in placements {
+        let reply = node.get(&request.at(*placement), now).await.map_err(|refusal| refusal.into_error())?;
+        let value = match reply.outcome {
+            Outcome::Hit | Outcome::Stale => Some(reply.value),
+            Outcome::NotFound => None,
+            _ => continue,
+        };
+        return Ok(Some(HeldEntry { value, age: reply.age, ttl: reply.ttl }));
+    }
+    Ok(None)
 }

@@ -43,6 +43,8 @@ pub(super) struct Driver {
     pub(super) task: ConnectionTask,
     pub(super) work: Arc<Notify>,
     pub(super) slot: u32,
+    /// That of this driver among those of the lane.
+    pub(super) number: u64,
     pub(super) config: Config,
 }
 
@@ -119,7 +121,14 @@ impl Driver {
     }
 
     async fn open(&self, epoch: u64) -> Result<Streaming<ResponseFrame>, Failure> {
-        self.shared.state.lock().opened(self.config.identity.client_id, epoch);
+        {
+            let mut state = self.shared.state.lock();
+            // One that was left, and has not noticed yet, opens nothing: another may have by now.
+            if self.shared.driver.load(Ordering::SeqCst) != self.number {
+                return Err(Failure::Broken("the lane was left".into()));
+            }
+            state.opened(self.config.identity.client_id, epoch);
+        }
         let requests = Requests { shared: self.shared.clone(), epoch };
         let channel = self.connector.channel(self.task.clone());
         let mut client = PeanutClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);

@@ -408,6 +408,7 @@ impl Lane {
             task: task.clone(),
             work: work.clone(),
             slot: self.slot,
+            number,
             config: node.monitor().config().clone(),
         };
         let weak = Arc::downgrade(&alive);

@@ -43,6 +43,8 @@ impl Gone {
                 _ => {}
             }
         }
+        // Before the lease is looked at: what the node does after that changes it.
+        let mark = registry.get(&client.keys.lineage(node.id())).await.ok()??;
         let since = Instant::now();
         if !holds_no_lease(client, registry, node).await {
             let is_there = !node.is_refusing() || node.probe().await != Probed::Silent;
@@ -50,8 +52,7 @@ impl Gone {
                 return None;
             }
         }
-        let revision = registry.get(&client.keys.lineage(node.id())).await.ok()??.revision;
-        Some(Gone { since, told_by: ToldBy::Mark { revision } })
+        Some(Gone { since, told_by: ToldBy::Mark { revision: mark.revision } })
     }
 
     pub(super) fn is_told_by_hint(&self) -> bool {
@@ -59,8 +60,8 @@ impl Gone {
     }
 }
 
-/// Since when a node has answered nothing that answers nothing now: since it was seen to, if what told so is
-/// as it was. It may have been back for a moment meanwhile.
+/// When the node was last known to answer; now, if its mark or the hint has changed: it may have been back for a
+/// moment.
 pub(super) async fn since(
     client: &Shared,
     registry: &dyn Registry,

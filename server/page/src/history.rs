@@ -188,15 +188,13 @@ impl Histories {
     /// The rates of each second, of one node, or of all together. Seconds in which nothing was measured are
     /// not there.
     pub fn rates(&self, node: Option<&str>) -> Vec<Rates> {
-        // By the second: what was counted, and over how long, which is the longest of any node.
+        // By the second: what was counted, until when, and over how long, which is the longest of any node.
         let mut seconds: BTreeMap<u64, (Counts, u64, u64)> = BTreeMap::new();
         for samples in self.of(node) {
-            for (earlier, later) in samples.iter().zip(samples.iter().skip(1)) {
-                if later.follows(earlier) {
-                    let (sum, at_ms, ms) = seconds.entry(later.at_ms / 1000).or_default();
-                    *sum = sum.plus(later.all.since(earlier.all));
-                    (*at_ms, *ms) = (later.at_ms.max(*at_ms), (later.at_ms - earlier.at_ms).max(*ms));
-                }
+            for (second, (counts, at_ms, ms)) in by_second(samples) {
+                let (sum, last_ms, longest) = seconds.entry(second).or_default();
+                *sum = sum.plus(counts);
+                (*last_ms, *longest) = (at_ms.max(*last_ms), ms.max(*longest));
             }
         }
         seconds.into_values().map(|(sum, at_ms, ms)| sum.over(at_ms, ms)).collect()
@@ -234,6 +232,20 @@ impl Histories {
         }
         (ms > 0).then(|| sum.over(at_ms, ms))
     }
+}
+
+/// What one node counted in each second, until when, and over how long.
+fn by_second(samples: &VecDeque<Sample>) -> BTreeMap<u64, (Counts, u64, u64)> {
+    let mut seconds: BTreeMap<u64, (Counts, u64, u64)> = BTreeMap::new();
+    for (earlier, later) in samples.iter().zip(samples.iter().skip(1)) {
+        if later.follows(earlier) {
+            // Two samples may fall into one.
+            let (sum, at_ms, ms) = seconds.entry(later.at_ms / 1000).or_default();
+            *sum = sum.plus(later.all.since(earlier.all));
+            (*at_ms, *ms) = (later.at_ms, *ms + (later.at_ms - earlier.at_ms));
+        }
+    }
+    seconds
 }
 
 #[cfg(test)]
@@ -274,6 +286,17 @@ mod tests {
         assert_eq!(histories.group_lately(None, "scores"), Some(lately));
         assert_eq!(histories.lately(Some("b")), None);
         assert_eq!(histories.group_lately(None, "others"), None);
+    }
+
+    #[test]
+    fn two_samples_in_one_second_are_twice_as_long() {
+        let mut histories = Histories::default();
+        for (at_ms, gets) in [(5_010, 0), (6_001, 100), (6_999, 200)] {
+            histories.add("a", &status(at_ms, gets), at_ms);
+        }
+        let rates = histories.rates(None);
+        assert_eq!(rates.len(), 1);
+        assert!((rates[0].gets - 200.0 / 1.989).abs() < 1e-9);
     }
 
     #[test]

@@ -63,7 +63,7 @@ pub async fn check_host(State(hosts): State<Arc<Hosts>>, request: Request, next:
     if is_one && host.is_some_and(is_allowed) && of_target.is_none_or(is_allowed) {
         return next.run(request).await;
     }
-    let why = "this is not the host that was asked for; use an IP address, localhost, a name in the certificate, or one of `admin_hosts`\n";
+    let why = "this is not the host that was asked for; use an IP address, localhost, a name in the certificate, or one that is set (`admin_hosts`, `--page-hosts`)\n";
     (StatusCode::MISDIRECTED_REQUEST, why).into_response()
 }
 

@@ -1,5 +1,5 @@
-//! What the lanes of one caller hold together: copies are bounded for each, and one whose lanes let writes
-//! wait again and again is given no leases for a while.
+//! Per-caller limits on near copies: how many there may be, and no leases for a while for a caller whose lanes
+//! let writes wait again and again.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;

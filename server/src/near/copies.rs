@@ -115,9 +115,22 @@ impl Copies {
             return unconfirmed;
         }
         let (hash, now) = (hash(), uptime());
+        self.outdate_key(near, hash, by, now, &mut unconfirmed);
+        // After the table was looked at: a clear that has emptied it holds these until it has told the lanes.
         self.unconfirmed_clears(near, by, now, &mut unconfirmed);
+        unconfirmed
+    }
+
+    fn outdate_key(
+        &self,
+        near: &NearLeases,
+        hash: u64,
+        by: Option<LaneId>,
+        now: Duration,
+        unconfirmed: &mut Unconfirmed,
+    ) {
         let mut table = self.table(hash).lock();
-        let Some(holders) = table.holders.get_mut(&hash) else { return unconfirmed };
+        let Some(holders) = table.holders.get_mut(&hash) else { return };
         holders.retain(|holder| {
             let Some(lane) = near.lane(holder.lane).filter(|lane| lane.stands(now)) else {
                 near.copies.fetch_sub(1, Ordering::Relaxed);
@@ -134,7 +147,6 @@ impl Copies {
             table.holders.remove(&hash);
             self.entries.fetch_sub(1, Ordering::AcqRel);
         }
-        unconfirmed
     }
 
     /// As [`outdate`](Self::outdate), of all keys of the group.
@@ -142,6 +154,8 @@ impl Copies {
         let mut unconfirmed = Unconfirmed::after(near);
         let now = uptime();
         let mut clears = self.clears.lock();
+        // A write that comes meanwhile is not to take the group for one of which nobody holds anything.
+        self.entries.fetch_add(1, Ordering::AcqRel);
         // In order, so that a simulated run is the same each time.
         let mut lanes = BTreeMap::<LaneId, usize>::new();
         for table in &self.tables {
@@ -161,6 +175,7 @@ impl Copies {
                 self.entries.fetch_add(1, Ordering::AcqRel);
             }
         }
+        self.entries.fetch_sub(1, Ordering::AcqRel);
         drop(clears);
         self.unconfirmed_clears(near, by, now, &mut unconfirmed);
         unconfirmed

@@ -1,13 +1,13 @@
 //! One lane's near lease: until when it stands, and what the lane is to be told.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::Waker;
 use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
-use peanut_proto::clock::uptime;
+use peanut_proto::clock::{nanoseconds, uptime};
 use peanut_proto::frame::ResponseWriter;
 use peanut_proto::intervals::near_lease_at_node;
 use tokio::sync::watch;
@@ -39,6 +39,8 @@ pub(crate) struct NearLane {
     confirmed: watch::Sender<u64>,
     /// Of the lane's stream.
     stream: Arc<AtomicWaker>,
+    /// No lease before, as of [`uptime`] in nanoseconds; the same for all leases of the stream.
+    tardy_until: Arc<AtomicU64>,
 }
 
 #[derive(Debug, Default)]
@@ -53,8 +55,6 @@ struct State {
     untold_all: bool,
     /// The stream has ended.
     has_ended: bool,
-    /// No lease before.
-    tardy_until: Duration,
 }
 
 impl NearLane {
@@ -67,17 +67,18 @@ impl NearLane {
             state: Mutex::default(),
             confirmed: watch::Sender::new(0),
             stream: Arc::default(),
+            tardy_until: Arc::default(),
         }
     }
 
-    /// As which it goes on when its lease has lapsed. Numbers are counted on, so that what is confirmed late
+    /// The lane's successor after its lease lapsed. Numbers are counted on, so that what is confirmed late
     /// is no later one's.
     pub(super) fn anew(&self, id: LaneId) -> Self {
         let anew = NearLane::new(id, self.staleness, self.caller.clone());
-        let anew = NearLane { stream: self.stream.clone(), ..anew };
+        let (stream, tardy_until) = (self.stream.clone(), self.tardy_until.clone());
+        let anew = NearLane { stream, tardy_until, ..anew };
         let state = self.state.lock();
-        *anew.state.lock() =
-            State { number: state.number, tardy_until: state.tardy_until, ..State::default() };
+        *anew.state.lock() = State { number: state.number, ..State::default() };
         anew
     }
 
@@ -124,7 +125,7 @@ impl NearLane {
 
     /// Whether it may have a lease: one that has let a write wait may not for a while.
     pub(crate) fn may_have(&self, now: Duration) -> bool {
-        now >= self.state.lock().tardy_until && !self.caller.is_tardy(now)
+        nanoseconds(now) >= self.tardy_until.load(Ordering::Relaxed) && !self.caller.is_tardy(now)
     }
 
     /// Has the lease stand from now on, behind everything that the lane is told before. `false`: it had
@@ -209,9 +210,9 @@ impl NearLane {
             if left.is_zero() {
                 let is_confirmed = self.has_confirmed(number);
                 if !is_confirmed {
-                    let before = std::mem::replace(&mut self.state.lock().tardy_until, until + TARDY);
+                    let before = self.tardy_until.fetch_max(nanoseconds(until + TARDY), Ordering::Relaxed);
                     // Several writes may wait for one lease.
-                    if before < until {
+                    if before < nanoseconds(until) {
                         self.caller.was_tardy(until);
                     }
                 }

@@ -202,3 +202,27 @@ async fn a_sweep_leaves_what_has_come_since_it_began() {
     copies.sweep_by(&leases, &seen);
     assert_eq!((copies.holders(7), leases.copies()), (3, 3));
 }
+
+/// Whoever empties a table tells the lanes later; a write that comes in between is not to miss both.
+#[test]
+fn a_write_during_a_clear_is_told_of_by_one_of_the_two() {
+    for _ in 0..2_000 {
+        let (leases, copies) = (leases(), Copies::default());
+        let holder = lane(&leases);
+        for hash in 0..16 {
+            copies.put(&leases, &holder, hash << 60, uptime());
+        }
+        let start = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                start.wait();
+                copies.outdate_all(&leases, None);
+            });
+            start.wait();
+            for hash in 0..16 {
+                let waits = copies.outdate(&leases, || hash << 60, None);
+                assert!(!waits.is_none(), "it is acknowledged although the lane has confirmed nothing");
+            }
+        });
+    }
+}

@@ -174,7 +174,7 @@ async fn a_node_that_stops_gives_no_near_lease_from_before_its_own_ends() {
     while !view(&registry).await.live.contains_key("a") {
         tokio::task::yield_now().await;
     }
-    a.node.near().marked(true);
+    a.node.near().marked(a.node.near().last_granted());
     sleep(Duration::from_millis(10)).await;
     assert!(a.node.near().may_give(uptime()));
     a.stop.cancel();

@@ -44,7 +44,7 @@ fn ring(bytes: &[u8]) {
     };
     read.check().expect("what was read has been checked");
     assert_eq!(RingDocument::decode(&read.encode()).expect("it was written just now"), read);
-    assert!(read.recent().count() <= 16);
+    assert!(read.recent(0).count() <= 16);
     let node = peanut_proto::membership::NodeInfo {
         id: "n".to_owned(),
         addr: "n:1".to_owned(),

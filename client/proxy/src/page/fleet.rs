@@ -18,6 +18,8 @@ const EVERY: Duration = Duration::from_secs(1);
 const ATTENTION: Duration = Duration::from_secs(300);
 /// How long the first figures are waited for.
 const FIRST: Duration = Duration::from_secs(3);
+/// What was told before is shown while nodes are asked.
+const RECENT: Duration = Duration::from_secs(4);
 const HOT_KEYS: u32 = 10;
 
 /// The nodes of a client's fleet.
@@ -26,8 +28,8 @@ pub(crate) struct Fleet {
     client: Client,
     /// When somebody looked last.
     looked: watch::Sender<Option<Instant>>,
-    /// How often the nodes were asked.
-    asked: watch::Sender<u64>,
+    /// When the nodes were asked last.
+    asked: watch::Sender<Option<Instant>>,
     seen: Mutex<Seen>,
 }
 
@@ -42,7 +44,7 @@ impl Fleet {
         Fleet {
             client,
             looked: watch::Sender::new(None),
-            asked: watch::Sender::new(0),
+            asked: watch::Sender::new(None),
             seen: Mutex::default(),
         }
     }
@@ -58,7 +60,7 @@ impl Fleet {
             let is_watched = |at: &Option<Instant>| at.is_some_and(|at| at.elapsed() < ATTENTION);
             // The sender is this one's own.
             let _ = looked.wait_for(is_watched).await;
-            let told = self.client.statuses(HOT_KEYS).await;
+            let told = self.client.statuses(HOT_KEYS, EVERY).await;
             self.see(told.into_iter().map(|(node, status)| Member {
                 id: node.id,
                 addr: node.addr,
@@ -69,7 +71,7 @@ impl Fleet {
                 reached: Some(node.up),
                 told: Some(status.map_err(|error| error.to_string())),
             }));
-            self.asked.send_modify(|times| *times += 1);
+            self.asked.send_replace(Some(Instant::now()));
             sleep(EVERY).await;
         }
     }
@@ -86,12 +88,25 @@ impl Fleet {
         }
     }
 
-    /// The figures of all nodes, or of one.
-    pub(crate) async fn figures(&self, node: Option<&str>) -> Figures {
+    /// Waits until what nodes have told is of now. Where they are silent there is the ring at least.
+    async fn is_current(&self) {
         let mut asked = self.asked.subscribe();
         self.looked.send_replace(Some(Instant::now()));
-        // Where nodes are silent there is the ring at least.
-        let _ = timeout(FIRST, asked.wait_for(|times| *times > 0)).await;
+        let is_recent = |at: &Option<Instant>| at.is_some_and(|at| at.elapsed() < RECENT);
+        let _ = timeout(FIRST, asked.wait_for(is_recent)).await;
+    }
+
+    /// Whether a node has told of a group of that name.
+    pub(crate) async fn has_group(&self, name: &str) -> bool {
+        self.is_current().await;
+        let seen = self.seen.lock();
+        let told = seen.members.iter().filter_map(|member| member.told.as_ref()?.as_ref().ok());
+        told.flat_map(|status| &status.groups).any(|group| group.name == name)
+    }
+
+    /// The figures of all nodes, or of one.
+    pub(crate) async fn figures(&self, node: Option<&str>) -> Figures {
+        self.is_current().await;
         let seen = self.seen.lock();
         let told = seen.members.iter().filter_map(|member| member.told.as_ref()?.as_ref().ok());
         let told: Vec<_> = told.collect();

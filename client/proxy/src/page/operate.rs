@@ -83,7 +83,11 @@ impl Target {
 }
 
 impl Page {
-    fn group(&self, name: &str) -> Result<Group, Problem> {
+    /// A group that a node has: a client keeps each name that it was asked for.
+    async fn group(&self, name: &str) -> Result<Group, Problem> {
+        if !self.fleet.has_group(name).await {
+            return Err(Problem::not_found(format!("no node that answers has a group `{name}`")));
+        }
         self.core.groups.named(name.as_bytes()).map_err(Problem::bad_request)
     }
 }
@@ -95,7 +99,7 @@ pub(super) async fn look_up(
     Json(target): Json<Target>,
 ) -> Result<Response, Problem> {
     let key = target.key()?;
-    let group = page.group(&target.group)?;
+    let group = page.group(&target.group).await?;
     let holdings = group.inspect(&key).await?;
     let may_read = caller.rights().may(Action::Read, group.name(), Some(&key));
     let owner = holdings.iter().find(|holding| holding.role == KeyRole::Owner);
@@ -140,7 +144,7 @@ pub(super) async fn delete(
     Json(target): Json<Target>,
 ) -> Result<Response, Problem> {
     let key = target.key()?;
-    let group = page.group(&target.group)?;
+    let group = page.group(&target.group).await?;
     caller.rights().check(Action::Delete, group.name(), Some(&key))?;
     let done = group.delete(&key).await;
     caller.acted(Action::Delete, group.name(), Some(&key), done.as_ref().err());
@@ -154,7 +158,7 @@ pub(super) async fn clear(
     Extension(caller): Extension<Caller>,
     Json(whole): Json<Whole>,
 ) -> Result<Response, Problem> {
-    let group = page.group(&whole.group)?;
+    let group = page.group(&whole.group).await?;
     caller.rights().check(Action::Clear, group.name(), None)?;
     let done = group.clear().await;
     caller.acted(Action::Clear, group.name(), None, done.as_ref().err());
