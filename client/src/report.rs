@@ -114,8 +114,8 @@ impl Client {
         statuses.map(|(node, status)| (node, status.map(read))).collect()
     }
 
-    /// As [`reports`](Self::reports), as nodes send it, of those that answer in time. For the project's own page;
-    /// no part of the API.
+    /// As [`reports`](Self::reports), as nodes send it, of those that answer in time. For the project's own
+    /// page; no part of the API.
     #[doc(hidden)]
     pub async fn statuses(
         &self,

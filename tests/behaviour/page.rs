@@ -130,7 +130,7 @@ async fn post(page: &str, what: &str, body: Value, headers: &[(&str, &str)]) -> 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_fleets_page_sums_all_nodes_shows_each_and_a_dead_one() {
-    let (etcd, mut servers) = fleet(3).await;
+    let (etcd, servers) = fleet(3).await;
     let client = client(&etcd, 3).await;
     let keys: Vec<String> = (0..300).map(|n| n.to_string()).collect();
     let endpoint = etcd.endpoint();
@@ -173,7 +173,15 @@ async fn the_fleets_page_sums_all_nodes_shows_each_and_a_dead_one() {
             std::fs::copy(directory.path().join(picture), Path::new(&keep).join(picture)).unwrap();
         }
     }
+}
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_fleets_page_shows_a_dead_node_and_what_its_successor_has() {
+    let (etcd, mut servers) = fleet(3).await;
+    let client = client(&etcd, 3).await;
+    let keys: Vec<String> = (0..300).map(|n| n.to_string()).collect();
+    let endpoint = etcd.endpoint();
+    let (_proxy, page) = page_of(&["--etcd", &endpoint], &[]).await;
     let killed = servers[2].0.addr().to_owned();
     servers[2].0.process().kill();
     let dead = eventually("the node to be seen as down", async || {

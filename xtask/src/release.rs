@@ -1,5 +1,5 @@
-//! What a release is made of: an archive of the programs with manual pages and the licences of all that is in them, Debian
-//! packages, a bill of materials for each program, and checksums of all of it.
+//! What a release is made of: an archive of the programs with manual pages and the licences of all that is in
+//! them, Debian packages, a bill of materials for each program, and checksums of all of it.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -60,8 +60,8 @@ impl Gone {
     }
 }
 
-/// When the node was last known to answer; now, if its mark or the hint has changed: it may have been back for a
-/// moment.
+/// When the node was last known to answer; now, if its mark or the hint has changed: it may have been back
+/// for a moment.
 pub(super) async fn since(
     client: &Shared,
     registry: &dyn Registry,

@@ -15,12 +15,12 @@ pub struct GetRequest {
     /// What to do on a miss.
     #[prost(enumeration = "OnMiss", tag = "3")]
     pub on_miss: i32,
-    /// Version of the ring that chose this node; 0 where the caller has no ring. A node believes no version that its
-    /// registry does not have: such a claim makes it look there.
+    /// Version of the ring that chose this node; 0 where the caller has no ring. A node believes no version that
+    /// its registry does not have: such a claim makes it look there.
     #[prost(uint64, tag = "4")]
     pub ring_version: u64,
-    /// Ring version at which this node came to own the key, at most `ring_version`. An entry written under an older
-    /// version is a miss; 0 accepts every entry.
+    /// Ring version at which this node came to own the key, at most `ring_version`. An entry written under an
+    /// older version is a miss; 0 accepts every entry.
     #[prost(uint64, tag = "5")]
     pub owned_since: u64,
     /// The caller believes the owner to be down and asks its successor: the answer is kept for a short
@@ -52,7 +52,8 @@ pub struct GetResponse {
     /// With outcome FILL.
     #[prost(uint64, tag = "7")]
     pub token: u64,
-    /// With FILL: the key may have been written since the node came to own it, so that what an earlier owner has of it may be outdated.
+    /// With FILL: the key may have been written since the node came to own it, so that what an earlier owner has
+    /// of it may be outdated.
     #[prost(bool, tag = "8")]
     pub written: bool,
 }
@@ -102,8 +103,8 @@ pub struct DeleteRequest {
     /// Keys to forget.
     #[prost(bytes = "bytes", repeated, tag = "2")]
     pub keys: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
-    /// Forget the whole group, unless the node knows from the registry that it has been cleared this many times; 0: only
-    /// `keys`.
+    /// Forget the whole group, unless the node knows from the registry that it has been cleared this many times;
+    /// 0: only `keys`.
     #[prost(uint64, tag = "3")]
     pub generation: u64,
     #[prost(uint64, tag = "4")]
@@ -111,7 +112,8 @@ pub struct DeleteRequest {
     /// Forget the whole group, whatever its generation: for fleets without a registry.
     #[prost(bool, tag = "5")]
     pub all: bool,
-    /// The caller is about to set the one key of `keys`, and asks for a fill token to do so. Needs the right to set, not to delete.
+    /// The caller is about to set the one key of `keys`, and asks for a fill token to do so. Needs the right to
+    /// set, not to delete.
     #[prost(bool, tag = "6")]
     pub then_set: bool,
     /// With `then_set`: the token is given only where this is the key's sequence still; 0: whatever it is.
@@ -125,7 +127,8 @@ pub struct DeleteResponse {
     /// With `then_set`: the fill token; 0 where there was no room for one.
     #[prost(uint64, tag = "2")]
     pub token: u64,
-    /// Where one key was deleted: its sequence, which every write of it raises, and some of others. It begins anew with the process.
+    /// Where one key was deleted: its sequence, which every write of it raises, and some of others. It begins
+    /// anew with the process.
     #[prost(uint64, tag = "3")]
     pub sequence: u64,
 }
@@ -135,8 +138,8 @@ pub struct LaneOpen {
     /// Random number of the client process, for logs.
     #[prost(uint64, tag = "1")]
     pub client_id: u64,
-    /// Milliseconds for which the near copies of this lane may be outdated: writes do not wait for it, and its near lease
-    /// stands for so long. 0: writes wait, and the lease is that of all.
+    /// Milliseconds for which the near copies of this lane may be outdated: writes do not wait for it, and its
+    /// near lease stands for so long. 0: writes wait, and the lease is that of all.
     #[prost(uint32, tag = "2")]
     pub near_staleness_ms: u32,
 }
@@ -182,10 +185,11 @@ pub struct Operation {
     pub not_found: bool,
     #[prost(string, tag = "13")]
     pub load_error: ::prost::alloc::string::String,
-    /// CLEAR: the generation that the registry has now; nothing is done where the node knows it already. 0: clear
-    /// whatever the generation is. DELETE with LEASE: as `sequence` in DeleteRequest. SET without a token: the key is
-    /// deleted, and where this was its sequence its value is stored in the same step (outcome STORED); else the answer is that of a
-    /// DELETE, with a token where LEASE asks for one. GET: not 0 where the caller reads a near copy that is about to end.
+    /// CLEAR: the generation that the registry has now; nothing is done where the node knows it already. 0:
+    /// clear whatever the generation is. DELETE with LEASE: as `sequence` in DeleteRequest. SET without a token:
+    /// the key is deleted, and where this was its sequence its value is stored in the same step (outcome
+    /// STORED); else the answer is that of a DELETE, with a token where LEASE asks for one. GET: not 0 where the
+    /// caller reads a near copy that is about to end.
     #[prost(uint64, tag = "14")]
     pub generation: u64,
     /// GET: W3C trace context of the caller (`traceparent`); empty: none. Unary calls have it as metadata.
@@ -241,8 +245,8 @@ pub mod operation {
         }
     }
 }
-/// A get of many keys that the node owns, as one operation: each key is loaded where it is missing, and answered on its
-/// own, as soon as there is an answer.
+/// A get of many keys that the node owns, as one operation: each key is loaded where it is missing, and
+/// answered on its own, as soon as there is an answer.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetMany {
     /// As in Operation, as the fields of the same names.
@@ -263,7 +267,8 @@ pub struct GetMany {
     #[prost(enumeration = "OnMiss", tag = "7")]
     pub on_miss: i32,
 }
-/// Writes of many keys that the node owns, as one operation: each is done and answered on its own, as soon as there is an answer.
+/// Writes of many keys that the node owns, as one operation: each is done and answered on its own, as soon as
+/// there is an answer.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WriteMany {
     /// As in Operation, of all writes.
@@ -318,7 +323,8 @@ pub struct Invalidation {
     /// To be confirmed.
     #[prost(uint64, tag = "1")]
     pub number: u64,
-    /// xxh3-64 hashes of the group's name, a zero byte and the key, as the ring has them. Empty: all copies of the lane.
+    /// xxh3-64 hashes of the group's name, a zero byte and the key, as the ring has them. Empty: all copies of
+    /// the lane.
     #[prost(fixed64, repeated, tag = "2")]
     pub keys: ::prost::alloc::vec::Vec<u64>,
 }
@@ -627,13 +633,13 @@ pub mod peanut_client {
         }
         /// Reads one key, loading it where it is missing.
         ///
-        /// Status codes: INVALID_ARGUMENT (empty key, key over the limit), NOT_FOUND (the node serves no
-        /// such group; a key that does not exist is an OK answer with outcome NOT_FOUND), ABORTED (the
-        /// loader failed; its message is the status message), DEADLINE_EXCEEDED (the load took longer than
-        /// the group allows), RESOURCE_EXHAUSTED (too much in flight, or a value over the limit), UNAUTHENTICATED and
-        /// PERMISSION_DENIED (where the node has tokens: metadata `authorization: Bearer …`). A status
-        /// that was made by a Peanut server, and not by the transport below it, carries the metadata
-        /// `peanut-error` with the name of an ErrorCode.
+        /// Status codes: INVALID_ARGUMENT (empty key, key over the limit), NOT_FOUND (the node serves no such group;
+        /// a key that does not exist is an OK answer with outcome NOT_FOUND), ABORTED (the loader failed; its
+        /// message is the status message), DEADLINE_EXCEEDED (the load took longer than the group allows),
+        /// RESOURCE_EXHAUSTED (too much in flight, or a value over the limit), UNAUTHENTICATED and PERMISSION_DENIED
+        /// (where the node has tokens: metadata `authorization: Bearer …`). A status that was made by a Peanut
+        /// server, and not by the transport below it, carries the metadata `peanut-error` with the name of an
+        /// ErrorCode.
         pub async fn get(
             &mut self,
             request: impl tonic::IntoRequest<super::GetRequest>,
@@ -652,9 +658,10 @@ pub mod peanut_client {
             req.extensions_mut().insert(GrpcMethod::new("peanut.v1.Peanut", "Get"));
             self.inner.unary(req, path, codec).await
         }
-        /// Stores a value at the node that owns the key. Whoever has it loaded meanwhile, and stores it later,
-        /// does not win over this. One without a token that is late, because the network was, may overtake a later write: whoever
-        /// cannot have that deletes the key first (`then_set`), and sets it with the token. Status codes as for Get.
+        /// Stores a value at the node that owns the key. Whoever has it loaded meanwhile, and stores it later, does
+        /// not win over this. One without a token that is late, because the network was, may overtake a later write:
+        /// whoever cannot have that deletes the key first (`then_set`), and sets it with the token. Status codes as
+        /// for Get.
         pub async fn set(
             &mut self,
             request: impl tonic::IntoRequest<super::SetRequest>,
@@ -733,22 +740,23 @@ pub mod peanut_server {
     pub trait Peanut: std::marker::Send + std::marker::Sync + 'static {
         /// Reads one key, loading it where it is missing.
         ///
-        /// Status codes: INVALID_ARGUMENT (empty key, key over the limit), NOT_FOUND (the node serves no
-        /// such group; a key that does not exist is an OK answer with outcome NOT_FOUND), ABORTED (the
-        /// loader failed; its message is the status message), DEADLINE_EXCEEDED (the load took longer than
-        /// the group allows), RESOURCE_EXHAUSTED (too much in flight, or a value over the limit), UNAUTHENTICATED and
-        /// PERMISSION_DENIED (where the node has tokens: metadata `authorization: Bearer …`). A status
-        /// that was made by a Peanut server, and not by the transport below it, carries the metadata
-        /// `peanut-error` with the name of an ErrorCode.
+        /// Status codes: INVALID_ARGUMENT (empty key, key over the limit), NOT_FOUND (the node serves no such group;
+        /// a key that does not exist is an OK answer with outcome NOT_FOUND), ABORTED (the loader failed; its
+        /// message is the status message), DEADLINE_EXCEEDED (the load took longer than the group allows),
+        /// RESOURCE_EXHAUSTED (too much in flight, or a value over the limit), UNAUTHENTICATED and PERMISSION_DENIED
+        /// (where the node has tokens: metadata `authorization: Bearer …`). A status that was made by a Peanut
+        /// server, and not by the transport below it, carries the metadata `peanut-error` with the name of an
+        /// ErrorCode.
         async fn get(
             &self,
             request: tonic::Request<super::GetRequest>,
         ) -> std::result::Result<tonic::Response<super::GetResponse>, tonic::Status> {
             Err(tonic::Status::unimplemented("Not yet implemented"))
         }
-        /// Stores a value at the node that owns the key. Whoever has it loaded meanwhile, and stores it later,
-        /// does not win over this. One without a token that is late, because the network was, may overtake a later write: whoever
-        /// cannot have that deletes the key first (`then_set`), and sets it with the token. Status codes as for Get.
+        /// Stores a value at the node that owns the key. Whoever has it loaded meanwhile, and stores it later, does
+        /// not win over this. One without a token that is late, because the network was, may overtake a later write:
+        /// whoever cannot have that deletes the key first (`then_set`), and sets it with the token. Status codes as
+        /// for Get.
         async fn set(
             &self,
             request: tonic::Request<super::SetRequest>,
@@ -1221,8 +1229,9 @@ pub struct GroupStatus {
     /// Loads by time, in the buckets of the metric `peanut_load_seconds`, the last one for longer loads.
     #[prost(uint64, repeated, tag = "26")]
     pub load_buckets: ::prost::alloc::vec::Vec<u64>,
-    /// Gets by the time from the request to the answer at the node, in the buckets of the metric `peanut_get_seconds`, and
-    /// how long all of them waited. Those that were answered at once are in the first bucket.
+    /// Gets by the time from the request to the answer at the node, in the buckets of the metric
+    /// `peanut_get_seconds`, and how long all of them waited. Those that were answered at once are in the first
+    /// bucket.
     #[prost(uint64, repeated, tag = "28")]
     pub get_buckets: ::prost::alloc::vec::Vec<u64>,
     #[prost(double, tag = "29")]

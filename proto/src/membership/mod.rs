@@ -231,8 +231,8 @@ impl RingDocument {
         self.member(id).is_none() && self.departed.iter().any(|gone| gone.id == id && gone.drained)
     }
 
-    /// The documents that were replaced after `since_ms`, the latest first: who the members were, but not who had
-    /// left before. No more of them than have as many points together as one document may have.
+    /// The documents that were replaced after `since_ms`, the latest first: who the members were, but not who
+    /// had left before. No more of them than have as many points together as one document may have.
     pub fn recent(&self, since_ms: u64) -> impl Iterator<Item = Self> {
         let recent = self.earlier.iter().filter(move |earlier| earlier.replaced_ms > since_ms);
         let documents = recent.map(|earlier| RingDocument {

@@ -1,5 +1,5 @@
-//! Per-caller limits on near copies: how many there may be, and no leases for a while for a caller whose lanes
-//! let writes wait again and again.
+//! Per-caller limits on near copies: how many there may be, and no leases for a while for a caller whose
+//! lanes let writes wait again and again.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
