@@ -117,8 +117,8 @@ fn out_of_reach(random: &mut Rng, node: usize, at: Duration, planned: &mut Vec<P
     let of_registry = Fault::Cut { from: owner, to: End::Registry, one_way: false, mended };
     planned.push(Planned { fault: of_registry, from, until: until.min(from + ms(random, 1200..2600)) });
     if random.bool() {
-        // The reader hears late that the node holds no lease any more.
-        let lag = Fault::WatchLag { who: 1 << NODES, by: ms(random, 300..800) };
+        // The reader hears late that the node holds no lease any more, by less than writers wait.
+        let lag = Fault::WatchLag { who: 1 << NODES, by: ms(random, 100..240) };
         planned.push(Planned { fault: lag, from: at, until });
     }
     until + ms(random, 300..1500)
