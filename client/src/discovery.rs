@@ -108,7 +108,10 @@ async fn adopt(
             }
             current.set(next);
         }
-        Err(error) => tracing::error!(%error, "a ring that could not be built; keeping the old one"),
+        Err(error) => tracing::error!(
+            error = format_args!("{error:#}"),
+            "a ring that could not be built; keeping the old one"
+        ),
     }
     false
 }

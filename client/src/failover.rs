@@ -63,7 +63,7 @@ async fn get_again(
             Then::AskWhereGroupIs => return get_where_it_is(client, request, error).await,
             Then::Retry(pause) => pause,
         };
-        tracing::debug!(%error, "attempt failed");
+        tracing::debug!(error = format_args!("{error:#}"), "attempt failed");
         if Instant::now() >= request.deadline || !client.budget.withdraw() {
             return Err(error);
         }
@@ -125,7 +125,10 @@ async fn get_where_it_is(client: &Shared, request: &Request<'_>, error: Error) -
             }
             Err(Refusal::Final(error) | Refusal::OwnerOnly(error)) => return Err(error),
             Err(refusal) => {
-                tracing::debug!(error = %refusal.into_error(), "a node with the group did not answer")
+                tracing::debug!(
+                    error = format_args!("{:#}", refusal.into_error()),
+                    "a node with the group did not answer"
+                )
             }
         }
     }

@@ -147,7 +147,11 @@ pub(crate) async fn fill_all(
 
 fn not_filled(node: &Node, refusal: Refusal) {
     let error = refusal.into_error();
-    tracing::debug!(node = node.id(), %error, "a value that was loaded could not be stored");
+    tracing::debug!(
+        node = node.id(),
+        error = format_args!("{error:#}"),
+        "a value that was loaded could not be stored"
+    );
 }
 
 /// Brings many values under their tokens, and gives what the node said to each.

@@ -61,6 +61,6 @@ async fn repeat(client: Arc<Shared>, recent: Recent) {
     };
     // Its writer was told that it is done: this is the best that can be done still.
     if let Err(error) = write::write(&client, &request, 0, &recent.group_name, Instant::now()).await {
-        tracing::warn!(%error, "a new owner could not be told of a write");
+        tracing::warn!(error = format_args!("{error:#}"), "a new owner could not be told of a write");
     }
 }

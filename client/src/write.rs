@@ -234,7 +234,11 @@ async fn fill(
             Err(Refusal::Final(error)) if error.kind() != ErrorKind::DeadlineExceeded => return Err(error),
             Err(refusal) => {
                 let error = refusal.into_error();
-                tracing::debug!(node = owner.id(), %error, "the value of a set was lost on the way");
+                tracing::debug!(
+                    node = owner.id(),
+                    error = format_args!("{error:#}"),
+                    "the value of a set was lost on the way"
+                );
                 return Ok(false);
             }
         }
@@ -362,7 +366,11 @@ impl OneNode<'_> {
                 },
                 Step::StoreHint => {
                     let error = last.into_error();
-                    tracing::debug!(node = node.id(), %error, "a hint is stored for the node");
+                    tracing::debug!(
+                        node = node.id(),
+                        error = format_args!("{error:#}"),
+                        "a hint is stored for the node"
+                    );
                     let stored = Box::pin(self.store_hint(node, successor, error)).await;
                     return stored.map(|()| None).map_err(Refusal::Final);
                 }
@@ -419,7 +427,11 @@ impl OneNode<'_> {
         let ask = other.request.at(Placement::in_its_place(self.routing.ring.version()));
         let written = successor.write(&ask, Instant::now()).await;
         let error = written.and_then(|reply| self.heed(successor, reply)).err()?.into_error();
-        tracing::debug!(node = successor.id(), %error, "the successor did not delete");
+        tracing::debug!(
+            node = successor.id(),
+            error = format_args!("{error:#}"),
+            "the successor did not delete"
+        );
         Some(error)
     }
 

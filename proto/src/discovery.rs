@@ -139,7 +139,10 @@ async fn keep_current(registry: Arc<dyn Registry>, sender: Arc<watch::Sender<Dis
             backoff.reset();
         }
         if sender.borrow().trouble.is_none() {
-            tracing::warn!(%trouble, "the registry cannot be watched; the last good view stands");
+            tracing::warn!(
+                trouble = format_args!("{trouble:#}"),
+                "the registry cannot be watched; the last good view stands"
+            );
         }
         sender.send_modify(|discovered| {
             discovered.trouble = Some(trouble);

@@ -92,7 +92,10 @@ impl HintReader {
                 Ok(()) => is_told = false,
                 Err(error) => {
                     if !std::mem::replace(&mut is_told, true) {
-                        tracing::warn!(%error, "hints of clients cannot be read; trying until they can");
+                        tracing::warn!(
+                            error = format_args!("{error:#}"),
+                            "hints of clients cannot be read; trying until they can"
+                        );
                     }
                     if begun.elapsed() > Duration::from_secs(1) {
                         backoff.reset();
@@ -137,7 +140,10 @@ impl HintReader {
             Ok(lineage) => Some(lineage),
             Err(error) => {
                 // It may lack the right to. Hints are read all the same; nothing comes back from the disk.
-                tracing::warn!(%error, "the mark of this node's last start cannot be read");
+                tracing::warn!(
+                    error = format_args!("{error:#}"),
+                    "the mark of this node's last start cannot be read"
+                );
                 None
             }
         };
@@ -218,7 +224,9 @@ impl HintReader {
         let made = self.registry.put(&key, mark.into_bytes(), None).await;
         match &made {
             Ok(()) => heard.marked_with = Some(lease),
-            Err(error) => tracing::debug!(%error, "the mark of this start was not made"),
+            Err(error) => {
+                tracing::debug!(error = format_args!("{error:#}"), "the mark of this start was not made")
+            }
         }
         made.is_ok()
     }
@@ -238,7 +246,11 @@ impl HintReader {
                         Err(error) if unread.insert(group.to_owned()) => {
                             if heard.said.is_none_or(|at| at.elapsed() > SAY) {
                                 heard.said = Some(Instant::now());
-                                tracing::warn!(key = change.key, %error, "a hint that cannot be read; its group is cleared");
+                                tracing::warn!(
+                                    key = change.key,
+                                    error = format_args!("{error:#}"),
+                                    "a hint that cannot be read; its group is cleared"
+                                );
                             }
                             begun.extend(self.node.cache(group).ok().map(|cache| {
                                 cache.clear(Generation::NONE, self.node.ring().heard_of_any(), None)
@@ -277,7 +289,11 @@ impl HintReader {
             Err(error) => {
                 // Told once; the next clear writes it anew.
                 if !matches!(heard.generations.insert(group.to_owned(), None), Some(None)) {
-                    tracing::warn!(group, %error, "skipped a generation that cannot be read");
+                    tracing::warn!(
+                        group,
+                        error = format_args!("{error:#}"),
+                        "skipped a generation that cannot be read"
+                    );
                 }
                 None
             }
@@ -329,7 +345,10 @@ async fn remove_applied(
             stale.extend(records);
         }
         while let Err(error) = registry.delete_all_if(&stale).await {
-            tracing::debug!(%error, "hints that were applied are not removed; trying until they are");
+            tracing::debug!(
+                error = format_args!("{error:#}"),
+                "hints that were applied are not removed; trying until they are"
+            );
             sleep(REMOVE_AGAIN).await;
         }
         node.near().removed(stale.len());

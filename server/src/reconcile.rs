@@ -75,11 +75,15 @@ impl Reconcile {
                         tracing::warn!(node = id, "forgotten: it had no lease for {:?}", self.forget_after)
                     }
                     Ok(false) => {}
-                    Err(error) => tracing::debug!(node = id, %error, "not forgotten; trying again"),
+                    Err(error) => tracing::debug!(
+                        node = id,
+                        error = format_args!("{error:#}"),
+                        "not forgotten; trying again"
+                    ),
                 }
             }
             if let Err(error) = self.sweep(&view.ring).await {
-                tracing::debug!(%error, "hints for former nodes were not removed");
+                tracing::debug!(error = format_args!("{error:#}"), "hints for former nodes were not removed");
             }
         }
     }

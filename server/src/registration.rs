@@ -136,14 +136,20 @@ impl Registration {
         if self.on_shutdown == OnShutdown::Leave {
             match timeout(GOODBYE, self.leave()).await {
                 Ok(Ok(())) => tracing::info!("left the ring"),
-                Ok(Err(error)) => tracing::warn!(%error, "did not leave the ring; it is forgotten in time"),
+                Ok(Err(error)) => tracing::warn!(
+                    error = format_args!("{error:#}"),
+                    "did not leave the ring; it is forgotten in time"
+                ),
                 Err(_) => tracing::warn!("did not leave the ring in time; it is forgotten later"),
             }
         }
         if let Some(lease) = lease {
             match timeout(GOODBYE, self.registry.revoke(lease)).await {
                 Ok(Ok(())) => tracing::info!("lease revoked"),
-                Ok(Err(error)) => tracing::warn!(%error, "the lease could not be revoked; it will run out"),
+                Ok(Err(error)) => tracing::warn!(
+                    error = format_args!("{error:#}"),
+                    "the lease could not be revoked; it will run out"
+                ),
                 Err(_) => tracing::warn!("the lease could not be revoked in time; it will run out"),
             }
         }
@@ -189,9 +195,12 @@ impl Registration {
                     }
                 }
                 Err(error) => {
-                    let why = error.to_string();
+                    let why = format!("{error:#}");
                     if is_due(&said, &why, SAY_AGAIN) {
-                        tracing::warn!(%error, "not registered; serving, and trying again until it is");
+                        tracing::warn!(
+                            error = format_args!("{error:#}"),
+                            "not registered; serving, and trying again until it is"
+                        );
                         said = Some((Instant::now(), why));
                     }
                     // What has been granted is kept meanwhile.
@@ -262,18 +271,21 @@ impl Registration {
                 Some(Ok(ring)) => Some(ring),
                 // A newer build keeps it.
                 Some(Err(error)) if error.is_newer_format() && has_joined => {
-                    tracing::debug!(%error, "the ring is a newer build's");
+                    tracing::debug!(error = format_args!("{error:#}"), "the ring is a newer build's");
                     return Ok(known.version);
                 }
                 Some(Err(error)) if error.is_newer_format() => {
-                    return Err(RegistryError::new(format!("will not overwrite {key}: {error}")));
+                    return Err(RegistryError::new(format!("will not overwrite {key}: {error:#}")));
                 }
                 Some(Err(error)) if known.version == RingVersion::NONE => {
                     let mend = "a node that knows the ring writes it again; where none does, delete the key";
-                    return Err(RegistryError::new(format!("will not overwrite {key}: {error}; {mend}")));
+                    return Err(RegistryError::new(format!("will not overwrite {key}: {error:#}; {mend}")));
                 }
                 Some(Err(error)) => {
-                    tracing::warn!(%error, "writing the last good ring in place of one that cannot be used");
+                    tracing::warn!(
+                        error = format_args!("{error:#}"),
+                        "writing the last good ring in place of one that cannot be used"
+                    );
                     None
                 }
             };
@@ -340,7 +352,7 @@ impl Registration {
                         Err(error) => {
                             // Told once: the first failure after a success comes at its time.
                             if next_renewal <= renewed + interval {
-                                tracing::warn!(%error, "the lease was not renewed; trying again until it is");
+                                tracing::warn!(error = format_args!("{error:#}"), "the lease was not renewed; trying again until it is");
                             }
                             next_renewal = Instant::now() + (self.lease_ttl / 10).max(Duration::from_millis(100));
                         }

@@ -138,7 +138,7 @@ async fn top_draws_on_a_terminal_until_q_and_says_so_elsewhere() {
     assert_eq!(elsewhere.status.code(), Some(2));
     assert!(text(&elsewhere.stderr).contains("peanut stat"));
     let draw = |no_color: &str| {
-        let top = format!("stty rows 40 cols 140; {} top --etcd {}", PEANUT, etcd.endpoint());
+        let top = format!("stty rows 40 cols 80; {} top --etcd {}", PEANUT, etcd.endpoint());
         // A terminal of its own, on which q is pressed after a while.
         let run = format!("(sleep 3; printf q; sleep 1) | script -qec '{top}' /dev/null");
         let output = Command::new("sh").args(["-c", &run]).env("NO_COLOR", no_color).output().unwrap();
@@ -146,7 +146,10 @@ async fn top_draws_on_a_terminal_until_q_and_says_so_elsewhere() {
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
     let screen = draw("");
-    for what in ["Nodes", "Groups", "Hot", "scores", "GETS/S", servers[0].addr(), servers[1].addr()] {
+    // Every column, as narrow as a terminal is.
+    let columns = ["HEALTH", "UP FOR", "MEMORY", "LANES", "ENTRIES", "FULL", "ORIGIN", "KEY", "loads/s"];
+    let seen = ["Nodes", "Groups", "Hot", "scores", "GETS/S", servers[0].addr(), servers[1].addr()];
+    for what in columns.into_iter().chain(seen) {
         assert!(screen.contains(what), "no {what} in {screen:?}");
     }
     let green = "\u{1b}[38;5;2";

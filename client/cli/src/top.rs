@@ -79,6 +79,12 @@ fn ends(code: KeyCode, modifiers: KeyModifiers) -> bool {
     is_interrupt || matches!(code, KeyCode::Char('q') | KeyCode::Esc)
 }
 
+/// A name that takes what room there is, and columns beside it. All of it fits 80 columns, with one between any two.
+fn widths<const N: usize>(name: u16, columns: [u16; N]) -> Vec<Constraint> {
+    debug_assert!(name + columns.iter().sum::<u16>() + N as u16 <= 80);
+    std::iter::once(Constraint::Min(name)).chain(columns.map(Constraint::Length)).collect()
+}
+
 /// What is drawn.
 struct Screen<'a> {
     fleet: &'a str,
@@ -113,10 +119,10 @@ impl Screen<'_> {
         let color = if up == nodes.len() { Color::Green } else { Color::Red };
         Paragraph::new(Line::from(vec![
             Span::styled(" peanut ", Style::new().add_modifier(Modifier::BOLD)),
-            Span::raw(format!("fleet {}, ring version {ring_version}, ", self.fleet)),
+            Span::raw(format!("{}, ring {ring_version}, ", self.fleet)),
             Span::styled(format!("{up} of {} nodes up", nodes.len()), self.style(color)),
             Span::raw(format!(
-                ", {} gets/s, {} from memory, {} loads/s",
+                ", {} gets/s, {} hits, {} loads/s",
                 short(total.gets),
                 percent(total.hit_ratio()),
                 short(total.loads)
@@ -147,7 +153,7 @@ impl Screen<'_> {
                 Cell::new(told.map_or("-".to_owned(), |report| report.lanes.to_string())),
             ])
         });
-        let widths = [24, 13, 7, 9, 8, 7, 8, 10, 6].map(Constraint::Min);
+        let widths = widths(15, [12, 5, 7, 6, 6, 7, 9, 5]);
         self.table(
             "Nodes",
             ["NODE", "HEALTH", "SHARE", "UP FOR", "GETS/S", "HITS", "LOADS/S", "MEMORY", "LANES"],
@@ -163,10 +169,8 @@ impl Screen<'_> {
             let rates = sum(rates.iter().filter(|(_, group, _)| *group == name).map(|(.., rates)| *rates));
             let trouble = of_group().map(|group| group.breaker.as_str()).find(|breaker| *breaker != "closed");
             let (origin, color) = trouble.map_or(("good", Color::Green), |breaker| (breaker, Color::Red));
-            let (used, capacity) = (
-                of_group().map(|group| group.used_bytes).sum(),
-                of_group().map(|group| group.capacity_bytes).sum(),
-            );
+            let used: u64 = of_group().map(|group| group.used_bytes).sum();
+            let capacity: u64 = of_group().map(|group| group.capacity_bytes).sum();
             Row::new([
                 Cell::new(name.clone()),
                 Cell::new(short(rates.gets)),
@@ -175,14 +179,15 @@ impl Screen<'_> {
                 Cell::new(short_time(rates.load_time())),
                 Cell::new(short(rates.errors)),
                 Cell::new(short(of_group().map(|group| group.entries).sum::<u64>() as f64)),
-                Cell::new(format!("{} of {}", short_bytes(used), short_bytes(capacity))),
+                Cell::new(short_bytes(used)),
+                Cell::new(percent((capacity > 0).then(|| used as f64 / capacity as f64))),
                 Cell::new(origin.to_owned()).style(self.style(color)),
             ])
         });
-        let widths = [20, 8, 7, 8, 8, 9, 8, 22, 9].map(Constraint::Min);
+        let widths = widths(10, [6, 6, 7, 6, 5, 7, 9, 6, 9]);
         self.table(
             "Groups",
-            ["GROUP", "GETS/S", "HITS", "LOADS/S", "LOAD", "ERRORS/S", "ENTRIES", "MEMORY", "ORIGIN"],
+            ["GROUP", "GETS/S", "HITS", "LOADS/S", "LOAD", "ERR/S", "ENTRIES", "MEMORY", "FULL", "ORIGIN"],
             rows.collect(),
             &widths,
         )
@@ -194,7 +199,7 @@ impl Screen<'_> {
             let (rate, near) = (short(hot.gets_per_second), hot.near_copies.to_string());
             Row::new([rate, near, hot.group, hot.key, hot.node])
         });
-        let widths = [8, 5].map(Constraint::Length).into_iter().chain([16, 30, 20].map(Constraint::Min));
+        let widths = [6, 4].map(Constraint::Length).into_iter().chain([12, 20, 15].map(Constraint::Min));
         let widths: Vec<_> = widths.collect();
         let heading = ["GETS/S", "NEAR", "GROUP", "KEY", "NODE"];
         self.table("Hot keys, last five seconds", heading, rows.collect(), &widths)

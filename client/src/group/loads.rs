@@ -88,7 +88,10 @@ impl Group {
             Boarded::Leads(answered) => answered,
             Boarded::Unreachable(error) => {
                 let Ok(_turn) = self.client.uncached.try_acquire() else { return self.settle(Err(error)) };
-                tracing::debug!(%error, "no node can be asked; the value is loaded and not kept");
+                tracing::debug!(
+                    error = format_args!("{error:#}"),
+                    "no node can be asked; the value is loaded and not kept"
+                );
                 let loaded = load().await.map_err(failed)?;
                 self.client.counters.loaded_uncached();
                 return Ok(loaded.into().into_parts().0);

@@ -46,7 +46,11 @@ impl Group {
             let now = Instant::now();
             let request = Request { op: Op::RENEW, ..group.request_of(&key, hash, now) };
             if let Err(error) = failover::get(&group.client, &request, now).await {
-                tracing::debug!(group = group.name(), %error, "a near copy was not renewed");
+                tracing::debug!(
+                    group = group.name(),
+                    error = format_args!("{error:#}"),
+                    "a near copy was not renewed"
+                );
             }
             if let Some(near) = &group.near {
                 near.not_renewed(hash);

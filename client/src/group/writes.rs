@@ -219,7 +219,11 @@ impl Group {
         deletes.iter().for_each(|one| self.wrote(one.key.hash));
         let deleted = write::many::write(&self.client, request, &deletes, &self.name, now).await;
         if let Some(error) = deleted.into_iter().find_map(Result::err) {
-            tracing::warn!(group = self.name(), %error, "the key of a write that was dropped was not deleted");
+            tracing::warn!(
+                group = self.name(),
+                error = format_args!("{error:#}"),
+                "the key of a write that was dropped was not deleted"
+            );
         }
     }
 }

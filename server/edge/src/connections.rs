@@ -85,7 +85,7 @@ impl Handshake {
         match presence.cut().run_until_cancelled(handshake).await {
             Some(Ok(Ok(connection))) => Some(connection),
             Some(Ok(Err(error))) => {
-                tracing::debug!(%error, "a connection came to nothing");
+                tracing::debug!(error = format_args!("{error:#}"), "a connection came to nothing");
                 None
             }
             Some(Err(_)) => {

@@ -29,7 +29,7 @@ pub async fn serve_grpc(connection: Connection, services: Services, stop: Cancel
     };
     let alone = once(std::future::ready(Ok::<_, io::Error>(connection))).chain(pending());
     if let Err(error) = services.serve_with_incoming_shutdown(alone, ending).await {
-        tracing::debug!(%error, "a connection could not be served");
+        tracing::debug!(error = format_args!("{error:#}"), "a connection could not be served");
     }
 }
 
