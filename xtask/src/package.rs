@@ -44,19 +44,22 @@ pub(crate) fn check(programs: &Path) -> Result<(), Failed> {
 fn make(programs: &Path, more: &[&str]) -> Result<PathBuf, Failed> {
     let target = target_directory()?.join("package");
     let release = target.join("release");
-    let directory = target.join("debian");
+    // Not where cargo-deb writes by itself: it removes other revisions from there.
+    let directory = target.join("debs");
     // Packages of an earlier version would be tried too.
     let _ = fs::remove_dir_all(&target);
     pages(programs, &release.join("package"))?;
+    fs::create_dir_all(&directory).map_err(|error| failed(&directory, error))?;
     for program in ["peanut-server", "peanut"] {
         fs::hard_link(programs.join(program), release.join(program))
             .map_err(|error| failed(&release, error))?;
     }
     for revision in ["1", "2"] {
         for package in ["peanut-server", "peanut-cli"] {
+            let output = directory.to_string_lossy();
             let deb = ["deb", "--quiet", "--no-build", "-p", package, "--deb-revision", revision];
-            let deb =
-                Cargo::new(&[&deb[..], more].concat()).env("CARGO_TARGET_DIR", &target.to_string_lossy());
+            let deb = Cargo::new(&[&deb[..], &["--output", &output], more].concat());
+            let deb = deb.env("CARGO_TARGET_DIR", &target.to_string_lossy());
             deb.run("packaging")?;
         }
     }
