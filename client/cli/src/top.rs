@@ -79,7 +79,7 @@ fn ends(code: KeyCode, modifiers: KeyModifiers) -> bool {
     is_interrupt || matches!(code, KeyCode::Char('q') | KeyCode::Esc)
 }
 
-/// A name that takes what room there is, and columns beside it. All of it fits 80 columns, with one between any two.
+/// A name that takes what room there is, and columns beside it: 80 in all, with one between any two.
 fn widths<const N: usize>(name: u16, columns: [u16; N]) -> Vec<Constraint> {
     debug_assert!(name + columns.iter().sum::<u16>() + N as u16 <= 80);
     std::iter::once(Constraint::Min(name)).chain(columns.map(Constraint::Length)).collect()
