@@ -1,5 +1,5 @@
-//! The structure of the crates: which module uses which, by their `use` lines and paths, and how long files
-//! are.
+//! The structure of the crates: which module uses which, by their `use` lines and paths, which crates appear
+//! where, and how long files and wide comments are.
 //!
 //! Modules of one crate form no circle, but for a builder and what it builds. A directory counts as one
 //! module.
@@ -10,6 +10,16 @@ use std::path::{Path, PathBuf};
 /// Circles that may stay: a type and its builder name one another.
 const PAIRS: [&[&str]; 1] = [&["builder", "client"]];
 const MAX_LINES: usize = 500;
+/// Where the crates that users get have their sources.
+const SHIPPED: [&str; 7] = [
+    "proto/src",
+    "client/src",
+    "client/cli/src",
+    "client/proxy/src",
+    "server/src",
+    "server/edge/src",
+    "server/page/src",
+];
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -87,15 +97,7 @@ fn reaches(uses: &BTreeMap<String, BTreeSet<String>>, from: &str, to: &str) -> b
 
 #[test]
 fn modules_form_no_circle() {
-    for directory in [
-        "proto/src",
-        "client/src",
-        "client/cli/src",
-        "client/proxy/src",
-        "server/src",
-        "server/edge/src",
-        "server/page/src",
-    ] {
+    for directory in SHIPPED {
         let uses = uses(&repository().join(directory));
         assert!(uses.len() > 2, "{directory}: {} modules", uses.len());
         for (module, used) in &uses {
@@ -128,15 +130,7 @@ fn places_of_crates() -> Vec<(String, Vec<String>)> {
 fn crates_appear_where_the_map_says() {
     let places = places_of_crates();
     assert!(places.len() > 12, "{places:?}");
-    for directory in [
-        "proto/src",
-        "client/src",
-        "client/cli/src",
-        "client/proxy/src",
-        "server/src",
-        "server/edge/src",
-        "server/page/src",
-    ] {
+    for directory in SHIPPED {
         for file in sources(&repository().join(directory)) {
             let inside =
                 file.strip_prefix(repository()).expect("it is in there").to_string_lossy().into_owned();
@@ -162,33 +156,32 @@ fn crates_appear_where_the_map_says() {
     }
 }
 
+/// All sources that are written by hand, with their text.
+fn written() -> Vec<(PathBuf, String)> {
+    let files = ["proto/src", "client", "server", "tests", "xtask", "examples"]
+        .iter()
+        .flat_map(|directory| sources(&repository().join(directory)))
+        .filter(|file| !file.iter().any(|part| part == "generated" || part == "target"));
+    files.map(|file| (file.clone(), std::fs::read_to_string(&file).expect("a source"))).collect()
+}
+
 /// As wide as code is, which rustfmt sees to for code alone.
 #[test]
 fn no_comment_is_wider_than_the_code() {
     let format = std::fs::read_to_string(repository().join("rustfmt.toml")).expect("the format of code");
     let width = format.lines().find_map(|line| line.strip_prefix("max_width = ")).expect("its width");
     let width: usize = width.parse().expect("a number");
-    for directory in ["proto/src", "client", "server", "tests", "xtask", "examples"] {
-        for file in sources(&repository().join(directory)) {
-            if file.iter().any(|part| part == "generated" || part == "target") {
-                continue;
-            }
-            let text = std::fs::read_to_string(&file).expect("a source");
-            for (at, line) in text.lines().enumerate().filter(|(_, line)| line.trim_start().starts_with("//"))
-            {
-                assert!(line.chars().count() <= width, "{}:{} is too wide", file.display(), at + 1);
-            }
+    for (file, text) in written() {
+        for (at, line) in text.lines().enumerate().filter(|(_, line)| line.trim_start().starts_with("//")) {
+            assert!(line.chars().count() <= width, "{}:{} is too wide", file.display(), at + 1);
         }
     }
 }
 
 #[test]
 fn no_file_is_long() {
-    for directory in ["proto/src", "client", "server", "tests", "xtask", "examples"] {
-        for file in sources(&repository().join(directory)) {
-            let is_made = file.iter().any(|part| part == "generated" || part == "target");
-            let lines = std::fs::read_to_string(&file).unwrap().lines().count();
-            assert!(is_made || lines <= MAX_LINES, "{} has {lines} lines", file.display());
-        }
+    for (file, text) in written() {
+        let lines = text.lines().count();
+        assert!(lines <= MAX_LINES, "{} has {lines} lines", file.display());
     }
 }
