@@ -275,11 +275,11 @@ impl Registration {
                     return Ok(known.version);
                 }
                 Some(Err(error)) if error.is_newer_format() => {
-                    return Err(RegistryError::new(format!("will not overwrite {key}: {error:#}")));
+                    return Err(RegistryError::new(format!("will not overwrite {key}: {error}")));
                 }
                 Some(Err(error)) if known.version == RingVersion::NONE => {
                     let mend = "a node that knows the ring writes it again; where none does, delete the key";
-                    return Err(RegistryError::new(format!("will not overwrite {key}: {error:#}; {mend}")));
+                    return Err(RegistryError::new(format!("will not overwrite {key}: {error}; {mend}")));
                 }
                 Some(Err(error)) => {
                     tracing::warn!(

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::run::{Cargo, Failed, is_installed};
+use crate::run::{Cargo, Failed, is_installed, need_cargo_tool};
 
 /// Packages that others depend on, by their directories.
 const PACKAGES: [(&str, &str); 6] = [
@@ -54,9 +54,7 @@ fn names(manifest: &str) -> impl Iterator<Item = &str> {
 /// Checks licences, bans and sources, and the advisories where their database can be had; says so where it
 /// cannot.
 pub(crate) fn deny() -> Result<(), Failed> {
-    if !is_installed("cargo-deny") {
-        Cargo::new(&["install", "--quiet", "--locked", "cargo-deny"]).run("installing cargo-deny")?;
-    }
+    need_cargo_tool("cargo-deny")?;
     let check = ["deny", "--all-features", "check", "licenses", "bans", "sources"];
     Cargo::new(&check).run("licences, bans and sources")?;
     if !fetched() {
@@ -70,15 +68,12 @@ pub(crate) fn deny() -> Result<(), Failed> {
 /// As [`deny`], for the test command: where cargo-deny is not installed and the advisories cannot be had,
 /// installing it takes minutes for half of what it is for. Says so where nothing was checked.
 pub(crate) fn deny_if_possible() -> Result<(), Failed> {
-    if !is_installed("cargo-deny") {
-        let install = ["install", "--quiet", "--locked", "cargo-deny"];
-        if !is_reachable() || Cargo::new(&install).run("installing cargo-deny").is_err() {
-            eprintln!(
-                "licences, bans, sources and advisories were NOT checked: cargo-deny is not installed, and it or \
-                 {ADVISORIES} cannot be had from here"
-            );
-            return Ok(());
-        }
+    if !is_installed("cargo-deny") && (!is_reachable() || need_cargo_tool("cargo-deny").is_err()) {
+        eprintln!(
+            "licences, bans, sources and advisories were NOT checked: cargo-deny is not installed, and it or \
+             {ADVISORIES} cannot be had from here"
+        );
+        return Ok(());
     }
     deny()
 }

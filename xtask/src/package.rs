@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::run::{Cargo, Failed, is_installed, run, target_directory};
+use crate::run::{Cargo, Failed, is_installed, need_cargo_tool, run, target_directory};
 
 /// A version whose packages were tried.
 const CARGO_DEB: &str = "cargo-deb@3.8.0";
@@ -16,9 +16,7 @@ const EXPOSURE: &str = "20";
 
 /// `package`: makes the packages of a release, tries them, and says where they are.
 pub(crate) fn package() -> Result<PathBuf, Failed> {
-    if !is_installed("cargo-deb") {
-        Cargo::new(&["install", "--quiet", "--locked", CARGO_DEB]).run("installing cargo-deb")?;
-    }
+    need_cargo_tool(CARGO_DEB)?;
     let build = ["build", "--release", "--locked", "-p", "peanut-server", "--features", "peanut-server/full"];
     Cargo::new(&[&build[..], &["-p", "peanut-cli"]].concat()).run("building")?;
     let directory = make(&target_directory()?.join("release"), &[])?;
@@ -29,12 +27,9 @@ pub(crate) fn package() -> Result<PathBuf, Failed> {
 
 /// Makes packages of programs that are built, and tries them. Says so where that cannot be done here.
 pub(crate) fn check(programs: &Path) -> Result<(), Failed> {
-    if !is_installed("cargo-deb") {
-        let install = ["install", "--quiet", "--locked", CARGO_DEB];
-        if !is_installed("dpkg") || Cargo::new(&install).run("installing cargo-deb").is_err() {
-            eprintln!("\n== the Debian packages were NOT tried: cargo-deb or dpkg is not here");
-            return Ok(());
-        }
+    if !is_installed("cargo-deb") && (!is_installed("dpkg") || need_cargo_tool(CARGO_DEB).is_err()) {
+        eprintln!("\n== the Debian packages were NOT tried: cargo-deb or dpkg is not here");
+        return Ok(());
     }
     try_out(&make(programs, &["--fast"])?)
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::package;
-use crate::run::{Cargo, Failed, is_installed, run, target_directory};
+use crate::run::{Cargo, Failed, need_cargo_tool, run, target_directory};
 
 const PROGRAMS: [(&str, &str); 2] = [("peanut-server", "server"), ("peanut-cli", "client/cli")];
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -16,9 +16,7 @@ const LIBRARIES: [&str; 2] = ["peanut-client", "peanut-server"];
 /// `release`: makes everything, in one directory.
 pub(crate) fn release() -> Result<(), Failed> {
     for tool in ["cargo-cyclonedx", "cargo-bundle-licenses"] {
-        if !is_installed(tool) {
-            Cargo::new(&["install", "--quiet", "--locked", tool]).run(&format!("installing {tool}"))?;
-        }
+        need_cargo_tool(tool)?;
     }
     compare_api()?;
     let packages = package::package()?;
@@ -47,10 +45,7 @@ fn compare_api() -> Result<(), Failed> {
         eprintln!("\n== the API was NOT compared: there is no release before this one");
         return Ok(());
     };
-    if !is_installed("cargo-semver-checks") {
-        let install = ["install", "--quiet", "--locked", "cargo-semver-checks"];
-        Cargo::new(&install).run("installing cargo-semver-checks")?;
-    }
+    need_cargo_tool("cargo-semver-checks")?;
     for library in LIBRARIES {
         let check = ["semver-checks", "--package", library, "--baseline-rev", &tag];
         Cargo::new(&check).run("the API")?;

@@ -57,6 +57,15 @@ pub(crate) fn is_installed(command: &str) -> bool {
     quiet.is_ok_and(|status| status.success())
 }
 
+/// Installs a subcommand of cargo, with or without a version after `@`, unless it is on the path.
+pub(crate) fn need_cargo_tool(tool: &str) -> Result<(), Failed> {
+    let (name, _) = tool.split_once('@').unwrap_or((tool, ""));
+    if is_installed(name) {
+        return Ok(());
+    }
+    Cargo::new(&["install", "--quiet", "--locked", tool]).run(&format!("installing {name}"))
+}
+
 /// A program that cargo has built, by its path in the target directory.
 pub(crate) fn built(path: &str) -> Result<Command, Failed> {
     Ok(Command::new(target_directory()?.join(path)))
