@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use crate::sabotage::{Mechanism, without};
+
 /// A node that has not run for longer notices it before it answers: it was stopped, or its machine stood
 /// still.
 pub const SLEEP: Duration = Duration::from_millis(300);
@@ -61,7 +63,7 @@ pub fn near_lease() -> Duration {
 
 /// How long a write waits for a lane that does not confirm, from its last renewal on: 550 ms.
 pub fn near_lease_at_node() -> Duration {
-    of_run(NEAR_LEASE_AT_NODE)
+    of_run(if without(Mechanism::NearDrift) { NEAR_LEASE } else { NEAR_LEASE_AT_NODE })
 }
 
 /// After how long a near copy is asked for anew: 10 s.

@@ -38,11 +38,15 @@ pub enum Mechanism {
     NearSent,
     /// Writers that cannot reach a node wait for the near leases that it may have given.
     NearGone,
+    /// Nodes wait for near leases as much longer as clocks may differ in their rates.
+    NearDrift,
+    /// Clocks that tell of sleep, and until when leases hold, count the time in which a machine is suspended.
+    Suspension,
 }
 
 impl Mechanism {
     /// All of them.
-    pub const ALL: [Mechanism; 16] = [
+    pub const ALL: [Mechanism; 18] = [
         Mechanism::Stamps,
         Mechanism::Hints,
         Mechanism::Poison,
@@ -59,6 +63,8 @@ impl Mechanism {
         Mechanism::NearStart,
         Mechanism::NearSent,
         Mechanism::NearGone,
+        Mechanism::NearDrift,
+        Mechanism::Suspension,
     ];
 
     /// Its name, in lower case.

@@ -9,10 +9,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use peanut_proto::machine::is_simulated;
 use tokio::time::Instant;
 
 /// One get in so many is counted.
 const SAMPLED: u32 = 32;
+/// In a simulation, where a key is asked for some ten times in a window.
+const SAMPLED_OF_RUN: u32 = 2;
 /// Keys that are counted at a time.
 const COUNTERS: usize = 128;
 /// Counted gets in a window from which on a key is hot.
@@ -64,7 +67,7 @@ impl HotKeys {
 
     /// Takes in a get; one in 32 is counted, and that one only where no other thread is counting.
     pub fn count(&self, key: &[u8], now: Instant) {
-        if fastrand::u32(..SAMPLED) == 0 {
+        if is_sampled() {
             self.count_sampled(key, now);
         }
     }
@@ -79,8 +82,7 @@ impl HotKeys {
     /// Whether a key is asked for so often that clients should keep it: some fifty gets in the present window
     /// at the least. One call in 32 looks.
     pub fn is_hot(&self, key: &[u8]) -> bool {
-        fastrand::u32(..SAMPLED) == 0
-            && self.windows.try_lock().is_some_and(|windows| windows.current.is_hot(key))
+        is_sampled() && self.windows.try_lock().is_some_and(|windows| windows.current.is_hot(key))
     }
 
     /// The hottest keys of the last full window, at most `most`, the hottest first.
@@ -89,6 +91,10 @@ impl HotKeys {
         windows.turn(now);
         windows.last.iter().take(most).cloned().collect()
     }
+}
+
+fn is_sampled() -> bool {
+    fastrand::u32(..if is_simulated() { SAMPLED_OF_RUN } else { SAMPLED }) == 0
 }
 
 impl Windows {

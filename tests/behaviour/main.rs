@@ -5,6 +5,7 @@
 
 mod admin;
 mod batches;
+mod blocks;
 mod cancelled;
 mod cli;
 mod configuration;

@@ -25,4 +25,4 @@ pub use network::Mended;
 pub use plan::{Directory, End, Fault, Planned, Theme};
 pub use registry::StoreFault;
 pub use scenario::{Outcome, Scenario};
-pub use world::current_host;
+pub use world::current;

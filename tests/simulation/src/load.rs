@@ -11,11 +11,11 @@ use fastrand::Rng;
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 use peanut_client::{Client, Detailed, Error, Source};
-use peanut_proto::clock::uptime;
 use tokio::sync::MutexGuard;
 use tokio::time::{sleep, timeout};
 
 use super::plan::{CLIENTS, GROUPS, KEYS};
+use super::world::time;
 use crate::history::{Kind, Op};
 
 /// Whether this version of a key says that there is no such key.
@@ -36,8 +36,12 @@ pub(super) struct Load {
     ops: Mutex<Vec<(usize, Op)>>,
     /// Reads that were answered by a near copy.
     near: Mutex<Vec<(usize, Op)>>,
+    /// Reads of applications whose near copies may be outdated.
+    outdated: Mutex<Vec<(usize, Op)>>,
     /// How much longer each application pauses between reads and between writes.
     paces: [(u64, u64); CLIENTS],
+    /// By how much near copies of each application may be outdated.
+    staleness: [Option<Duration>; CLIENTS],
     /// The only key that the first application reads, so that it speaks to few nodes, and hears of a change
     /// of the ring from nobody else.
     only: Option<(usize, u32)>,
@@ -50,7 +54,11 @@ pub(super) struct Load {
 impl Load {
     /// An origin in which every key has version zero, and applications that pause so much longer between
     /// reads and between writes. The first reads no key but `only`, where that is given.
-    pub(super) fn new(paces: [(u64, u64); CLIENTS], only: Option<(usize, u32)>) -> Arc<Self> {
+    pub(super) fn new(
+        paces: [(u64, u64); CLIENTS],
+        only: Option<(usize, u32)>,
+        staleness: [Option<Duration>; CLIENTS],
+    ) -> Arc<Self> {
         let keys = GROUPS.len() * KEYS as usize;
         Arc::new(Load {
             versions: (0..keys).map(|_| AtomicU64::new(0)).collect(),
@@ -58,7 +66,9 @@ impl Load {
             loads: AtomicU64::new(0),
             ops: Mutex::default(),
             near: Mutex::default(),
+            outdated: Mutex::default(),
             paces,
+            staleness,
             only,
             ticks: AtomicU64::new(0),
             stop: AtomicBool::new(false),
@@ -67,7 +77,7 @@ impl Load {
 
     /// The time, in which nothing takes none: what goes on in one process without waiting has an order too.
     fn time(&self) -> Duration {
-        uptime() + Duration::from_nanos(self.ticks.fetch_add(1, Ordering::Relaxed))
+        time() + Duration::from_nanos(self.ticks.fetch_add(1, Ordering::Relaxed))
     }
 
     /// How often the origin was asked.
@@ -87,6 +97,25 @@ impl Load {
         self.near.lock().iter().copied().chain(writes).collect()
     }
 
+    /// For each application whose near copies may be outdated its reads, which show its own writes all the
+    /// same, and all writes, of which those of others count as not acknowledged.
+    pub(super) fn own_ops(&self) -> Vec<Vec<(usize, Op)>> {
+        let (ops, outdated) = (self.ops(), self.outdated.lock().clone());
+        let of_client = |reader: usize| {
+            let reads = outdated.iter().filter(|(by, _)| *by == reader).copied();
+            let writes = ops.iter().filter_map(|(by, op)| {
+                let kind = match op.kind {
+                    Kind::Written(version) if *by != reader => Kind::WriteFailed(version),
+                    Kind::Written(_) | Kind::WriteFailed(_) => op.kind,
+                    Kind::Read(_) | Kind::ReadAbsent | Kind::ReadFailed => return None,
+                };
+                Some((*by, Op { kind, ..*op }))
+            });
+            reads.chain(writes).collect()
+        };
+        (0..CLIENTS).filter(|client| self.staleness[*client].is_some()).map(of_client).collect()
+    }
+
     /// The present version of a key.
     pub(super) fn version(&self, key: u32) -> u64 {
         self.versions[key as usize].load(Ordering::Relaxed)
@@ -103,7 +132,13 @@ impl Load {
 
     fn add(&self, client: usize, key: u32, kind: Kind, begun: Duration) {
         tracing::trace!(key, ?kind, ?begun, "operation");
-        self.ops.lock().push((client, Op { key, kind, begun, ended: self.time() }));
+        let mut op = Op { key, kind, begun, ended: self.time() };
+        if let (Kind::Read(_) | Kind::ReadAbsent, Some(staleness)) = (kind, self.staleness[client]) {
+            self.outdated.lock().push((client, op));
+            // It may show what was there a while ago, by a clock that may be slow.
+            op.begun = begun.saturating_sub(staleness * 11 / 10);
+        }
+        self.ops.lock().push((client, op));
     }
 
     fn raise(&self, key: u32) -> u64 {
@@ -146,7 +181,9 @@ impl Load {
             handle.get(name).await
         } else {
             let detailed = handle.get_detailed(name).await;
-            if let Ok(Detailed { value, source: Source::Near, .. }) = &detailed {
+            if let Ok(Detailed { value, source: Source::Near, .. }) = &detailed
+                && self.staleness[by].is_none()
+            {
                 let kind = kind_of(GROUPS[group] != "plain", Ok(value.clone()));
                 let op = Op { key: number(group, key), kind, begun, ended: self.time() };
                 self.near.lock().push((by, op));

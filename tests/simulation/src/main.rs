@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use parking_lot::Mutex;
 use peanut_proto::sabotage::Mechanism;
-use peanut_simulation::{Outcome, Scenario, current_host};
+use peanut_simulation::{Outcome, Scenario, current};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::FormatTime;
 
@@ -192,9 +192,8 @@ struct VirtualTime;
 
 impl FormatTime for VirtualTime {
     fn format_time(&self, to: &mut Writer<'_>) -> std::fmt::Result {
-        let time = peanut_proto::clock::uptime().as_secs_f64();
-        match current_host() {
-            Some(host) => write!(to, "{time:9.3} h{host}"),
+        match current() {
+            Some((host, time)) => write!(to, "{:9.3} h{host}", time.as_secs_f64()),
             None => write!(to, "{:9} --", ""),
         }
     }

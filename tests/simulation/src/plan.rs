@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use peanut_client::ring::Ring;
+use peanut_client::{NearCache, NearKeys};
 use peanut_proto::intervals::Windows;
 use peanut_proto::membership::{DEFAULT_POINTS, NodeInfo, RingDocument};
 
@@ -75,6 +76,8 @@ pub enum Fault {
     Drain(usize),
     /// A process stands still.
     Pause(End),
+    /// A machine is suspended, and its monotonic clock with it.
+    Suspend(End),
     /// An application is killed and started again at the end.
     KillClient(usize),
     /// What one sends to the other does not arrive.
@@ -119,10 +122,10 @@ pub enum Fault {
         /// Whether it stands still.
         stalls: bool,
     },
-    /// The wall clock of a node jumps, and jumps back at the end.
+    /// The wall clock of a node or a client jumps, and jumps back at the end.
     Clock {
-        /// The node.
-        node: usize,
+        /// Whose.
+        whose: End,
         /// How far, in milliseconds.
         by_ms: i64,
     },
@@ -251,9 +254,28 @@ impl Theme {
         }
     }
 
-    /// Whether a client has a near cache.
-    pub(super) fn is_near(self, client: usize, random: &mut Rng) -> bool {
-        random.bool() || matches!(self, Theme::Near { .. }) && client == 0
+    /// The near cache of a client, if it has one.
+    pub(super) fn near_cache(
+        self,
+        client: usize,
+        staleness: Option<Duration>,
+        random: &mut Rng,
+    ) -> Option<NearCache> {
+        let always = matches!(self, Theme::Near { .. }) && client == 0;
+        if !random.bool() && !always {
+            return None;
+        }
+        let is_hot = random.u8(..3) == 0 && !always;
+        let near = NearCache::bytes(1 << 20).keys(if is_hot { NearKeys::Hot } else { NearKeys::All });
+        Some(staleness.map_or(near.clone(), |staleness| near.max_staleness(staleness)))
+    }
+
+    /// By how much near copies of each client may be outdated, where writes do not wait for it.
+    pub(super) fn staleness(self, random: &mut Rng) -> [Option<Duration>; CLIENTS] {
+        std::array::from_fn(|client| {
+            let always = matches!(self, Theme::Near { .. }) && client == 0;
+            (random.u8(..6) == 0 && !always).then(|| Duration::from_millis(random.u64(20..1500)))
+        })
     }
 
     /// Whether a fault goes with the others: a reader that hears nothing of the registry, and a node that has
@@ -328,8 +350,11 @@ fn fault(random: &mut Rng) -> Fault {
         5..7 => Fault::Stop { node, leaves: true },
         7..8 => Fault::Visit,
         8..9 => Fault::Drain(node),
-        9..11 => Fault::Pause(End::Node(node)),
-        11..12 => Fault::Pause(End::Client(random.usize(..CLIENTS))),
+        9..11 => stand_still(random, End::Node(node)),
+        11..12 => {
+            let client = End::Client(random.usize(..CLIENTS));
+            stand_still(random, client)
+        }
         12..13 => Fault::KillClient(random.usize(..CLIENTS)),
         13..15 => Fault::Cut {
             from: End::Client(random.usize(..CLIENTS)),
@@ -359,8 +384,17 @@ fn fault(random: &mut Rng) -> Fault {
         21..22 => Fault::Compaction,
         22..23 => Fault::Emptied,
         23..25 => Fault::Disk { node, stalls: random.bool() },
-        _ => Fault::Clock { node, by_ms: random.i64(-20_000..20_000) },
+        _ => {
+            let whose = if random.bool() { End::Node(node) } else { End::Client(random.usize(..CLIENTS)) };
+            let far = if random.bool() { 20_000 } else { 200_000 };
+            Fault::Clock { whose, by_ms: random.i64(-far..far) }
+        }
     }
+}
+
+/// One whose process is stopped, or whose machine is suspended.
+fn stand_still(random: &mut Rng, end: End) -> Fault {
+    if random.bool() { Fault::Pause(end) } else { Fault::Suspend(end) }
 }
 
 fn mended(random: &mut Rng) -> Mended {

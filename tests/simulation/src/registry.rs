@@ -14,7 +14,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use peanut_proto::change::change_ring;
-use peanut_proto::clock::{uptime, wall_clock_ms};
+use peanut_proto::clock::wall_clock_ms;
 use peanut_proto::membership::{Keys, RingDocument};
 use peanut_proto::registry::{
     Change, Changes, KeyRange, LeaseId, LocalRegistry, Page, PageOptions, Registry, RegistryError,
@@ -25,6 +25,7 @@ use tokio::time::{sleep, timeout};
 
 use super::network::{HostId, Network};
 use super::rings::Rings;
+use super::world::time;
 
 /// Members of the store.
 pub(super) const MEMBERS: usize = 3;
@@ -118,7 +119,7 @@ impl Store {
         let store = self.clone();
         let _ = self.0.jobs.send(Box::new(move |registry| {
             *registry = registry.emptied();
-            store.0.rings.lock().lost(uptime());
+            store.0.rings.lock().lost(time());
             store.end_watches();
             Box::pin(std::future::ready(()))
         }));
@@ -164,7 +165,7 @@ impl StoreState {
 
     fn ring_stored(&self, document: &[u8]) {
         let ring = RingDocument::decode(document).expect("nodes write good rings");
-        self.rings.lock().stored(ring.version.0, uptime());
+        self.rings.lock().stored(ring.version.0, time());
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use futures_util::future::{OptionFuture, join};
-use peanut_client::{Client, ClientBuilder, Failover, NearCache, NearKeys};
+use peanut_client::{Client, ClientBuilder, Failover};
 use peanut_proto::registry::LocalRegistry;
 use peanut_proto::sabotage::{self, Mechanism};
 use peanut_server::{Group, Loaded, LoaderError, OnShutdown, Server, Token, loader_fn};
@@ -24,7 +24,7 @@ use super::network::{HostId, MIN_LATENCY, Network, addr_of};
 use super::plan::{CLIENTS, End, FIRST_NODES, Fault, GROUPS, KEYS, NODES, Planned, Theme, faults};
 use super::registry::{MEMBERS, Store};
 use super::unread::{Unread, watch_hints};
-use super::world::World;
+use super::world::{RATES, World};
 use crate::history::{Kind, Op, Violation, check_with};
 
 const FAILOVER_TTL: Duration = Duration::from_millis(800);
@@ -114,6 +114,7 @@ struct Node {
     /// Faults that keep it from running.
     down: u32,
     paused: u32,
+    suspended: u32,
     leaves: bool,
 }
 
@@ -121,7 +122,10 @@ struct App {
     host: HostId,
     down: u32,
     paused: u32,
+    suspended: u32,
     failover: Failover,
+    /// By how much its near copies may be outdated.
+    staleness: Option<Duration>,
 }
 
 struct Fleet {
@@ -148,7 +152,7 @@ struct Fleet {
 impl Fleet {
     fn new(random: &mut Rng, theme: Theme) -> Self {
         let network = Network::new(random.fork());
-        let mut world = World::new(network.clone());
+        let mut world = World::new(network.clone(), random.fork());
         let store_host = world.add_host();
         let members: [HostId; MEMBERS] = std::array::from_fn(|_| world.add_host());
         members.iter().for_each(|member| network.power_on(*member));
@@ -175,20 +179,28 @@ impl Fleet {
             stop: None,
             down: 0,
             paused: 0,
+            suspended: 0,
             leaves: false,
         });
-        let nodes = nodes.collect();
-        let apps = (0..CLIENTS).map(|_| {
+        let nodes: Vec<Node> = nodes.collect();
+        let staleness = theme.staleness(random);
+        let apps = staleness.into_iter().map(|staleness| {
             let failover = match random.u8(..4) {
                 _ if is_strict => Failover::Strict,
                 0 => Failover::Off,
                 1 => Failover::Strict,
                 _ => Failover::Bounded,
             };
-            App { host: world.add_host(), down: 0, paused: 0, failover }
+            App { host: world.add_host(), down: 0, paused: 0, suspended: 0, failover, staleness }
         });
-        let apps = apps.collect();
-        let (load, random) = (Load::new(theme.paces(random), theme.only()), random.fork());
+        let apps: Vec<App> = apps.collect();
+        if matches!(theme, Theme::Near { .. }) && random.bool() {
+            // Nothing but the margin of leases is between the reader's clock and those of nodes.
+            let [slow, .., fast] = RATES;
+            world.set_rate(apps[0].host, slow);
+            nodes.iter().for_each(|node| world.set_rate(node.host, fast));
+        }
+        let (load, random) = (Load::new(theme.paces(random), theme.only(), staleness), random.fork());
         Fleet {
             world,
             store,
@@ -297,12 +309,14 @@ impl Fleet {
             .failover(app.failover)
             .hand_over(self.theme.hand_over())
             .windows(self.theme.windows());
-        let is_near = self.theme.is_near(at, &mut self.random);
-        let is_unary = self.random.u8(..5) == 0 && !is_near;
+        let near = self.theme.near_cache(at, app.staleness, &mut self.random);
+        let is_unary = self.random.u8(..5) == 0 && near.is_none();
         let builder = if is_unary { builder.unary() } else { builder };
         let builder = if self.has_tokens { builder.token(SECRET) } else { builder };
-        let near = NearCache::bytes(1 << 20).keys(NearKeys::All);
-        let builder = if is_near { builder.near_cache(near) } else { builder };
+        let builder = match near {
+            Some(near) => builder.near_cache(near),
+            None => builder,
+        };
         let (load, readers, writers) = (self.load.clone(), self.random.fork(), self.random.fork());
         let waits = self.random.bool();
         self.world.start(app.host, || async move {
@@ -356,6 +370,9 @@ impl Fleet {
         // A near copy shows every write that was acknowledged before it is read, in whichever mode.
         let of_near = check_with(&self.load.near_ops(), Duration::ZERO, MIN_LATENCY, is_absent);
         violations.extend(of_near.into_iter().filter(|near| !violations.contains(near)).collect::<Vec<_>>());
+        for own in self.load.own_ops() {
+            violations.extend(check_with(&own, bound, MIN_LATENCY, is_absent));
+        }
         let found = violations.len();
         violations.retain(|(_, it)| it.read.begun >= ended || !self.store.had_many_rings(it.read.begun));
         let of_many_rings = found - violations.len();

@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use peanut_proto::clock::uptime;
 use peanut_proto::membership::{Key, Keys};
 use peanut_proto::registry::{KeyRange, LocalRegistry, PageOptions, Registry as _};
 use tokio::time::sleep;
+
+use super::world::time;
 
 /// A watch that lags, a disk that stands still, and a member that is found to be alone are over by then.
 const LONGEST: Duration = Duration::from_secs(6);
@@ -32,7 +33,7 @@ pub(super) async fn watch_hints(registry: LocalRegistry, unread: Unread) {
         let Ok(page) = registry.page(&all, PageOptions { limit: 0, ..PageOptions::at(0) }).await else {
             continue;
         };
-        let (now, mut still) = (uptime(), HashMap::new());
+        let (now, mut still) = (time(), HashMap::new());
         for entry in page.entries {
             let Some(Key::Hint { node, .. }) = keys.parse(&entry.key) else { continue };
             let Ok(Some(live)) = registry.get(&keys.live(node)).await else { continue };

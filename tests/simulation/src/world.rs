@@ -4,11 +4,13 @@
 //! not running it is `SIGSTOP`. All run for the same short time one after the other, which is as long as the
 //! fastest message takes: nothing that one does can matter to another before both have got there.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
+use fastrand::Rng;
 use peanut_proto::machine::{self, Connecting, Disk, Machine};
+use peanut_proto::sabotage::{Mechanism, without};
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, advance, sleep_until};
@@ -18,18 +20,26 @@ use super::network::{HostId, MIN_LATENCY, Network};
 /// The wall clock when a simulation begins, in milliseconds since 1970.
 const BEGIN_MS: u64 = 1_800_000_000_000;
 
+/// At which rates clocks of hosts go, in thousandths: they differ by a little less than leases allow for.
+pub(super) const RATES: [u32; 3] = [955, 1000, 1045];
+
 thread_local! {
-    static CURRENT: Cell<Option<HostId>> = const { Cell::new(None) };
+    static CURRENT: RefCell<Option<Rc<HostMachine>>> = const { RefCell::new(None) };
 }
 
-/// The host that runs on this thread, for logs.
-pub fn current_host() -> Option<usize> {
-    CURRENT.get()
+/// The host that runs on this thread, and the time of the world, for logs.
+pub fn current() -> Option<(usize, Duration)> {
+    CURRENT.with_borrow(|host| host.as_ref().map(|host| (host.host, host.time())))
+}
+
+/// The time of the world, as no clock of a host has it.
+pub(super) fn time() -> Duration {
+    current().map_or(Duration::ZERO, |(_, time)| time)
 }
 
 /// Has a host's machine, or none, stand in for the thread's.
 fn enter(host: Option<&Host>) {
-    CURRENT.set(host.map(|host| host.machine.host));
+    CURRENT.set(host.map(|host| host.machine.clone()));
     machine::simulate(host.map(|host| -> Rc<dyn Machine> { host.machine.clone() }));
 }
 
@@ -39,12 +49,15 @@ pub(super) struct World {
     pub(super) network: Network,
     now: Duration,
     hosts: Vec<Host>,
+    random: Rng,
 }
 
 struct Host {
     machine: Rc<HostMachine>,
     running: Option<Running>,
     is_paused: bool,
+    /// When it was suspended, if it is.
+    suspended_at: Option<Duration>,
 }
 
 /// A process.
@@ -59,6 +72,11 @@ struct HostMachine {
     network: Network,
     /// Of the runtime's clock: an instant, and the world's time then.
     base: Cell<Option<(Instant, Duration)>>,
+    /// How long it has been suspended since its process began, which the runtime's clock does not count.
+    suspended: Cell<Duration>,
+    /// How long the machine had been up when the world began, and how fast its clock goes, in thousandths.
+    up_since: Duration,
+    rate: Cell<u32>,
     /// Milliseconds by which the wall clock is wrong.
     wrong_by_ms: Cell<i64>,
     disk: Cell<Disk>,
@@ -76,7 +94,8 @@ impl Machine for HostMachine {
     }
 
     fn uptime(&self) -> Duration {
-        self.time()
+        let unseen = if without(Mechanism::Suspension) { self.suspended.get() } else { Duration::ZERO };
+        self.up_since + (self.time() - unseen) * self.rate.get() / 1000
     }
 
     fn connect(&self, addr: &str) -> Connecting {
@@ -90,8 +109,8 @@ impl Machine for HostMachine {
 
 impl World {
     /// A world without hosts.
-    pub(super) fn new(network: Network) -> Self {
-        World { network, now: Duration::ZERO, hosts: Vec::new() }
+    pub(super) fn new(network: Network, random: Rng) -> Self {
+        World { network, now: Duration::ZERO, hosts: Vec::new(), random }
     }
 
     /// How long it has been there.
@@ -106,10 +125,18 @@ impl World {
             host,
             network: self.network.clone(),
             base: Cell::new(None),
+            suspended: Cell::default(),
+            up_since: Duration::from_secs(self.random.u64(..1_000_000)),
+            rate: Cell::new(RATES[self.random.usize(..RATES.len())]),
             wrong_by_ms: Cell::new(0),
             disk: Cell::default(),
         };
-        self.hosts.push(Host { machine: Rc::new(machine), running: None, is_paused: false });
+        self.hosts.push(Host {
+            machine: Rc::new(machine),
+            running: None,
+            is_paused: false,
+            suspended_at: None,
+        });
         host
     }
 
@@ -136,11 +163,12 @@ impl World {
         let main = {
             let _entered = runtime.enter();
             host.machine.base.set(Some((Instant::now(), now)));
+            host.machine.suspended.set(Duration::ZERO);
             runtime.spawn(main())
         };
         enter(None);
         host.running = Some(Running { runtime, main });
-        host.is_paused = false;
+        (host.is_paused, host.suspended_at) = (false, None);
     }
 
     /// Ends the process of a host without a word to it.
@@ -165,6 +193,25 @@ impl World {
         self.hosts[host].is_paused = is_paused;
     }
 
+    /// Suspends a host, whose monotonic clock stands still with it, or lets it go on.
+    pub(super) fn suspend(&mut self, host: HostId, is_suspended: bool) {
+        let host = &mut self.hosts[host];
+        if is_suspended {
+            host.suspended_at.get_or_insert(self.now);
+        } else if let Some(since) = host.suspended_at.take()
+            && let Some((instant, time)) = host.machine.base.get()
+        {
+            let long = self.now - since;
+            host.machine.base.set(Some((instant, time + long)));
+            host.machine.suspended.set(host.machine.suspended.get() + long);
+        }
+    }
+
+    /// Has the clock of a host go at this rate, in thousandths, before it runs.
+    pub(super) fn set_rate(&mut self, host: HostId, rate: u32) {
+        self.hosts[host].machine.rate.set(rate);
+    }
+
     /// Says how a host's disk is.
     pub(super) fn set_disk(&mut self, host: HostId, disk: Disk) {
         self.hosts[host].machine.disk.set(disk);
@@ -181,7 +228,7 @@ impl World {
         let until = self.now + MIN_LATENCY;
         for host in &mut self.hosts {
             let Some(running) = &host.running else { continue };
-            if host.is_paused {
+            if host.is_paused || host.suspended_at.is_some() {
                 continue;
             }
             enter(Some(host));

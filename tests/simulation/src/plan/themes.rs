@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
-use super::{CLIENTS, Directory, End, FIRST_NODES, Fault, NODES, Planned, THEIR_MEMBER, mended};
+use super::{CLIENTS, Directory, End, FIRST_NODES, Fault, NODES, Planned, THEIR_MEMBER, mended, stand_still};
 use crate::network::Mended;
 use crate::registry::StoreFault;
 
@@ -87,7 +87,7 @@ fn late_answers(random: &mut Rng, node: usize, at: Duration, planned: &mut Vec<P
     let late = at + ms(random, 400..900);
     let until = late + ms(random, 300..800);
     // Not so slow that the reader asks another node.
-    let by = ms(random, 50..95);
+    let by = if random.u8(..3) == 0 { Duration::ZERO } else { ms(random, 50..95) };
     let slow = Fault::Slow { from: owner, to: READER, by, one_way: true };
     planned.push(Planned { fault: slow, from: at, until });
     let mended = mended(random);
@@ -149,8 +149,9 @@ pub(super) fn late(random: &mut Rng, trouble: Duration, previous_owner: usize) -
                 let slow = Fault::Slow { from, to, by, one_way: false };
                 planned.extend([slow, lag].map(|fault| Planned { fault, from: at, until }));
                 let woken = at + long + ms(random, 1..60);
-                planned.push(Planned { fault: Fault::Pause(End::Client(0)), from: at, until: woken });
-                (Fault::Pause(node), long)
+                let fault = stand_still(random, End::Client(0));
+                planned.push(Planned { fault, from: at, until: woken });
+                (stand_still(random, node), long)
             }
             _ => {
                 // Hints are stored for a node that could read them elsewhere.
@@ -191,7 +192,7 @@ fn asleep(random: &mut Rng, at: Duration, planned: &mut Vec<Planned>) -> (Fault,
         let lag = Fault::WatchLag { who: 1 << NODES, by: ms(random, 300..600) };
         planned.push(Planned { fault: lag, from: at, until: at + long + ms(random, 600..1200) });
     }
-    (Fault::Pause(End::Client(0)), long)
+    (stand_still(random, End::Client(0)), long)
 }
 
 fn ms(random: &mut Rng, range: Range<u64>) -> Duration {

@@ -43,6 +43,7 @@ impl Fleet {
             }
             Fault::Drain(node) => self.store.drain(format!("n{node}")),
             Fault::Pause(end) => self.pause(end, 1),
+            Fault::Suspend(end) => self.suspend(end, 1),
             Fault::KillClient(app) => {
                 self.apps[app].down += 1;
                 self.world.kill(self.apps[app].host);
@@ -60,7 +61,7 @@ impl Fleet {
             }
             Fault::Compaction => self.store.end_watches(),
             Fault::Emptied => self.store.fault(StoreFault::Down, true),
-            Fault::Clock { node, by_ms } => self.world.set_clock(self.nodes[node].host, by_ms),
+            Fault::Clock { whose, by_ms } => self.set_clock(whose, by_ms),
             Fault::Disk { node, stalls } => {
                 let disk = if stalls { Disk::Stalled } else { Disk::Full };
                 self.world.set_disk(self.nodes[node].host, disk);
@@ -73,7 +74,11 @@ impl Fleet {
         match fault {
             Fault::Kill { node, .. } | Fault::Stop { node, .. } => {
                 let it = &mut self.nodes[node];
-                if it.stop.is_some() && self.world.is_running(it.host) && it.paused == 0 && it.down == 1 {
+                if it.stop.is_some()
+                    && self.world.is_running(it.host)
+                    && it.paused + it.suspended == 0
+                    && it.down == 1
+                {
                     // It has not ended yet.
                     return Some(Duration::from_millis(20));
                 }
@@ -94,6 +99,7 @@ impl Fleet {
                 }
             }
             Fault::Pause(end) => self.pause(end, -1),
+            Fault::Suspend(end) => self.suspend(end, -1),
             Fault::KillClient(app) => {
                 self.apps[app].down -= 1;
                 if self.apps[app].down == 0 {
@@ -115,7 +121,7 @@ impl Fleet {
                 self.store.empty();
                 self.store.fault(StoreFault::Down, false);
             }
-            Fault::Clock { node, by_ms } => self.world.set_clock(self.nodes[node].host, -by_ms),
+            Fault::Clock { whose, by_ms } => self.set_clock(whose, -by_ms),
             Fault::Disk { node, .. } => self.world.set_disk(self.nodes[node].host, Disk::Good),
         }
         None
@@ -143,6 +149,25 @@ impl Fleet {
         *count = count.saturating_add_signed(by);
         let is_paused = *count > 0;
         self.world.pause(host, is_paused);
+    }
+
+    fn suspend(&mut self, end: End, by: i32) {
+        let (host, count) = match end {
+            End::Node(node) => (self.nodes[node].host, &mut self.nodes[node].suspended),
+            End::Client(app) => (self.apps[app].host, &mut self.apps[app].suspended),
+            End::Member(_) | End::Registry => return,
+        };
+        *count = count.saturating_add_signed(by);
+        let is_suspended = *count > 0;
+        self.world.suspend(host, is_suspended);
+    }
+
+    fn set_clock(&mut self, whose: End, by_ms: i64) {
+        match whose {
+            End::Node(node) => self.world.set_clock(self.nodes[node].host, by_ms),
+            End::Client(app) => self.world.set_clock(self.apps[app].host, by_ms),
+            End::Member(_) | End::Registry => {}
+        }
     }
 
     pub(super) fn each_link(
