@@ -37,7 +37,7 @@ use crate::journal::Journal;
 use crate::loader::AnyLoader;
 use crate::metrics::GroupMetrics;
 use crate::near::{Copies, NearLeases};
-use crate::store::{Entry, Origin, Store, Value};
+use crate::store::{Entry, Origin, Store, Suspended, Value};
 use peanut_edge::Failure;
 pub(crate) use waiting::Waiting;
 pub(crate) use write::{Condition, Delete, Fetched, Set};
@@ -74,6 +74,7 @@ pub(crate) struct Within {
     /// For values that are being loaded.
     pub(crate) loading: Arc<Budget>,
     pub(crate) near: Arc<NearLeases>,
+    pub(crate) suspended: Suspended,
     /// Where loads run; `None`: where they are begun.
     pub(crate) runtime: Option<Handle>,
 }
@@ -176,7 +177,8 @@ impl Cache {
         Cache {
             group: group.name.into(),
             loader: group.loader,
-            store: Store::new(group.policy.capacity_bytes, group.policy.eviction, Instant::now()),
+            store: Store::new(group.policy.capacity_bytes, group.policy.eviction, Instant::now())
+                .counting(within.suspended.clone()),
             hot: HotKeys::new(Instant::now()),
             flights: Arc::default(),
             loads: Loads::new(&group.policy, within.loading.child(usize::MAX)),
@@ -203,7 +205,8 @@ impl Cache {
     pub(crate) fn alone_with(group: Group, journal: Option<Arc<Journal>>) -> Self {
         let near = Arc::new(NearLeases::new());
         near.first_start();
-        let within = Within { loading: crate::budget::Budgets::new().loading, near, runtime: None };
+        let loading = crate::budget::Budgets::new().loading;
+        let within = Within { loading, near, suspended: Suspended::default(), runtime: None };
         Cache::new(group, &within, journal)
     }
 

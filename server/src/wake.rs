@@ -10,12 +10,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use peanut_proto::clock::uptime;
 use peanut_proto::intervals::{REGISTRY_PATIENCE, SLEEP, SLEEP_TICK};
 use peanut_proto::machine::{Pause, work_on_thread};
 use peanut_proto::sabotage::{Mechanism, without};
 use tokio::sync::{Notify, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
+
+use crate::store::Suspended;
 
 /// Notices sleep. Clones are of the same process.
 #[derive(Clone, Debug)]
@@ -29,6 +32,10 @@ struct Shared {
     began: Duration,
     /// Milliseconds from `began` to the last tick; zero before the first.
     ticked_ms: AtomicU64,
+    /// The same, by the clock that stands still while the machine is suspended.
+    monotonic: Mutex<Monotonic>,
+    /// Entries grow older by what that clock has missed.
+    suspended: Suspended,
     /// How often the registry has had to be read anew.
     wakes: AtomicU64,
     /// When it last had to, in milliseconds from `began`.
@@ -46,15 +53,25 @@ struct Shared {
     doubted: Notify,
 }
 
+/// The last tick, by both clocks.
+#[derive(Debug)]
+struct Monotonic {
+    ticked: Instant,
+    ticked_ms: u64,
+}
+
 /// Ends the ticking when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Ticking(Arc<AtomicBool>);
 
 impl Wake {
-    pub(crate) fn new() -> Self {
+    /// Tells of the time in which the machine is suspended.
+    pub(crate) fn new(suspended: Suspended) -> Self {
         let shared = Shared {
             began: uptime(),
             ticked_ms: AtomicU64::new(0),
+            monotonic: Mutex::new(Monotonic { ticked: Instant::now(), ticked_ms: 0 }),
+            suspended,
             wakes: AtomicU64::new(0),
             roused_ms: AtomicU64::new(0),
             sleeps: AtomicU64::new(0),
@@ -109,6 +126,7 @@ impl Wake {
         let ticked_ms = self.shared.ticked_ms.load(Ordering::Relaxed);
         let slept = Duration::from_millis(now_ms.saturating_sub(ticked_ms));
         if ticked_ms != 0 && slept > SLEEP && !without(Mechanism::Sleep) {
+            self.count_suspension(now_ms);
             // The count comes first: a reader of the new time sees it.
             self.shared.sleeps.fetch_add(1, Ordering::Relaxed);
             self.rouse();
@@ -120,6 +138,17 @@ impl Wake {
             }
         }
         self.shared.ticked_ms.store(now_ms, Ordering::Release);
+        *self.shared.monotonic.lock() = Monotonic { ticked: Instant::now(), ticked_ms: now_ms };
+    }
+
+    /// Has entries grow older by what the monotonic clock has missed since the last tick.
+    fn count_suspension(&self, now_ms: u64) {
+        let mut last = self.shared.monotonic.lock();
+        let now = Instant::now();
+        let passed = Duration::from_millis(now_ms.saturating_sub(last.ticked_ms));
+        self.shared.suspended.add(passed.saturating_sub(now.saturating_duration_since(last.ticked)));
+        // Of those that notice at the same time one counts.
+        *last = Monotonic { ticked: now, ticked_ms: now_ms };
     }
 
     /// Waits until what was missed in sleep is known, or the registry does not tell. Gives the number of
@@ -218,10 +247,11 @@ impl Drop for Ticking {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::{Entry, Eviction, Origin, RingVersion, Store};
 
     #[tokio::test]
     async fn a_gap_between_ticks_wakes_once_and_holds_answers_until_it_is_settled() {
-        let wake = Wake::new();
+        let wake = Wake::new(Suspended::default());
         assert_eq!(wake.wakes(), 0, "nothing ticks yet");
         wake.shared.ticked_ms.store(1, Ordering::Relaxed);
         tokio::time::sleep(SLEEP + SLEEP_TICK).await;
@@ -241,7 +271,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_registry_that_does_not_answer_does_not_hold_answers_for_ever() {
-        let wake = Wake::new();
+        let wake = Wake::new(Suspended::default());
         wake.shared.wakes.store(1, Ordering::Relaxed);
         wake.will_ask();
         assert_eq!(wake.woken().await, 1);
@@ -251,7 +281,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn without_a_lease_nothing_is_answered_until_it_is_held_and_the_registry_was_read_after_that() {
-        let wake = Wake::new();
+        let wake = Wake::new(Suspended::default());
         wake.will_ask();
         wake.lease_lost();
         let before = wake.woken().await;
@@ -273,8 +303,33 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_the_monotonic_clock_has_missed_is_told() {
+        let suspended = Suspended::default();
+        let (wake, now) = (Wake::new(suspended.clone()), Instant::now());
+        let store = Store::new(1 << 20, Eviction::Lru, now).counting(suspended);
+        let entry = |ttl| Entry {
+            value: None,
+            loaded: now,
+            expires: now + ttl,
+            stamp: RingVersion(1),
+            origin: Origin::Owner,
+        };
+        store.insert(b"short", &entry(Duration::from_secs(3600)));
+        store.insert(b"long", &entry(Duration::from_secs(3 * 3600)));
+        // Two hours have passed, and for the monotonic clock a moment.
+        let two_hours = 2 * 3_600_000;
+        *wake.shared.monotonic.lock() = Monotonic { ticked: Instant::now(), ticked_ms: 0 };
+        wake.count_suspension(two_hours);
+        wake.count_suspension(two_hours);
+        let get = |key: &[u8]| store.get(key, Origin::Owner, RingVersion(1), Instant::now());
+        assert!(get(b"short").is_none(), "it has expired meanwhile");
+        let left = get(b"long").unwrap().expires - Instant::now();
+        assert!(left < Duration::from_secs(3601) && left > Duration::from_secs(3500), "{left:?}");
+    }
+
+    #[tokio::test]
     async fn ticking_is_no_sleep() {
-        let wake = Wake::new();
+        let wake = Wake::new(Suspended::default());
         let _ticking = wake.tick();
         tokio::time::sleep(SLEEP * 2).await;
         assert_eq!(wake.wakes(), 0);

@@ -27,6 +27,7 @@ use crate::journal::Journal;
 use crate::metrics::NodeMetrics;
 use crate::near::NearLeases;
 use crate::rights::{Caller, Rights, Tokens};
+use crate::store::Suspended;
 use crate::wake::Wake;
 use peanut_edge::Failure;
 pub(crate) use ring::KnownRing;
@@ -79,7 +80,9 @@ pub(crate) struct NodeParts {
 impl Node {
     pub(crate) fn new(parts: NodeParts) -> Self {
         let NodeParts { groups, tokens, connections, budgets, membership, runtime } = parts;
-        let within = Within { loading: budgets.loading.clone(), near: Arc::new(NearLeases::new()), runtime };
+        let (near, suspended) = (Arc::new(NearLeases::new()), Suspended::default());
+        let wake = Wake::new(suspended.clone());
+        let within = Within { loading: budgets.loading.clone(), near, suspended, runtime };
         let caches = groups.into_iter().map(|(group, journal)| {
             let cache = Cache::new(group, &within, journal);
             (cache.name().to_owned(), Arc::new(cache))
@@ -88,7 +91,7 @@ impl Node {
             caches: caches.collect(),
             ring: KnownRing::new(membership.reloader.clone()),
             budgets,
-            wake: Wake::new(),
+            wake,
             near: within.near.clone(),
             stopping: CancellationToken::new(),
             tokens,

@@ -32,6 +32,7 @@ mod policy;
 mod s3_fifo;
 mod shard;
 mod slots;
+mod suspended;
 mod value;
 
 /// What is compiled a second time under loom has these from there.
@@ -54,6 +55,7 @@ pub use peanut_proto::numbers::RingVersion;
 pub use policy::Eviction;
 pub use shard::Restored;
 use shard::{Evicted, Found, Shard, Size};
+pub use suspended::Suspended;
 pub use value::Value;
 
 /// A shard is not made smaller than this, so that few large values do not crowd each other out.
@@ -68,6 +70,7 @@ pub struct Store {
     shards: Box<[RwLock<Shard>]>,
     hasher: DefaultHashBuilder,
     began: Instant,
+    suspended: Suspended,
     /// Hits change the order, so that they need the shard to themselves.
     promotes: bool,
     /// Entries that had to leave before they expired.
@@ -106,9 +109,16 @@ impl Store {
             shards: (0..shards).map(shard).collect(),
             hasher: DefaultHashBuilder::default(),
             began: now.checked_sub(OLDEST).unwrap_or(now),
+            suspended: Suspended::default(),
             promotes: eviction.promotes(),
             evicted: AtomicU64::new(0),
         }
+    }
+
+    /// The same, whose entries grow older in suspensions too.
+    #[must_use]
+    pub fn counting(self, suspended: Suspended) -> Self {
+        Store { suspended, ..self }
     }
 
     /// The entry of a key, if it is fresh and was written by `origin` under ring version `owned_since`
@@ -128,7 +138,7 @@ impl Store {
                 None
             }
             // An entry from before the node came to own the key may have missed a write at another owner.
-            Found::Entry(entry) => (entry.stamp >= owned_since).then(|| entry.since(self.began)),
+            Found::Entry(entry) => (entry.stamp >= owned_since).then(|| entry.since(self.began())),
         }
     }
 
@@ -183,7 +193,7 @@ impl Store {
     pub fn peek(&self, key: &[u8], origin: Origin, now: Instant) -> Option<Entry> {
         let (shard, hash) = self.shard(key);
         let found = shard.read().peek(key, hash, origin, self.ms(now));
-        found.map(|entry| entry.since(self.began))
+        found.map(|entry| entry.since(self.began()))
     }
 
     /// Shows every entry, the expired ones included, first those that should stay the longest, until `visit`
@@ -196,7 +206,7 @@ impl Store {
             for (shard, order) in self.shards.iter().zip(&orders) {
                 let found = order.get(rank).and_then(|at| shard.read().at(*at));
                 if let Some((key, entry)) = found
-                    && visit(&key, entry.since(self.began)).is_break()
+                    && visit(&key, entry.since(self.began())).is_break()
                 {
                     return;
                 }
@@ -269,8 +279,14 @@ impl Store {
         ((hash >> 32) as usize * self.shards.len()) >> 32
     }
 
+    /// When it began, by a clock that stood still at no time since.
+    fn began(&self) -> Instant {
+        let time = self.suspended.time();
+        if time.is_zero() { self.began } else { self.began.checked_sub(time).unwrap_or(self.began) }
+    }
+
     fn ms(&self, time: Instant) -> u64 {
-        u64::try_from(time.saturating_duration_since(self.began).as_millis()).unwrap_or(u64::MAX)
+        u64::try_from(time.saturating_duration_since(self.began()).as_millis()).unwrap_or(u64::MAX)
     }
 }
 

@@ -30,6 +30,27 @@ fn both(capacity_bytes: usize) -> impl Iterator<Item = (Store, Instant)> {
     Eviction::ALL.into_iter().map(move |eviction| (Store::new(capacity_bytes, eviction, now), now))
 }
 
+#[test]
+fn entries_grow_older_while_the_machine_is_suspended() {
+    let now = Instant::now();
+    for eviction in Eviction::ALL {
+        let suspended = Suspended::default();
+        let store = Store::new(1 << 20, eviction, now).counting(suspended.clone());
+        store.insert(b"before", &entry(b"v", now, 1000, RingVersion(1)));
+        suspended.add(Duration::from_millis(600));
+        store.insert(b"after", &entry(b"v", now, 1000, RingVersion(1)));
+        let at = |ms| now + Duration::from_millis(ms);
+        let age =
+            |key, ms| store.get(key, Origin::Owner, RingVersion(0), at(ms)).map(|it| at(ms) - it.loaded);
+        // When an entry was loaded is kept less exactly than when it expires.
+        let about = |ms| Duration::from_millis(ms)..Duration::from_millis(ms + 50);
+        assert!(age(b"before", 300).is_some_and(|age| about(900).contains(&age)));
+        assert!(age(b"after", 300).is_some_and(|age| about(300).contains(&age)));
+        assert_eq!((age(b"before", 401), age(b"after", 401).is_some()), (None, true));
+        assert_eq!(age(b"after", 1001), None);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_entry_lives_until_it_expires() {
     for (store, now) in both(1 << 20) {
