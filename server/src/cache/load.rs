@@ -256,7 +256,7 @@ impl Cache {
             let failure = Failure::new(ErrorCode::LoaderFailed, why);
             return loads.into_iter().for_each(|load| self.land(load.pilot, &load.get, Err(failure.clone())));
         };
-        let begun = Instant::now();
+        let (begun, suspended) = (Instant::now(), self.store.suspended().time());
         // Of several callers the first: a load is in one trace.
         let traced = loads.iter().map(|load| &load.get.traceparent).find(|trace| !trace.is_empty());
         let traceparent: Option<Arc<str>> =
@@ -280,8 +280,10 @@ impl Cache {
         let failures = found.iter().filter(|found| found.is_err()).count();
         self.metrics.load_failures.fetch_add(failures as u64, Ordering::Relaxed);
         self.loads.record(epoch, !has_failed);
+        // A machine that was suspended meanwhile has the value of before.
+        let loaded = begun.checked_sub(self.store.suspended().time() - suspended).unwrap_or(begun);
         for (load, found) in loads.into_iter().zip(found) {
-            let landed = found.and_then(|found| self.entry(found, begun, &load.get));
+            let landed = found.and_then(|found| self.entry(found, loaded, &load.get));
             self.land(load.pilot, &load.get, landed);
         }
     }

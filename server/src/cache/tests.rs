@@ -101,18 +101,6 @@ async fn a_caller_that_leaves_cancels_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn not_found_is_remembered_for_the_negative_ttl() {
-    let (cache, loads, _) = fixture(|g| g.negative_ttl(Duration::from_secs(3)));
-    for _ in 0..3 {
-        assert_eq!(ask(&cache, get("missing")).await.unwrap().outcome, Outcome::NotFound);
-    }
-    assert_eq!(loads.load(Ordering::SeqCst), 1);
-    tokio::time::advance(Duration::from_secs(3)).await;
-    ask(&cache, get("missing")).await.unwrap();
-    assert_eq!(loads.load(Ordering::SeqCst), 2);
-}
-
-#[tokio::test(start_paused = true)]
 async fn an_error_reaches_all_and_is_not_remembered() {
     let (cache, loads, _) = fixture(|g| g);
     let (a, b) = tokio::join!(ask(&cache, get("e")), ask(&cache, get("e")));
@@ -351,18 +339,6 @@ async fn a_flight_from_before_the_node_owned_the_key_is_not_joined() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_loaded_in_anothers_place_lives_for_the_failover_ttl() {
-    let (cache, _, _) = fixture(|g| g.failover_ttl(Duration::from_secs(7)));
-    let failover = Get { origin: Origin::Failover, ..get("k") };
-    assert_eq!(ask(&cache, failover.clone()).await.unwrap().ttl.as_secs(), 7);
-    assert_eq!(ask(&cache, failover).await.unwrap().outcome, Outcome::Hit);
-    assert_eq!(ask(&cache, get("k")).await.unwrap().outcome, Outcome::Loaded, "as an owner it loads anew");
-    let failover = Get { origin: Origin::Failover, ..get("k") };
-    assert_eq!(ask(&cache, failover).await.unwrap().outcome, Outcome::Hit, "and neither replaces the other");
-    assert_eq!(ask(&cache, get("k")).await.unwrap().outcome, Outcome::Hit);
-}
-
-#[tokio::test(start_paused = true)]
 async fn what_a_reader_says_removes_nothing_where_there_is_no_loader() {
     let cache = Arc::new(Cache::alone(Group::without_loader("g")));
     let set = Set {
@@ -489,4 +465,5 @@ async fn keys_and_values_over_their_limits_are_refused_by_name() {
 }
 
 mod leases;
+mod lifetimes;
 mod writes;

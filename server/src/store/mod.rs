@@ -279,6 +279,11 @@ impl Store {
         ((hash >> 32) as usize * self.shards.len()) >> 32
     }
 
+    /// How long the machine has been suspended, as far as its entries know.
+    pub fn suspended(&self) -> &Suspended {
+        &self.suspended
+    }
+
     /// When it began, by a clock that stood still at no time since.
     fn began(&self) -> Instant {
         let time = self.suspended.time();

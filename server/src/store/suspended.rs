@@ -17,7 +17,8 @@ impl Suspended {
         self.0.fetch_add(milliseconds(time), Ordering::Relaxed);
     }
 
-    pub(super) fn time(&self) -> Duration {
+    /// How long that was, together.
+    pub fn time(&self) -> Duration {
         Duration::from_millis(self.0.load(Ordering::Relaxed))
     }
 }
