@@ -254,6 +254,12 @@ impl Theme {
         }
     }
 
+    /// The weight with which a node starts, which may be another each time. Where a scenario is about a key,
+    /// its owner is known beforehand.
+    pub(super) fn weight(self, random: &mut Rng) -> u32 {
+        if self.only().is_none() && random.u8(..4) == 0 { random.u32(2..4) } else { 1 }
+    }
+
     /// The near cache of a client, if it has one.
     pub(super) fn near_cache(
         self,

@@ -249,6 +249,7 @@ impl Fleet {
         node.starts += 1;
         let host = node.host;
         let registry = self.store.seen_from(host, self.theme.member(End::Node(at), &mut self.random));
+        let weight = self.theme.weight(&mut self.random);
         let group = |name: &'static str| {
             let group = match GROUPS.iter().position(|it| *it == name).expect("one of them") {
                 at @ (0 | 1) => {
@@ -279,6 +280,7 @@ impl Fleet {
             .registry(registry)
             .node_id(format!("n{at}"))
             .advertise(addr_of(host))
+            .weight(weight)
             .insecure(true)
             .threads(0)
             .lease_ttl(Duration::from_secs(1))
