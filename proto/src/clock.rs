@@ -27,6 +27,26 @@ pub fn uptime() -> Duration {
     monotonic()
 }
 
+/// How long the machine has been suspended since it started: what [`uptime`] counts and tokio's clock does
+/// not.
+pub fn suspended() -> Duration {
+    if let Some(machine) = crate::machine::simulated() {
+        return machine.suspended();
+    }
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    {
+        use nix::time::{ClockId, clock_gettime};
+        let difference = || {
+            let monotonic = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).ok()?);
+            Some(Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).ok()?).saturating_sub(monotonic))
+        };
+        // A thread may lose its turn between the two clocks.
+        (0..3).filter_map(|_| difference()).min().unwrap_or_default()
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    Duration::ZERO
+}
+
 /// As [`uptime`], in nanoseconds.
 pub fn uptime_nanos() -> u64 {
     #[cfg(any(target_os = "linux", target_os = "android"))]

@@ -9,7 +9,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use hashbrown::HashSet;
 use parking_lot::Mutex;
+use peanut_proto::clock::suspended;
 use peanut_proto::machine::Pause;
+use peanut_proto::numbers::Generation;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
@@ -71,8 +73,8 @@ pub(crate) enum Change {
     /// What a client has set.
     Set(Bytes, Entry),
     Removed(Bytes),
-    /// The group was cleared.
-    Cleared,
+    /// The group was cleared, but for what was written under this generation already.
+    Cleared(Option<Generation>),
 }
 
 /// A write on its way to the disk: the number of writes up to it.
@@ -84,14 +86,36 @@ struct Pending {
     list: Vec<Change>,
     bytes: usize,
     writes: u64,
+    /// How long the machine had been suspended when the first change came.
+    suspended: Option<Duration>,
+}
+
+/// What waits for the disk.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    pub(crate) changes: Vec<Change>,
+    pub(crate) number: WriteNumber,
+    /// How long the machine had been suspended when the first of them came, as
+    /// [`suspended`](peanut_proto::clock::suspended) has it.
+    pub(crate) suspended: Duration,
 }
 
 /// Keys that were written while older entries come back, by hash: those are outdated.
 #[derive(Debug, Default)]
 pub(crate) struct Written {
-    pub(crate) keys: HashSet<u64>,
-    /// All of them.
-    pub(crate) is_cleared: bool,
+    keys: HashSet<u64>,
+    /// All of them, but for what was written under this generation already.
+    cleared_to: Option<Generation>,
+}
+
+/// Under which nothing was written.
+const NO_GENERATION: Generation = Generation(u64::MAX);
+
+impl Written {
+    /// Whether an entry of a key, by hash, that was written under a generation is outdated.
+    pub(crate) fn outdates(&self, key: u64, generation: Generation) -> bool {
+        self.cleared_to.is_some_and(|to| generation != to) || self.keys.contains(&key)
+    }
 }
 
 /// Shared by the writer, the restore and the statistics.
@@ -140,31 +164,35 @@ impl Journal {
         self.write(|pending| pending.list.push(Change::Removed(key.clone())))
     }
 
-    /// Takes in that all keys were forgotten.
-    pub(crate) fn cleared(&self) -> WriteNumber {
+    /// Takes in that all keys were forgotten, for the sake of a generation or altogether. What comes back
+    /// from the disk is forgotten with them, but for what is of that generation already.
+    pub(crate) fn cleared(&self, to: Option<Generation>) -> WriteNumber {
         self.write(|pending| {
             pending.list.clear();
-            pending.list.push(Change::Cleared);
+            pending.list.push(Change::Cleared(to));
         })
     }
 
     fn write(&self, push: impl FnOnce(&mut Pending)) -> WriteNumber {
         let mut pending = self.pending.lock();
+        pending.suspended.get_or_insert_with(suspended);
         push(&mut pending);
         pending.bytes += size_of::<Change>();
         pending.writes += 1;
         WriteNumber(pending.writes)
     }
 
-    /// Notes that a key is about to be written, or with `None` all, before the store knows.
-    pub(crate) fn outdate(&self, key: Option<&[u8]>) {
+    /// Notes that a key is about to be written, before the store knows.
+    pub(crate) fn outdate(&self, key: &[u8]) {
         if let Some(written) = &mut *self.written.lock() {
-            match key {
-                Some(key) => {
-                    written.keys.insert(key_hash(key));
-                }
-                None => written.is_cleared = true,
-            }
+            written.keys.insert(key_hash(key));
+        }
+    }
+
+    /// The same of all keys, as in [`cleared`](Self::cleared).
+    pub(crate) fn outdate_all(&self, to: Option<Generation>) {
+        if let Some(written) = &mut *self.written.lock() {
+            written.cleared_to = written.cleared_to.max(Some(to.unwrap_or(NO_GENERATION)));
         }
     }
 
@@ -203,6 +231,7 @@ impl Journal {
             self.counters.unwritten.fetch_add(u64::from(is_worth_writing), Ordering::Relaxed);
             return;
         }
+        pending.suspended.get_or_insert_with(suspended);
         pending.bytes += bytes;
         pending.list.extend(evicted.iter().map(|hash| Change::Evicted(*hash)));
         if is_worth_writing {
@@ -216,10 +245,14 @@ impl Journal {
     }
 
     /// Takes all that waits for the disk.
-    pub(crate) fn take(&self) -> (Vec<Change>, WriteNumber) {
+    pub(crate) fn take(&self) -> Taken {
         let mut pending = self.pending.lock();
         pending.bytes = 0;
-        (std::mem::take(&mut pending.list), WriteNumber(pending.writes))
+        Taken {
+            changes: std::mem::take(&mut pending.list),
+            number: WriteNumber(pending.writes),
+            suspended: pending.suspended.take().unwrap_or_else(suspended),
+        }
     }
 
     pub(crate) fn is_restored(&self) -> bool {

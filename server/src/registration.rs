@@ -171,7 +171,7 @@ impl Registration {
             let begun = Instant::now();
             let has_joined = *joined.borrow();
             let sent = uptime();
-            match self.register(live, lease, discovered, has_joined).await {
+            match self.register(live, lease, discovered, node, has_joined).await {
                 Ok(version) => {
                     if held != *lease {
                         node.near().granted();
@@ -225,6 +225,7 @@ impl Registration {
         live: &Liveness,
         lease: &mut Option<LeaseId>,
         discovered: &mut watch::Receiver<Discovered>,
+        node: &Node,
         has_joined: bool,
     ) -> Result<RingVersion, RegistryError> {
         let known = discovered.borrow_and_update().view.ring.clone();
@@ -235,7 +236,11 @@ impl Registration {
             Some(id) if self.registry.renew(id).await? => id,
             _ => {
                 *lease = None;
-                self.registry.grant(self.lease_ttl).await?
+                let granted = self.registry.grant(self.lease_ttl).await?;
+                // Others see a node of this id from the next call on, and may ask it: it answers when it has
+                // read what it was not told of without a lease.
+                node.lease_lost();
+                granted
             }
         };
         *lease = Some(standing);

@@ -10,13 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use peanut_proto::clock::uptime;
 use peanut_proto::intervals::{REGISTRY_PATIENCE, SLEEP, SLEEP_TICK};
 use peanut_proto::machine::{Pause, work_on_thread};
 use peanut_proto::sabotage::{Mechanism, without};
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use crate::store::Suspended;
 
@@ -32,32 +31,29 @@ struct Shared {
     began: Duration,
     /// Milliseconds from `began` to the last tick; zero before the first.
     ticked_ms: AtomicU64,
-    /// The same, by the clock that stands still while the machine is suspended.
-    monotonic: Mutex<Monotonic>,
-    /// Entries grow older by what that clock has missed.
-    suspended: Suspended,
-    /// How often the registry has had to be read anew.
+    /// How often the registry has had to be read anew. Raised with the lock of `state` held.
     wakes: AtomicU64,
-    /// When it last had to, in milliseconds from `began`.
-    roused_ms: AtomicU64,
+    state: watch::Sender<State>,
     /// How often the process has slept.
     sleeps: AtomicU64,
-    /// Of that many wakes the registry has been asked, or has not answered.
-    settled: watch::Sender<u64>,
+    /// Entries grow older by what the monotonic clock misses.
+    suspended: Suspended,
     /// Somebody asks the registry.
     asks: AtomicBool,
-    /// The node holds no lease in the registry: what it reads there is not all that it is to know when it has
-    /// one.
-    is_unleased: AtomicBool,
     woken: Notify,
     doubted: Notify,
 }
 
-/// The last tick, by both clocks.
-#[derive(Debug)]
-struct Monotonic {
-    ticked: Instant,
-    ticked_ms: u64,
+/// What is known of wakes.
+#[derive(Debug, Default)]
+struct State {
+    /// Of that many the registry has been asked, or has not answered.
+    settled: u64,
+    /// When the last one was, in milliseconds from `began`.
+    roused_ms: u64,
+    /// The node holds no lease in the registry: what it reads there is not all that it is to know when it has
+    /// one.
+    is_unleased: bool,
 }
 
 /// Ends the ticking when it is dropped.
@@ -70,14 +66,11 @@ impl Wake {
         let shared = Shared {
             began: uptime(),
             ticked_ms: AtomicU64::new(0),
-            monotonic: Mutex::new(Monotonic { ticked: Instant::now(), ticked_ms: 0 }),
-            suspended,
             wakes: AtomicU64::new(0),
-            roused_ms: AtomicU64::new(0),
+            state: watch::Sender::new(State::default()),
             sleeps: AtomicU64::new(0),
-            settled: watch::Sender::new(0),
+            suspended,
             asks: AtomicBool::new(false),
-            is_unleased: AtomicBool::new(false),
             woken: Notify::new(),
             doubted: Notify::new(),
         };
@@ -113,7 +106,7 @@ impl Wake {
 
     /// How often the node has had to read the registry anew. Every answer from the store asks this first.
     pub(crate) fn wakes(&self) -> u64 {
-        let ticked_ms = self.shared.ticked_ms.load(Ordering::Relaxed);
+        let ticked_ms = self.shared.ticked_ms.load(Ordering::Acquire);
         if ticked_ms != 0 && self.now_ms().saturating_sub(ticked_ms) > SLEEP.as_millis() as u64 {
             self.look();
         }
@@ -126,10 +119,10 @@ impl Wake {
         let ticked_ms = self.shared.ticked_ms.load(Ordering::Relaxed);
         let slept = Duration::from_millis(now_ms.saturating_sub(ticked_ms));
         if ticked_ms != 0 && slept > SLEEP && !without(Mechanism::Sleep) {
-            self.count_suspension(now_ms);
+            self.shared.suspended.count();
             // The count comes first: a reader of the new time sees it.
             self.shared.sleeps.fetch_add(1, Ordering::Relaxed);
-            self.rouse();
+            self.rouse(|_| {});
             // A busy machine alone takes some hundred milliseconds.
             if slept < WORTH_A_WARNING {
                 tracing::info!("this process slept for {slept:.1?}; the registry is asked again");
@@ -138,49 +131,51 @@ impl Wake {
             }
         }
         self.shared.ticked_ms.store(now_ms, Ordering::Release);
-        *self.shared.monotonic.lock() = Monotonic { ticked: Instant::now(), ticked_ms: now_ms };
-    }
-
-    /// Has entries grow older by what the monotonic clock has missed since the last tick.
-    fn count_suspension(&self, now_ms: u64) {
-        let mut last = self.shared.monotonic.lock();
-        let now = Instant::now();
-        let passed = Duration::from_millis(now_ms.saturating_sub(last.ticked_ms));
-        self.shared.suspended.add(passed.saturating_sub(now.saturating_duration_since(last.ticked)));
-        // Of those that notice at the same time one counts.
-        *last = Monotonic { ticked: now, ticked_ms: now_ms };
     }
 
     /// Waits until what was missed in sleep is known, or the registry does not tell. Gives the number of
-    /// wakes.
+    /// wakes of which that is so.
     pub(crate) async fn awake(&self) -> u64 {
-        if self.is_awake() {
-            return self.wakes();
+        loop {
+            // Notices sleep.
+            self.wakes();
+            // From when it had to, however long any caller waits.
+            let patience = match self.known(&self.shared.state.borrow()) {
+                Ok(wakes) => return wakes,
+                Err(roused_ms) => self.patience(roused_ms),
+            };
+            if !patience.is_zero() {
+                let mut state = self.shared.state.subscribe();
+                let _ = timeout(patience, state.wait_for(|state| self.known(state).is_ok())).await;
+                continue;
+            }
+            self.shared.state.send_modify(|state| {
+                // Another may have woken it again meanwhile.
+                if self.patience(state.roused_ms).is_zero() {
+                    state.is_unleased = false;
+                    state.settled = self.shared.wakes.load(Ordering::Acquire);
+                }
+            });
         }
-        let mut settled = self.shared.settled.subscribe();
-        // From when it had to, however long any caller waits.
-        let waited = self.now_ms().saturating_sub(self.shared.roused_ms.load(Ordering::Relaxed));
-        let patience = REGISTRY_PATIENCE.saturating_sub(Duration::from_millis(waited));
-        if timeout(patience, settled.wait_for(|_| self.is_awake())).await.is_err() {
-            self.shared.is_unleased.store(false, Ordering::Release);
-            self.settle(self.wakes());
-        }
-        self.wakes()
     }
 
-    fn is_awake(&self) -> bool {
-        let knows = || {
-            let is_settled = *self.shared.settled.borrow() >= self.wakes();
-            is_settled && !self.shared.is_unleased.load(Ordering::Acquire)
-        };
-        !self.shared.asks.load(Ordering::Relaxed) || knows()
+    /// The number of wakes, where of all of them it is known what was missed; otherwise when the last one was.
+    /// The state stays as it is meanwhile, wakes included.
+    fn known(&self, state: &State) -> Result<u64, u64> {
+        let wakes = self.shared.wakes.load(Ordering::Acquire);
+        let is_known = state.settled >= wakes && !state.is_unleased;
+        if is_known || !self.shared.asks.load(Ordering::Relaxed) { Ok(wakes) } else { Err(state.roused_ms) }
+    }
+
+    /// How much longer the registry has to answer.
+    fn patience(&self, roused_ms: u64) -> Duration {
+        REGISTRY_PATIENCE.saturating_sub(Duration::from_millis(self.now_ms().saturating_sub(roused_ms)))
     }
 
     /// The node holds no lease. Writers that could not reach it do not wait for it to read their hints: it
     /// answers nothing until it has a lease and has read them, or the registry does not answer.
     pub(crate) fn lease_lost(&self) {
-        self.shared.is_unleased.store(true, Ordering::Release);
-        self.rouse();
+        self.rouse(|state| state.is_unleased = true);
     }
 
     /// The registry has lost its data, and the lease with it, it seems: as [`lease_lost`](Self::lease_lost),
@@ -197,14 +192,16 @@ impl Wake {
 
     /// The node holds a lease: the registry is to be read once more.
     pub(crate) fn lease_held(&self) {
-        self.rouse();
-        self.shared.is_unleased.store(false, Ordering::Release);
+        self.rouse(|state| state.is_unleased = false);
     }
 
     /// Has lanes end, and the registry read before anything more is answered.
-    fn rouse(&self) {
-        self.shared.roused_ms.store(self.now_ms(), Ordering::Relaxed);
-        self.shared.wakes.fetch_add(1, Ordering::AcqRel);
+    fn rouse(&self, with: impl FnOnce(&mut State)) {
+        self.shared.state.send_modify(|state| {
+            with(state);
+            state.roused_ms = self.now_ms();
+            self.shared.wakes.fetch_add(1, Ordering::AcqRel);
+        });
         self.shared.woken.notify_one();
     }
 
@@ -217,7 +214,7 @@ impl Wake {
     pub(crate) async fn woken(&self) -> u64 {
         loop {
             let wakes = self.wakes();
-            if *self.shared.settled.borrow() < wakes {
+            if self.shared.state.borrow().settled < wakes {
                 return wakes;
             }
             self.shared.woken.notified().await;
@@ -226,8 +223,7 @@ impl Wake {
 
     /// What was missed up to this wake is known.
     pub(crate) fn settle(&self, wakes: u64) {
-        // Those who wait look at more than the number.
-        self.shared.settled.send_modify(|settled| *settled = wakes.max(*settled));
+        self.shared.state.send_modify(|state| state.settled = wakes.max(state.settled));
     }
 
     fn now_ms(&self) -> u64 {
@@ -247,7 +243,6 @@ impl Drop for Ticking {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{Entry, Eviction, Origin, RingVersion, Store};
 
     #[tokio::test]
     async fn a_gap_between_ticks_wakes_once_and_holds_answers_until_it_is_settled() {
@@ -276,7 +271,7 @@ mod tests {
         wake.will_ask();
         assert_eq!(wake.woken().await, 1);
         assert_eq!(wake.awake().await, 1);
-        assert_eq!(*wake.shared.settled.borrow(), 1);
+        assert_eq!(wake.shared.state.borrow().settled, 1);
     }
 
     #[tokio::test(start_paused = true)]
@@ -302,29 +297,59 @@ mod tests {
         assert_eq!(wake.sleeps(), 0);
     }
 
+    /// A caller whose patience is over says nothing of a wake that came after the one that it waited for.
     #[tokio::test]
-    async fn what_the_monotonic_clock_has_missed_is_told() {
-        let suspended = Suspended::default();
-        let (wake, now) = (Wake::new(suspended.clone()), Instant::now());
-        let store = Store::new(1 << 20, Eviction::Lru, now).counting(suspended);
-        let entry = |ttl| Entry {
-            value: None,
-            loaded: now,
-            expires: now + ttl,
-            stamp: RingVersion(1),
-            origin: Origin::Owner,
-        };
-        store.insert(b"short", &entry(Duration::from_secs(3600)));
-        store.insert(b"long", &entry(Duration::from_secs(3 * 3600)));
-        // Two hours have passed, and for the monotonic clock a moment.
-        let two_hours = 2 * 3_600_000;
-        *wake.shared.monotonic.lock() = Monotonic { ticked: Instant::now(), ticked_ms: 0 };
-        wake.count_suspension(two_hours);
-        wake.count_suspension(two_hours);
-        let get = |key: &[u8]| store.get(key, Origin::Owner, RingVersion(1), Instant::now());
-        assert!(get(b"short").is_none(), "it has expired meanwhile");
-        let left = get(b"long").unwrap().expires - Instant::now();
-        assert!(left < Duration::from_secs(3601) && left > Duration::from_secs(3500), "{left:?}");
+    async fn patience_with_one_wake_does_not_end_with_that_of_another() {
+        let wake = Wake::new(Suspended::default());
+        wake.will_ask();
+        wake.lease_lost();
+        let waiting = tokio::spawn({
+            let wake = wake.clone();
+            async move { wake.awake().await }
+        });
+        tokio::time::sleep(REGISTRY_PATIENCE / 2).await;
+        let lost_again = wake.now_ms();
+        wake.lease_lost();
+        assert_eq!(waiting.await.unwrap(), 2);
+        assert!(wake.patience(lost_again).is_zero());
+    }
+
+    /// Those who wait look at the state while others change it, from several threads: nobody is held up.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn waiting_and_settling_hold_nobody_up() {
+        let wake = Wake::new(Suspended::default());
+        wake.will_ask();
+        let settling = tokio::spawn({
+            let wake = wake.clone();
+            async move {
+                for _ in 0..2_000 {
+                    wake.lease_lost();
+                    tokio::task::yield_now().await;
+                    wake.lease_held();
+                    wake.settle(wake.wakes());
+                    tokio::task::yield_now().await;
+                }
+            }
+        });
+        let waiting: Vec<_> = (0..3)
+            .map(|_| {
+                let wake = wake.clone();
+                tokio::spawn(async move {
+                    for _ in 0..20_000 {
+                        wake.awake().await;
+                        tokio::task::yield_now().await;
+                    }
+                })
+            })
+            .collect();
+        timeout(Duration::from_secs(60), async {
+            settling.await.unwrap();
+            for waiting in waiting {
+                waiting.await.unwrap();
+            }
+        })
+        .await
+        .expect("a deadlock");
     }
 
     #[tokio::test]

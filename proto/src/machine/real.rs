@@ -48,6 +48,10 @@ impl Machine {
         match *self {}
     }
 
+    pub(crate) fn suspended(&self) -> Duration {
+        match *self {}
+    }
+
     pub(crate) fn disk(&self) -> Disk {
         match *self {}
     }

@@ -53,6 +53,9 @@ pub trait Machine {
     /// Time since the machine started, including that in which it was suspended.
     fn uptime(&self) -> Duration;
 
+    /// How long the machine has been suspended since it started.
+    fn suspended(&self) -> Duration;
+
     /// Connects to `host:port`.
     fn connect(&self, addr: &str) -> Connecting;
 

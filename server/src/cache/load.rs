@@ -35,6 +35,9 @@ const REFRESH_PAUSE: Duration = Duration::from_secs(1);
 /// How long a load that is late may take to be given up: longer only where its loader blocks a thread.
 const GIVEN_UP_WITHIN: Duration = Duration::from_millis(100);
 
+/// A machine that has been suspended for longer while a value was loaded has an outdated one.
+const SUSPENDED: Duration = Duration::from_millis(100);
+
 /// The loads of one group.
 #[derive(Debug)]
 pub(super) struct Loads {
@@ -256,7 +259,7 @@ impl Cache {
             let failure = Failure::new(ErrorCode::LoaderFailed, why);
             return loads.into_iter().for_each(|load| self.land(load.pilot, &load.get, Err(failure.clone())));
         };
-        let (begun, suspended) = (Instant::now(), self.store.suspended().time());
+        let mut begun = Instant::now();
         // Of several callers the first: a load is in one trace.
         let traced = loads.iter().map(|load| &load.get.traceparent).find(|trace| !trace.is_empty());
         let traceparent: Option<Arc<str>> =
@@ -267,7 +270,14 @@ impl Cache {
             deadline,
             traceparent: traceparent.clone(),
         };
-        let Origin { found, has_failed } = self.load(loads.iter().map(request).collect(), deadline).await;
+        let mut suspended = self.store.suspended().until_now();
+        let mut loaded = self.load(loads.iter().map(request).collect(), deadline).await;
+        // What was read before the machine was suspended is of then, and nobody has told of it.
+        while self.store.suspended().until_now() > suspended + SUSPENDED {
+            (begun, suspended) = (Instant::now(), self.store.suspended().until_now());
+            loaded = self.load(loads.iter().map(request).collect(), deadline).await;
+        }
+        let Origin { found, has_failed } = loaded;
         let took = begun.elapsed();
         self.metrics.loaded(found.len(), took);
         self.loads.took(took);
@@ -280,10 +290,8 @@ impl Cache {
         let failures = found.iter().filter(|found| found.is_err()).count();
         self.metrics.load_failures.fetch_add(failures as u64, Ordering::Relaxed);
         self.loads.record(epoch, !has_failed);
-        // A machine that was suspended meanwhile has the value of before.
-        let loaded = begun.checked_sub(self.store.suspended().time() - suspended).unwrap_or(begun);
         for (load, found) in loads.into_iter().zip(found) {
-            let landed = found.and_then(|found| self.entry(found, loaded, &load.get));
+            let landed = found.and_then(|found| self.entry(found, begun, &load.get));
             self.land(load.pilot, &load.get, landed);
         }
     }

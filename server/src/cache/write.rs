@@ -155,7 +155,7 @@ impl Cache {
             return Ok(self.when_done(number, copies, answer));
         }
         let written = self.flights.write(&key, set.under, None, || {
-            self.outdate(Some(&key));
+            self.outdate(&key);
             self.store_set(&key, &entry)
         });
         let copies = self.outdate_copies(&key, set.by);
@@ -168,7 +168,7 @@ impl Cache {
         if !stands {
             return (Outcome::Done, self.remove(key));
         }
-        self.outdate(Some(key));
+        self.outdate(key);
         (Outcome::Stored, self.store_set(key, entry))
     }
 
@@ -202,7 +202,7 @@ impl Cache {
     }
 
     fn remove(&self, key: &Bytes) -> Option<WriteNumber> {
-        self.outdate(Some(key));
+        self.outdate(key);
         self.store.remove(key);
         self.journal().map(|journal| journal.removed(key))
     }
@@ -232,7 +232,7 @@ impl Cache {
         by: Option<LaneId>,
     ) -> Begun {
         if generation == Generation::NONE {
-            self.clear_where(under, by, |_| true)
+            self.clear_where(under, by, None, |_| true)
         } else if generation <= self.generation() {
             self.when_done(None, self.unconfirmed_copies(by), Answer::only(Outcome::Done))
         } else {
@@ -248,7 +248,7 @@ impl Cache {
     ) -> Result<Answer, Failure> {
         let mut told = self.generation.subscribe();
         if timeout(TELL_WITHIN, told.wait_for(|known| *known >= generation)).await.is_err() {
-            return Box::pin(self.clear_where(under, by, |_| true).answer()).await;
+            return Box::pin(self.clear_where(under, by, None, |_| true).answer()).await;
         }
         // Of the clear that was done when it was told.
         let number = self.journal().map(Journal::latest);
@@ -258,7 +258,7 @@ impl Cache {
 
     /// Forgets all keys where the registry has a later generation of the group than is known here.
     pub(crate) fn clear_to(self: &Arc<Self>, generation: Generation, under: RingVersion) -> Begun {
-        let begun = self.clear_where(under, None, |cache| cache.generation() < generation);
+        let begun = self.clear_where(under, None, Some(generation), |cache| cache.generation() < generation);
         // Callers that wait for it are told when it is done.
         self.generation.send_if_modified(|known| {
             let is_later = *known < generation;
@@ -272,14 +272,15 @@ impl Cache {
         self: &Arc<Self>,
         under: RingVersion,
         by: Option<LaneId>,
+        to: Option<Generation>,
         is_due: impl FnOnce(&Cache) -> bool,
     ) -> Begun {
         let cleared = self.flights.write_all(under, || {
             if !is_due(self) {
                 return None;
             }
-            self.outdate(None);
-            Some((self.store.clear(), self.journal().map(|journal| journal.cleared())))
+            self.journal().inspect(|journal| journal.outdate_all(to));
+            Some((self.store.clear(), self.journal().map(|journal| journal.cleared(to))))
         });
         let Some((entries, number)) = cleared else {
             return self.when_done(None, self.unconfirmed_copies(by), Answer::only(Outcome::Done));
@@ -369,7 +370,7 @@ impl Cache {
         (stored, evicted)
     }
 
-    fn outdate(&self, key: Option<&[u8]>) {
+    fn outdate(&self, key: &[u8]) {
         if let Some(journal) = self.journal() {
             journal.outdate(key);
         }

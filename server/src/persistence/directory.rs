@@ -5,11 +5,13 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use peanut_proto::machine;
+
+use crate::segment::{HEADER_BYTES, Header};
 
 const LOCK: &str = "lock";
 const OPEN: &str = "open";
@@ -165,6 +167,14 @@ impl Directory {
         fs::read(self.path.join(segment.name()))
     }
 
+    /// The header of a segment, where it has one.
+    pub(super) fn header(&self, segment: &Segment) -> Option<Header> {
+        self.may_fail().ok()?;
+        let mut header = [0; HEADER_BYTES];
+        File::open(self.path.join(segment.name())).ok()?.read_exact(&mut header).ok()?;
+        Header::read(&header).ok().map(|(header, _)| header)
+    }
+
     /// Begins a segment. Its name is on the disk when this returns.
     pub(super) fn create(&self, number: u64, kind: Kind) -> io::Result<(Segment, File)> {
         self.may_write()?;
@@ -209,6 +219,12 @@ impl Directory {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
+    }
+
+    /// Removes segments, for good when this returns.
+    pub(super) fn forget(&self, segments: &[Segment]) -> io::Result<()> {
+        segments.iter().try_for_each(|segment| self.remove(segment))?;
+        self.sync()
     }
 
     /// Before anything is written.

@@ -186,7 +186,14 @@ impl Persistence {
                     group = cache.name(),
                     "the directory is not of the last start that the registry knows of: a cold start"
                 );
-                self.shared.useless.lock().push((number, std::mem::take(&mut taken.found)));
+                let found = std::mem::take(&mut taken.found);
+                // With the mark of this start they would pass for what this process has left, so they go first.
+                let forgotten = taken.directory.forget(&found);
+                self.shared.useless.lock().push((number, found));
+                if let Err(error) = forgotten {
+                    tracing::warn!(group = cache.name(), %error, "the next start will be a cold one too");
+                    continue;
+                }
             }
             if let Err(error) = taken.directory.set_lineage(lineage.mine) {
                 tracing::warn!(group = cache.name(), %error, "the next start will be a cold one");

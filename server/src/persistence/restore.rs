@@ -19,7 +19,7 @@ use crate::segment::{Bad, Content, HEADER_BYTES, Header, RECORD_OVERHEAD_BYTES, 
 use crate::store::{Entry, Origin, Restored};
 use peanut_proto::clock::wall_clock_ms;
 use peanut_proto::machine::Pause;
-use peanut_proto::numbers::RingVersion;
+use peanut_proto::numbers::{Generation, RingVersion};
 
 /// Clocks are set right by this much without any harm.
 const TOLERANCE_MS: u64 = 1_000;
@@ -196,7 +196,7 @@ impl Restore<'_> {
     ) -> Result<bool, String> {
         let bytes = self.directory.read(segment).map_err(|error| error.to_string())?;
         let (header, records) = Header::read(&bytes).map_err(|why| why.to_string())?;
-        if header.fingerprint != self.check.fingerprint || header.generation < self.cache.generation() {
+        if header.fingerprint != self.check.fingerprint || header.generation != self.cache.generation() {
             return Ok(false);
         }
         let mut records: Vec<_> = records.collect();
@@ -211,7 +211,7 @@ impl Restore<'_> {
                     if let Content::Value(value) = record.content {
                         step += value.len() as u64;
                     }
-                    self.restore(&record, seen, report);
+                    self.restore(&record, header.generation, seen, report);
                 }
                 Err(bad) => {
                     report.damaged += 1;
@@ -233,7 +233,13 @@ impl Restore<'_> {
         Ok(true)
     }
 
-    fn restore(&self, record: &Record<'_>, seen: &mut HashSet<u64>, report: &mut Report) {
+    fn restore(
+        &self,
+        record: &Record<'_>,
+        generation: Generation,
+        seen: &mut HashSet<u64>,
+        report: &mut Report,
+    ) {
         if let Content::Evicted(hashes) = record.content {
             seen.extend(hashes.iter());
             return;
@@ -260,9 +266,8 @@ impl Restore<'_> {
                     Entry { value, loaded, expires: now + ttl, stamp: record.stamp, origin: Origin::Owner };
                 // A writer says so first, and then waits for this lock.
                 let written = self.journal.written.lock();
-                let is_outdated = written
-                    .as_ref()
-                    .is_none_or(|written| written.is_cleared || written.keys.contains(&key_hash(record.key)));
+                let is_outdated =
+                    written.as_ref().is_none_or(|written| written.outdates(key_hash(record.key), generation));
                 if is_outdated {
                     report.outdated += 1;
                     return;

@@ -77,6 +77,16 @@ impl Life {
     }
 
     fn with(directory: &TempDir, check: Check, capacity_bytes: usize, disk_bytes: u64) -> Self {
+        Life::after(directory, check, (capacity_bytes, disk_bytes), |_| {})
+    }
+
+    /// One in which something happens before the entries come back.
+    fn after(
+        directory: &TempDir,
+        check: Check,
+        (capacity_bytes, disk_bytes): (usize, u64),
+        before: impl FnOnce(&mut Writer),
+    ) -> Self {
         let group = Group::new("g", StaticLoader::default()).capacity_bytes(capacity_bytes).max_ttl(HOUR);
         let (directory, found) = take(directory.path(), BOOT).unwrap();
         let directory = Arc::new(directory);
@@ -90,6 +100,7 @@ impl Life {
         };
         let mut writer =
             Writer::new(cache.clone(), journal.clone(), directory.clone(), limits, found.clone());
+        before(&mut writer);
         let mut restore = Restore {
             directory: &directory,
             cache: &cache,
@@ -325,31 +336,6 @@ fn a_flipped_bit_costs_a_record_and_never_makes_a_wrong_one() {
 }
 
 #[test]
-fn foreign_empty_and_future_files_cost_nothing_but_themselves() {
-    let future = {
-        let mut bytes = Vec::new();
-        header().write(&mut bytes);
-        bytes[8] = 3;
-        bytes
-    };
-    for content in [&b""[..], b"not one of ours, though its name is", &future] {
-        for name in
-            ["00000000000000000001.loads", "00000000000000000001.hottest", "00000000000000000009.loads.open"]
-        {
-            let directory = ten();
-            fs::write(directory.path().join(name), content).unwrap();
-            assert_eq!(restored(&directory), Report { restored: 10, files: 1, ..Report::default() });
-        }
-    }
-    let directory = ten();
-    fs::write(directory.path().join("notes.txt"), "somebody's").unwrap();
-    fs::write(directory.path().join("1.loads"), "somebody's").unwrap();
-    fs::create_dir(directory.path().join("00000000000000000005.loads")).unwrap();
-    assert_eq!(restored(&directory).restored, 10);
-    assert!(directory.path().join("notes.txt").exists(), "what is not ours stays");
-}
-
-#[test]
 fn damage_to_writes_costs_what_they_may_have_outdated() {
     for cut in [false, true] {
         let directory = ten();
@@ -497,3 +483,6 @@ fn kinds_are_told_by_their_names() {
 }
 
 mod failures;
+mod foreign;
+mod generations;
+mod marks;

@@ -18,11 +18,11 @@ use tokio::time::Instant;
 
 use super::directory::{Directory, Kind, Segment};
 use crate::cache::Cache;
-use crate::journal::{Change, Journal};
+use crate::journal::{Change, Journal, Taken};
 use crate::segment::{Content, HEADER_BYTES, Hashes, Header, Record, key_hash};
-use crate::store::{Entry, Origin};
-use peanut_proto::clock::{milliseconds, wall_clock_ms};
-use peanut_proto::numbers::RingVersion;
+use crate::store::{Entry, Origin, Store};
+use peanut_proto::clock::{milliseconds, suspended, wall_clock_ms};
+use peanut_proto::numbers::{Generation, RingVersion};
 
 /// A segment that has so many bytes is sealed, unless an eighth of what the group may have is less.
 const SEGMENT_BYTES: u64 = 16 << 20;
@@ -56,6 +56,8 @@ pub(super) struct Writer {
     sealed: VecDeque<Segment>,
     open: Option<Open>,
     next_number: u64,
+    /// To which the group was cleared last, as far as segments know.
+    generation: Generation,
     failed: Option<Failed>,
 }
 
@@ -78,14 +80,27 @@ struct Failed {
 struct Now {
     monotonic: Instant,
     wall_ms: u64,
+    /// How long the machine has been suspended since the times were read that are to be told by these clocks.
+    suspended: Duration,
 }
 
 impl Now {
-    fn read() -> Self {
-        Now { monotonic: Instant::now(), wall_ms: wall_clock_ms() }
+    /// For times that were read when the machine had been suspended for so long.
+    fn since(suspended_then: Duration) -> Self {
+        Now::read(suspended().saturating_sub(suspended_then))
+    }
+
+    /// For the times of entries as the store gives them.
+    fn of_entries(store: &Store) -> Self {
+        Now::read(store.suspended().uncounted())
+    }
+
+    fn read(suspended: Duration) -> Self {
+        Now { monotonic: Instant::now(), wall_ms: wall_clock_ms(), suspended }
     }
 
     fn wall_ms(self, time: Instant) -> u64 {
+        let time = time.checked_sub(self.suspended).unwrap_or(time);
         match time.checked_duration_since(self.monotonic) {
             Some(ahead) => self.wall_ms.saturating_add(milliseconds(ahead)),
             None => self.wall_ms.saturating_sub(milliseconds(self.monotonic.duration_since(time))),
@@ -111,6 +126,7 @@ impl Writer {
             sealed: sealed.into(),
             open: None,
             next_number,
+            generation: Generation::NONE,
             failed: None,
         };
         writer.count();
@@ -120,7 +136,7 @@ impl Writer {
     /// Writes what has been stored since the last time, and does what is due. Never fails: a disk that does
     /// is left alone.
     pub(super) fn tick(&mut self, now: Instant) {
-        let (changes, number) = self.journal.take();
+        let Taken { changes, number, suspended } = self.journal.take();
         if let Some(failed) = self.failed {
             // Nothing of ours is on the disk, unless it could not be removed.
             self.journal.settle(number);
@@ -130,7 +146,7 @@ impl Writer {
             return;
         }
         let mut work = || {
-            let clocks = Now::read();
+            let clocks = Now::since(suspended);
             self.write_down(&changes, clocks)?;
             self.flush()?;
             self.journal.settle(number);
@@ -203,21 +219,30 @@ impl Writer {
                         Record { expires_ms: 0, loaded_ms: 0, stamp: RingVersion::NONE, key, content };
                     self.append(Kind::Writes, &record, now)?;
                 }
-                Change::Cleared => {
+                Change::Cleared(to) => {
                     evicted.clear();
-                    self.clear()?;
+                    self.clear(*to)?;
                 }
             }
         }
         if evicted.is_empty() { Ok(()) } else { self.append_evicted(&mut evicted, now) }
     }
 
-    fn clear(&mut self) -> io::Result<()> {
+    /// Drops all, but for what was written under this generation already: a node that starts is told of the
+    /// generation that it knew.
+    fn clear(&mut self, to: Option<Generation>) -> io::Result<()> {
         let open = self.open.take().map(|open| open.file.0);
         self.sealed.extend(open);
-        while !self.sealed.is_empty() {
-            self.drop_oldest()?;
+        self.generation = self.generation.max(to.unwrap_or(Generation::NONE));
+        let mut kept = VecDeque::new();
+        while let Some(oldest) = self.sealed.front() {
+            if to.is_some() && self.directory.header(oldest).map(|header| header.generation) == to {
+                kept.extend(self.sealed.pop_front());
+            } else {
+                self.drop_oldest()?;
+            }
         }
+        self.sealed = kept;
         Ok(())
     }
 
@@ -274,7 +299,7 @@ impl Writer {
         self.next_number += 1;
         let Limits { fingerprint, boot, .. } = self.limits;
         let mut buffer = Vec::with_capacity(BUFFER_BYTES);
-        let generation = self.cache.generation();
+        let generation = self.generation;
         Header { generation, fingerprint, boot, written_ms: now.wall_ms }.write(&mut buffer);
         Ok(Open { file, began: now.monotonic, buffer })
     }
@@ -321,7 +346,7 @@ impl Writer {
     fn write_again(&mut self, segment: &Segment) -> io::Result<()> {
         let bytes = self.directory.read(segment)?;
         let Ok((_, records)) = Header::read(&bytes) else { return Ok(()) };
-        let now = Now::read();
+        let now = Now::of_entries(self.cache.entries());
         for record in records.flatten() {
             let Some(entry) = self.cache.entries().peek(record.key, Origin::Owner, now.monotonic) else {
                 continue;
@@ -338,14 +363,14 @@ impl Writer {
         self.seal()?;
         let first = self.next_number;
         let cache = self.cache.clone();
-        let mut now = Now::read();
+        let mut now = Now::of_entries(cache.entries());
         let mut seen = 0_u32;
         let mut failed = None;
         let mut in_time = true;
         cache.entries().visit_hottest_first(|key, entry| {
             seen = seen.wrapping_add(1);
             if seen.is_multiple_of(STRIDE) {
-                now = Now::read();
+                now = Now::of_entries(cache.entries());
                 in_time = now.monotonic < until;
             }
             if !in_time {

@@ -286,7 +286,7 @@ impl Store {
 
     /// When it began, by a clock that stood still at no time since.
     fn began(&self) -> Instant {
-        let time = self.suspended.time();
+        let time = self.suspended.counted();
         if time.is_zero() { self.began } else { self.began.checked_sub(time).unwrap_or(self.began) }
     }
 

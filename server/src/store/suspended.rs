@@ -5,20 +5,46 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use peanut_proto::clock::milliseconds;
+use peanut_proto::clock::{milliseconds, suspended};
 
-/// The time of all suspensions; clones count the same.
-#[derive(Clone, Debug, Default)]
-pub struct Suspended(Arc<AtomicU64>);
+/// The time of all suspensions that are counted; clones count the same.
+#[derive(Clone, Debug)]
+pub struct Suspended {
+    /// Of the machine, when this was made.
+    before: Duration,
+    counted_ms: Arc<AtomicU64>,
+}
+
+impl Default for Suspended {
+    fn default() -> Self {
+        Suspended { before: suspended(), counted_ms: Arc::default() }
+    }
+}
 
 impl Suspended {
-    /// Adds a suspension that is over.
-    pub fn add(&self, time: Duration) {
-        self.0.fetch_add(milliseconds(time), Ordering::Relaxed);
+    /// Counts all that there has been until now.
+    pub fn count(&self) {
+        self.counted_ms.fetch_max(milliseconds(self.until_now()), Ordering::Release);
     }
 
-    /// How long that was, together.
-    pub fn time(&self) -> Duration {
-        Duration::from_millis(self.0.load(Ordering::Relaxed))
+    /// What is counted.
+    pub fn counted(&self) -> Duration {
+        Duration::from_millis(self.counted_ms.load(Ordering::Acquire))
+    }
+
+    /// What there has been until now, counted or not.
+    pub fn until_now(&self) -> Duration {
+        suspended().saturating_sub(self.before)
+    }
+
+    /// What entries have not grown older by yet.
+    pub fn uncounted(&self) -> Duration {
+        self.until_now().saturating_sub(self.counted())
+    }
+
+    /// Counts a suspension that there was not.
+    #[cfg(test)]
+    pub(crate) fn pretend(&self, time: Duration) {
+        self.counted_ms.fetch_add(milliseconds(time), Ordering::Release);
     }
 }

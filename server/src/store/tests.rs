@@ -37,7 +37,7 @@ fn entries_grow_older_while_the_machine_is_suspended() {
         let suspended = Suspended::default();
         let store = Store::new(1 << 20, eviction, now).counting(suspended.clone());
         store.insert(b"before", &entry(b"v", now, 1000, RingVersion(1)));
-        suspended.add(Duration::from_millis(600));
+        suspended.pretend(Duration::from_millis(600));
         store.insert(b"after", &entry(b"v", now, 1000, RingVersion(1)));
         let at = |ms| now + Duration::from_millis(ms);
         let age =

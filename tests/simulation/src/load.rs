@@ -33,6 +33,8 @@ pub(super) struct Load {
     versions: Vec<AtomicU64>,
     writers: Vec<tokio::sync::Mutex<()>>,
     loads: AtomicU64,
+    /// What is wrong with the origin, by number of faults.
+    origin: Mutex<OriginTrouble>,
     ops: Mutex<Vec<(usize, Op)>>,
     /// Reads that were answered by a near copy.
     near: Mutex<Vec<(usize, Op)>>,
@@ -51,6 +53,12 @@ pub(super) struct Load {
     pub(super) stop: AtomicBool,
 }
 
+#[derive(Clone, Copy, Debug, Default)]
+struct OriginTrouble {
+    fails: u32,
+    is_slow: u32,
+}
+
 impl Load {
     /// An origin in which every key has version zero, and applications that pause so much longer between
     /// reads and between writes. The first reads no key but `only`, where that is given.
@@ -64,6 +72,7 @@ impl Load {
             versions: (0..keys).map(|_| AtomicU64::new(0)).collect(),
             writers: (0..keys).map(|_| tokio::sync::Mutex::new(())).collect(),
             loads: AtomicU64::new(0),
+            origin: Mutex::default(),
             ops: Mutex::default(),
             near: Mutex::default(),
             outdated: Mutex::default(),
@@ -122,12 +131,25 @@ impl Load {
     }
 
     /// What the origin has of a key, after a while; it is read at some time in between.
-    pub(super) async fn load(&self, group: usize, key: u32) -> Option<String> {
+    pub(super) async fn load(&self, group: usize, key: u32) -> Result<Option<String>, String> {
         self.loads.fetch_add(1, Ordering::Relaxed);
         sleep(Duration::from_millis(fastrand::u64(1..12))).await;
         let version = self.version(number(group, key));
-        sleep(Duration::from_millis(fastrand::u64(1..25))).await;
-        (!is_absent(version)).then(|| version.to_string())
+        let OriginTrouble { fails, is_slow } = *self.origin.lock();
+        // Longer than loads may take, now and then.
+        let longest = if is_slow > 0 { 600 } else { 25 };
+        sleep(Duration::from_millis(fastrand::u64(1..longest))).await;
+        if fails > 0 && fastrand::bool() {
+            return Err("the origin fails".to_owned());
+        }
+        Ok((!is_absent(version)).then(|| version.to_string()))
+    }
+
+    /// The origin fails half of all loads, or is slow, from now on or not any more.
+    pub(super) fn trouble_origin(&self, is_slow: bool, by: i32) {
+        let mut origin = self.origin.lock();
+        let count = if is_slow { &mut origin.is_slow } else { &mut origin.fails };
+        *count = count.saturating_add_signed(by);
     }
 
     fn add(&self, client: usize, key: u32, kind: Kind, begun: Duration) {
@@ -176,7 +198,7 @@ impl Load {
     pub(super) async fn read_one(&self, by: usize, client: &Client, group: usize, key: u32) -> bool {
         let (begun, handle, name) = (self.time(), client.group(GROUPS[group]), key.to_string());
         let read = if GROUPS[group] == "app" {
-            handle.get_or_load(name, || async { Ok::<_, String>(self.load(group, key).await) }).await
+            handle.get_or_load(name, || self.load(group, key)).await
         } else if key.is_multiple_of(2) {
             handle.get(name).await
         } else {
@@ -200,8 +222,9 @@ impl Load {
         let (handle, keys) = (client.group(GROUPS[group]), (0..KEYS).map(|key| key.to_string()));
         let load = |missing: Vec<bytes::Bytes>| async move {
             let keys = missing.iter().filter_map(|key| std::str::from_utf8(key).ok()?.parse().ok());
-            let loads = keys.map(|key: u32| async move { (key.to_string(), self.load(group, key).await) });
-            Ok::<_, String>(join_all(loads).await)
+            let loads =
+                keys.map(|key: u32| async move { Ok((key.to_string(), self.load(group, key).await?)) });
+            join_all(loads).await.into_iter().collect::<Result<Vec<_>, String>>()
         };
         let read = if GROUPS[group] == "app" {
             handle.get_or_load_many(keys, load).await

@@ -122,6 +122,11 @@ pub enum Fault {
         /// Whether it stands still.
         stalls: bool,
     },
+    /// The origin fails, or answers late.
+    Origin {
+        /// Whether it is late.
+        is_slow: bool,
+    },
     /// The wall clock of a node or a client jumps, and jumps back at the end.
     Clock {
         /// Whose.
@@ -350,7 +355,7 @@ pub(super) fn faults(random: &mut Rng, theme: Theme, count: usize) -> Vec<Planne
 
 fn fault(random: &mut Rng) -> Fault {
     let node = random.usize(..NODES);
-    match random.u8(..26) {
+    match random.u8(..28) {
         0..3 => Fault::Kill { node, power: random.bool(), directory: directory(random) },
         3..5 => Fault::Stop { node, leaves: false },
         5..7 => Fault::Stop { node, leaves: true },
@@ -390,6 +395,7 @@ fn fault(random: &mut Rng) -> Fault {
         21..22 => Fault::Compaction,
         22..23 => Fault::Emptied,
         23..25 => Fault::Disk { node, stalls: random.bool() },
+        25..27 => Fault::Origin { is_slow: random.bool() },
         _ => {
             let whose = if random.bool() { End::Node(node) } else { End::Client(random.usize(..CLIENTS)) };
             let far = if random.bool() { 20_000 } else { 200_000 };

@@ -259,7 +259,7 @@ impl Fleet {
                         async move {
                             let key = std::str::from_utf8(&key).ok().and_then(|key| key.parse().ok());
                             let key = key.ok_or_else(|| LoaderError::from("no such key"))?;
-                            Ok(load.load(at, key).await.map_or(Loaded::not_found(), Loaded::found))
+                            Ok(load.load(at, key).await?.map_or(Loaded::not_found(), Loaded::found))
                         }
                     });
                     Group::new(name, loader)

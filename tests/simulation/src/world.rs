@@ -72,7 +72,7 @@ struct HostMachine {
     network: Network,
     /// Of the runtime's clock: an instant, and the world's time then.
     base: Cell<Option<(Instant, Duration)>>,
-    /// How long it has been suspended since its process began, which the runtime's clock does not count.
+    /// How long it has been suspended, which the runtime's clock does not count.
     suspended: Cell<Duration>,
     /// How long the machine had been up when the world began, and how fast its clock goes, in thousandths.
     up_since: Duration,
@@ -94,8 +94,12 @@ impl Machine for HostMachine {
     }
 
     fn uptime(&self) -> Duration {
-        let unseen = if without(Mechanism::Suspension) { self.suspended.get() } else { Duration::ZERO };
+        let unseen = self.suspended.get() - Machine::suspended(self);
         self.up_since + (self.time() - unseen) * self.rate.get() / 1000
+    }
+
+    fn suspended(&self) -> Duration {
+        if without(Mechanism::Suspension) { Duration::ZERO } else { self.suspended.get() }
     }
 
     fn connect(&self, addr: &str) -> Connecting {
@@ -163,7 +167,6 @@ impl World {
         let main = {
             let _entered = runtime.enter();
             host.machine.base.set(Some((Instant::now(), now)));
-            host.machine.suspended.set(Duration::ZERO);
             runtime.spawn(main())
         };
         enter(None);

@@ -119,7 +119,7 @@ fn held(holding: &Holding) -> Held {
         KeyRole::Successor => "successor",
         _ => "previous owner",
     };
-    let error = holding.entry.as_ref().err().map(ToString::to_string);
+    let error = holding.entry.as_ref().err().map(|error| format!("{error:#}"));
     Held { node: holding.node.clone(), role, error, entry }
 }
 

@@ -15,22 +15,6 @@ async fn not_found_is_remembered_for_the_negative_ttl() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_being_loaded_when_the_machine_was_suspended_is_as_old_as_that() {
-    let (cache, loads, gate) = fixture(|g| g.ttl(Duration::from_secs(60)));
-    let loading = begin(&cache, &get("gated"));
-    tokio::task::yield_now().await;
-    cache.store.suspended().add(Duration::from_secs(50));
-    gate.notify_one();
-    assert_eq!(loading.answer().await.unwrap().outcome, Outcome::Loaded);
-    let hit = ask(&cache, get("gated")).await.unwrap();
-    assert_eq!((hit.outcome, hit.age >= Duration::from_secs(49)), (Outcome::Hit, true), "{:?}", hit.age);
-    gate.notify_one();
-    tokio::time::advance(Duration::from_secs(11)).await;
-    assert_eq!(ask(&cache, get("gated")).await.unwrap().outcome, Outcome::Loaded);
-    assert_eq!(loads.load(Ordering::SeqCst), 2);
-}
-
-#[tokio::test(start_paused = true)]
 async fn what_is_loaded_in_anothers_place_lives_for_the_failover_ttl() {
     let (cache, _, _) = fixture(|g| g.failover_ttl(Duration::from_secs(7)));
     let failover = Get { origin: Origin::Failover, ..get("k") };

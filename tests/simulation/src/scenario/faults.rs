@@ -62,6 +62,7 @@ impl Fleet {
             Fault::Compaction => self.store.end_watches(),
             Fault::Emptied => self.store.fault(StoreFault::Down, true),
             Fault::Clock { whose, by_ms } => self.set_clock(whose, by_ms),
+            Fault::Origin { is_slow } => self.load.trouble_origin(is_slow, 1),
             Fault::Disk { node, stalls } => {
                 let disk = if stalls { Disk::Stalled } else { Disk::Full };
                 self.world.set_disk(self.nodes[node].host, disk);
@@ -122,6 +123,7 @@ impl Fleet {
                 self.store.fault(StoreFault::Down, false);
             }
             Fault::Clock { whose, by_ms } => self.set_clock(whose, -by_ms),
+            Fault::Origin { is_slow } => self.load.trouble_origin(is_slow, -1),
             Fault::Disk { node, .. } => self.world.set_disk(self.nodes[node].host, Disk::Good),
         }
         None
