@@ -392,7 +392,7 @@ async fn an_etcd_with_users_is_used_with_the_least_rights_while_logins_expire_an
     for server in &mut servers {
         server.registered().await;
     }
-    let registry = || EtcdRegistry::new([etcd.endpoint()], LONG).unwrap().user("client", "client-password");
+    let registry = || etcd.registry().user("client", "client-password");
     let client = Client::builder().registry(registry()).deadline(LONG).build().await.unwrap();
     let whole = async |client: &Client, nodes: usize| {
         eventually("the ring", async || {
@@ -438,7 +438,7 @@ async fn an_etcd_with_users_is_used_with_the_least_rights_while_logins_expire_an
         // The last login has expired.
         root(&etcd).await.role_grant_permission("scoreboard", permission).await.unwrap();
     }
-    let scoreboard = EtcdRegistry::new([etcd.endpoint()], LONG).unwrap();
+    let scoreboard = etcd.registry();
     let scoreboard = scoreboard.user("scoreboard", "scoreboard-password");
     let rights = scoreboard.clone();
     let scoreboard = Client::builder().registry(scoreboard).deadline(LONG).build().await.unwrap();
@@ -464,12 +464,12 @@ async fn an_etcd_with_users_is_used_with_the_least_rights_while_logins_expire_an
     servers[2].registered().await;
     whole(&scoreboard, 3).await;
 
-    let reader = EtcdRegistry::new([etcd.endpoint()], LONG).unwrap().user("reader", "reader-password");
+    let reader = etcd.registry().user("reader", "reader-password");
     let reader = Client::builder().registry(reader).deadline(LONG).build().await.unwrap();
     assert_eq!(reader.group("scores").get("Tom").await.unwrap().unwrap(), "630");
     let refused = reader.group("scores").clear().await.unwrap_err();
     assert!(peanut_tests::source_of(&refused).contains("permission denied"), "{refused}");
-    let refused = EtcdRegistry::new([etcd.endpoint()], LONG).unwrap().user("client", "wrong");
+    let refused = etcd.registry().user("client", "wrong");
     let refused = Client::builder().registry(refused).ready_timeout(Duration::from_secs(1)).build().await;
     let refused = refused.unwrap_err();
     assert!(peanut_tests::source_of(&refused).contains("authentication failed"), "{refused}");
@@ -490,7 +490,7 @@ async fn an_etcd_with_tls_takes_the_certificates_of_nodes_and_clients() {
     );
     let mut server = ServerProcess::start_with(SERVER, &config).await;
     server.registered().await;
-    let registry = EtcdRegistry::new([etcd.endpoint()], LONG).unwrap();
+    let registry = EtcdRegistry::new([etcd.endpoint()], EtcdRegistry::DEFAULT_TIMEOUT).unwrap();
     let client = Client::builder().registry(registry.clone().tls(files(&authority, &app)));
     let client = client.tls(tls(&authority, &app)).deadline(LONG).build().await.unwrap();
     assert_eq!(client.group("scores").get("Tom").await.unwrap().unwrap(), "630");

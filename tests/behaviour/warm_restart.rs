@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use peanut_client::{Client, Group};
 use peanut_server::segment::RECORD_OVERHEAD_BYTES;
-use peanut_tests::{Origin, ServerProcess, eventually, group_from, now};
+use peanut_tests::{Etcd, Origin, ServerProcess, eventually, group_from, now};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
@@ -329,4 +329,47 @@ async fn a_group_that_was_away_comes_back_without_what_it_had() {
     // Whatever is written of the other group now, this node does not hear of it.
     restart(&both).await;
     assert_eq!(what_is_there().await, [true, false]);
+}
+
+/// The registry tells a node that starts of the generation again, which it knows from its disk.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_that_was_cleared_comes_back_with_what_came_since() {
+    let etcd = Etcd::start().await;
+    let settings = format!("[etcd]\nendpoints = [\"{}\"]", etcd.endpoint());
+    let mut node = Node::start(&settings, "").await;
+    let client = Client::builder().etcd([etcd.endpoint()]).build().await.unwrap();
+    let group = client.group("g");
+    let get = async |key: &str| String::from_utf8(group.get(key).await.unwrap().unwrap().to_vec()).unwrap();
+    get("before").await;
+    group.clear().await.unwrap();
+    for n in 0..100 {
+        get(&format!("since-{n}")).await;
+    }
+    assert_eq!(node.asked(), 101);
+    for is_killed in [false, true] {
+        if is_killed {
+            // What was loaded since the start is on the disk already.
+            node.server.process().signal(Signal::SIGKILL);
+            node.server.process().ended().await;
+        } else {
+            node.stop().await;
+        }
+        node.server.start_again().await;
+        assert!(node.warm().await.contains("100 entries are back"), "{:?}", node.server.process().log());
+        for n in 0..100 {
+            get(&format!("since-{n}")).await;
+        }
+        assert_eq!(node.asked(), 101, "nothing is loaded again");
+    }
+    get("before").await;
+    assert_eq!(node.asked(), 102);
+    // One that is down while the group is cleared has nothing to show.
+    node.stop().await;
+    let cleared = client.group("g").clear().await;
+    node.server.start_again().await;
+    node.warm().await;
+    if cleared.is_ok() {
+        get("since-1").await;
+        assert_eq!(node.asked(), 103);
+    }
 }

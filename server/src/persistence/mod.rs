@@ -187,7 +187,7 @@ impl Persistence {
                     "the directory is not of the last start that the registry knows of: a cold start"
                 );
                 let found = std::mem::take(&mut taken.found);
-                // With the mark of this start they would pass for what this process has left, so they go first.
+                // Under the mark of this start they would pass for what this process has left.
                 let forgotten = taken.directory.forget(&found);
                 self.shared.useless.lock().push((number, found));
                 if let Err(error) = forgotten {

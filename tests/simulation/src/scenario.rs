@@ -118,6 +118,22 @@ struct Node {
     leaves: bool,
 }
 
+impl Node {
+    fn new(host: HostId, directory: PathBuf) -> Self {
+        Node {
+            host,
+            directory,
+            starts: 0,
+            copy: None,
+            stop: None,
+            down: 0,
+            paused: 0,
+            suspended: 0,
+            leaves: false,
+        }
+    }
+}
+
 struct App {
     host: HostId,
     down: u32,
@@ -165,24 +181,12 @@ impl Fleet {
         });
         let (is_strict, is_warm) = (random.bool(), random.bool());
         let (has_tokens, is_tight) = (random.bool(), random.u8(..3) == 0);
-        let directory = if Path::new("/dev/shm").is_dir() {
-            tempfile::tempdir_in("/dev/shm")
-        } else {
-            tempfile::tempdir()
-        };
+        let in_memory = Path::new("/dev/shm");
+        let directory =
+            if in_memory.is_dir() { tempfile::tempdir_in(in_memory) } else { tempfile::tempdir() };
         let directory = directory.expect("a directory");
-        let nodes = (0..NODES).map(|at| Node {
-            host: world.add_host(),
-            directory: directory.path().join(format!("n{at}")),
-            starts: 0,
-            copy: None,
-            stop: None,
-            down: 0,
-            paused: 0,
-            suspended: 0,
-            leaves: false,
-        });
-        let nodes: Vec<Node> = nodes.collect();
+        let node = |at| Node::new(world.add_host(), directory.path().join(format!("n{at}")));
+        let nodes: Vec<Node> = (0..NODES).map(node).collect();
         let staleness = theme.staleness(random);
         let apps = staleness.into_iter().map(|staleness| {
             let failover = match random.u8(..4) {

@@ -72,8 +72,11 @@ struct Current {
 }
 
 impl EtcdRegistry {
-    /// How long one call may take.
-    pub const TIMEOUT_BOUNDS: Bounds = Bounds::new(Duration::from_millis(10), Duration::from_secs(300));
+    /// How long one call may take: nodes that wake wait for [`REGISTRY_PATIENCE`], and writers count on
+    /// that.
+    ///
+    /// [`REGISTRY_PATIENCE`]: crate::intervals::REGISTRY_PATIENCE
+    pub const TIMEOUT_BOUNDS: Bounds = Bounds::new(Duration::from_millis(10), REGISTRY_CALL);
     /// How long one call may take by default.
     pub const DEFAULT_TIMEOUT: Duration = REGISTRY_CALL;
 
@@ -81,7 +84,7 @@ impl EtcdRegistry {
     /// by `timeout`. Nothing is connected yet.
     ///
     /// # Errors
-    /// Where there is no endpoint, one is not an address, or the time-out is not from 10 ms to 5 minutes.
+    /// Where there is no endpoint, one is not an address, or the time-out is not from 10 ms to 2 s.
     pub fn new<S: Into<String>>(
         endpoints: impl IntoIterator<Item = S>,
         timeout: Duration,
