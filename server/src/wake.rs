@@ -159,8 +159,8 @@ impl Wake {
         }
     }
 
-    /// The number of wakes, where what was missed is known of all of them; otherwise when the last one was. The
-    /// state stays as it is meanwhile, wakes included.
+    /// The number of wakes, where what was missed is known of all of them; otherwise when the last one was.
+    /// The state stays as it is meanwhile, wakes included.
     fn known(&self, state: &State) -> Result<u64, u64> {
         let wakes = self.shared.wakes.load(Ordering::Acquire);
         let is_known = state.settled >= wakes && !state.is_unleased;
