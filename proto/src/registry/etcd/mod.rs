@@ -298,11 +298,11 @@ impl fmt::Debug for EtcdRegistry {
 impl Registry for EtcdRegistry {
     async fn page(&self, range: &KeyRange, options: PageOptions) -> Result<Page, RegistryError> {
         let wanted = if options.limit == 0 { MAX_PAGE } else { options.limit };
+        let mut size = self.shared.page.load(Ordering::Relaxed);
         let (response, limit) = loop {
-            let next = self.shared.page.load(Ordering::Relaxed);
-            let limit = wanted.min(next);
-            // A single value that is too long is left out.
-            let keys_only = options.keys_only || next == 0;
+            let limit = wanted.min(size);
+            // A single value that is too long is left out: of this page only.
+            let keys_only = options.keys_only || size == 0;
             let get = range_of(range, limit.max(1), options.revision, keys_only);
             let read = self.call("read", |client| {
                 let get = get.clone();
@@ -315,8 +315,11 @@ impl Registry for EtcdRegistry {
                 }
             });
             match read.await? {
-                Some(response) => break (response, next),
-                None => self.shared.page.store(limit / 2, Ordering::Relaxed),
+                Some(response) => break (response, size),
+                None => {
+                    size = limit / 2;
+                    self.shared.page.store(size.max(1), Ordering::Relaxed);
+                }
             }
         };
         let bytes: usize = response.kvs().iter().map(|kv| kv.value().len()).sum();
