@@ -141,7 +141,10 @@ fn every_field_is_one_that_kubernetes_has() {
             assert!(kinds.contains("ServiceMonitor") && kinds.contains("ConfigMap"), "{kinds:?}");
             let nodes = of_kind(&rendered, &["StatefulSet"])[0];
             let stop = in_containers(&["lifecycle", "preStop", "exec", "command", "*"]);
-            assert_eq!(all(nodes, &stop)[..2], ["peanut", "drain"]);
+            // Hooks have no variables expanded; the node and etcd are in the environment.
+            assert_eq!(all(nodes, &stop), ["peanut", "drain", "--wait=60"]);
+            let variables = names(nodes, &in_containers(&["env", "*", "name"]));
+            assert!(variables.contains("PEANUT_NODE_ID") && variables.contains("PEANUT_ETCD_ENDPOINTS"));
         }
         None => println!("rendering was not tried: kubectl is not installed"),
     }

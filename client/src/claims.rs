@@ -28,6 +28,8 @@ pub(crate) struct Told {
     pub(crate) version: RingVersion,
     /// When the last full read of it began that has succeeded.
     pub(crate) read: Option<Instant>,
+    /// How long this machine has been suspended until now: time that the monotonic clock does not count.
+    pub(crate) suspended: Duration,
 }
 
 /// What one node has said of rings that the client does not know.
@@ -45,6 +47,7 @@ struct Claim {
     waited_from: Instant,
     /// When such a ring was last named.
     named: Instant,
+    suspended: Duration,
     raises: u32,
 }
 
@@ -70,19 +73,21 @@ impl Claims {
         let raises = match self.last {
             Some(claim) if told.version >= claim.version => 0,
             Some(claim) if told.read.is_some_and(|read| read > claim.heard) => return self.refute(now),
-            Some(claim) if version <= claim.version => return self.named_again(claim, now),
+            Some(claim) if version <= claim.version => return self.named_again(claim, told.suspended, now),
             Some(claim) if claim.raises >= MOST_RAISES => return self.refute(now),
             Some(claim) => claim.raises + 1,
             None => 0,
         };
-        self.last = Some(Claim { version, heard: now, waited_from: now, named: now, raises });
+        let suspended = told.suspended;
+        self.last = Some(Claim { version, heard: now, waited_from: now, named: now, suspended, raises });
         Heard::Attempt
     }
 
-    fn named_again(&mut self, claim: Claim, now: Instant) -> Heard {
-        let is_anew = now.saturating_duration_since(claim.named) > NAMED_ANEW;
+    fn named_again(&mut self, claim: Claim, suspended: Duration, now: Instant) -> Heard {
+        let since = now.saturating_duration_since(claim.named);
+        let is_anew = since + suspended.saturating_sub(claim.suspended) > NAMED_ANEW;
         let waited_from = if is_anew { now } else { claim.waited_from };
-        self.last = Some(Claim { waited_from, named: now, ..claim });
+        self.last = Some(Claim { waited_from, named: now, suspended, ..claim });
         if is_anew { Heard::Attempt } else { Heard::Asked }
     }
 
@@ -102,7 +107,7 @@ mod tests {
     use super::*;
 
     fn told(version: RingVersion, read: Option<Instant>) -> Told {
-        Told { version, read }
+        Told { version, read, suspended: Duration::ZERO }
     }
 
     #[test]
@@ -140,6 +145,10 @@ mod tests {
         assert_eq!(claims.hear(RingVersion(5), old, woken), Heard::Attempt);
         assert_eq!(claims.wait_until(woken), woken + PATIENCE);
         let read = woken + Duration::from_millis(1);
+        // As long as it was suspended: the monotonic clock tells of a moment.
+        let suspended = Told { suspended: NAMED_ANEW * 2, ..old };
+        assert_eq!(claims.hear(RingVersion(5), suspended, woken), Heard::Attempt);
+        assert_eq!(claims.hear(RingVersion(5), suspended, woken), Heard::Asked);
         assert_eq!(claims.hear(RingVersion(5), told(RingVersion(4), Some(read)), read), Heard::Refuted);
     }
 

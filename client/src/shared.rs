@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use peanut_proto::clock::suspended;
 use peanut_proto::discovery::{Discovered, Discovery};
 use peanut_proto::intervals::LOSS_NOTICED;
 use peanut_proto::membership::{FleetView, Keys};
@@ -272,7 +273,8 @@ impl Shared {
         }
         let told = {
             let discovered = self.discovered.borrow();
-            Told { version: discovered.view.ring.version, read: discovered.read }
+            let (version, read) = (discovered.view.ring.version, discovered.read);
+            Told { version, read, suspended: suspended() }
         };
         match node.claims().lock().hear(reply.ring_version, told, Instant::now()) {
             Heard::Attempt => self.discovery.reload(),

@@ -4,6 +4,7 @@
 //! start it. [`Cache::begin`] does all of that without waiting, so that a caller with many gets in hand
 //! can answer the hits at once.
 
+mod generations;
 mod lifetimes;
 mod load;
 mod near;
@@ -20,7 +21,7 @@ use load::Loads;
 use parking_lot::Mutex;
 use peanut_proto::clock::uptime;
 use peanut_proto::limits::check_key;
-use peanut_proto::numbers::{FillToken, Generation, RingVersion};
+use peanut_proto::numbers::{FillToken, RingVersion};
 use peanut_proto::sabotage::{Mechanism, without};
 use peanut_proto::v1::{ErrorCode, OnMiss, Outcome};
 use tokio::runtime::Handle;
@@ -38,6 +39,7 @@ use crate::loader::AnyLoader;
 use crate::metrics::GroupMetrics;
 use crate::near::{Copies, NearLeases};
 use crate::store::{Entry, Origin, Store, Suspended, Value};
+use generations::Generations;
 use peanut_edge::Failure;
 pub(crate) use waiting::Waiting;
 pub(crate) use write::{Condition, Delete, Fetched, Set};
@@ -60,7 +62,7 @@ pub(crate) struct Cache {
     /// Where entries are kept for a warm restart, if anywhere.
     journal: Option<Arc<Journal>>,
     /// How many times the group has been cleared, as the registry says.
-    generation: watch::Sender<Generation>,
+    generations: watch::Sender<Generations>,
     /// It has been said that a value was too large to be kept.
     is_told_of_large: AtomicBool,
     /// Who holds near copies of its keys, under leases that the node gives.
@@ -186,7 +188,7 @@ impl Cache {
             tasks: Mutex::default(),
             runtime: within.runtime.clone(),
             journal,
-            generation: watch::Sender::new(Generation::NONE),
+            generations: watch::Sender::default(),
             is_told_of_large: AtomicBool::new(false),
             copies: Copies::default(),
             near: within.near.clone(),

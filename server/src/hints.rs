@@ -6,7 +6,6 @@
 //! when what it says would outlive the process. One that cannot be read costs the group that its key names,
 //! and no other.
 
-use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic;
@@ -268,8 +267,8 @@ impl HintReader {
         let _ = heard.done.send((begun, stale));
     }
 
-    /// A group is cleared with each new generation, also where it is no greater than the last: then the
-    /// registry has lost that, or it was none.
+    /// A group is cleared with each other generation, also where it is less than the last: then the registry
+    /// has lost that.
     fn hear_of_generation(&self, group: &str, value: &[u8], heard: &mut Heard) -> Option<Begun> {
         // The client that has cleared it may know any ring.
         let under = self.node.ring().heard_of_any();
@@ -278,12 +277,13 @@ impl HintReader {
             Ok(membership::Group { generation, .. }) => {
                 let last = heard.generations.insert(group.to_owned(), Some(generation)).flatten();
                 let is_believable = membership::Group::is_believable(generation, wall_clock_ms());
-                match generation.cmp(&cache.generation()) {
-                    _ if last == Some(generation) => None,
-                    Ordering::Greater if is_believable => Some(cache.clear_to(generation, under)),
-                    Ordering::Equal => None,
-                    // A number that is not kept: every later one would be less.
-                    Ordering::Greater | Ordering::Less => Some(cache.clear(Generation::NONE, under, None)),
+                if last == Some(generation) || generation == cache.generation() {
+                    None
+                } else if is_believable {
+                    Some(cache.clear_to(generation, under))
+                } else {
+                    // A number that is not kept.
+                    Some(cache.clear(Generation::NONE, under, None))
                 }
             }
             Err(error) => {

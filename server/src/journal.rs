@@ -73,8 +73,13 @@ pub(crate) enum Change {
     /// What a client has set.
     Set(Bytes, Entry),
     Removed(Bytes),
-    /// The group was cleared, but for what was written under this generation already.
-    Cleared(Option<Generation>),
+    /// The group was cleared.
+    Cleared {
+        /// What is on the disk from under this generation stays.
+        kept: Option<Generation>,
+        /// What is written from now on is of this generation; `None`: of the one before.
+        generation: Option<Generation>,
+    },
 }
 
 /// A write on its way to the disk: the number of writes up to it.
@@ -164,12 +169,23 @@ impl Journal {
         self.write(|pending| pending.list.push(Change::Removed(key.clone())))
     }
 
-    /// Takes in that all keys were forgotten, for the sake of a generation or altogether. What comes back
-    /// from the disk is forgotten with them, but for what is of that generation already.
-    pub(crate) fn cleared(&self, to: Option<Generation>) -> WriteNumber {
+    /// Which generation's entries a clear to this one leaves on the disk: its own, which a node that starts
+    /// is told of again. None where something was written before in this process: that may have outdated
+    /// them.
+    pub(crate) fn kept_by_clear(&self, to: Option<Generation>) -> Option<Generation> {
+        to.filter(|_| self.pending.lock().writes == 0)
+    }
+
+    /// Takes in that all keys were forgotten, but for what is `kept` on the disk, for the sake of a generation
+    /// or altogether.
+    pub(crate) fn cleared(&self, kept: Option<Generation>, to: Option<Generation>) -> WriteNumber {
         self.write(|pending| {
+            let before = pending.list.iter().rev().find_map(|change| match change {
+                Change::Cleared { generation, .. } => *generation,
+                _ => None,
+            });
             pending.list.clear();
-            pending.list.push(Change::Cleared(to));
+            pending.list.push(Change::Cleared { kept, generation: to.or(before) });
         })
     }
 
@@ -189,10 +205,14 @@ impl Journal {
         }
     }
 
-    /// The same of all keys, as in [`cleared`](Self::cleared).
-    pub(crate) fn outdate_all(&self, to: Option<Generation>) {
+    /// The same of all keys, but for those whose entries are `kept`.
+    pub(crate) fn outdate_all(&self, kept: Option<Generation>) {
         if let Some(written) = &mut *self.written.lock() {
-            written.cleared_to = written.cleared_to.max(Some(to.unwrap_or(NO_GENERATION)));
+            written.cleared_to = Some(match written.cleared_to {
+                None => kept.unwrap_or(NO_GENERATION),
+                Some(before) if kept == Some(before) => before,
+                Some(_) => NO_GENERATION,
+            });
         }
     }
 

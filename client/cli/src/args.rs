@@ -117,6 +117,7 @@ pub(crate) enum Command {
     /// later
     Drain {
         /// The node's id
+        #[arg(env = "PEANUT_NODE_ID")]
         node: String,
         /// Seconds to wait after that, while its keys are handed over [default: 0]
         #[arg(long, value_name = "SECONDS", value_parser = seconds)]

@@ -273,6 +273,7 @@ impl Driver {
         let mut state = self.shared.state.lock();
         let result = work(&mut state, &mut deliveries);
         self.shared.in_flight.store(state.in_flight(), Ordering::Relaxed);
+        let epoch = state.epoch();
         drop(state);
         if !deliveries.is_empty() {
             self.task.expect(deliveries.len());
@@ -280,19 +281,19 @@ impl Driver {
         for mut delivery in deliveries {
             let (answers, group) = delivery.answers();
             for reply in answers.iter_mut().flatten().filter(|reply| reply.token.is_some()) {
-                reply.lease = Some(Arc::new(self.lease(group, reply.token)));
+                reply.lease = epoch.map(|epoch| Arc::new(self.lease(epoch, group, reply.token)));
             }
             delivery.tell();
         }
         result
     }
 
-    /// A lease that is given back on this lane.
-    fn lease(&self, group: u32, token: FillToken) -> Lease {
+    /// A lease that is given back on this lane, while the stream is open that has brought it.
+    fn lease(&self, epoch: u64, group: u32, token: FillToken) -> Lease {
         let shared = Arc::downgrade(&self.shared);
         Lease::new(move || {
             if let Some(shared) = shared.upgrade() {
-                let writer = shared.state.lock().release(group, token, Instant::now());
+                let writer = shared.state.lock().release(epoch, (group, token), Instant::now());
                 writer.into_iter().for_each(Waker::wake);
             }
         })

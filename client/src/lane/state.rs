@@ -257,10 +257,21 @@ impl LaneState {
         }
     }
 
-    /// Gives a fill token back, if the lane that brought it is open still. Gives the writer as
+    /// The number of the stream that is open.
+    pub(super) fn epoch(&self) -> Option<u64> {
+        self.open
+    }
+
+    /// Gives a fill token of a group back, if the stream that brought it is open still: the node has voided
+    /// it with the stream, and a later one may not know the group by its number. Gives the writer as
     /// [`push`](Self::push) does.
-    pub(super) fn release(&mut self, group: u32, token: FillToken, now: Instant) -> Option<Waker> {
-        if self.open.is_none() || self.draining {
+    pub(super) fn release(
+        &mut self,
+        epoch: u64,
+        (group, token): (u32, FillToken),
+        now: Instant,
+    ) -> Option<Waker> {
+        if self.open != Some(epoch) || self.draining {
             return None;
         }
         let (ring_version, deadline) = (self.told_version, now + RELEASE_WITHIN);

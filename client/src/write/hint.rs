@@ -16,7 +16,6 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use super::OneNode;
 use super::gone::{self, Gone, near_leases_over};
 use super::leased::{holds_no_lease, is_whole};
-use crate::config::Failover;
 use crate::error::{Error, ErrorKind};
 use crate::monitor::Probed;
 use crate::node::Node;
@@ -110,8 +109,8 @@ impl OneNode<'_> {
     ) -> Result<(), Error> {
         let ring_version = self.routing.ring.version();
         let hint = Hint { format: FORMAT, keys, ring_version, at_ms: wall_clock_ms() };
-        let answers = self.client.config.failover != Failover::Off;
-        let successor = async { self.try_to_forget_at(successor.filter(|_| answers)?).await };
+        // Also where this client never asks it: others may.
+        let successor = async { self.try_to_forget_at(successor?).await };
         let stored = timeout_at(self.request.deadline, registry.put(at, hint.encode(), None));
         // The registry would take it from anybody, so a client with a token asks for the right first.
         let stored = if self.client.config.token.is_some() {

@@ -8,6 +8,7 @@ use tokio::time::sleep;
 
 use super::*;
 use crate::loader::{Loaded, LoaderError, loader_fn};
+use peanut_proto::numbers::Generation;
 
 fn get(key: &str) -> Get {
     Get {
@@ -402,16 +403,26 @@ async fn a_clear_is_done_once_and_none_is_skipped_for_what_a_client_says() {
     told.await.unwrap().unwrap();
     assert_eq!((cache.entries().len(), cache.generation().0), (0, 2));
     ask(&cache, get("k")).await.unwrap();
+    cache.clear_to(Generation(3), RingVersion(1)).answer().await.unwrap();
+    ask(&cache, get("k")).await.unwrap();
     for begun in [
-        cache.clear_to(Generation(2), RingVersion(1)),
+        cache.clear_to(Generation(3), RingVersion(1)),
+        cache.clear(Generation(3), RingVersion(1), None),
         cache.clear(Generation(2), RingVersion(1), None),
-        cache.clear(Generation(1), RingVersion(1), None),
     ] {
         begun.answer().await.unwrap();
     }
     assert_eq!(cache.entries().len(), 1, "it has been done");
-    cache.clear_to(Generation(3), RingVersion(1)).answer().await.unwrap();
-    assert_eq!(cache.entries().len(), 0);
+    // The registry has lost its data, and who clears next has a clock that is behind.
+    let told = tokio::spawn(cache.clear(Generation(1), RingVersion(1), None).answer());
+    tokio::task::yield_now().await;
+    assert!(!told.is_finished() && cache.entries().len() == 1);
+    cache.clear_to(Generation(1), RingVersion(1)).answer().await.unwrap();
+    told.await.unwrap().unwrap();
+    assert_eq!((cache.entries().len(), cache.generation().0), (0, 1));
+    ask(&cache, get("k")).await.unwrap();
+    cache.clear(Generation(7), RingVersion(1), None).answer().await.unwrap();
+    assert_eq!(cache.entries().len(), 0, "it is cleared though the registry does not tell");
 }
 
 #[tokio::test(start_paused = true)]

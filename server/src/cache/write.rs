@@ -233,8 +233,8 @@ impl Cache {
     ) -> Begun {
         if generation == Generation::NONE {
             self.clear_where(under, by, None, |_| true)
-        } else if generation <= self.generation() {
-            self.when_done(None, self.unconfirmed_copies(by), Answer::only(Outcome::Done))
+        } else if self.generations.borrow().has(generation) {
+            self.when_told(by)
         } else {
             Begun::Waiting(Waiting::Registry { cache: self.clone(), generation, under, by })
         }
@@ -246,25 +246,24 @@ impl Cache {
         generation: Generation,
         (under, by): (RingVersion, Option<LaneId>),
     ) -> Result<Answer, Failure> {
-        let mut told = self.generation.subscribe();
-        if timeout(TELL_WITHIN, told.wait_for(|known| *known >= generation)).await.is_err() {
-            return Box::pin(self.clear_where(under, by, None, |_| true).answer()).await;
-        }
-        // Of the clear that was done when it was told.
-        let number = self.journal().map(Journal::latest);
-        let begun = self.when_done(number, self.unconfirmed_copies(by), Answer::only(Outcome::Done));
+        let mut generations = self.generations.subscribe();
+        let is_told = timeout(TELL_WITHIN, generations.wait_for(|told| told.has(generation))).await.is_ok();
+        let begun = if is_told { self.when_told(by) } else { self.clear_where(under, by, None, |_| true) };
         Box::pin(begun.answer()).await
     }
 
-    /// Forgets all keys where the registry has a later generation of the group than is known here.
+    /// The answer to a clear that was done when the registry told of its generation.
+    fn when_told(self: &Arc<Self>, by: Option<LaneId>) -> Begun {
+        let number = self.journal().map(Journal::latest);
+        self.when_done(number, self.unconfirmed_copies(by), Answer::only(Outcome::Done))
+    }
+
+    /// Forgets all keys where the registry has another generation of the group than is known here: mostly a
+    /// later one, and an earlier one where it had lost the last and the clocks of those who clear differ.
     pub(crate) fn clear_to(self: &Arc<Self>, generation: Generation, under: RingVersion) -> Begun {
-        let begun = self.clear_where(under, None, Some(generation), |cache| cache.generation() < generation);
+        let begun = self.clear_where(under, None, Some(generation), |cache| cache.generation() != generation);
         // Callers that wait for it are told when it is done.
-        self.generation.send_if_modified(|known| {
-            let is_later = *known < generation;
-            *known = generation.max(*known);
-            is_later
-        });
+        self.generations.send_if_modified(|told| told.next(generation));
         begun
     }
 
@@ -279,8 +278,9 @@ impl Cache {
             if !is_due(self) {
                 return None;
             }
-            self.journal().inspect(|journal| journal.outdate_all(to));
-            Some((self.store.clear(), self.journal().map(|journal| journal.cleared(to))))
+            let kept = self.journal().and_then(|journal| journal.kept_by_clear(to));
+            self.journal().inspect(|journal| journal.outdate_all(kept));
+            Some((self.store.clear(), self.journal().map(|journal| journal.cleared(kept, to))))
         });
         let Some((entries, number)) = cleared else {
             return self.when_done(None, self.unconfirmed_copies(by), Answer::only(Outcome::Done));
@@ -304,9 +304,9 @@ impl Cache {
         })
     }
 
-    /// How many times the group has been cleared, as far as is known.
+    /// The generation to which the group was cleared last, as the registry has told it.
     pub(crate) fn generation(&self) -> Generation {
-        *self.generation.borrow()
+        self.generations.borrow().last
     }
 
     /// Gives up a lease whose client has gone, or brings nothing.

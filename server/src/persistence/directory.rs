@@ -223,6 +223,7 @@ impl Directory {
 
     /// Removes segments, for good when this returns.
     pub(super) fn forget(&self, segments: &[Segment]) -> io::Result<()> {
+        // In the order of their numbers: what outdates others goes after them.
         segments.iter().try_for_each(|segment| self.remove(segment))?;
         self.sync()
     }
@@ -233,7 +234,8 @@ impl Directory {
         self.may_fail()
     }
 
-    fn sync(&self) -> io::Result<()> {
+    /// What was removed, renamed or begun outlives the machine when this returns.
+    pub(super) fn sync(&self) -> io::Result<()> {
         self.may_fail()?;
         // A directory can be opened for this on Unix only; elsewhere the system sees to it.
         if cfg!(unix) { File::open(&self.path)?.sync_all() } else { Ok(()) }

@@ -178,25 +178,31 @@ impl Directories {
 impl Persistence {
     /// Marks the directories with this start, and leaves aside what is of another than the last one: the node
     /// was not told of all that was invalidated since.
-    pub(crate) fn take_lineage(&mut self, lineage: Lineage) {
+    ///
+    /// What this gives does that, and may block.
+    pub(crate) fn take_lineage(&mut self, lineage: Lineage) -> impl FnOnce() + Send + 'static {
+        let mut all = Vec::new();
         for (number, Group { cache, taken }) in self.groups.iter_mut().enumerate() {
             let is_last = lineage.found.is_some() && taken.directory.lineage() == lineage.found;
+            let mut outdated = Vec::new();
             if !is_last && !taken.found.is_empty() && !without(Mechanism::Lineage) {
                 tracing::warn!(
                     group = cache.name(),
                     "the directory is not of the last start that the registry knows of: a cold start"
                 );
-                let found = std::mem::take(&mut taken.found);
-                // Under the mark of this start they would pass for what this process has left.
-                let forgotten = taken.directory.forget(&found);
-                self.shared.useless.lock().push((number, found));
-                if let Err(error) = forgotten {
-                    tracing::warn!(group = cache.name(), %error, "the next start will be a cold one too");
-                    continue;
-                }
+                outdated = std::mem::take(&mut taken.found);
             }
-            if let Err(error) = taken.directory.set_lineage(lineage.mine) {
-                tracing::warn!(group = cache.name(), %error, "the next start will be a cold one");
+            all.push((number, cache.name().to_owned(), taken.directory.clone(), outdated));
+        }
+        let shared = self.shared.clone();
+        move || {
+            for (number, group, directory, outdated) in all {
+                // Under the mark of this start they would pass for what this process has left.
+                let marked = directory.forget(&outdated).and_then(|()| directory.set_lineage(lineage.mine));
+                if let Err(error) = marked {
+                    tracing::warn!(group, %error, "the next start will be a cold one");
+                }
+                shared.useless.lock().push((number, outdated));
             }
         }
     }

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::directory::{Directory, Kind, Segment};
 use crate::cache::Cache;
 use crate::journal::Journal;
-use crate::segment::{Bad, Content, HEADER_BYTES, Header, RECORD_OVERHEAD_BYTES, Record, key_hash};
+use crate::segment::{Content, HEADER_BYTES, Header, RECORD_OVERHEAD_BYTES, Record, key_hash};
 use crate::store::{Entry, Origin, Restored};
 use peanut_proto::clock::wall_clock_ms;
 use peanut_proto::machine::Pause;
@@ -213,10 +213,10 @@ impl Restore<'_> {
                     }
                     self.restore(&record, header.generation, seen, report);
                 }
-                Err(bad) => {
+                Err(_) => {
                     report.damaged += 1;
                     // What comes after it in this order was written before it, and it may have outdated that.
-                    if segment.kind == Kind::Writes && bad == Bad::Record {
+                    if segment.kind == Kind::Writes {
                         break;
                     }
                 }

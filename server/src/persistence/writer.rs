@@ -138,6 +138,11 @@ impl Writer {
     pub(super) fn tick(&mut self, now: Instant) {
         let Taken { changes, number, suspended } = self.journal.take();
         if let Some(failed) = self.failed {
+            for change in &changes {
+                if let Change::Cleared { generation: Some(generation), .. } = change {
+                    self.generation = *generation;
+                }
+            }
             // Nothing of ours is on the disk, unless it could not be removed.
             self.journal.settle(number);
             if now >= failed.retry_at {
@@ -187,7 +192,10 @@ impl Writer {
 
     /// Forgets segments that are of no use.
     pub(super) fn discard(&mut self, useless: &[Segment]) {
-        let removed = useless.iter().try_for_each(|segment| {
+        // The oldest first: what outdates others goes after them.
+        let mut oldest_first: Vec<_> = useless.iter().collect();
+        oldest_first.sort_by_key(|segment| segment.number);
+        let removed = oldest_first.into_iter().try_for_each(|segment| {
             self.directory.remove(segment)?;
             self.sealed.retain(|sealed| sealed.number != segment.number);
             Ok(())
@@ -219,31 +227,35 @@ impl Writer {
                         Record { expires_ms: 0, loaded_ms: 0, stamp: RingVersion::NONE, key, content };
                     self.append(Kind::Writes, &record, now)?;
                 }
-                Change::Cleared(to) => {
+                Change::Cleared { kept, generation } => {
                     evicted.clear();
-                    self.clear(*to)?;
+                    self.generation = generation.unwrap_or(self.generation);
+                    self.clear(*kept)?;
                 }
             }
         }
         if evicted.is_empty() { Ok(()) } else { self.append_evicted(&mut evicted, now) }
     }
 
-    /// Drops all, but for what was written under this generation already: a node that starts is told of the
-    /// generation that it knew.
-    fn clear(&mut self, to: Option<Generation>) -> io::Result<()> {
+    /// Drops all but what was written under the generation that is kept. They are gone for good when this
+    /// returns.
+    fn clear(&mut self, kept: Option<Generation>) -> io::Result<()> {
         let open = self.open.take().map(|open| open.file.0);
         self.sealed.extend(open);
-        self.generation = self.generation.max(to.unwrap_or(Generation::NONE));
-        let mut kept = VecDeque::new();
-        while let Some(oldest) = self.sealed.front() {
-            if to.is_some() && self.directory.header(oldest).map(|header| header.generation) == to {
-                kept.extend(self.sealed.pop_front());
-            } else {
-                self.drop_oldest()?;
-            }
+        let is_kept = |segment: &Segment| {
+            kept.is_some() && self.directory.header(segment).map(|header| header.generation) == kept
+        };
+        // What came before writes that go may have been outdated by them.
+        let goes = |segment: &Segment| segment.kind == Kind::Writes && !is_kept(segment);
+        let newest = self.sealed.iter().rposition(goes).map_or(0, |at| at + 1);
+        let later = self.sealed.split_off(newest);
+        let (later, others): (Vec<_>, Vec<_>) = later.into_iter().partition(is_kept);
+        self.sealed.extend(others);
+        while !self.sealed.is_empty() {
+            self.drop_oldest()?;
         }
-        self.sealed = kept;
-        Ok(())
+        self.sealed = later.into();
+        self.directory.sync()
     }
 
     fn append_evicted(&mut self, evicted: &mut HashSet<u64>, now: Now) -> io::Result<()> {
@@ -439,7 +451,7 @@ impl Writer {
         let segments = self.directory.list()?;
         segments.iter().map(|segment| self.directory.remove(segment)).fold(Ok(()), Result::and)?;
         self.sealed.clear();
-        Ok(())
+        self.directory.sync()
     }
 
     fn try_again(&mut self, now: Instant) {

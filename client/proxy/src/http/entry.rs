@@ -98,7 +98,8 @@ fn is_among(tag: &str, list: &str) -> bool {
 /// Says how old an answer is, and for how long it may be kept: until the entry of the cache is not fresh any
 /// more.
 fn fresh(response: &mut Response, got: &Detailed) {
-    let (age, lifetime) = (got.age.as_secs(), (got.age + got.ttl).as_secs());
+    // Rounded so that nobody keeps it for longer.
+    let (age, lifetime) = (got.age.as_millis().div_ceil(1000), (got.age + got.ttl).as_secs());
     let kept =
         if got.ttl < Duration::from_secs(1) { "no-cache".to_owned() } else { format!("max-age={lifetime}") };
     let headers = response.headers_mut();
