@@ -176,8 +176,8 @@ impl Journal {
         to.filter(|_| self.pending.lock().writes == 0)
     }
 
-    /// Takes in that all keys were forgotten, but for what is `kept` on the disk, for the sake of a generation
-    /// or altogether.
+    /// Takes in that all keys were forgotten, but for what is `kept` on the disk, for the sake of a
+    /// generation or altogether.
     pub(crate) fn cleared(&self, kept: Option<Generation>, to: Option<Generation>) -> WriteNumber {
         self.write(|pending| {
             let before = pending.list.iter().rev().find_map(|change| match change {
