@@ -9,8 +9,8 @@ const REMEMBERED: usize = 16;
 
 /// The generations that were told: each is a clear that was done.
 ///
-/// They are not compared by size: a registry that has lost its data counts on from the clock of the client that
-/// clears next, which may be behind.
+/// They are not compared by size: a registry that has lost its data counts on from the clock of the client
+/// that clears next, which may be behind.
 #[derive(Debug, Default)]
 pub(super) struct Generations {
     pub(super) last: Generation,
