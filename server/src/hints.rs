@@ -31,10 +31,11 @@ use crate::registration::{holder_of, in_use};
 const AT_ONCE: usize = 256;
 /// How long to wait when they could not be removed.
 const REMOVE_AGAIN: Duration = Duration::from_millis(200);
-/// How often the mark is tried again that the registry has not taken.
+/// How often the mark is tried again that the registry has not told or not taken.
 const MARK_AGAIN: Duration = Duration::from_secs(5);
-/// Records that cannot be read are told of so often.
+/// Records that cannot be read are told of so often, and marks.
 const SAY: Duration = Duration::from_secs(10);
+const SAY_OF_MARK: Duration = Duration::from_secs(600);
 
 /// What was heard before.
 #[derive(Debug)]
@@ -51,6 +52,18 @@ struct Heard {
     generations: HashMap<String, Option<Generation>>,
     /// When it was last told of a bad record.
     said: Option<Instant>,
+    /// When it was last told that the mark is not read or made.
+    said_of_mark: Option<Instant>,
+}
+
+impl Heard {
+    fn says_of_mark(&mut self) -> bool {
+        let is_due = self.said_of_mark.is_none_or(|at| at.elapsed() > SAY_OF_MARK);
+        if is_due {
+            self.said_of_mark = Some(Instant::now());
+        }
+        is_due
+    }
 }
 
 /// Reads and follows what is left for one node.
@@ -84,6 +97,7 @@ impl HintReader {
             done,
             generations: HashMap::new(),
             said: None,
+            said_of_mark: None,
         };
         loop {
             let begun = Instant::now();
@@ -138,11 +152,13 @@ impl HintReader {
         let lineage = match self.check_lineage(heard, lease).await {
             Ok(lineage) => Some(lineage),
             Err(error) => {
-                // It may lack the right to. Hints are read all the same; nothing comes back from the disk.
-                tracing::warn!(
-                    error = format_args!("{error:#}"),
-                    "the mark of this node's last start cannot be read"
-                );
+                // It may lack the right to. Hints are read all the same.
+                if heard.says_of_mark() {
+                    tracing::warn!(
+                        error = format_args!("{error:#}"),
+                        "the mark of this node's last start cannot be read; until it can, nothing comes back from the disk"
+                    );
+                }
                 None
             }
         };
@@ -168,6 +184,7 @@ impl HintReader {
                     }
                     continue;
                 }
+                () = sleep(MARK_AGAIN), if lineage.is_none() => return Ok(()),
             };
             self.apply(changed.into_iter().filter(|change| change.revision > revision), heard);
         }
@@ -224,7 +241,12 @@ impl HintReader {
         match &made {
             Ok(()) => heard.marked_with = Some(lease),
             Err(error) => {
-                tracing::debug!(error = format_args!("{error:#}"), "the mark of this start was not made")
+                if heard.says_of_mark() {
+                    tracing::warn!(
+                        error = format_args!("{error:#}"),
+                        "the mark of this start was not made; until it is, the next one will be cold"
+                    );
+                }
             }
         }
         made.is_ok()
@@ -362,3 +384,6 @@ async fn done(begun: impl IntoIterator<Item = Begun>) {
         let _ = begun.answer().await;
     }
 }
+
+#[cfg(test)]
+mod tests;
