@@ -51,11 +51,13 @@ pub(super) struct StoredEntry {
 }
 
 impl StoredEntry {
-    pub(super) fn since(self, began: Instant) -> Entry {
+    /// By the monotonic clock, which has not counted so many of them.
+    pub(super) fn since(self, began: Instant, suspended_ms: u64) -> Entry {
+        let at = |ms: u64| began + Duration::from_millis(ms.saturating_sub(suspended_ms));
         Entry {
             value: self.value,
-            loaded: began + Duration::from_millis(self.loaded_ms),
-            expires: began + Duration::from_millis(self.expires_ms),
+            loaded: at(self.loaded_ms),
+            expires: at(self.expires_ms),
             stamp: self.stamp,
             origin: self.origin,
         }

@@ -50,6 +50,7 @@ use parking_lot::RwLock;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
+use entry::StoredEntry;
 pub use entry::{Entry, Origin};
 pub use peanut_proto::numbers::RingVersion;
 pub use policy::Eviction;
@@ -138,7 +139,7 @@ impl Store {
                 None
             }
             // An entry from before the node came to own the key may have missed a write at another owner.
-            Found::Entry(entry) => (entry.stamp >= owned_since).then(|| entry.since(self.began())),
+            Found::Entry(entry) => (entry.stamp >= owned_since).then(|| self.entry(entry)),
         }
     }
 
@@ -193,7 +194,7 @@ impl Store {
     pub fn peek(&self, key: &[u8], origin: Origin, now: Instant) -> Option<Entry> {
         let (shard, hash) = self.shard(key);
         let found = shard.read().peek(key, hash, origin, self.ms(now));
-        found.map(|entry| entry.since(self.began()))
+        found.map(|entry| self.entry(entry))
     }
 
     /// Shows every entry, the expired ones included, first those that should stay the longest, until `visit`
@@ -206,7 +207,7 @@ impl Store {
             for (shard, order) in self.shards.iter().zip(&orders) {
                 let found = order.get(rank).and_then(|at| shard.read().at(*at));
                 if let Some((key, entry)) = found
-                    && visit(&key, entry.since(self.began())).is_break()
+                    && visit(&key, self.entry(entry)).is_break()
                 {
                     return;
                 }
@@ -284,14 +285,14 @@ impl Store {
         &self.suspended
     }
 
-    /// When it began, by a clock that stood still at no time since.
-    fn began(&self) -> Instant {
-        let time = self.suspended.counted();
-        if time.is_zero() { self.began } else { self.began.checked_sub(time).unwrap_or(self.began) }
+    /// Milliseconds since it began, suspensions included.
+    fn ms(&self, time: Instant) -> u64 {
+        let ms = u64::try_from(time.saturating_duration_since(self.began).as_millis()).unwrap_or(u64::MAX);
+        ms.saturating_add(self.suspended.counted_ms())
     }
 
-    fn ms(&self, time: Instant) -> u64 {
-        u64::try_from(time.saturating_duration_since(self.began()).as_millis()).unwrap_or(u64::MAX)
+    fn entry(&self, stored: StoredEntry) -> Entry {
+        stored.since(self.began, self.suspended.counted_ms())
     }
 }
 

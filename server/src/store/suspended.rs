@@ -29,7 +29,12 @@ impl Suspended {
 
     /// What is counted.
     pub fn counted(&self) -> Duration {
-        Duration::from_millis(self.counted_ms.load(Ordering::Acquire))
+        Duration::from_millis(self.counted_ms())
+    }
+
+    /// As [`counted`](Self::counted), in milliseconds.
+    pub(super) fn counted_ms(&self) -> u64 {
+        self.counted_ms.load(Ordering::Acquire)
     }
 
     /// What there has been until now, counted or not.
