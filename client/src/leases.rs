@@ -113,54 +113,13 @@ async fn with_hints(registry: &dyn Registry, keys: &Keys, nodes: &[&Arc<Node>]) 
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use async_trait::async_trait;
-    use peanut_proto::registry::{Change, Changes, LeaseId, LocalRegistry, Page, RegistryError};
+    use peanut_proto::registry::{Change, LocalRegistry, Refusing, RegistryError};
 
     use super::*;
     use crate::config::Config;
-
-    /// A registry that cannot be read for a while.
-    #[derive(Debug)]
-    struct Down {
-        registry: LocalRegistry,
-        is_down: AtomicBool,
-    }
-
-    #[async_trait]
-    impl Registry for Down {
-        async fn page(&self, range: &KeyRange, options: PageOptions) -> Result<Page, RegistryError> {
-            if self.is_down.load(Ordering::Relaxed) {
-                return Err(RegistryError::new("down"));
-            }
-            self.registry.page(range, options).await
-        }
-        async fn watch(&self, ranges: &[KeyRange]) -> Result<Box<dyn Changes>, RegistryError> {
-            self.registry.watch(ranges).await
-        }
-        async fn put(&self, key: &str, value: Vec<u8>, lease: Option<LeaseId>) -> Result<(), RegistryError> {
-            self.registry.put(key, value, lease).await
-        }
-        async fn swap(&self, key: &str, expected: i64, value: Vec<u8>) -> Result<bool, RegistryError> {
-            self.registry.swap(key, expected, value).await
-        }
-        async fn delete_if(&self, key: &str, expected: i64) -> Result<bool, RegistryError> {
-            self.registry.delete_if(key, expected).await
-        }
-        async fn delete(&self, key: &str) -> Result<(), RegistryError> {
-            self.registry.delete(key).await
-        }
-        async fn grant(&self, ttl: Duration) -> Result<LeaseId, RegistryError> {
-            self.registry.grant(ttl).await
-        }
-        async fn renew(&self, lease: LeaseId) -> Result<bool, RegistryError> {
-            self.registry.renew(lease).await
-        }
-        async fn revoke(&self, lease: LeaseId) -> Result<(), RegistryError> {
-            self.registry.revoke(lease).await
-        }
-    }
 
     /// A view in which these nodes hold leases.
     fn view(live: &[&str]) -> FleetView {
@@ -219,15 +178,18 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn while_the_registry_does_not_say_whether_there_are_hints_nobody_is_asked_for_a_while() {
-        let (registry, nodes) =
-            (Down { registry: LocalRegistry::new(), is_down: AtomicBool::new(true) }, nodes());
+        let (is_down, nodes) = (Arc::new(AtomicBool::new(true)), nodes());
+        let registry = Refusing::new({
+            let is_down = is_down.clone();
+            move |_| is_down.load(Ordering::Relaxed).then(|| RegistryError::new("down"))
+        });
         let mut undecided = tell(&view(&["a"]), &nodes, Some(&registry), Undecided::default()).await;
         assert!(undecided.is_left());
         assert_eq!(unleased(&nodes), ["b", "c"], "a hint may wait for either");
         tokio::time::advance(PATIENCE).await;
         undecided = tell(&view(&["a"]), &nodes, Some(&registry), undecided).await;
         assert!(undecided.is_left() && unleased(&nodes).is_empty(), "as in any outage of the registry");
-        registry.is_down.store(false, Ordering::Relaxed);
+        is_down.store(false, Ordering::Relaxed);
         let hint = format!("{}g/x", Keys::new("f").hints_for("b"));
         registry.put(&hint, vec![], None).await.unwrap();
         undecided = tell(&view(&["a"]), &nodes, Some(&registry), undecided).await;

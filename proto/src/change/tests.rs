@@ -1,49 +1,8 @@
 //! Changing a ring in a registry that takes only short values.
 
-use async_trait::async_trait;
-
 use super::*;
 use crate::membership::NodeInfo;
-use crate::registry::{Changes, KeyRange, LeaseId, LocalRegistry, Page, PageOptions};
-use std::time::Duration;
-
-/// A registry that refuses values beyond a length.
-#[derive(Debug)]
-struct Short(LocalRegistry, usize);
-
-#[async_trait]
-impl Registry for Short {
-    async fn page(&self, range: &KeyRange, options: PageOptions) -> Result<Page, RegistryError> {
-        self.0.page(range, options).await
-    }
-    async fn watch(&self, ranges: &[KeyRange]) -> Result<Box<dyn Changes>, RegistryError> {
-        self.0.watch(ranges).await
-    }
-    async fn put(&self, key: &str, value: Vec<u8>, lease: Option<LeaseId>) -> Result<(), RegistryError> {
-        self.0.put(key, value, lease).await
-    }
-    async fn swap(&self, key: &str, expected: i64, value: Vec<u8>) -> Result<bool, RegistryError> {
-        if value.len() > self.1 {
-            return Err(RegistryError::new("request is too large").too_large());
-        }
-        self.0.swap(key, expected, value).await
-    }
-    async fn delete_if(&self, key: &str, expected: i64) -> Result<bool, RegistryError> {
-        self.0.delete_if(key, expected).await
-    }
-    async fn delete(&self, key: &str) -> Result<(), RegistryError> {
-        self.0.delete(key).await
-    }
-    async fn grant(&self, ttl: Duration) -> Result<LeaseId, RegistryError> {
-        self.0.grant(ttl).await
-    }
-    async fn renew(&self, lease: LeaseId) -> Result<bool, RegistryError> {
-        self.0.renew(lease).await
-    }
-    async fn revoke(&self, lease: LeaseId) -> Result<(), RegistryError> {
-        self.0.revoke(lease).await
-    }
-}
+use crate::registry::{Asked, LocalRegistry, Refusing};
 
 fn node(n: usize) -> NodeInfo {
     NodeInfo { id: format!("node-{n}"), addr: format!("host-{n}:1"), zone: String::new(), weight: 1 }
@@ -52,7 +11,10 @@ fn node(n: usize) -> NodeInfo {
 #[tokio::test]
 async fn a_ring_that_is_too_long_for_the_registry_forgets_before_it_fails_and_says_what_to_do() {
     let keys = Keys::new("f");
-    let registry = Short(LocalRegistry::new(), 6_000);
+    let registry = Refusing::new(|asked| {
+        let is_long = matches!(asked, Asked::Swap(value) if value.len() > 6_000);
+        is_long.then(|| RegistryError::new("request is too large").too_large())
+    });
     assert!(swap_ring(&registry, &keys, 0, RingDocument::empty(8).with(&node(0), 0).unwrap()).await.unwrap());
     let mut members = 1;
     let error = loop {

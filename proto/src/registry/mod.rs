@@ -10,6 +10,8 @@
 mod etcd;
 mod local;
 mod range;
+#[cfg(any(test, feature = "testing"))]
+mod refusing;
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,6 +23,8 @@ use async_trait::async_trait;
 pub use etcd::EtcdRegistry;
 pub use local::LocalRegistry;
 pub use range::{KeyRange, Page, PageOptions};
+#[cfg(any(test, feature = "testing"))]
+pub use refusing::{Asked, Refusing};
 
 use crate::causes::write_causes;
 
