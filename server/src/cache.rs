@@ -61,7 +61,7 @@ pub(crate) struct Cache {
     runtime: Option<Handle>,
     /// Where entries are kept for a warm restart, if anywhere.
     journal: Option<Arc<Journal>>,
-    /// How many times the group has been cleared, as the registry says.
+    /// To which the group was cleared, as the registry says.
     generations: watch::Sender<Generations>,
     /// It has been said that a value was too large to be kept.
     is_told_of_large: AtomicBool,

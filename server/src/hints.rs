@@ -56,14 +56,13 @@ struct Heard {
     said_of_mark: Option<Instant>,
 }
 
-impl Heard {
-    fn says_of_mark(&mut self) -> bool {
-        let is_due = self.said_of_mark.is_none_or(|at| at.elapsed() > SAY_OF_MARK);
-        if is_due {
-            self.said_of_mark = Some(Instant::now());
-        }
-        is_due
+/// Whether it is time to tell of something again, which is then taken for told.
+fn is_due(said: &mut Option<Instant>, again: Duration) -> bool {
+    let is_due = said.is_none_or(|at| at.elapsed() > again);
+    if is_due {
+        *said = Some(Instant::now());
     }
+    is_due
 }
 
 /// Reads and follows what is left for one node.
@@ -153,7 +152,7 @@ impl HintReader {
             Ok(lineage) => Some(lineage),
             Err(error) => {
                 // It may lack the right to. Hints are read all the same.
-                if heard.says_of_mark() {
+                if is_due(&mut heard.said_of_mark, SAY_OF_MARK) {
                     tracing::warn!(
                         error = format_args!("{error:#}"),
                         "the mark of this node's last start cannot be read; until it can, nothing comes back from the disk"
@@ -241,7 +240,7 @@ impl HintReader {
         match &made {
             Ok(()) => heard.marked_with = Some(lease),
             Err(error) => {
-                if heard.says_of_mark() {
+                if is_due(&mut heard.said_of_mark, SAY_OF_MARK) {
                     tracing::warn!(
                         error = format_args!("{error:#}"),
                         "the mark of this start was not made; until it is, the next one will be cold"
@@ -265,8 +264,7 @@ impl HintReader {
                     match Hint::decode(value) {
                         Ok(record) => self.invalidate(group, record, &mut begun),
                         Err(error) if unread.insert(group.to_owned()) => {
-                            if heard.said.is_none_or(|at| at.elapsed() > SAY) {
-                                heard.said = Some(Instant::now());
+                            if is_due(&mut heard.said, SAY) {
                                 tracing::warn!(
                                     key = change.key,
                                     error = format_args!("{error:#}"),

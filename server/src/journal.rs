@@ -73,13 +73,8 @@ pub(crate) enum Change {
     /// What a client has set.
     Set(Bytes, Entry),
     Removed(Bytes),
-    /// The group was cleared.
-    Cleared {
-        /// What is on the disk from under this generation stays.
-        kept: Option<Generation>,
-        /// What is written from now on is of this generation; `None`: of the one before.
-        generation: Option<Generation>,
-    },
+    /// The group was cleared, but for what is on the disk from under this generation.
+    Cleared(Option<Generation>),
 }
 
 /// A write on its way to the disk: the number of writes up to it.
@@ -91,6 +86,8 @@ struct Pending {
     list: Vec<Change>,
     bytes: usize,
     writes: u64,
+    /// To which the group was cleared last.
+    generation: Generation,
     /// How long the machine had been suspended when the first change came.
     suspended: Option<Duration>,
 }
@@ -100,6 +97,8 @@ struct Pending {
 pub(crate) struct Taken {
     pub(crate) changes: Vec<Change>,
     pub(crate) number: WriteNumber,
+    /// Of which all of them are: a clear to another comes first, and nothing before it is left.
+    pub(crate) generation: Generation,
     /// How long the machine had been suspended when the first of them came, as
     /// [`suspended`](peanut_proto::clock::suspended) has it.
     pub(crate) suspended: Duration,
@@ -109,17 +108,16 @@ pub(crate) struct Taken {
 #[derive(Debug, Default)]
 pub(crate) struct Written {
     keys: HashSet<u64>,
-    /// All of them, but for what was written under this generation already.
-    cleared_to: Option<Generation>,
+    /// All of them, but for what is kept.
+    is_cleared: bool,
+    /// What was written under this generation already.
+    kept: Option<Generation>,
 }
-
-/// Under which nothing was written.
-const NO_GENERATION: Generation = Generation(u64::MAX);
 
 impl Written {
     /// Whether an entry of a key, by hash, that was written under a generation is outdated.
     pub(crate) fn outdates(&self, key: u64, generation: Generation) -> bool {
-        self.cleared_to.is_some_and(|to| generation != to) || self.keys.contains(&key)
+        self.is_cleared && self.kept != Some(generation) || self.keys.contains(&key)
     }
 }
 
@@ -169,23 +167,13 @@ impl Journal {
         self.write(|pending| pending.list.push(Change::Removed(key.clone())))
     }
 
-    /// Which generation's entries a clear to this one leaves on the disk: its own, which a node that starts
-    /// is told of again. None where something was written before in this process: that may have outdated
-    /// them.
-    pub(crate) fn kept_by_clear(&self, to: Option<Generation>) -> Option<Generation> {
-        to.filter(|_| self.pending.lock().writes == 0)
-    }
-
     /// Takes in that all keys were forgotten, but for what is `kept` on the disk, for the sake of a
     /// generation or altogether.
     pub(crate) fn cleared(&self, kept: Option<Generation>, to: Option<Generation>) -> WriteNumber {
         self.write(|pending| {
-            let before = pending.list.iter().rev().find_map(|change| match change {
-                Change::Cleared { generation, .. } => *generation,
-                _ => None,
-            });
+            pending.generation = to.unwrap_or(pending.generation);
             pending.list.clear();
-            pending.list.push(Change::Cleared { kept, generation: to.or(before) });
+            pending.list.push(Change::Cleared(kept));
         })
     }
 
@@ -205,15 +193,17 @@ impl Journal {
         }
     }
 
-    /// The same of all keys, but for those whose entries are `kept`.
-    pub(crate) fn outdate_all(&self, kept: Option<Generation>) {
+    /// The same of all keys, for the sake of a generation or altogether. Gives the generation whose entries
+    /// stay on the disk: that very one, which a node that starts is told of again. None where something was
+    /// written before in this process: that may have outdated them.
+    pub(crate) fn outdate_all(&self, to: Option<Generation>) -> Option<Generation> {
+        let kept = to.filter(|_| self.latest() == WriteNumber(0));
         if let Some(written) = &mut *self.written.lock() {
-            written.cleared_to = Some(match written.cleared_to {
-                None => kept.unwrap_or(NO_GENERATION),
-                Some(before) if kept == Some(before) => before,
-                Some(_) => NO_GENERATION,
-            });
+            let is_same = !written.is_cleared || written.kept == kept;
+            written.kept = kept.filter(|_| is_same);
+            written.is_cleared = true;
         }
+        kept
     }
 
     /// The latest write so far.
@@ -271,6 +261,7 @@ impl Journal {
         Taken {
             changes: std::mem::take(&mut pending.list),
             number: WriteNumber(pending.writes),
+            generation: pending.generation,
             suspended: pending.suspended.take().unwrap_or_else(suspended),
         }
     }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use peanut_proto::clock::suspended;
 use peanut_proto::limits::MAX_VALUE_BYTES;
 use peanut_proto::v1::ErrorCode;
 use tokio::sync::Semaphore;
@@ -259,7 +260,6 @@ impl Cache {
             let failure = Failure::new(ErrorCode::LoaderFailed, why);
             return loads.into_iter().for_each(|load| self.land(load.pilot, &load.get, Err(failure.clone())));
         };
-        let mut begun = Instant::now();
         // Of several callers the first: a load is in one trace.
         let traced = loads.iter().map(|load| &load.get.traceparent).find(|trace| !trace.is_empty());
         let traceparent: Option<Arc<str>> =
@@ -270,14 +270,14 @@ impl Cache {
             deadline,
             traceparent: traceparent.clone(),
         };
-        let mut suspended = self.store.suspended().until_now();
-        let mut loaded = self.load(loads.iter().map(request).collect(), deadline).await;
         // What was read before the machine was suspended is of then, and nobody has told of it.
-        while self.store.suspended().until_now() > suspended + SUSPENDED {
-            (begun, suspended) = (Instant::now(), self.store.suspended().until_now());
-            loaded = self.load(loads.iter().map(request).collect(), deadline).await;
-        }
-        let Origin { found, has_failed } = loaded;
+        let (begun, Origin { found, has_failed }) = loop {
+            let (begun, suspended_before) = (Instant::now(), suspended());
+            let loaded = self.load(loads.iter().map(request).collect(), deadline).await;
+            if suspended() <= suspended_before + SUSPENDED {
+                break (begun, loaded);
+            }
+        };
         let took = begun.elapsed();
         self.metrics.loaded(found.len(), took);
         self.loads.took(took);

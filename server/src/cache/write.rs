@@ -232,7 +232,7 @@ impl Cache {
         by: Option<LaneId>,
     ) -> Begun {
         if generation == Generation::NONE {
-            self.clear_where(under, by, None, |_| true)
+            self.clear_all(under, by, None)
         } else if self.generations.borrow().has(generation) {
             self.when_told(by)
         } else {
@@ -248,7 +248,7 @@ impl Cache {
     ) -> Result<Answer, Failure> {
         let mut generations = self.generations.subscribe();
         let is_told = timeout(TELL_WITHIN, generations.wait_for(|told| told.has(generation))).await.is_ok();
-        let begun = if is_told { self.when_told(by) } else { self.clear_where(under, by, None, |_| true) };
+        let begun = if is_told { self.when_told(by) } else { self.clear_all(under, by, None) };
         Box::pin(begun.answer()).await
     }
 
@@ -261,25 +261,19 @@ impl Cache {
     /// Forgets all keys where the registry has another generation of the group than is known here: mostly a
     /// later one, and an earlier one where it had lost the last and the clocks of those who clear differ.
     pub(crate) fn clear_to(self: &Arc<Self>, generation: Generation, under: RingVersion) -> Begun {
-        let begun = self.clear_where(under, None, Some(generation), |cache| cache.generation() != generation);
+        let begun = self.clear_all(under, None, Some(generation));
         // Callers that wait for it are told when it is done.
         self.generations.send_if_modified(|told| told.next(generation));
         begun
     }
 
-    fn clear_where(
-        self: &Arc<Self>,
-        under: RingVersion,
-        by: Option<LaneId>,
-        to: Option<Generation>,
-        is_due: impl FnOnce(&Cache) -> bool,
-    ) -> Begun {
+    /// Forgets all keys, unless that was done for the sake of this generation.
+    fn clear_all(self: &Arc<Self>, under: RingVersion, by: Option<LaneId>, to: Option<Generation>) -> Begun {
         let cleared = self.flights.write_all(under, || {
-            if !is_due(self) {
+            if to == Some(self.generation()) {
                 return None;
             }
-            let kept = self.journal().and_then(|journal| journal.kept_by_clear(to));
-            self.journal().inspect(|journal| journal.outdate_all(kept));
+            let kept = self.journal().and_then(|journal| journal.outdate_all(to));
             Some((self.store.clear(), self.journal().map(|journal| journal.cleared(kept, to))))
         });
         let Some((entries, number)) = cleared else {

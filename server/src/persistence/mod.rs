@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use peanut_proto::machine::{Pause, work_on_thread};
+use peanut_proto::machine::{self, Pause, work_on_thread};
 use peanut_proto::numbers::RingVersion;
 use peanut_proto::sabotage::{Mechanism, without};
 use tokio::sync::watch;
@@ -175,34 +175,49 @@ impl Directories {
     }
 }
 
+/// What a start has found in a group's directory.
+enum Found {
+    OfLastStart(Vec<Segment>),
+    /// It is not there any more, unless it could not be removed.
+    Outdated(Vec<Segment>),
+}
+
+/// Marks a group's directory with a start, once nothing of another than the last one is in it: under the mark
+/// it would pass for what this process has left.
+fn mark(group: &str, directory: &Directory, found: Vec<Segment>, lineage: Lineage) -> Found {
+    let is_last = lineage.found.is_some() && directory.lineage() == lineage.found;
+    let found = if is_last || found.is_empty() || without(Mechanism::Lineage) {
+        Found::OfLastStart(found)
+    } else {
+        tracing::warn!(
+            group,
+            "the directory is not of the last start that the registry knows of: a cold start"
+        );
+        Found::Outdated(found)
+    };
+    let removed = match &found {
+        Found::OfLastStart(_) => Ok(()),
+        Found::Outdated(found) => directory.forget(found),
+    };
+    if let Err(error) = removed.and_then(|()| directory.set_lineage(lineage.mine)) {
+        tracing::warn!(group, %error, "the next start will be a cold one");
+    }
+    found
+}
+
 impl Persistence {
     /// Marks the directories with this start, and leaves aside what is of another than the last one: the node
     /// was not told of all that was invalidated since.
-    ///
-    /// What this gives does that, and may block.
-    pub(crate) fn take_lineage(&mut self, lineage: Lineage) -> impl FnOnce() + Send + 'static {
-        let mut all = Vec::new();
+    pub(crate) async fn take_lineage(&mut self, lineage: Lineage) {
         for (number, Group { cache, taken }) in self.groups.iter_mut().enumerate() {
-            let is_last = lineage.found.is_some() && taken.directory.lineage() == lineage.found;
-            let mut outdated = Vec::new();
-            if !is_last && !taken.found.is_empty() && !without(Mechanism::Lineage) {
-                tracing::warn!(
-                    group = cache.name(),
-                    "the directory is not of the last start that the registry knows of: a cold start"
-                );
-                outdated = std::mem::take(&mut taken.found);
-            }
-            all.push((number, cache.name().to_owned(), taken.directory.clone(), outdated));
-        }
-        let shared = self.shared.clone();
-        move || {
-            for (number, group, directory, outdated) in all {
-                // Under the mark of this start they would pass for what this process has left.
-                let marked = directory.forget(&outdated).and_then(|()| directory.set_lineage(lineage.mine));
-                if let Err(error) = marked {
-                    tracing::warn!(group, %error, "the next start will be a cold one");
-                }
-                shared.useless.lock().push((number, outdated));
+            let (name, directory) = (cache.name().to_owned(), taken.directory.clone());
+            let found = std::mem::take(&mut taken.found);
+            // A disk that stands still holds up nothing else.
+            match machine::blocking(move || mark(&name, &directory, found, lineage)).await {
+                Ok(Found::OfLastStart(found)) => taken.found = found,
+                Ok(Found::Outdated(found)) => self.shared.useless.lock().push((number, found)),
+                // The runtime ends.
+                Err(_) => return,
             }
         }
     }

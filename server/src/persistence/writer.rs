@@ -56,7 +56,7 @@ pub(super) struct Writer {
     sealed: VecDeque<Segment>,
     open: Option<Open>,
     next_number: u64,
-    /// To which the group was cleared last, as far as segments know.
+    /// Of which the segments are that are begun now.
     generation: Generation,
     failed: Option<Failed>,
 }
@@ -136,13 +136,9 @@ impl Writer {
     /// Writes what has been stored since the last time, and does what is due. Never fails: a disk that does
     /// is left alone.
     pub(super) fn tick(&mut self, now: Instant) {
-        let Taken { changes, number, suspended } = self.journal.take();
+        let Taken { changes, number, generation, suspended } = self.journal.take();
+        self.generation = generation;
         if let Some(failed) = self.failed {
-            for change in &changes {
-                if let Change::Cleared { generation: Some(generation), .. } = change {
-                    self.generation = *generation;
-                }
-            }
             // Nothing of ours is on the disk, unless it could not be removed.
             self.journal.settle(number);
             if now >= failed.retry_at {
@@ -227,9 +223,8 @@ impl Writer {
                         Record { expires_ms: 0, loaded_ms: 0, stamp: RingVersion::NONE, key, content };
                     self.append(Kind::Writes, &record, now)?;
                 }
-                Change::Cleared { kept, generation } => {
+                Change::Cleared(kept) => {
                     evicted.clear();
-                    self.generation = generation.unwrap_or(self.generation);
                     self.clear(*kept)?;
                 }
             }
@@ -242,19 +237,18 @@ impl Writer {
     fn clear(&mut self, kept: Option<Generation>) -> io::Result<()> {
         let open = self.open.take().map(|open| open.file.0);
         self.sealed.extend(open);
-        let is_kept = |segment: &Segment| {
-            kept.is_some() && self.directory.header(segment).map(|header| header.generation) == kept
-        };
-        // What came before writes that go may have been outdated by them.
-        let goes = |segment: &Segment| segment.kind == Kind::Writes && !is_kept(segment);
-        let newest = self.sealed.iter().rposition(goes).map_or(0, |at| at + 1);
-        let later = self.sealed.split_off(newest);
-        let (later, others): (Vec<_>, Vec<_>) = later.into_iter().partition(is_kept);
-        self.sealed.extend(others);
+        let (mut stay, mut go, mut may_stay) = (VecDeque::new(), VecDeque::new(), kept.is_some());
+        while let Some(newest) = self.sealed.pop_back() {
+            let stays = may_stay && self.directory.header(&newest).map(|header| header.generation) == kept;
+            // What came before writes that go may have been outdated by them.
+            may_stay &= stays || newest.kind != Kind::Writes;
+            if stays { stay.push_front(newest) } else { go.push_front(newest) }
+        }
+        self.sealed = go;
         while !self.sealed.is_empty() {
             self.drop_oldest()?;
         }
-        self.sealed = later.into();
+        self.sealed = stay;
         self.directory.sync()
     }
 

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use peanut_proto::clock::uptime;
 use peanut_proto::discovery::Discovery;
-use peanut_proto::machine;
 use peanut_proto::peanutcachepb::peanut_cache_server::PeanutCacheServer;
 use peanut_proto::v1::peanut_server::PeanutServer;
 use tokio::runtime::Handle;
@@ -260,9 +259,7 @@ impl Running {
                 Some(member) => {
                     let known = member.lineage.wait_for(Option::is_some).await.ok().and_then(|known| *known);
                     if let Some(lineage) = known.filter(|_| member.is_shared) {
-                        // A disk that stands still holds up the restore alone.
-                        let take = persistence.take_lineage(lineage);
-                        drop(machine::blocking(take).await);
+                        persistence.take_lineage(lineage).await;
                     }
                     let has_joined = member.joined.wait_for(|joined| *joined).await.is_ok();
                     has_joined.then(|| self.node.ring().version())

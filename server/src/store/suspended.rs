@@ -27,24 +27,18 @@ impl Suspended {
         self.counted_ms.fetch_max(milliseconds(self.until_now()), Ordering::Release);
     }
 
-    /// What is counted.
-    pub fn counted(&self) -> Duration {
-        Duration::from_millis(self.counted_ms())
-    }
-
-    /// As [`counted`](Self::counted), in milliseconds.
+    /// What is counted, in milliseconds.
     pub(super) fn counted_ms(&self) -> u64 {
         self.counted_ms.load(Ordering::Acquire)
     }
 
-    /// What there has been until now, counted or not.
-    pub fn until_now(&self) -> Duration {
-        suspended().saturating_sub(self.before)
+    /// What is not counted yet: entries have not grown older by it.
+    pub fn uncounted(&self) -> Duration {
+        self.until_now().saturating_sub(Duration::from_millis(self.counted_ms()))
     }
 
-    /// What entries have not grown older by yet.
-    pub fn uncounted(&self) -> Duration {
-        self.until_now().saturating_sub(self.counted())
+    fn until_now(&self) -> Duration {
+        suspended().saturating_sub(self.before)
     }
 
     /// Counts a suspension that there was not.

@@ -35,7 +35,7 @@ fn segments(data_dir: &TempDir) -> usize {
 async fn what_is_of_another_start_is_gone_before_the_mark_of_this_one_is_made() {
     let data_dir = tempfile::tempdir().unwrap();
     let (cache, mut persistence) = begin(&data_dir);
-    persistence.take_lineage(Lineage { found: None, mine: 1 })();
+    persistence.take_lineage(Lineage { found: None, mine: 1 }).await;
     let now = Instant::now();
     let entry =
         Entry { value: None, loaded: now, expires: now + HOUR, stamp: RingVersion(3), origin: Origin::Owner };
@@ -44,6 +44,6 @@ async fn what_is_of_another_start_is_gone_before_the_mark_of_this_one_is_made() 
     assert_eq!(segments(&data_dir), 1);
     // There was a start elsewhere since.
     let (_cache, mut persistence) = begin(&data_dir);
-    persistence.take_lineage(Lineage { found: Some(2), mine: 3 })();
+    persistence.take_lineage(Lineage { found: Some(2), mine: 3 }).await;
     assert_eq!(segments(&data_dir), 0);
 }
