@@ -272,20 +272,28 @@ impl Theme {
         staleness: Option<Duration>,
         random: &mut Rng,
     ) -> Option<NearCache> {
-        let always = matches!(self, Theme::Near { .. }) && client == 0;
-        if !random.bool() && !always {
+        let is_reader = self.is_near_reader(client);
+        if !random.bool() && !is_reader {
             return None;
         }
-        let is_hot = random.u8(..3) == 0 && !always;
+        let is_hot = random.u8(..3) == 0 && !is_reader;
         let near = NearCache::bytes(1 << 20).keys(if is_hot { NearKeys::Hot } else { NearKeys::All });
-        Some(staleness.map_or(near.clone(), |staleness| near.max_staleness(staleness)))
+        Some(match staleness {
+            Some(staleness) => near.max_staleness(staleness),
+            None => near,
+        })
+    }
+
+    /// Whether a client is the one that reads near copies all the time.
+    fn is_near_reader(self, client: usize) -> bool {
+        matches!(self, Theme::Near { .. }) && client == 0
     }
 
     /// By how much near copies of each client may be outdated, where writes do not wait for it.
     pub(super) fn staleness(self, random: &mut Rng) -> [Option<Duration>; CLIENTS] {
         std::array::from_fn(|client| {
-            let always = matches!(self, Theme::Near { .. }) && client == 0;
-            (random.u8(..6) == 0 && !always).then(|| Duration::from_millis(random.u64(20..1500)))
+            let is_reader = self.is_near_reader(client);
+            (random.u8(..6) == 0 && !is_reader).then(|| Duration::from_millis(random.u64(20..1500)))
         })
     }
 

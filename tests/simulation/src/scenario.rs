@@ -103,6 +103,13 @@ impl Scenario {
     }
 }
 
+/// Faults for which a host stands still.
+#[derive(Default)]
+struct Stands {
+    paused: u32,
+    suspended: u32,
+}
+
 struct Node {
     host: HostId,
     directory: PathBuf,
@@ -113,8 +120,7 @@ struct Node {
     stop: Option<watch::Sender<bool>>,
     /// Faults that keep it from running.
     down: u32,
-    paused: u32,
-    suspended: u32,
+    stands: Stands,
     leaves: bool,
 }
 
@@ -127,8 +133,7 @@ impl Node {
             copy: None,
             stop: None,
             down: 0,
-            paused: 0,
-            suspended: 0,
+            stands: Stands::default(),
             leaves: false,
         }
     }
@@ -137,8 +142,7 @@ impl Node {
 struct App {
     host: HostId,
     down: u32,
-    paused: u32,
-    suspended: u32,
+    stands: Stands,
     failover: Failover,
     /// By how much its near copies may be outdated.
     staleness: Option<Duration>,
@@ -195,7 +199,7 @@ impl Fleet {
                 1 => Failover::Strict,
                 _ => Failover::Bounded,
             };
-            App { host: world.add_host(), down: 0, paused: 0, suspended: 0, failover, staleness }
+            App { host: world.add_host(), down: 0, stands: Stands::default(), failover, staleness }
         });
         let apps: Vec<App> = apps.collect();
         if matches!(theme, Theme::Near { .. }) && random.bool() {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use peanut_proto::machine::Disk;
 
-use super::{Fleet, marks};
+use super::{Fleet, Stands, marks};
 use crate::network::{HostId, Network};
 use crate::plan::{Directory, End, FIRST_NODES, Fault, NODES};
 use crate::registry::StoreFault;
@@ -77,7 +77,7 @@ impl Fleet {
                 let it = &mut self.nodes[node];
                 if it.stop.is_some()
                     && self.world.is_running(it.host)
-                    && it.paused + it.suspended == 0
+                    && it.stands.paused + it.stands.suspended == 0
                     && it.down == 1
                 {
                     // It has not ended yet.
@@ -142,33 +142,32 @@ impl Fleet {
         }
     }
 
-    pub(super) fn pause(&mut self, end: End, by: i32) {
-        let (host, count) = match end {
-            End::Node(node) => (self.nodes[node].host, &mut self.nodes[node].paused),
-            End::Client(app) => (self.apps[app].host, &mut self.apps[app].paused),
-            End::Member(_) | End::Registry => return,
-        };
-        *count = count.saturating_add_signed(by);
-        let is_paused = *count > 0;
+    /// The host of a node or a client, and why it stands still.
+    fn stands(&mut self, end: End) -> Option<(HostId, &mut Stands)> {
+        match end {
+            End::Node(node) => Some((self.nodes[node].host, &mut self.nodes[node].stands)),
+            End::Client(app) => Some((self.apps[app].host, &mut self.apps[app].stands)),
+            End::Member(_) | End::Registry => None,
+        }
+    }
+
+    fn pause(&mut self, end: End, by: i32) {
+        let Some((host, Stands { paused, .. })) = self.stands(end) else { return };
+        *paused = paused.saturating_add_signed(by);
+        let is_paused = *paused > 0;
         self.world.pause(host, is_paused);
     }
 
     fn suspend(&mut self, end: End, by: i32) {
-        let (host, count) = match end {
-            End::Node(node) => (self.nodes[node].host, &mut self.nodes[node].suspended),
-            End::Client(app) => (self.apps[app].host, &mut self.apps[app].suspended),
-            End::Member(_) | End::Registry => return,
-        };
-        *count = count.saturating_add_signed(by);
-        let is_suspended = *count > 0;
+        let Some((host, Stands { suspended, .. })) = self.stands(end) else { return };
+        *suspended = suspended.saturating_add_signed(by);
+        let is_suspended = *suspended > 0;
         self.world.suspend(host, is_suspended);
     }
 
     fn set_clock(&mut self, whose: End, by_ms: i64) {
-        match whose {
-            End::Node(node) => self.world.set_clock(self.nodes[node].host, by_ms),
-            End::Client(app) => self.world.set_clock(self.apps[app].host, by_ms),
-            End::Member(_) | End::Registry => {}
+        if let Some((host, _)) = self.stands(whose) {
+            self.world.set_clock(host, by_ms);
         }
     }
 
