@@ -6,6 +6,7 @@ use std::process::Command;
 use peanut_tests::{Authority, Etcd, Process, free_port};
 
 use crate::documents::{files, read};
+use crate::secure::tls_of;
 use crate::walk::repository;
 use crate::{PEANUT, SCORES, SERVER};
 
@@ -69,13 +70,7 @@ fn every_block_of_toml_is_taken_by_what_it_is_for() {
     let directory = tempfile::tempdir().unwrap();
     let (authority, path) = (Authority::new(), directory.path().join("peanut.toml"));
     let certificate = authority.issue("node", &["127.0.0.1"]);
-    let quoted = |path: &Path| format!("{:?}", path.display().to_string());
-    let tls = format!(
-        "[tls]\nca = {}\ncert = {}\nkey = {}\n",
-        quoted(&authority.ca()),
-        quoted(&certificate.cert),
-        quoted(&certificate.key)
-    );
+    let tls = tls_of("tls", &authority.ca(), &certificate);
     let blocks = blocks("toml");
     assert!(blocks.len() >= 6, "{} blocks", blocks.len());
     for (page, block) in blocks {
@@ -85,12 +80,8 @@ fn every_block_of_toml_is_taken_by_what_it_is_for() {
             continue;
         }
         // A part of a configuration stands in a whole one.
-        let whole = if parsed.contains_key("group") { "" } else { SCORES };
-        let config = format!(
-            "{}{whole}{}",
-            with_secrets(&block, directory.path()),
-            if whole.is_empty() { "" } else { &tls }
-        );
+        let others = if parsed.contains_key("group") { String::new() } else { format!("{SCORES}{tls}") };
+        let config = with_secrets(&block, directory.path()) + &others;
         std::fs::write(&path, config).unwrap();
         let output = Command::new(SERVER).arg("--config").arg(&path).arg("--check-config").output().unwrap();
         assert!(output.status.success(), "{page}: {}", String::from_utf8_lossy(&output.stderr));
@@ -111,19 +102,12 @@ async fn the_node_of_the_readme_answers_the_commands_of_the_readme() {
     command.env("PEANUT_ETCD_ENDPOINTS", etcd.endpoint()).current_dir(directory.path());
     let mut node = Process::start("peanut-server", &mut command);
     node.wait_for_line("listening on ").await;
-    let lines: Vec<String> = blocks("sh")
-        .into_iter()
-        .flat_map(|(_, block)| {
-            block
-                .lines()
-                .filter(|line| line.contains("-p peanut-cli -- "))
-                .map(str::to_owned)
-                .collect::<Vec<_>>()
-        })
-        .collect();
-    let mut run = 0;
-    for line in lines {
-        let command = after(&line, " -- ");
+    let (blocks, mut run) = (blocks("sh"), 0);
+    let commands = blocks
+        .iter()
+        .flat_map(|(_, block)| block.lines())
+        .filter_map(|line| Some((line, line.split_once("-p peanut-cli -- ")?.1)));
+    for (line, command) in commands {
         let (command, says) = command.split_once('#').unwrap_or((command, ""));
         let args: Vec<&str> = command.split_whitespace().collect();
         if args == ["top"] {
@@ -136,10 +120,6 @@ async fn the_node_of_the_readme_answers_the_commands_of_the_readme() {
         run += 1;
     }
     assert_eq!(run, 2);
-}
-
-fn after<'t>(text: &'t str, mark: &str) -> &'t str {
-    text.split_once(mark).expect("it has the mark").1
 }
 
 /// Commands in blocks of shell lines, and those that stand in the text between backticks.
@@ -166,7 +146,7 @@ fn commands() -> Vec<(String, String)> {
 /// The arguments of one of our programs: by its name, or by cargo.
 fn arguments(command: &str) -> Option<(&'static str, Vec<&str>)> {
     let words: Vec<&str> = command.split_whitespace().collect();
-    let after = |words: &[&'_ str], word: &str| words.iter().position(|it| *it == word);
+    let after = |word: &str| words.iter().position(|it| *it == word).map(|at| at + 1);
     let begin = words.iter().position(|it| matches!(*it, "peanut" | "peanut-server")).filter(|at| {
         // `until peanut …`, `sleep 6; peanut …`: a program stands first, or after a word of the shell.
         words[..*at].iter().all(|word| matches!(*word, "until" | "while" | "do" | "if"))
@@ -175,14 +155,13 @@ fn arguments(command: &str) -> Option<(&'static str, Vec<&str>)> {
         let program = if words[begin] == "peanut" { PEANUT } else { SERVER };
         return Some((program, words[begin + 1..].to_vec()));
     }
-    let package =
-        if words.starts_with(&["cargo", "run"]) { words[after(&words, "-p")? + 1] } else { return None };
+    let package = if words.starts_with(&["cargo", "run"]) { words[after("-p")?] } else { return None };
     let program = match package {
         "peanut-cli" => PEANUT,
         "peanut-server" => SERVER,
         _ => return None,
     };
-    Some((program, words[after(&words, "--")? + 1..].to_vec()))
+    Some((program, words[after("--")?..].to_vec()))
 }
 
 #[test]

@@ -19,7 +19,7 @@ use crate::{SCORES, SERVER};
 const LONG: Duration = Duration::from_secs(5);
 
 /// The lines of a node's configuration that say which certificates it uses.
-fn tls_of(section: &str, ca: &Path, certificate: &Certificate) -> String {
+pub(crate) fn tls_of(section: &str, ca: &Path, certificate: &Certificate) -> String {
     let Certificate { cert, key } = certificate;
     format!(
         "[{section}]\nca = \"{}\"\ncert = \"{}\"\nkey = \"{}\"\n",
