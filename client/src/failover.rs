@@ -60,7 +60,14 @@ async fn get_again(
         };
         let pause = match then {
             Then::Fail => return Err(error),
-            Then::AskWhereGroupIs => return get_where_it_is(client, request, error).await,
+            Then::AskWhereGroupIs => {
+                let answered = get_where_it_is(client, request, error).await?;
+                if !client.has_moved(request, &answered).await {
+                    return Ok(answered);
+                }
+                (refusal, before) = (moved(&answered), None);
+                continue;
+            }
             Then::Retry(pause) => pause,
         };
         tracing::debug!(error = format_args!("{error:#}"), "attempt failed");
@@ -80,20 +87,13 @@ async fn get_again(
     }
 }
 
-/// The nodes that say that they have a group, in the order in which a key is asked for there: while a
-/// configuration is rolled out, a key's owner may not have the group yet.
+/// The nodes that say that they have a group: while a configuration is rolled out, a key's owner may not have
+/// the group yet.
 pub(crate) fn nodes_with_group(client: &Shared, request: &Request<'_>) -> Vec<Arc<Node>> {
-    if client.config.failover == Failover::Off {
-        return Vec::new();
-    }
     let view = client.view();
     let with_group = view.nodes_with_group(request.group_name);
     let routing = client.routing.get();
-    let nodes = routing.nodes().iter().filter(|node| with_group.contains(&node.id()) && !node.is_down());
-    let mut nodes: Vec<_> = nodes.cloned().collect();
-    // Everybody goes by the same order, which is another for each key.
-    nodes.sort_by_key(|node| key_hash(node.id(), request.key));
-    nodes
+    routing.nodes().iter().filter(|node| with_group.contains(&node.id())).cloned().collect()
 }
 
 /// Where no node that was to answer has the group.
@@ -116,7 +116,11 @@ pub(crate) fn has_no_group(client: &Shared, request: &Request<'_>, error: &Error
 /// time.
 async fn get_where_it_is(client: &Shared, request: &Request<'_>, error: Error) -> Result<Answered, Error> {
     let ring_version = client.routing.get().ring.version();
-    for node in nodes_with_group(client, request).into_iter().take(2) {
+    let mut nodes = nodes_with_group(client, request);
+    nodes.retain(|node| !node.is_down() && client.config.failover != Failover::Off);
+    // Everybody goes by the same order, which is another for each key.
+    nodes.sort_by_key(|node| key_hash(node.id(), request.key));
+    for node in nodes.into_iter().take(2) {
         let reply = node.get(&request.at(Placement::in_its_place(ring_version)), Instant::now()).await;
         match reply {
             Ok(reply) => {

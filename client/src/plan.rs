@@ -191,8 +191,8 @@ pub(crate) enum Step {
     Attempt,
     /// It will read of it before it answers again.
     StoreHint,
-    /// It has nothing of the group; those that have are asked.
-    AskWhereGroupIs,
+    /// It has nothing of the group, and readers ask nodes that have.
+    DeleteWhereGroupIs,
     Done,
     Fail,
 }
@@ -228,12 +228,8 @@ impl Delivery {
                 self.ask()
             }
             Err(Failed::Elsewhere | Failed::Again) => self.without_it(reach),
-            Err(Failed::NoGroup) => match self.part {
-                Part::Answers => Step::AskWhereGroupIs,
-                // It has nothing of a group that it does not have.
-                Part::PreviousOwner => Step::Done,
-                Part::OneOfAll => Step::Fail,
-            },
+            Err(Failed::NoGroup) if self.part == Part::OneOfAll => Step::Fail,
+            Err(Failed::NoGroup) => Step::DeleteWhereGroupIs,
             Err(Failed::Finally | Failed::OwnerOnly) => Step::Fail,
         }
     }

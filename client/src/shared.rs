@@ -196,8 +196,9 @@ impl Shared {
         let routing = self.routing.get();
         // Who was asked in the owner's place has to be the one that writes are done at, too.
         let is_another = |route: &Route<'_>| route.successor.is_none_or(|it| it.id() != node.id());
+        let is_later = routing.ring.version() > *ring_version;
         routing.has_moved_since(request.hash, *ring_version)
-            || (*failover && routing.route(request.hash).is_some_and(|route| is_another(&route)))
+            || (*failover && is_later && routing.route(request.hash).is_some_and(|route| is_another(&route)))
     }
 
     /// What gets and writes came to.

@@ -12,6 +12,7 @@
 
 mod gone;
 mod hint;
+mod in_its_place;
 mod leased;
 pub(crate) mod many;
 
@@ -19,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures_util::future::{OptionFuture, join, join_all, try_join_all};
+use futures_util::future::{OptionFuture, join, try_join_all};
 use peanut_proto::backoff::Backoff;
 use peanut_proto::clock::uptime;
 use peanut_proto::frame::{Filled, Write};
@@ -30,7 +31,6 @@ use peanut_proto::v1::Outcome;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::error::{Error, ErrorKind};
-use crate::failover;
 use crate::lane::Reply;
 use crate::node::{Lapse, Node};
 use crate::plan::{Delivery, Duty, Part, Reach, Step, WritePlan};
@@ -149,7 +149,7 @@ async fn delete(
                 match duty {
                     Duty::Owed => other.deliver(Part::Answers, node, None, RingVersion::NONE).await.map(drop),
                     Duty::Attempt | Duty::InItsPlace => {
-                        other.try_to_forget_at(node).await;
+                        drop(other.try_to_delete_at(node).await);
                         Ok(())
                     }
                 }
@@ -372,11 +372,18 @@ impl OneNode<'_> {
                         "a hint is stored for the node"
                     );
                     let stored = Box::pin(self.store_hint(node, successor, error)).await;
-                    return stored.map(|()| None).map_err(Refusal::Final);
+                    stored.map_err(Refusal::Final)?;
+                    // Others may reach it, and be sent on.
+                    let has_group = self.client.view().has_group(node.id(), self.request.group_name);
+                    if has_group == Some(false) && part != Part::OneOfAll {
+                        let because = Error::at(ErrorKind::Unavailable, node.id(), "the node is down");
+                        self.delete_where_group_is(Part::PreviousOwner, because).await?;
+                    }
+                    return Ok(None);
                 }
-                Step::AskWhereGroupIs => {
-                    let asked = Box::pin(self.forget_where_it_is(last.into_error())).await;
-                    return asked.map(|()| None).map_err(Refusal::Final);
+                Step::DeleteWhereGroupIs => {
+                    let deleted = self.delete_where_group_is(part, last.into_error()).await;
+                    return deleted.map(|()| None);
                 }
                 Step::Done => {
                     // It may have given near leases until it went.
@@ -415,39 +422,6 @@ impl OneNode<'_> {
         }
         let op = Op::Write(Write::Delete { key: self.request.key, then_set: false, sequence: 0 });
         OneNode { request: Request { op, ..self.request }, ..self }
-    }
-
-    /// Has the successor forget the key, if it can be reached: what it has by then goes by itself, after
-    /// `failover_ttl`. Gives why it did not.
-    async fn try_to_forget_at(self, successor: &Arc<Node>) -> Option<Error> {
-        if successor.is_down() {
-            return None;
-        }
-        let other = self.without_token();
-        let ask = other.request.at(Placement::in_its_place(self.routing.ring.version()));
-        let written = successor.write(&ask, Instant::now()).await;
-        let error = written.and_then(|reply| self.heed(successor, reply)).err()?.into_error();
-        tracing::debug!(
-            node = successor.id(),
-            error = format_args!("{error:#}"),
-            "the successor did not delete"
-        );
-        Some(error)
-    }
-
-    /// Deletes at the nodes that have the group, one of which is asked in the place of a node that has not.
-    async fn forget_where_it_is(&self, error: Error) -> Result<(), Error> {
-        let other = self.without_token();
-        let ask = other.request.at(Placement::in_its_place(self.routing.ring.version()));
-        let nodes = failover::nodes_with_group(self.client, &self.request);
-        let written = join_all(nodes.iter().map(|node| node.write(&ask, Instant::now()))).await;
-        if written.is_empty() {
-            return Err(failover::has_no_group(self.client, &self.request, &error));
-        }
-        for (node, written) in nodes.iter().zip(written) {
-            written.and_then(|reply| self.heed(node, reply)).map_err(Refusal::into_error)?;
-        }
-        Ok(())
     }
 }
 

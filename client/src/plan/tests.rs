@@ -158,7 +158,8 @@ fn a_previous_owner_without_a_lease_learns_of_the_ring_before_it_answers() {
 #[test]
 fn what_a_node_says_is_final_but_for_a_group_that_it_does_not_have() {
     assert_eq!(steps(Part::Answers, Failed::Finally, REACHED), (1, Step::Fail));
-    assert_eq!(steps(Part::Answers, Failed::NoGroup, REACHED), (1, Step::AskWhereGroupIs));
-    assert_eq!(steps(Part::PreviousOwner, Failed::NoGroup, REACHED), (1, Step::Done));
+    // Readers ask others in its place, as previous owner too.
+    assert_eq!(steps(Part::Answers, Failed::NoGroup, REACHED), (1, Step::DeleteWhereGroupIs));
+    assert_eq!(steps(Part::PreviousOwner, Failed::NoGroup, REACHED), (1, Step::DeleteWhereGroupIs));
     assert_eq!(steps(Part::OneOfAll, Failed::NoGroup, REACHED), (1, Step::Fail));
 }

@@ -110,7 +110,7 @@ impl OneNode<'_> {
         let ring_version = self.routing.ring.version();
         let hint = Hint { format: FORMAT, keys, ring_version, at_ms: wall_clock_ms() };
         // Also where this client never asks it: others may.
-        let successor = async { self.try_to_forget_at(successor?).await };
+        let successor = async { self.try_to_delete_at(successor?).await };
         let stored = timeout_at(self.request.deadline, registry.put(at, hint.encode(), None));
         // The registry would take it from anybody, so a client with a token asks for the right first.
         let stored = if self.client.config.token.is_some() {

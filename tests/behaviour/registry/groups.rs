@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use peanut_client::ErrorKind;
+use peanut_client::{ErrorKind, Failover};
 use peanut_proto::membership::{self, FORMAT};
 use peanut_proto::numbers::Generation;
 use peanut_proto::registry::{KeyRange, Registry as _};
@@ -207,4 +207,37 @@ async fn groups_of_any_name_are_cleared_and_invalidated() {
         (etcd.registry().count(&left).await.unwrap() == 0).then_some(())
     })
     .await;
+}
+
+/// The owner is gone, its successor does not have the group, and so a third node answers for both: it is told
+/// of writes in every mode, though neither owner nor successor is it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_answers_for_two_others_is_told_of_writes() {
+    let origin = Origin::start(Duration::ZERO).await;
+    let long = "failover_ttl = \"1m\"";
+    let with = group_from("g", origin.url(), long) + &group_from("other", origin.url(), "");
+    let (etcd, mut servers) = fleet(2, &with).await;
+    let without = group_from("other", origin.url(), "");
+    servers.push(ServerProcess::start(SERVER, &etcd.endpoint(), &without).await);
+    servers[2].registered().await;
+    let reader = client(&etcd, 3).await;
+    let ids = [0, 1, 2].map(|at| servers[at].addr().to_owned());
+    let ring = reader.ring();
+    let id = |member: usize| ring.members()[member].id.clone();
+    let all = (0..).map(|n| format!("key-{n}"));
+    let of_both = all.filter(|key| {
+        let place = ring.place("g", key.as_bytes()).unwrap();
+        id(place.owner) == ids[0] && place.successor.map(id).as_ref() == Some(&ids[2])
+    });
+    let keys: Vec<String> = of_both.take(3).collect();
+    servers[0].process().kill();
+    for (mode, key) in [Failover::Bounded, Failover::Strict, Failover::Off].into_iter().zip(&keys) {
+        for loads in 1..=2 {
+            assert_eq!(text(&reader, "g", key).await, format!("value of {key}"));
+            assert_eq!(text(&reader, "g", key).await, format!("value of {key}"));
+            assert_eq!(origin.asked_for(key), loads, "{mode:?}");
+            let writer = client_of(&etcd).deadline(PATIENT).failover(mode).build().await.unwrap();
+            writer.group("g").delete(key).await.unwrap();
+        }
+    }
 }

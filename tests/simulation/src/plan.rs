@@ -151,6 +151,22 @@ pub struct Planned {
 /// from the beginning.
 const THEIR_MEMBER: usize = 0;
 
+/// A group that is added to nodes, or removed from them, as they start again.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rollout {
+    group: usize,
+    adds: bool,
+    /// After how many starts of each node.
+    at: [u32; NODES],
+}
+
+impl Rollout {
+    /// Whether a node has a group at its start of this number, from one on. The first node always has.
+    pub(super) fn has(&self, group: usize, node: usize, start: u32) -> bool {
+        node == 0 || group != self.group || (start > self.at[node]) == self.adds
+    }
+}
+
 /// What a scenario is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Theme {
@@ -263,6 +279,16 @@ impl Theme {
     /// its owner is known beforehand.
     pub(super) fn weight(self, random: &mut Rng) -> u32 {
         if self.only().is_none() && random.u8(..4) == 0 { random.u32(2..4) } else { 1 }
+    }
+
+    /// A change of the groups that is rolled out while the scenario runs, if there is one.
+    pub(super) fn rollout(self, random: &mut Rng) -> Option<Rollout> {
+        let is_rolled = self.only().is_none() && random.u8(..4) == 0;
+        is_rolled.then(|| Rollout {
+            group: random.usize(..GROUPS.len()),
+            adds: random.bool(),
+            at: std::array::from_fn(|_| random.u32(..3)),
+        })
     }
 
     /// The near cache of a client, if it has one.

@@ -21,7 +21,7 @@ use tokio::time::sleep;
 
 use super::load::{Load, is_absent};
 use super::network::{HostId, MIN_LATENCY, Network, addr_of};
-use super::plan::{CLIENTS, End, FIRST_NODES, Fault, GROUPS, KEYS, NODES, Planned, Theme, faults};
+use super::plan::{CLIENTS, End, FIRST_NODES, Fault, GROUPS, KEYS, NODES, Planned, Rollout, Theme, faults};
 use super::registry::{MEMBERS, Store};
 use super::unread::{Unread, watch_hints};
 use super::world::{RATES, World};
@@ -165,6 +165,7 @@ struct Fleet {
     has_tokens: bool,
     /// Whether groups have no room for all of their keys.
     is_tight: bool,
+    rollout: Option<Rollout>,
     directory: TempDir,
     copies: u32,
 }
@@ -185,6 +186,7 @@ impl Fleet {
         });
         let (is_strict, is_warm) = (random.bool(), random.bool());
         let (has_tokens, is_tight) = (random.bool(), random.u8(..3) == 0);
+        let rollout = theme.rollout(random);
         let in_memory = Path::new("/dev/shm");
         let directory =
             if in_memory.is_dir() { tempfile::tempdir_in(in_memory) } else { tempfile::tempdir() };
@@ -223,6 +225,7 @@ impl Fleet {
             is_warm,
             has_tokens,
             is_tight,
+            rollout,
             directory,
             copies: 0,
         }
@@ -283,7 +286,9 @@ impl Fleet {
             let (short, refresh) = (Duration::from_millis(1500), Duration::from_millis(300));
             group.ttl(short).negative_ttl(short).refresh_after(Some(refresh)).stale_if_error(short)
         };
-        let builder = GROUPS.iter().fold(Server::builder(), |builder, name| builder.group(group(name)));
+        let has = |group| self.rollout.is_none_or(|rollout| rollout.has(group, at, node.starts));
+        let names = GROUPS.iter().enumerate().filter(|(group, _)| has(*group)).map(|(_, name)| name);
+        let builder = names.fold(Server::builder(), |builder, name| builder.group(group(name)));
         let builder = builder
             .registry(registry)
             .node_id(format!("n{at}"))
