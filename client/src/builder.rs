@@ -186,17 +186,23 @@ impl ClientBuilder {
         self
     }
 
-    /// Asks `context` with every get for the W3C trace context (`traceparent`) of the caller. It goes to the
-    /// node, whose span of a load has it, and on to loaders over HTTP and gRPC. With the crates
-    /// `tracing-opentelemetry` and `opentelemetry`:
+    /// Asks `context` with every get, within the span of the get, for its W3C trace context (`traceparent`).
+    /// It goes to the node, whose span of a load is a part of that trace, and on to loaders over HTTP and
+    /// gRPC. With the crates `tracing-opentelemetry` and `opentelemetry_sdk`:
     ///
-    /// ```ignore
-    /// builder.trace_context(|| {
-    ///     let mut carrier = HashMap::new();
+    /// ```
+    /// use std::collections::HashMap;
+    ///
+    /// use opentelemetry::propagation::TextMapPropagator as _;
+    /// use opentelemetry_sdk::propagation::TraceContextPropagator;
+    /// use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+    ///
+    /// let builder = peanut_client::Client::builder().trace_context(|| {
+    ///     let mut headers = HashMap::new();
     ///     let context = tracing::Span::current().context();
-    ///     TraceContextPropagator::new().inject_context(&context, &mut carrier);
-    ///     carrier.remove("traceparent")
-    /// })
+    ///     TraceContextPropagator::new().inject_context(&context, &mut headers);
+    ///     headers.remove("traceparent")
+    /// });
     /// ```
     #[must_use]
     pub fn trace_context(mut self, context: impl Fn() -> Option<String> + Send + Sync + 'static) -> Self {

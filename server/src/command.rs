@@ -6,7 +6,9 @@ use std::process::ExitCode;
 
 use futures_util::{Stream, StreamExt as _};
 use tokio::net::TcpListener;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
 
 /// The allocator of the binary: the system's where jemalloc cannot be built.
 #[cfg(target_env = "msvc")]
@@ -18,6 +20,7 @@ pub use tikv_jemallocator::Jemalloc as Allocator;
 use crate::ServerHandle;
 use peanut_edge::rights::file::TokenFiles;
 use peanut_edge::signals::{hangup, stop_signal};
+use peanut_edge::traces::Exporter;
 
 use crate::config::{Config, LogFormat, Stop};
 use crate::error::{Error, ErrorKind};
@@ -51,10 +54,16 @@ pub fn main() -> ExitCode {
         }
         Err(Stop::Refuse(error)) => return fail(EXIT_CONFIG, &error.to_string()),
     };
-    if let Err(error) = log(&config.log, config.log_format) {
+    let spans = config.otlp.as_ref().map(|(to, node)| Exporter::new(to, "peanut-server", node)).transpose();
+    let spans = match spans {
+        Ok(spans) => spans,
+        Err(error) => return fail(EXIT_CONFIG, &format!("otlp: {error}")),
+    };
+    if let Err(error) = log(&config.log, config.log_format, spans.as_ref()) {
         return fail(EXIT_CONFIG, &error);
     }
     let result = runtime.block_on(run(config));
+    spans.into_iter().for_each(Exporter::end);
     runtime.shutdown_background();
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -63,17 +72,19 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Logs to stderr from now on.
-fn log(filter: &str, format: LogFormat) -> Result<(), String> {
+/// Logs to stderr from now on, and sends spans.
+fn log(filter: &str, format: LogFormat, spans: Option<&Exporter>) -> Result<(), String> {
     let filter = EnvFilter::try_new(filter).map_err(|error| format!("log: `{filter}`: {error}"))?;
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let ansi = std::io::stderr().is_terminal() && !no_color;
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        LogFormat::Text => subscriber.with_ansi(ansi).init(),
-        LogFormat::Pretty => subscriber.with_ansi(ansi).pretty().init(),
-        LogFormat::Json => subscriber.json().flatten_event(true).init(),
-    }
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = match format {
+        LogFormat::Text => lines.with_ansi(ansi).boxed(),
+        LogFormat::Pretty => lines.with_ansi(ansi).pretty().boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    };
+    let spans = spans.map(Exporter::layer);
+    tracing_subscriber::registry().with(lines.with_filter(filter)).with(spans).init();
     Ok(())
 }
 

@@ -271,6 +271,18 @@ pub(crate) struct ProxyArgs {
     /// The groups that are databases 1, 2 and so on of clients of Redis
     #[arg(long, env = "PEANUT_PROXY_DATABASES", value_name = "GROUP", value_delimiter = ',')]
     pub(crate) databases: Vec<String>,
+    /// OpenTelemetry collector that spans of gets are sent to, over gRPC, like http://localhost:4317
+    #[arg(long, env = "PEANUT_PROXY_OTLP_ENDPOINT", value_name = "URL")]
+    pub(crate) otlp_endpoint: Option<String>,
+    /// Share of gets that are sent, from 0 to 1, where no caller has decided
+    #[arg(
+        long,
+        env = "PEANUT_PROXY_OTLP_SAMPLE",
+        value_name = "SHARE",
+        default_value = "0.01",
+        requires = "otlp_endpoint"
+    )]
+    pub(crate) otlp_sample: f64,
     /// Bytes of a near cache of hot keys; 0: none
     #[arg(long, env = "PEANUT_PROXY_NEAR", value_name = "BYTES", default_value = "67108864")]
     pub(crate) near: u64,

@@ -5,19 +5,26 @@ use std::process::ExitCode;
 
 use futures_util::stream::pending;
 use peanut_client::{Client, TlsFiles};
+use peanut_proxy::traces::{Exporter, Settings, SettingsError};
 use peanut_proxy::{Listener, Proxy, ProxyBuilder, TokenFiles, stop_signal};
 use tokio::net::TcpListener;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
 
 use crate::args::ProxyArgs;
 use crate::failure::Failure;
 
 /// Serves until the process is told to end.
 pub(crate) async fn run(client: Client, args: &ProxyArgs) -> Result<ExitCode, Failure> {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let ansi =
-        std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
+    let spans = args.otlp_endpoint.clone().map(|endpoint| {
+        let ports = [&args.redis, &args.http, &args.grpc, &args.page];
+        let instance = ports.into_iter().flatten().next().map_or("", |first| first);
+        Exporter::new(&Settings { endpoint, sample: args.otlp_sample }, "peanut-proxy", instance)
+    });
+    let refused = |error: SettingsError| Failure::new(format!("--otlp-{}: {error}", error.setting));
+    let spans = spans.transpose().map_err(refused)?;
+    log(spans.as_ref());
     let connections = args.max_connections as usize;
     let mut proxy = Proxy::builder(client)
         .databases(&args.databases)
@@ -61,7 +68,21 @@ pub(crate) async fn run(client: Client, args: &ProxyArgs) -> Result<ExitCode, Fa
         () = proxy.run(stop) => {}
         () = reloading => {}
     }
+    if let Some(spans) = spans {
+        // It waits for what other tasks do.
+        let _ = tokio::task::spawn_blocking(|| spans.end()).await;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Logs to stderr from now on, and sends spans.
+fn log(spans: Option<&Exporter>) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let ansi =
+        std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(ansi);
+    let spans = spans.map(Exporter::layer);
+    tracing_subscriber::registry().with(lines.with_filter(filter)).with(spans).init();
 }
 
 /// Listens at an address, or at a path, and notes what is to be said of that.

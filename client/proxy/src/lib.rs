@@ -30,5 +30,7 @@ pub use peanut_edge::connections::Listener;
 pub use peanut_edge::rights::file::TokenFiles;
 #[cfg(feature = "signals")]
 pub use peanut_edge::signals::stop_signal;
+#[cfg(feature = "otlp")]
+pub use peanut_edge::traces;
 pub use proxy::{Error, Proxy, ProxyBuilder, ProxyHandle};
 pub use trace::trace_context;

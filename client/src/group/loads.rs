@@ -230,10 +230,10 @@ impl Group {
         {
             return Boarded::Unreachable(error);
         }
-        let trace = client.config.traceparent();
+        let (span, trace) = self.span();
         let op = Op::Get { on_miss: OnMiss::Lease, token: FillToken::NONE, near };
         let request = Request { op, traceparent: &trace, ..self.request(key, now) };
-        let answered = match Box::pin(failover::get(client, &request, now)).instrument(self.span()).await {
+        let answered = match Box::pin(failover::get(client, &request, now)).instrument(span).await {
             Ok(answered) if answered.reply.outcome == Outcome::Fill => answered,
             // The application's own origin may well be there.
             Err(error) if error.kind() == ErrorKind::Unavailable => return Boarded::Unreachable(error),

@@ -140,9 +140,8 @@ impl Group {
             Ok(value) => return Ok(value),
             Err(is_lapsed) => Op::load(is_lapsed),
         };
-        let (trace, now) = (self.client.config.traceparent(), Instant::now());
+        let ((span, trace), now) = (self.span(), Instant::now());
         let request = Request { op, traceparent: &trace, ..self.request_of(key, hash, now) };
-        let span = self.span();
         let answer = if span.is_disabled() {
             failover::get(&self.client, &request, now).await
         } else {
@@ -163,9 +162,9 @@ impl Group {
             Ok(copy) => return Ok(copy),
             Err(is_lapsed) => Op::load(is_lapsed),
         };
-        let trace = self.client.config.traceparent();
+        let (span, trace) = self.span();
         let request = Request { op, traceparent: &trace, ..request };
-        let answer = Box::pin(failover::get(&self.client, &request, now)).instrument(self.span()).await;
+        let answer = Box::pin(failover::get(&self.client, &request, now)).instrument(span).await;
         let about = answer.as_ref().ok().map(|answered| {
             let source = match answered.reply.outcome {
                 Outcome::Loaded => Source::Loaded,
@@ -205,17 +204,20 @@ impl Group {
                 Err(error) => known.push((at, Err(error))),
             }
         }
-        let trace = self.client.config.traceparent();
+        let (span, trace) = self.span();
         let request = Request { traceparent: &trace, ..self.request(&[], now) };
-        let got = Box::pin(many::get(&self.client, request, &asked, now)).instrument(self.span()).await;
+        let got = Box::pin(many::get(&self.client, request, &asked, now)).instrument(span).await;
         let mut values: Vec<_> = got.into_iter().map(|got| self.value(got)).collect();
         // In the order of their places, so that each is right when it is its turn.
         known.into_iter().for_each(|(at, value)| values.insert(at, value));
         values
     }
 
-    fn span(&self) -> tracing::Span {
-        tracing::debug_span!("get", group = &*self.name)
+    /// The span of a get, and the trace context that nodes are told: where somebody listens that of the span.
+    fn span(&self) -> (tracing::Span, String) {
+        let span = tracing::debug_span!("get", group = &*self.name);
+        let trace = span.in_scope(|| self.client.config.traceparent());
+        (span, trace)
     }
 
     fn request<'a>(&'a self, key: &'a [u8], now: Instant) -> Request<'a> {

@@ -18,6 +18,8 @@ pub mod rights;
 pub mod settings;
 #[cfg(feature = "signals")]
 pub mod signals;
+#[cfg_attr(not(feature = "otlp"), path = "no_traces.rs")]
+pub mod traces;
 
 pub use body::holding;
 pub use failure::Failure;

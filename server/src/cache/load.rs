@@ -28,7 +28,7 @@ use crate::flight::{Landed, Pilot};
 use crate::group::Policy;
 use crate::loader::{LoadRequest, Loaded, LoaderError};
 use crate::store::Entry;
-use peanut_edge::Failure;
+use peanut_edge::{Failure, traces};
 
 /// How long nothing is refreshed after a load has failed.
 const REFRESH_PAUSE: Duration = Duration::from_secs(1);
@@ -313,10 +313,15 @@ impl Cache {
 
     /// Runs the loader in a task of its own: a panic ends only that task, and a loader that blocks its
     /// thread does not keep the time-out from passing. One result for each key.
-    async fn load(&self, requests: Vec<LoadRequest>, deadline: Instant) -> Origin {
+    async fn load(&self, mut requests: Vec<LoadRequest>, deadline: Instant) -> Origin {
         let many = requests.len();
         let traceparent = requests.first().and_then(|request| request.traceparent.as_deref());
         let span = tracing::debug_span!("load", group = &*self.group, keys = many, traceparent);
+        traceparent.into_iter().for_each(|caller| traces::belongs_to(&span, caller));
+        if let Some(own) = traces::traceparent(&span).map(Arc::<str>::from) {
+            // What the origin does for it is a part of the load.
+            requests.iter_mut().for_each(|request| request.traceparent = Some(own.clone()));
+        }
         let load = self.loader.clone().load(requests).instrument(span);
         let begun = Instant::now();
         let mut load = AbortOnDropHandle::new(tokio::spawn(load));

@@ -24,12 +24,13 @@ use serde::Deserialize;
 pub(crate) use connect::Checks;
 use generate::Generate;
 pub(crate) use group::Groups;
-use settings::{EtcdSettings, Settings, TlsSettings};
+use settings::{EtcdSettings, OtlpSettings, Settings, TlsSettings};
 pub(crate) use units::{Capacity, ListenAddr, Span};
 
 use crate::{Error, Server, ServerBuilder};
 use peanut_edge::rights::file::{self as tokens, TokenFiles};
 use peanut_edge::settings::{ConfigError, Source};
+use peanut_edge::traces;
 use peanut_proto::tls::TlsFiles;
 
 /// What is logged by default.
@@ -84,6 +85,8 @@ pub(crate) struct Config {
     pub(crate) listen: ListenAddr,
     pub(crate) log: String,
     pub(crate) log_format: LogFormat,
+    /// Where spans go, and the name of the node there.
+    pub(crate) otlp: Option<(traces::Settings, String)>,
     pub(crate) server: Server,
     /// Where tokens are read again from.
     pub(crate) tokens: Option<TokenFiles>,
@@ -216,11 +219,12 @@ impl Config {
         }
         let (id, addr) = server.known_as(listen.0).map_err(|error| of_server(&error, "advertise"))?;
         server.check_ports(listen.0).map_err(|error| of_server(&error, "listen"))?;
+        let otlp = spans(settings.otlp)?.map(|spans| (spans, id.clone()));
         (checks.prefix, checks.names) = (prefix, names(&addr, id));
         let log = settings.log.unwrap_or_else(|| DEFAULT_LOG.to_owned());
         log::check(&log).map_err(|why| ConfigError::new("log", why))?;
         let log_format = settings.log_format.unwrap_or_default();
-        Ok((Config { listen, log, log_format, server, tokens: None }, checks))
+        Ok((Config { listen, log, log_format, otlp, server, tokens: None }, checks))
     }
 }
 
@@ -318,6 +322,17 @@ fn admin(
     let builder = builder.admin(addr).admin_hosts(hosts.unwrap_or_default());
     let Some(tls) = tls else { return Ok(builder) };
     Ok(builder.admin_tls(tls.parse().map_err(|why: String| ConfigError::new("admin_tls", why))?))
+}
+
+fn spans(otlp: OtlpSettings) -> Result<Option<traces::Settings>, ConfigError> {
+    let Some(endpoint) = otlp.endpoint else {
+        let why = "it needs `endpoint`";
+        return if otlp.sample.is_some() { Err(ConfigError::new("otlp.sample", why)) } else { Ok(None) };
+    };
+    let sample = otlp.sample.unwrap_or(traces::Settings::DEFAULT_SAMPLE);
+    let settings = traces::Settings { endpoint, sample };
+    settings.check().map_err(|error| ConfigError::new(format!("otlp.{}", error.setting), error))?;
+    Ok(Some(settings))
 }
 
 fn secure(

@@ -99,7 +99,8 @@ pub(super) fn key_of(argument: &Arg) -> Option<(Option<&'static str>, String, &s
     if ["config", "group"].contains(&flag) || argument.get_env().is_none() {
         return None;
     }
-    let section = ["etcd", "tls"].into_iter().find(|section| flag.starts_with(&format!("{section}-")));
+    let section =
+        ["etcd", "tls", "otlp"].into_iter().find(|section| flag.starts_with(&format!("{section}-")));
     let key = section.map_or(flag, |section| &flag[section.len() + 1..]);
     Some((section, key.replace('-', "_"), flag))
 }
@@ -107,10 +108,15 @@ pub(super) fn key_of(argument: &Arg) -> Option<(Option<&'static str>, String, &s
 /// What was said on the command line or in a variable, as TOML of the setting's type.
 fn typed(argument: &Arg, texts: &[Cow<'_, str>]) -> String {
     let kind = argument.get_value_parser().type_id();
-    let is_bare =
-        [TypeId::of::<bool>(), TypeId::of::<u32>(), TypeId::of::<usize>(), TypeId::of::<NonZeroUsize>()]
-            .iter()
-            .any(|bare| kind == *bare);
+    let is_bare = [
+        TypeId::of::<bool>(),
+        TypeId::of::<u32>(),
+        TypeId::of::<usize>(),
+        TypeId::of::<NonZeroUsize>(),
+        TypeId::of::<f64>(),
+    ]
+    .iter()
+    .any(|bare| kind == *bare);
     let quoted = |text: &str| Value::String(hide_urls(text)).to_string();
     match argument.get_value_delimiter() {
         Some(delimiter) => {

@@ -123,6 +123,9 @@ settings! {
         #[command(flatten)]
         #[serde(default)]
         tls: TlsSettings,
+        #[command(flatten)]
+        #[serde(default)]
+        otlp: OtlpSettings,
         /// Who may do what; in the file only
         #[arg(skip)]
         #[serde(default)]
@@ -180,5 +183,19 @@ settings! {
         /// Lists of revoked certificates, one of each authority in `ca`
         #[arg(id = "tls_crl", long = "tls-crl", env = "PEANUT_TLS_CRL", value_name = "FILE")]
         crl: Option<PathBuf>,
+    }
+}
+
+settings! {
+    /// Where spans go.
+    #[derive(Clone, Debug, Default, Deserialize, clap::Args)]
+    #[serde(deny_unknown_fields)]
+    struct OtlpSettings {
+        /// OpenTelemetry collector that spans of loads are sent to, over gRPC, like http://localhost:4317
+        #[arg(id = "otlp_endpoint", long = "otlp-endpoint", env = "PEANUT_OTLP_ENDPOINT", value_name = "URL")]
+        endpoint: Option<String>,
+        /// Share of loads that are sent, from 0 to 1, where no caller has decided [default: 0.01]
+        #[arg(id = "otlp_sample", long = "otlp-sample", env = "PEANUT_OTLP_SAMPLE", value_name = "SHARE")]
+        sample: Option<f64>,
     }
 }
