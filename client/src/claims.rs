@@ -51,6 +51,13 @@ struct Claim {
     raises: u32,
 }
 
+impl Claim {
+    fn new(version: RingVersion, told: Told, now: Instant) -> Self {
+        let suspended = told.suspended;
+        Claim { version, heard: now, waited_from: now, named: now, suspended, raises: 0 }
+    }
+}
+
 /// What to do about a version that a node has named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Heard {
@@ -70,6 +77,15 @@ impl Claims {
         if self.doubted_until.is_some_and(|until| now < until) {
             return Heard::Doubted;
         }
+        let known = self.last.filter(|claim| claim.version >= version);
+        if told.version >= version {
+            // The registry has told of it, and the client is about to go by it, or holds it to be wrong.
+            match known {
+                Some(claim) => drop(self.named_again(claim, told.suspended, now)),
+                None => self.last = Some(Claim::new(version, told, now)),
+            }
+            return Heard::Asked;
+        }
         let raises = match self.last {
             Some(claim) if told.version >= claim.version => 0,
             Some(claim) if told.read.is_some_and(|read| read > claim.heard) => return self.refute(now),
@@ -78,8 +94,7 @@ impl Claims {
             Some(claim) => claim.raises + 1,
             None => 0,
         };
-        let suspended = told.suspended;
-        self.last = Some(Claim { version, heard: now, waited_from: now, named: now, suspended, raises });
+        self.last = Some(Claim { raises, ..Claim::new(version, told, now) });
         Heard::Attempt
     }
 
@@ -127,6 +142,21 @@ mod tests {
             "it was right"
         );
         assert_eq!(claims.wait_until(later), later + PATIENCE);
+    }
+
+    #[test]
+    fn a_ring_that_the_registry_has_told_of_is_not_read_again_and_waited_for_once() {
+        let (now, mut claims) = (Instant::now(), Claims::default());
+        let told = told(RingVersion(5), Some(now));
+        for millis in [0, 20, 150, 500, 1400] {
+            let later = now + Duration::from_millis(millis);
+            assert_eq!(claims.hear(RingVersion(5), told, later), Heard::Asked);
+            assert_eq!(claims.wait_until(later), now + PATIENCE, "while the client builds it, or doubts it");
+        }
+        let woken = now + Duration::from_secs(5);
+        assert_eq!(claims.hear(RingVersion(5), told, woken), Heard::Asked);
+        assert_eq!(claims.wait_until(woken), woken + PATIENCE);
+        assert_eq!(claims.hear(RingVersion(6), told, woken), Heard::Attempt);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::backoff::Backoff;
 use crate::intervals::OLDER_RING_BELIEVED;
@@ -19,6 +19,9 @@ use crate::registry::{Change, Registry, RegistryError, read_pages};
 
 /// Mean time between full re-reads.
 const RELOAD_EVERY: Duration = Duration::from_secs(240);
+
+/// Readings that are asked for begin so far apart, at least: somebody may ask with every answer.
+const ASKED_APART: Duration = Duration::from_millis(100);
 
 /// What is known of the fleet, and how well.
 #[derive(Clone, Debug)]
@@ -54,14 +57,15 @@ impl Reloader {
         self.0.notify_one();
     }
 
-    /// Waits until somebody asks.
-    async fn asked(&self) {
+    /// Waits until somebody asks, and the last reading is long enough ago.
+    async fn asked(&self, last: Instant) {
+        sleep_until(last + ASKED_APART).await;
         self.0.notified().await;
     }
 
     /// Whether somebody has asked since this was called last: for tests.
     pub async fn is_asked(&self) -> bool {
-        tokio::time::timeout(Duration::ZERO, self.asked()).await.is_ok()
+        tokio::time::timeout(Duration::ZERO, self.0.notified()).await.is_ok()
     }
 }
 
@@ -148,7 +152,11 @@ async fn keep_current(registry: Arc<dyn Registry>, sender: Arc<watch::Sender<Dis
             discovered.trouble = Some(trouble);
             discovered.trouble_since.get_or_insert_with(Instant::now);
         });
-        sleep(backoff.next_delay(fastrand::f64())).await;
+        tokio::select! {
+            () = sleep(backoff.next_delay(fastrand::f64())) => {}
+            // Somebody has heard of a ring, from one who could read the registry.
+            () = reload.asked(loaded) => {}
+        }
     }
 }
 
@@ -174,7 +182,7 @@ async fn load_and_watch(
         publish(sender, &mut view, read, older_since);
         let believe_older = async {
             match *older_since {
-                Some(since) => tokio::time::sleep_until(since + OLDER_RING_BELIEVED).await,
+                Some(since) => sleep_until(since + OLDER_RING_BELIEVED).await,
                 None => std::future::pending().await,
             }
         };
@@ -185,7 +193,7 @@ async fn load_and_watch(
                 view.accept_stored();
             }
             () = &mut next_load => return Ok(()),
-            () = reload.asked() => return Ok(()),
+            () = reload.asked(read) => return Ok(()),
             changed = changes.next() => {
                 let is_news = |change: &Change| change.revision > revision;
                 changed?.into_iter().filter(is_news).for_each(|change| view.apply(change));

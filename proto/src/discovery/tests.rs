@@ -210,6 +210,34 @@ async fn an_older_ring_is_believed_only_if_nobody_repairs_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_asks_does_not_wait_for_the_back_off_and_has_it_read_ten_times_a_second_at_most() {
+    let mut f = start();
+    f.put_ring(&ring(1)).await;
+    f.seen.wait_for(|d| d.view.ring.version == RingVersion(1)).await.unwrap();
+    f.registry.down.send_replace(true);
+    // The next attempt comes seconds later.
+    sleep(Duration::from_secs(30)).await;
+    f.registry.down.send_replace(false);
+    f.put_ring(&ring(2)).await;
+    let asked = Instant::now();
+    f.discovery.reload();
+    f.seen.wait_for(|d| d.view.ring.version == RingVersion(2)).await.unwrap();
+    assert!(asked.elapsed() <= ASKED_APART, "{:?}", asked.elapsed());
+
+    for is_down in [false, true] {
+        f.registry.down.send_replace(is_down);
+        sleep(Duration::from_secs(1)).await;
+        let before = *f.registry.loads.lock();
+        for _ in 0..1000 {
+            f.discovery.reload();
+            sleep(Duration::from_millis(1)).await;
+        }
+        let loads = *f.registry.loads.lock() - before;
+        assert!((5..=11).contains(&loads), "{loads} in a second");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn everything_is_read_again_every_few_minutes() {
     let mut f = start();
     f.seen.wait_for(|d| d.view.revision > 0).await.unwrap();
