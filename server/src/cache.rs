@@ -31,7 +31,7 @@ use tokio::time::Instant;
 
 use crate::breaker::Position;
 use crate::budget::{Account, Budget, Held, OPERATION_BYTES, Reservation};
-use crate::flight::{Boarding, Flights, Leader};
+use crate::flight::{Boarding, Flights, Leader, Term};
 use crate::group::{Group, Policy};
 use crate::hot::{HotKey, HotKeys};
 use crate::journal::Journal;
@@ -341,7 +341,7 @@ impl Cache {
             OnMiss::Lease => match &get.may_fill {
                 // A caller that is given a lease waits for nothing by then.
                 Ok(()) => Leader::Caller {
-                    until: now + self.policy.load_timeout,
+                    term: Term { given: now, until: now + self.policy.load_timeout },
                     held: operation.take(),
                     reserved: Reservation::new(account, 0),
                 },

@@ -20,9 +20,10 @@
 //!
 //! Whether a key has been written since is told by counters, one for many keys ([`Writes`]).
 
+mod leases;
 mod writes;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -31,18 +32,15 @@ use peanut_proto::numbers::{FillToken, RingVersion};
 use peanut_proto::sabotage::{Mechanism, without};
 use peanut_proto::v1::ErrorCode;
 use tokio::sync::watch;
-use tokio::time::{Duration, Instant};
+use tokio::time::Instant;
 
+pub(crate) use leases::Term;
+use leases::{Lease, Leases};
 use writes::Writes;
 
 use crate::budget::{Held, Reservation};
 use crate::store::{Entry, Origin, Value};
 use peanut_edge::Failure;
-
-/// How long what a late lease brings is waited for.
-const LONGEST_LATE: Duration = Duration::from_secs(600);
-/// Late leases that are remembered; beyond that the oldest are void.
-const MOST_LATE: usize = 4096;
 
 /// What a flight brought: an entry, or the failure that all who waited share.
 pub(crate) type Landed = Result<Entry, Failure>;
@@ -56,12 +54,8 @@ pub(crate) struct Flights {
 #[derive(Debug)]
 struct State {
     table: HashMap<(Origin, Bytes), Flight>,
-    /// Flights that a client leads, by token, poisoned and late ones included.
-    leases: HashMap<FillToken, Lease>,
-    /// Leases that are not late yet, by when they will be.
-    due: BTreeSet<(Instant, FillToken)>,
-    /// Late leases, the oldest first, and until when they are remembered.
-    late: VecDeque<(Instant, FillToken)>,
+    /// Of flights that a client leads.
+    leases: Leases,
     writes: Writes,
 }
 
@@ -73,18 +67,6 @@ struct Flight {
     /// Its leader takes too long: the next caller begins anew, and takes its place.
     is_late: bool,
     progress: watch::Receiver<Progress>,
-}
-
-#[derive(Debug)]
-struct Lease {
-    key: (Origin, Bytes),
-    stamp: RingVersion,
-    /// The key's writes up to the time when it was given.
-    writes: (u64, u64),
-    progress: watch::Sender<Progress>,
-    reserved: Reservation,
-    /// It counts for its holder.
-    _held: Option<Held>,
 }
 
 #[derive(Clone, Debug)]
@@ -116,8 +98,7 @@ impl Progress {
 pub(crate) struct ThenSet {
     /// The ring version under which the value is written.
     pub(crate) stamp: RingVersion,
-    /// When the lease is late.
-    pub(crate) until: Instant,
+    pub(crate) term: Term,
     /// It is given only where this is the key's sequence still; 0: whatever it is.
     pub(crate) sequence: u64,
     pub(crate) held: Held,
@@ -139,8 +120,8 @@ pub(crate) struct Written<R> {
 pub(crate) enum Leader {
     /// This server, with its loader.
     Server { reserved: Reservation },
-    /// The caller, under a lease that is late after this time.
-    Caller { until: Instant, held: Option<Held>, reserved: Reservation },
+    /// The caller, under a lease.
+    Caller { term: Term, held: Option<Held>, reserved: Reservation },
     /// Nobody: there is nothing to load from.
     Nobody,
 }
@@ -190,6 +171,15 @@ pub(crate) struct Pilot {
     reserved: Reservation,
 }
 
+/// The flight of a value that a client brings.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Flown {
+    /// The ring version that the node knew when it began.
+    pub(crate) stamp: RingVersion,
+    pub(crate) origin: Origin,
+    pub(crate) begun: Instant,
+}
+
 /// What has become of a lease when its value arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fill {
@@ -200,13 +190,7 @@ pub(crate) enum Fill {
 
 impl Default for Flights {
     fn default() -> Self {
-        let state = State {
-            table: HashMap::new(),
-            leases: HashMap::new(),
-            due: BTreeSet::new(),
-            late: VecDeque::new(),
-            writes: Writes::new(),
-        };
+        let state = State { table: HashMap::new(), leases: Leases::default(), writes: Writes::new() };
         Flights { state: Mutex::new(state) }
     }
 }
@@ -235,36 +219,36 @@ impl Flights {
         let (lease, reserved) = match leader {
             Leader::Nobody => return Boarding::Nothing,
             Leader::Server { reserved } => (None, reserved),
-            Leader::Caller { until, held, reserved } => (Some((until, held)), reserved),
+            Leader::Caller { term, held, reserved } => (Some((term, held)), reserved),
         };
         // A copy: what waits must not keep the whole frame that the key came in.
         let key = (origin, Bytes::copy_from_slice(key));
-        if let Some((until, held)) = lease {
+        if let Some((term, held)) = lease {
             let written_under = state.writes.written_under(&key.1);
-            return Boarding::Lease { token: state.lease(key, stamp, until, held, reserved), written_under };
+            return Boarding::Lease { token: state.lease(key, stamp, term, held, reserved), written_under };
         }
         let (id, progress) = state.start(&key, stamp);
         let ticket = Ticket { progress: progress.subscribe() };
         Boarding::Leader(Pilot { flights: self.clone(), key, id, progress, reserved }, ticket)
     }
 
-    /// Takes in what the holder of a token brings. `entry` makes the entry from the flight's stamp; `store`
-    /// is called with the lock held, unless the key was written meanwhile, and gives the value where it is
-    /// stored.
+    /// Takes in what the holder of a token brings. `landed` makes the entry; `store` is called with the lock
+    /// held, unless the key was written meanwhile, and gives the value where it is stored.
     pub(crate) fn fill(
         &self,
         key: &Bytes,
         token: FillToken,
-        landed: impl FnOnce(RingVersion, Origin) -> Landed,
+        landed: impl FnOnce(Flown) -> Landed,
         store: impl FnOnce(&Entry) -> Option<Value>,
     ) -> Fill {
         let mut state = self.state.lock();
         // A token is good for its own key only.
-        if state.leases.get(&token).is_none_or(|lease| lease.key.1 != key) {
+        if state.leases.get(token).is_none_or(|lease| lease.key.1 != key) {
             return Fill::Refused;
         }
-        let Some(lease) = state.leases.remove(&token) else { return Fill::Refused };
-        let mut landed = landed(lease.stamp, lease.key.0);
+        let Some(lease) = state.leases.end(token) else { return Fill::Refused };
+        let begun = lease.term.given;
+        let mut landed = landed(Flown { stamp: lease.stamp, origin: lease.key.0, begun });
         let was_there = state.leave(&lease.key, token);
         // A write of the key takes the flight away; one that is late has to go by the counters, which count
         // other keys too.
@@ -272,8 +256,10 @@ impl Flights {
         if is_good && let Ok(entry) = &mut landed {
             entry.value = store(entry).or_else(|| entry.value.take());
         }
-        // Late: another leads the flight by now. Those who wait need not wait for it any longer.
-        let next = if is_good && !was_there && landed.is_ok() { state.take_leased(&lease.key) } else { None };
+        // Late: another leads the flight by now. Those who wait need not wait for it any longer, unless they
+        // could not have waited for this one: it is from before the node came to own the key.
+        let is_late = is_good && !was_there && landed.is_ok();
+        let next = if is_late { state.take_leased(&lease.key, lease.stamp) } else { None };
         drop(state);
         let progress = Progress::landed(&landed, &lease.reserved);
         next.inspect(|next| drop(next.send_replace(progress.clone())));
@@ -284,7 +270,7 @@ impl Flights {
     /// Makes a lease void: callers that wait board anew.
     pub(crate) fn void(&self, token: FillToken) {
         let mut state = self.state.lock();
-        let Some(lease) = state.leases.remove(&token) else { return };
+        let Some(lease) = state.leases.end(token) else { return };
         state.leave(&lease.key, token);
         drop(state);
         lease.progress.send_replace(Progress::Void);
@@ -292,33 +278,28 @@ impl Flights {
 
     /// Whether a lease stands, be it late.
     pub(crate) fn is_leased(&self, token: FillToken) -> bool {
-        self.state.lock().leases.contains_key(&token)
+        self.state.lock().leases.get(token).is_some()
     }
 
     /// Makes leases late whose time is over by now, and forgets those that have been late for long.
     pub(crate) fn look_for_late(&self, now: Instant) {
         let mut told = Vec::new();
         let mut state = self.state.lock();
-        while let Some((_, token)) = state.due.first().copied().filter(|(until, _)| *until <= now) {
-            state.due.pop_first();
-            let Some(lease) = state.leases.get(&token) else { continue };
+        while let Some(token) = state.leases.next_late(now) {
+            let Some(lease) = state.leases.get(token) else { continue };
             let (key, progress, writes) = (lease.key.clone(), lease.progress.clone(), lease.writes);
             told.push(progress);
             let flight = state.table.get_mut(&key).filter(|flight| flight.id == token);
             let is_there = flight.map(|flight| flight.is_late = true).is_some();
             if is_there || state.writes.so_far(&key.1) == writes {
-                state.late.push_back((now + LONGEST_LATE, token));
+                state.leases.remember(token, now);
             } else {
                 // What it brings would not be stored.
-                state.leases.remove(&token);
+                state.leases.end(token);
             }
         }
-        let most = state.late.len().saturating_sub(MOST_LATE);
-        for (_, token) in state.late.drain(..most).collect::<Vec<_>>() {
-            state.forget(token);
-        }
-        while let Some((_, token)) = state.late.pop_front_if(|(until, _)| *until <= now) {
-            state.forget(token);
+        for (token, key) in state.leases.end_old(now) {
+            state.leave(&key, token);
         }
         drop(state);
         told.into_iter().for_each(|progress| drop(progress.send_replace(Progress::Void)));
@@ -333,8 +314,8 @@ impl Flights {
         reserved: Reservation,
     ) -> Option<(Pilot, Ticket)> {
         let mut state = self.state.lock();
-        state.leases.get(&token).filter(|lease| lease.key.1 == key)?;
-        let Lease { key, progress, .. } = state.leases.remove(&token)?;
+        state.leases.get(token).filter(|lease| lease.key.1 == key)?;
+        let Lease { key, progress, .. } = state.leases.end(token)?;
         if state.table.get(&key).is_none_or(|flight| flight.id != token || flight.is_late) {
             state.leave(&key, token);
             drop(state);
@@ -389,6 +370,11 @@ impl Flights {
         write()
     }
 
+    #[cfg(test)]
+    pub(crate) fn holds_no_leases(&self) -> bool {
+        self.state.lock().leases.are_none()
+    }
+
     /// Flights that have not landed, and are not late.
     pub(crate) fn in_progress(&self) -> usize {
         self.state.lock().table.values().filter(|flight| !flight.is_late).count()
@@ -422,38 +408,30 @@ impl State {
         &mut self,
         key: (Origin, Bytes),
         stamp: RingVersion,
-        until: Instant,
+        term: Term,
         held: Option<Held>,
         reserved: Reservation,
     ) -> FillToken {
         let (id, progress) = self.start(&key, stamp);
         let writes = self.writes.so_far(&key.1);
-        self.leases.insert(id, Lease { key, stamp, writes, progress, reserved, _held: held });
-        self.due.insert((until, id));
+        self.leases.insert(id, Lease { key, stamp, term, writes, progress, reserved, _held: held });
         id
     }
 
     /// Gives a writer the lease under which it sets a key next, if it is to have one.
     fn lease_to_set(&mut self, key: &Bytes, then_set: Option<ThenSet>) -> FillToken {
-        let Some(ThenSet { stamp, until, held, reserved, .. }) = then_set else { return FillToken::NONE };
+        let Some(ThenSet { stamp, term, held, reserved, .. }) = then_set else { return FillToken::NONE };
         let key = (Origin::Owner, Bytes::copy_from_slice(key));
-        self.lease(key, stamp, until, Some(held), reserved)
+        self.lease(key, stamp, term, Some(held), reserved)
     }
 
-    /// Takes the flight of a key out of the table where a client leads it, and gives what tells those who
-    /// wait for it.
-    fn take_leased(&mut self, key: &(Origin, Bytes)) -> Option<watch::Sender<Progress>> {
-        let id = self.table.get(key)?.id;
-        let progress = self.leases.get(&id)?.progress.clone();
+    /// Takes the flight of a key out of the table where a client leads it, and it began under no later ring
+    /// than this; gives what tells those who wait for it.
+    fn take_leased(&mut self, key: &(Origin, Bytes), stamp: RingVersion) -> Option<watch::Sender<Progress>> {
+        let flight = self.table.get(key).filter(|flight| flight.stamp <= stamp)?;
+        let progress = self.leases.get(flight.id)?.progress.clone();
         self.table.remove(key);
         Some(progress)
-    }
-
-    /// Forgets a lease that has been late for long.
-    fn forget(&mut self, token: FillToken) {
-        if let Some(lease) = self.leases.remove(&token) {
-            self.leave(&lease.key, token);
-        }
     }
 
     /// Takes a flight out of the table. Whether it was there, and not poisoned.

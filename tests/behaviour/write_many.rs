@@ -48,6 +48,7 @@ async fn each_write_has_a_result_of_its_own_in_the_order_of_the_call() {
             ("c", &too_long),
             ("d", value.as_bytes()),
         ];
+        other.group("g").set("c", "from before").await.unwrap();
         let results = group.set_many(entries).await;
         let kinds: Vec<_> = results.iter().map(|result| result.as_ref().map_err(|e| e.kind())).collect();
         let invalid = Err(ErrorKind::InvalidArgument);

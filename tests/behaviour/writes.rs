@@ -56,6 +56,14 @@ async fn what_is_set_is_shown_and_what_is_deleted_or_cleared_is_loaded_anew() {
         assert!(other.group("g").get("long").await.unwrap().unwrap() == long);
         let error = group.set("long", vec![b'x'; (8 << 20) + 1]).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TooLarge);
+        // The database has been written, so what was there before is gone.
+        assert_eq!(text(&other, "long").await, Some("value of long".to_owned()));
+        let begun = group.begin_write("long").await.unwrap();
+        assert_eq!(text(&other, "long").await, Some("value of long".to_owned()));
+        let before = origin.asked_for("long");
+        assert_eq!(begun.set(vec![b'x'; (8 << 20) + 1]).await.unwrap_err().kind(), ErrorKind::TooLarge);
+        assert_eq!(text(&other, "long").await, Some("value of long".to_owned()));
+        assert_eq!(origin.asked_for("long"), before + 1);
         assert_eq!(group.delete("").await.unwrap_err().kind(), ErrorKind::InvalidArgument);
         assert_eq!(client.group("none").clear().await.unwrap_err().kind(), ErrorKind::UnknownGroup);
         // A lifetime of its own.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use peanut_proto::frame::{Filled, Write};
 use peanut_proto::limits::MAX_VALUE_BYTES;
-use peanut_proto::numbers::FillToken;
+use peanut_proto::numbers::{FillToken, RingVersion};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
 
@@ -26,8 +26,9 @@ impl Group {
     /// # Errors
     /// As [`ErrorKind`] has them; [`ErrorKind::Unavailable`] where the owner could not be reached, and a hint
     /// could not be stored for it in the registry, or the owner holds a lease there and has not read it by
-    /// the deadline. After an error the write may have been done or not. Where the future is dropped before
-    /// it is ready, the key is deleted in the background.
+    /// the deadline. After an error the write may have been done or not; after [`ErrorKind::TooLarge`] the key
+    /// has been deleted. Where the future is dropped before it is ready, the key is deleted in the
+    /// background.
     #[doc(alias = "insert")]
     #[doc(alias = "put")]
     pub async fn set(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<(), Error> {
@@ -58,8 +59,14 @@ impl Group {
     ) -> Vec<Result<(), Error>> {
         let entries: Vec<(K, V)> = entries.into_iter().collect();
         let sets = entries.iter().map(|(key, value)| self.set_of(key.as_ref(), value.as_ref(), None));
-        let sets: Vec<_> = sets.collect();
-        self.write_many(sets).await
+        let (sets, kept): (Vec<_>, Vec<_>) = sets
+            .map(|set| match set {
+                Ok((write, kept)) => (Ok(write), kept),
+                Err(error) => (Err(error), Ok(())),
+            })
+            .unzip();
+        let written = self.write_many(sets).await;
+        written.into_iter().zip(kept).map(|(written, kept)| written.and(kept)).collect()
     }
 
     /// Begins a write of a key, before the database is written: of two applications that write a key at the
@@ -79,8 +86,10 @@ impl Group {
     /// As [`delete`](Self::delete), which it also is.
     pub async fn begin_write(&self, key: impl AsRef<[u8]>) -> Result<BegunWrite, Error> {
         let key = key.as_ref();
+        // What the ring becomes while it begins counts too.
+        let under = self.client.routing.get().ring.version();
         let sequence = self.write(key, self.delete_of(key)?, 0).await?;
-        Ok(BegunWrite { group: self.clone(), key: key.into(), sequence, end: End::NotBegun })
+        Ok(BegunWrite { group: self.clone(), key: key.into(), under, sequence, end: End::NotBegun })
     }
 
     async fn set_since(
@@ -90,17 +99,28 @@ impl Group {
         ttl: Option<Duration>,
         sequence: u64,
     ) -> Result<(), Error> {
-        let set = self.set_of(key, value, ttl)?;
-        self.write(key, set, sequence).await.map(drop)
+        let (write, kept) = self.set_of(key, value, ttl)?;
+        self.write(key, write, sequence).await?;
+        kept
     }
 
-    fn set_of<'a>(&self, key: &'a [u8], value: &'a [u8], ttl: Option<Duration>) -> Result<Write<'a>, Error> {
+    /// A set, or, of a value that no node keeps, a delete, since the database has been written by then, and
+    /// the error that the caller has when that is done.
+    fn set_of<'a>(
+        &self,
+        key: &'a [u8],
+        value: &'a [u8],
+        ttl: Option<Duration>,
+    ) -> Result<(Write<'a>, Result<(), Error>), Error> {
         self.check(key)?;
         if value.len() > MAX_VALUE_BYTES {
-            let why = format!("the value has {} bytes; the limit is {MAX_VALUE_BYTES}", value.len());
-            return Err(Error::new(ErrorKind::TooLarge, why));
+            let length = value.len();
+            let why =
+                format!("the value has {length} bytes; the limit is {MAX_VALUE_BYTES}; the key is deleted");
+            return Ok((self.delete_of(key)?, Err(Error::new(ErrorKind::TooLarge, why))));
         }
-        Ok(Write::Set { key, outcome: Filled::Value(value), ttl_ms: ttl_ms(ttl), token: FillToken::NONE })
+        let outcome = Filled::Value(value);
+        Ok((Write::Set { key, outcome, ttl_ms: ttl_ms(ttl), token: FillToken::NONE }, Ok(())))
     }
 
     /// Has the fleet forget a key: the next get loads it. A load in progress is not kept.
@@ -260,6 +280,8 @@ impl<'a, K: AsRef<[&'a [u8]]>> Drop for Unfinished<'a, K> {
 pub struct BegunWrite {
     group: Group,
     key: Box<[u8]>,
+    /// The ring when it began.
+    under: RingVersion,
     /// Of the key, at its owner.
     sequence: u64,
     end: End,
@@ -287,7 +309,7 @@ impl Drop for BegunWrite {
 
 impl BegunWrite {
     /// Ends the write with its value, after the database was written: as [`Group::set`], but where another
-    /// write of the key has begun or ended since this one began, or the key has another owner, it is as
+    /// write of the key has begun or ended since this one began, or the key has had another owner, it is as
     /// [`delete`](Self::delete). A write of another key of the node may have the same effect, one in
     /// 65,536.
     ///
@@ -307,13 +329,20 @@ impl BegunWrite {
 
     async fn end(mut self, value: &[u8], ttl: Option<Duration>) -> Result<(), Error> {
         self.end = End::UnderWay;
-        let ended = match self.sequence {
-            // The owner could not be reached: nobody knows what it is told meanwhile.
-            0 => self.group.delete(&self.key).await,
-            sequence => self.group.set_since(&self.key, value, ttl, sequence).await,
+        // The owner could not be reached, or has not owned it all the time: it was not told of all writes.
+        let ended = if self.sequence == 0 || self.has_moved() {
+            self.group.delete(&self.key).await
+        } else {
+            self.group.set_since(&self.key, value, ttl, self.sequence).await
         };
         self.end = End::Done;
         ended
+    }
+
+    /// Whether the key has had another owner since it began.
+    fn has_moved(&self) -> bool {
+        let hash = self.group.hasher.hash(&self.key);
+        self.group.client.routing.get().has_moved_since(hash, self.under)
     }
 
     /// Ends the write without a value, after the database was written.

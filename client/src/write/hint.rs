@@ -19,6 +19,7 @@ use super::leased::{holds_no_lease, is_whole};
 use crate::error::{Error, ErrorKind};
 use crate::monitor::Probed;
 use crate::node::Node;
+use crate::refusal::Refusal;
 use crate::request::{Op, Placement, Request};
 
 /// Hints for one node, stored one by one until it is back; then one for the whole group takes the place of
@@ -91,7 +92,9 @@ impl OneNode<'_> {
                 let since = gone::since(self.client, &**registry, node, gone).await;
                 near_leases_over(node, since, deadline).await
             }
-            Ok(_) = node.write(&ask, Instant::now()) => Ok(()),
+            Ok(reply) = node.write(&ask, Instant::now()) => {
+                self.heed(node, reply).map(drop).map_err(Refusal::into_error)
+            }
             () = sleep_until(deadline) => {
                 let why = format!("{because}; it holds a lease, and has not read the hint that was stored for it");
                 Err(Error::at(ErrorKind::Unavailable, node.id(), why))

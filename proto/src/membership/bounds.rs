@@ -133,7 +133,7 @@ impl RingDocument {
         left.sort_unstable();
         let Some(until) = left.get(count.max(1) - 1).copied() else { return };
         self.departed.retain(|gone| gone.left > until);
-        self.members.iter_mut().for_each(|member| member.since = member.since.max(until));
+        self.owned_since(until);
     }
 }
 

@@ -33,6 +33,8 @@ pub const DEFAULT_POINTS: u32 = 4096;
 /// How long it is remembered who the members were, and in how many documents at most.
 const EARLIER_MS: u64 = 600_000;
 const MOST_EARLIER: usize = 16;
+/// For how long at least it is known that an operator has taken a node out.
+const DRAINED_MS: u64 = 3_600_000;
 
 /// Who the members of a fleet are, and who they were.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -249,10 +251,23 @@ impl RingDocument {
         })
     }
 
-    /// The document without departed records older than `lifetime_ms`, the longest time that an entry
-    /// can live. The version stays: no owner changes, and `owned_since` only for entries long dead.
+    /// Forgets departed records older than `lifetime_ms`, the longest time that an entry can live, as far as
+    /// one node knows: another may have groups whose entries live longer, or another clock. So what such a
+    /// node had owned counts as owned only since it left. A record of a node that an operator took out stays
+    /// for an hour at least, and keeps it out. The version stays, since no owner changes.
     pub fn forget_departed(&mut self, now_ms: u64, lifetime_ms: u64) {
-        self.departed.retain(|gone| gone.left_ms.saturating_add(lifetime_ms) > now_ms);
+        let is_over = |gone: &Departed| {
+            let lifetime_ms = if gone.drained { lifetime_ms.max(DRAINED_MS) } else { lifetime_ms };
+            gone.left_ms.saturating_add(lifetime_ms) <= now_ms
+        };
+        let until = self.departed.iter().filter(|gone| is_over(gone)).map(|gone| gone.left).max();
+        self.departed.retain(|gone| !is_over(gone));
+        self.owned_since(until.unwrap_or_default());
+    }
+
+    /// What members have owned for longer they own since that version.
+    fn owned_since(&mut self, version: RingVersion) {
+        self.members.iter_mut().for_each(|member| member.since = member.since.max(version));
     }
 
     /// Records that `member` leaves, or shrinks, at this document's version.

@@ -75,6 +75,26 @@ fn departed_records_end_with_the_longest_lifetime() {
 }
 
 #[test]
+fn who_forgets_too_early_makes_no_member_own_what_another_had_meanwhile() {
+    let ring = ring(&[("a", 1), ("b", 1), ("d", 1)]).without("d", 1_000).unwrap();
+    let left = ring.version;
+    let mut joined = ring.with(&node("c", 1), 2_000).unwrap();
+    // By a node whose entries live for a short time, or whose clock is ahead.
+    joined.forget_departed(2_000, 500);
+    assert!(joined.departed.is_empty());
+    assert!(joined.members.iter().all(|member| member.since >= left), "{:?}", joined.members);
+}
+
+#[test]
+fn who_was_taken_out_stays_out_for_an_hour_however_short_entries_live() {
+    let mut ring = ring(&[("a", 1), ("b", 1)]).drained("a", 1_000).unwrap();
+    ring.forget_departed(1_000 + DRAINED_MS - 1, 500);
+    assert!(ring.is_drained("a"));
+    ring.forget_departed(1_000 + DRAINED_MS, 500);
+    assert!(!ring.is_drained("a"));
+}
+
+#[test]
 fn the_document_reads_as_the_design_has_it() {
     let json = br#"{"format":1,"version":42,"hash":"xxh3-64","points":1024,
         "members":[{"id":"n2","addr":"h:2"},{"id":"n1","addr":"h:1","zone":"z","weight":3,"since":37,"since_ms":9}],

@@ -18,7 +18,7 @@ use tokio::time::{Instant, timeout};
 
 use super::{Answer, Begun, Cache, Waiting};
 use crate::budget::{Account, OPERATION_BYTES, Reservation};
-use crate::flight::{Fill, ThenSet, Written};
+use crate::flight::{Fill, Flown, Term, ThenSet, Written};
 use crate::journal::{Journal, WriteNumber};
 use crate::near::{LaneId, Unconfirmed};
 use crate::segment::key_hash;
@@ -121,28 +121,28 @@ impl Cache {
             }
             Fetched::Failed(message) => {
                 let failed = Err(Failure::new(ErrorCode::LoaderFailed, message));
-                let fill = self.flights.fill(&key, set.token, |_, _| failed, |_| None);
+                let fill = self.flights.fill(&key, set.token, |_| failed, |_| None);
                 return Ok(Begun::Answered(self.filled(fill)));
             }
         };
         let length = value.as_ref().map_or(0, |value: &Value| value.len());
         // What was asked for, as far as it is granted.
         let granted = set.ttl.map_or(Duration::ZERO, |ttl| ttl.min(self.policy.max_ttl));
-        let entry = |stamp, origin| {
+        let entry = |Flown { stamp, origin, begun }| {
             let ttl = self.bounded(set.ttl.unwrap_or_else(|| self.jittered(ttl)), origin);
-            let expires = now + self.kept_for(ttl, origin, value.is_some());
-            Entry { value, loaded: now, expires, stamp, origin }
+            let expires = begun + self.kept_for(ttl, origin, value.is_some());
+            Entry { value, loaded: begun, expires, stamp, origin }
         };
         if set.token.is_some() {
-            let landed = |stamp, origin| Ok(entry(stamp, origin));
-            let fill = self.flights.fill(&key, set.token, landed, |entry| self.keep(&key, entry));
+            let landed = |flown| Ok(entry(flown));
+            let fill = self.flights.fill(&key, set.token, landed, |entry| self.keep_if_newer(&key, entry));
             tracing::trace!(group = &*self.group, ?key, ?fill, token = set.token.0, "a value was brought");
             if !self.store.fits(&key, length) {
                 return Err(self.too_large(length));
             }
             return Ok(Begun::Answered(Answer { ttl: granted, ..self.filled(fill) }));
         }
-        let entry = entry(set.stamp, set.origin);
+        let entry = entry(Flown { stamp: set.stamp, origin: set.origin, begun: now });
         self.metrics.sets.fetch_add(1, Ordering::Relaxed);
         if let Condition::Sequence(sequence, or_token) = set.condition {
             let or_lease = || or_token.and_then(|account| then_set(&account, &key, (set.stamp, 0), now));
@@ -337,6 +337,13 @@ impl Cache {
         None
     }
 
+    /// As [`keep`](Self::keep), unless there is an entry whose load began later: another client was given a
+    /// lease when this one was late.
+    fn keep_if_newer(&self, key: &Bytes, entry: &Entry) -> Option<Value> {
+        let there = self.store.peek(key, entry.origin, entry.loaded);
+        if there.is_some_and(|there| there.loaded > entry.loaded) { None } else { self.keep(key, entry) }
+    }
+
     pub(crate) fn store_loaded(&self, key: &Bytes, entry: &Entry) -> Option<Value> {
         let (stored, evicted) = self.insert(key, entry);
         if let Some(journal) = self.journal() {
@@ -393,5 +400,5 @@ fn then_set(
 ) -> Option<ThenSet> {
     let held = account.operations.try_take(OPERATION_BYTES + key.len())?;
     let reserved = Reservation::new(account, 0);
-    Some(ThenSet { stamp, until: now + SET_WITHIN, sequence, held, reserved })
+    Some(ThenSet { stamp, term: Term { given: now, until: now + SET_WITHIN }, sequence, held, reserved })
 }

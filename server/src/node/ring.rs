@@ -87,10 +87,11 @@ impl KnownRing {
         }
     }
 
-    /// The first version that was known: what was written under it and before, this process may not have been
-    /// told.
-    pub(crate) fn first(&self) -> RingVersion {
-        RingVersion(self.first.load(Ordering::Relaxed))
+    /// Whether this process knows of every write of a key that it has come to own under this version: what was
+    /// written under the first version that the registry has told, and before, it may not have been told.
+    pub(crate) fn knows_writes_since(&self, owned_since: RingVersion) -> bool {
+        let first = RingVersion(self.first.load(Ordering::Relaxed));
+        first != RingVersion::NONE && owned_since > first
     }
 
     /// The version that a writer goes by, as far as it is to be believed: one that the node does not know
@@ -156,6 +157,7 @@ mod tests {
         let registry = Reloader::default();
         let ring = KnownRing::new(Some(registry.clone()));
         assert!(ring.knows(RingVersion(u64::MAX)), "nothing has been read yet");
+        assert!(!ring.knows_writes_since(RingVersion(7)), "those before the start, to begin with");
         assert_eq!(ring.stamp(RingVersion(7)), RingVersion(7));
         const FIVE: RingVersion = RingVersion(5);
         assert!(ring.learn(FIVE), "what was stored by then is forgotten");
@@ -163,6 +165,7 @@ mod tests {
             (ring.stamp(RingVersion(u64::MAX)), ring.stamp(RingVersion::NONE), ring.version()),
             (FIVE, FIVE, FIVE)
         );
+        assert!(ring.knows_writes_since(RingVersion(6)) && !ring.knows_writes_since(FIVE));
         assert!(!ring.look_for(RingVersion(6)).await && registry.is_asked().await);
         assert!(!ring.learn(RingVersion(6)));
         assert!(ring.look_for(RingVersion(6)).await);

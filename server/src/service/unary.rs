@@ -88,7 +88,7 @@ impl Node {
             stamp: self.ring().stamp(by),
             traceparent: traceparent.unwrap_or_default(),
             may_fill: rights.of_group(cache.name()).may_fill(&request.key),
-            may_hand_over: owned_since > self.ring().first(),
+            may_hand_over: self.ring().knows_writes_since(owned_since),
             ..read(request)?
         };
         let begun = cache.begin(&get, &account, Instant::now())?;

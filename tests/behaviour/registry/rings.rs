@@ -140,3 +140,23 @@ async fn a_node_joins_a_ring_whose_document_has_grown_long_and_one_that_is_full_
     put(&etcd, &keys().ring(), RingDocument { earlier: Vec::new(), ..ring }.encode()).await;
     second.registered().await;
 }
+
+/// The key's owner is taken out of the ring while a write is open, and joins again by itself: whatever was
+/// written at the other owner, it was not told of.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_begun_write_whose_key_was_elsewhere_meanwhile_leaves_no_value() {
+    let (etcd, _servers) = fleet(2, SCORES).await;
+    let client = client(&etcd, 2).await;
+    let begun = client.group("scores").begin_write("Tom").await.unwrap();
+    let ring = client.ring();
+    let owner = ring.members()[ring.place("scores", b"Tom").unwrap().owner].id.clone();
+    let stored = stored_ring(&etcd).await.unwrap();
+    put(&etcd, &keys().ring(), stored.without(&owner, 1).unwrap().encode()).await;
+    eventually("the owner to be back", async || {
+        let now = client.ring();
+        (now.version() >= stored.version.plus(2) && now.members().len() == 2).then_some(())
+    })
+    .await;
+    begun.set("of before").await.unwrap();
+    assert_eq!(text(&client, "scores", "Tom").await, "630");
+}

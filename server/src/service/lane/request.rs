@@ -68,7 +68,7 @@ impl LaneRequest {
                     traceparent: Some(rare.traceparent).filter(|it| is_traceparent(it)).unwrap_or_default(),
                     may_fill,
                     deadline,
-                    may_hand_over: operation.owned_since > node.ring().first(),
+                    may_hand_over: node.ring().knows_writes_since(operation.owned_since),
                 };
                 cache.begin(&get, account, now)
             }
