@@ -24,6 +24,9 @@ pub enum ErrorKind {
     Configuration,
     /// The sockets or the transport failed.
     Transport,
+    /// Another process has been started as this node, which is told of nothing more and so answers nothing
+    /// more.
+    Replaced,
 }
 
 impl Error {
@@ -52,6 +55,13 @@ impl Error {
             message: message.to_owned(),
             source: Some(source.into()),
         }
+    }
+
+    pub(crate) fn replaced(node: &str) -> Self {
+        let message = format!(
+            "another process has been started as node `{node}`, and this one is told of nothing more; give one of the two another node_id"
+        );
+        Error { kind: ErrorKind::Replaced, ..Error::configuration(message) }
     }
 
     /// What the error is about.

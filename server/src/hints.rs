@@ -136,20 +136,27 @@ impl HintReader {
         {
             return Err(in_use(&self.node_id, &other.addr));
         }
+        let answered = || self.node.wake().answered();
+        answered();
         let (wakes, lease) = (self.node.wake().wakes(), self.node.near().last_granted());
         let groups = KeyRange::prefix(&self.keys.group(""));
         let mine = KeyRange::prefix(&self.keys.hints_for(&self.node_id));
         let ranges = [groups, mine];
         // Before anything is read, so that nothing is missed where the registry loses its data meanwhile.
         let mut changes = self.registry.watch(&ranges).await?;
+        answered();
         // The ring too: others may have come to own keys in the meantime.
         if let Some(entry) = self.registry.get(&self.keys.ring()).await?
             && let Ok(ring) = RingDocument::decode(&entry.value)
         {
             self.node.learn_of_ring(ring.version);
         }
+        answered();
         let lineage = match self.check_lineage(heard, lease).await {
-            Ok(lineage) => Some(lineage),
+            Ok(lineage) => {
+                answered();
+                Some(lineage)
+            }
             Err(error) => {
                 // It may lack the right to. Hints are read all the same.
                 if is_due(&mut heard.said_of_mark, SAY_OF_MARK) {
@@ -162,7 +169,10 @@ impl HintReader {
             }
         };
         let put = |Entry { key, value, revision }| Change { key, value: Some(value), revision };
-        let apply = |page: Vec<Entry>| self.apply(page.into_iter().map(put), heard);
+        let apply = |page: Vec<Entry>| {
+            answered();
+            self.apply(page.into_iter().map(put), heard);
+        };
         let revision = read_pages(&*self.registry, &ranges, apply).await?;
         self.node.wake().settle(wakes);
         if lineage.is_some() {

@@ -128,8 +128,8 @@ impl Reconcile {
                 continue;
             };
             let prefix = self.keys.hints_for(node);
-            if !knows(ring, node) && self.is_forgotten(node).await? {
-                self.remove(&prefix).await?;
+            if !knows(ring, node) {
+                self.remove(node, &prefix).await?;
             }
             rest = rest.behind(&prefix);
         }
@@ -142,12 +142,17 @@ impl Reconcile {
         Ok(!knows(&ring, id) && self.registry.get(&self.keys.live(id)).await?.is_none())
     }
 
-    /// Removes every key that begins with `prefix`, but for those that are written meanwhile.
-    async fn remove(&self, prefix: &str) -> Result<(), RegistryError> {
+    /// Removes every hint for a node, below `prefix`, as long as the registry knows nothing of the node: what
+    /// was there before it came is of no use to it, and what comes later is.
+    async fn remove(&self, node: &str, prefix: &str) -> Result<(), RegistryError> {
         let mut rest = Some(KeyRange::prefix(prefix));
         while let Some(range) = rest {
             let page =
                 self.registry.page(&range, PageOptions { keys_only: true, ..PageOptions::default() }).await?;
+            // After the page was read, so that all that is in it is from before.
+            if !self.is_forgotten(node).await? {
+                return Ok(());
+            }
             let stale: Vec<_> = page.entries.into_iter().map(|entry| (entry.key, entry.revision)).collect();
             self.registry.delete_all_if(&stale).await?;
             rest = page.next;

@@ -2,7 +2,8 @@
 //!
 //! All of it is repaired for as long as the node runs. A lease that is lost is granted again and its keys
 //! put again; a ring document that was lost or that no longer has the node is written again from the last
-//! good one. While the registry cannot be reached the node serves on and keeps trying.
+//! good one. While the registry cannot be reached the node serves on and keeps trying. Where a later process
+//! has been started under its id, it is *replaced*, and ends: it is told of nothing more.
 
 use std::pin::pin;
 use std::str::FromStr;
@@ -39,6 +40,8 @@ const SAY_AGAIN: Duration = Duration::from_secs(600);
 /// Why a node registers again whose record is not there any more.
 const VANISHED: &str = "the liveness record vanished";
 const LOST: &str = "the registry has lost what it knew of this node";
+/// Why one ends.
+const REPLACED: &str = "another process has been started as this node";
 /// How long a node that stops may take to say so.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -93,6 +96,12 @@ pub(crate) async fn holder_of(
     Ok(holder.and_then(|entry| Liveness::decode(&entry.value).ok()))
 }
 
+/// Whether `other` is of a process that was started later. An earlier one's record may come back with a
+/// registry that is restored from a backup.
+fn is_later(other: &Liveness, than: &Liveness) -> bool {
+    other.incarnation != than.incarnation && other.started_ms > than.started_ms
+}
+
 /// Two processes have one id.
 pub(crate) fn in_use(id: &str, addr: &str) -> RegistryError {
     RegistryError::new(format!("node id `{id}` is in use at {addr}; give one of the two another node_id"))
@@ -100,13 +109,14 @@ pub(crate) fn in_use(id: &str, addr: &str) -> RegistryError {
 
 impl Registration {
     /// Registers the node and keeps it registered until `stop`, then ends its lease. The node hears of
-    /// every new ring version, and the holder of `joined` of the first success.
+    /// every new ring version, and the holder of `joined` of the first success. Where the node is replaced
+    /// the holder of `replaced` hears it.
     pub(crate) async fn run(
         self,
         discovery: Discovery,
         node: Node,
         joined: watch::Sender<bool>,
-        stop: CancellationToken,
+        (stop, replaced): (CancellationToken, CancellationToken),
     ) {
         let mut discovered = discovery.subscribe();
         let live = Liveness {
@@ -126,14 +136,17 @@ impl Registration {
         };
         tokio::select! {
             biased;
-            () = self.keep(&live, &mut lease, &mut discovered, &node, &joined) => {}
+            () = self.keep(&live, &mut lease, &mut discovered, &node, &joined) => {
+                node.lease_lost();
+                replaced.cancel();
+            }
             () = reconcile.run(discovery.subscribe()) => {}
             () = notices::tell(discovery.subscribe()) => {}
             () = stop.cancelled() => {}
         }
         // A writer that finds no lease of this node waits for near leases that were given before then.
         node.near().give_until(Duration::ZERO);
-        if self.on_shutdown == OnShutdown::Leave {
+        if self.on_shutdown == OnShutdown::Leave && !replaced.is_cancelled() {
             match timeout(GOODBYE, self.leave()).await {
                 Ok(Ok(())) => tracing::info!("left the ring"),
                 Ok(Err(error)) => tracing::warn!(
@@ -155,6 +168,7 @@ impl Registration {
         }
     }
 
+    /// Ends where the node is replaced.
     async fn keep(
         &self,
         live: &Liveness,
@@ -183,7 +197,10 @@ impl Registration {
                         held = *lease;
                         node.wake().lease_held();
                     }
-                    let why = self.hold(lease, discovered, node, None).await;
+                    let why = self.hold((live, lease), discovered, node, None).await;
+                    if why == REPLACED {
+                        return;
+                    }
                     if lease.is_none() || why == VANISHED || why == LOST {
                         held = None;
                         node.near().give_until(Duration::ZERO);
@@ -194,6 +211,7 @@ impl Registration {
                         said = Some((Instant::now(), why.to_owned()));
                     }
                 }
+                Err(_) if has_joined && self.is_replaced(live).await => return,
                 Err(error) => {
                     let why = format!("{error:#}");
                     if is_due(&said, &why, SAY_AGAIN) {
@@ -206,7 +224,9 @@ impl Registration {
                     // What has been granted is kept meanwhile.
                     if lease.is_some() {
                         let until = Instant::now() + backoff.next_delay(fastrand::f64());
-                        self.hold(lease, discovered, node, Some(until)).await;
+                        if self.hold((live, lease), discovered, node, Some(until)).await == REPLACED {
+                            return;
+                        }
                         continue;
                     }
                 }
@@ -229,7 +249,7 @@ impl Registration {
         has_joined: bool,
     ) -> Result<RingVersion, RegistryError> {
         let known = discovered.borrow_and_update().view.ring.clone();
-        self.check_that_the_id_is_free(live).await?;
+        self.check_that_the_id_is_free(live, has_joined).await?;
         // A lease that still stands is used again, so that none is left behind to delete what a later
         // one has put.
         let standing = match *lease {
@@ -253,14 +273,25 @@ impl Registration {
         Ok(version)
     }
 
-    /// Two nodes of one id would take turns in writing their addresses into the ring, for ever.
-    async fn check_that_the_id_is_free(&self, live: &Liveness) -> Result<(), RegistryError> {
-        match holder_of(&*self.registry, &self.keys, &self.node.id).await? {
-            Some(other) if other.incarnation != live.incarnation && other.addr != live.addr => {
-                Err(in_use(&self.node.id, &other.addr))
-            }
-            _ => Ok(()),
+    /// Two nodes of one id would take turns in writing their addresses into the ring, for ever. At the same
+    /// address one that starts takes the place of another, which has ended or will.
+    async fn check_that_the_id_is_free(
+        &self,
+        live: &Liveness,
+        has_joined: bool,
+    ) -> Result<(), RegistryError> {
+        let Some(other) = holder_of(&*self.registry, &self.keys, &self.node.id).await? else { return Ok(()) };
+        let is_another = other.incarnation != live.incarnation && other.addr != live.addr;
+        if is_another || (has_joined && is_later(&other, live)) {
+            return Err(in_use(&self.node.id, &other.addr));
         }
+        Ok(())
+    }
+
+    /// Whether a later process has registered.
+    async fn is_replaced(&self, live: &Liveness) -> bool {
+        let holder = holder_of(&*self.registry, &self.keys, &self.node.id).await;
+        holder.is_ok_and(|holder| holder.is_some_and(|other| is_later(&other, live)))
     }
 
     /// Makes the node a member as it describes itself, by compare-and-swap, and tells the ring's version.
@@ -323,7 +354,7 @@ impl Registration {
     /// Renews the lease until something has to be registered again, or until `until`, and says why.
     async fn hold(
         &self,
-        lease: &mut Option<LeaseId>,
+        (live, lease): (&Liveness, &mut Option<LeaseId>),
         discovered: &mut watch::Receiver<Discovered>,
         node: &Node,
         until: Option<Instant>,
@@ -369,7 +400,12 @@ impl Registration {
                     }
                     let view = discovered.borrow_and_update().view.clone();
                     node.learn_of_ring(view.ring.version);
-                    let alive = view.live.contains_key(&self.node.id);
+                    let record = view.live.get(&self.node.id);
+                    let alive = record.is_some_and(|record| record.incarnation == live.incarnation);
+                    // Before its own was seen the record may be the last process's.
+                    if seen_alive && record.is_some_and(|other| is_later(other, live)) {
+                        return REPLACED;
+                    }
                     if until.is_some() {
                         // Trouble is known; the time for the next attempt is set.
                     } else if view.ring_was_lost() {

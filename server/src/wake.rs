@@ -51,9 +51,23 @@ struct State {
     settled: u64,
     /// When the last one was, in milliseconds from `began`.
     roused_ms: u64,
+    /// When the registry last answered a call that is to settle them.
+    answered_ms: u64,
     /// The node holds no lease in the registry: what it reads there is not all that it is to know when it has
     /// one.
     is_unleased: bool,
+}
+
+impl State {
+    /// How much longer the registry has to answer. A reading is several calls: while it answers them it is
+    /// there, unless it goes on like that without an end.
+    fn patience(&self, now_ms: u64) -> Duration {
+        let left = |from_ms: u64, patience: Duration| {
+            patience.saturating_sub(Duration::from_millis(now_ms.saturating_sub(from_ms)))
+        };
+        let silent = left(self.answered_ms.max(self.roused_ms), REGISTRY_PATIENCE);
+        silent.min(left(self.roused_ms, LONGEST_READING))
+    }
 }
 
 /// Ends the ticking when it is dropped.
@@ -140,18 +154,21 @@ impl Wake {
             // Notices sleep.
             self.wakes();
             // From when it had to, however long any caller waits.
-            let patience = match self.known(&self.shared.state.borrow()) {
-                Ok(wakes) => return wakes,
-                Err(roused_ms) => self.patience(roused_ms),
+            let patience = {
+                let state = self.shared.state.borrow();
+                match self.known(&state) {
+                    Some(wakes) => return wakes,
+                    None => state.patience(self.now_ms()),
+                }
             };
             if !patience.is_zero() {
                 let mut state = self.shared.state.subscribe();
-                let _ = timeout(patience, state.wait_for(|state| self.known(state).is_ok())).await;
+                let _ = timeout(patience, state.wait_for(|state| self.known(state).is_some())).await;
                 continue;
             }
             self.shared.state.send_modify(|state| {
                 // Another may have woken it again meanwhile.
-                if self.patience(state.roused_ms).is_zero() {
+                if state.patience(self.now_ms()).is_zero() {
                     state.is_unleased = false;
                     state.settled = self.shared.wakes.load(Ordering::Acquire);
                 }
@@ -159,17 +176,21 @@ impl Wake {
         }
     }
 
-    /// The number of wakes, where what was missed is known of all of them; otherwise when the last one was.
-    /// The state stays as it is meanwhile, wakes included.
-    fn known(&self, state: &State) -> Result<u64, u64> {
+    /// The number of wakes, where what was missed is known of all of them. The state stays as it is
+    /// meanwhile, wakes included.
+    fn known(&self, state: &State) -> Option<u64> {
         let wakes = self.shared.wakes.load(Ordering::Acquire);
         let is_known = state.settled >= wakes && !state.is_unleased;
-        if is_known || !self.shared.asks.load(Ordering::Relaxed) { Ok(wakes) } else { Err(state.roused_ms) }
+        (is_known || !self.shared.asks.load(Ordering::Relaxed)).then_some(wakes)
     }
 
-    /// How much longer the registry has to answer.
-    fn patience(&self, roused_ms: u64) -> Duration {
-        REGISTRY_PATIENCE.saturating_sub(Duration::from_millis(self.now_ms().saturating_sub(roused_ms)))
+    /// The registry has answered one call of those that are to settle wakes.
+    pub(crate) fn answered(&self) {
+        let now_ms = self.now_ms();
+        self.shared.state.send_if_modified(|state| {
+            state.answered_ms = now_ms;
+            false
+        });
     }
 
     /// The node holds no lease. Writers that could not reach it do not wait for it to read their hints: it
@@ -230,6 +251,10 @@ impl Wake {
         u64::try_from(uptime().saturating_sub(self.shared.began).as_millis()).unwrap_or(u64::MAX)
     }
 }
+
+/// How long the calls by which a node reads what it missed may take together.
+const LONGEST_READING: Duration = Duration::from_secs(12);
+const _: () = assert!(LONGEST_READING.as_millis() > 2 * REGISTRY_PATIENCE.as_millis());
 
 /// Sleep that somebody should look into: a machine or container that stands still.
 const WORTH_A_WARNING: Duration = Duration::from_secs(2);
@@ -311,7 +336,21 @@ mod tests {
         let lost_again = wake.now_ms();
         wake.lease_lost();
         assert_eq!(waiting.await.unwrap(), 2);
-        assert!(wake.patience(lost_again).is_zero());
+        assert!(wake.now_ms() - lost_again >= REGISTRY_PATIENCE.as_millis() as u64);
+    }
+
+    #[test]
+    fn a_registry_that_answers_one_call_after_the_other_is_waited_for_with_a_bound() {
+        let (patience, longest) = (REGISTRY_PATIENCE.as_millis() as u64, LONGEST_READING.as_millis() as u64);
+        let mut state = State { roused_ms: 1000, ..State::default() };
+        assert!(state.patience(1000 + patience).is_zero());
+        state.answered_ms = 1000 + patience - 1;
+        assert_eq!(state.patience(1000 + patience), REGISTRY_PATIENCE - Duration::from_millis(1));
+        state.answered_ms = 1000 + longest;
+        assert!(state.patience(1000 + longest).is_zero());
+        // An answer to what was asked before counts for nothing.
+        let woken = State { roused_ms: 50_000, ..state };
+        assert_eq!(woken.patience(50_000), REGISTRY_PATIENCE);
     }
 
     /// Those who wait look at the state while others change it, from several threads: nobody is held up.

@@ -25,7 +25,8 @@ fn start_as(registry: &LocalRegistry, info: NodeInfo) -> Running {
     let stop = CancellationToken::new();
     let registration = registration(registry, info);
     let discovery = Discovery::start(registration.registry.clone(), registration.keys.clone());
-    let run = registration.run(discovery, node.clone(), watch::Sender::new(false), stop.clone());
+    let ends = (stop.clone(), CancellationToken::new());
+    let run = registration.run(discovery, node.clone(), watch::Sender::new(false), ends);
     let task = tokio::spawn(run);
     Running { node, stop, task }
 }
@@ -293,4 +294,39 @@ async fn a_node_is_forgotten_although_the_name_of_another_begins_like_its_own() 
     let left: Vec<_> = left.iter().map(|entry| entry.key.as_str()).collect();
     assert!(!left.iter().any(|key| key.contains("stranger")), "{left:?}");
     assert!(left.iter().any(|key| key.contains("/n10/")) && left.len() >= 2, "{left:?}");
+}
+
+/// Who was cut off, or whose place in an orchestrator was given to another at the same address.
+#[tokio::test(start_paused = true)]
+async fn a_process_ends_when_a_later_one_has_its_id_and_address() {
+    let registry = LocalRegistry::new();
+    let first = start(&registry, "a");
+    settle().await;
+    std::thread::sleep(Duration::from_millis(2));
+    let second = start(&registry, "a");
+    settle().await;
+    assert!(first.task.is_finished() && !second.task.is_finished());
+    let seen = view(&registry).await;
+    assert_eq!((seen.ring.members.len(), seen.live.len()), (1, 1), "the other is there");
+    // One whose lease ended meanwhile does not take its place back.
+    let third = start(&registry, "a");
+    let lease = LeaseId(2);
+    registry.revoke(lease).await.unwrap();
+    sleep(Duration::from_secs(20)).await;
+    assert!(second.task.is_finished() && !third.task.is_finished());
+}
+
+/// The record of an earlier process, from a registry that was restored, ends nobody.
+#[tokio::test(start_paused = true)]
+async fn an_earlier_process_record_is_written_over() {
+    let registry = LocalRegistry::new();
+    let a = start(&registry, "a");
+    settle().await;
+    let key = Keys::new("f").live("a");
+    let mut record = Liveness::decode(&registry.get(&key).await.unwrap().unwrap().value).unwrap();
+    (record.incarnation, record.started_ms) = ("earlier".to_owned(), record.started_ms - 1);
+    registry.put(&key, record.encode(), None).await.unwrap();
+    settle().await;
+    let now = Liveness::decode(&registry.get(&key).await.unwrap().unwrap().value).unwrap();
+    assert!(!a.task.is_finished() && now.incarnation != "earlier");
 }

@@ -82,6 +82,8 @@ struct Member {
     hints: AbortOnDropHandle<()>,
     registration: AbortOnDropHandle<()>,
     stop_registration: CancellationToken,
+    /// Another process has been started as this node.
+    replaced: CancellationToken,
 }
 
 impl Server {
@@ -145,7 +147,8 @@ impl PreparedServer {
     ///
     /// # Errors
     /// [`ErrorKind::Transport`](crate::ErrorKind::Transport) where the admin port cannot be listened on, or
-    /// the listener fails.
+    /// the listener fails; [`ErrorKind::Replaced`](crate::ErrorKind::Replaced) where another process has been
+    /// started as this node.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
         let _admin = self.serve_admin().await?;
         let _abort_loads = AbortLoads(self.node.clone());
@@ -171,9 +174,11 @@ impl PreparedServer {
             _ticking: node.wake().tick(),
             node,
         };
+        let replaced = running.member.as_ref().map(|member| member.replaced.clone()).unwrap_or_default();
         tokio::select! {
             biased;
             ended = &mut serving => return ended,
+            () = replaced.cancelled() => return Err(Error::replaced(&running.node.membership().id)),
             () = shutdown => {}
             never = running.restore() => match never {},
         }
@@ -289,10 +294,11 @@ impl Member {
             is_shared,
         };
         let hints = AbortOnDropHandle::new(tokio::spawn(hints.run(known)));
-        let (stop_registration, joined) = (CancellationToken::new(), has_joined.subscribe());
-        let registration = registration.run(discovery, node.clone(), has_joined, stop_registration.clone());
+        let (stop_registration, replaced) = (CancellationToken::new(), CancellationToken::new());
+        let (joined, ends) = (has_joined.subscribe(), (stop_registration.clone(), replaced.clone()));
+        let registration = registration.run(discovery, node.clone(), has_joined, ends);
         let registration = AbortOnDropHandle::new(tokio::spawn(registration));
-        Member { is_shared, joined, lineage, hints, registration, stop_registration }
+        Member { is_shared, joined, lineage, hints, registration, stop_registration, replaced }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use peanut_proto::intervals::Windows;
 use peanut_proto::membership::{self, Member, RingDocument};
 use peanut_proto::numbers::RingVersion;
 use peanut_proto::registry::Registry as _;
@@ -148,6 +149,8 @@ async fn a_begun_write_whose_key_was_elsewhere_meanwhile_leaves_no_value() {
     let (etcd, _servers) = fleet(2, SCORES).await;
     let client = client(&etcd, 2).await;
     let begun = client.group("scores").begin_write("Tom").await.unwrap();
+    // Longer than the client repeats what the write began with where the ring changes.
+    tokio::time::sleep(Windows::FLEET.recent_writes + Duration::from_secs(1)).await;
     let ring = client.ring();
     let owner = ring.members()[ring.place("scores", b"Tom").unwrap().owner].id.clone();
     let stored = stored_ring(&etcd).await.unwrap();
