@@ -152,22 +152,10 @@ impl HintReader {
             self.node.learn_of_ring(ring.version);
         }
         answered();
-        let lineage = match self.check_lineage(heard, lease).await {
-            Ok(lineage) => {
-                answered();
-                Some(lineage)
-            }
-            Err(error) => {
-                // It may lack the right to. Hints are read all the same.
-                if is_due(&mut heard.said_of_mark, SAY_OF_MARK) {
-                    tracing::warn!(
-                        error = format_args!("{error:#}"),
-                        "the mark of this node's last start cannot be read; until it can, nothing comes back from the disk"
-                    );
-                }
-                None
-            }
-        };
+        let lineage = self.known_lineage(heard, lease).await;
+        if lineage.is_some() {
+            answered();
+        }
         let put = |Entry { key, value, revision }| Change { key, value: Some(value), revision };
         let apply = |page: Vec<Entry>| {
             answered();
@@ -197,6 +185,20 @@ impl HintReader {
             };
             self.apply(changed.into_iter().filter(|change| change.revision > revision), heard);
         }
+    }
+
+    /// The lineage, if the registry tells: this node may lack the right to ask. Hints are read all the same.
+    async fn known_lineage(&self, heard: &mut Heard, lease: u64) -> Option<Lineage> {
+        let checked = self.check_lineage(heard, lease).await;
+        if let Err(error) = &checked
+            && is_due(&mut heard.said_of_mark, SAY_OF_MARK)
+        {
+            tracing::warn!(
+                error = format_args!("{error:#}"),
+                "the mark of this node's last start cannot be read; until it can, nothing comes back from the disk"
+            );
+        }
+        checked.ok()
     }
 
     /// Holds what the registry has of this node's mark against its own, and makes it where it is not there. A

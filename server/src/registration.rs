@@ -16,7 +16,7 @@ use peanut_proto::change::{change_ring, swap_ring};
 use peanut_proto::discovery::{Discovered, Discovery};
 use peanut_proto::intervals::LONGEST_RENEWAL;
 use peanut_proto::membership::{
-    DEFAULT_POINTS, FORMAT, Keys, LiveGroup, Liveness, NamingRecord, NodeInfo, RingDocument,
+    DEFAULT_POINTS, FORMAT, FleetView, Keys, LiveGroup, Liveness, NamingRecord, NodeInfo, RingDocument,
 };
 use peanut_proto::numbers::RingVersion;
 use peanut_proto::registry::{LeaseId, Registry, RegistryError};
@@ -406,22 +406,31 @@ impl Registration {
                     if seen_alive && record.is_some_and(|other| is_later(other, live)) {
                         return REPLACED;
                     }
-                    if until.is_some() {
-                        // Trouble is known; the time for the next attempt is set.
-                    } else if view.ring_was_lost() {
-                        return "the registry has lost the ring";
-                    } else if view.unreadable.contains(&self.node.id) {
-                        return "the liveness record cannot be read";
-                    } else if seen_alive && !alive {
-                        return VANISHED;
-                    } else if view.revision > 0 && view.ring.version > RingVersion::NONE && !is_member(&view.ring, &self.node)
-                        && !view.ring.is_drained(&self.node.id)
+                    // Where trouble is known, the time for the next attempt is set.
+                    if until.is_none()
+                        && let Some(why) = self.why_anew(&view, seen_alive && !alive)
                     {
-                        return "the ring does not have this node as it is";
+                        return why;
                     }
                     seen_alive = alive;
                 }
             }
+        }
+    }
+
+    /// Why the node has to register again, by what the registry has; `has_vanished`: its record was there.
+    fn why_anew(&self, view: &FleetView, has_vanished: bool) -> Option<&'static str> {
+        let is_read = view.revision > 0 && view.ring.version > RingVersion::NONE;
+        if view.ring_was_lost() {
+            Some("the registry has lost the ring")
+        } else if view.unreadable.contains(&self.node.id) {
+            Some("the liveness record cannot be read")
+        } else if has_vanished {
+            Some(VANISHED)
+        } else if is_read && !is_member(&view.ring, &self.node) && !view.ring.is_drained(&self.node.id) {
+            Some("the ring does not have this node as it is")
+        } else {
+            None
         }
     }
 }

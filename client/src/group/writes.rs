@@ -26,8 +26,8 @@ impl Group {
     /// # Errors
     /// As [`ErrorKind`] has them; [`ErrorKind::Unavailable`] where the owner could not be reached, and a hint
     /// could not be stored for it in the registry, or the owner holds a lease there and has not read it by
-    /// the deadline. After an error the write may have been done or not; after [`ErrorKind::TooLarge`] the key
-    /// has been deleted. Where the future is dropped before it is ready, the key is deleted in the
+    /// the deadline. After an error the write may have been done or not; after [`ErrorKind::TooLarge`] the
+    /// key has been deleted. Where the future is dropped before it is ready, the key is deleted in the
     /// background.
     #[doc(alias = "insert")]
     #[doc(alias = "put")]

@@ -4,6 +4,11 @@ use crate::address;
 use crate::registry::RegistryError;
 
 pub(super) fn check_endpoint(endpoint: &str) -> Result<(), RegistryError> {
+    if endpoint.contains('@') {
+        let shown = host_and_port(endpoint);
+        let why = "it is not logged in by; give user and password as settings of their own";
+        return Err(RegistryError::new(format!("etcd endpoint `{shown}` has a user before it: {why}")));
+    }
     let rest = endpoint.split_once("://").filter(|(scheme, _)| matches!(*scheme, "http" | "https"));
     match rest.map(|(_, rest)| address::check(host_and_port(rest))) {
         Some(Ok(())) => Ok(()),

@@ -51,6 +51,8 @@ pub struct EtcdRegistry {
 struct Shared {
     options: Options,
     current: Mutex<Current>,
+    /// Held by the call that connects for all: each would log in by itself, which costs etcd a password hash.
+    connecting: tokio::sync::Mutex<usize>,
     /// Most keys of the next page; 0: one key, without its value.
     page: AtomicUsize,
 }
@@ -68,7 +70,14 @@ struct Options {
 struct Current {
     /// Index of the endpoint in use, or next to be tried.
     endpoint: usize,
-    client: Option<Client>,
+    connection: Option<Connection>,
+}
+
+#[derive(Clone)]
+struct Connection {
+    /// Tells the logins of this process apart.
+    number: usize,
+    client: Client,
 }
 
 impl EtcdRegistry {
@@ -133,8 +142,9 @@ impl EtcdRegistry {
     fn with(options: Options) -> Self {
         // Processes that start together should not all meet at the first endpoint.
         let endpoint = fastrand::usize(..options.endpoints.len());
-        let current = Mutex::new(Current { endpoint, client: None });
-        EtcdRegistry { shared: Arc::new(Shared { options, current, page: AtomicUsize::new(FIRST_PAGE) }) }
+        let current = Mutex::new(Current { endpoint, connection: None });
+        let (connecting, page) = (tokio::sync::Mutex::new(0), AtomicUsize::new(FIRST_PAGE));
+        EtcdRegistry { shared: Arc::new(Shared { options, current, connecting, page }) }
     }
 
     /// The endpoints, as they are called.
@@ -151,37 +161,37 @@ impl EtcdRegistry {
         done.await.map(|response| response.succeeded())
     }
 
-    /// Runs one call on the current endpoint. Where it fails, the next call goes to the next endpoint. A
-    /// login that etcd no longer takes, because it has expired or roles were changed meanwhile, is done again
-    /// once.
+    /// Runs one call on the current endpoint. Where that does not answer, the next call goes to the next
+    /// endpoint; what it refuses another would refuse as well. A login that etcd no longer takes, because it
+    /// has expired or roles were changed meanwhile, is done again once.
     async fn call<R, F>(&self, what: &str, call: impl Fn(Client) -> F) -> Result<R, RegistryError>
     where
         F: Future<Output = Result<R, etcd_client::Error>>,
     {
-        let (at, known) = {
-            let current = self.shared.current.lock();
-            (current.endpoint, current.client.clone())
-        };
         let Options { endpoints, timeout: limit, .. } = &self.shared.options;
-        let endpoint = &endpoints[at];
+        let asked = AtomicUsize::new(self.shared.current.lock().endpoint);
         let attempt = async {
-            if let Some(client) = known {
-                match call(client).await {
-                    Err(error) if is_an_old_login(&error) => {}
-                    done => return done.map_err(Trouble::Etcd),
+            let first = self.connected(None, &asked).await?;
+            match call(first.client).await {
+                Err(error) if is_an_old_login(&error) => {
+                    let again = self.connected(Some(first.number), &asked).await?;
+                    call(again.client).await.map_err(Trouble::Etcd)
                 }
+                done => done.map_err(Trouble::Etcd),
             }
-            let client = self.connect(at).await?;
-            call(client).await.map_err(Trouble::Etcd)
         };
-        let error = match timeout(*limit, attempt).await {
+        let attempted = timeout(*limit, attempt).await;
+        let at = asked.load(Ordering::Relaxed);
+        let endpoint = &endpoints[at];
+        let error = match attempted {
             Ok(Ok(result)) => return Ok(result),
             Ok(Err(Trouble::Etcd(error))) => {
-                let too_large = is_too_large(&error);
                 let told = RegistryError::new(format!("etcd at {endpoint}: {what}: {}", reason(&error)));
-                if too_large {
-                    // Nothing is wrong with the endpoint.
+                if is_too_large(&error) {
                     return Err(told.too_large());
+                }
+                if is_a_refusal(&error) {
+                    return Err(told);
                 }
                 told
             }
@@ -195,6 +205,32 @@ impl EtcdRegistry {
         };
         self.leave(at);
         Err(error)
+    }
+
+    /// The connection to the current endpoint, which is written down as `asked`; a new one where there is
+    /// none, or only the one of this number.
+    async fn connected(&self, but: Option<usize>, asked: &AtomicUsize) -> Result<Connection, Trouble> {
+        let present = || {
+            let current = self.shared.current.lock();
+            asked.store(current.endpoint, Ordering::Relaxed);
+            let connection = current.connection.as_ref().filter(|it| Some(it.number) != but);
+            connection.cloned().ok_or(current.endpoint)
+        };
+        if let Ok(connection) = present() {
+            return Ok(connection);
+        }
+        let mut logins = self.shared.connecting.lock().await;
+        let at = match present() {
+            Ok(connection) => return Ok(connection),
+            Err(at) => at,
+        };
+        *logins += 1;
+        let connection = Connection { number: *logins, client: self.connect(at).await? };
+        let mut current = self.shared.current.lock();
+        if current.endpoint == at {
+            current.connection = Some(connection.clone());
+        }
+        Ok(connection)
     }
 
     /// Connects to endpoint `at`, and logs in.
@@ -215,19 +251,14 @@ impl EtcdRegistry {
         if let Some(files) = &options.tls {
             connect = secure::secure(connect, files).map_err(Trouble::Tls)?;
         }
-        let client = Client::connect([&options.endpoints[at]], Some(connect)).await.map_err(Trouble::Etcd)?;
-        let mut current = self.shared.current.lock();
-        if current.endpoint == at {
-            current.client = Some(client.clone());
-        }
-        Ok(client)
+        Client::connect([&options.endpoints[at]], Some(connect)).await.map_err(Trouble::Etcd)
     }
 
     /// Gives up the connection to endpoint `at`; the next call goes to the one after it.
     fn leave(&self, at: usize) {
         let mut current = self.shared.current.lock();
         if current.endpoint == at {
-            *current = Current { endpoint: (at + 1) % self.shared.options.endpoints.len(), client: None };
+            *current = Current { endpoint: (at + 1) % self.shared.options.endpoints.len(), connection: None };
         }
     }
 }
@@ -238,6 +269,23 @@ enum Trouble {
     /// The password may not be sent there.
     Open,
     Tls(TlsError),
+}
+
+/// Whether etcd itself refuses what it was asked for, and every member would. An endpoint that does not
+/// answer, has no leader, or too much to do is left.
+fn is_a_refusal(error: &etcd_client::Error) -> bool {
+    use tonic::Code;
+    let etcd_client::Error::GRpcStatus(status) = error else { return false };
+    let is_full = status.code() == Code::ResourceExhausted && status.message().contains("space exceeded");
+    let refusals = [
+        Code::AlreadyExists,
+        Code::FailedPrecondition,
+        Code::InvalidArgument,
+        Code::NotFound,
+        Code::OutOfRange,
+        Code::PermissionDenied,
+    ];
+    is_full || refusals.contains(&status.code())
 }
 
 /// A token that has expired, or was given before users or roles were changed.
