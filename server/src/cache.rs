@@ -298,8 +298,8 @@ impl Cache {
             && let Some((pilot, ticket)) =
                 self.flights.take_over(&get.key, get.token, Reservation::new(account, 0))
         {
-            self.queue(pilot, get.kept(), account.id());
-            let value = account.values.take_nothing();
+            self.queue(pilot, get.kept(), account.id(), operation);
+            let [operation, value] = [&account.operations, &account.values].map(Budget::take_nothing);
             return Ok(self.wait(ticket, Outcome::Loaded, get, account, [operation, value]));
         }
         match account.values.try_take(self.expected_bytes()) {
@@ -364,10 +364,14 @@ impl Cache {
                     self.land(pilot, get, Err(failure.clone()));
                     return self.stale(get).map(Begun::Answered).ok_or(failure);
                 }
-                self.queue(pilot, get.kept(), account.id());
-                let Some(operation) = operation else {
-                    return Err(self.overloaded("too many operations are waiting"));
+                let Some(held) = operation else {
+                    let failure = self.overloaded("too many operations are waiting");
+                    self.land(pilot, get, Err(failure.clone()));
+                    return Err(failure);
                 };
+                // The load counts, and not its leader as well.
+                self.queue(pilot, get.kept(), account.id(), held);
+                let operation = account.operations.take_nothing();
                 Ok(self.wait(ticket, Outcome::Loaded, get, account, [operation, value]))
             }
             Boarding::Lease { token, written_under } => {
@@ -398,17 +402,18 @@ impl Cache {
         self.flights.board(&get.key, get.origin, (get.stamp, owned_since(get.owned_since)), leader, stored)
     }
 
-    /// Loads an entry of that age, which is fresh still, in the background: unless that is being done, or the
-    /// origin has just failed. (Groups without a loader have no such age.)
+    /// Loads an entry of that age, which is fresh still, in the background: unless that is being done, it would
+    /// have to wait for others, or the origin has just failed. (Groups without a loader have no such age.)
     fn refresh(self: &Arc<Self>, get: &Get, account: &Arc<Account>, after: Duration, now: Instant) {
-        if get.on_miss == OnMiss::Peek || !self.loads.may_refresh(now) {
+        if get.on_miss == OnMiss::Peek || !self.loads.may_refresh(now) || !self.has_turns_left() {
             return;
         }
+        let Some(held) = account.operations.try_take(OPERATION_BYTES + get.key.len()) else { return };
         let refreshed = || self.fresh(get, now).filter(|entry| now < entry.loaded + after);
         let leader = Leader::Server { reserved: Reservation::new(account, 0) };
         if let Boarding::Leader(pilot, _) = self.find_flight(get, leader, refreshed) {
             self.metrics.refreshes.fetch_add(1, Ordering::Relaxed);
-            self.queue(pilot, get.kept(), account.id());
+            self.queue(pilot, get.kept(), account.id(), held);
             self.launch();
         }
     }

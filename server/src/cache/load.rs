@@ -23,7 +23,7 @@ use tracing::Instrument as _;
 use super::queue::FairQueue;
 use super::{Cache, Get};
 use crate::breaker::{Breaker, Epoch, Position};
-use crate::budget::Budget;
+use crate::budget::{Budget, Held};
 use crate::flight::{Landed, Pilot};
 use crate::group::Policy;
 use crate::loader::{LoadRequest, Loaded, LoaderError};
@@ -101,6 +101,8 @@ struct Load {
     get: Get,
     /// From the launch on.
     deadline: Option<Instant>,
+    /// It counts for who has caused it, also where nobody waits for it any more.
+    _held: Held,
 }
 
 impl Loads {
@@ -150,8 +152,18 @@ impl Loads {
 
 impl Cache {
     /// Puts a flight into the queue, for the connection that has caused it.
-    pub(super) fn queue(&self, pilot: Pilot, get: Get, caller: usize) {
-        self.loads.queue.lock().begun.push((caller, Load { pilot, get, deadline: None }));
+    pub(super) fn queue(&self, pilot: Pilot, get: Get, caller: usize, held: Held) {
+        self.loads.queue.lock().begun.push((caller, Load { pilot, get, deadline: None, _held: held }));
+    }
+
+    /// Whether a load that nobody waits for would begin at once: others are not to wait for it.
+    pub(super) fn has_turns_left(&self) -> bool {
+        let queue = self.loads.queue.lock();
+        queue.launched.len() + queue.begun.len() < self.loads_at_once()
+    }
+
+    fn loads_at_once(&self) -> usize {
+        self.policy.max_loads.saturating_mul(self.loader.max_batch_size())
     }
 
     /// Why a load of this caller's that begins now would not be done in time, where that is so: by what is
@@ -161,7 +173,7 @@ impl Cache {
             let queue = self.loads.queue.lock();
             queue.launched.ahead_of(caller) + queue.begun.len()
         };
-        let at_once = self.policy.max_loads.saturating_mul(self.loader.max_batch_size());
+        let at_once = self.loads_at_once();
         if ahead < at_once {
             return None;
         }

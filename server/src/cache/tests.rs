@@ -187,7 +187,7 @@ async fn what_waits_is_bounded_by_bytes_for_each_connection() {
     assert_eq!(waiting.len(), most);
     assert!(cache.begin(&get(&key(most + 1)), &other, Instant::now()).is_ok(), "nobody else suffers");
     drop(waiting);
-    assert_eq!(greedy.operations.used(), 0);
+    assert!(greedy.operations.used() > 0, "what it has had loaded is still to be done");
     gate.notify_waiters();
 }
 

@@ -87,8 +87,8 @@ impl KnownRing {
         }
     }
 
-    /// Whether this process knows of every write of a key that it has come to own under this version: what was
-    /// written under the first version that the registry has told, and before, it may not have been told.
+    /// Whether this process knows of every write of a key that it has come to own under this version: what
+    /// was written under the first version that the registry has told, and before, it may not have been told.
     pub(crate) fn knows_writes_since(&self, owned_since: RingVersion) -> bool {
         let first = RingVersion(self.first.load(Ordering::Relaxed));
         first != RingVersion::NONE && owned_since > first

@@ -390,3 +390,45 @@ async fn a_load_that_is_late_has_been_given_up_when_those_who_wait_are_told() {
         assert!(caller.await.unwrap(), "the next load would be on the same connection");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn refreshes_take_turns_that_nobody_waits_for() {
+    let (cache, calls) = fixture(|g| {
+        g.max_loads(2).load_timeout(Duration::from_secs(5)).refresh_after(Some(Duration::from_secs(20)))
+    });
+    for some in 0..10 {
+        let begun: Vec<Begun> = (some * 10..some * 10 + 10)
+            .map(|key| cache.begin_alone(&get(format!("k{key}")), Instant::now()).unwrap())
+            .collect();
+        cache.launch();
+        for begun in begun {
+            begun.answer().await.unwrap();
+        }
+    }
+    advance(Duration::from_secs(25)).await;
+    let before = calls.sizes().iter().sum::<usize>();
+    for _ in 0..3 {
+        for key in 0..100 {
+            assert_eq!(outcome(&cache, &format!("k{key}")).await, Outcome::Hit);
+        }
+    }
+    // Two calls of five keys; what is missed has its turn after them.
+    assert_eq!(outcome(&cache, "missed").await, Outcome::Loaded);
+    let since = calls.sizes().iter().sum::<usize>() - before;
+    assert!((2..=11).contains(&since), "{since} keys");
+}
+
+#[tokio::test(start_paused = true)]
+async fn loads_count_for_who_has_caused_them_until_they_are_done() {
+    let (cache, _) = fixture(|g| g.max_loads(1).load_timeout(Duration::from_secs(60)));
+    let account = crate::budget::Budgets::new().account(&"".into());
+    for key in 0..20 {
+        let begun = cache.begin(&get(format!("k{key}")), &account, Instant::now()).unwrap();
+        cache.launch();
+        // The caller hangs up.
+        drop(begun);
+    }
+    assert!(account.operations.used() >= 20 * crate::budget::OPERATION_BYTES);
+    sleep(Duration::from_secs(30)).await;
+    assert_eq!(account.operations.used(), 0);
+}
