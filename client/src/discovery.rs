@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use peanut_proto::discovery::Discovered;
 use peanut_proto::machine::blocking;
 use peanut_proto::membership::{FleetView, RingDocument};
@@ -31,18 +31,29 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Keeps the routing table in step with the fleet, for ever.
 pub(crate) async fn follow(
-    mut discovered: watch::Receiver<Discovered>,
+    discovered: watch::Receiver<Discovered>,
     current: Arc<CurrentRouting>,
     config: Config,
     registry: Option<Arc<dyn Registry>>,
 ) {
-    let registry = registry.as_deref();
+    let lapses = leases::tell_of_lapses(discovered.clone(), &current);
+    join(lapses, follow_rings(discovered, &current, &config, registry.as_deref())).await;
+}
+
+async fn follow_rings(
+    mut discovered: watch::Receiver<Discovered>,
+    current: &CurrentRouting,
+    config: &Config,
+    registry: Option<&dyn Registry>,
+) {
     let mut doubted_since = None;
     let mut undecided = Undecided::default();
+    let latest = discovered.clone();
     let mut last = discovered.borrow_and_update().view.clone();
     loop {
-        let doubt = adopt(&last, &current, (&config, registry), doubted_since, &mut undecided).await;
-        undecided = leases::tell(&last, current.get().nodes(), registry, undecided).await;
+        let by = (config, registry, &latest);
+        let doubt = adopt(&last, current, by, doubted_since, &mut undecided).await;
+        undecided = leases::tell(&now(&latest), current.get().nodes(), registry, undecided).await;
         doubted_since = if doubt { doubted_since.or_else(|| Some(Instant::now())) } else { None };
         let is_due = doubted_since.is_some() || undecided.is_left();
         let again = async {
@@ -59,16 +70,21 @@ pub(crate) async fn follow(
             () = again => {}
         }
         let view = discovered.borrow_and_update().view.clone();
-        probe_what_changed(&last, &view, &current);
+        probe_what_changed(&last, &view, current);
         last = view;
     }
+}
+
+/// The view as it is now.
+fn now(latest: &watch::Receiver<Discovered>) -> Arc<FleetView> {
+    latest.borrow().view.clone()
 }
 
 /// Takes the view's ring, or says that it is in doubt.
 async fn adopt(
     view: &FleetView,
     current: &CurrentRouting,
-    (config, registry): (&Config, Option<&dyn Registry>),
+    (config, registry, latest): (&Config, Option<&dyn Registry>, &watch::Receiver<Discovered>),
     doubted_since: Option<Instant>,
     undecided: &mut Undecided,
 ) -> bool {
@@ -101,8 +117,8 @@ async fn adopt(
     match blocking(build).await {
         Ok(next) => {
             tracing::debug!(version = next.ring.version().0, nodes = next.nodes().len(), "new ring");
-            // Before anybody can ask those that it brings.
-            *undecided = leases::tell(view, next.nodes(), registry, *undecided).await;
+            // Before anybody can ask those that it brings; by what is known now, since it has taken a while.
+            *undecided = leases::tell(&now(latest), next.nodes(), registry, *undecided).await;
             if let Some(near) = &config.near {
                 near.go_by(next.ring.version());
             }

@@ -10,12 +10,15 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use peanut_proto::discovery::Discovered;
 use peanut_proto::intervals::REGISTRY_PATIENCE;
 use peanut_proto::membership::{FleetView, Key, Keys};
 use peanut_proto::registry::{Entry, KeyRange, PageOptions, Registry};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use crate::node::Node;
+use crate::routing::CurrentRouting;
 
 /// A registry that does not say by then whether there are hints is one that cannot be read.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
@@ -36,6 +39,23 @@ impl Undecided {
     /// Whether it has to be tried again.
     pub(crate) fn is_left(self) -> bool {
         self.since.is_some()
+    }
+}
+
+/// Says of nodes that they hold no lease any more, as soon as the registry tells, also while a ring is built
+/// or hints are looked for: writers wait for no longer.
+pub(crate) async fn tell_of_lapses(mut discovered: watch::Receiver<Discovered>, current: &CurrentRouting) {
+    while discovered.changed().await.is_ok() {
+        let view = discovered.borrow_and_update().view.clone();
+        let routing = current.get();
+        let nodes = routing.nodes();
+        let unleased = || nodes.iter().filter(|node| !view.live.contains_key(node.id()));
+        if view.revision > 0 && unleased().count() * 2 <= nodes.len() {
+            unleased().for_each(|node| {
+                node.lost_lease();
+                node.forget_near_copies();
+            });
+        }
     }
 }
 
@@ -116,10 +136,12 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
 
+    use peanut_proto::membership::{NodeInfo, RingDocument};
     use peanut_proto::registry::{Change, LocalRegistry, Refusing, RegistryError};
 
     use super::*;
     use crate::config::Config;
+    use crate::routing::Routing;
 
     /// A view in which these nodes hold leases.
     fn view(live: &[&str]) -> FleetView {
@@ -158,6 +180,36 @@ mod tests {
         assert_eq!(unleased(&nodes), ["b"]);
         tell(&view(&["a", "b"]), &nodes, Some(&registry), Undecided::default()).await;
         assert_eq!(unleased(&nodes), ["c"], "of one among three it is believed");
+    }
+
+    /// While a ring is built, or hints are looked for, nobody else tells of it.
+    #[tokio::test]
+    async fn a_lapse_is_told_at_once_of_one_node_and_not_of_most() {
+        let node = |id: &str| NodeInfo { id: id.into(), addr: format!("{id}:1"), zone: "".into(), weight: 1 };
+        let ring = ["a", "b", "c"]
+            .iter()
+            .fold(RingDocument::empty(8), |ring, id| ring.with(&node(id), 0).expect("a new node"));
+        let routing = CurrentRouting::new(Routing::of(&ring, None, &Config::default()).unwrap());
+        let nodes = routing.get().nodes().to_vec();
+        let discovered = |live: &[&str]| Discovered {
+            view: Arc::new(view(live)),
+            read: None,
+            trouble: None,
+            trouble_since: None,
+            lost: None,
+            recovered: None,
+        };
+        let (tell, told) = watch::channel(discovered(&["a", "b", "c"]));
+        let telling = tokio::spawn(async move { tell_of_lapses(told, &routing).await });
+        for (live, expected) in [(&["a"][..], &[][..]), (&["a", "c"], &["b"])] {
+            tell.send_replace(discovered(live));
+            for _ in 0..10 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(unleased(&nodes), expected);
+        }
+        drop(tell);
+        telling.await.unwrap();
     }
 
     #[tokio::test]

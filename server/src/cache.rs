@@ -402,8 +402,9 @@ impl Cache {
         self.flights.board(&get.key, get.origin, (get.stamp, owned_since(get.owned_since)), leader, stored)
     }
 
-    /// Loads an entry of that age, which is fresh still, in the background: unless that is being done, it would
-    /// have to wait for others, or the origin has just failed. (Groups without a loader have no such age.)
+    /// Loads an entry of that age, which is fresh still, in the background: unless that is being done, it
+    /// would have to wait for others, or the origin has just failed. (Groups without a loader have no such
+    /// age.)
     fn refresh(self: &Arc<Self>, get: &Get, account: &Arc<Account>, after: Duration, now: Instant) {
         if get.on_miss == OnMiss::Peek || !self.loads.may_refresh(now) || !self.has_turns_left() {
             return;
