@@ -189,7 +189,7 @@ mod tests {
         let ring = ["a", "b", "c"]
             .iter()
             .fold(RingDocument::empty(8), |ring, id| ring.with(&node(id), 0).expect("a new node"));
-        let routing = CurrentRouting::new(Routing::of(&ring, None, &Config::default()).unwrap());
+        let routing = CurrentRouting::new(Routing::of(&ring, None, &Config::default()));
         let nodes = routing.get().nodes().to_vec();
         let discovered = |live: &[&str]| Discovered {
             view: Arc::new(view(live)),

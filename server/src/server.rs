@@ -96,7 +96,8 @@ impl Server {
     /// [`ErrorKind::Configuration`](crate::ErrorKind::Configuration) where no address is known to
     /// advertise, or the fixed list of nodes does not have it;
     /// [`ErrorKind::Transport`](crate::ErrorKind::Transport) where the listener fails;
-    /// [`ErrorKind::Replaced`](crate::ErrorKind::Replaced) where another process has been started as this node.
+    /// [`ErrorKind::Replaced`](crate::ErrorKind::Replaced) where another process has been started as this
+    /// node.
     pub async fn run(self, listener: TcpListener, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
         self.prepare(listener).await?.run(shutdown).await
     }
