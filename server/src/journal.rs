@@ -132,6 +132,23 @@ pub(crate) struct Counters {
     pub(crate) is_failing: AtomicBool,
 }
 
+impl Pending {
+    /// The disk is to forget a key. Where it takes nothing for so long that there are too many, it forgets all:
+    /// that costs a warm restart, and keys without end would cost the memory of the node.
+    fn remove(&mut self, key: &Bytes) {
+        if self.bytes > 2 * MOST_BYTES {
+            return self.clear(None);
+        }
+        self.bytes += key.len();
+        self.list.push(Change::Removed(key.clone()));
+    }
+
+    /// The disk is to forget all, but for what is `kept`.
+    fn clear(&mut self, kept: Option<Generation>) {
+        (self.bytes, self.list) = (0, vec![Change::Cleared(kept)]);
+    }
+}
+
 impl Journal {
     /// A journal that is written by whoever waits by `writer`.
     pub(crate) fn new(shortest: Duration, now: Instant, writer: Pause) -> Self {
@@ -157,14 +174,14 @@ impl Journal {
                 pending.bytes += key.len() + entry.value.as_ref().map_or(0, |value| value.len());
                 pending.list.push(Change::Set(key.clone(), entry.clone()));
             } else {
-                pending.list.push(Change::Removed(key.clone()));
+                pending.remove(key);
             }
         })
     }
 
     /// Takes in that a key was forgotten.
     pub(crate) fn removed(&self, key: &Bytes) -> WriteNumber {
-        self.write(|pending| pending.list.push(Change::Removed(key.clone())))
+        self.write(|pending| pending.remove(key))
     }
 
     /// Takes in that all keys were forgotten, but for what is `kept` on the disk, for the sake of a
@@ -172,8 +189,7 @@ impl Journal {
     pub(crate) fn cleared(&self, kept: Option<Generation>, to: Option<Generation>) -> WriteNumber {
         self.write(|pending| {
             pending.generation = to.unwrap_or(pending.generation);
-            pending.list.clear();
-            pending.list.push(Change::Cleared(kept));
+            pending.clear(kept);
         })
     }
 
@@ -298,5 +314,25 @@ impl Journal {
             disk_errors: number(disk_errors),
             is_failing: is_failing.load(Ordering::Relaxed),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_without_end_for_a_disk_that_stands_still_become_one_change() {
+        let journal = Journal::new(Duration::ZERO, Instant::now(), Pause::default());
+        let key = Bytes::from(vec![b'k'; 1024]);
+        for _ in 0..400_000 {
+            journal.removed(&key);
+            let pending = journal.pending.lock();
+            assert!(pending.bytes <= 2 * MOST_BYTES + 2 * key.len());
+            assert!(pending.list.len() <= 2 * MOST_BYTES / key.len());
+        }
+        let taken = journal.take();
+        assert!(matches!(taken.changes[0], Change::Cleared(None)), "whatever there is goes");
+        assert_eq!(journal.latest(), WriteNumber(400_000), "and each is waited for");
     }
 }
