@@ -7,6 +7,8 @@ use peanut_edge::Failure;
 use peanut_proto::v1::ErrorCode;
 use serde::Serialize;
 
+use crate::fetch::Shortage;
+
 /// An answer that is none.
 #[derive(Debug)]
 pub(crate) struct Problem {
@@ -65,6 +67,18 @@ impl From<Failure> for Problem {
             return Problem { header, ..Problem::new(StatusCode::UNAUTHORIZED, &*failure.message) };
         }
         Problem::new(StatusCode::FORBIDDEN, &*failure.message)
+    }
+}
+
+impl From<Shortage> for Problem {
+    fn from(shortage: Shortage) -> Self {
+        match shortage {
+            Shortage::TooLong => Problem::too_long("the values before are as long as an answer may be"),
+            Shortage::NoRoom => {
+                let why = "there is no room for so many values now; try again, or ask for fewer keys at once";
+                Problem::new(StatusCode::SERVICE_UNAVAILABLE, why)
+            }
+        }
     }
 }
 

@@ -1,9 +1,11 @@
 //! Many keys of a group: `POST /v1/{group}`.
 
+use axum::body::Body;
 use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use peanut_edge::holding;
 use peanut_edge::rights::Action;
 use serde::{Deserialize, Serialize};
 
@@ -83,12 +85,11 @@ pub(super) async fn get(name: &[u8], asked: Asked) -> Result<Response, Problem> 
     let keys: Vec<Bytes> = wanted.keys.iter().map(Key::bytes).collect::<Result<_, _>>()?;
     let may_read = |key: &Bytes| caller.rights().check(Action::Read, group.name(), Some(key));
     keys.iter().try_for_each(may_read)?;
-    let fetch = Fetch::new(FIRST_PORTION, MAX_VALUES_BYTES, account);
+    let fetch = Fetch::new(FIRST_PORTION, MAX_VALUES_BYTES, account, true);
     let got = within(trace, fetch.get(&group, &keys)).await;
+    let shortage = fetch.shortage();
     let outcome = |got| match got {
-        None => {
-            Outcome::Error(Problem::too_long("the values before are as long as an answer may be").into_body())
-        }
+        None => Outcome::Error(Problem::from(shortage).into_body()),
         Some(Err(error)) => Outcome::Error(Problem::from(error).into_body()),
         Some(Ok(None)) => Outcome::Value(None),
         Some(Ok(Some(value))) => match String::from_utf8(Vec::from(value)) {
@@ -98,5 +99,6 @@ pub(super) async fn get(name: &[u8], asked: Asked) -> Result<Response, Problem> 
     };
     let answer = |(key, got)| Answer { key, outcome: outcome(got) };
     let values = wanted.keys.into_iter().zip(got).map(answer).collect();
-    Ok(axum::Json(Answers { values }).into_response())
+    let response = axum::Json(Answers { values }).into_response();
+    Ok(response.map(|body| Body::new(holding(tonic::body::Body::new(body), fetch.into_held()))))
 }

@@ -154,6 +154,19 @@ async fn many_keys_come_in_order_each_with_its_own_error() {
 }
 
 #[tokio::test]
+async fn as_many_keys_are_answered_as_a_request_may_have() {
+    let fixture = Fixture::start().await;
+    let keys: Vec<_> = (0..10_000).map(|n| if n % 2 == 0 { "Tom" } else { "Nobody" }).collect();
+    let response = fixture.ask("POST", "/v1/scores", &[], &json!({ "keys": keys }).to_string()).await;
+    let body = to_bytes(response.into_body(), usize::MAX).await.unwrap();
+    let body: Value = serde_json::from_slice(&body).unwrap();
+    let values = body["values"].as_array().unwrap();
+    assert_eq!(values.len(), 10_000);
+    assert_eq!(values[9_998], json!({ "key": "Tom", "value": "630" }));
+    assert_eq!(values[9_999], json!({ "key": "Nobody", "value": null }));
+}
+
+#[tokio::test]
 async fn the_document_describes_what_is_served() {
     let fixture = Fixture::start().await;
     let (status, document) = fixture.get("/openapi.json").await;

@@ -39,17 +39,7 @@ pub(super) async fn serve(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     stop: &CancellationToken,
 ) -> io::Result<()> {
-    let mut connection = Connection {
-        shared,
-        stream,
-        session: Session::new(id, &shared.core, peer),
-        reader: Reader::default(),
-        input: BytesMut::new(),
-        room: None,
-        output: BytesMut::new(),
-        held: Vec::new(),
-        ahead: VecDeque::new(),
-    };
+    let mut connection = Connection::new(shared, id, peer, stream);
     loop {
         let malformed = connection.read_ahead().err();
         let is_idle = connection.ahead.is_empty();
@@ -93,13 +83,30 @@ struct Connection<'a, S> {
     ahead: VecDeque<Read>,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
+impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
+    fn new(shared: &'a Shared, id: i64, peer: Peer, stream: S) -> Self {
+        Connection {
+            shared,
+            stream,
+            session: Session::new(id, &shared.core, peer),
+            reader: Reader::default(),
+            input: BytesMut::new(),
+            room: None,
+            output: BytesMut::new(),
+            held: Vec::new(),
+            ahead: VecDeque::new(),
+        }
+    }
+
     /// Reads more bytes; `false`: there will be no more. A long request needs room for it among those of all
     /// callers.
     async fn read_more(&mut self) -> io::Result<bool> {
         let bytes = self.input.len() + READ_BYTES;
         if bytes <= FREE_BYTES {
-            self.room = None;
+            if self.room.take().is_some() {
+                // The buffer of the long request goes with its room: it would be kept for the next requests.
+                self.input = BytesMut::from(&self.input[..]);
+            }
         } else if self.room.as_ref().is_none_or(|room| room.bytes() < bytes) {
             // As much again, so that it is asked for seldom.
             let more = bytes.next_power_of_two() - self.room.as_ref().map_or(0, Held::bytes);
@@ -134,24 +141,46 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
 
     /// Runs what has been read.
     async fn run(&mut self) -> io::Result<()> {
+        let mut most = MAX_PORTION;
         while !self.ahead.is_empty() && !self.session.is_over {
             let (databases, database) = (&self.shared.databases, self.session.database);
-            let commands = self.ahead.iter().map(|read| read.as_ref().ok()).take(MAX_PORTION);
+            let commands = self.ahead.iter().map(|read| read.as_ref().ok()).take(most);
             let count = together(commands, |key| databases.key(database, key).ok());
             let commands = self.ahead.iter().take(count).cloned().collect();
-            let (replies, held) = run(self.shared, &mut self.session, commands).await;
-            self.held.extend(held);
-            self.ahead.drain(..replies.len());
-            let errors = replies.iter().filter(|reply| matches!(reply, Reply::Error(_))).count();
-            self.shared.core.counters.answered(Protocol::Redis, replies.len(), errors);
-            for reply in replies {
-                reply.write(self.session.version, &mut self.output);
+            let may_wait = self.held.is_empty();
+            let ran = run(self.shared, &mut self.session, commands, may_wait).await;
+            if !ran.replies.is_empty() {
+                self.answer(ran.replies, ran.held);
+                most = MAX_PORTION;
+            } else if count == 1 && may_wait {
+                self.answer(vec![ran.refusal], ran.held);
+                most = MAX_PORTION;
+            } else {
+                // The first of them did not get all its values. It is run again alone, when the answers
+                // before it have been written: then it may have more of them, and may wait for room.
+                drop(ran);
+                self.write().await?;
+                most = 1;
             }
             if self.output.len() >= WRITE_BYTES {
                 self.write().await?;
             }
         }
         Ok(())
+    }
+
+    /// Answers the first commands that have been read.
+    fn answer(&mut self, replies: Vec<Reply>, mut held: Held) {
+        self.ahead.drain(..replies.len());
+        let errors = replies.iter().filter(|reply| matches!(reply, Reply::Error(_))).count();
+        self.shared.core.counters.answered(Protocol::Redis, replies.len(), errors);
+        let before = self.output.len();
+        for reply in replies {
+            reply.write(self.session.version, &mut self.output);
+        }
+        // Values of keys that were only counted are gone.
+        held.shrink_to(self.output.len() - before);
+        self.held.extend(Some(held).filter(|held| held.bytes() > 0));
     }
 
     async fn write(&mut self) -> io::Result<()> {
@@ -162,5 +191,44 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             self.output = BytesMut::new();
         }
         self.stream.flush().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use tokio::io::duplex;
+
+    use super::super::tests::Fixture;
+    use super::*;
+
+    #[tokio::test]
+    async fn the_buffer_of_a_long_request_goes_with_its_room() {
+        let fixture = Fixture::start().await;
+        let (mut near, far) = duplex(1 << 16);
+        let peer = Peer::of("127.0.0.1:1", false);
+        let mut connection = Connection::new(&fixture.shared, 1, peer, far);
+        let value = "v".repeat(4 << 20);
+        let long = format!("*3\r\n$3\r\nSET\r\n$7\r\npages:a\r\n${}\r\n{value}\r\n", value.len());
+        let writing = tokio::spawn(async move {
+            near.write_all(long.as_bytes()).await.unwrap();
+            near
+        });
+        while connection.ahead.is_empty() {
+            assert!(connection.read_more().await.unwrap());
+            connection.read_ahead().unwrap();
+        }
+        assert!(connection.room.is_some());
+        connection.ahead.clear();
+        let mut near = writing.await.unwrap();
+        near.write_all(b"GET pages:").await.unwrap();
+        assert!(connection.read_more().await.unwrap());
+        assert!(connection.room.is_none());
+        assert!(connection.input.capacity() <= FREE_BYTES, "{} bytes", connection.input.capacity());
+        near.write_all(b"a\r\n").await.unwrap();
+        assert!(connection.read_more().await.unwrap());
+        connection.read_ahead().unwrap();
+        let get = Command::Get(Bytes::from_static(b"pages:a"));
+        assert_eq!(connection.ahead.pop_front(), Some(Ok(get)), "what had come is not lost");
     }
 }
