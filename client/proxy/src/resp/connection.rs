@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use peanut_edge::budget::Held;
 use peanut_edge::connections::Peer;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -130,6 +130,9 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
             let is_known = self.session.caller.is_some();
             let limits = if is_known { Limits::ADMITTED } else { Limits::STRANGER };
             let Some(arguments) = self.reader.next(&mut self.input, &limits)? else { break };
+            if is_of_http(&arguments) {
+                return Err(Malformed::http());
+            }
             self.ahead.push_back(Command::parse(arguments));
             if !is_known {
                 // The next may be read under other limits.
@@ -194,9 +197,15 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
     }
 }
 
+/// Whether a request is a line of HTTP. A web page can have a browser send such requests here, with commands
+/// in their bodies. Redis ends a connection at the same words.
+fn is_of_http(arguments: &[Bytes]) -> bool {
+    let is = |word: &str| arguments.first().is_some_and(|first| first.eq_ignore_ascii_case(word.as_bytes()));
+    is("post") || is("host:")
+}
+
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use tokio::io::duplex;
 
     use super::super::tests::Fixture;

@@ -274,6 +274,24 @@ async fn a_long_answer_does_not_depend_on_what_stands_behind_its_command() {
 }
 
 #[tokio::test]
+async fn what_a_web_page_sends_ends_the_connection_before_anything_of_it_is_run() {
+    let fixture = Fixture::start().await;
+    let smuggled = "SET pages:a 1\r\n";
+    for request in [
+        format!("POST / HTTP/1.1\r\n{smuggled}"),
+        format!("get / HTTP/1.1\r\nhOST: 127.0.0.1:6379\r\n{smuggled}"),
+        format!("*1\r\n$4\r\npost\r\n{smuggled}"),
+    ] {
+        let mut it = fixture.connect();
+        it.stream.write_all(request.as_bytes()).await.unwrap();
+        let said = it.rest().await;
+        let last = said.lines().last().unwrap();
+        assert!(last.starts_with("-ERR Protocol error: ") && last.contains("HTTP"), "{request:?}: {said}");
+    }
+    fixture.connect().expect("GET pages:a\r\n", "$-1\r\n").await;
+}
+
+#[tokio::test]
 async fn a_long_request_for_which_there_is_no_room_is_refused_and_a_short_one_is_not() {
     let fixture = Fixture::start().await;
     let peer = Peer::of("127.0.0.1:1", false);
