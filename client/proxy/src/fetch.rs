@@ -16,6 +16,8 @@ use parking_lot::Mutex;
 use peanut_client::{Error, Group};
 use peanut_edge::budget::{Account, Held};
 
+use crate::groups::Groups;
+
 /// Keys that are fetched at once before it is known how long values are.
 pub(crate) const FIRST_PORTION: usize = 16;
 /// Keys that are fetched at once, at most.
@@ -98,7 +100,12 @@ impl Fetch {
     }
 
     /// The values of keys, in their order.
-    pub(crate) async fn get<K: AsRef<[u8]>>(&self, group: &Group, keys: &[K]) -> Vec<Fetched> {
+    pub(crate) async fn get<K: AsRef<[u8]>>(
+        &self,
+        groups: &Groups,
+        group: &Group,
+        keys: &[K],
+    ) -> Vec<Fetched> {
         let mut got = Vec::with_capacity(keys.len());
         while got.len() < keys.len() && self.fetched.load(Ordering::Relaxed) < self.most {
             let rest = &keys[got.len()..];
@@ -110,6 +117,7 @@ impl Fetch {
                 [only] => vec![group.get(only).await],
                 some => group.get_many(some).await,
             };
+            groups.heed(group, &values);
             let bytes = values.iter().flatten().flatten().map(Bytes::len).sum();
             self.fetched.fetch_add(bytes, Ordering::Relaxed);
             self.portion.store(next_portion(values.len(), bytes), Ordering::Relaxed);

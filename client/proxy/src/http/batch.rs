@@ -13,6 +13,7 @@ use super::Asked;
 use super::entry::body;
 use crate::core::account;
 use crate::fetch::{FIRST_PORTION, Fetch};
+use crate::groups::as_text;
 use crate::problem::{self, Problem};
 use crate::trace::{traceparent, within};
 
@@ -73,7 +74,7 @@ enum Outcome {
 /// The values of the keys in the body, in their order, each with an error of its own where there is one.
 pub(super) async fn get(name: &[u8], asked: Asked) -> Result<Response, Problem> {
     let Asked { core, caller, peer, request } = asked;
-    let group = core.groups.named(name).map_err(Problem::bad_request)?;
+    let name = as_text(name).map_err(Problem::bad_request)?;
     let trace = traceparent(request.headers());
     let account = account(&caller, &peer);
     let (body, _held) = body(request, MAX_BODY_BYTES, &account.incoming).await?;
@@ -83,10 +84,11 @@ pub(super) async fn get(name: &[u8], asked: Asked) -> Result<Response, Problem> 
         return Err(Problem::too_long(format!("there are more than {MAX_KEYS} keys")));
     }
     let keys: Vec<Bytes> = wanted.keys.iter().map(Key::bytes).collect::<Result<_, _>>()?;
-    let may_read = |key: &Bytes| caller.rights().check(Action::Read, group.name(), Some(key));
+    let may_read = |key: &Bytes| caller.rights().check(Action::Read, name, Some(key));
     keys.iter().try_for_each(may_read)?;
+    let group = core.groups.named(name.as_bytes()).map_err(Problem::bad_request)?;
     let fetch = Fetch::new(FIRST_PORTION, MAX_VALUES_BYTES, account, true);
-    let got = within(trace, fetch.get(&group, &keys)).await;
+    let got = within(trace, fetch.get(&core.groups, &group, &keys)).await;
     let shortage = fetch.shortage();
     let outcome = |got| match got {
         None => Outcome::Error(Problem::from(shortage).into_body()),

@@ -26,7 +26,9 @@ use crate::trace::{traceparent, within};
 /// the body.
 pub(super) async fn get(group: &Group, key: &[u8], asked: Asked) -> Result<Response, Problem> {
     let values = account(&asked.caller, &asked.peer).values.clone();
-    let got = within(traceparent(asked.request.headers()), group.get_detailed(key)).await?;
+    let got = within(traceparent(asked.request.headers()), group.get_detailed(key)).await;
+    asked.core.groups.heed(group, [&got]);
+    let got = got?;
     let headers = asked.request.headers();
     let Some(value) = &got.value else {
         let mut response = Problem::not_found("the group has no such key").into_response();
@@ -54,17 +56,21 @@ pub(super) async fn put(group: &Group, key: &[u8], asked: Asked) -> Result<Respo
     let ttl = lifetime(asked.request.uri())?;
     let incoming = account(&asked.caller, &asked.peer).incoming.clone();
     let (value, _held) = body(asked.request, MAX_VALUE_BYTES, &incoming).await?;
-    match ttl {
-        None => group.set(key, value).await?,
-        Some(ttl) => group.set_with_ttl(key, value, ttl).await?,
-    }
+    let done = match ttl {
+        None => group.set(key, value).await,
+        Some(ttl) => group.set_with_ttl(key, value, ttl).await,
+    };
+    asked.core.groups.heed(group, [&done]);
+    done?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 /// Has the fleet forget the key.
-pub(super) async fn delete(group: &Group, key: &[u8], headers: &HeaderMap) -> Result<Response, Problem> {
-    unconditional(headers, &[header::IF_MATCH, header::IF_NONE_MATCH])?;
-    group.delete(key).await?;
+pub(super) async fn delete(group: &Group, key: &[u8], asked: Asked) -> Result<Response, Problem> {
+    unconditional(asked.request.headers(), &[header::IF_MATCH, header::IF_NONE_MATCH])?;
+    let done = group.delete(key).await;
+    asked.core.groups.heed(group, [&done]);
+    done?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

@@ -167,6 +167,25 @@ async fn as_many_keys_are_answered_as_a_request_may_have() {
 }
 
 #[tokio::test]
+async fn a_name_is_looked_at_before_it_is_remembered() {
+    let token = Token::new("app").secret("0123456789abcdef").read(["scores"]);
+    let fixture = Fixture::with(&[token]).await;
+    let shown = [("authorization", "Bearer 0123456789abcdef")];
+    let status = async |method: &str, uri: &str| {
+        fixture.ask(method, uri, &shown, "{\"keys\": [\"a\"]}").await.status().as_u16()
+    };
+    for n in 0..600 {
+        assert_eq!(status("GET", &format!("/v1/secret{n}/a")).await, 403);
+        assert_eq!(status("POST", &format!("/v1/secret{n}x")).await, 403);
+    }
+    assert_eq!(status("GET", "/v1/scores/Tom").await, 200);
+    let fixture = Fixture::start().await;
+    for name in ["g".repeat(129), "a%0ab".to_owned()] {
+        assert_eq!(fixture.get(&format!("/v1/{name}/a")).await.0, StatusCode::BAD_REQUEST);
+    }
+}
+
+#[tokio::test]
 async fn the_document_describes_what_is_served() {
     let fixture = Fixture::start().await;
     let (status, document) = fixture.get("/openapi.json").await;

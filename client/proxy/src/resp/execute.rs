@@ -77,7 +77,7 @@ pub(super) async fn run(shared: &Shared, session: &mut Session, commands: Vec<Re
     let pending: Vec<Pending> = commands.into_iter().map(begin).collect();
     let most = if pending.len() == 1 { MAX_ANSWER_BYTES } else { MAX_RUN_BYTES };
     let fetch = Fetch::new(session.portion, most, session.account(), may_wait);
-    let mut called = calls.call(&fetch).await;
+    let mut called = calls.call(&shared.core.groups, &fetch).await;
     session.portion = fetch.portion();
     let replies = pending
         .into_iter()
@@ -248,12 +248,23 @@ fn log_in(shared: &Shared, session: &mut Session, login: &Login) -> Result<Reply
 }
 
 impl Calls {
-    async fn call(self, fetch: &Fetch) -> Called {
-        let get = |group: Group, keys: Vec<Bytes>| async move { fetch.get(&group, &keys).await };
+    async fn call(self, groups: &Groups, fetch: &Fetch) -> Called {
+        let get = |group: Group, keys: Vec<Bytes>| async move { fetch.get(groups, &group, &keys).await };
         let detail = |group: Group, keys: Vec<Bytes>| async move {
-            join_all(keys.iter().map(|key| group.get_detailed(key))).await
+            let results = join_all(keys.iter().map(|key| group.get_detailed(key))).await;
+            groups.heed(&group, &results);
+            results
         };
-        let delete = |group: Group, keys: Vec<Bytes>| async move { group.delete_many(keys).await };
+        let set = |group: Group, entries| async move {
+            let results = set(&group, entries).await;
+            groups.heed(&group, &results);
+            results
+        };
+        let delete = |group: Group, keys: Vec<Bytes>| async move {
+            let results = group.delete_many(keys).await;
+            groups.heed(&group, &results);
+            results
+        };
         let (gets, details, sets, deletes) = join4(
             self.gets.call(get),
             self.details.call(detail),
@@ -266,11 +277,10 @@ impl Calls {
 }
 
 /// Sets the values of a group; those without a lifetime of their own go together.
-async fn set(group: Group, entries: Vec<(Bytes, Bytes, Option<Duration>)>) -> Vec<Result<(), Error>> {
+async fn set(group: &Group, entries: Vec<(Bytes, Bytes, Option<Duration>)>) -> Vec<Result<(), Error>> {
     if entries.iter().all(|(_, _, ttl)| ttl.is_none()) && entries.len() > 1 {
         return group.set_many(entries.into_iter().map(|(key, value, _)| (key, value))).await;
     }
-    let group = &group;
     let set = |(key, value, ttl): (Bytes, Bytes, Option<Duration>)| async move {
         match ttl {
             None => group.set(key, value).await,

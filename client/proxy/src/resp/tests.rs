@@ -292,6 +292,21 @@ async fn what_a_web_page_sends_ends_the_connection_before_anything_of_it_is_run(
 }
 
 #[tokio::test]
+async fn names_that_no_node_serves_take_no_place() {
+    let fixture = Fixture::start().await;
+    let mut it = fixture.connect();
+    for command in ["GET typo1:a", "MGET typo2:a typo3:a", "TTL typo4:a", "SET typo5:a 1", "DEL typo6:a"] {
+        it.stream.write_all(format!("{command}\r\n").as_bytes()).await.unwrap();
+    }
+    it.stream.write_all(b"GET pages:a\r\nQUIT\r\n").await.unwrap();
+    let rest = it.rest().await;
+    let lines: Vec<_> = rest.lines().collect();
+    assert!(lines[..5].iter().all(|line| line.starts_with("-ERR ")), "{rest}");
+    assert_eq!(lines[5..], ["$-1", "+OK"]);
+    assert_eq!(fixture.shared.core.groups.used(), ["pages"]);
+}
+
+#[tokio::test]
 async fn a_long_request_for_which_there_is_no_room_is_refused_and_a_short_one_is_not() {
     let fixture = Fixture::start().await;
     let peer = Peer::of("127.0.0.1:1", false);
