@@ -46,6 +46,10 @@ impl Problem {
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
     }
 
+    pub(crate) fn late(detail: impl Into<String>) -> Self {
+        Problem::new(StatusCode::REQUEST_TIMEOUT, detail)
+    }
+
     pub(crate) fn method_not_allowed(allowed: &'static str) -> Self {
         let detail = format!("the methods here are {allowed}");
         let headers = vec![(header::ALLOW, allowed)];

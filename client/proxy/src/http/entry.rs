@@ -15,12 +15,16 @@ use peanut_client::{Detailed, Group};
 use peanut_edge::budget::{Budget, Held};
 use peanut_edge::holding;
 use peanut_proto::limits::MAX_VALUE_BYTES;
+use tokio::time::timeout;
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::Asked;
 use crate::core::account;
 use crate::problem::Problem;
 use crate::trace::{traceparent, within};
+
+/// How long the body of a request may take.
+const BODY_WITHIN: Duration = Duration::from_secs(60);
 
 /// The value, or 304 where the caller has it, or 404. `HEAD` is served as `GET`, and the server leaves out
 /// the body.
@@ -87,7 +91,9 @@ pub(super) async fn body(
         return Err(too_long());
     }
     let held = incoming.take(length).await;
-    let body = to_bytes(request.into_body(), most).await.map_err(|_| too_long())?;
+    let read = timeout(BODY_WITHIN, to_bytes(request.into_body(), most)).await;
+    let late = |_| Problem::late(format!("the body was not there in full within {BODY_WITHIN:?}"));
+    let body = read.map_err(late)?.map_err(|_| too_long())?;
     Ok((body, held))
 }
 

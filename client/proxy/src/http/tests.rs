@@ -186,6 +186,18 @@ async fn a_name_is_looked_at_before_it_is_remembered() {
 }
 
 #[tokio::test]
+async fn a_body_that_stops_on_its_way_is_not_waited_for() {
+    let fixture = Fixture::start().await;
+    tokio::time::pause();
+    for (method, uri) in [("PUT", "/v1/pages/a"), ("POST", "/v1/pages")] {
+        let never = Body::from_stream(futures_util::stream::pending::<Result<&[u8], std::io::Error>>());
+        let request = HttpRequest::builder().method(method).uri(uri).body(never).unwrap();
+        let response = fixture.router.clone().oneshot(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::REQUEST_TIMEOUT, "{method}");
+    }
+}
+
+#[tokio::test]
 async fn the_document_describes_what_is_served() {
     let fixture = Fixture::start().await;
     let (status, document) = fixture.get("/openapi.json").await;

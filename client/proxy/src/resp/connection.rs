@@ -2,11 +2,13 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use peanut_edge::budget::Held;
 use peanut_edge::connections::Peer;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
@@ -23,6 +25,8 @@ use crate::fetch::MAX_PORTION;
 const READ_BYTES: usize = 16 << 10;
 /// Bytes of a request that need no room.
 const FREE_BYTES: usize = 64 << 10;
+/// How long a long request may take, from where it is known to be one to its end.
+const REQUEST_WITHIN: Duration = Duration::from_secs(60);
 /// Commands that are read ahead of those that run.
 const MAX_AHEAD: usize = 1024;
 /// Answers are written when they are as long, or when there is nothing more to run.
@@ -77,6 +81,8 @@ struct Connection<'a, S> {
     /// What has come and is no whole request yet, and the room that it takes where it is long.
     input: BytesMut,
     room: Option<Held>,
+    /// By when the request that is being read has to be there in full, where it is long.
+    late: Option<Instant>,
     /// Answers that have not been written, and the room that they take.
     output: BytesMut,
     held: Vec<Held>,
@@ -92,6 +98,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
             reader: Reader::default(),
             input: BytesMut::new(),
             room: None,
+            late: None,
             output: BytesMut::new(),
             held: Vec::new(),
             ahead: VecDeque::new(),
@@ -103,6 +110,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
     async fn read_more(&mut self) -> io::Result<bool> {
         let bytes = self.input.len() + READ_BYTES;
         if bytes <= FREE_BYTES {
+            self.late = None;
             if self.room.take().is_some() {
                 // The buffer of the long request goes with its room: it would be kept for the next requests.
                 self.input = BytesMut::from(&self.input[..]);
@@ -121,7 +129,17 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
             });
         }
         self.input.reserve(READ_BYTES);
-        Ok(self.stream.read_buf(&mut self.input).await? > 0)
+        let read = self.stream.read_buf(&mut self.input);
+        if self.room.is_none() {
+            return Ok(read.await? > 0);
+        }
+        let late = *self.late.get_or_insert_with(|| Instant::now() + REQUEST_WITHIN);
+        let Ok(read) = timeout_at(late, read).await else {
+            let said = format!("-ERR the request was not there in full within {REQUEST_WITHIN:?}\r\n");
+            self.output.extend_from_slice(said.as_bytes());
+            return Ok(false);
+        };
+        Ok(read? > 0)
     }
 
     /// Takes the requests that have come.
@@ -130,6 +148,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
             let is_known = self.session.caller.is_some();
             let limits = if is_known { Limits::ADMITTED } else { Limits::STRANGER };
             let Some(arguments) = self.reader.next(&mut self.input, &limits)? else { break };
+            self.late = None;
             if is_of_http(&arguments) {
                 return Err(Malformed::http());
             }
@@ -239,5 +258,53 @@ mod tests {
         connection.read_ahead().unwrap();
         let get = Command::Get(Bytes::from_static(b"pages:a"));
         assert_eq!(connection.ahead.pop_front(), Some(Ok(get)), "what had come is not lost");
+    }
+
+    /// A connection of a new fixture, when its time stands still.
+    async fn begun(fixture: &Fixture) -> (tokio::io::DuplexStream, Connection<'_, tokio::io::DuplexStream>) {
+        let (near, far) = duplex(1 << 20);
+        let connection = Connection::new(&fixture.shared, 1, Peer::of("127.0.0.1:1", false), far);
+        tokio::time::pause();
+        (near, connection)
+    }
+
+    const HALF: usize = 100 << 10;
+
+    #[tokio::test]
+    async fn a_long_request_that_stops_on_its_way_ends_the_connection() {
+        let fixture = Fixture::start().await;
+        let (mut near, mut connection) = begun(&fixture).await;
+        let half = format!("*3\r\n$3\r\nSET\r\n$7\r\npages:a\r\n${}\r\n{}", 2 * HALF, "v".repeat(HALF));
+        near.write_all(half.as_bytes()).await.unwrap();
+        let begun = Instant::now();
+        while connection.read_more().await.unwrap() {
+            connection.read_ahead().unwrap();
+        }
+        let took = begun.elapsed();
+        assert!(took >= REQUEST_WITHIN && took < REQUEST_WITHIN + Duration::from_secs(1), "{took:?}");
+        assert_eq!(&connection.output[..], b"-ERR the request was not there in full within 60s\r\n");
+    }
+
+    #[tokio::test]
+    async fn each_long_request_of_a_connection_has_its_own_time() {
+        let fixture = Fixture::start().await;
+        let (mut near, mut connection) = begun(&fixture).await;
+        let head = format!("*2\r\n$4\r\nECHO\r\n${}\r\n", 2 * HALF);
+        let halves = [head + &"v".repeat(HALF), "v".repeat(HALF) + "\r\n"];
+        let writing = async {
+            for _ in 0..3 {
+                for half in &halves {
+                    near.write_all(half.as_bytes()).await.unwrap();
+                    tokio::time::sleep(REQUEST_WITHIN / 2).await;
+                }
+            }
+        };
+        let reading = async {
+            while connection.ahead.len() < 3 {
+                assert!(connection.read_more().await.unwrap());
+                connection.read_ahead().unwrap();
+            }
+        };
+        tokio::join!(writing, reading);
     }
 }
