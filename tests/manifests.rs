@@ -13,6 +13,7 @@ use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::core::v1::{ConfigMap, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use peanut_proto::certificate::Certificate;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -195,6 +196,43 @@ fn ports_volumes_and_labels_fit() {
             [0];
     assert!(names(monitor, &["spec", "endpoints", "*", "port"]).is_subset(&ports));
     assert!(labels.contains(&&monitor["spec"]["selector"]["matchLabels"]));
+}
+
+/// What the comment of the base asks for: secrets, and a certificate with these names.
+fn asked_for() -> (BTreeSet<String>, Certificate) {
+    let base = std::fs::read_to_string(deployed("base/kustomization.yaml")).unwrap();
+    let comment = || base.lines().filter_map(|line| line.strip_prefix('#').map(str::trim));
+    let secret = |line: &str| Some(line.strip_prefix("- `")?.split('`').next()?.to_owned());
+    let names = comment().find(|line| line.ends_with(", 127.0.0.1")).unwrap_or_default();
+    let names = names.split(", ").map(str::to_owned).collect();
+    let certificate = Certificate { names, not_before_ms: 0, not_after_ms: 1, is_authority: false };
+    (comment().filter_map(secret).collect(), certificate)
+}
+
+#[test]
+fn the_secrets_and_the_names_of_the_certificate_are_asked_for() {
+    let (base, (secrets, certificate)) = (base(), asked_for());
+    let mounted: BTreeSet<String> = of_kind(&base, &["StatefulSet", "Deployment"])
+        .into_iter()
+        .flat_map(|it| names(it, &["spec", "template", "spec", "volumes", "*", "secret", "secretName"]))
+        .collect();
+    assert_eq!(secrets, mounted);
+    let nodes = of_kind(&base, &["StatefulSet"])[0];
+    let variables = all(nodes, &in_containers(&["env", "*"]));
+    let advertised = variables.into_iter().find(|it| it["name"] == "PEANUT_ADVERTISE").unwrap();
+    let advertised = advertised["value"].as_str().unwrap().rsplit_once(':').unwrap().0;
+    for pod in 0..nodes["spec"]["replicas"].as_u64().unwrap() {
+        let host = advertised.replace("$(POD_NAME)", &format!("peanut-{pod}"));
+        assert!(certificate.names_host(&host), "{host} is none of {:?}", certificate.names);
+    }
+    for service in of_kind(&base, &["Service"]) {
+        let host = service["metadata"]["name"].as_str().unwrap();
+        assert!(certificate.names_host(host), "{host} is none of {:?}", certificate.names);
+    }
+    let monitor = std::fs::read_to_string(deployed("components/monitoring/service-monitor.yaml")).unwrap();
+    for host in names(&objects(&monitor)[0], &["spec", "endpoints", "*", "tlsConfig", "serverName"]) {
+        assert!(certificate.names_host(&host), "{host} is none of {:?}", certificate.names);
+    }
 }
 
 #[test]

@@ -37,7 +37,8 @@ pub struct Certificate {
 }
 
 impl Certificate {
-    /// Whether it names this host, a name or an IP address. `*.example` names each host one label below.
+    /// Whether it names this host, a name or an IP address. `*.fleet.example` names each host one label
+    /// below; a star names nobody where fewer than two labels follow it, as in rustls-webpki and NSS.
     pub fn names_host(&self, host: &str) -> bool {
         let host =
             host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.').to_ascii_lowercase();
@@ -47,7 +48,7 @@ impl Certificate {
                 return name.parse() == Ok(ip);
             }
             let below = name.strip_prefix("*.").zip(host.split_once('.'));
-            *name == host || below.is_some_and(|(domain, (_, rest))| domain == rest)
+            *name == host || below.is_some_and(|(domain, (_, rest))| domain == rest && domain.contains('.'))
         })
     }
 }
@@ -69,7 +70,9 @@ mod tests {
 
     #[test]
     fn hosts_are_known_by_whole_names_one_label_below_a_star_and_addresses_in_every_spelling() {
-        let names = ["node.example", "*.fleet.example", "10.0.0.1", "fd00::1"].map(str::to_owned).to_vec();
+        let names = ["node.example", "*.fleet.example", "*.peanut", "10.0.0.1", "fd00::1"]
+            .map(str::to_owned)
+            .to_vec();
         let certificate = Certificate { names, not_before_ms: 0, not_after_ms: 1, is_authority: false };
         for host in ["node.example", "NODE.example.", "a.fleet.example", "10.0.0.1", "[fd00::1]", "fd00:0::1"]
         {
@@ -84,6 +87,7 @@ mod tests {
             "10.0.0.2",
             "fd00::2",
             "*.fleet.example.org",
+            "peanut-0.peanut",
         ] {
             assert!(!certificate.names_host(host), "{host}");
         }

@@ -283,6 +283,13 @@ async fn what_cannot_be_is_refused_at_the_start_in_one_line() {
     );
     assert!(refused(&["--redis", "127.0.0.1:0", "--tokens", "/nowhere"]).contains("/nowhere"));
     assert!(refused(&["--redis", "nowhere:x"]).contains("cannot listen on nowhere:x"));
+    let file = empty.to_str().unwrap();
+    assert!(refused(&["--redis", file]).contains(&format!("cannot listen on {file}")));
+    assert!(empty.is_file(), "what is no socket stays");
+    let taken = directory.path().join("taken.sock");
+    let _listening = std::os::unix::net::UnixListener::bind(&taken).unwrap();
+    assert!(refused(&["--redis", taken.to_str().unwrap()]).contains("cannot listen on"));
+    assert!(std::os::unix::net::UnixStream::connect(&taken).is_ok(), "one that is in use stays");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -321,6 +328,24 @@ async fn a_stop_answers_what_was_asked_and_ends() {
     stream.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with('$'), "{answer}");
     assert!(proxied.proxy.ended().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hangup_reads_tokens_and_certificates_again_and_ends_nothing() {
+    let without_tokens = Proxied::start("", &[]).await;
+    without_tokens.proxy.signal(Signal::SIGHUP);
+    let directory = tempfile::tempdir().unwrap();
+    let (file, secret) = (directory.path().join("tokens.toml"), directory.path().join("secret"));
+    std::fs::write(&secret, "0123456789abcdef").unwrap();
+    let token = format!("[[token]]\nname = \"app\"\nsecret_files = [{secret:?}]\nread = [\"*\"]\n");
+    std::fs::write(&file, token).unwrap();
+    let mut proxied = Proxied::start("", &[format!("--tokens={}", file.display())]).await;
+    std::fs::write(&file, "nonsense").unwrap();
+    proxied.proxy.signal(Signal::SIGHUP);
+    proxied.proxy.wait_for_line("tokens cannot be used").await;
+    let known = ["-a", "0123456789abcdef", "--no-auth-warning", "GET", "scores:Tom"];
+    assert_eq!(proxied.redis_cli(&known), "630\n");
+    assert_eq!(without_tokens.redis_cli(&["GET", "scores:Tom"]), "630\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,10 +3,10 @@
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
-use futures_util::stream::pending;
+use futures_util::{Stream, StreamExt as _};
 use peanut_client::{Client, TlsFiles};
 use peanut_proxy::traces::{Exporter, Settings, SettingsError};
-use peanut_proxy::{Listener, Proxy, ProxyBuilder, TokenFiles, stop_signal};
+use peanut_proxy::{Listener, Proxy, ProxyBuilder, ProxyHandle, TokenFiles, hangup, stop_signal};
 use tokio::net::TcpListener;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -55,15 +55,10 @@ pub(crate) async fn run(client: Client, args: &ProxyArgs) -> Result<ExitCode, Fa
         proxy = proxy.page(listen("the fleet's page", addr, &mut listening).await?);
     }
     let proxy = proxy.page_hosts(&args.page_hosts).build()?;
+    let unheard = |error: std::io::Error| Failure::new(format!("cannot wait for signals: {error}"));
+    let (stop, hangup) = (stop_signal().map_err(unheard)?, hangup().map_err(unheard)?);
     listening.iter().for_each(|what| tracing::info!("{what}"));
-    let stop = stop_signal().map_err(|error| Failure::new(format!("cannot wait for signals: {error}")))?;
-    let handle = proxy.handle();
-    let reloading = async {
-        match tokens {
-            Some(tokens) => tokens.watch(|tokens| handle.set_tokens(tokens), pending()).await,
-            None => std::future::pending().await,
-        }
-    };
+    let reloading = reload(proxy.handle(), tokens, hangup);
     tokio::select! {
         () = proxy.run(stop) => {}
         () = reloading => {}
@@ -73,6 +68,15 @@ pub(crate) async fn run(client: Client, args: &ProxyArgs) -> Result<ExitCode, Fa
         let _ = tokio::task::spawn_blocking(|| spans.end()).await;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Reads tokens again when their files change, and them and the certificates with each SIGHUP.
+async fn reload(proxy: ProxyHandle, tokens: Option<TokenFiles>, hangup: impl Stream<Item = ()>) {
+    let hangup = hangup.inspect(|()| proxy.reload_certificates());
+    match tokens {
+        Some(tokens) => tokens.watch(|tokens| proxy.set_tokens(tokens), hangup).await,
+        None => hangup.for_each(async |()| {}).await,
+    }
 }
 
 /// Logs to stderr from now on, and sends spans.
@@ -90,10 +94,7 @@ async fn listen(what: &str, addr: &str, listening: &mut Vec<String>) -> Result<L
     let refused = |error: std::io::Error| Failure::new(format!("cannot listen on {addr}: {error}"));
     #[cfg(unix)]
     if addr.starts_with('/') {
-        // One that nobody listens on any more is in the way.
-        if std::os::unix::net::UnixStream::connect(addr).is_err() {
-            let _ = std::fs::remove_file(addr);
-        }
+        remove_left_socket(addr);
         let listener = tokio::net::UnixListener::bind(addr).map_err(refused)?;
         listening.push(format!("{what} on {addr}"));
         return Ok(listener.into());
@@ -101,4 +102,16 @@ async fn listen(what: &str, addr: &str, listening: &mut Vec<String>) -> Result<L
     let listener = TcpListener::bind(addr).await.map_err(refused)?;
     listening.push(format!("{what} on {}", listener.local_addr().map_err(refused)?));
     Ok(listener.into())
+}
+
+/// Removes the socket that an earlier process has left at a path: one that nobody listens on. What is no
+/// socket stays, and the address cannot be used.
+#[cfg(unix)]
+fn remove_left_socket(path: &str) {
+    use std::os::unix::fs::FileTypeExt as _;
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    let refuses = |error: std::io::Error| error.kind() == std::io::ErrorKind::ConnectionRefused;
+    if is_socket && std::os::unix::net::UnixStream::connect(path).is_err_and(refuses) {
+        let _ = std::fs::remove_file(path);
+    }
 }

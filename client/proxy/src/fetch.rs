@@ -3,14 +3,20 @@
 //! A caller may ask for any number of keys at once, and nobody knows how long their values are before they
 //! are there. So the size of a portion follows that of the values before, nothing more is fetched once there
 //! is enough, and what values take counts for the caller's budget until the answer is written.
+//!
+//! Room is waited for only by a fetch that holds none, for a caller that holds none: callers who hold some
+//! and wait for more would wait for each other.
 
+use std::iter::successors;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use peanut_client::{Error, Group};
 use peanut_edge::budget::{Account, Held};
+
+use crate::groups::Groups;
 
 /// Keys that are fetched at once before it is known how long values are.
 pub(crate) const FIRST_PORTION: usize = 16;
@@ -21,8 +27,17 @@ const PORTION_BYTES: usize = 16 << 20;
 /// What a value is taken for before it is there.
 const USUAL_BYTES: usize = 16 << 10;
 
-/// `None`: enough had been fetched before.
+/// `None`: the value was not fetched, for the reason that [`Fetch::shortage`] tells.
 pub(crate) type Fetched = Option<Result<Option<Bytes>, Error>>;
+
+/// Why values were not fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shortage {
+    /// The values before are as long as an answer may be.
+    TooLong,
+    /// Others hold the room for more values.
+    NoRoom,
+}
 
 /// How much is fetched.
 #[derive(Debug)]
@@ -33,30 +48,50 @@ pub(crate) struct Fetch {
     fetched: AtomicUsize,
     most: usize,
     account: Arc<Account>,
-    held: Mutex<Vec<Held>>,
+    /// Whether room may be waited for: not by a caller that holds some, and not once this fetch does.
+    may_wait: tokio::sync::Mutex<bool>,
+    found_no_room: AtomicBool,
+    held: Mutex<Option<Held>>,
 }
 
 impl Fetch {
-    /// Fetches so many keys at once at first, and values of `most` bytes or a portion more.
-    pub(crate) fn new(portion: usize, most: usize, account: Arc<Account>) -> Self {
-        let (portion, fetched) = (AtomicUsize::new(portion), AtomicUsize::new(0));
-        Fetch { portion, fetched, most, account, held: Mutex::default() }
+    /// Fetches so many keys at once at first, and values of `most` bytes or a portion more. `may_wait`: the
+    /// caller holds no room for values.
+    pub(crate) fn new(portion: usize, most: usize, account: Arc<Account>, may_wait: bool) -> Self {
+        Fetch {
+            portion: AtomicUsize::new(portion),
+            fetched: AtomicUsize::new(0),
+            most,
+            account,
+            may_wait: tokio::sync::Mutex::new(may_wait),
+            found_no_room: AtomicBool::new(false),
+            held: Mutex::default(),
+        }
     }
 
     /// The room that the values take, until this is dropped.
-    pub(crate) fn into_held(self) -> Vec<Held> {
-        self.held.into_inner()
+    pub(crate) fn into_held(self) -> Held {
+        self.held.into_inner().unwrap_or_else(|| self.account.values.take_nothing())
     }
 
-    /// Room for so many values, which is waited for by a caller that has none yet: one that has would keep
-    /// others waiting.
-    async fn room_for(&self, keys: usize) -> Option<Held> {
-        let (bytes, is_first) = (keys * USUAL_BYTES, self.held.lock().is_empty());
-        if is_first {
-            Some(self.account.values.take(bytes).await)
-        } else {
-            self.account.values.try_take(bytes)
-        }
+    /// Why there are values that were not fetched, where there are some.
+    pub(crate) fn shortage(&self) -> Shortage {
+        if self.found_no_room.load(Ordering::Relaxed) { Shortage::NoRoom } else { Shortage::TooLong }
+    }
+
+    /// Room for the values of as many of these keys as there is room for, and of how many; `None` where that
+    /// is none.
+    async fn room_for(&self, keys: usize) -> Option<(usize, Held)> {
+        let values = &self.account.values;
+        let mut may_wait = self.may_wait.lock().await;
+        let fewer = successors(Some(keys), |keys| Some(keys / 2).filter(|keys| *keys > 0));
+        let with_room = |keys: usize| Some((keys, values.try_take(keys * USUAL_BYTES)?));
+        let room = match fewer.into_iter().find_map(with_room) {
+            None if *may_wait => Some((1, values.take(USUAL_BYTES).await)),
+            room => room,
+        };
+        *may_wait &= room.is_none();
+        room
     }
 
     /// How many keys to fetch at once the next time.
@@ -65,26 +100,54 @@ impl Fetch {
     }
 
     /// The values of keys, in their order.
-    pub(crate) async fn get<K: AsRef<[u8]>>(&self, group: &Group, keys: &[K]) -> Vec<Fetched> {
+    pub(crate) async fn get<K: AsRef<[u8]>>(
+        &self,
+        groups: &Groups,
+        group: &Group,
+        keys: &[K],
+    ) -> Vec<Fetched> {
         let mut got = Vec::with_capacity(keys.len());
         while got.len() < keys.len() && self.fetched.load(Ordering::Relaxed) < self.most {
             let rest = &keys[got.len()..];
-            let portion = &rest[..rest.len().min(self.portion())];
-            let Some(room) = self.room_for(portion.len()).await else { break };
-            let values = match portion {
+            let Some((count, room)) = self.room_for(rest.len().min(self.portion())).await else {
+                self.note_no_room();
+                break;
+            };
+            let values = match &rest[..count] {
                 [only] => vec![group.get(only).await],
                 some => group.get_many(some).await,
             };
-            let bytes: usize = values.iter().flatten().flatten().map(Bytes::len).sum();
-            let more = bytes.saturating_sub(room.bytes());
-            // They are there: what there is no room for is one portion at most.
-            self.held.lock().extend(self.account.values.try_take(more).into_iter().chain([room]));
+            groups.heed(group, &values);
+            let bytes = values.iter().flatten().flatten().map(Bytes::len).sum();
             self.fetched.fetch_add(bytes, Ordering::Relaxed);
             self.portion.store(next_portion(values.len(), bytes), Ordering::Relaxed);
             got.extend(values.into_iter().map(Some));
+            if !self.hold(room, bytes) && got.len() < keys.len() {
+                self.note_no_room();
+                break;
+            }
         }
         got.resize_with(keys.len(), || None);
         got
+    }
+
+    /// Holds what values that are there take, of which `room` was taken before; `false`: there is no room for
+    /// the rest, so that nothing more may be fetched.
+    fn hold(&self, mut room: Held, bytes: usize) -> bool {
+        room.shrink_to(bytes);
+        let more = self.account.values.try_take(bytes - room.bytes());
+        let has_room = more.is_some();
+        let mut held = self.held.lock();
+        *held = held.take().into_iter().chain([room]).chain(more).reduce(Held::and);
+        has_room
+    }
+
+    /// Notes that there was no room, unless the values so far are all that the caller may ever hold.
+    fn note_no_room(&self) {
+        let own = self.fetched.load(Ordering::Relaxed);
+        if own + USUAL_BYTES <= self.account.values.most() {
+            self.found_no_room.store(true, Ordering::Relaxed);
+        }
     }
 }
 

@@ -77,7 +77,7 @@ impl Grpc {
     }
 
     fn group(&self, name: &str) -> Result<Group, Status> {
-        self.core.groups.named(name.as_bytes()).map_err(refused)
+        self.core.groups.named(name.as_bytes()).map_err(|why| refused(&why))
     }
 
     /// What there is of a key, and the room that it takes until it has been sent.
@@ -89,7 +89,9 @@ impl Grpc {
     ) -> Result<(Detailed, Sending), Status> {
         call.caller.rights().check(Action::Read, group, Some(key)).map_err(told)?;
         let group = self.group(group)?;
-        let got = within(call.traceparent.clone(), group.get_detailed(key)).await.map_err(failed)?;
+        let got = within(call.traceparent.clone(), group.get_detailed(key)).await;
+        self.core.groups.heed(&group, [&got]);
+        let got = got.map_err(failed)?;
         let length = got.value.as_ref().map_or(0, bytes::Bytes::len);
         Ok((got, Sending { held: Arc::new(call.account.values.take(length).await) }))
     }
@@ -167,6 +169,7 @@ impl Grpc {
             0 => group.set(request.key, request.value).await,
             ttl => group.set_with_ttl(request.key, request.value, Duration::from_millis(ttl)).await,
         };
+        self.core.groups.heed(&group, [&set]);
         set.map_err(failed)?;
         Ok(Response::new(SetResponse { outcome: Outcome::Done.into(), ..SetResponse::default() }))
     }
@@ -183,9 +186,12 @@ impl Grpc {
         }
         let group = self.group(&request.group)?;
         let deleted = group.delete_many(&request.keys).await;
+        self.core.groups.heed(&group, &deleted);
         deleted.into_iter().collect::<Result<(), _>>().map_err(failed)?;
         if request.all {
-            group.clear().await.map_err(failed)?;
+            let cleared = group.clear().await;
+            self.core.groups.heed(&group, [&cleared]);
+            cleared.map_err(failed)?;
         }
         Ok(Response::new(DeleteResponse::default()))
     }

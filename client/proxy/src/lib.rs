@@ -29,7 +29,7 @@ pub use peanut_edge::connections::Listener;
 #[cfg(feature = "files")]
 pub use peanut_edge::rights::file::TokenFiles;
 #[cfg(feature = "signals")]
-pub use peanut_edge::signals::stop_signal;
+pub use peanut_edge::signals::{hangup, stop_signal};
 #[cfg(feature = "otlp")]
 pub use peanut_edge::traces;
 pub use proxy::{Error, Proxy, ProxyBuilder, ProxyHandle};

@@ -7,12 +7,14 @@ use peanut_edge::Failure;
 use peanut_proto::v1::ErrorCode;
 use serde::Serialize;
 
+use crate::fetch::Shortage;
+
 /// An answer that is none.
 #[derive(Debug)]
 pub(crate) struct Problem {
     status: StatusCode,
     detail: String,
-    header: Option<(header::HeaderName, &'static str)>,
+    headers: Vec<(header::HeaderName, &'static str)>,
 }
 
 /// As it is written.
@@ -25,7 +27,7 @@ pub(crate) struct Body {
 
 impl Problem {
     fn new(status: StatusCode, detail: impl Into<String>) -> Self {
-        Problem { status, detail: detail.into(), header: None }
+        Problem { status, detail: detail.into(), headers: Vec::new() }
     }
 
     pub(crate) fn bad_request(detail: impl Into<String>) -> Self {
@@ -44,10 +46,14 @@ impl Problem {
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
     }
 
+    pub(crate) fn late(detail: impl Into<String>) -> Self {
+        Problem::new(StatusCode::REQUEST_TIMEOUT, detail)
+    }
+
     pub(crate) fn method_not_allowed(allowed: &'static str) -> Self {
         let detail = format!("the methods here are {allowed}");
-        let header = Some((header::ALLOW, allowed));
-        Problem { header, ..Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail) }
+        let headers = vec![(header::ALLOW, allowed)];
+        Problem { headers, ..Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail) }
     }
 
     /// As one of many answers.
@@ -60,11 +66,24 @@ impl Problem {
 impl From<Failure> for Problem {
     fn from(failure: Failure) -> Self {
         if failure.code == ErrorCode::Unauthenticated {
-            let header =
-                Some((header::WWW_AUTHENTICATE, "Bearer, Basic realm=\"peanut: a token as the password\""));
-            return Problem { header, ..Problem::new(StatusCode::UNAUTHORIZED, &*failure.message) };
+            // A header each: Chromium does not look for a second scheme behind a comma.
+            let schemes = ["Bearer", "Basic realm=\"peanut: a token as the password\""];
+            let headers = schemes.map(|scheme| (header::WWW_AUTHENTICATE, scheme)).to_vec();
+            return Problem { headers, ..Problem::new(StatusCode::UNAUTHORIZED, &*failure.message) };
         }
         Problem::new(StatusCode::FORBIDDEN, &*failure.message)
+    }
+}
+
+impl From<Shortage> for Problem {
+    fn from(shortage: Shortage) -> Self {
+        match shortage {
+            Shortage::TooLong => Problem::too_long("the values before are as long as an answer may be"),
+            Shortage::NoRoom => {
+                let why = "there is no room for so many values now; try again, or ask for fewer keys at once";
+                Problem::new(StatusCode::SERVICE_UNAVAILABLE, why)
+            }
+        }
     }
 }
 
@@ -81,19 +100,19 @@ impl From<Error> for Problem {
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         let retry = error.is_retryable() && status == StatusCode::SERVICE_UNAVAILABLE;
-        let header = retry.then_some((header::RETRY_AFTER, "1"));
-        Problem { header, ..Problem::new(status, format!("{error:#}")) }
+        let headers = retry.then_some((header::RETRY_AFTER, "1")).into_iter().collect();
+        Problem { headers, ..Problem::new(status, format!("{error:#}")) }
     }
 }
 
 impl IntoResponse for Problem {
     fn into_response(mut self) -> Response {
-        let (status, header) = (self.status, self.header.take());
+        let (status, headers) = (self.status, std::mem::take(&mut self.headers));
         let mut response = (status, axum::Json(self.into_body())).into_response();
         let kind = HeaderValue::from_static("application/problem+json");
         response.headers_mut().insert(header::CONTENT_TYPE, kind);
-        if let Some((name, value)) = header {
-            response.headers_mut().insert(name, HeaderValue::from_static(value));
+        for (name, value) in headers {
+            response.headers_mut().append(name, HeaderValue::from_static(value));
         }
         response
     }

@@ -9,7 +9,7 @@ use peanut_client::{Client, TlsFiles};
 use peanut_edge::Token;
 use peanut_edge::budget::Budgets;
 use peanut_edge::connections::{
-    ConnectionLimiter, ConnectionLimits, Handshake, Listener, serve_grpc, serve_http,
+    ConnectionLimiter, ConnectionLimits, Handshake, Listener, Progressing, serve_grpc, serve_http,
 };
 use peanut_edge::rights::Tokens;
 use peanut_page::Hosts;
@@ -280,7 +280,7 @@ impl Proxy {
             let (resp, stop) = (self.resp.clone(), stopping.clone());
             tasks.spawn(port.serve(stopping.clone(), tasks.clone(), move |connection| {
                 let (resp, stop, peer) = (resp.clone(), stop.clone(), connection.peer().clone());
-                async move { resp.serve(connection, peer, &stop).await }
+                async move { resp.serve(Progressing::new(connection), peer, &stop).await }
             }));
         }
         for port in self.http {

@@ -144,6 +144,15 @@ impl Held {
     pub fn bytes(&self) -> usize {
         self.bytes
     }
+
+    /// Gives back all but so many of these bytes.
+    pub fn shrink_to(&mut self, bytes: usize) {
+        let more = self.bytes.saturating_sub(bytes);
+        if more > 0 {
+            self.bytes -= more;
+            self.budget.give_back(more);
+        }
+    }
 }
 
 impl Drop for Held {
@@ -381,5 +390,22 @@ mod tests {
         assert_eq!(node.used(), 60);
         drop((beside, third));
         assert_eq!(a.take(1000).await.bytes, 50, "all that it can have, for who asks for more");
+    }
+
+    #[tokio::test]
+    async fn what_is_given_back_of_bytes_that_are_held_is_there_for_who_waits() {
+        let node = Budget::root(100);
+        let [a, b, c] = [0, 1, 2].map(|_| node.child(100));
+        let (mut held, other) = (a.take(50).await, c.take(20).await);
+        let waiting = tokio::spawn(async move { b.take(40).await });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        held.shrink_to(70);
+        assert_eq!((held.bytes(), a.used()), (50, 50), "more than there is changes nothing");
+        held.shrink_to(20);
+        let beside = waiting.await.unwrap();
+        assert_eq!((held.bytes(), a.used(), node.used()), (20, 20, 80));
+        drop((held, beside, other));
+        assert_eq!(node.used(), 0);
     }
 }

@@ -10,6 +10,7 @@ mod grpc;
 #[cfg(feature = "http")]
 mod http;
 mod limiter;
+mod progress;
 mod socket;
 #[cfg_attr(not(feature = "tls"), path = "connections/no_tls.rs")]
 mod tls;
@@ -34,6 +35,7 @@ pub use grpc::{Services, serve_grpc};
 #[cfg(feature = "http")]
 pub use http::serve_http;
 pub use limiter::{ConnectionLimiter, ConnectionLimits, OpenStream, Permit, Presence};
+pub use progress::Progressing;
 pub use socket::{Accepted, Listener, Stream};
 
 use crate::budget::{Accounts, Budgets};
@@ -97,7 +99,7 @@ impl Handshake {
     }
 
     async fn shake(self, stream: Stream, permit: Permit) -> io::Result<Connection> {
-        stream.set_nodelay();
+        stream.set_options();
         let (presence, is_private) = (permit.presence().clone(), self.is_tls());
         let accounts = Accounts::new(self.budgets);
         let peer = Peer { addr: stream.peer_addr()?, is_private, accounts, presence };

@@ -1,9 +1,11 @@
 //! Many keys of a group: `POST /v1/{group}`.
 
+use axum::body::Body;
 use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use peanut_edge::holding;
 use peanut_edge::rights::Action;
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +13,7 @@ use super::Asked;
 use super::entry::body;
 use crate::core::account;
 use crate::fetch::{FIRST_PORTION, Fetch};
+use crate::groups::as_text;
 use crate::problem::{self, Problem};
 use crate::trace::{traceparent, within};
 
@@ -71,7 +74,7 @@ enum Outcome {
 /// The values of the keys in the body, in their order, each with an error of its own where there is one.
 pub(super) async fn get(name: &[u8], asked: Asked) -> Result<Response, Problem> {
     let Asked { core, caller, peer, request } = asked;
-    let group = core.groups.named(name).map_err(Problem::bad_request)?;
+    let name = as_text(name).map_err(Problem::bad_request)?;
     let trace = traceparent(request.headers());
     let account = account(&caller, &peer);
     let (body, _held) = body(request, MAX_BODY_BYTES, &account.incoming).await?;
@@ -81,14 +84,14 @@ pub(super) async fn get(name: &[u8], asked: Asked) -> Result<Response, Problem> 
         return Err(Problem::too_long(format!("there are more than {MAX_KEYS} keys")));
     }
     let keys: Vec<Bytes> = wanted.keys.iter().map(Key::bytes).collect::<Result<_, _>>()?;
-    let may_read = |key: &Bytes| caller.rights().check(Action::Read, group.name(), Some(key));
+    let may_read = |key: &Bytes| caller.rights().check(Action::Read, name, Some(key));
     keys.iter().try_for_each(may_read)?;
-    let fetch = Fetch::new(FIRST_PORTION, MAX_VALUES_BYTES, account);
-    let got = within(trace, fetch.get(&group, &keys)).await;
+    let group = core.groups.named(name.as_bytes()).map_err(Problem::bad_request)?;
+    let fetch = Fetch::new(FIRST_PORTION, MAX_VALUES_BYTES, account, true);
+    let got = within(trace, fetch.get(&core.groups, &group, &keys)).await;
+    let shortage = fetch.shortage();
     let outcome = |got| match got {
-        None => {
-            Outcome::Error(Problem::too_long("the values before are as long as an answer may be").into_body())
-        }
+        None => Outcome::Error(Problem::from(shortage).into_body()),
         Some(Err(error)) => Outcome::Error(Problem::from(error).into_body()),
         Some(Ok(None)) => Outcome::Value(None),
         Some(Ok(Some(value))) => match String::from_utf8(Vec::from(value)) {
@@ -98,5 +101,6 @@ pub(super) async fn get(name: &[u8], asked: Asked) -> Result<Response, Problem> 
     };
     let answer = |(key, got)| Answer { key, outcome: outcome(got) };
     let values = wanted.keys.into_iter().zip(got).map(answer).collect();
-    Ok(axum::Json(Answers { values }).into_response())
+    let response = axum::Json(Answers { values }).into_response();
+    Ok(response.map(|body| Body::new(holding(tonic::body::Body::new(body), fetch.into_held()))))
 }

@@ -15,6 +15,7 @@ use peanut_client::{Detailed, Group};
 use peanut_edge::budget::{Budget, Held};
 use peanut_edge::holding;
 use peanut_proto::limits::MAX_VALUE_BYTES;
+use tokio::time::timeout;
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::Asked;
@@ -22,11 +23,16 @@ use crate::core::account;
 use crate::problem::Problem;
 use crate::trace::{traceparent, within};
 
+/// How long the body of a request may take.
+const BODY_WITHIN: Duration = Duration::from_secs(60);
+
 /// The value, or 304 where the caller has it, or 404. `HEAD` is served as `GET`, and the server leaves out
 /// the body.
 pub(super) async fn get(group: &Group, key: &[u8], asked: Asked) -> Result<Response, Problem> {
     let values = account(&asked.caller, &asked.peer).values.clone();
-    let got = within(traceparent(asked.request.headers()), group.get_detailed(key)).await?;
+    let got = within(traceparent(asked.request.headers()), group.get_detailed(key)).await;
+    asked.core.groups.heed(group, [&got]);
+    let got = got?;
     let headers = asked.request.headers();
     let Some(value) = &got.value else {
         let mut response = Problem::not_found("the group has no such key").into_response();
@@ -54,17 +60,21 @@ pub(super) async fn put(group: &Group, key: &[u8], asked: Asked) -> Result<Respo
     let ttl = lifetime(asked.request.uri())?;
     let incoming = account(&asked.caller, &asked.peer).incoming.clone();
     let (value, _held) = body(asked.request, MAX_VALUE_BYTES, &incoming).await?;
-    match ttl {
-        None => group.set(key, value).await?,
-        Some(ttl) => group.set_with_ttl(key, value, ttl).await?,
-    }
+    let done = match ttl {
+        None => group.set(key, value).await,
+        Some(ttl) => group.set_with_ttl(key, value, ttl).await,
+    };
+    asked.core.groups.heed(group, [&done]);
+    done?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 /// Has the fleet forget the key.
-pub(super) async fn delete(group: &Group, key: &[u8], headers: &HeaderMap) -> Result<Response, Problem> {
-    unconditional(headers, &[header::IF_MATCH, header::IF_NONE_MATCH])?;
-    group.delete(key).await?;
+pub(super) async fn delete(group: &Group, key: &[u8], asked: Asked) -> Result<Response, Problem> {
+    unconditional(asked.request.headers(), &[header::IF_MATCH, header::IF_NONE_MATCH])?;
+    let done = group.delete(key).await;
+    asked.core.groups.heed(group, [&done]);
+    done?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -81,7 +91,9 @@ pub(super) async fn body(
         return Err(too_long());
     }
     let held = incoming.take(length).await;
-    let body = to_bytes(request.into_body(), most).await.map_err(|_| too_long())?;
+    let read = timeout(BODY_WITHIN, to_bytes(request.into_body(), most)).await;
+    let late = |_| Problem::late(format!("the body was not there in full within {BODY_WITHIN:?}"));
+    let body = read.map_err(late)?.map_err(|_| too_long())?;
     Ok((body, held))
 }
 

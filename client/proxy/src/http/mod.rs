@@ -22,6 +22,7 @@ use peanut_edge::rights::{Action, Caller, shown};
 
 use crate::core::{Core, count};
 use crate::counters::Protocol;
+use crate::groups::as_text;
 use crate::metrics::text;
 use crate::problem::Problem;
 use path::Target;
@@ -98,7 +99,7 @@ impl Asked {
             }
             (Target::Entry { group, key }, Method::DELETE) => {
                 let group = self.group(&group, Action::Delete, &key)?;
-                entry::delete(&group, &key, self.request.headers()).await
+                entry::delete(&group, &key, self).await
             }
             (Target::Entry { .. }, _) => Err(Problem::method_not_allowed("GET, HEAD, PUT, DELETE")),
             (Target::Group(group), Method::POST) => batch::get(&group, self).await,
@@ -108,9 +109,9 @@ impl Asked {
 
     /// A group, if the caller may do this to a key of it.
     fn group(&self, name: &[u8], action: Action, key: &[u8]) -> Result<Group, Problem> {
-        let group = self.core.groups.named(name).map_err(Problem::bad_request)?;
-        self.caller.rights().check(action, group.name(), Some(key))?;
-        Ok(group)
+        let text = as_text(name).map_err(Problem::bad_request)?;
+        self.caller.rights().check(action, text, Some(key))?;
+        self.core.groups.named(name).map_err(Problem::bad_request)
     }
 }
 

@@ -16,7 +16,7 @@ use super::command::{COMMANDS, Client, Command, Commands, Hello, Login, Spec};
 use super::database::Key;
 use super::reply::{Reply, Version};
 use super::session::Session;
-use crate::fetch::{Fetch, Fetched};
+use crate::fetch::{Fetch, Fetched, Shortage};
 use crate::groups::Groups;
 
 /// Bytes of values that one run of several commands fetches, about.
@@ -55,13 +55,19 @@ enum Pending {
     Deleted(Vec<Place>),
 }
 
-/// Runs commands all at the same time. There is an answer to the first, and to as many more as have been run;
-/// what they take counts until it is written.
-pub(super) async fn run(
-    shared: &Shared,
-    session: &mut Session,
-    commands: Vec<Read>,
-) -> (Vec<Reply>, Vec<Held>) {
+/// What a run of commands came to.
+pub(super) struct Ran {
+    /// The answers to the first of them, as many as there was room for.
+    pub(super) replies: Vec<Reply>,
+    /// What the values in the answers take.
+    pub(super) held: Held,
+    /// The answer to the next one, where that is the only command that was to be run.
+    pub(super) refusal: Reply,
+}
+
+/// Runs commands all at the same time. Where not all are answered, the others read, so that they can be run
+/// again. `may_wait`: the connection holds no room for answers, so that it may wait for some.
+pub(super) async fn run(shared: &Shared, session: &mut Session, commands: Vec<Read>, may_wait: bool) -> Ran {
     session.look_again(&shared.core.tokens);
     let mut calls = Calls::default();
     let begin = |command: Read| {
@@ -70,18 +76,23 @@ pub(super) async fn run(
     };
     let pending: Vec<Pending> = commands.into_iter().map(begin).collect();
     let most = if pending.len() == 1 { MAX_ANSWER_BYTES } else { MAX_RUN_BYTES };
-    let fetch = Fetch::new(session.portion, most, session.account());
-    let mut called = calls.call(&fetch).await;
+    let fetch = Fetch::new(session.portion, most, session.account(), may_wait);
+    let mut called = calls.call(&shared.core.groups, &fetch).await;
     session.portion = fetch.portion();
     let replies = pending
         .into_iter()
         .map(|pending| pending.reply(&mut called).unwrap_or_else(|error| Some(error.into())));
-    let replies: Vec<Reply> = replies.map_while(|reply| reply).collect();
-    let replies = if replies.is_empty() { vec![Reply::error(TOO_LONG)] } else { replies };
-    (replies, fetch.into_held())
+    let replies = replies.map_while(|reply| reply).collect();
+    let refusal = Reply::error(match fetch.shortage() {
+        Shortage::TooLong => TOO_LONG,
+        Shortage::NoRoom => NO_ROOM,
+    });
+    Ran { replies, held: fetch.into_held(), refusal }
 }
 
 const TOO_LONG: &str = "ERR the answer would have more than 64 MiB; ask for fewer keys at once";
+const NO_ROOM: &str =
+    "BUSY there is no room for so many values now; try again, or ask for fewer keys at once";
 
 /// Does what a command asks of the connection, or notes what it asks of groups.
 fn begin(
@@ -237,12 +248,23 @@ fn log_in(shared: &Shared, session: &mut Session, login: &Login) -> Result<Reply
 }
 
 impl Calls {
-    async fn call(self, fetch: &Fetch) -> Called {
-        let get = |group: Group, keys: Vec<Bytes>| async move { fetch.get(&group, &keys).await };
+    async fn call(self, groups: &Groups, fetch: &Fetch) -> Called {
+        let get = |group: Group, keys: Vec<Bytes>| async move { fetch.get(groups, &group, &keys).await };
         let detail = |group: Group, keys: Vec<Bytes>| async move {
-            join_all(keys.iter().map(|key| group.get_detailed(key))).await
+            let results = join_all(keys.iter().map(|key| group.get_detailed(key))).await;
+            groups.heed(&group, &results);
+            results
         };
-        let delete = |group: Group, keys: Vec<Bytes>| async move { group.delete_many(keys).await };
+        let set = |group: Group, entries| async move {
+            let results = set(&group, entries).await;
+            groups.heed(&group, &results);
+            results
+        };
+        let delete = |group: Group, keys: Vec<Bytes>| async move {
+            let results = group.delete_many(keys).await;
+            groups.heed(&group, &results);
+            results
+        };
         let (gets, details, sets, deletes) = join4(
             self.gets.call(get),
             self.details.call(detail),
@@ -255,11 +277,10 @@ impl Calls {
 }
 
 /// Sets the values of a group; those without a lifetime of their own go together.
-async fn set(group: Group, entries: Vec<(Bytes, Bytes, Option<Duration>)>) -> Vec<Result<(), Error>> {
+async fn set(group: &Group, entries: Vec<(Bytes, Bytes, Option<Duration>)>) -> Vec<Result<(), Error>> {
     if entries.iter().all(|(_, _, ttl)| ttl.is_none()) && entries.len() > 1 {
         return group.set_many(entries.into_iter().map(|(key, value, _)| (key, value))).await;
     }
-    let group = &group;
     let set = |(key, value, ttl): (Bytes, Bytes, Option<Duration>)| async move {
         match ttl {
             None => group.set(key, value).await,

@@ -43,6 +43,11 @@ impl Malformed {
         Malformed(why.into())
     }
 
+    /// What has come is a request of HTTP.
+    pub(super) fn http() -> Self {
+        Malformed::new("this is HTTP, which a web page may have sent; the proxy has another port for it")
+    }
+
     /// As Redis says it.
     pub(super) fn message(&self) -> String {
         format!("ERR Protocol error: {}", self.0)

@@ -13,13 +13,13 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::groups::Groups;
 
-struct Fixture {
+pub(super) struct Fixture {
     _fleet: TestFleet,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 impl Fixture {
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
         Fixture::with(&[]).await
     }
 
@@ -202,6 +202,108 @@ async fn long_values_go_through_in_pieces_and_a_pipeline_of_them_is_bounded() {
     )
     .await;
     it.expect("PING\r\n", "+PONG\r\n").await;
+}
+
+/// The room for values that a connection has, of which all but `left` bytes are taken by others.
+fn scarce(peer: &Peer, left: usize) -> peanut_edge::budget::Held {
+    let values = peer.accounts.of(&Arc::from("")).values.clone();
+    values.try_take(values.most() - left).unwrap()
+}
+
+#[tokio::test]
+async fn a_pipeline_never_waits_for_room_that_its_own_answers_take() {
+    let fixture = Fixture::start().await;
+    let peer = Peer::of("127.0.0.1:1", false);
+    let _beside = scarce(&peer, 3 << 20);
+    let mut it = fixture.connect_as(peer);
+    it.expect(&"GET pages:x\r\n".repeat(256), &"$-1\r\n".repeat(256)).await;
+}
+
+#[tokio::test]
+async fn a_pipeline_of_several_groups_is_answered_with_room_for_one_value() {
+    let fixture = Fixture::start().await;
+    let peer = Peer::of("127.0.0.1:1", false);
+    let _beside = scarce(&peer, 20 << 10);
+    let mut it = fixture.connect_as(peer);
+    it.expect(&"GET pages:x\r\nGET scores:Tom\r\n".repeat(20), &"$-1\r\n$3\r\nTom\r\n".repeat(20)).await;
+}
+
+#[tokio::test]
+async fn a_command_may_have_many_keys_with_short_values() {
+    let fixture = Fixture::start().await;
+    let mut it = fixture.connect();
+    let keys: String = (0..5000).map(|n| format!(" scores:{n:04}")).collect();
+    let values: String = (0..5000).map(|n| format!("$4\r\n{n:04}\r\n")).collect();
+    it.expect(&format!("MGET{keys}\r\n"), &format!("*5000\r\n{values}")).await;
+    it.expect(&format!("EXISTS{keys}\r\n"), ":5000\r\n").await;
+}
+
+#[tokio::test]
+async fn who_finds_no_room_is_told_so_and_not_that_the_answer_is_too_long() {
+    let fixture = Fixture::start().await;
+    let peer = Peer::of("127.0.0.1:1", false);
+    let _beside = scarce(&peer, 100 << 10);
+    let mut it = fixture.connect_as(peer);
+    let value = "v".repeat(60 << 10);
+    for key in 0..4 {
+        let set = format!("*3\r\n$3\r\nSET\r\n$7\r\npages:{key}\r\n${}\r\n{value}\r\n", value.len());
+        it.expect(&set, "+OK\r\n").await;
+    }
+    it.expect("GET pages:0\r\n", &format!("${}\r\n{value}\r\n", value.len())).await;
+    let many: String = (0..100).map(|n| format!(" pages:{}", n % 4)).collect();
+    it.expect(
+        &format!("MGET{many}\r\n"),
+        "-BUSY there is no room for so many values now; try again, or ask for fewer keys at once\r\n",
+    )
+    .await;
+    it.expect("PING\r\n", "+PONG\r\n").await;
+}
+
+#[tokio::test]
+async fn a_long_answer_does_not_depend_on_what_stands_behind_its_command() {
+    let fixture = Fixture::start().await;
+    let mut it = fixture.connect();
+    let value = "v".repeat(1 << 20);
+    let bulk = format!("${}\r\n{value}\r\n", value.len());
+    it.expect(&format!("*3\r\n$3\r\nSET\r\n$7\r\npages:a\r\n{bulk}"), "+OK\r\n").await;
+    let mget = format!("MGET{}\r\n", " pages:a".repeat(20));
+    it.stream.write_all(format!("{mget}PING\r\nGET scores:Tom\r\n{mget}QUIT\r\n").as_bytes()).await.unwrap();
+    let rest = it.rest().await;
+    let array = format!("*20\r\n{}", bulk.repeat(20));
+    assert!(rest == format!("{array}+PONG\r\n$3\r\nTom\r\n{array}+OK\r\n"), "{} bytes", rest.len());
+}
+
+#[tokio::test]
+async fn what_a_web_page_sends_ends_the_connection_before_anything_of_it_is_run() {
+    let fixture = Fixture::start().await;
+    let smuggled = "SET pages:a 1\r\n";
+    for request in [
+        format!("POST / HTTP/1.1\r\n{smuggled}"),
+        format!("get / HTTP/1.1\r\nhOST: 127.0.0.1:6379\r\n{smuggled}"),
+        format!("*1\r\n$4\r\npost\r\n{smuggled}"),
+    ] {
+        let mut it = fixture.connect();
+        it.stream.write_all(request.as_bytes()).await.unwrap();
+        let said = it.rest().await;
+        let last = said.lines().last().unwrap();
+        assert!(last.starts_with("-ERR Protocol error: ") && last.contains("HTTP"), "{request:?}: {said}");
+    }
+    fixture.connect().expect("GET pages:a\r\n", "$-1\r\n").await;
+}
+
+#[tokio::test]
+async fn names_that_no_node_serves_take_no_place() {
+    let fixture = Fixture::start().await;
+    let mut it = fixture.connect();
+    for command in ["GET typo1:a", "MGET typo2:a typo3:a", "TTL typo4:a", "SET typo5:a 1", "DEL typo6:a"] {
+        it.stream.write_all(format!("{command}\r\n").as_bytes()).await.unwrap();
+    }
+    it.stream.write_all(b"GET pages:a\r\nQUIT\r\n").await.unwrap();
+    let rest = it.rest().await;
+    let lines: Vec<_> = rest.lines().collect();
+    assert!(lines[..5].iter().all(|line| line.starts_with("-ERR ")), "{rest}");
+    assert_eq!(lines[5..], ["$-1", "+OK"]);
+    assert_eq!(fixture.shared.core.groups.used(), ["pages"]);
 }
 
 #[tokio::test]

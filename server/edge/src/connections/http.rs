@@ -10,13 +10,14 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio_util::sync::CancellationToken;
 
-use super::{Connection, Peer};
+use super::{Connection, Peer, Progressing};
 
 /// How long the headers of a request may take.
 const HEADERS_WITHIN: Duration = Duration::from_secs(5);
 
 /// Serves a connection until it ends or is cut off or, when it is to retire or at `stop`, until what it has
-/// asked is answered. Requests have its [`Peer`] as an extension.
+/// asked is answered. One whose peer reads nothing of its answers for a minute ends. Requests have its
+/// [`Peer`] as an extension.
 pub async fn serve_http(connection: Connection, router: Router, stop: CancellationToken) {
     let peer = connection.peer().clone();
     let presence = peer.presence().clone();
@@ -24,7 +25,7 @@ pub async fn serve_http(connection: Connection, router: Router, stop: Cancellati
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADERS_WITHIN)
-        .serve_connection(TokioIo::new(connection), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(Progressing::new(connection)), TowerToHyperService::new(router));
     tokio::pin!(served);
     // Whatever is wrong is the caller's to see.
     tokio::select! {

@@ -6,12 +6,19 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use peanut_proto::machine::{SimulatedListener, SimulatedSocket};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 #[cfg(unix)]
 use tokio::net::{UnixListener, UnixStream};
+
+/// After so long a silence the system asks a peer whether it is still there.
+const SILENT_FOR: Duration = Duration::from_secs(60);
+/// Time between two such questions, of which the system sends nine on Linux.
+const ASKED_EVERY: Duration = Duration::from_secs(10);
 
 /// What connections come in on.
 #[derive(Debug)]
@@ -131,10 +138,14 @@ impl Stream {
         }
     }
 
-    /// Has small writes sent at once.
-    pub fn set_nodelay(&self) {
+    /// Has small writes sent at once, and the system look whether a silent peer is still there.
+    pub fn set_options(&self) {
         match self {
-            Stream::Tcp(stream) => drop(stream.set_nodelay(true)),
+            Stream::Tcp(stream) => {
+                drop(stream.set_nodelay(true));
+                let keepalive = TcpKeepalive::new().with_time(SILENT_FOR).with_interval(ASKED_EVERY);
+                drop(SockRef::from(stream).set_tcp_keepalive(&keepalive));
+            }
             #[cfg(unix)]
             Stream::Unix(_) => {}
             Stream::Simulated(..) => {}
@@ -186,5 +197,23 @@ impl AsyncWrite for Stream {
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         each!(self.get_mut(), stream => Pin::new(stream).poll_shutdown(context))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_silent_peer_is_asked_whether_it_is_there() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let _peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (accepted, _) = Listener::from(listener).accept().await.unwrap();
+        let stream = accepted.bind().unwrap();
+        stream.set_options();
+        let Stream::Tcp(stream) = stream else { panic!("{stream:?}") };
+        let socket = SockRef::from(&stream);
+        assert!(socket.keepalive().unwrap() && stream.nodelay().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), SILENT_FOR);
     }
 }
