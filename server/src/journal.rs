@@ -133,8 +133,8 @@ pub(crate) struct Counters {
 }
 
 impl Pending {
-    /// The disk is to forget a key. Where it takes nothing for so long that there are too many, it forgets all:
-    /// that costs a warm restart, and keys without end would cost the memory of the node.
+    /// The disk is to forget a key. Where it takes nothing for so long that there are too many, it forgets
+    /// all: that costs a warm restart, and keys without end would cost the memory of the node.
     fn remove(&mut self, key: &Bytes) {
         if self.bytes > 2 * MOST_BYTES {
             return self.clear(None);

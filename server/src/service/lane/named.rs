@@ -65,10 +65,12 @@ impl Answers {
         if near != Near::Off && named.is_ok() {
             self.near.begin(self.node.near(), &self.caller);
         }
-        // As many numbers as the node has groups, and some beside: names that a lane gives again and again
-        // take nothing.
-        let most = self.node.caches().count() + UNKNOWN_GROUPS;
-        if self.groups.len() >= most && !self.groups.contains_key(&number) {
+        // As many numbers as the node has groups, and some beside, and apart from them some of which it has
+        // none: names that a lane gives again and again take nothing, and no room from those that it has.
+        let is_known = named.is_ok();
+        let most = if is_known { self.node.caches().count() + UNKNOWN_GROUPS } else { UNKNOWN_GROUPS };
+        let alike = self.groups.values().filter(|other| other.is_ok() == is_known).count();
+        if alike >= most && !self.groups.contains_key(&number) {
             self.unknown_groups += 1;
             return Ok(());
         }
