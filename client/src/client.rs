@@ -1,13 +1,11 @@
 //! The client: what an application holds.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use peanut_proto::discovery::Discovery;
 use peanut_proto::membership::{Keys, Notice};
 use peanut_proto::numbers::RingVersion;
 use peanut_proto::registry::Registry;
-use tokio_util::task::AbortOnDropHandle;
 
 use crate::builder::ClientBuilder;
 use crate::config::Config;
@@ -173,29 +171,21 @@ impl Client {
     }
 }
 
-/// Says so when it is dropped.
-struct Stranded(Arc<AtomicBool>);
-
-impl Drop for Stranded {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Release);
-    }
-}
-
 /// Begins what goes on beside the calls, on the caller's runtime: the ring is followed, and recent writes are
 /// repeated. It ends with the client.
 fn begin_background(shared: &Arc<Shared>) {
-    let stranded = Stranded(shared.is_stranded.clone());
     let (discovered, routing) = (shared.discovered.clone(), shared.routing.clone());
-    let follow = discovery::follow(discovered, routing, shared.config.clone(), shared.registry.clone());
-    let follower = tokio::spawn(async move {
-        let _stranded = stranded;
-        follow.await;
-    });
-    *shared.follower.lock() = Some(AbortOnDropHandle::new(follower));
-    let follow =
-        repeat::follow(Arc::downgrade(shared), shared.discovered.clone(), shared.routing.subscribe());
-    tokio::spawn(follow);
+    shared.background.run(discovery::follow(
+        discovered,
+        routing,
+        shared.config.clone(),
+        shared.registry.clone(),
+    ));
+    // What repeated writes on the last runtime goes on when that does. What it has not taken up yet is
+    // repeated here.
+    let mut rings = shared.routing.subscribe();
+    rings.mark_changed();
+    tokio::spawn(repeat::follow(Arc::downgrade(shared), shared.discovered.clone(), rings));
     #[cfg(feature = "metrics")]
     tokio::spawn(crate::metrics::publish(Arc::downgrade(shared), shared.fleet.clone()));
 }

@@ -11,6 +11,7 @@
 //! etcd's client; without the feature there are fixed lists and registries of one process.
 
 mod addresses;
+mod background;
 mod budget;
 mod builder;
 mod claims;

@@ -30,6 +30,8 @@ use crate::refusal::Refusal;
 /// A node that is down is probed after a part of the first delay, doubling up to the longest.
 const PROBE_FIRST: Duration = Duration::from_millis(100);
 const PROBE_LONGEST: Duration = Duration::from_secs(2);
+/// A task that is so late is on a runtime that stands still.
+const OVERDUE: Duration = Duration::from_secs(1);
 /// Runtimes whose channels are kept.
 const MOST_CHANNELS: usize = 4;
 
@@ -63,6 +65,8 @@ pub(crate) struct Monitor {
     probe: Mutex<Option<watch::Receiver<Option<Probed>>>>,
     /// Somebody probes it until it is back.
     probing: AtomicBool,
+    /// When whoever does was last seen to.
+    probed_at: Mutex<Instant>,
 }
 
 /// What a probe found.
@@ -95,6 +99,7 @@ impl Monitor {
             unary_only: AtomicBool::new(config.unary),
             probe: Mutex::new(None),
             probing: AtomicBool::new(false),
+            probed_at: Mutex::new(Instant::now()),
         }
     }
 
@@ -128,18 +133,24 @@ impl Monitor {
     }
 
     /// Whether the node is believed to be down. While it is, somebody probes it: where the runtime that did
-    /// so has ended, the caller's.
+    /// so has ended, or stands still, the caller's.
     pub(crate) fn is_down(self: &Arc<Self>) -> bool {
         let is_down = self.down.load(Ordering::Relaxed);
-        if is_down && !self.probing.load(Ordering::Relaxed) {
+        if is_down && (!self.probing.load(Ordering::Relaxed) || self.is_probing_overdue()) {
             self.keep_probing();
         }
         is_down
     }
 
+    /// Whether the next probe should have ended long ago.
+    fn is_probing_overdue(&self) -> bool {
+        self.probed_at.lock().elapsed() > PROBE_LONGEST + self.config.probe_timeout() * 2 + OVERDUE
+    }
+
     fn keep_probing(self: &Arc<Self>) {
         let Ok(runtime) = Handle::try_current() else { return };
-        if !self.probing.swap(true, Ordering::AcqRel) {
+        if !self.probing.swap(true, Ordering::AcqRel) || self.is_probing_overdue() {
+            *self.probed_at.lock() = Instant::now();
             let probing = Probing(Arc::downgrade(self));
             runtime.spawn(async move { probing.until_back().await });
         }
@@ -325,19 +336,27 @@ impl Monitor {
             if let Some(sender) = begun {
                 // It goes on even if all who wait for it leave; the place is freed also where its runtime
                 // ends.
-                let (node, free) = (self.clone(), FreeProbe(self.clone()));
+                let (node, free) = (self.clone(), FreeProbe(self.clone(), probed.clone()));
                 tokio::spawn(async move {
                     let found = node.probe_once().await;
                     drop(free);
                     sender.send_replace(Some(found));
                 });
             }
-            match probed.wait_for(Option::is_some).await.map(|probed| *probed) {
-                Ok(probed) => return probed.unwrap_or(Probed::Silent),
+            let within = self.config.probe_timeout() + OVERDUE;
+            match timeout(within, probed.wait_for(Option::is_some)).await.map(|ended| ended.map(|it| *it)) {
+                Ok(Ok(probed)) => return probed.unwrap_or(Probed::Silent),
                 // The runtime that it was on has ended.
-                Err(_) => tokio::task::yield_now().await,
+                Ok(Err(_)) => tokio::task::yield_now().await,
+                // Or it stands still.
+                Err(_) => self.free_probe(&probed),
             }
         }
+    }
+
+    /// Frees the place of this probe, unless another has it by now.
+    fn free_probe(&self, probed: &watch::Receiver<Option<Probed>>) {
+        self.probe.lock().take_if(|running| running.same_channel(probed));
     }
 
     async fn probe_once(&self) -> Probed {
@@ -362,11 +381,11 @@ impl Monitor {
 }
 
 /// Frees the place of a probe when it is dropped.
-struct FreeProbe(Arc<Monitor>);
+struct FreeProbe(Arc<Monitor>, watch::Receiver<Option<Probed>>);
 
 impl Drop for FreeProbe {
     fn drop(&mut self) {
-        self.0.probe.lock().take();
+        self.0.free_probe(&self.1);
     }
 }
 
@@ -386,6 +405,7 @@ impl Probing {
         loop {
             sleep(backoff.next_delay(fastrand::f64())).await;
             let Some(node) = self.0.upgrade() else { return };
+            *node.probed_at.lock() = Instant::now();
             if !node.down.load(Ordering::Relaxed) || node.check().await == Probed::Serving {
                 return;
             }

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -16,8 +15,8 @@ use peanut_proto::sabotage::{Mechanism, without};
 use peanut_proto::v1::Outcome;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
-use tokio_util::task::AbortOnDropHandle;
 
+use crate::background::Background;
 use crate::budget::RetryBudget;
 use crate::claims::{Heard, Told};
 use crate::config::Config;
@@ -62,12 +61,9 @@ pub(crate) struct Shared {
     groups: Mutex<HashMap<String, u32>>,
     discovery: Discovery,
     pub(crate) discovered: watch::Receiver<Discovered>,
-    /// Begins what goes on beside the calls, on the caller's runtime.
-    background: fn(&Arc<Shared>),
-    /// Makes each ring a routing table.
-    pub(crate) follower: Mutex<Option<AbortOnDropHandle<()>>>,
-    /// The runtime that the client's tasks were on has ended.
-    pub(crate) is_stranded: Arc<AtomicBool>,
+    /// What goes on beside the calls, and what begins it on the caller's runtime.
+    pub(crate) background: Background,
+    begin_background: fn(&Arc<Shared>),
 }
 
 impl Shared {
@@ -77,7 +73,7 @@ impl Shared {
         fleet: &str,
         (registry, keys): (Option<Arc<dyn Registry>>, Keys),
         discovery: Discovery,
-        background: fn(&Arc<Shared>),
+        begin_background: fn(&Arc<Shared>),
     ) -> Self {
         #[cfg(not(feature = "metrics"))]
         let _ = fleet;
@@ -96,17 +92,17 @@ impl Shared {
             groups: Mutex::default(),
             discovered: discovery.subscribe(),
             discovery,
-            background,
-            follower: Mutex::new(None),
-            is_stranded: Arc::default(),
+            background: Background::default(),
+            begin_background,
         }
     }
 
-    /// Begins it anew where the runtime that it was on has ended: a client may outlive runtimes.
-    pub(crate) fn keep_background(self: &Arc<Self>) {
-        if self.is_stranded.load(Ordering::Relaxed) && self.is_stranded.swap(false, Ordering::AcqRel) {
-            self.discovery.go_on();
-            (self.background)(self);
+    /// Begins what goes on beside the calls anew on the caller's runtime, where the one that it was on has
+    /// ended or stands still.
+    pub(crate) fn keep_background(self: &Arc<Self>, now: Instant) {
+        if self.background.is_to_begin_anew(now) {
+            self.discovery.begin_anew();
+            (self.begin_background)(self);
         }
     }
 

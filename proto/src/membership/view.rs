@@ -41,6 +41,9 @@ pub struct FleetView {
     pub lapsed: BTreeMap<String, i64>,
     /// The stored ring is of a format that a newer build writes.
     is_newer_ring: bool,
+    /// There was no room for the liveness of some nodes that were no members.
+    has_passed_over: bool,
+    is_incomplete: bool,
     /// Hashes of bad records that were told of.
     told: BTreeSet<u64>,
 }
@@ -58,6 +61,8 @@ impl FleetView {
             unreadable: BTreeSet::new(),
             lapsed: BTreeMap::new(),
             is_newer_ring: false,
+            has_passed_over: false,
+            is_incomplete: false,
             told: BTreeSet::new(),
         }
     }
@@ -82,6 +87,13 @@ impl FleetView {
         self.ring_revision = 0;
         self.stored_ring = None;
         self.is_newer_ring = false;
+        (self.has_passed_over, self.is_incomplete) = (false, false);
+    }
+
+    /// Whether a node has become a member whose liveness may have been passed over before, among too many of
+    /// others: everything is to be read again.
+    pub(crate) fn is_incomplete(&self) -> bool {
+        self.is_incomplete
     }
 
     /// Takes an entry of a snapshot.
@@ -125,6 +137,10 @@ impl FleetView {
                     return Err(RecordError::new(format!("version {stored} is too far ahead of {held}")));
                 }
                 if ring.version >= self.ring.version {
+                    let is_known = |id| self.live.contains_key(id) || self.unreadable.contains(id);
+                    // Nodes are alive before they are members.
+                    self.is_incomplete |= self.has_passed_over
+                        && ring.members.iter().any(|member| !is_known(member.id.as_str()));
                     self.ring = ring;
                 } else {
                     tracing::warn!(
@@ -139,6 +155,7 @@ impl FleetView {
                     && self.live.len() + self.unreadable.len() >= MAX_STRANGERS
                     && self.ring.members.binary_search_by(|member| member.id.as_str().cmp(id)).is_err()
                 {
+                    self.has_passed_over = true;
                     return Err(RecordError::new(format!("more than {MAX_STRANGERS} nodes are alive")));
                 }
                 match read_liveness(value) {
