@@ -168,7 +168,9 @@ fn knows(ring: &RingDocument, id: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
     use peanut_proto::membership::{DEFAULT_POINTS, FORMAT, Liveness, NodeInfo};
+    use peanut_proto::registry::{Asked, LocalRegistry, Refusing};
 
     use super::*;
 
@@ -209,5 +211,30 @@ mod tests {
         let view = view(&["a", "b", "c"], &["a"]);
         absences.longer_than(MINUTE, &view, now);
         assert!(absences.longer_than(MINUTE, &view, now + MINUTE * 10).is_empty());
+    }
+
+    /// The node has been forgotten when the sweep looks for it first, and is back when its hints are read.
+    #[tokio::test]
+    async fn a_hint_for_a_node_that_has_come_back_meanwhile_stays() {
+        let (store, keys) = (LocalRegistry::new(), Keys::new("f"));
+        let (hint, ring) = (format!("{}g/x", keys.hints_for("z")), view(&["a"], &[]).ring);
+        store.put(&hint, vec![], None).await.unwrap();
+        store.put(&keys.ring(), ring.encode(), None).await.unwrap();
+        let (back, live, range) = (store.clone(), keys.live("z"), KeyRange::prefix(&keys.hints_for("z")));
+        let registry = Refusing::of(store.clone(), move |asked| {
+            if matches!(asked, Asked::Page(asked) if *asked == range) {
+                back.put(&live, b"{}".to_vec(), None).now_or_never().unwrap().unwrap();
+            }
+            None
+        });
+        let (registry, seen) = (Arc::new(registry), SeenRing::default());
+        let reconcile = Reconcile { registry, keys, forget_after: MINUTE, seen };
+        reconcile.sweep(&ring).await.unwrap();
+        assert!(store.get(&hint).await.unwrap().is_some());
+        // One for a node that nobody knows goes.
+        let other = format!("{}g/x", reconcile.keys.hints_for("y"));
+        store.put(&other, vec![], None).await.unwrap();
+        reconcile.sweep(&ring).await.unwrap();
+        assert!(store.get(&other).await.unwrap().is_none() && store.get(&hint).await.unwrap().is_some());
     }
 }

@@ -28,7 +28,15 @@ pub struct Refusing {
 impl Refusing {
     /// An empty one that answers with the error that `refuses` gives, if any.
     pub fn new(refuses: impl Fn(Asked<'_>) -> Option<RegistryError> + Send + Sync + 'static) -> Self {
-        Refusing { registry: LocalRegistry::new(), refuses: Box::new(refuses) }
+        Refusing::of(LocalRegistry::new(), refuses)
+    }
+
+    /// This one, with the same: before it is asked, others may write to it.
+    pub fn of(
+        registry: LocalRegistry,
+        refuses: impl Fn(Asked<'_>) -> Option<RegistryError> + Send + Sync + 'static,
+    ) -> Self {
+        Refusing { registry, refuses: Box::new(refuses) }
     }
 
     fn check(&self, asked: Asked<'_>) -> Result<(), RegistryError> {
