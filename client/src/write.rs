@@ -335,7 +335,8 @@ impl HeardOf {
 }
 
 impl OneNode<'_> {
-    /// Has a node forget what is request, now or before it answers again. Gives its reply, where it gave one.
+    /// Has a node forget what the request names, now or before it answers again. Gives its reply, if it gave
+    /// one.
     pub(crate) async fn deliver(
         &self,
         part: Part,
