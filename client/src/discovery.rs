@@ -48,12 +48,11 @@ async fn follow_rings(
 ) {
     let mut doubted_since = None;
     let mut undecided = Undecided::default();
-    let latest = discovered.clone();
     let mut last = discovered.borrow_and_update().view.clone();
     loop {
-        let by = (config, registry, &latest);
+        let by = (config, registry, &discovered);
         let doubt = adopt(&last, current, by, doubted_since, &mut undecided).await;
-        undecided = leases::tell(&now(&latest), current.get().nodes(), registry, undecided).await;
+        undecided = leases::tell(&now(&discovered), current.get().nodes(), registry, undecided).await;
         doubted_since = if doubt { doubted_since.or_else(|| Some(Instant::now())) } else { None };
         let is_due = doubted_since.is_some() || undecided.is_left();
         let again = async {
@@ -76,15 +75,15 @@ async fn follow_rings(
 }
 
 /// The view as it is now.
-fn now(latest: &watch::Receiver<Discovered>) -> Arc<FleetView> {
-    latest.borrow().view.clone()
+fn now(discovered: &watch::Receiver<Discovered>) -> Arc<FleetView> {
+    discovered.borrow().view.clone()
 }
 
 /// Takes the view's ring, or says that it is in doubt.
 async fn adopt(
     view: &FleetView,
     current: &CurrentRouting,
-    (config, registry, latest): (&Config, Option<&dyn Registry>, &watch::Receiver<Discovered>),
+    (config, registry, discovered): (&Config, Option<&dyn Registry>, &watch::Receiver<Discovered>),
     doubted_since: Option<Instant>,
     undecided: &mut Undecided,
 ) -> bool {
@@ -118,7 +117,7 @@ async fn adopt(
         Ok(next) => {
             tracing::debug!(version = next.ring.version().0, nodes = next.nodes().len(), "new ring");
             // Before anybody can ask those that it brings; by what is known now, since it has taken a while.
-            *undecided = leases::tell(&now(latest), next.nodes(), registry, *undecided).await;
+            *undecided = leases::tell(&now(discovered), next.nodes(), registry, *undecided).await;
             if let Some(near) = &config.near {
                 near.go_by(next.ring.version());
             }

@@ -63,10 +63,8 @@ pub(crate) struct Monitor {
     unary_only: AtomicBool,
     /// The probe that is under way.
     probe: Mutex<Option<watch::Receiver<Option<Probed>>>>,
-    /// Somebody probes it until it is back.
-    probing: AtomicBool,
-    /// When whoever does was last seen to.
-    probed_at: Mutex<Instant>,
+    /// When somebody who probes it until it is back was last seen to; `None`: nobody does.
+    probing: Mutex<Option<Instant>>,
 }
 
 /// What a probe found.
@@ -98,8 +96,7 @@ impl Monitor {
             awaits_look: AtomicBool::new(false),
             unary_only: AtomicBool::new(config.unary),
             probe: Mutex::new(None),
-            probing: AtomicBool::new(false),
-            probed_at: Mutex::new(Instant::now()),
+            probing: Mutex::new(None),
         }
     }
 
@@ -136,24 +133,23 @@ impl Monitor {
     /// so has ended, or stands still, the caller's.
     pub(crate) fn is_down(self: &Arc<Self>) -> bool {
         let is_down = self.down.load(Ordering::Relaxed);
-        if is_down && (!self.probing.load(Ordering::Relaxed) || self.is_probing_overdue()) {
+        if is_down {
             self.keep_probing();
         }
         is_down
     }
 
-    /// Whether the next probe should have ended long ago.
-    fn is_probing_overdue(&self) -> bool {
-        self.probed_at.lock().elapsed() > PROBE_LONGEST + self.config.probe_timeout() * 2 + OVERDUE
-    }
-
     fn keep_probing(self: &Arc<Self>) {
-        let Ok(runtime) = Handle::try_current() else { return };
-        if !self.probing.swap(true, Ordering::AcqRel) || self.is_probing_overdue() {
-            *self.probed_at.lock() = Instant::now();
-            let probing = Probing(Arc::downgrade(self));
-            runtime.spawn(async move { probing.until_back().await });
+        let overdue = PROBE_LONGEST + self.config.probe_timeout() * 2 + OVERDUE;
+        let mut probing = self.probing.lock();
+        if probing.is_some_and(|at| at.elapsed() <= overdue) {
+            return;
         }
+        let Ok(runtime) = Handle::try_current() else { return };
+        *probing = Some(Instant::now());
+        drop(probing);
+        let probing = Probing(Arc::downgrade(self));
+        runtime.spawn(async move { probing.until_back().await });
     }
 
     /// Whether gets go to its successor, or did in that time.
@@ -405,7 +401,7 @@ impl Probing {
         loop {
             sleep(backoff.next_delay(fastrand::f64())).await;
             let Some(node) = self.0.upgrade() else { return };
-            *node.probed_at.lock() = Instant::now();
+            *node.probing.lock() = Some(Instant::now());
             if !node.down.load(Ordering::Relaxed) || node.check().await == Probed::Serving {
                 return;
             }
@@ -416,7 +412,7 @@ impl Probing {
 impl Drop for Probing {
     fn drop(&mut self) {
         if let Some(node) = self.0.upgrade() {
-            node.probing.store(false, Ordering::Release);
+            *node.probing.lock() = None;
         }
     }
 }

@@ -31,6 +31,7 @@ use peanut_proto::v1::Outcome;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::error::{Error, ErrorKind};
+use crate::failover;
 use crate::lane::Reply;
 use crate::node::{Lapse, Node};
 use crate::plan::{Delivery, Duty, Part, Reach, Step, WritePlan};
@@ -377,14 +378,16 @@ impl OneNode<'_> {
                     // Others may reach it, and be sent on.
                     let has_group = self.client.view().has_group(node.id(), self.request.group_name);
                     if has_group == Some(false) && part != Part::OneOfAll {
-                        let because = Error::at(ErrorKind::Unavailable, node.id(), "the node is down");
-                        self.delete_where_group_is(Part::PreviousOwner, because).await?;
+                        self.delete_where_group_is().await?;
                     }
                     return Ok(None);
                 }
                 Step::DeleteWhereGroupIs => {
-                    let deleted = self.delete_where_group_is(part, last.into_error()).await;
-                    return deleted.map(|()| None);
+                    if self.delete_where_group_is().await? || part == Part::PreviousOwner {
+                        return Ok(None);
+                    }
+                    let error = failover::has_no_group(self.client, &self.request, &last.into_error());
+                    return Err(Refusal::Final(error));
                 }
                 Step::Done => {
                     // It may have given near leases until it went.

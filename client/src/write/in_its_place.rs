@@ -17,7 +17,7 @@ use crate::refusal::Refusal;
 use crate::request::Placement;
 
 /// In a box, since it is a part of itself.
-type Deleting<'a> = Pin<Box<dyn Future<Output = Result<(), Refusal>> + Send + 'a>>;
+type Deleting<'a> = Pin<Box<dyn Future<Output = Result<bool, Refusal>> + Send + 'a>>;
 
 impl OneNode<'_> {
     /// Deletes at the successor, or where that does not have the group at the nodes that have it, as far as
@@ -53,7 +53,8 @@ impl OneNode<'_> {
     }
 
     /// Deletes at all nodes that have the group, each of which may be asked in the place of one that has not.
-    pub(super) fn delete_where_group_is(&self, part: Part, because: Error) -> Deleting<'_> {
+    /// Whether there is one.
+    pub(super) fn delete_where_group_is(&self) -> Deleting<'_> {
         Box::pin(async move {
             let other = self.without_token();
             let nodes = failover::nodes_with_group(other.client, &other.request);
@@ -67,10 +68,7 @@ impl OneNode<'_> {
                     Err(refusal) => return Err(refusal),
                 }
             }
-            if has_group || part == Part::PreviousOwner {
-                return Ok(());
-            }
-            Err(Refusal::Final(failover::has_no_group(other.client, &other.request, &because)))
+            Ok(has_group)
         })
     }
 }
