@@ -102,6 +102,19 @@ fn is_later(other: &Liveness, than: &Liveness) -> bool {
     other.incarnation != than.incarnation && other.started_ms > than.started_ms
 }
 
+/// Why a node is not registered.
+enum Trouble {
+    /// A later process is in its place.
+    Replaced,
+    Registry(RegistryError),
+}
+
+impl From<RegistryError> for Trouble {
+    fn from(error: RegistryError) -> Self {
+        Trouble::Registry(error)
+    }
+}
+
 /// Two processes have one id.
 pub(crate) fn in_use(id: &str, addr: &str) -> RegistryError {
     RegistryError::new(format!("node id `{id}` is in use at {addr}; give one of the two another node_id"))
@@ -211,8 +224,8 @@ impl Registration {
                         said = Some((Instant::now(), why.to_owned()));
                     }
                 }
-                Err(_) if has_joined && self.is_replaced(live).await => return,
-                Err(error) => {
+                Err(Trouble::Replaced) => return,
+                Err(Trouble::Registry(error)) => {
                     let why = format!("{error:#}");
                     if is_due(&said, &why, SAY_AGAIN) {
                         tracing::warn!(
@@ -247,7 +260,7 @@ impl Registration {
         discovered: &mut watch::Receiver<Discovered>,
         node: &Node,
         has_joined: bool,
-    ) -> Result<RingVersion, RegistryError> {
+    ) -> Result<RingVersion, Trouble> {
         let known = discovered.borrow_and_update().view.ring.clone();
         self.check_that_the_id_is_free(live, has_joined).await?;
         // A lease that still stands is used again, so that none is left behind to delete what a later
@@ -275,23 +288,15 @@ impl Registration {
 
     /// Two nodes of one id would take turns in writing their addresses into the ring, for ever. At the same
     /// address one that starts takes the place of another, which has ended or will.
-    async fn check_that_the_id_is_free(
-        &self,
-        live: &Liveness,
-        has_joined: bool,
-    ) -> Result<(), RegistryError> {
+    async fn check_that_the_id_is_free(&self, live: &Liveness, has_joined: bool) -> Result<(), Trouble> {
         let Some(other) = holder_of(&*self.registry, &self.keys, &self.node.id).await? else { return Ok(()) };
-        let is_another = other.incarnation != live.incarnation && other.addr != live.addr;
-        if is_another || (has_joined && is_later(&other, live)) {
-            return Err(in_use(&self.node.id, &other.addr));
+        if has_joined && is_later(&other, live) {
+            return Err(Trouble::Replaced);
+        }
+        if other.incarnation != live.incarnation && other.addr != live.addr {
+            return Err(in_use(&self.node.id, &other.addr).into());
         }
         Ok(())
-    }
-
-    /// Whether a later process has registered.
-    async fn is_replaced(&self, live: &Liveness) -> bool {
-        let holder = holder_of(&*self.registry, &self.keys, &self.node.id).await;
-        holder.is_ok_and(|holder| holder.is_some_and(|other| is_later(&other, live)))
     }
 
     /// Makes the node a member as it describes itself, by compare-and-swap, and tells the ring's version.

@@ -27,14 +27,21 @@ pub(super) fn fill(cache: &Arc<Cache>, token: FillToken, value: &'static str) ->
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_late_value_is_stored_and_answers_whoever_waits_unless_the_key_was_written() {
-    let limit = Duration::from_secs(5);
-    let cache = Arc::new(Cache::alone(Group::without_loader("g").load_timeout(limit)));
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// A group, a lease of a key there that is late, and the next one.
+async fn late_and_next() -> (Arc<Cache>, FillToken, FillToken) {
+    let cache = Arc::new(Cache::alone(Group::without_loader("g").load_timeout(LIMIT)));
     let first = leased(&cache).await;
-    tokio::time::advance(limit).await;
+    tokio::time::advance(LIMIT).await;
     cache.sweep(0.0);
     let second = leased(&cache).await;
+    (cache, first, second)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_value_is_stored_and_answers_whoever_waits_unless_the_key_was_written() {
+    let (cache, first, second) = late_and_next().await;
     assert_ne!(first, second);
     let waiting = begin(&cache, &get("k"));
     assert_eq!(fill(&cache, first, "of the first"), Outcome::Done);
@@ -45,7 +52,7 @@ async fn a_late_value_is_stored_and_answers_whoever_waits_unless_the_key_was_wri
 
     let _ = delete(&cache, &get("k").key);
     let late = leased(&cache).await;
-    tokio::time::advance(limit).await;
+    tokio::time::advance(LIMIT).await;
     cache.sweep(0.0);
     let _ = delete(&cache, &get("k").key);
     assert_eq!(fill(&cache, late, "old"), Outcome::Refused);
@@ -86,12 +93,7 @@ async fn leases_that_are_written_away_are_bounded_and_do_not_stay() {
 /// What two clients bring of which the first is late, in the other order.
 #[tokio::test(start_paused = true)]
 async fn a_late_value_takes_the_place_of_none_that_was_begun_later() {
-    let limit = Duration::from_secs(5);
-    let cache = Arc::new(Cache::alone(Group::without_loader("g").load_timeout(limit)));
-    let first = leased(&cache).await;
-    tokio::time::advance(limit).await;
-    cache.sweep(0.0);
-    let second = leased(&cache).await;
+    let (cache, first, second) = late_and_next().await;
     assert_eq!(fill(&cache, second, "of the second"), Outcome::Done);
     assert_eq!(fill(&cache, first, "of the first"), Outcome::Done, "the key has not been written");
     assert_eq!(ask(&cache, get("k")).await.unwrap().value, "of the second");

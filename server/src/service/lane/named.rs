@@ -69,8 +69,8 @@ impl Answers {
         // none: names that a lane gives again and again take nothing, and no room from those that it has.
         let is_known = named.is_ok();
         let most = if is_known { self.node.caches().count() + UNKNOWN_GROUPS } else { UNKNOWN_GROUPS };
-        let alike = self.groups.values().filter(|other| other.is_ok() == is_known).count();
-        if alike >= most && !self.groups.contains_key(&number) {
+        let alike = || self.groups.values().filter(|other| other.is_ok() == is_known).count();
+        if !self.groups.contains_key(&number) && alike() >= most {
             self.unknown_groups += 1;
             return Ok(());
         }
