@@ -206,14 +206,13 @@ pub enum Theme {
 impl Theme {
     /// One of them.
     pub(super) fn any(random: &mut Rng) -> Self {
-        let any_key = |random: &mut Rng| (random.usize(..GROUPS.len()), random.u32(..KEYS));
-        match random.u8(..10) {
-            6 => {
-                let (group, key) = any_key(random);
+        match random.u8(..11) {
+            6 | 10 => {
+                let (group, key) = lasting(random);
                 Theme::Lost { group, key }
             }
             7 | 8 => {
-                let (group, key) = any_key(random);
+                let (group, key) = (random.usize(..GROUPS.len()), random.u32(..KEYS));
                 Theme::Near { group, key }
             }
             0 => Theme::Rings,
@@ -248,7 +247,7 @@ impl Theme {
     /// others little, it is the first to see what a change of the ring has left behind.
     pub(super) fn paces(self, random: &mut Rng) -> [(u64, u64); CLIENTS] {
         let (first, others) = match self {
-            Theme::Late { .. } => ((1, 30), (random.u64(4..30), random.u64(2..8))),
+            Theme::Late { .. } => ((1, 30), (random.u64(4..30), random.u64(4..40))),
             Theme::Near { .. } => ((1, 3), (1, random.u64(1..5))),
             _ => ((1, 1), (1, 1)),
         };
@@ -345,6 +344,12 @@ fn moving(random: &mut Rng) -> (usize, u32) {
     let keys = groups.flat_map(|group| (0..KEYS).map(move |key| (group, key)));
     let keys: Vec<_> = keys.filter(|(group, key)| owner(NODES, *group, *key) == NODES - 1).collect();
     keys[random.usize(..keys.len())]
+}
+
+/// A key of a group whose values live for as long as a scenario takes.
+fn lasting(random: &mut Rng) -> (usize, u32) {
+    let groups: Vec<_> = (0..GROUPS.len()).filter(|group| GROUPS[*group] != "short").collect();
+    (groups[random.usize(..groups.len())], random.u32(..KEYS))
 }
 
 /// The node that owns a key of a group among so many.

@@ -6,6 +6,7 @@
 //! [`EtcdRegistry`](peanut_proto::registry::EtcdRegistry)'s do. The store may be down, full, compacted, or
 //! come back empty.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,7 +22,7 @@ use peanut_proto::registry::{
 };
 use peanut_proto::sabotage::{Mechanism, without};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::network::{HostId, Network};
 use super::rings::Rings;
@@ -297,7 +298,7 @@ impl Registry for SimulatedRegistry {
 /// `None`: the watch has ended. No changes: there is nothing new.
 type Told = Option<Vec<Change>>;
 
-/// Tells a host of changes, from the member that it watches.
+/// Tells a host of changes, from the member that it watches, each after the lag of when it came.
 async fn tell(
     state: Arc<StoreState>,
     (mut changes, mut ended): (Box<dyn Changes>, watch::Receiver<u64>),
@@ -309,32 +310,45 @@ async fn tell(
         let told = told.clone();
         state.network.message(member, host, move || drop(told.send(what)));
     };
+    let mut lagging: VecDeque<(Instant, Vec<Change>)> = VecDeque::new();
     while !told.is_closed() {
+        let due = lagging.front().map(|(at, _)| *at);
         let next = tokio::select! {
             biased;
-            _ = ended.changed() => None,
+            _ = ended.changed() => return say(None),
+            () = until(due) => None,
             next = timeout(PROGRESS, changes.next()) => Some(next),
         };
-        let Some(next) = next else { return say(None) };
-        let is_alone = || state.faults.lock().alone[number] > 0;
-        if is_alone() && !without(Mechanism::Leader) {
+        let is_alone = state.faults.lock().alone[number] > 0;
+        if is_alone && !without(Mechanism::Leader) {
             return say(None);
         }
         match next {
-            Err(_) => say(Some(Vec::new())),
-            Ok(Ok(changes)) => {
-                let (hosts, lag) = state.faults.lock().watch_lag;
-                if hosts >> host & 1 == 1 {
-                    sleep(lag).await;
-                }
-                while is_alone() {
-                    say(Some(Vec::new()));
-                    sleep(PROGRESS).await;
-                }
-                say(Some(changes));
+            // The member has lost its peers: it tells of nothing but progress.
+            None if is_alone => {
+                lagging.iter_mut().for_each(|(at, _)| *at = (*at).max(Instant::now() + PROGRESS));
+                say(Some(Vec::new()));
             }
-            Ok(Err(_)) => return say(None),
+            None => say(lagging.pop_front().map(|(_, changes)| changes)),
+            Some(Err(_)) => say(Some(Vec::new())),
+            Some(Ok(Ok(changes))) => {
+                let (hosts, lag) = state.faults.lock().watch_lag;
+                let lag = if hosts >> host & 1 == 1 { lag } else { Duration::ZERO };
+                let last = lagging.back().map(|(at, _)| *at);
+                lagging.push_back((last.max(Some(Instant::now() + lag)).expect("a time"), changes));
+            }
+            Some(Ok(Err(_))) => return say(None),
         }
+    }
+}
+
+/// Waits for a time, or for ever.
+async fn until(at: Option<Instant>) {
+    match at {
+        // A timer that is set for now ends with the next millisecond.
+        Some(at) if at <= Instant::now() => {}
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

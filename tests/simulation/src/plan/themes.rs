@@ -124,64 +124,99 @@ fn out_of_reach(random: &mut Rng, node: usize, at: Duration, planned: &mut Vec<P
     until + ms(random, 300..1500)
 }
 
-/// A node visits again and again. Shortly before it comes or goes, one client begins to sleep, or a node with
-/// it, mostly the previous owner of the key that it reads, or it and the nodes that are there lag behind, or
-/// they are left by their member of the registry, while other clients write.
-pub(super) fn late(random: &mut Rng, trouble: Duration, previous_owner: usize) -> Vec<Planned> {
-    let accent = random.u8(..4);
+/// How some hear late that a key has moved.
+#[derive(Clone, Copy, PartialEq)]
+enum Lateness {
+    /// The reader sleeps.
+    Asleep,
+    /// The reader sleeps, and what moves the key is that its owner is taken out of the ring, and runs on.
+    AsleepWhileDrained,
+    /// Watches of the reader and of nodes lag.
+    Lag,
+    /// A machine with a node and the reader on it stands still.
+    Machine,
+    /// The member of the registry by which they watch has lost its peers.
+    Alone,
+}
+
+/// A node visits again and again, or the owner of a key is taken out of the ring and joins again, of which
+/// some hear late, while other clients write.
+pub(super) fn late(random: &mut Rng, trouble: Duration, owner: usize) -> Vec<Planned> {
+    let lateness = match random.u8(..7) {
+        0 => Lateness::Asleep,
+        1 | 2 => Lateness::AsleepWhileDrained,
+        3 | 4 => Lateness::Lag,
+        5 => Lateness::Machine,
+        _ => Lateness::Alone,
+    };
     let (mut planned, mut at, mut came) = (Vec::new(), ms(random, 100..1500), None);
     while at < trouble {
-        let (fault, long) = match accent {
-            0 => asleep(random, at, &mut planned),
-            1 => {
+        let (fault, long) = match lateness {
+            Lateness::Asleep | Lateness::AsleepWhileDrained => asleep(random, at, &mut planned),
+            Lateness::Lag => {
                 let who = ((1 << FIRST_NODES) - 1) | (1 << NODES);
-                (Fault::WatchLag { who, by: ms(random, 500..900) }, ms(random, 500..1000))
+                (Fault::WatchLag { who, by: ms(random, 900..1240) }, ms(random, 500..1400))
             }
-            2 => {
-                // A machine with a node and a client on it stands still, and what the registry has to tell
-                // them comes late.
-                let at_node = if random.u8(..3) > 0 { previous_owner } else { random.usize(..FIRST_NODES) };
-                let long = ms(random, 900..1600);
-                let node = End::Node(at_node);
-                let (from, to, by) = (End::Registry, node, ms(random, 150..300));
-                let lag = Fault::WatchLag { who: (1 << NODES) | (1 << at_node), by: ms(random, 450..600) };
-                let until = at + long + ms(random, 600..1200);
-                let slow = Fault::Slow { from, to, by, one_way: false };
-                planned.extend([slow, lag].map(|fault| Planned { fault, from: at, until }));
-                let woken = at + long + ms(random, 1..60);
-                let fault = stand_still(random, End::Client(0));
-                planned.push(Planned { fault, from: at, until: woken });
-                (stand_still(random, node), long)
-            }
-            _ => {
-                // Hints are stored for a node that could read them elsewhere.
-                let from = at + ms(random, 500..1500);
-                let until = from + ms(random, 500..2000);
-                let (writer, node) = (End::Client(1), End::Node(random.usize(..FIRST_NODES)));
-                let fault =
-                    Fault::Cut { from: writer, to: node, one_way: random.bool(), mended: mended(random) };
-                planned.push(Planned { fault, from, until });
-                (Fault::Store(StoreFault::Alone(THEIR_MEMBER)), ms(random, 1500..12_000))
-            }
+            Lateness::Machine => machine(random, at, owner, &mut planned),
+            Lateness::Alone => alone(random, at, &mut planned),
         };
         planned.push(Planned { fault, from: at, until: at + long });
         let moved = at + ms(random, 20..200);
         came = match came {
+            None if lateness == Lateness::AsleepWhileDrained => {
+                let until = at + long + ms(random, 100..600);
+                planned.push(Planned { fault: Fault::Drain(owner), from: moved, until });
+                None
+            }
             None => Some(moved),
             Some(from) => {
-                let is_drained = random.bool();
-                if is_drained {
-                    planned.push(Planned { fault: Fault::Drain(NODES - 1), from: moved, until: moved });
-                }
-                // One that was drained goes on to answer those who have not heard of it.
-                let until = if is_drained { moved + ms(random, 600..1500) } else { moved };
-                planned.push(Planned { fault: Fault::Visit, from, until });
+                leave(random, from, moved, long, &mut planned);
                 None
             }
         };
         at += long + ms(random, 300..2000);
     }
     planned
+}
+
+/// The node that visits goes again, or is taken out of the ring and goes on to answer those who have not heard
+/// of that, for about as long as they do not.
+fn leave(random: &mut Rng, from: Duration, moved: Duration, long: Duration, planned: &mut Vec<Planned>) {
+    let until = if random.bool() {
+        planned.push(Planned { fault: Fault::Drain(NODES - 1), from: moved, until: moved });
+        moved + ms(random, 600..(long.as_millis() as u64).max(1500))
+    } else {
+        moved
+    };
+    planned.push(Planned { fault: Fault::Visit, from, until });
+}
+
+/// A machine with a node and a client on it stands still, mostly with the owner of the key, and what the
+/// registry has to tell them comes late.
+fn machine(random: &mut Rng, at: Duration, owner: usize, planned: &mut Vec<Planned>) -> (Fault, Duration) {
+    let at_node = if random.u8(..3) > 0 { owner } else { random.usize(..FIRST_NODES) };
+    let long = ms(random, 900..1600);
+    let node = End::Node(at_node);
+    let (from, to, by) = (End::Registry, node, ms(random, 150..300));
+    let lag = Fault::WatchLag { who: (1 << NODES) | (1 << at_node), by: ms(random, 450..600) };
+    let until = at + long + ms(random, 600..1200);
+    let slow = Fault::Slow { from, to, by, one_way: false };
+    planned.extend([slow, lag].map(|fault| Planned { fault, from: at, until }));
+    let woken = at + long + ms(random, 1..60);
+    let fault = stand_still(random, End::Client(0));
+    planned.push(Planned { fault, from: at, until: woken });
+    (stand_still(random, node), long)
+}
+
+/// A member of the registry loses its peers, and a client cannot reach a node for a while: hints are stored
+/// for one that could read them elsewhere.
+fn alone(random: &mut Rng, at: Duration, planned: &mut Vec<Planned>) -> (Fault, Duration) {
+    let from = at + ms(random, 500..1500);
+    let until = from + ms(random, 500..2000);
+    let (writer, node) = (End::Client(1), End::Node(random.usize(..FIRST_NODES)));
+    let fault = Fault::Cut { from: writer, to: node, one_way: random.bool(), mended: mended(random) };
+    planned.push(Planned { fault, from, until });
+    (Fault::Store(StoreFault::Alone(THEIR_MEMBER)), ms(random, 1500..12_000))
 }
 
 /// A reader that sleeps. What the registry has to tell it may come late, so that it asks as if nothing had
