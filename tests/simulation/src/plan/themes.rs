@@ -135,18 +135,21 @@ enum Lateness {
     Lag,
     /// A machine with a node and the reader on it stands still.
     Machine,
+    /// As before, and the key does not move.
+    MachineOfOwner,
     /// The member of the registry by which they watch has lost its peers.
     Alone,
 }
 
 /// A node visits again and again, or the owner of a key is taken out of the ring and joins again, of which
-/// some hear late, while other clients write.
+/// some hear late, while other clients write; or the owner and a reader sleep, and hear of the writes late.
 pub(super) fn late(random: &mut Rng, trouble: Duration, owner: usize) -> Vec<Planned> {
-    let lateness = match random.u8(..7) {
+    let lateness = match random.u8(..8) {
         0 => Lateness::Asleep,
         1 | 2 => Lateness::AsleepWhileDrained,
         3 | 4 => Lateness::Lag,
         5 => Lateness::Machine,
+        6 => Lateness::MachineOfOwner,
         _ => Lateness::Alone,
     };
     let (mut planned, mut at, mut came) = (Vec::new(), ms(random, 100..1500), None);
@@ -157,12 +160,18 @@ pub(super) fn late(random: &mut Rng, trouble: Duration, owner: usize) -> Vec<Pla
                 let who = ((1 << FIRST_NODES) - 1) | (1 << NODES);
                 (Fault::WatchLag { who, by: ms(random, 900..1240) }, ms(random, 500..1400))
             }
-            Lateness::Machine => machine(random, at, owner, &mut planned),
+            Lateness::Machine => {
+                let at_node = if random.u8(..3) > 0 { owner } else { random.usize(..FIRST_NODES) };
+                machine(random, at, at_node, (900..1600, 450..600), &mut planned)
+            }
+            // For longer than a lease, and until writers have been told that theirs are done.
+            Lateness::MachineOfOwner => machine(random, at, owner, (1200..2000, 900..1240), &mut planned),
             Lateness::Alone => alone(random, at, &mut planned),
         };
         planned.push(Planned { fault, from: at, until: at + long });
         let moved = at + ms(random, 20..200);
         came = match came {
+            None if lateness == Lateness::MachineOfOwner => None,
             None if lateness == Lateness::AsleepWhileDrained => {
                 let until = at + long + ms(random, 100..600);
                 planned.push(Planned { fault: Fault::Drain(owner), from: moved, until });
@@ -179,8 +188,8 @@ pub(super) fn late(random: &mut Rng, trouble: Duration, owner: usize) -> Vec<Pla
     planned
 }
 
-/// The node that visits goes again, or is taken out of the ring and goes on to answer those who have not heard
-/// of that, for about as long as they do not.
+/// The node that visits goes again, or is taken out of the ring and goes on to answer those who have not
+/// heard of that, for about as long as they do not.
 fn leave(random: &mut Rng, from: Duration, moved: Duration, long: Duration, planned: &mut Vec<Planned>) {
     let until = if random.bool() {
         planned.push(Planned { fault: Fault::Drain(NODES - 1), from: moved, until: moved });
@@ -191,14 +200,19 @@ fn leave(random: &mut Rng, from: Duration, moved: Duration, long: Duration, plan
     planned.push(Planned { fault: Fault::Visit, from, until });
 }
 
-/// A machine with a node and a client on it stands still, mostly with the owner of the key, and what the
-/// registry has to tell them comes late.
-fn machine(random: &mut Rng, at: Duration, owner: usize, planned: &mut Vec<Planned>) -> (Fault, Duration) {
-    let at_node = if random.u8(..3) > 0 { owner } else { random.usize(..FIRST_NODES) };
-    let long = ms(random, 900..1600);
+/// A machine with a node and a client on it stands still for so many milliseconds, and what the registry has
+/// to tell them comes late by so many.
+fn machine(
+    random: &mut Rng,
+    at: Duration,
+    at_node: usize,
+    (long, lag): (Range<u64>, Range<u64>),
+    planned: &mut Vec<Planned>,
+) -> (Fault, Duration) {
+    let long = ms(random, long);
     let node = End::Node(at_node);
     let (from, to, by) = (End::Registry, node, ms(random, 150..300));
-    let lag = Fault::WatchLag { who: (1 << NODES) | (1 << at_node), by: ms(random, 450..600) };
+    let lag = Fault::WatchLag { who: (1 << NODES) | (1 << at_node), by: ms(random, lag) };
     let until = at + long + ms(random, 600..1200);
     let slow = Fault::Slow { from, to, by, one_way: false };
     planned.extend([slow, lag].map(|fault| Planned { fault, from: at, until }));
@@ -208,8 +222,8 @@ fn machine(random: &mut Rng, at: Duration, owner: usize, planned: &mut Vec<Plann
     (stand_still(random, node), long)
 }
 
-/// A member of the registry loses its peers, and a client cannot reach a node for a while: hints are stored
-/// for one that could read them elsewhere.
+/// A member of the registry loses its peers, and a client cannot reach a node for a while: hints are
+/// stored for one that could read them elsewhere.
 fn alone(random: &mut Rng, at: Duration, planned: &mut Vec<Planned>) -> (Fault, Duration) {
     let from = at + ms(random, 500..1500);
     let until = from + ms(random, 500..2000);
