@@ -2,8 +2,10 @@
 //!
 //! A ring from which more than half of the nodes have vanished at once is not believed while those nodes
 //! still answer: it is more likely that a registry was restored or misled than that they all left without
-//! stopping. They write the ring again within a lease, so doubt ends after [`DOUBT`]. Nor is one to which
-//! more nodes have come than there were, without any sign of life: nodes are alive before they join.
+//! stopping. They write the ring again within a lease, so doubt ends after [`DOUBT`]. Those that have left one
+//! after the other, as the ring says of each, have not vanished, however late this client hears of it. Nor is
+//! a ring believed to which more nodes have come than there were, without any sign of life: nodes are alive
+//! before they join.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -140,11 +142,13 @@ fn most_are_lifeless_newcomers(routing: &Routing, view: &FleetView) -> bool {
 }
 
 async fn most_have_vanished_but_answer(routing: &Routing, offered: &RingDocument) -> bool {
-    let vanished: Vec<_> =
-        routing.nodes().iter().filter(|node| offered.member(node.id()).is_none()).collect();
+    let ids = routing.nodes().iter().map(|node| node.id());
+    let vanished: HashSet<&str> = offered.vanished(ids, routing.ring.version()).into_iter().collect();
     if vanished.len() * 2 <= routing.nodes().len() {
         return false;
     }
+    let vanished = routing.nodes().iter().filter(|node| vanished.contains(node.id()));
+    let vanished: Vec<_> = vanished.collect();
     let answers = join_all(vanished.iter().map(|node| node.check())).await;
     answers.iter().filter(|answer| **answer == Probed::Serving).count() * 2 > vanished.len()
 }

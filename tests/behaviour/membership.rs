@@ -143,7 +143,8 @@ async fn a_ring_without_most_of_its_nodes_is_doubted_while_they_answer() {
     put_ring(&registry, &whole).await;
     let builder = Client::builder().registry(registry.clone()).deadline(Duration::from_secs(4));
     let client = builder.build().await.unwrap();
-    let most_gone = whole.without(&addrs[0], 0).unwrap().without(&addrs[1], 0).unwrap();
+    let in_order = whole.without(&addrs[0], 0).unwrap().without(&addrs[1], 0).unwrap();
+    let most_gone = RingDocument { departed: Vec::new(), ..in_order.clone() };
     put_ring(&registry, &most_gone).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(client.nodes().len(), 3, "they answer, so the ring is in doubt");
@@ -154,16 +155,25 @@ async fn a_ring_without_most_of_its_nodes_is_doubted_while_they_answer() {
     client.wait_for_ring(9).await.unwrap();
     assert_eq!(client.nodes().len(), 2);
 
-    // And so are most of them once they answer no more.
-    put_ring(&registry, &RingDocument { version: RingVersion(10), ..whole }).await;
+    // And so are most of them that have left one after the other, which this client has not heard of.
+    put_ring(&registry, &RingDocument { version: RingVersion(10), ..whole.clone() }).await;
     client.wait_for_ring(10).await.unwrap();
+    let mut in_order = RingDocument { version: RingVersion(12), ..in_order };
+    in_order.departed.iter_mut().zip([11, 12]).for_each(|(gone, left)| gone.left = RingVersion(left));
+    put_ring(&registry, &in_order).await;
+    client.wait_for_ring(12).await.unwrap();
+    assert_eq!(client.nodes().len(), 1);
+
+    // And so are most of them once they answer no more.
+    put_ring(&registry, &RingDocument { version: RingVersion(13), ..whole }).await;
+    client.wait_for_ring(13).await.unwrap();
     nodes.truncate(1);
     let server_gone =
         |addr: String| async move { tokio::net::TcpStream::connect(addr).await.is_err().then_some(()) };
     eventually("the sockets to close", async || server_gone(addrs[2].clone()).await).await;
-    put_ring(&registry, &RingDocument { version: RingVersion(11), ..most_gone }).await;
+    put_ring(&registry, &RingDocument { version: RingVersion(14), ..most_gone }).await;
     eventually("the ring to be believed", async || {
-        (client.ring().version() == RingVersion(11)).then_some(())
+        (client.ring().version() == RingVersion(14)).then_some(())
     })
     .await;
 }

@@ -18,6 +18,8 @@ pub use notices::{Notice, PartialGroup, SharedAddress};
 pub use records::{Group, Hint, LiveGroup, Liveness, NamingRecord, RecordError};
 pub use view::FleetView;
 
+use std::collections::{HashMap, HashSet};
+
 use serde::{Deserialize, Serialize};
 
 use crate::numbers::RingVersion;
@@ -226,6 +228,16 @@ impl RingDocument {
         let mut next = self.without(id, now_ms)?;
         next.departed.iter_mut().filter(|gone| gone.id == id).for_each(|gone| gone.drained = true);
         Some(next)
+    }
+
+    /// Those of these nodes that are no members, although this document does not say that they have left since
+    /// that version, one after the other: each change of a ring takes out one.
+    pub fn vanished<'n>(&self, nodes: impl IntoIterator<Item = &'n str>, since: RingVersion) -> Vec<&'n str> {
+        let departed = self.departed.iter().filter(|gone| gone.left > since);
+        let left: HashMap<_, _> = departed.map(|gone| (gone.id.as_str(), gone.left)).collect();
+        let mut accounted = HashSet::new();
+        let mut has_left = |id: &str| left.get(id).is_some_and(|left| accounted.insert(*left));
+        nodes.into_iter().filter(|id| self.member(id).is_none() && !has_left(id)).collect()
     }
 
     /// Whether the node of that id was taken out by an operator.

@@ -258,6 +258,21 @@ fn every_generation_leaves_room_for_the_next() {
     assert_eq!(Group::next(Some(&stored(0)), 0).generation, Generation(1), "without a clock it still counts");
 }
 
+#[test]
+fn a_node_has_vanished_unless_the_ring_says_that_it_has_left_since() {
+    let whole = RingDocument::fixed(["a:1", "b:1", "c:1"]);
+    let all = ["a:1", "b:1", "c:1"];
+    let gone = whole.without("a:1", 0).unwrap().drained("b:1", 0).unwrap();
+    assert_eq!(gone.vanished(all, whole.version), [""; 0]);
+    // One that came back meanwhile and is missing again, for all that this ring says.
+    assert_eq!(gone.vanished(all, whole.version.plus(1)), ["a:1"]);
+    // Nobody has written down that any has left, or all are said to have left together.
+    let cut = |departed| RingDocument { departed, ..gone.clone() };
+    assert_eq!(cut(Vec::new()).vanished(all, whole.version), ["a:1", "b:1"]);
+    let together = gone.departed.iter().map(|it| Departed { left: gone.version, ..it.clone() }).collect();
+    assert_eq!(cut(together).vanished(all, whole.version), ["b:1"]);
+}
+
 proptest! {
     /// Folding changes one by one and reading the whole prefix at the end give the same view.
     #[test]
