@@ -2,10 +2,10 @@
 //!
 //! A ring from which more than half of the nodes have vanished at once is not believed while those nodes
 //! still answer: it is more likely that a registry was restored or misled than that they all left without
-//! stopping. They write the ring again within a lease, so doubt ends after [`DOUBT`]. Those that have left one
-//! after the other, as the ring says of each, have not vanished, however late this client hears of it. Nor is
-//! a ring believed to which more nodes have come than there were, without any sign of life: nodes are alive
-//! before they join.
+//! stopping. They write the ring again within a lease, so doubt ends after [`DOUBT`]. Those that have left
+//! one after the other, as the ring says of each, have not vanished, however late this client hears of it.
+//! Nor is a ring believed to which more nodes have come than there were, without any sign of life: nodes are
+//! alive before they join.
 
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -4,17 +4,20 @@
 //! are there. So the size of a portion follows that of the values before, nothing more is fetched once there
 //! is enough, and what values take counts for the caller's budget until the answer is written.
 //!
-//! Room is waited for only by a fetch that holds none, for a caller that holds none: callers who hold some
-//! and wait for more would wait for each other.
+//! Room is waited for only by a fetch that holds none, for a caller that holds none, and for a minute:
+//! callers who hold some and wait for more would wait for each other.
 
 use std::iter::successors;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use parking_lot::Mutex;
-use peanut_client::{Error, Group};
-use peanut_edge::budget::{Account, Held};
+use peanut_client::{Detailed, Error, Group};
+use peanut_edge::budget::{Account, Budget, Held};
+use tokio::time::timeout;
 
 use crate::groups::Groups;
 
@@ -27,8 +30,13 @@ const PORTION_BYTES: usize = 16 << 20;
 /// What a value is taken for before it is there.
 const USUAL_BYTES: usize = 16 << 10;
 
-/// `None`: the value was not fetched, for the reason that [`Fetch::shortage`] tells.
-pub(crate) type Fetched = Option<Result<Option<Bytes>, Error>>;
+/// How long room is waited for.
+const ROOM_WITHIN: Duration = Duration::from_secs(60);
+/// How often one value is asked for that grows meanwhile.
+const ATTEMPTS: usize = 3;
+
+/// `None`: it was not fetched, for the reason that [`Fetch::shortage`] tells.
+pub(crate) type Fetched<T> = Option<Result<T, Error>>;
 
 /// Why values were not fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +45,38 @@ pub(crate) enum Shortage {
     TooLong,
     /// Others hold the room for more values.
     NoRoom,
+}
+
+/// Waits for room for so many bytes, as long as that is waited for.
+pub(crate) async fn room(budget: &Arc<Budget>, bytes: usize) -> Option<Held> {
+    timeout(ROOM_WITHIN, budget.take(bytes)).await.ok()
+}
+
+/// One value, and the room that it takes. A value for which there turns out to be no room is let go, and asked
+/// for again once there is; it is cached by then.
+///
+/// # Errors
+/// Where there is no room for it.
+pub(crate) async fn get_detailed(
+    groups: &Groups,
+    group: &Group,
+    key: &[u8],
+    account: &Account,
+) -> Result<(Result<Detailed, Error>, Held), Shortage> {
+    let values = &account.values;
+    let mut expected = USUAL_BYTES;
+    for _ in 0..ATTEMPTS {
+        let mut held = room(values, expected).await.ok_or(Shortage::NoRoom)?;
+        let got = group.get_detailed(key).await;
+        groups.heed(group, [&got]);
+        let bytes = got.as_ref().ok().and_then(|got| got.value.as_ref()).map_or(0, Bytes::len);
+        held.shrink_to(bytes);
+        if let Some(more) = values.try_take(bytes - held.bytes()) {
+            return Ok((got, held.and(more)));
+        }
+        expected = bytes;
+    }
+    Err(Shortage::NoRoom)
 }
 
 /// How much is fetched.
@@ -86,12 +126,12 @@ impl Fetch {
         let mut may_wait = self.may_wait.lock().await;
         let fewer = successors(Some(keys), |keys| Some(keys / 2).filter(|keys| *keys > 0));
         let with_room = |keys: usize| Some((keys, values.try_take(keys * USUAL_BYTES)?));
-        let room = match fewer.into_iter().find_map(with_room) {
-            None if *may_wait => Some((1, values.take(USUAL_BYTES).await)),
-            room => room,
+        let held = match fewer.into_iter().find_map(with_room) {
+            None if *may_wait => room(values, USUAL_BYTES).await.map(|held| (1, held)),
+            held => held,
         };
-        *may_wait &= room.is_none();
-        room
+        *may_wait &= held.is_none();
+        held
     }
 
     /// How many keys to fetch at once the next time.
@@ -105,7 +145,7 @@ impl Fetch {
         groups: &Groups,
         group: &Group,
         keys: &[K],
-    ) -> Vec<Fetched> {
+    ) -> Vec<Fetched<Option<Bytes>>> {
         let mut got = Vec::with_capacity(keys.len());
         while got.len() < keys.len() && self.fetched.load(Ordering::Relaxed) < self.most {
             let rest = &keys[got.len()..];
@@ -126,6 +166,33 @@ impl Fetch {
                 self.note_no_room();
                 break;
             }
+        }
+        got.resize_with(keys.len(), || None);
+        got
+    }
+
+    /// How long values stay fresh, in the order of their keys; `None` where there is none. A value takes room
+    /// only until that is known.
+    pub(crate) async fn lifetimes(
+        &self,
+        groups: &Groups,
+        group: &Group,
+        keys: &[Bytes],
+    ) -> Vec<Fetched<Option<Duration>>> {
+        let mut got = Vec::with_capacity(keys.len());
+        while got.len() < keys.len() {
+            let rest = &keys[got.len()..];
+            let Some((count, _room)) = self.room_for(rest.len().min(self.portion())).await else {
+                self.found_no_room.store(true, Ordering::Relaxed);
+                break;
+            };
+            let details = join_all(rest[..count].iter().map(|key| group.get_detailed(key))).await;
+            groups.heed(group, &details);
+            let values = details.iter().flatten().filter_map(|detailed| detailed.value.as_ref());
+            let bytes = values.map(Bytes::len).sum();
+            self.portion.store(next_portion(count, bytes), Ordering::Relaxed);
+            let lifetime = |detailed: Detailed| detailed.value.map(|_| detailed.ttl);
+            got.extend(details.into_iter().map(|detailed| Some(detailed.map(lifetime))));
         }
         got.resize_with(keys.len(), || None);
         got
@@ -161,6 +228,15 @@ fn next_portion(keys: usize, bytes: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn room_is_waited_for_but_not_for_ever() {
+        let budget = Budget::root(100);
+        let held = room(&budget, 60).await.unwrap();
+        assert!(room(&budget, 60).await.is_none());
+        let (more, ()) = tokio::join!(room(&budget, 60), async { drop(held) });
+        assert_eq!(more.unwrap().bytes(), 60);
+    }
 
     #[test]
     fn portions_grow_while_values_are_short_and_shrink_when_they_are_long() {

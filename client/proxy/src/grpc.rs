@@ -28,6 +28,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::core::{Core, account};
 use crate::counters::Protocol;
+use crate::fetch::{Shortage, get_detailed};
 use crate::trace::{traceparent, within};
 
 /// Answers both services.
@@ -89,11 +90,9 @@ impl Grpc {
     ) -> Result<(Detailed, Sending), Status> {
         call.caller.rights().check(Action::Read, group, Some(key)).map_err(told)?;
         let group = self.group(group)?;
-        let got = within(call.traceparent.clone(), group.get_detailed(key)).await;
-        self.core.groups.heed(&group, [&got]);
-        let got = got.map_err(failed)?;
-        let length = got.value.as_ref().map_or(0, bytes::Bytes::len);
-        Ok((got, Sending { held: Arc::new(call.account.values.take(length).await) }))
+        let fetched = get_detailed(&self.core.groups, &group, key, &call.account);
+        let (got, held) = within(call.traceparent.clone(), fetched).await.map_err(no_room)?;
+        Ok((got.map_err(failed)?, Sending { held: Arc::new(held) }))
     }
 }
 
@@ -222,6 +221,10 @@ fn not_admitted() -> Status {
 
 fn refused(why: &str) -> Status {
     to_status(ErrorCode::InvalidRequest, why)
+}
+
+fn no_room(_: Shortage) -> Status {
+    to_status(ErrorCode::Overloaded, "others hold the room for values")
 }
 
 fn told(failure: Failure) -> Status {

@@ -50,6 +50,11 @@ impl Problem {
         Problem::new(StatusCode::REQUEST_TIMEOUT, detail)
     }
 
+    pub(crate) fn busy(detail: impl Into<String>) -> Self {
+        let headers = vec![(header::RETRY_AFTER, "1")];
+        Problem { headers, ..Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail) }
+    }
+
     pub(crate) fn method_not_allowed(allowed: &'static str) -> Self {
         let detail = format!("the methods here are {allowed}");
         let headers = vec![(header::ALLOW, allowed)];
@@ -79,10 +84,9 @@ impl From<Shortage> for Problem {
     fn from(shortage: Shortage) -> Self {
         match shortage {
             Shortage::TooLong => Problem::too_long("the values before are as long as an answer may be"),
-            Shortage::NoRoom => {
-                let why = "there is no room for so many values now; try again, or ask for fewer keys at once";
-                Problem::new(StatusCode::SERVICE_UNAVAILABLE, why)
-            }
+            Shortage::NoRoom => Problem::busy(
+                "there is no room for so many values now; try again, or ask for fewer keys at once",
+            ),
         }
     }
 }

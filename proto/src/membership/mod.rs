@@ -230,8 +230,8 @@ impl RingDocument {
         Some(next)
     }
 
-    /// Those of these nodes that are no members, although this document does not say that they have left since
-    /// that version, one after the other: each change of a ring takes out one.
+    /// Those of these nodes that are no members, although this document does not say that they have left
+    /// since that version, one after the other: each change of a ring takes out one.
     pub fn vanished<'n>(&self, nodes: impl IntoIterator<Item = &'n str>, since: RingVersion) -> Vec<&'n str> {
         let departed = self.departed.iter().filter(|gone| gone.left > since);
         let left: HashMap<_, _> = departed.map(|gone| (gone.id.as_str(), gone.left)).collect();

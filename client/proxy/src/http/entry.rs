@@ -20,6 +20,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::Asked;
 use crate::core::account;
+use crate::fetch::{get_detailed, room};
 use crate::problem::Problem;
 use crate::trace::{traceparent, within};
 
@@ -29,9 +30,9 @@ const BODY_WITHIN: Duration = Duration::from_secs(60);
 /// The value, or 304 where the caller has it, or 404. `HEAD` is served as `GET`, and the server leaves out
 /// the body.
 pub(super) async fn get(group: &Group, key: &[u8], asked: Asked) -> Result<Response, Problem> {
-    let values = account(&asked.caller, &asked.peer).values.clone();
-    let got = within(traceparent(asked.request.headers()), group.get_detailed(key)).await;
-    asked.core.groups.heed(group, [&got]);
+    let account = account(&asked.caller, &asked.peer);
+    let fetched = get_detailed(&asked.core.groups, group, key, &account);
+    let (got, held) = within(traceparent(asked.request.headers()), fetched).await?;
     let got = got?;
     let headers = asked.request.headers();
     let Some(value) = &got.value else {
@@ -45,7 +46,6 @@ pub(super) async fn get(group: &Group, key: &[u8], asked: Asked) -> Result<Respo
     let mut response = if is_known {
         StatusCode::NOT_MODIFIED.into_response()
     } else {
-        let held = values.take(value.len()).await;
         let body = Body::new(holding(tonic::body::Body::new(Full::new(value.clone())), held));
         ([(header::CONTENT_TYPE, "application/octet-stream")], body).into_response()
     };
@@ -90,7 +90,8 @@ pub(super) async fn body(
     if length > most {
         return Err(too_long());
     }
-    let held = incoming.take(length).await;
+    let held =
+        room(incoming, length).await.ok_or_else(|| Problem::busy("too many bodies are on their way"))?;
     let read = timeout(BODY_WITHIN, to_bytes(request.into_body(), most)).await;
     let late = |_| Problem::late(format!("the body was not there in full within {BODY_WITHIN:?}"));
     let body = read.map_err(late)?.map_err(|_| too_long())?;

@@ -8,6 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use peanut_client::Client;
 use peanut_edge::Token;
+use peanut_edge::budget::Budget;
 use peanut_edge::rights::Tokens;
 use peanut_server::testing::TestFleet;
 use peanut_server::{Group, Loaded, LoaderError, loader_fn};
@@ -19,6 +20,8 @@ use crate::groups::Groups;
 
 struct Fixture {
     _fleet: TestFleet,
+    /// Of connections that come with a peer.
+    of_peers: Router,
     router: Router,
 }
 
@@ -41,8 +44,18 @@ impl Fixture {
         let client = Client::builder().registry(fleet.registry()).build().await.unwrap();
         let tokens = Tokens::new(tokens, false).unwrap();
         let core = Core::new(Groups::new(client), tokens, Vec::new());
-        let router = router(Arc::new(core)).layer(Extension(Peer::of("127.0.0.1:1", false)));
-        Fixture { _fleet: fleet, router }
+        let of_peers = router(Arc::new(core));
+        let router = of_peers.clone().layer(Extension(Peer::of("127.0.0.1:1", false)));
+        Fixture { _fleet: fleet, of_peers, router }
+    }
+
+    /// What a request comes to when others hold the budgets of its connection but for so many bytes.
+    async fn ask_with_room_for(&self, left: usize, request: HttpRequest<Body>) -> Response {
+        let peer = Peer::of("127.0.0.1:1", false);
+        let account = peer.accounts.of(&Arc::from(""));
+        let held = |of: &Arc<Budget>| of.try_take(of.most() - left).unwrap();
+        let _beside = (held(&account.values), held(&account.incoming));
+        self.of_peers.clone().layer(Extension(peer)).oneshot(request).await.unwrap()
     }
 
     async fn ask(&self, method: &str, uri: &str, headers: &[(&str, &str)], body: &str) -> Response {
@@ -195,6 +208,26 @@ async fn a_body_that_stops_on_its_way_is_not_waited_for() {
         let response = fixture.router.clone().oneshot(request).await.unwrap();
         assert_eq!(response.status(), StatusCode::REQUEST_TIMEOUT, "{method}");
     }
+}
+
+#[tokio::test]
+async fn who_finds_no_room_for_a_minute_is_told_so() {
+    let fixture = Fixture::start().await;
+    fixture.ask("PUT", "/v1/pages/long", &[], &"v".repeat(60 << 10)).await;
+    for left in [1, 20 << 10] {
+        for (method, uri) in [("GET", "/v1/pages/long"), ("PUT", "/v1/pages/a"), ("POST", "/v1/pages")] {
+            let body = "v".repeat(60 << 10);
+            let request = HttpRequest::builder().method(method).uri(uri).body(Body::from(body)).unwrap();
+            tokio::time::pause();
+            let response = fixture.ask_with_room_for(left, request).await;
+            tokio::time::resume();
+            assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE, "{method} {left}");
+            assert_eq!(header_of(&response, header::RETRY_AFTER), "1");
+        }
+    }
+    let request = HttpRequest::builder().uri("/v1/pages/long").body(Body::empty()).unwrap();
+    let response = fixture.ask_with_room_for(100 << 10, request).await;
+    assert_eq!(response.status(), StatusCode::OK);
 }
 
 #[tokio::test]

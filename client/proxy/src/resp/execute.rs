@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::{join_all, join4};
-use peanut_client::{Detailed, Error, Group};
+use peanut_client::{Error, Group};
 use peanut_edge::budget::Held;
 use peanut_edge::rights::{Action, Rights};
 
@@ -31,15 +31,15 @@ pub(super) type Read = Result<Command, Reply>;
 #[derive(Default)]
 struct Calls {
     gets: Batches<Bytes>,
-    details: Batches<Bytes>,
+    lifetimes: Batches<Bytes>,
     sets: Batches<(Bytes, Bytes, Option<Duration>)>,
     deletes: Batches<Bytes>,
 }
 
 /// What they came to.
 struct Called {
-    gets: Results<Fetched>,
-    details: Results<Result<Detailed, Error>>,
+    gets: Results<Fetched<Option<Bytes>>>,
+    lifetimes: Results<Fetched<Option<Duration>>>,
     sets: Results<Result<(), Error>>,
     deletes: Results<Result<(), Error>>,
 }
@@ -121,7 +121,7 @@ fn begin(
             Pending::Found(add_all(&mut calls.gets, may.all(Action::Read, &names)?, groups)?)
         }
         Command::Lifetime { key: name, in_seconds } => {
-            Pending::Lifetime(calls.details.add(groups, may.read(&name)?, same)?, in_seconds)
+            Pending::Lifetime(calls.lifetimes.add(groups, may.read(&name)?, same)?, in_seconds)
         }
         Command::Set { key: name, value, ttl } => {
             let place = calls.sets.add(groups, may.key(Action::Set, &name)?, |name| (name, value, ttl))?;
@@ -250,11 +250,8 @@ fn log_in(shared: &Shared, session: &mut Session, login: &Login) -> Result<Reply
 impl Calls {
     async fn call(self, groups: &Groups, fetch: &Fetch) -> Called {
         let get = |group: Group, keys: Vec<Bytes>| async move { fetch.get(groups, &group, &keys).await };
-        let detail = |group: Group, keys: Vec<Bytes>| async move {
-            let results = join_all(keys.iter().map(|key| group.get_detailed(key))).await;
-            groups.heed(&group, &results);
-            results
-        };
+        let lifetime =
+            |group: Group, keys: Vec<Bytes>| async move { fetch.lifetimes(groups, &group, &keys).await };
         let set = |group: Group, entries| async move {
             let results = set(&group, entries).await;
             groups.heed(&group, &results);
@@ -265,14 +262,14 @@ impl Calls {
             groups.heed(&group, &results);
             results
         };
-        let (gets, details, sets, deletes) = join4(
+        let (gets, lifetimes, sets, deletes) = join4(
             self.gets.call(get),
-            self.details.call(detail),
+            self.lifetimes.call(lifetime),
             self.sets.call(set),
             self.deletes.call(delete),
         )
         .await;
-        Called { gets, details, sets, deletes }
+        Called { gets, lifetimes, sets, deletes }
     }
 }
 
@@ -308,7 +305,10 @@ impl Pending {
                 Some(values) => Reply::count(values.iter().flatten().count()),
                 None => return Ok(None),
             },
-            Pending::Lifetime(place, in_seconds) => lifetime(&called.details.take(place)?, in_seconds),
+            Pending::Lifetime(place, in_seconds) => match called.lifetimes.take(place) {
+                Some(got) => lifetime(got?, in_seconds),
+                None => return Ok(None),
+            },
             Pending::Set(places) => {
                 all(places, &mut called.sets)?;
                 Reply::OK
@@ -321,7 +321,7 @@ impl Pending {
 /// All values, or the first error; `None` where one was not fetched.
 fn all_fetched(
     places: Vec<Place>,
-    results: &mut Results<Fetched>,
+    results: &mut Results<Fetched<Option<Bytes>>>,
 ) -> Result<Option<Vec<Option<Bytes>>>, Error> {
     let fetched: Option<Vec<_>> = places.into_iter().map(|place| results.take(place)).collect();
     fetched.map(|fetched| fetched.into_iter().collect()).transpose()
@@ -334,10 +334,8 @@ fn all(places: Vec<Place>, results: &mut Results<Result<(), Error>>) -> Result<V
 }
 
 /// How long a value stays fresh, as TTL says it: −2 where there is no such key.
-fn lifetime(of: &Detailed, in_seconds: bool) -> Reply {
-    if of.value.is_none() {
-        return Reply::Integer(-2);
-    }
-    let ms = i64::try_from(of.ttl.as_millis()).unwrap_or(i64::MAX);
+fn lifetime(lifetime: Option<Duration>, in_seconds: bool) -> Reply {
+    let Some(lifetime) = lifetime else { return Reply::Integer(-2) };
+    let ms = i64::try_from(lifetime.as_millis()).unwrap_or(i64::MAX);
     Reply::Integer(if in_seconds { ms.saturating_add(500) / 1000 } else { ms })
 }

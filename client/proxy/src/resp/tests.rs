@@ -226,6 +226,35 @@ async fn a_pipeline_of_several_groups_is_answered_with_room_for_one_value() {
     let _beside = scarce(&peer, 20 << 10);
     let mut it = fixture.connect_as(peer);
     it.expect(&"GET pages:x\r\nGET scores:Tom\r\n".repeat(20), &"$-1\r\n$3\r\nTom\r\n".repeat(20)).await;
+    let (asked, answers) = ("TTL pages:x\r\nGET scores:Tom\r\n", ":-2\r\n$3\r\nTom\r\n");
+    it.expect(&asked.repeat(20), &answers.repeat(20)).await;
+}
+
+#[tokio::test]
+async fn what_is_asked_for_its_lifetime_takes_room_while_it_is_fetched_and_no_longer() {
+    let fixture = Fixture::start().await;
+    let peer = Peer::of("127.0.0.1:1", false);
+    let values = peer.accounts.of(&Arc::from("")).values.clone();
+    let left = 100 << 10;
+    let _beside = scarce(&peer, left);
+    let mut it = fixture.connect_as(peer);
+    let value = "v".repeat(60 << 10);
+    let set = format!(
+        "*5\r\n$3\r\nSET\r\n$7\r\npages:a\r\n${}\r\n{value}\r\n$2\r\nPX\r\n$5\r\n59000\r\n",
+        value.len()
+    );
+    it.expect(&set, "+OK\r\n").await;
+    it.expect(&"TTL pages:a\r\n".repeat(100), &":59\r\n".repeat(100)).await;
+    assert_eq!(values.used(), values.most() - left);
+
+    let _rest = values.try_take(left).unwrap();
+    tokio::time::pause();
+    let no_room =
+        "-BUSY there is no room for so many values now; try again, or ask for fewer keys at once\r\n";
+    it.stream.write_all(b"TTL pages:a\r\n").await.unwrap();
+    let mut said = vec![0; no_room.len()];
+    it.stream.read_exact(&mut said).await.unwrap();
+    assert_eq!(String::from_utf8(said).unwrap(), no_room);
 }
 
 #[tokio::test]
