@@ -52,8 +52,8 @@ pub(crate) async fn room(budget: &Arc<Budget>, bytes: usize) -> Option<Held> {
     timeout(ROOM_WITHIN, budget.take(bytes)).await.ok()
 }
 
-/// One value, and the room that it takes. A value for which there turns out to be no room is let go, and asked
-/// for again once there is; it is cached by then.
+/// One value, and the room that it takes. A value for which there turns out to be no room is let go, and
+/// asked for again once there is; it is cached by then.
 ///
 /// # Errors
 /// Where there is no room for it.
