@@ -54,6 +54,7 @@ async fn follow_rings(
     loop {
         let by = (config, registry, &discovered);
         let doubt = adopt(&last, current, by, doubted_since, &mut undecided).await;
+        current.consider(last.ring.version);
         undecided = leases::tell(&now(&discovered), current.get().nodes(), registry, undecided).await;
         doubted_since = if doubt { doubted_since.or_else(|| Some(Instant::now())) } else { None };
         let is_due = doubted_since.is_some() || undecided.is_left();

@@ -139,10 +139,11 @@ async fn get_where_it_is(client: &Shared, request: &Request<'_>, error: Error) -
     Err(has_no_group(client, request, &error))
 }
 
-/// The answer of a node that was not the owner any more.
+/// The answer of a node that was not the owner any more: the owner under the new ring is asked, as if nobody
+/// had been.
 fn moved(answered: &Answered) -> Refusal {
     let error = Error::at(ErrorKind::Unavailable, answered.node.id(), "the ring changed meanwhile");
-    Refusal::Elsewhere(error)
+    Refusal::Again(error)
 }
 
 /// Whom an attempt asks, and as what.

@@ -54,10 +54,20 @@ pub(crate) struct Node {
 /// What writers have seen of a node since it was last reached.
 #[derive(Debug, Default)]
 struct Gone {
-    /// A hint that it had not read when it was gone, and when that was.
-    hint: Option<(String, Instant)>,
+    hint: Option<LeftHint>,
     /// When it was first passed over, since it holds no lease, and which lapse that was.
     passed_over: Option<(Instant, Lapse)>,
+}
+
+/// A hint that a node had not read when it was gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LeftHint {
+    /// Its key in the registry.
+    pub(crate) at: String,
+    /// When the node was gone.
+    pub(crate) left: Instant,
+    /// The lapse in which that was. A node that has been back may have failed to remove what it has read.
+    pub(crate) lapse: Lapse,
 }
 
 /// Identifies one period without a lease, as one reading of the fleet and what was watched since then tell it
@@ -210,13 +220,13 @@ impl Node {
     }
 
     /// It was gone, and a hint is stored for it that it has not read.
-    pub(crate) fn left_hint(&self, at: String, now: Instant) {
+    pub(crate) fn left_hint(&self, hint: LeftHint) {
         self.is_gone.store(true, Ordering::Relaxed);
-        self.gone.lock().hint = Some((at, now));
+        self.gone.lock().hint = Some(hint);
     }
 
-    /// A hint that it had not read when it was gone, and when that was.
-    pub(crate) fn standing_hint(&self) -> Option<(String, Instant)> {
+    /// The hint that it had not read when it was gone.
+    pub(crate) fn standing_hint(&self) -> Option<LeftHint> {
         self.gone.lock().hint.clone()
     }
 

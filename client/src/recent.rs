@@ -98,7 +98,7 @@ impl RecentWrites {
     pub(crate) fn misplaced(&self, routing: &Routing, now: Instant) -> Vec<Recent> {
         let mut misplaced = Vec::new();
         let mut list = self.list.lock();
-        list.prune(now);
+        // Those that are old by now as well: this process may have stood still since they were done.
         list.writes.retain(|recent| {
             let is_there = !routing.has_moved_since(recent.hash, recent.ring_version);
             if !is_there {
@@ -106,6 +106,7 @@ impl RecentWrites {
             }
             is_there
         });
+        list.prune(now);
         misplaced
     }
 

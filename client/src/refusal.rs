@@ -7,9 +7,9 @@ use crate::error::Error;
 pub(crate) enum Failed {
     /// What the node said is final.
     Finally,
-    /// The node could not be reached, or the ring changed meanwhile.
+    /// The node could not be reached.
     Elsewhere,
-    /// The same node may answer on another lane.
+    /// The same node may answer on another lane, or the owner under a new ring.
     Again,
     /// Only the key's owner can say.
     OwnerOnly,
@@ -24,7 +24,7 @@ pub(crate) enum Refusal {
     Final(Error),
     /// The call died on the way, or the node is on its way out: another node may be asked.
     Elsewhere(Error),
-    /// The lane died, and not for want of the node: it may be asked again.
+    /// The lane died, and not for want of the node, which may be asked again; or the ring changed meanwhile.
     Again(Error),
     /// The node was asked in the owner's place, has no entry, and cannot load: nobody but the owner knows.
     OwnerOnly(Error),

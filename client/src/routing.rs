@@ -239,12 +239,15 @@ pub(crate) struct CurrentRouting {
     routing: ArcSwap<Routing>,
     /// Tells of each new ring, by version.
     version: watch::Sender<RingVersion>,
+    /// The last ring that was looked at, by version: the client goes by it, or doubts it.
+    considered: watch::Sender<RingVersion>,
 }
 
 impl CurrentRouting {
     pub(crate) fn new(routing: Routing) -> Self {
         let version = watch::Sender::new(routing.ring.version());
-        CurrentRouting { routing: ArcSwap::from_pointee(routing), version }
+        let considered = watch::Sender::new(routing.ring.version());
+        CurrentRouting { routing: ArcSwap::from_pointee(routing), version, considered }
     }
 
     pub(crate) fn get(&self) -> Arc<Routing> {
@@ -260,6 +263,16 @@ impl CurrentRouting {
         let version = routing.ring.version();
         self.routing.store(Arc::new(routing));
         self.version.send_replace(version);
+    }
+
+    /// A ring was looked at, and the client goes by it or doubts it.
+    pub(crate) fn consider(&self, version: RingVersion) {
+        self.considered.send_if_modified(|last| std::mem::replace(last, version) != version);
+    }
+
+    /// Waits until a ring has been looked at.
+    pub(crate) async fn considered(&self, version: RingVersion) {
+        let _ = self.considered.subscribe().wait_for(|last| *last >= version).await;
     }
 
     /// Every later ring's version.

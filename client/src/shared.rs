@@ -189,6 +189,11 @@ impl Shared {
         // In a box, as all that gets seldom need, so that those that wait for an answer are small.
         let waiting = timeout_at(until.min(request.deadline), self.wait_for_ring(reply.ring_version));
         let _ = Box::pin(waiting).await;
+        if self.view().ring.version >= reply.ring_version {
+            // The registry has told of it: it is no question of patience any more.
+            let considered = self.routing.considered(reply.ring_version);
+            let _ = Box::pin(timeout_at(request.deadline, considered)).await;
+        }
         let routing = self.routing.get();
         // Who was asked in the owner's place has to be the one that writes are done at, too.
         let is_another = |route: &Route<'_>| route.successor.is_none_or(|it| it.id() != node.id());

@@ -33,7 +33,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use crate::error::{Error, ErrorKind};
 use crate::failover;
 use crate::lane::Reply;
-use crate::node::{Lapse, Node};
+use crate::node::Node;
 use crate::plan::{Delivery, Duty, Part, Reach, Step, WritePlan};
 use crate::refusal::Refusal;
 use crate::request::{Op, Placement, Request};
@@ -298,6 +298,8 @@ pub(crate) async fn wait_for_ring(
     request: &Request<'_>,
 ) -> Result<(), Error> {
     client.wait_for_view(request.deadline).await;
+    // The registry may have told of one that is not gone by yet.
+    let heard = heard.max(client.view().ring.version);
     if heard <= client.routing.get().ring.version() {
         return Ok(());
     }
@@ -391,7 +393,7 @@ impl OneNode<'_> {
                 }
                 Step::Done => {
                     // It may have given near leases until it went.
-                    let lapse = Lapse::of(node.id(), &self.client.discovered.borrow());
+                    let lapse = gone::lapse(self.client, node);
                     let since = node.passed_over(lapse, Instant::now());
                     let over = Box::pin(gone::near_leases_over(node, since, self.request.deadline)).await;
                     return over.map(|()| None).map_err(Refusal::Final);

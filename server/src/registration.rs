@@ -208,6 +208,7 @@ impl Registration {
                     joined.send_replace(true);
                     if held != *lease {
                         held = *lease;
+                        node.ring().leased();
                         node.wake().lease_held();
                     }
                     let why = self.hold((live, lease), discovered, node, None).await;

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::leased::holds_no_lease;
 use crate::error::{Error, ErrorKind};
 use crate::monitor::Probed;
-use crate::node::Node;
+use crate::node::{Lapse, Node};
 use crate::shared::Shared;
 
 /// A node that answers nothing, as far as the registry tells.
@@ -21,8 +21,9 @@ pub(super) struct Gone {
 }
 
 enum ToldBy {
-    /// A hint that this client has stored is there still, at this revision: the node has not been back since.
-    Hint { at: String, revision: i64 },
+    /// A hint that this client has stored is there still, at this revision, and the node has not come to hold
+    /// a lease meanwhile: it has not been back since.
+    Hint { at: String, revision: i64, lapse: Lapse },
     /// It holds no lease, or nothing listens at its address; this is the revision of its mark, which it
     /// writes anew at each start and with each lease.
     Mark { revision: i64 },
@@ -31,13 +32,12 @@ enum ToldBy {
 impl Gone {
     /// Looks whether a node answers nothing as of now.
     pub(super) async fn seen(client: &Shared, registry: &dyn Registry, node: &Arc<Node>) -> Option<Gone> {
-        if let Some((hint, left)) = node.standing_hint() {
-            // A node gives no near lease before it has removed what it has read.
-            match registry.get(&hint).await {
+        if let Some(hint) = node.standing_hint().filter(|hint| lapse(client, node) == Some(hint.lapse)) {
+            match registry.get(&hint.at).await {
                 // Another write may have stored it anew meanwhile.
-                Ok(Some(entry)) if node.standing_hint().is_some_and(|it| it == (hint.clone(), left)) => {
-                    let told_by = ToldBy::Hint { at: hint, revision: entry.revision };
-                    return Some(Gone { since: left, told_by });
+                Ok(Some(entry)) if node.standing_hint().is_some_and(|it| it == hint) => {
+                    let told_by = ToldBy::Hint { at: hint.at, revision: entry.revision, lapse: hint.lapse };
+                    return Some(Gone { since: hint.left, told_by });
                 }
                 Ok(None) => node.forget_hint(),
                 _ => {}
@@ -60,8 +60,13 @@ impl Gone {
     }
 }
 
-/// When the node was last known to answer; now, if its mark or the hint has changed: it may have been back
-/// for a moment.
+/// The lapse of a node's lease, as this client has heard of it.
+pub(super) fn lapse(client: &Shared, node: &Node) -> Option<Lapse> {
+    Lapse::of(node.id(), &client.discovered.borrow())
+}
+
+/// When the node was last known to answer; now, if its mark or the hint has changed, or it has held a lease:
+/// it may have been back for a moment.
 pub(super) async fn since(
     client: &Shared,
     registry: &dyn Registry,
@@ -70,7 +75,10 @@ pub(super) async fn since(
 ) -> Instant {
     let Some(Gone { since, told_by }) = gone else { return Instant::now() };
     let (key, revision) = match told_by {
-        ToldBy::Hint { at, revision } => (at, revision),
+        ToldBy::Hint { lapse: told_in, .. } if lapse(client, node) != Some(told_in) => {
+            return Instant::now();
+        }
+        ToldBy::Hint { at, revision, .. } => (at, revision),
         ToldBy::Mark { revision } => (client.keys.lineage(node.id()), revision),
     };
     let now = registry.get(&key).await;

@@ -14,11 +14,11 @@ use peanut_proto::registry::{KeyRange, Registry, RegistryError};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::OneNode;
-use super::gone::{self, Gone, near_leases_over};
+use super::gone::{self, Gone, lapse, near_leases_over};
 use super::leased::{holds_no_lease, is_whole};
 use crate::error::{Error, ErrorKind};
 use crate::monitor::Probed;
-use crate::node::Node;
+use crate::node::{LeftHint, Node};
 use crate::refusal::Refusal;
 use crate::request::{Op, Placement, Request};
 
@@ -86,8 +86,10 @@ impl OneNode<'_> {
                     fewer(before.saturating_add(weight));
                     return Ok(());
                 }
-                if !gone.as_ref().is_some_and(Gone::is_told_by_hint) {
-                    node.left_hint(at.clone(), Instant::now());
+                if !gone.as_ref().is_some_and(Gone::is_told_by_hint)
+                    && let Some(lapse) = lapse(self.client, node)
+                {
+                    node.left_hint(LeftHint { at: at.clone(), left: Instant::now(), lapse });
                 }
                 let since = gone::since(self.client, &**registry, node, gone).await;
                 near_leases_over(node, since, deadline).await

@@ -38,6 +38,8 @@ pub(crate) struct KnownRing {
     was_blind: AtomicBool,
     /// The first version that the registry has told; 0 before.
     first: AtomicU64,
+    /// The version that was known when the node came to hold its lease; 0 before.
+    leased: AtomicU64,
 }
 
 impl KnownRing {
@@ -49,6 +51,7 @@ impl KnownRing {
             registry,
             was_blind: AtomicBool::new(false),
             first: AtomicU64::new(0),
+            leased: AtomicU64::new(0),
         }
     }
 
@@ -85,6 +88,19 @@ impl KnownRing {
             }
             known => known,
         }
+    }
+
+    /// The node comes to hold a lease.
+    pub(crate) fn leased(&self) {
+        self.leased.store(self.version().0, Ordering::Release);
+    }
+
+    /// Ring version since which a node that is asked by a ring owns a key. While a node holds no lease, writes
+    /// by a ring under which it owns the key no more are not told to it, at once or later: whoever still goes
+    /// by an older ring than it came back under is shown nothing that it had before.
+    pub(crate) fn good_since(&self, asked_by: RingVersion, owned_since: RingVersion) -> RingVersion {
+        let leased = RingVersion(self.leased.load(Ordering::Acquire));
+        if asked_by < leased && asked_by != RingVersion::NONE { owned_since.max(leased) } else { owned_since }
     }
 
     /// Whether this process knows of every write of a key that it has come to own under this version: what
@@ -146,6 +162,19 @@ impl KnownRing {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_goes_by_an_older_ring_than_the_node_came_back_under_is_shown_nothing_from_before() {
+        let (ring, old, new) = (KnownRing::new(Some(Reloader::default())), RingVersion(4), RingVersion(5));
+        ring.learn(old);
+        ring.leased();
+        ring.learn(new);
+        assert_eq!(ring.good_since(old, RingVersion(2)), RingVersion(2), "it has been there all the time");
+        ring.leased();
+        assert_eq!(ring.good_since(old, RingVersion(2)), new);
+        assert_eq!(ring.good_since(new, RingVersion(2)), RingVersion(2));
+        assert_eq!(ring.good_since(RingVersion::NONE, RingVersion::NONE), RingVersion::NONE);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_version_that_the_registry_does_not_tell_is_not_known_and_changes_nothing() {

@@ -86,6 +86,7 @@ impl Node {
         self.ring().knows(by);
         let get = Get {
             stamp: self.ring().stamp(by),
+            owned_since: self.ring().good_since(by, owned_since),
             traceparent: traceparent.unwrap_or_default(),
             may_fill: rights.of_group(cache.name()).may_fill(&request.key),
             may_hand_over: self.ring().knows_writes_since(owned_since),
