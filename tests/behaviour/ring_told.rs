@@ -3,19 +3,22 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
+use peanut_client::Client;
 use peanut_client::registry::{LocalRegistry, Registry as _};
+use peanut_client::ring::Ring;
 use peanut_proto::frame::{GetManyOperation, RequestWriter, ResponseField, Write, WriteOperation};
 use peanut_proto::membership::{Keys, RingDocument};
 use peanut_proto::numbers::{Generation, RingVersion};
 use peanut_proto::v1::peanut_client::PeanutClient;
-use peanut_proto::v1::{DeleteRequest, GetRequest, Near, OnMiss};
+use peanut_proto::v1::{DeleteRequest, GetRequest, Near, OnMiss, Outcome};
 use peanut_server::{Group, Loaded, LoaderError, Server, loader_fn};
 use peanut_tests::eventually;
 use peanut_tests::raw_lane::{RawLane, channel, get};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Channel;
 
@@ -229,8 +232,119 @@ async fn so_does_the_answer_to_a_write_that_waited_for_near_copies() {
     let unary = tokio::spawn(async move { peanut.delete(delete).await.unwrap().into_inner() });
     // Both wait by now, and go on waiting for longer than a ring takes to arrive.
     while !holder.next().await.fields().any(|it| matches!(it, Ok(ResponseField::Invalidation { .. }))) {}
-    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
     told.raise().await;
     told.came_behind("a delete that waited", 1).await;
     assert_eq!(unary.await.unwrap().ring_version, told.version.0);
+}
+
+/// What a get under a ring comes to, by a unary call or on a lane of its own.
+async fn outcome(told: &Told, key: &'static [u8], ring_version: RingVersion, is_lane: bool) -> Outcome {
+    if !is_lane {
+        let ring_version = ring_version.0;
+        let get = GetRequest { group: "g".into(), key: key.into(), ring_version, ..GetRequest::default() };
+        return PeanutClient::new(told.channel.clone()).get(get).await.unwrap().into_inner().outcome();
+    }
+    let mut lane = RawLane::open(&told.channel).await;
+    let mut frame = RequestWriter::default();
+    frame.open(9, 0);
+    frame.group(0, "g", Near::Off);
+    frame.ring_version(ring_version);
+    frame.get(&get(0, key, OnMiss::Load));
+    lane.send(frame.take());
+    loop {
+        let frame = lane.next().await;
+        let answer = frame.fields().find_map(|field| match field.unwrap() {
+            ResponseField::Answer(answer, _) => Some(answer.outcome),
+            _ => None,
+        });
+        if let Some(outcome) = answer {
+            return outcome;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_without_a_lease_while_the_ring_changed_shows_old_callers_nothing_from_before() {
+    let mut told = Told::start().await;
+    let old = told.version;
+    for key in [&b"unary"[..], b"lane", b"kept"] {
+        assert_eq!(outcome(&told, key, old, false).await, Outcome::Loaded);
+    }
+    told.raise().await;
+    assert_eq!(outcome(&told, b"lane", old, true).await, Outcome::Hit, "it has been told of all");
+    let keys = Keys::new("default");
+    let ring = told.registry.get(&keys.ring()).await.unwrap().unwrap();
+    let id = RingDocument::decode(&ring.value).unwrap().members[0].id.clone();
+    told.registry.delete(&keys.live(&id)).await.unwrap();
+    eventually("the node to be alive again", async || {
+        told.registry.get(&keys.live(&id)).await.unwrap().map(drop)
+    })
+    .await;
+    for (key, is_lane) in [(&b"unary"[..], false), (b"lane", true)] {
+        eventually("the key to be loaded again", async || {
+            (outcome(&told, key, old, is_lane).await == Outcome::Loaded).then_some(())
+        })
+        .await;
+        assert_eq!(outcome(&told, key, old, is_lane).await, Outcome::Hit, "it is of now");
+    }
+    assert_eq!(outcome(&told, b"kept", told.version, true).await, Outcome::Hit, "by the present ring");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_get_whose_owner_has_left_meanwhile_asks_the_new_owner() {
+    let (registry, heard_late) = (LocalRegistry::new(), LocalRegistry::new());
+    let (asked, mut is_asked) = mpsc::unbounded_channel();
+    let go = Arc::new(Semaphore::new(0));
+    let (mut nodes, ring_key) = (Vec::new(), Keys::new("default").ring());
+    for id in ["a", "b", "c"] {
+        let (asked, go) = (asked.clone(), go.clone());
+        let loader = loader_fn(move |_: Bytes| {
+            let (asked, go) = (asked.clone(), go.clone());
+            async move {
+                asked.send(id)?;
+                go.acquire().await?.forget();
+                Ok::<_, LoaderError>(Loaded::found(id))
+            }
+        });
+        let builder = Server::builder().group(Group::new("g", loader)).registry(registry.clone()).node_id(id);
+        let (server, listener) = (builder.build().unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
+        let run = async move { server.run(listener, std::future::pending()).await.unwrap() };
+        nodes.push(AbortOnDropHandle::new(tokio::spawn(run)));
+    }
+    let ring = eventually("all nodes to register", async || {
+        let ring = registry.get(&ring_key).await.unwrap()?;
+        RingDocument::decode(&ring.value).ok().filter(|ring| ring.members.len() == 3)
+    })
+    .await;
+    for key in ["a", "b", "c"].map(|id| Keys::new("default").live(id)).iter().chain([&ring_key]) {
+        let entry = registry.get(key).await.unwrap().unwrap();
+        heard_late.put(key, entry.value, None).await.unwrap();
+    }
+    // Without what the previous owner has.
+    let client = Client::builder().registry(heard_late.clone()).hand_over(Duration::ZERO);
+    let client = client.build().await.unwrap();
+    let owner = |ring: &RingDocument| {
+        let place = Ring::new(ring).place("g", b"key").unwrap();
+        ring.members[place.owner].clone()
+    };
+    let group = client.group("g");
+    let get = tokio::spawn(async move { group.get("key").await.unwrap().unwrap() });
+    let first = owner(&ring);
+    assert_eq!(is_asked.recv().await.unwrap(), first.id);
+
+    // An operator takes the owner out, which runs on, while it loads.
+    let next = ring.drained(&first.id, 0).unwrap();
+    registry.put(&ring_key, next.encode(), None).await.unwrap();
+    heard_late.put(&ring_key, next.encode(), None).await.unwrap();
+    let mut peanut = PeanutClient::new(channel(&first.addr).await);
+    eventually("the owner to know that it is one no more", async || {
+        let (on_miss, group) = (OnMiss::Peek.into(), "g".into());
+        let peek = GetRequest { group, key: b"another".to_vec().into(), on_miss, ..GetRequest::default() };
+        (peanut.get(peek).await.unwrap().into_inner().ring_version >= next.version.0).then_some(())
+    })
+    .await;
+    client.wait_for_ring(next.version.0).await.unwrap();
+    go.add_permits(10);
+    assert_eq!(get.await.unwrap(), owner(&next).id, "not the new owner's successor");
 }
