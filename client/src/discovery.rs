@@ -4,8 +4,8 @@
 //! still answer: it is more likely that a registry was restored or misled than that they all left without
 //! stopping. They write the ring again within a lease, so doubt ends after [`DOUBT`]. Those that have left
 //! one after the other, as the ring says of each, have not vanished, however late this client hears of it.
-//! Nor is a ring believed to which more nodes have come than there were, without any sign of life: nodes are
-//! alive before they join.
+//! Nor is a ring believed to which more nodes have come at once than there were, without any sign of life:
+//! nodes are alive before they join.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -136,8 +136,8 @@ async fn adopt(
 
 fn most_are_lifeless_newcomers(routing: &Routing, view: &FleetView) -> bool {
     let known: HashSet<&str> = routing.nodes().iter().map(|node| node.id()).collect();
-    let members = view.ring.members.iter().map(|member| member.id.as_str());
-    let lifeless = members.filter(|id| !known.contains(id) && !view.live.contains_key(*id)).count();
+    let newcomers = view.ring.appeared(&known, routing.ring.version());
+    let lifeless = newcomers.iter().filter(|id| !view.live.contains_key(**id)).count();
     // Who knows nobody has nothing to keep.
     !known.is_empty() && lifeless > known.len().max(FEW)
 }

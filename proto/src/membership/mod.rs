@@ -240,6 +240,15 @@ impl RingDocument {
         nodes.into_iter().filter(|id| self.member(id).is_none() && !has_left(id)).collect()
     }
 
+    /// The members that are none of these nodes, although this document does not say that they have joined
+    /// since that version, one after the other.
+    pub fn appeared(&self, nodes: &HashSet<&str>, since: RingVersion) -> Vec<&str> {
+        let mut accounted = HashSet::new();
+        let mut has_joined = |member: &Member| member.since > since && accounted.insert(member.since);
+        let others = self.members.iter().filter(|member| !nodes.contains(member.id.as_str()));
+        others.filter(|member| !has_joined(member)).map(|member| member.id.as_str()).collect()
+    }
+
     /// Whether the node of that id was taken out by an operator.
     pub fn is_drained(&self, id: &str) -> bool {
         self.member(id).is_none() && self.departed.iter().any(|gone| gone.id == id && gone.drained)

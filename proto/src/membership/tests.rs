@@ -259,6 +259,19 @@ fn every_generation_leaves_room_for_the_next() {
 }
 
 #[test]
+fn a_node_has_appeared_unless_the_ring_says_that_it_has_joined_since() {
+    let node = |id: &str| NodeInfo { id: id.into(), addr: id.into(), zone: String::new(), weight: 1 };
+    let first = RingDocument::empty(160).with(&node("a"), 0).unwrap();
+    let grown = ["b", "c", "d"].into_iter().fold(first.clone(), |ring, id| ring.with(&node(id), 0).unwrap());
+    let known = HashSet::from(["a"]);
+    assert_eq!(grown.appeared(&known, first.version), [""; 0]);
+    assert_eq!(grown.appeared(&known, first.version.plus(2)), ["b", "c"], "they were there then");
+    let mut together = grown.clone();
+    together.members.iter_mut().for_each(|member| member.since = grown.version);
+    assert_eq!(together.appeared(&known, first.version), ["c", "d"]);
+}
+
+#[test]
 fn a_node_has_vanished_unless_the_ring_says_that_it_has_left_since() {
     let whole = RingDocument::fixed(["a:1", "b:1", "c:1"]);
     let all = ["a:1", "b:1", "c:1"];

@@ -95,9 +95,9 @@ impl KnownRing {
         self.leased.store(self.version().0, Ordering::Release);
     }
 
-    /// Ring version since which a node that is asked by a ring owns a key. While a node holds no lease, writes
-    /// by a ring under which it owns the key no more are not told to it, at once or later: whoever still goes
-    /// by an older ring than it came back under is shown nothing that it had before.
+    /// Ring version since which a node that is asked by a ring owns a key. While a node holds no lease,
+    /// writes by a ring under which it owns the key no more are not told to it, at once or later: whoever
+    /// still goes by an older ring than it came back under is shown nothing that it had before.
     pub(crate) fn good_since(&self, asked_by: RingVersion, owned_since: RingVersion) -> RingVersion {
         let leased = RingVersion(self.leased.load(Ordering::Acquire));
         if asked_by < leased && asked_by != RingVersion::NONE { owned_since.max(leased) } else { owned_since }
