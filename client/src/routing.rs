@@ -267,7 +267,7 @@ impl CurrentRouting {
 
     /// A ring was looked at, and the client goes by it or doubts it.
     pub(crate) fn consider(&self, version: RingVersion) {
-        self.considered.send_if_modified(|last| std::mem::replace(last, version) != version);
+        self.considered.send_replace(version);
     }
 
     /// Waits until a ring has been looked at.

@@ -17,7 +17,7 @@ use futures_util::future::join_all;
 use parking_lot::Mutex;
 use peanut_client::{Detailed, Error, Group};
 use peanut_edge::budget::{Account, Budget, Held};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use crate::groups::Groups;
 
@@ -49,7 +49,11 @@ pub(crate) enum Shortage {
 
 /// Waits for room for so many bytes, as long as that is waited for.
 pub(crate) async fn room(budget: &Arc<Budget>, bytes: usize) -> Option<Held> {
-    timeout(ROOM_WITHIN, budget.take(bytes)).await.ok()
+    room_until(Instant::now() + ROOM_WITHIN, budget, bytes).await
+}
+
+async fn room_until(until: Instant, budget: &Arc<Budget>, bytes: usize) -> Option<Held> {
+    timeout_at(until, budget.take(bytes)).await.ok()
 }
 
 /// One value, and the room that it takes. A value for which there turns out to be no room is let go, and
@@ -64,9 +68,9 @@ pub(crate) async fn get_detailed(
     account: &Account,
 ) -> Result<(Result<Detailed, Error>, Held), Shortage> {
     let values = &account.values;
-    let mut expected = USUAL_BYTES;
+    let (until, mut expected) = (Instant::now() + ROOM_WITHIN, USUAL_BYTES);
     for _ in 0..ATTEMPTS {
-        let mut held = room(values, expected).await.ok_or(Shortage::NoRoom)?;
+        let mut held = room_until(until, values, expected).await.ok_or(Shortage::NoRoom)?;
         let got = group.get_detailed(key).await;
         groups.heed(group, [&got]);
         let bytes = got.as_ref().ok().and_then(|got| got.value.as_ref()).map_or(0, Bytes::len);
@@ -130,7 +134,8 @@ impl Fetch {
             None if *may_wait => room(values, USUAL_BYTES).await.map(|held| (1, held)),
             held => held,
         };
-        *may_wait &= held.is_none();
+        // It holds some now, or has waited for as long as that is waited for.
+        *may_wait = false;
         held
     }
 
@@ -183,7 +188,7 @@ impl Fetch {
         while got.len() < keys.len() {
             let rest = &keys[got.len()..];
             let Some((count, _room)) = self.room_for(rest.len().min(self.portion())).await else {
-                self.found_no_room.store(true, Ordering::Relaxed);
+                self.note_no_room();
                 break;
             };
             let details = join_all(rest[..count].iter().map(|key| group.get_detailed(key))).await;
@@ -227,6 +232,8 @@ fn next_portion(keys: usize, bytes: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use peanut_edge::budget::Budgets;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -236,6 +243,17 @@ mod tests {
         assert!(room(&budget, 60).await.is_none());
         let (more, ()) = tokio::join!(room(&budget, 60), async { drop(held) });
         assert_eq!(more.unwrap().bytes(), 60);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_fetch_of_many_groups_waits_for_room_once() {
+        let account = Budgets::new().account(&Arc::from(""));
+        let _others = account.values.try_take(account.values.most()).unwrap();
+        let (fetch, begun) = (Fetch::new(FIRST_PORTION, usize::MAX, account, true), Instant::now());
+        for _group in 0..3 {
+            assert!(fetch.room_for(1).await.is_none());
+        }
+        assert!(begun.elapsed() < ROOM_WITHIN * 2, "{:?}", begun.elapsed());
     }
 
     #[test]
