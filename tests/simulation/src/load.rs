@@ -10,7 +10,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use futures_util::future::join_all;
 use parking_lot::Mutex;
-use peanut_client::{Client, Detailed, Error, Source};
+use peanut_client::{Client, Error};
 use tokio::sync::MutexGuard;
 use tokio::time::{sleep, timeout};
 
@@ -35,11 +35,9 @@ pub(super) struct Load {
     loads: AtomicU64,
     /// What is wrong with the origin, by number of faults.
     origin: Mutex<OriginTrouble>,
-    ops: Mutex<Vec<(usize, Op)>>,
-    /// Reads that were answered by a near copy.
-    near: Mutex<Vec<(usize, Op)>>,
+    ops: Mutex<Vec<Done>>,
     /// Reads of applications whose near copies may be outdated.
-    outdated: Mutex<Vec<(usize, Op)>>,
+    outdated: Mutex<Vec<Done>>,
     /// How much longer each application pauses between reads and between writes.
     paces: [(u64, u64); CLIENTS],
     /// By how much near copies of each application may be outdated.
@@ -51,6 +49,16 @@ pub(super) struct Load {
     ticks: AtomicU64,
     /// Applications do nothing more.
     pub(super) stop: AtomicBool,
+}
+
+/// An operation of a client.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Done {
+    /// The number of the client.
+    pub(super) by: usize,
+    pub(super) op: Op,
+    /// It is a read that another node answered in the owner's place.
+    pub(super) is_failover: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -74,7 +82,6 @@ impl Load {
             loads: AtomicU64::new(0),
             origin: Mutex::default(),
             ops: Mutex::default(),
-            near: Mutex::default(),
             outdated: Mutex::default(),
             paces,
             staleness,
@@ -94,31 +101,24 @@ impl Load {
         self.loads.load(Ordering::Relaxed)
     }
 
-    /// What clients, by number, did and saw.
-    pub(super) fn ops(&self) -> Vec<(usize, Op)> {
+    /// What clients did and saw.
+    pub(super) fn ops(&self) -> Vec<Done> {
         self.ops.lock().clone()
-    }
-
-    /// Those of near copies, and all writes.
-    pub(super) fn near_ops(&self) -> Vec<(usize, Op)> {
-        let is_write = |op: &Op| matches!(op.kind, Kind::Written(_) | Kind::WriteFailed(_));
-        let writes = self.ops.lock().iter().filter(|(_, op)| is_write(op)).copied().collect::<Vec<_>>();
-        self.near.lock().iter().copied().chain(writes).collect()
     }
 
     /// For each application whose near copies may be outdated its reads, which show its own writes all the
     /// same, and all writes, of which those of others count as not acknowledged.
-    pub(super) fn own_ops(&self) -> Vec<Vec<(usize, Op)>> {
+    pub(super) fn own_ops(&self) -> Vec<Vec<Done>> {
         let (ops, outdated) = (self.ops(), self.outdated.lock().clone());
         let of_client = |reader: usize| {
-            let reads = outdated.iter().filter(|(by, _)| *by == reader).copied();
-            let writes = ops.iter().filter_map(|(by, op)| {
-                let kind = match op.kind {
-                    Kind::Written(version) if *by != reader => Kind::WriteFailed(version),
-                    Kind::Written(_) | Kind::WriteFailed(_) => op.kind,
+            let reads = outdated.iter().filter(|read| read.by == reader).copied();
+            let writes = ops.iter().filter_map(|write| {
+                let kind = match write.op.kind {
+                    Kind::Written(version) if write.by != reader => Kind::WriteFailed(version),
+                    Kind::Written(_) | Kind::WriteFailed(_) => write.op.kind,
                     Kind::Read(_) | Kind::ReadAbsent | Kind::ReadFailed => return None,
                 };
-                Some((*by, Op { kind, ..*op }))
+                Some(Done { op: Op { kind, ..write.op }, ..*write })
             });
             reads.chain(writes).collect()
         };
@@ -152,15 +152,15 @@ impl Load {
         *count = count.saturating_add_signed(by);
     }
 
-    fn add(&self, client: usize, key: u32, kind: Kind, begun: Duration) {
-        tracing::trace!(key, ?kind, ?begun, "operation");
+    fn add(&self, by: usize, key: u32, kind: Kind, begun: Duration, is_failover: bool) {
+        tracing::trace!(key, ?kind, ?begun, is_failover, "operation");
         let mut op = Op { key, kind, begun, ended: self.time() };
-        if let (Kind::Read(_) | Kind::ReadAbsent, Some(staleness)) = (kind, self.staleness[client]) {
-            self.outdated.lock().push((client, op));
+        if let (Kind::Read(_) | Kind::ReadAbsent, Some(staleness)) = (kind, self.staleness[by]) {
+            self.outdated.lock().push(Done { by, op, is_failover });
             // It may show what was there a while ago, by a clock that may be slow.
             op.begun = begun.saturating_sub(staleness * 11 / 10);
         }
-        self.ops.lock().push((client, op));
+        self.ops.lock().push(Done { by, op, is_failover });
     }
 
     fn raise(&self, key: u32) -> u64 {
@@ -197,28 +197,21 @@ impl Load {
     /// Reads a key; gives whether it was read.
     pub(super) async fn read_one(&self, by: usize, client: &Client, group: usize, key: u32) -> bool {
         let (begun, handle, name) = (self.time(), client.group(GROUPS[group]), key.to_string());
+        let before = client.stats().failovers;
         let read = if GROUPS[group] == "app" {
             handle.get_or_load(name, || self.load(group, key)).await
         } else if key.is_multiple_of(2) {
             handle.get(name).await
         } else {
-            let detailed = handle.get_detailed(name).await;
-            if let Ok(Detailed { value, source: Source::Near, .. }) = &detailed
-                && self.staleness[by].is_none()
-            {
-                let kind = kind_of(GROUPS[group] != "plain", Ok(value.clone()));
-                let op = Op { key: number(group, key), kind, begun, ended: self.time() };
-                self.near.lock().push((by, op));
-            }
-            detailed.map(|detailed| detailed.value)
+            handle.get_detailed(name).await.map(|detailed| detailed.value)
         };
-        let is_read = read.is_ok();
-        self.add(by, number(group, key), kind_of(GROUPS[group] != "plain", read), begun);
+        let (is_read, is_failover) = (read.is_ok(), client.stats().failovers > before);
+        self.add(by, number(group, key), kind_of(GROUPS[group] != "plain", read), begun, is_failover);
         is_read
     }
 
     async fn read_many(&self, by: usize, client: &Client, group: usize) {
-        let begun = self.time();
+        let (begun, before) = (self.time(), client.stats().failovers);
         let (handle, keys) = (client.group(GROUPS[group]), (0..KEYS).map(|key| key.to_string()));
         let load = |missing: Vec<bytes::Bytes>| async move {
             let keys = missing.iter().filter_map(|key| std::str::from_utf8(key).ok()?.parse().ok());
@@ -231,8 +224,9 @@ impl Load {
         } else {
             handle.get_many(keys).await
         };
+        let is_failover = client.stats().failovers > before;
         for (key, read) in read.into_iter().enumerate() {
-            self.add(by, number(group, key as u32), kind_of(group < 2, read), begun);
+            self.add(by, number(group, key as u32), kind_of(group < 2, read), begun, is_failover);
         }
     }
 
@@ -363,7 +357,7 @@ impl Ending<'_> {
 
 impl Drop for Ending<'_> {
     fn drop(&mut self) {
-        self.load.add(self.by, self.key, self.kind, self.begun);
+        self.load.add(self.by, self.key, self.kind, self.begun, false);
     }
 }
 
