@@ -4,7 +4,7 @@
 //! or by several that begin their writes before. One in seven versions says that there is no such key.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -47,6 +47,8 @@ pub(super) struct Load {
     only: Option<(usize, u32)>,
     /// How often the time was asked for.
     ticks: AtomicU64,
+    /// While it is above zero, nobody writes.
+    quiet: AtomicI32,
     /// Applications do nothing more.
     pub(super) stop: AtomicBool,
 }
@@ -87,6 +89,7 @@ impl Load {
             staleness,
             only,
             ticks: AtomicU64::new(0),
+            quiet: AtomicI32::new(0),
             stop: AtomicBool::new(false),
         })
     }
@@ -150,6 +153,11 @@ impl Load {
         let mut origin = self.origin.lock();
         let count = if is_slow { &mut origin.is_slow } else { &mut origin.fails };
         *count = count.saturating_add_signed(by);
+    }
+
+    /// Applications write nothing, or do again.
+    pub(super) fn quiet(&self, by: i32) {
+        self.quiet.fetch_add(by, Ordering::Relaxed);
     }
 
     fn add(&self, by: usize, key: u32, kind: Kind, begun: Duration, is_failover: bool) {
@@ -232,7 +240,13 @@ impl Load {
 
     /// Writes until told to stop.
     pub(super) async fn write(self: Arc<Self>, number: usize, client: Client, mut random: Rng) {
+        let mut was_quiet = false;
         while !self.stop.load(Ordering::Relaxed) {
+            if self.quiet.load(Ordering::Relaxed) > 0 {
+                was_quiet = true;
+                sleep(Duration::from_millis(10)).await;
+                continue;
+            }
             let group = random.usize(..GROUPS.len());
             if random.u8(..20) == 0 {
                 self.clear(number, &client, group).await;
@@ -242,9 +256,11 @@ impl Load {
                 self.begin_and_write(number, &client, group, &mut random).await;
             } else {
                 let key = random.u32(..KEYS);
-                let (group, key) = self.only.filter(|_| random.u8(..3) == 0).unwrap_or((group, key));
+                let (group, key) =
+                    self.only.filter(|_| was_quiet || random.u8(..3) == 0).unwrap_or((group, key));
                 self.write_one(number, &client, group, key, &mut random).await;
             }
+            was_quiet = false;
             sleep(Duration::from_millis(random.u64(5..150) * self.paces[number].1)).await;
         }
     }

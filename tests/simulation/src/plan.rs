@@ -127,6 +127,8 @@ pub enum Fault {
         /// Whether it is late.
         is_slow: bool,
     },
+    /// No application writes.
+    Quiet,
     /// The wall clock of a node or a client jumps, and jumps back at the end.
     Clock {
         /// Whose.
@@ -383,7 +385,10 @@ pub(super) fn faults(random: &mut Rng, theme: Theme, count: usize) -> Vec<Planne
     let first_owner = |group, key| owner(FIRST_NODES, group, key);
     match theme {
         Theme::Stutter => planned.extend(stutter(random, trouble)),
-        Theme::Late { group, key } => planned.extend(late(random, trouble, first_owner(group, key))),
+        Theme::Late { group, key } => {
+            let lasts = GROUPS[group] != "short";
+            planned.extend(late(random, theme, first_owner(group, key), lasts));
+        }
         Theme::Lost { group, key } => planned.extend(lost(random, trouble, first_owner(group, key))),
         Theme::Near { group, key } => planned.extend(near(random, trouble, first_owner(group, key))),
         Theme::Everything | Theme::Rings => {}

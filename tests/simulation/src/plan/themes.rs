@@ -4,8 +4,11 @@ use std::ops::Range;
 use std::time::Duration;
 
 use fastrand::Rng;
+use peanut_proto::intervals::Windows;
 
-use super::{CLIENTS, Directory, End, FIRST_NODES, Fault, NODES, Planned, THEIR_MEMBER, mended, stand_still};
+use super::{
+    CLIENTS, Directory, End, FIRST_NODES, Fault, NODES, Planned, THEIR_MEMBER, Theme, mended, stand_still,
+};
 use crate::network::Mended;
 use crate::registry::StoreFault;
 
@@ -130,6 +133,7 @@ enum Lateness {
     /// The reader sleeps.
     Asleep,
     /// The reader sleeps, and what moves the key is that its owner is taken out of the ring, and runs on.
+    /// Nobody writes the key for as long as that owner is told of writes.
     AsleepWhileDrained,
     /// Watches of the reader and of nodes lag.
     Lag,
@@ -139,23 +143,38 @@ enum Lateness {
     MachineOfOwner,
     /// The member of the registry by which they watch has lost its peers.
     Alone,
+    /// Nobody hears of it late. It moves to the node that visits, which alone is told of writes.
+    Nobody,
+}
+
+impl Lateness {
+    /// One of them. `lasts`: values of the key are there for longer than a reader sleeps or a node visits.
+    fn any(random: &mut Rng, lasts: bool) -> Self {
+        match random.u8(..10) {
+            1..4 if lasts => Lateness::AsleepWhileDrained,
+            0..4 => Lateness::Asleep,
+            4 | 5 => Lateness::Lag,
+            6 => Lateness::Machine,
+            7 => Lateness::MachineOfOwner,
+            8 if lasts => Lateness::Nobody,
+            _ => Lateness::Alone,
+        }
+    }
 }
 
 /// A node visits again and again, or the owner of a key is taken out of the ring and joins again, of which
 /// some hear late, while other clients write; or the owner and a reader sleep, and hear of the writes late.
-pub(super) fn late(random: &mut Rng, trouble: Duration, owner: usize) -> Vec<Planned> {
-    let lateness = match random.u8(..8) {
-        0 => Lateness::Asleep,
-        1 | 2 => Lateness::AsleepWhileDrained,
-        3 | 4 => Lateness::Lag,
-        5 => Lateness::Machine,
-        6 => Lateness::MachineOfOwner,
-        _ => Lateness::Alone,
-    };
+pub(super) fn late(random: &mut Rng, theme: Theme, owner: usize, lasts: bool) -> Vec<Planned> {
+    let lateness = Lateness::any(random, lasts);
+    let windows = theme.windows();
     let (mut planned, mut at, mut came) = (Vec::new(), ms(random, 100..1500), None);
-    while at < trouble {
+    while at < theme.trouble() {
         let (fault, long) = match lateness {
-            Lateness::Asleep | Lateness::AsleepWhileDrained => asleep(random, at, &mut planned),
+            Lateness::Asleep => asleep(random, at, 1200..4000, &mut planned),
+            Lateness::AsleepWhileDrained => {
+                at += windows.recent_writes;
+                asleep(random, at, 2000..4000, &mut planned)
+            }
             Lateness::Lag => {
                 let who = ((1 << FIRST_NODES) - 1) | (1 << NODES);
                 (Fault::WatchLag { who, by: ms(random, 900..1240) }, ms(random, 500..1400))
@@ -167,14 +186,21 @@ pub(super) fn late(random: &mut Rng, trouble: Duration, owner: usize) -> Vec<Pla
             // For longer than a lease, and until writers have been told that theirs are done.
             Lateness::MachineOfOwner => machine(random, at, owner, (1200..2000, 900..1240), &mut planned),
             Lateness::Alone => alone(random, at, &mut planned),
+            Lateness::Nobody => {
+                let quiet = windows.recent_writes + windows.previous_owners;
+                (Fault::Quiet, quiet + ms(random, 500..900))
+            }
         };
         planned.push(Planned { fault, from: at, until: at + long });
         let moved = at + ms(random, 20..200);
         came = match came {
             None if lateness == Lateness::MachineOfOwner => None,
             None if lateness == Lateness::AsleepWhileDrained => {
-                let until = at + long + ms(random, 100..600);
-                planned.push(Planned { fault: Fault::Drain(owner), from: moved, until });
+                drain(random, windows, owner, (moved, at + long), &mut planned);
+                None
+            }
+            None if lateness == Lateness::Nobody => {
+                at = visit(random, windows, (at, at + long), &mut planned) - long;
                 None
             }
             None => Some(moved),
@@ -186,6 +212,39 @@ pub(super) fn late(random: &mut Rng, trouble: Duration, owner: usize) -> Vec<Pla
         at += long + ms(random, 300..2000);
     }
     planned
+}
+
+/// The owner of the key is taken out of the ring, and starts again after the reader has woken. Nobody writes
+/// for as long as it is told of writes.
+fn drain(
+    random: &mut Rng,
+    windows: Windows,
+    owner: usize,
+    (moved, woken): (Duration, Duration),
+    planned: &mut Vec<Planned>,
+) {
+    let until = woken + ms(random, 100..600);
+    planned.push(Planned { fault: Fault::Drain(owner), from: moved, until });
+    let from = moved.saturating_sub(windows.recent_writes);
+    let until = moved + windows.previous_owners + ms(random, 50..300);
+    planned.push(Planned { fault: Fault::Quiet, from, until });
+}
+
+/// A node visits while nobody writes, and goes while nobody writes again: what is written in between is told
+/// to none but that node. When all have heard that it has gone.
+fn visit(
+    random: &mut Rng,
+    windows: Windows,
+    (quiet, written): (Duration, Duration),
+    planned: &mut Vec<Planned>,
+) -> Duration {
+    let from = quiet + windows.recent_writes + ms(random, 100..200);
+    let quiet = written + ms(random, 300..900);
+    let until = quiet + windows.recent_writes + ms(random, 100..200);
+    planned.push(Planned { fault: Fault::Visit, from, until });
+    let heard = until + ms(random, 200..600);
+    planned.push(Planned { fault: Fault::Quiet, from: quiet, until: heard });
+    heard
 }
 
 /// The node that visits goes again, or is taken out of the ring and goes on to answer those who have not
@@ -235,8 +294,8 @@ fn alone(random: &mut Rng, at: Duration, planned: &mut Vec<Planned>) -> (Fault, 
 
 /// A reader that sleeps. What the registry has to tell it may come late, so that it asks as if nothing had
 /// changed when it wakes.
-fn asleep(random: &mut Rng, at: Duration, planned: &mut Vec<Planned>) -> (Fault, Duration) {
-    let long = ms(random, 1200..4000);
+fn asleep(random: &mut Rng, at: Duration, long: Range<u64>, planned: &mut Vec<Planned>) -> (Fault, Duration) {
+    let long = ms(random, long);
     if random.bool() {
         let lag = Fault::WatchLag { who: 1 << NODES, by: ms(random, 300..600) };
         planned.push(Planned { fault: lag, from: at, until: at + long + ms(random, 600..1200) });

@@ -63,6 +63,7 @@ impl Fleet {
             Fault::Emptied => self.store.fault(StoreFault::Down, true),
             Fault::Clock { whose, by_ms } => self.set_clock(whose, by_ms),
             Fault::Origin { is_slow } => self.load.trouble_origin(is_slow, 1),
+            Fault::Quiet => self.load.quiet(1),
             Fault::Disk { node, stalls } => {
                 let disk = if stalls { Disk::Stalled } else { Disk::Full };
                 self.world.set_disk(self.nodes[node].host, disk);
@@ -124,6 +125,7 @@ impl Fleet {
             }
             Fault::Clock { whose, by_ms } => self.set_clock(whose, -by_ms),
             Fault::Origin { is_slow } => self.load.trouble_origin(is_slow, -1),
+            Fault::Quiet => self.load.quiet(-1),
             Fault::Disk { node, .. } => self.world.set_disk(self.nodes[node].host, Disk::Good),
         }
         None
