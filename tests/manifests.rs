@@ -191,11 +191,17 @@ fn ports_volumes_and_labels_fit() {
     for budget in of_kind(&base, &["PodDisruptionBudget"]) {
         assert!(labels.contains(&&budget["spec"]["selector"]["matchLabels"]), "{budget:#}");
     }
-    let monitor =
-        &objects(&std::fs::read_to_string(deployed("components/monitoring/service-monitor.yaml")).unwrap())
-            [0];
-    assert!(names(monitor, &["spec", "endpoints", "*", "port"]).is_subset(&ports));
-    assert!(labels.contains(&&monitor["spec"]["selector"]["matchLabels"]));
+    let monitors = monitors();
+    assert_eq!(monitors.len(), 2, "of nodes and of proxies");
+    for monitor in &monitors {
+        assert!(names(monitor, &["spec", "endpoints", "*", "port"]).is_subset(&ports));
+        assert!(labels.contains(&&monitor["spec"]["selector"]["matchLabels"]));
+    }
+}
+
+/// What has the Prometheus operator scrape nodes and proxies.
+fn monitors() -> Vec<Value> {
+    objects(&std::fs::read_to_string(deployed("components/monitoring/service-monitor.yaml")).unwrap())
 }
 
 /// What the comment of the base asks for: secrets, and a certificate with these names.
@@ -229,9 +235,12 @@ fn the_secrets_and_the_names_of_the_certificate_are_asked_for() {
         let host = service["metadata"]["name"].as_str().unwrap();
         assert!(certificate.names_host(host), "{host} is none of {:?}", certificate.names);
     }
-    let monitor = std::fs::read_to_string(deployed("components/monitoring/service-monitor.yaml")).unwrap();
-    for host in names(&objects(&monitor)[0], &["spec", "endpoints", "*", "tlsConfig", "serverName"]) {
-        assert!(certificate.names_host(&host), "{host} is none of {:?}", certificate.names);
+    for monitor in monitors() {
+        for host in names(&monitor, &["spec", "endpoints", "*", "tlsConfig", "serverName"]) {
+            assert!(certificate.names_host(&host), "{host} is none of {:?}", certificate.names);
+        }
+        let asked = names(&monitor, &["spec", "endpoints", "*", "authorization", "credentials", "name"]);
+        assert!(asked.is_subset(&secrets), "{asked:?}");
     }
 }
 
@@ -288,4 +297,46 @@ fn a_node_takes_the_configuration() {
     }
     let output = server.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The fleet of `deploy/compose`: its files are there, and the programs know what they are told.
+#[test]
+fn the_compose_file_starts_what_there_is() {
+    let compose = deployed("../compose");
+    let read = |file: &str| std::fs::read_to_string(compose.join(file)).unwrap();
+    let file: Value = serde_saphyr::from_str(&read("compose.yaml")).unwrap();
+    let services = file["services"].as_object().unwrap();
+    for (name, service) in services {
+        for volume in all(service, &["volumes", "*"]) {
+            let from = volume.as_str().unwrap().split(':').next().unwrap();
+            let is_there = file["volumes"].get(from).is_some() || compose.join(from).exists();
+            assert!(is_there, "{name}: there is no {from}");
+        }
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let config = read("peanut.toml").replace("/var/lib/peanut", directory.path().to_str().unwrap());
+    std::fs::write(directory.path().join("peanut.toml"), config).unwrap();
+    let nodes: Vec<_> = services.iter().filter(|(name, _)| name.starts_with("node-")).collect();
+    assert_eq!(nodes.len(), 3);
+    for (name, node) in nodes {
+        let mut server = Command::new(SERVER);
+        server.arg("--config").arg(directory.path().join("peanut.toml")).arg("--check-config");
+        let variables = node["environment"].as_object().unwrap();
+        server.envs(variables.iter().map(|(name, value)| (name, value.as_str().unwrap())));
+        let output = server.output().unwrap();
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    let help = Command::new(PEANUT).args(["proxy", "--help"]).output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    for told in names(&services["proxy"], &["command", "*"]).iter().filter(|told| told.starts_with("--")) {
+        let flag = told.split('=').next().unwrap();
+        assert!(help.contains(&format!("{flag} ")) || help.contains(&format!("{flag}\n")), "{flag}");
+    }
+    for (from, to) in [("prometheus.yml", "prometheus.yml"), ("../prometheus/alerts.yaml", "alerts.yaml")] {
+        std::fs::write(directory.path().join(to), read(from)).unwrap();
+    }
+    let check = ["check", "config", "prometheus.yml"];
+    let checked = Command::new("promtool").args(check).current_dir(directory.path()).output();
+    let checked = checked.expect("promtool is installed by `cargo xtask test`");
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
 }

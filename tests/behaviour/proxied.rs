@@ -19,6 +19,9 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tonic::transport::Channel;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
 use crate::admin::{documented, said_by};
 use crate::walk::{Walk, lines_on_page};
@@ -165,9 +168,34 @@ async fn a_python_program_reads_a_database_through_the_cache() {
     assert_eq!(walk.log().lines().last(), Some("4.20 True None"), "{}", walk.log());
 }
 
+/// The program for Node on docs/proxy.md, with ioredis as npm ships it, where npm can fetch it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_node_program_on_the_page_runs() {
+    let origin = Origin::start(Duration::ZERO).await;
+    let proxied = Proxied::start(&group_from("prices", origin.url(), ""), &[]).await;
+    let install = ["install", "--silent", "--no-audit", "--fetch-retries=0", "--fetch-timeout=20000"];
+    let directory = proxied.directory.path();
+    let installed = Command::new("npm").args(install).arg("ioredis@5").current_dir(directory).status();
+    if !installed.is_ok_and(|status| status.success()) {
+        println!("the program for Node was not tried: npm cannot install ioredis");
+        return;
+    }
+    let page =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/proxy.md")).unwrap();
+    let program = page.split("```js\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let program = program.replace("6380", proxied.redis_port());
+    std::fs::write(directory.join("shop.mjs"), format!("const html = '<h1>Home</h1>';\n{program}")).unwrap();
+    let run = Command::new("node").arg("shop.mjs").current_dir(directory).output().unwrap();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    assert_eq!(String::from_utf8_lossy(&run.stdout), "value of tea\n");
+    assert_eq!(proxied.redis_cli(&["GET", "pages:home"]), "<h1>Home</h1>\n");
+    assert_eq!(proxied.redis_cli(&["GET", "prices:tea"]), "value of tea\n");
+    assert_eq!(origin.asked_for("tea"), 2, "it was deleted");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn http_and_grpc_serve_the_same_keys() {
-    let proxied = Proxied::start("", &[]).await;
+    let mut proxied = Proxied::start("", &[]).await;
     assert_eq!(proxied.ask(reqwest::Method::GET, "/v1/scores/Tom", "").await, (200, "630".to_owned()));
     assert_eq!(proxied.ask(reqwest::Method::PUT, "/v1/pages/a%2Fb?ttl=50", "hello").await.0, 204);
     let channel = Channel::from_shared(format!("http://{}", proxied.grpc)).unwrap().connect().await.unwrap();
@@ -195,13 +223,35 @@ async fn http_and_grpc_serve_the_same_keys() {
     let ask = |key: &str| peanutcachepb::GetRequest { group: "scores".into(), key: key.into() };
     assert_eq!(original.get(ask("Tom")).await.unwrap().into_inner().value, "630");
     assert_eq!(original.get(ask("Nobody")).await.unwrap_err().code(), tonic::Code::NotFound);
-    let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
-    let checked =
-        health.check(tonic_health::pb::HealthCheckRequest { service: "peanut.v1.Peanut".into() }).await;
-    assert_eq!(
-        checked.unwrap().into_inner().status(),
-        tonic_health::pb::health_check_response::ServingStatus::Serving
-    );
+    let all = DeleteRequest { group: "pages".into(), all: true, ..DeleteRequest::default() };
+    peanut.delete(all).await.unwrap();
+    assert_eq!(peanut.get(get("a/b")).await.unwrap().into_inner().outcome(), Outcome::NotFound);
+    proxied.proxy.wait_for_line("action=\"clear\" group=\"pages\"").await;
+    let health = HealthClient::new(channel);
+    let serves = async |service: &str| {
+        let checked = health.clone().check(HealthCheckRequest { service: service.to_owned() }).await;
+        checked.unwrap().into_inner().status() == ServingStatus::Serving
+    };
+    for service in ["", "peanut.v1.Peanut", "peanutcachepb.PeanutCache"] {
+        assert!(serves(service).await, "`{service}`");
+    }
+    // As the compose file has it.
+    let is_healthy = |grpc: &str| {
+        let mut health = Command::new(PEANUT);
+        health.args(["--nodes", grpc, "health"]).env("PEANUT_ETCD_ENDPOINTS", "http://127.0.0.1:1");
+        health.status().unwrap().success()
+    };
+    assert!(is_healthy(&proxied.grpc));
+    proxied.node.process().kill();
+    eventually("the proxy to say that it reaches no node", async || {
+        // It is noticed when a node is asked.
+        proxied.ask(reqwest::Method::GET, "/v1/scores/Tom", "").await;
+        let (status, _) = proxied.ask(reqwest::Method::GET, "/readyz", "").await;
+        (status == 503 && !serves("").await && !serves("peanut.v1.Peanut").await).then_some(())
+    })
+    .await;
+    assert_eq!(proxied.ask(reqwest::Method::GET, "/healthz", "").await.0, 200, "it runs");
+    assert!(!is_healthy(&proxied.grpc));
 }
 
 #[tokio::test(flavor = "multi_thread")]

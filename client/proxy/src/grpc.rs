@@ -190,6 +190,7 @@ impl Grpc {
         if request.all {
             let cleared = group.clear().await;
             self.core.groups.heed(&group, [&cleared]);
+            caller.acted(Action::Clear, group.name(), None, cleared.as_ref().err());
             cleared.map_err(failed)?;
         }
         Ok(Response::new(DeleteResponse::default()))

@@ -16,7 +16,11 @@ use peanut_page::Hosts;
 use peanut_proto::peanutcachepb::peanut_cache_server::PeanutCacheServer;
 use peanut_proto::tls::{Reloading, ServerTls};
 use peanut_proto::v1::peanut_server::PeanutServer;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
+use tonic::server::NamedService as _;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 
 use crate::core::Core;
 use crate::counters::Protocol;
@@ -28,6 +32,8 @@ use crate::{http, page, resp};
 
 /// What runs is let finish for so long when a proxy is told to stop.
 const DRAIN: Duration = Duration::from_secs(10);
+/// How often it is looked whether a node can be reached.
+const HEALTH: Duration = Duration::from_secs(1);
 
 /// Why a proxy cannot be as it was described.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -271,8 +277,8 @@ impl Proxy {
         let _cut = tasks.cut_on_drop();
         let grpc = Grpc::new(self.core.clone());
         let (health, health_service) = tonic_health::server::health_reporter();
-        health.set_serving::<PeanutServer<Grpc>>().await;
-        health.set_serving::<PeanutCacheServer<Grpc>>().await;
+        set_health(&health, self.core.groups.are_reachable()).await;
+        tasks.spawn(keep_health(self.core.clone(), health, stopping.clone()));
         let services =
             services(&grpc, health_service).expect("the descriptions of the services are part of the build");
         let router = http::router(self.core.clone());
@@ -312,6 +318,22 @@ impl Proxy {
             tracing::warn!("what still runs after {DRAIN:?} is cut off");
         }
     }
+}
+
+/// Has the gRPC ports say whether the proxy serves.
+async fn set_health(health: &HealthReporter, serves: bool) {
+    let status = if serves { ServingStatus::Serving } else { ServingStatus::NotServing };
+    for service in ["", PeanutServer::<Grpc>::NAME, PeanutCacheServer::<Grpc>::NAME] {
+        health.set_service_status(service, status).await;
+    }
+}
+
+/// A proxy serves while it can reach a node, until it is told to stop.
+async fn keep_health(core: Arc<Core>, health: HealthReporter, stop: CancellationToken) {
+    while stop.run_until_cancelled(sleep(HEALTH)).await.is_some() {
+        set_health(&health, core.groups.are_reachable()).await;
+    }
+    set_health(&health, false).await;
 }
 
 /// Changes a proxy while it runs.
