@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -195,33 +196,62 @@ async fn pump(
 /// Processes of this machine whose connections are told apart; by the tables of /proc, so that there are none
 /// where the system has no such. Clones are of the same list.
 #[derive(Clone, Debug, Default)]
-pub struct Processes(Arc<Mutex<Vec<u32>>>);
+pub struct Processes(Arc<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    processes: Mutex<Vec<u32>>,
+    /// Connections whose processes were asked for so far.
+    asked: AtomicU64,
+    sockets: tokio::sync::Mutex<Sockets>,
+}
+
+/// The system's table of connections, and how many of those that were asked for it has.
+#[derive(Debug, Default)]
+struct Sockets {
+    asked: u64,
+    table: Arc<str>,
+}
 
 impl Processes {
     /// Adds one, by its number.
     pub fn add(&self, process: u32) {
-        self.0.lock().push(process);
+        self.0.processes.lock().push(process);
     }
 
-    /// The process that opened the connection which comes from there. Reading /proc takes some milliseconds
-    /// where there are many processes and sockets, for which no task may wait.
+    /// The process that opened the connection which comes from there.
     async fn of(&self, from: SocketAddr) -> Option<u32> {
-        let processes = self.0.lock().clone();
+        let processes = self.0.processes.lock().clone();
         if processes.is_empty() {
             return None;
         }
-        tokio::task::spawn_blocking(move || opened(&processes, from)).await.ok().flatten()
+        let table = self.sockets().await;
+        tokio::task::spawn_blocking(move || opened(&processes, &table, from)).await.ok().flatten()
+    }
+
+    /// The table of connections, read after this call began. Reading it takes the system tens of
+    /// milliseconds, so that all who wait for it share one reading: where hundreds of connections are opened
+    /// anew at a time, each with a reading of its own, nothing else is done.
+    async fn sockets(&self) -> Arc<str> {
+        let asked = self.0.asked.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut sockets = self.0.sockets.lock().await;
+        if sockets.asked < asked {
+            let upto = self.0.asked.load(Ordering::Relaxed);
+            let read = || std::fs::read_to_string("/proc/net/tcp").unwrap_or_default();
+            let table = tokio::task::spawn_blocking(read).await.unwrap_or_default();
+            *sockets = Sockets { asked: upto, table: table.into() };
+        }
+        sockets.table.clone()
     }
 }
 
 /// Which of the processes opened the connection that comes from there.
-fn opened(processes: &[u32], from: SocketAddr) -> Option<u32> {
+fn opened(processes: &[u32], table: &str, from: SocketAddr) -> Option<u32> {
     // Addresses are in hexadecimal digits, the port last; the tenth field is the socket's inode.
-    let local = format!("{:08X}:{:04X}", u32::from(Ipv4Addr::LOCALHOST).swap_bytes(), from.port());
-    let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
-    let mut lines = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let line = lines.find(|fields| fields.get(1) == Some(&local.as_str()))?;
-    let socket = format!("socket:[{}]", line.get(9)?);
+    let local = format!(" {:08X}:{:04X} ", u32::from(Ipv4Addr::LOCALHOST).swap_bytes(), from.port());
+    let is_local = |line: &&str| line.split_whitespace().nth(1) == Some(local.trim());
+    let line = table.lines().filter(|line| line.contains(&local)).find(is_local)?;
+    let socket = format!("socket:[{}]", line.split_whitespace().nth(9)?);
     let has_it = |process: &u32| {
         let open = std::fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten().flatten();
         let mut open = open.filter_map(|entry| std::fs::read_link(entry.path()).ok());
