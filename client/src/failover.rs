@@ -201,6 +201,10 @@ fn choose(
         return Some(Err(Refusal::Elsewhere(Error::at(ErrorKind::Unavailable, node.id(), why))));
     };
     let failover = role == Role::Successor;
+    if failover {
+        // What it answers this client's own writes are to reach, also where the owner is not down.
+        route.owner.left(now);
+    }
     let is_new_owner = !failover
         && request.op.can_be_shared()
         && routing.previous_owner(request.hash, route.owned_since, client.config.hand_over, now).is_some();

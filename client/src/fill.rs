@@ -107,7 +107,8 @@ async fn peek(
     previous: PreviousOwner<'_>,
     ring_version: RingVersion,
 ) -> Option<Reply> {
-    if previous.node.is_down() {
+    // Without a lease it may not have been told of writes. Also one that is in the ring no more.
+    if previous.node.is_left() || !client.is_alive(previous.node.id()) {
         return None;
     }
     let peek =

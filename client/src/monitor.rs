@@ -157,6 +157,16 @@ impl Monitor {
         self.is_left() || self.left_at.lock().is_some_and(|at| now < at + time)
     }
 
+    /// Whether gets have gone to its successor since then.
+    pub(crate) fn left_since(&self, begun: Instant) -> bool {
+        self.left_at.lock().is_some_and(|at| at >= begun)
+    }
+
+    /// A get goes to its successor.
+    pub(crate) fn left(&self, now: Instant) {
+        *self.left_at.lock() = Some(now);
+    }
+
     /// Whether gets go to its successor: it is down, or holds no lease, so that writers do not wait for it.
     pub(crate) fn is_left(self: &Arc<Self>) -> bool {
         self.is_down() || self.is_unleased()

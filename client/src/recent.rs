@@ -13,8 +13,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::request::Request;
-use crate::routing::Routing;
-use peanut_proto::numbers::RingVersion;
+use crate::routing::{Handle, Routing, Written};
 
 /// Beyond so many the oldest are given up.
 const MOST: usize = 65_536;
@@ -62,8 +61,7 @@ pub(crate) struct Recent {
     pub(crate) group_name: Arc<str>,
     pub(crate) key: Box<[u8]>,
     pub(crate) hash: u64,
-    /// Version of the ring under which it was done.
-    ring_version: RingVersion,
+    written: Written,
 }
 
 impl RecentWrites {
@@ -74,33 +72,27 @@ impl RecentWrites {
     }
 
     /// Takes down a write that is done.
-    pub(crate) fn add(
-        &self,
-        request: &Request<'_>,
-        group_name: &Arc<str>,
-        ring_version: RingVersion,
-        now: Instant,
-    ) {
+    pub(crate) fn add(&self, request: &Request<'_>, group_name: &Arc<str>, written: Written, now: Instant) {
         let recent = Recent {
             ended: now,
             group: request.group,
             group_name: group_name.clone(),
             key: request.key.into(),
             hash: request.hash,
-            ring_version,
+            written,
         };
         let mut list = self.list.lock();
         list.prune(now);
         list.writes.push_back(recent);
     }
 
-    /// Those whose keys have had other owners since.
-    pub(crate) fn misplaced(&self, routing: &Routing, now: Instant) -> Vec<Recent> {
+    /// Those whose keys have had other owners since, or have other successors that are to be told.
+    pub(crate) fn misplaced<N: Handle>(&self, routing: &Routing<N>, now: Instant) -> Vec<Recent> {
         let mut misplaced = Vec::new();
         let mut list = self.list.lock();
         // Those that are old by now as well: this process may have stood still since they were done.
         list.writes.retain(|recent| {
-            let is_there = !routing.has_moved_since(recent.hash, recent.ring_version);
+            let is_there = !routing.has_misplaced(recent.hash, recent.written);
             if !is_there {
                 misplaced.push(recent.clone());
             }
@@ -123,6 +115,9 @@ impl RecentWrites {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use peanut_proto::numbers::RingVersion;
+
+    use crate::routing::tests::routing;
 
     fn recent(key: &str, ended: Instant) -> Recent {
         Recent {
@@ -131,7 +126,7 @@ mod tests {
             group_name: "g".into(),
             key: key.as_bytes().into(),
             hash: 1,
-            ring_version: RingVersion(1),
+            written: Written { under: RingVersion(1), successor: 0 },
         }
     }
 
@@ -153,5 +148,20 @@ mod tests {
         writes.tell(false, at(600));
         assert_eq!(left(at(604)), 2, "the ring that was missed is only just heard of");
         assert_eq!(left(at(606)), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_writer_that_stood_still_repeats_what_it_wrote_before() {
+        let (writes, begun) = (RecentWrites::new(Duration::from_secs(5)), Instant::now());
+        let before = routing(&["a"], None, begun);
+        let after = routing(&["a", "b"], Some(&before), begun);
+        let is_moved = |hash: &u64| after.has_moved_since(*hash, before.ring.version());
+        let moved = (0..u64::MAX).step_by(usize::MAX / 199).find(is_moved).expect("a half of all keys");
+        let written = Written { under: before.ring.version(), successor: 0 };
+        let recent = Recent { hash: moved, written, ..recent("a", begun) };
+        writes.list.lock().writes.push_back(recent);
+        let woken = begun + Duration::from_secs(60);
+        assert_eq!(writes.misplaced(&after, woken).len(), 1, "however long ago");
+        assert_eq!(writes.misplaced(&after, woken).len(), 0, "once");
     }
 }

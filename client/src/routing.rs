@@ -13,6 +13,7 @@ use peanut_proto::numbers::RingVersion;
 use peanut_proto::sabotage::{Mechanism, without};
 use tokio::sync::watch;
 use tokio::time::Instant;
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::config::Config;
 use crate::lane::Owner as _;
@@ -70,6 +71,21 @@ pub(crate) struct PreviousOwner<'a, N = Arc<Node>> {
     pub(crate) node: &'a N,
     /// Ring version since which it did, under that ring.
     pub(crate) owned_since: RingVersion,
+}
+
+/// Where a write was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Written {
+    /// Version of the ring.
+    pub(crate) under: RingVersion,
+    /// Fingerprint of the owner's successor, where that was to be told too; else 0. Plain numbers, as a write
+    /// holds them while it waits.
+    pub(crate) successor: u64,
+}
+
+/// Tells nodes apart by their ids; never 0.
+pub(crate) fn fingerprint<N: Handle>(node: &N) -> u64 {
+    xxh3_64(node.id().as_bytes()).max(1)
 }
 
 /// By how much the wall clocks of this machine and of nodes may differ.
@@ -176,6 +192,14 @@ impl<N: Handle> Routing<N> {
         nodes.sort_by(|a, b| (a.id(), a.addr()).cmp(&(b.id(), b.addr())));
         nodes.dedup_by(|a, b| (a.id(), a.addr()) == (b.id(), b.addr()));
         nodes
+    }
+
+    /// Whether a write has to be done again, since the key has had another owner since, or has another
+    /// successor than the one that was told, where one was to be.
+    pub(crate) fn has_misplaced(&self, hash: u64, written: Written) -> bool {
+        let successor = || self.route(hash).and_then(|route| route.successor).map_or(0, fingerprint);
+        let is_another = written.successor != 0 && written.successor != successor();
+        is_another || self.has_moved_since(hash, written.under)
     }
 
     /// Whether a key has had another owner since that version of the ring.

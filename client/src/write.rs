@@ -37,7 +37,7 @@ use crate::node::Node;
 use crate::plan::{Delivery, Duty, Part, Reach, Step, WritePlan};
 use crate::refusal::Refusal;
 use crate::request::{Op, Placement, Request};
-use crate::routing::Routing;
+use crate::routing::{Routing, Written, fingerprint};
 use crate::shared::Shared;
 
 /// Rings that one write may be done under.
@@ -130,17 +130,7 @@ async fn delete(
         // The previous owners first: what is handed over from them meanwhile, the owner then forgets or
         // refuses.
         if !previous_owners.is_empty() {
-            Box::pin(async {
-                let other = to_owner.without_token();
-                try_join_all(
-                    previous_owners
-                        .iter()
-                        .map(|node| other.deliver(Part::PreviousOwner, node, None, RingVersion::NONE)),
-                )
-                .await
-            })
-            .await
-            .map_err(Refusal::into_error)?;
+            Box::pin(to_owner.tell_previous(&previous_owners)).await.map_err(Refusal::into_error)?;
         }
         // In a box, as that is rare.
         let to_successor = successor.as_ref().filter(|(_, duty)| *duty != Duty::InItsPlace);
@@ -171,8 +161,19 @@ async fn delete(
             .await;
         }
         let reply = told.unwrap_or(Ok(())).and(reply).map_err(Refusal::into_error)?;
-        let by = (client, ring_version, &*owner);
-        if !has_moved_meanwhile(by, request, reply.as_ref(), heard.version(), group_name).await? {
+        let is_told = |duty| duty != Duty::InItsPlace || reply.is_none() || owner.left_since(begun);
+        let successor =
+            successor.filter(|(_, duty)| is_told(*duty)).map_or(0, |(node, _)| fingerprint(&node));
+        let (written, owner) = (Written { under: ring_version, successor }, &*owner);
+        if !has_moved_meanwhile(
+            (client, &written, owner),
+            request,
+            reply.as_ref(),
+            heard.version(),
+            group_name,
+        )
+        .await?
+        {
             return Ok(Deleted { routing, reply });
         }
     }
@@ -274,9 +275,9 @@ fn tell_of_bound(request: &Request<'_>, reply: &Reply) {
 }
 
 /// Takes down a write that is done, with the owner's reply, where that could be reached, and the latest ring
-/// that any node has named. Whether the key has had another owner since.
+/// that any node has named. Whether it has to be done again under a later ring.
 async fn has_moved_meanwhile(
-    (client, under, owner): (&Shared, RingVersion, &Node),
+    (client, written, owner): (&Shared, &Written, &Node),
     request: &Request<'_>,
     reply: Option<&Reply>,
     heard: RingVersion,
@@ -285,10 +286,10 @@ async fn has_moved_meanwhile(
     let sequence = reply.map_or(0, |reply| reply.sequence);
     client.sequences.learn(owner.id(), request.group, request.key, sequence);
     // Before the look at the ring, so that a change after it is noticed there.
-    client.recent.add(request, group_name, under, Instant::now());
+    client.recent.add(request, group_name, *written, Instant::now());
     wait_for_ring(client, heard, request).await?;
     // It may be back where it was: its owner in between can have filled itself with what was before.
-    Ok(client.routing.get().has_moved_since(request.hash, under))
+    Ok(client.routing.get().has_misplaced(request.hash, *written))
 }
 
 /// Waits for a ring that nodes know, and for one that this client may have missed.
@@ -362,7 +363,10 @@ impl OneNode<'_> {
         loop {
             match step {
                 Step::Attempt => match self.ask(node, owned_since).await {
-                    Ok(reply) => return Ok(Some(reply)),
+                    Ok(reply) => match successor.filter(|_| node.left_since(self.begun)) {
+                        Some(successor) => return Ok(Some(self.tell_too(successor, reply).await)),
+                        None => return Ok(Some(reply)),
+                    },
                     Err(refusal) => {
                         step = delivery.after(Err(refusal.failed()), reach(true));
                         last = refusal;
@@ -401,6 +405,14 @@ impl OneNode<'_> {
                 Step::Fail => return Err(last),
             }
         }
+    }
+
+    /// Has all previous owners forget.
+    async fn tell_previous(self, previous_owners: &[Arc<Node>]) -> Result<(), Refusal> {
+        let other = self.without_token();
+        let each = previous_owners.iter();
+        let told = each.map(|node| other.deliver(Part::PreviousOwner, node, None, RingVersion::NONE));
+        try_join_all(told).await.map(drop)
     }
 
     /// Asks a node once.

@@ -54,6 +54,9 @@ const _: () = assert!(millis(NEAR_LEASE_AT_NODE) * 10 >= millis(NEAR_LEASE) * 11
 /// A near copy is asked for anew after so long, so that nodes can forget who holds what, and see what is
 /// read.
 const NEAR_COPY: Duration = Duration::from_secs(10);
+/// As long by a clock that goes as much faster as clocks may.
+const NEAR_COPY_AT_NODE: Duration = Duration::from_secs(11);
+const _: () = assert!(millis(NEAR_COPY_AT_NODE) * 10 >= millis(NEAR_COPY) * 11);
 
 /// How long a client may read near copies of a lane after it has sent the last renewal that was answered: 500
 /// ms.
@@ -64,6 +67,11 @@ pub fn near_lease() -> Duration {
 /// How long a write waits for a lane that does not confirm, from its last renewal on: 550 ms.
 pub fn near_lease_at_node() -> Duration {
     of_run(if without(Mechanism::NearDrift) { NEAR_LEASE } else { NEAR_LEASE_AT_NODE })
+}
+
+/// For how long a node remembers who holds a near copy, beside the lane's lease: 11 s.
+pub fn near_copy_at_node() -> Duration {
+    of_run(if without(Mechanism::NearDrift) { NEAR_COPY } else { NEAR_COPY_AT_NODE })
 }
 
 /// After how long a near copy is asked for anew: 10 s.

@@ -39,6 +39,7 @@ use crate::loader::AnyLoader;
 use crate::metrics::GroupMetrics;
 use crate::near::{Copies, NearLeases};
 use crate::store::{Entry, Origin, Store, Suspended, Value};
+use crate::validity::Validity;
 use generations::Generations;
 use peanut_edge::Failure;
 pub(crate) use waiting::Waiting;
@@ -88,8 +89,8 @@ pub(crate) struct Get {
     pub(crate) on_miss: OnMiss,
     /// The ring version that the node knows: what is loaded from now on is written under it.
     pub(crate) stamp: RingVersion,
-    /// Ring version since which this node owns the key; at most `stamp`.
-    pub(crate) owned_since: RingVersion,
+    /// What an entry has to be for this caller, and a load in progress.
+    pub(crate) validity: Validity,
     /// Whether this node is asked as the owner or in its place.
     pub(crate) origin: Origin,
     /// A fill token that is given back; 0: none.
@@ -376,7 +377,7 @@ impl Cache {
             }
             Boarding::Lease { token, written_under } => {
                 // A write after this makes the token void.
-                let written = !get.may_hand_over || written_under >= get.owned_since;
+                let written = !get.may_hand_over || written_under >= get.validity.owned_since;
                 let written = written && !without(Mechanism::HandOverBound);
                 Ok(Begun::Answered(Answer { token, written, ..Answer::only(Outcome::Fill) }))
             }
@@ -399,7 +400,7 @@ impl Cache {
     }
 
     fn find_flight(&self, get: &Get, leader: Leader, stored: impl FnOnce() -> Option<Entry>) -> Boarding {
-        self.flights.board(&get.key, get.origin, (get.stamp, owned_since(get.owned_since)), leader, stored)
+        self.flights.board(&get.key, get.origin, (get.stamp, get.validity), leader, stored)
     }
 
     /// Loads an entry of that age, which is fresh still, in the background: unless that is being done, it
@@ -426,7 +427,8 @@ impl Cache {
 
     /// The entry of a key, which may be past its time to live.
     fn stored(&self, get: &Get, now: Instant) -> Option<Entry> {
-        self.store.get(&get.key, get.origin, owned_since(get.owned_since), now)
+        let entry = self.store.get(&get.key, get.origin, get.validity.stamp(), now);
+        entry.filter(|entry| get.validity.is_loaded(entry.loaded))
     }
 
     /// What there is where loading has failed.
@@ -486,11 +488,6 @@ impl Cache {
             None => tasks.spawn(task),
         };
     }
-}
-
-/// Ring version since which the node owns the key, for what is stored.
-fn owned_since(said: RingVersion) -> RingVersion {
-    if without(Mechanism::Stamps) { RingVersion::NONE } else { said }
 }
 
 #[cfg(test)]

@@ -40,6 +40,7 @@ use writes::Writes;
 
 use crate::budget::{Held, Reservation};
 use crate::store::{Entry, Origin, Value};
+use crate::validity::Validity;
 use peanut_edge::Failure;
 
 /// What a flight brought: an entry, or the failure that all who waited share.
@@ -64,6 +65,7 @@ struct Flight {
     id: FillToken,
     /// The ring version that the node knew when it started.
     stamp: RingVersion,
+    begun: Instant,
     /// Its leader takes too long: the next caller begins anew, and takes its place.
     is_late: bool,
     progress: watch::Receiver<Progress>,
@@ -197,12 +199,12 @@ impl Default for Flights {
 
 impl Flights {
     /// Finds the flight of a key, or makes the caller lead a new one.
-    /// `stored` looks into the store; a flight from before `owned_since` is as outdated as such an entry.
+    /// `stored` looks into the store; a flight that is not valid for the caller is as outdated as an entry.
     pub(crate) fn board(
         self: &Arc<Self>,
         key: &Bytes,
         origin: Origin,
-        (stamp, owned_since): (RingVersion, RingVersion),
+        (stamp, validity): (RingVersion, Validity),
         leader: Leader,
         stored: impl FnOnce() -> Option<Entry>,
     ) -> Boarding {
@@ -211,7 +213,8 @@ impl Flights {
             return Boarding::Stored(entry);
         }
         if let Some(flight) = state.table.get(&(origin, key.clone()))
-            && flight.stamp >= owned_since
+            && flight.stamp >= validity.stamp()
+            && validity.is_loaded(flight.begun)
             && !flight.is_late
         {
             return Boarding::Waiter(Ticket { progress: flight.progress.clone() });
@@ -399,7 +402,7 @@ impl State {
         // one's.
         let id = FillToken(fastrand::u64(1..));
         let (sender, progress) = watch::channel(Progress::UnderWay);
-        self.table.insert(key.clone(), Flight { id, stamp, is_late: false, progress });
+        self.table.insert(key.clone(), Flight { id, stamp, begun: Instant::now(), is_late: false, progress });
         (id, sender)
     }
 

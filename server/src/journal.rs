@@ -41,6 +41,8 @@ pub struct PersistenceStats {
 
 /// Bytes that wait for the disk, at most: a second and more of whatever a network brings.
 const MOST_BYTES: usize = 64 << 20;
+/// Keys that are told apart while older entries come back: some 20 MB.
+const MOST_KEYS: usize = 1 << 20;
 /// How long a load waits for its entry to come back from the disk instead, and for how long after the start
 /// any does: a big cache takes longer, and the origin is there.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -115,6 +117,18 @@ pub(crate) struct Written {
 }
 
 impl Written {
+    /// Adds a key, by hash. Where there are too many, as while nothing comes back for hours, all are
+    /// outdated.
+    fn add(&mut self, key: u64) {
+        if self.is_cleared && self.kept.is_none() {
+            return;
+        }
+        self.keys.insert(key);
+        if self.keys.len() > MOST_KEYS {
+            *self = Written { is_cleared: true, ..Written::default() };
+        }
+    }
+
     /// Whether an entry of a key, by hash, that was written under a generation is outdated.
     pub(crate) fn outdates(&self, key: u64, generation: Generation) -> bool {
         self.is_cleared && self.kept != Some(generation) || self.keys.contains(&key)
@@ -205,7 +219,7 @@ impl Journal {
     /// Notes that a key is about to be written, before the store knows.
     pub(crate) fn outdate(&self, key: &[u8]) {
         if let Some(written) = &mut *self.written.lock() {
-            written.keys.insert(key_hash(key));
+            written.add(key_hash(key));
         }
     }
 
@@ -239,11 +253,6 @@ impl Journal {
     /// The writer has done, or has given up, what was taken with this number.
     pub(crate) fn settle(&self, WriteNumber(number): WriteNumber) {
         self.settled.send_if_modified(|settled| std::mem::replace(settled, number.max(*settled)) < number);
-    }
-
-    /// Nothing is written any more.
-    pub(crate) fn end(&self) {
-        self.settle(WriteNumber(u64::MAX));
     }
 
     /// Takes in an entry that was loaded, and the hashes of the keys that have made room for it.
@@ -320,6 +329,20 @@ impl Journal {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_without_end_while_nothing_comes_back_outdate_all() {
+        let (mut written, generation) = (Written::default(), Generation(1));
+        (0..MOST_KEYS as u64).for_each(|key| written.add(key));
+        assert!(written.outdates(0, generation) && !written.outdates(u64::MAX, generation));
+        written.add(MOST_KEYS as u64);
+        assert!(written.outdates(u64::MAX, generation));
+        (0..100).for_each(|key| written.add(key));
+        assert!(written.keys.is_empty(), "they take no memory");
+        let mut kept = Written { is_cleared: true, kept: Some(generation), ..Written::default() };
+        kept.add(7);
+        assert!(kept.outdates(7, generation) && !kept.outdates(8, generation));
+    }
 
     #[test]
     fn keys_without_end_for_a_disk_that_stands_still_become_one_change() {

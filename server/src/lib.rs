@@ -47,6 +47,7 @@ pub mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod threads;
+mod validity;
 mod wake;
 
 use peanut_edge::{budget, connections, rights};

@@ -40,6 +40,7 @@ mod runtimes;
 mod secure;
 mod shutdown;
 mod soak;
+mod told_late;
 mod traces;
 mod walk;
 mod warm_restart;

@@ -248,7 +248,11 @@ mod tests {
 
     #[test]
     fn the_corpus_of_answers_passes() {
-        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus/answers");
+        let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz");
+        if !fuzz.is_dir() {
+            return; // This is the package, which has no corpus.
+        }
+        let corpus = fuzz.join("corpus/answers");
         for (name, fresh) in seeds() {
             let path = corpus.join(name);
             if std::env::var_os("PEANUT_REGENERATE").is_some() {

@@ -4,13 +4,14 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use peanut_proto::numbers::RingVersion;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::OneNode;
 use crate::error::Error;
 use crate::failover;
+use crate::lane::Reply;
 use crate::node::Node;
 use crate::plan::Part;
 use crate::refusal::Refusal;
@@ -43,6 +44,19 @@ impl OneNode<'_> {
         tried.into_iter().find_map(Result::err).map(Refusal::into_error)
     }
 
+    /// Tells the successor too, since a get of this client has gone to it while the owner was written at.
+    /// Gives the owner's reply.
+    pub(super) fn tell_too<'a>(
+        &'a self,
+        successor: &'a Arc<Node>,
+        reply: Reply,
+    ) -> Pin<Box<dyn Future<Output = Reply> + Send + 'a>> {
+        Box::pin(async move {
+            drop(self.try_to_delete_at(successor).await);
+            reply
+        })
+    }
+
     /// Asks a node once.
     async fn try_in_its_place(&self, node: &Arc<Node>) -> Result<(), Refusal> {
         let ask = self.request.at(Placement::in_its_place(self.routing.ring.version()));
@@ -53,14 +67,20 @@ impl OneNode<'_> {
     }
 
     /// Deletes at all nodes that have the group, each of which may be asked in the place of one that has not.
-    /// Whether there is one.
+    /// Others are told as far as they can be reached: one may have been started with the group since the
+    /// registry was last heard, or be asked by an earlier ring. Whether there is one that has it.
     pub(super) fn delete_where_group_is(&self) -> Deleting<'_> {
         Box::pin(async move {
             let other = self.without_token();
             let nodes = failover::nodes_with_group(other.client, &other.request);
             let told = nodes.iter().map(|node| other.deliver(Part::OneOfAll, node, None, RingVersion::NONE));
-            let mut has_group = false;
-            for told in join_all(told).await {
+            let mut others = other.routing.all_nodes(other.begun);
+            others.retain(|node| nodes.iter().all(|known| known.id() != node.id()) && !node.is_down());
+            let patience = other.client.config.suspect_after();
+            let tried = others.iter().map(|node| timeout(patience, other.try_in_its_place(node)));
+            let (told, tried) = join(join_all(told), join_all(tried)).await;
+            let mut has_group = tried.iter().any(|tried| matches!(tried, Ok(Ok(()))));
+            for told in told {
                 match told {
                     Ok(_) => has_group = true,
                     // It has been started without the group since.

@@ -23,7 +23,7 @@ use crate::plan::{Duty, WritePlan};
 use crate::portions::portions;
 use crate::refusal::Refusal;
 use crate::request::{Key, Op, Request};
-use crate::routing::Routing;
+use crate::routing::{Routing, Written};
 use crate::shared::Shared;
 
 /// A set or a delete of one of the keys.
@@ -48,6 +48,7 @@ struct Call<'a> {
     routing: &'a Routing,
     writes: &'a [WriteOf<'a>],
     group_name: &'a Arc<str>,
+    begun: Instant,
 }
 
 /// Does many writes of one group. The results are in their order, each as of [`write`](super::write).
@@ -59,10 +60,10 @@ pub(crate) async fn write(
     begun: Instant,
 ) -> Vec<Result<(), Error>> {
     let routing = client.routing.get();
-    let call = Call { client, request, routing: &routing, writes, group_name };
+    let call = Call { client, request, routing: &routing, writes, group_name, begun };
     let mut done: Vec<Option<Result<(), Error>>> = writes.iter().map(|_| None).collect();
     let mut rounds = Vec::new();
-    for of_owner in call.by_owner(begun) {
+    for of_owner in call.by_owner() {
         rounds.push(call.tell(of_owner));
     }
     for (at, result) in join_all(rounds).await.into_iter().flatten() {
@@ -70,7 +71,7 @@ pub(crate) async fn write(
     }
     let mut alone = Vec::new();
     for at in (0..writes.len()).filter(|at| done[*at].is_none()) {
-        alone.push(call.write_alone(at, begun));
+        alone.push(call.write_alone(at));
     }
     let mut alone = iter(alone).buffer_unordered(client.config.keys_in_flight);
     while let Some((at, result)) = alone.next().await {
@@ -82,12 +83,12 @@ pub(crate) async fn write(
 
 impl<'a> Call<'a> {
     /// The writes that are no more than an operation at the owner, by owner.
-    fn by_owner(&self, begun: Instant) -> Vec<OfOwner> {
+    fn by_owner(&self) -> Vec<OfOwner> {
         let mut by_owner = BTreeMap::<_, OfOwner>::new();
         for (at, one) in self.writes.iter().enumerate() {
-            let was_left = |owner: &Arc<Node>| owner.was_left_within(RECOVERED, begun);
+            let was_left = |owner: &Arc<Node>| owner.was_left_within(RECOVERED, self.begun);
             let plan =
-                WritePlan::new(self.routing, one.key.hash, self.client.config.failover, begun, was_left);
+                WritePlan::new(self.routing, one.key.hash, self.client.config.failover, self.begun, was_left);
             let Some(plan) = plan.filter(|plan| {
                 let is_owed = plan.successor.as_ref().is_some_and(|(_, duty)| *duty != Duty::InItsPlace);
                 plan.previous_owners.is_empty() && !is_owed && !plan.owner.is_down()
@@ -108,9 +109,9 @@ impl<'a> Call<'a> {
         Request { op: Op::Write(write), ..self.request.of(key) }
     }
 
-    async fn write_alone(&self, at: usize, begun: Instant) -> (usize, Result<(), Error>) {
+    async fn write_alone(&self, at: usize) -> (usize, Result<(), Error>) {
         let request = self.request(at);
-        let written = super::write(self.client, &request, 0, self.group_name, begun);
+        let written = super::write(self.client, &request, 0, self.group_name, self.begun);
         (at, Box::pin(written).await.map(drop))
     }
 
@@ -155,8 +156,12 @@ impl<'a> Call<'a> {
                 }
                 Err(_) => continue,
             };
+            // A get of this client has gone to the successor meanwhile, which is to be told too.
+            if owner.left_since(self.begun) {
+                continue;
+            }
             let request = self.request(at);
-            let by = (self.client, version, &**owner);
+            let by = (self.client, &Written { under: version, successor: 0 }, &**owner);
             match has_moved_meanwhile(by, &request, Some(&reply), reply.ring_version, self.group_name).await {
                 Ok(false) => {}
                 Ok(true) => continue,

@@ -8,13 +8,13 @@ use peanut_proto::clock::uptime;
 use peanut_proto::frame::FRAME_BYTES;
 use peanut_proto::intervals::near_copy;
 use peanut_proto::key::key_hash;
-use peanut_proto::numbers::RingVersion;
 use peanut_proto::v1::Outcome;
 use tokio::time::Instant;
 
 use super::{Answer, Cache};
 use crate::near::{LaneId, NearLane, Put, Unconfirmed};
 use crate::store::Origin;
+use crate::validity::Validity;
 
 /// A copy that would end sooner is not worth it.
 const SHORTEST: Duration = Duration::from_millis(20);
@@ -31,7 +31,7 @@ impl Cache {
     pub(crate) fn answer_to_keep(
         &self,
         key: &Bytes,
-        owned_since: RingVersion,
+        validity: Validity,
         outcome: Outcome,
         lane: &NearLane,
     ) -> Option<Answer> {
@@ -45,7 +45,7 @@ impl Cache {
         if put == Put::Full {
             return None;
         }
-        let answer = self.fresh_to_keep(key, owned_since, outcome);
+        let answer = self.fresh_to_keep(key, validity, outcome);
         match &answer {
             Some(_) => _ = self.near.metrics.given.fetch_add(1, Ordering::Relaxed),
             // One that it had stands: it may be read still.
@@ -56,10 +56,11 @@ impl Cache {
     }
 
     /// What the store has by now, with leave to keep it.
-    fn fresh_to_keep(&self, key: &Bytes, owned_since: RingVersion, outcome: Outcome) -> Option<Answer> {
+    fn fresh_to_keep(&self, key: &Bytes, validity: Validity, outcome: Outcome) -> Option<Answer> {
         let now = Instant::now();
-        let entry = self.store.get(key, Origin::Owner, super::owned_since(owned_since), now)?;
-        if !self.is_fresh(&entry, now) || entry.value.as_ref().is_some_and(|it| it.len() > FRAME_BYTES) {
+        let entry = self.store.get(key, Origin::Owner, validity.stamp(), now)?;
+        let is_good = validity.is_loaded(entry.loaded) && self.is_fresh(&entry, now);
+        if !is_good || entry.value.as_ref().is_some_and(|it| it.len() > FRAME_BYTES) {
             return None;
         }
         // What was not found may have been set meanwhile.

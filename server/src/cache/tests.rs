@@ -1,5 +1,6 @@
 //! A group at work: hits, shared loads, and loads that go wrong, on a paused clock.
 
+use crate::validity::Validity;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use peanut_proto::limits::MAX_VALUE_BYTES;
@@ -15,7 +16,7 @@ fn get(key: &str) -> Get {
         key: Bytes::copy_from_slice(key.as_bytes()),
         on_miss: OnMiss::Load,
         stamp: RingVersion(1),
-        owned_since: RingVersion(1),
+        validity: Validity::since(RingVersion(1)),
         origin: Origin::Owner,
         token: FillToken::NONE,
         traceparent: Bytes::new(),
@@ -326,16 +327,20 @@ async fn a_poisoned_flight_answers_those_who_wait_and_stores_nothing() {
 async fn a_flight_from_before_the_node_owned_the_key_is_not_joined() {
     let (cache, _, gate) = fixture(|g| g);
     let old = begin(&cache, &get("gated"));
-    let new = begin(&cache, &Get { stamp: RingVersion(5), owned_since: RingVersion(5), ..get("gated") });
+    let new = begin(
+        &cache,
+        &Get { stamp: RingVersion(5), validity: Validity::since(RingVersion(5)), ..get("gated") },
+    );
     tokio::task::yield_now().await;
     gate.notify_waiters();
     assert_eq!(
         (old.answer().await.unwrap().value, new.answer().await.unwrap().value),
         ("1".into(), "2".into())
     );
-    let seen = ask(&cache, Get { stamp: RingVersion(5), owned_since: RingVersion(5), ..get("gated") })
-        .await
-        .unwrap();
+    let seen =
+        ask(&cache, Get { stamp: RingVersion(5), validity: Validity::since(RingVersion(5)), ..get("gated") })
+            .await
+            .unwrap();
     assert_eq!((seen.outcome, &*seen.value), (Outcome::Hit, &b"2"[..]));
 }
 
@@ -357,7 +362,7 @@ async fn what_a_reader_says_removes_nothing_where_there_is_no_loader() {
     let denied = || Err(Failure::new(ErrorCode::PermissionDenied, "no"));
     let read = |owned_since, origin| Get {
         stamp: RingVersion(9),
-        owned_since,
+        validity: Validity::since(owned_since),
         origin,
         may_fill: denied(),
         ..get("k")
@@ -372,7 +377,12 @@ async fn what_a_reader_says_removes_nothing_where_there_is_no_loader() {
 async fn a_key_has_one_load_whatever_is_said_of_rings() {
     let (cache, loads, gate) = fixture(|g| g);
     let callers: Vec<_> = (0..100)
-        .map(|n| begin(&cache, &Get { stamp: RingVersion(100), owned_since: RingVersion(n), ..get("gated") }))
+        .map(|n| {
+            begin(
+                &cache,
+                &Get { stamp: RingVersion(100), validity: Validity::since(RingVersion(n)), ..get("gated") },
+            )
+        })
         .collect();
     tokio::task::yield_now().await;
     gate.notify_waiters();

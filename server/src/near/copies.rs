@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use peanut_proto::clock::uptime;
-use peanut_proto::intervals::{near_copy, near_lease_at_node};
+use peanut_proto::intervals::{near_copy_at_node, near_lease_at_node};
 use smallvec::SmallVec;
 
 use super::{LaneId, MOST, NearLane, NearLeases, Unconfirmed};
@@ -231,7 +231,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 impl Table {
     /// Forgets copies that are over, and says of how many keys there are none any more.
     fn sweep(&mut self, near: &NearLeases, lanes: &SeenLanes) -> usize {
-        let oldest = seconds(lanes.now.saturating_sub(near_copy() + near_lease_at_node()));
+        let oldest = seconds(lanes.now.saturating_sub(near_copy_at_node() + near_lease_at_node()));
         let before = self.holders.len();
         self.holders.retain(|_, holders| {
             holders.retain(|holder| {

@@ -10,11 +10,14 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use peanut_proto::discovery::Reloader;
 use peanut_proto::numbers::RingVersion;
 use peanut_proto::sabotage::{Mechanism, without};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
+
+use crate::validity::Validity;
 
 /// How long the registry may take to tell of a version that a caller has named.
 const LOOK: Duration = Duration::from_millis(250);
@@ -40,6 +43,8 @@ pub(crate) struct KnownRing {
     first: AtomicU64,
     /// The version that was known when the node came to hold its lease; 0 before.
     leased: AtomicU64,
+    /// When it did.
+    leased_at: Mutex<Option<Instant>>,
 }
 
 impl KnownRing {
@@ -52,6 +57,7 @@ impl KnownRing {
             was_blind: AtomicBool::new(false),
             first: AtomicU64::new(0),
             leased: AtomicU64::new(0),
+            leased_at: Mutex::new(None),
         }
     }
 
@@ -92,15 +98,22 @@ impl KnownRing {
 
     /// The node comes to hold a lease.
     pub(crate) fn leased(&self) {
+        // The time comes first: who sees the version is to see it.
+        *self.leased_at.lock() = Some(Instant::now());
         self.leased.store(self.version().0, Ordering::Release);
     }
 
-    /// Ring version since which a node that is asked by a ring owns a key. While a node holds no lease,
-    /// writes by a ring under which it owns the key no more are not told to it, at once or later: whoever
-    /// still goes by an older ring than it came back under is shown nothing that it had before.
-    pub(crate) fn good_since(&self, asked_by: RingVersion, owned_since: RingVersion) -> RingVersion {
+    /// What of the store is good for a get by that ring of a key that the node owns since then. While a node
+    /// holds no lease, writes by a ring under which it owns the key no more are not told to it, at once or
+    /// later: a caller that still goes by an older ring than it came back under is shown nothing that it had
+    /// before, whichever ring that was loaded under.
+    pub(crate) fn validity(&self, asked_by: RingVersion, owned_since: RingVersion) -> Validity {
         let leased = RingVersion(self.leased.load(Ordering::Acquire));
-        if asked_by < leased && asked_by != RingVersion::NONE { owned_since.max(leased) } else { owned_since }
+        if asked_by < leased && asked_by != RingVersion::NONE {
+            Validity { owned_since: owned_since.max(leased), loaded_since: *self.leased_at.lock() }
+        } else {
+            Validity::since(owned_since)
+        }
     }
 
     /// Whether this process knows of every write of a key that it has come to own under this version: what
@@ -163,17 +176,24 @@ impl KnownRing {
 mod tests {
     use super::*;
 
-    #[test]
-    fn who_goes_by_an_older_ring_than_the_node_came_back_under_is_shown_nothing_from_before() {
+    #[tokio::test(start_paused = true)]
+    async fn who_goes_by_an_older_ring_than_the_node_came_back_under_is_shown_nothing_from_before() {
         let (ring, old, new) = (KnownRing::new(Some(Reloader::default())), RingVersion(4), RingVersion(5));
         ring.learn(old);
         ring.leased();
         ring.learn(new);
-        assert_eq!(ring.good_since(old, RingVersion(2)), RingVersion(2), "it has been there all the time");
+        let good = |asked_by, loaded| {
+            let validity = ring.validity(asked_by, RingVersion(2));
+            (validity.owned_since, validity.is_loaded(loaded))
+        };
+        let before = Instant::now();
+        assert_eq!(good(old, before), (RingVersion(2), true), "it has been there all the time");
+        tokio::time::advance(Duration::from_millis(1)).await;
         ring.leased();
-        assert_eq!(ring.good_since(old, RingVersion(2)), new);
-        assert_eq!(ring.good_since(new, RingVersion(2)), RingVersion(2));
-        assert_eq!(ring.good_since(RingVersion::NONE, RingVersion::NONE), RingVersion::NONE);
+        assert_eq!(good(old, before), (new, false), "under whichever ring it was loaded");
+        assert_eq!(good(old, Instant::now()), (new, true));
+        assert_eq!(good(new, before), (RingVersion(2), true));
+        assert_eq!(good(RingVersion::NONE, before), (RingVersion(2), true));
     }
 
     #[tokio::test(start_paused = true)]

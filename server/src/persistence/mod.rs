@@ -168,8 +168,8 @@ impl Directories {
         let (writing, pause) = (shared.clone(), self.writer.clone());
         work_on_thread("peanut-writer", async move {
             let _ending = ending;
+            // Of writes that come after the last that are written nobody is told that they are done.
             write(&writing, &mut writers, &pause).await;
-            writers.iter().for_each(|writer| writer.journal.end());
         })?;
         Ok(Persistence { shared, writer: self.writer, ended, groups, pace: self.options.restore_rate })
     }

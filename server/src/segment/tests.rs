@@ -142,9 +142,12 @@ fn the_fuzz_seeds_are_those_of_this_format() {
             good.iter().enumerate().map(|(at, byte)| byte ^ u8::from(at == HEADER_BYTES + 20)).collect(),
         ),
     ];
+    let fuzz = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz");
+    if !fuzz.is_dir() {
+        return; // This is the package, which has no corpus.
+    }
     for (name, fresh) in seeds {
-        let path =
-            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus/segment").join(name);
+        let path = fuzz.join("corpus/segment").join(name);
         if std::env::var_os("PEANUT_REGENERATE").is_some() {
             std::fs::write(path, fresh).unwrap();
         } else {

@@ -245,8 +245,10 @@ impl Running {
             }
         });
         let finished = finished.await;
-        // What it removed from the registry from now on might not be written any more.
+        // What it removed from the registry from now on might not be written any more, and nor might what
+        // callers write.
         drop(hints);
+        node.stopping().cancel();
         if let Some(persistence) = persistence {
             persistence.finish(deadline.max(Instant::now() + LAST_SEAL)).await;
         }

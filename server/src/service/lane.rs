@@ -293,7 +293,7 @@ impl Answers {
             return None;
         }
         let named = self.groups.get(&operation.group)?.as_ref().ok()?;
-        named.is_kept(operation).then(|| Keep::new(operation))
+        named.is_kept(operation).then(|| Keep::new(operation, self.node.ring(), self.ring_version))
     }
 
     fn wait(

@@ -16,6 +16,7 @@ use crate::cache::{Answer, Get};
 use crate::node::Node;
 use crate::rights::Action;
 use crate::store::Origin;
+use crate::validity::Validity;
 use peanut_edge::Failure;
 use peanut_edge::bodies::Sending;
 
@@ -49,7 +50,7 @@ impl Node {
             key: Bytes::from(key.into_bytes()),
             on_miss: OnMiss::Load,
             stamp: self.ring().stamp(RingVersion::NONE),
-            owned_since: RingVersion::NONE,
+            validity: Validity::default(),
             origin: Origin::Owner,
             token: FillToken::NONE,
             traceparent: Bytes::new(),

@@ -25,6 +25,7 @@ use crate::connections::Peer;
 use crate::node::{Node, ring_unknown};
 use crate::rights::Action;
 use crate::store::Origin;
+use crate::validity::Validity;
 use peanut_edge::Failure;
 use peanut_edge::bodies::Sending;
 
@@ -86,7 +87,7 @@ impl Node {
         self.ring().knows(by);
         let get = Get {
             stamp: self.ring().stamp(by),
-            owned_since: self.ring().good_since(by, owned_since),
+            validity: self.ring().validity(by, owned_since),
             traceparent: traceparent.unwrap_or_default(),
             may_fill: rights.of_group(cache.name()).may_fill(&request.key),
             may_hand_over: self.ring().knows_writes_since(owned_since),
@@ -198,7 +199,7 @@ fn read(request: GetRequest) -> Result<Get, Failure> {
         key: request.key,
         on_miss,
         stamp: RingVersion(request.ring_version),
-        owned_since: RingVersion(request.owned_since),
+        validity: Validity::since(RingVersion(request.owned_since)),
         origin: Origin::of(request.failover),
         token: FillToken(request.token),
         traceparent: Bytes::new(),

@@ -413,8 +413,8 @@ impl Fleet {
     }
 }
 
-/// The reads that break the promise. What another node answers in the owner's place may be outdated for a while
-/// where not all clients are strict; nothing else may be.
+/// The reads that break the promise. What another node answers in the owner's place may be outdated for a
+/// while where not all clients are strict; nothing else may be.
 fn checked(ops: &[Done], is_strict: bool) -> Vec<(usize, Violation)> {
     let is_absent = |key: u32, version| key / KEYS != 2 && is_absent(version);
     let is_write = |done: &Done| matches!(done.op.kind, Kind::Written(_) | Kind::WriteFailed(_));

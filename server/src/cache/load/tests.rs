@@ -1,5 +1,6 @@
 //! Loads together, in the background, and of an origin that fails; on a paused clock.
 
+use crate::validity::Validity;
 use std::sync::atomic::AtomicBool;
 
 use peanut_proto::numbers::{FillToken, RingVersion};
@@ -70,7 +71,7 @@ fn get(key: impl AsRef<str>) -> Get {
         key: Bytes::copy_from_slice(key.as_ref().as_bytes()),
         on_miss: OnMiss::Load,
         stamp: RingVersion(1),
-        owned_since: RingVersion(1),
+        validity: Validity::since(RingVersion(1)),
         origin: Origin::Owner,
         token: FillToken::NONE,
         traceparent: Bytes::new(),

@@ -1,6 +1,7 @@
 //! Fill tokens: who holds one, and what becomes of late ones.
 
 use super::*;
+use crate::validity::Validity;
 
 /// The token of a lease.
 pub(super) async fn leased(cache: &Arc<Cache>) -> FillToken {
@@ -130,7 +131,7 @@ async fn a_late_value_answers_nobody_who_asks_under_a_later_ring() {
     let cache = Arc::new(Cache::alone(Group::without_loader("g").load_timeout(limit)));
     let under = |version| Get {
         stamp: RingVersion(version),
-        owned_since: RingVersion(version),
+        validity: Validity::since(RingVersion(version)),
         on_miss: OnMiss::Lease,
         ..get("k")
     };

@@ -59,7 +59,7 @@ async fn who_holds_a_lease_is_told_whether_the_key_was_written_since_the_node_ca
     let lease = |owned_since, may_hand_over| Get {
         on_miss: OnMiss::Lease,
         stamp: RingVersion(9),
-        owned_since,
+        validity: Validity::since(owned_since),
         may_hand_over,
         ..get("k")
     };

@@ -12,18 +12,20 @@ use peanut_proto::v1::Outcome;
 
 use crate::cache::{Answer, Cache};
 use crate::near::{LaneId, NearLane, NearLeases};
+use crate::node::KnownRing;
 use crate::rights::Caller;
+use crate::validity::Validity;
 
 /// What has to be known of a get whose answer may be kept.
 #[derive(Clone, Debug)]
 pub(super) struct Keep {
     key: Bytes,
-    owned_since: RingVersion,
+    validity: Validity,
 }
 
 impl Keep {
-    pub(super) fn new(get: &Operation) -> Self {
-        Keep { key: get.key.clone(), owned_since: get.owned_since }
+    pub(super) fn new(get: &Operation, ring: &KnownRing, asked_by: RingVersion) -> Self {
+        Keep { key: get.key.clone(), validity: ring.validity(asked_by, get.owned_since) }
     }
 
     /// The same, without the frame that it came in.
@@ -103,7 +105,7 @@ impl NearStream {
         if is_new {
             frame.invalidation(0, &[]);
         }
-        cache.answer_to_keep(&keep.key, keep.owned_since, outcome, self.lane.as_ref()?)
+        cache.answer_to_keep(&keep.key, keep.validity, outcome, self.lane.as_ref()?)
     }
 
     /// Has the lease stand. Whether it had lapsed, so that what the lane holds is outdated; `None`: it is to

@@ -62,7 +62,7 @@ impl LaneRequest {
                     key: operation.key,
                     on_miss: operation.on_miss,
                     stamp: node.ring().stamp(ring_version),
-                    owned_since: node.ring().good_since(ring_version, operation.owned_since),
+                    validity: node.ring().validity(ring_version, operation.owned_since),
                     origin,
                     token: operation.token,
                     traceparent: Some(rare.traceparent).filter(|it| is_traceparent(it)).unwrap_or_default(),
