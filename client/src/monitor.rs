@@ -162,7 +162,7 @@ impl Monitor {
         self.left_at.lock().is_some_and(|at| at >= begun)
     }
 
-    /// A get goes to its successor.
+    /// Gets go to its successor, or do no more.
     pub(crate) fn left(&self, now: Instant) {
         *self.left_at.lock() = Some(now);
     }
@@ -216,7 +216,7 @@ impl Monitor {
             self.awaits_look.store(false, Ordering::Relaxed);
         }
         if self.unleased.swap(!is_leased, Ordering::Relaxed) == is_leased {
-            *self.left_at.lock() = Some(Instant::now());
+            self.left(Instant::now());
             tracing::info!(node = self.id, is_leased, "whether the node holds a lease has changed");
         }
     }
@@ -301,7 +301,7 @@ impl Monitor {
             self.down.store(change == Change::WentDown, Ordering::Relaxed);
             let now = Instant::now();
             *self.down_since.lock() = (change == Change::WentDown).then_some(now);
-            *self.left_at.lock() = Some(now);
+            self.left(now);
         }
         drop(health);
         match change {

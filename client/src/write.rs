@@ -119,8 +119,9 @@ async fn delete(
     for _ in 0..MAX_RINGS {
         let routing = client.routing_with_nodes(request.deadline).await?;
         let was_left = |owner: &Arc<Node>| owner.was_left_within(RECOVERED, begun);
-        let plan = WritePlan::new(&routing, request.hash, client.config.failover, begun, was_left);
-        let Some(WritePlan { ring_version, previous_owners, owner, owned_since, successor }) = plan else {
+        let Some(WritePlan { ring_version, previous_owners, owner, owned_since, successor }) =
+            WritePlan::new(&routing, request.hash, client.config.failover, begun, was_left)
+        else {
             return Err(Error::new(ErrorKind::Unavailable, "the fleet has no nodes"));
         };
         let op = Op::Write(at_once(client, request, sequence, owner.id()));
@@ -164,16 +165,8 @@ async fn delete(
         let is_told = |duty| duty != Duty::InItsPlace || reply.is_none() || owner.left_since(begun);
         let successor =
             successor.filter(|(_, duty)| is_told(*duty)).map_or(0, |(node, _)| fingerprint(&node));
-        let (written, owner) = (Written { under: ring_version, successor }, &*owner);
-        if !has_moved_meanwhile(
-            (client, &written, owner),
-            request,
-            reply.as_ref(),
-            heard.version(),
-            group_name,
-        )
-        .await?
-        {
+        let by = (client, Written { under: ring_version, successor }, &*owner);
+        if !has_moved_meanwhile(by, request, reply.as_ref(), heard.version(), group_name).await? {
             return Ok(Deleted { routing, reply });
         }
     }
@@ -277,7 +270,7 @@ fn tell_of_bound(request: &Request<'_>, reply: &Reply) {
 /// Takes down a write that is done, with the owner's reply, where that could be reached, and the latest ring
 /// that any node has named. Whether it has to be done again under a later ring.
 async fn has_moved_meanwhile(
-    (client, written, owner): (&Shared, &Written, &Node),
+    (client, written, owner): (&Shared, Written, &Node),
     request: &Request<'_>,
     reply: Option<&Reply>,
     heard: RingVersion,
@@ -286,10 +279,10 @@ async fn has_moved_meanwhile(
     let sequence = reply.map_or(0, |reply| reply.sequence);
     client.sequences.learn(owner.id(), request.group, request.key, sequence);
     // Before the look at the ring, so that a change after it is noticed there.
-    client.recent.add(request, group_name, *written, Instant::now());
+    client.recent.add(request, group_name, written, Instant::now());
     wait_for_ring(client, heard, request).await?;
     // It may be back where it was: its owner in between can have filled itself with what was before.
-    Ok(client.routing.get().has_misplaced(request.hash, *written))
+    Ok(client.routing.get().has_misplaced(request.hash, written))
 }
 
 /// Waits for a ring that nodes know, and for one that this client may have missed.
@@ -360,13 +353,10 @@ impl OneNode<'_> {
         let mut delivery = Delivery::new(part);
         let mut last = Refusal::Elsewhere(Error::at(ErrorKind::Unavailable, node.id(), "the node is down"));
         let mut step = delivery.begin(reach(false));
-        loop {
+        let reply = loop {
             match step {
                 Step::Attempt => match self.ask(node, owned_since).await {
-                    Ok(reply) => match successor.filter(|_| node.left_since(self.begun)) {
-                        Some(successor) => return Ok(Some(self.tell_too(successor, reply).await)),
-                        None => return Ok(Some(reply)),
-                    },
+                    Ok(reply) => break reply,
                     Err(refusal) => {
                         step = delivery.after(Err(refusal.failed()), reach(true));
                         last = refusal;
@@ -404,6 +394,10 @@ impl OneNode<'_> {
                 }
                 Step::Fail => return Err(last),
             }
+        };
+        match successor.filter(|_| node.left_since(self.begun)) {
+            Some(successor) => Ok(Some(self.tell_too(successor, reply).await)),
+            None => Ok(Some(reply)),
         }
     }
 

@@ -427,8 +427,12 @@ impl Cache {
 
     /// The entry of a key, which may be past its time to live.
     fn stored(&self, get: &Get, now: Instant) -> Option<Entry> {
-        let entry = self.store.get(&get.key, get.origin, get.validity.stamp(), now);
-        entry.filter(|entry| get.validity.is_loaded(entry.loaded))
+        self.valid(&get.key, get.origin, get.validity, now)
+    }
+
+    fn valid(&self, key: &Bytes, origin: Origin, validity: Validity, now: Instant) -> Option<Entry> {
+        let entry = self.store.get(key, origin, validity.stamp(), now);
+        entry.filter(|entry| validity.is_loaded(entry.loaded))
     }
 
     /// What there is where loading has failed.

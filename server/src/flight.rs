@@ -65,6 +65,7 @@ struct Flight {
     id: FillToken,
     /// The ring version that the node knew when it started.
     stamp: RingVersion,
+    /// When it started.
     begun: Instant,
     /// Its leader takes too long: the next caller begins anew, and takes its place.
     is_late: bool,

@@ -23,7 +23,7 @@ impl Validity {
         if without(Mechanism::Stamps) { RingVersion::NONE } else { self.owned_since }
     }
 
-    /// Whether what was loaded at that time is good.
+    /// Whether what was loaded at that time is valid.
     pub(crate) fn is_loaded(self, loaded: Instant) -> bool {
         self.loaded_since.is_none_or(|since| loaded >= since)
     }

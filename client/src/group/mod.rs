@@ -280,7 +280,7 @@ mod tests {
         let sizes = [size_of_val(&group.get("k")), size_of_val(&group.get_many(["k"]))];
         assert!(sizes.iter().all(|size| *size <= 768), "{sizes:?} bytes");
         let set = size_of_val(&group.set("k", "v"));
-        assert!(set <= 1504, "{set} bytes");
+        assert!(set <= 1440, "{set} bytes");
     }
 
     #[tokio::test]

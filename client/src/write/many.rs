@@ -161,7 +161,7 @@ impl<'a> Call<'a> {
                 continue;
             }
             let request = self.request(at);
-            let by = (self.client, &Written { under: version, successor: 0 }, &**owner);
+            let by = (self.client, Written { under: version, successor: 0 }, &**owner);
             match has_moved_meanwhile(by, &request, Some(&reply), reply.ring_version, self.group_name).await {
                 Ok(false) => {}
                 Ok(true) => continue,

@@ -58,9 +58,8 @@ impl Cache {
     /// What the store has by now, with leave to keep it.
     fn fresh_to_keep(&self, key: &Bytes, validity: Validity, outcome: Outcome) -> Option<Answer> {
         let now = Instant::now();
-        let entry = self.store.get(key, Origin::Owner, validity.stamp(), now)?;
-        let is_good = validity.is_loaded(entry.loaded) && self.is_fresh(&entry, now);
-        if !is_good || entry.value.as_ref().is_some_and(|it| it.len() > FRAME_BYTES) {
+        let entry = self.valid(key, Origin::Owner, validity, now)?;
+        if !self.is_fresh(&entry, now) || entry.value.as_ref().is_some_and(|it| it.len() > FRAME_BYTES) {
             return None;
         }
         // What was not found may have been set meanwhile.

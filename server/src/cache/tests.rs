@@ -1,6 +1,5 @@
 //! A group at work: hits, shared loads, and loads that go wrong, on a paused clock.
 
-use crate::validity::Validity;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use peanut_proto::limits::MAX_VALUE_BYTES;

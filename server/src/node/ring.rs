@@ -103,7 +103,7 @@ impl KnownRing {
         self.leased.store(self.version().0, Ordering::Release);
     }
 
-    /// What of the store is good for a get by that ring of a key that the node owns since then. While a node
+    /// What of the store is valid for a get by that ring of a key that the node owns since then. While a node
     /// holds no lease, writes by a ring under which it owns the key no more are not told to it, at once or
     /// later: a caller that still goes by an older ring than it came back under is shown nothing that it had
     /// before, whichever ring that was loaded under.

@@ -168,7 +168,7 @@ impl Directories {
         let (writing, pause) = (shared.clone(), self.writer.clone());
         work_on_thread("peanut-writer", async move {
             let _ending = ending;
-            // Of writes that come after the last that are written nobody is told that they are done.
+            // A write that comes after the last of its group that were taken is not acknowledged.
             write(&writing, &mut writers, &pause).await;
         })?;
         Ok(Persistence { shared, writer: self.writer, ended, groups, pace: self.options.restore_rate })

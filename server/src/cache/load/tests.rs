@@ -1,6 +1,5 @@
 //! Loads together, in the background, and of an origin that fails; on a paused clock.
 
-use crate::validity::Validity;
 use std::sync::atomic::AtomicBool;
 
 use peanut_proto::numbers::{FillToken, RingVersion};
@@ -13,6 +12,7 @@ use crate::cache::{Answer, Begun};
 use crate::group::Group;
 use crate::loader::Loader;
 use crate::store::Origin;
+use crate::validity::Validity;
 
 /// Knows every key, with a value that tells in which of its calls it was loaded; takes five at a time and a
 /// second for each call. Key `bad` has an error, and while it is broken all have.

@@ -1,7 +1,6 @@
 //! Fill tokens: who holds one, and what becomes of late ones.
 
 use super::*;
-use crate::validity::Validity;
 
 /// The token of a lease.
 pub(super) async fn leased(cache: &Arc<Cache>) -> FillToken {
