@@ -244,23 +244,27 @@ fn the_secrets_and_the_names_of_the_certificate_are_asked_for() {
     }
 }
 
+fn help(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).arg("--help").output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Checks that a program's help has the flags among its arguments.
+fn knows_flags(help: &str, args: &[&Value]) {
+    let flags = args.iter().filter_map(|arg| arg.as_str()?.split('=').next());
+    for flag in flags.filter(|arg| arg.starts_with("--")) {
+        assert!(help.lines().flat_map(str::split_whitespace).any(|word| word == flag), "there is no {flag}");
+    }
+}
+
 #[test]
 fn the_programs_know_what_they_are_told() {
-    let help = |program: &str, args: &[&str]| {
-        let output = Command::new(program).args(args).arg("--help").output().unwrap();
-        String::from_utf8(output.stdout).unwrap()
-    };
     for workload in of_kind(&base(), &["StatefulSet", "Deployment"]) {
         let known = match workload["kind"].as_str() {
             Some("StatefulSet") => help(SERVER, &[]),
             _ => help(PEANUT, &["proxy"]),
         };
-        let told = all(workload, &in_containers(&["args", "*"]));
-        let flags =
-            told.iter().filter_map(|arg| arg.as_str()?.split('=').next()).filter(|arg| arg.starts_with("--"));
-        for flag in flags {
-            assert!(known.contains(&format!("{flag} ")), "there is no {flag}");
-        }
+        knows_flags(&known, &all(workload, &in_containers(&["args", "*"])));
         let variables = names(workload, &in_containers(&["env", "*", "name"]));
         for variable in variables.iter().filter(|name| name.starts_with("PEANUT_")) {
             assert!(known.contains(&format!("[env: {variable}=")), "there is no {variable}");
@@ -326,12 +330,7 @@ fn the_compose_file_starts_what_there_is() {
         let output = server.output().unwrap();
         assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
     }
-    let help = Command::new(PEANUT).args(["proxy", "--help"]).output().unwrap();
-    let help = String::from_utf8(help.stdout).unwrap();
-    for told in names(&services["proxy"], &["command", "*"]).iter().filter(|told| told.starts_with("--")) {
-        let flag = told.split('=').next().unwrap();
-        assert!(help.contains(&format!("{flag} ")) || help.contains(&format!("{flag}\n")), "{flag}");
-    }
+    knows_flags(&help(PEANUT, &["proxy"]), &all(&services["proxy"], &["command", "*"]));
     for (from, to) in [("prometheus.yml", "prometheus.yml"), ("../prometheus/alerts.yaml", "alerts.yaml")] {
         std::fs::write(directory.path().join(to), read(from)).unwrap();
     }

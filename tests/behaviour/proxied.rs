@@ -24,7 +24,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::admin::{documented, said_by};
-use crate::walk::{Walk, lines_on_page};
+use crate::walk::{Walk, lines_on_page, repository};
 use crate::{PEANUT, SCORES, SERVER};
 
 const WALK: &str = "examples/python/walk.sh";
@@ -180,8 +180,7 @@ async fn the_node_program_on_the_page_runs() {
         println!("the program for Node was not tried: npm cannot install ioredis");
         return;
     }
-    let page =
-        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/proxy.md")).unwrap();
+    let page = std::fs::read_to_string(repository().join("docs/proxy.md")).unwrap();
     let program = page.split("```js\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
     let program = program.replace("6380", proxied.redis_port());
     std::fs::write(directory.join("shop.mjs"), format!("const html = '<h1>Home</h1>';\n{program}")).unwrap();

@@ -15,6 +15,7 @@ use peanut_tests::{Authority, Certificate, Etcd, ServerProcess, eventually, free
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use crate::walk::repository;
 use crate::{SCORES, SERVER};
 
 const LONG: Duration = Duration::from_secs(5);
@@ -300,8 +301,7 @@ fn an_address_that_others_reach_wants_tls_or_the_word_insecure() {
 async fn make_users(etcd: &mut etcd_client::Client) {
     etcd.user_add("root", "root-password", None).await.unwrap();
     etcd.user_grant_role("root", "root").await.unwrap();
-    let page =
-        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operations.md")).unwrap();
+    let page = std::fs::read_to_string(repository().join("docs/operations.md")).unwrap();
     let mut granted = BTreeMap::new();
     for line in page.lines() {
         let words: Vec<_> = line.split_whitespace().collect();

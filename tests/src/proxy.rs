@@ -248,9 +248,8 @@ impl Processes {
 /// Which of the processes opened the connection that comes from there.
 fn opened(processes: &[u32], table: &str, from: SocketAddr) -> Option<u32> {
     // Addresses are in hexadecimal digits, the port last; the tenth field is the socket's inode.
-    let local = format!(" {:08X}:{:04X} ", u32::from(Ipv4Addr::LOCALHOST).swap_bytes(), from.port());
-    let is_local = |line: &&str| line.split_whitespace().nth(1) == Some(local.trim());
-    let line = table.lines().filter(|line| line.contains(&local)).find(is_local)?;
+    let local = format!("{:08X}:{:04X}", u32::from(Ipv4Addr::LOCALHOST).swap_bytes(), from.port());
+    let line = table.lines().find(|line| line.split_whitespace().nth(1) == Some(&local))?;
     let socket = format!("socket:[{}]", line.split_whitespace().nth(9)?);
     let has_it = |process: &u32| {
         let open = std::fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten().flatten();
