@@ -7,12 +7,12 @@ set -eu
 if [ "$1" != inside ]; then
     copy=/mnt
     mount -t tmpfs tmpfs "$copy"
-    mkdir "$copy/upper" "$copy/work" "$copy/root"
-    mount -t overlay overlay -o "lowerdir=/,upperdir=$copy/upper,workdir=$copy/work" "$copy/root"
-    mount -t proc proc "$copy/root/proc"
-    mkdir "$copy/root/packages"
-    cp "$0" "$1"/*.deb "$copy/root/packages"
-    exec chroot "$copy/root" sh /packages/try.sh inside
+    mkdir "$copy/upper" "$copy/work" "$copy/machine"
+    mount -t overlay overlay -o "lowerdir=/,upperdir=$copy/upper,workdir=$copy/work" "$copy/machine"
+    mount -t proc proc "$copy/machine/proc"
+    mkdir "$copy/machine/packages"
+    cp "$0" "$1"/*.deb "$copy/machine/packages"
+    exec chroot "$copy/machine" sh /packages/try.sh inside
 fi
 
 unit=/usr/lib/systemd/system/peanut-server.service
