@@ -2,19 +2,18 @@
 //!
 //! A ring from which more than half of the nodes have vanished at once is not believed while those nodes
 //! still answer: it is more likely that a registry was restored or misled than that they all left without
-//! stopping. They write the ring again within a lease, so doubt ends after [`DOUBT`]. Those that have left
-//! one after the other, as the ring says of each, have not vanished, however late this client hears of it.
-//! Nor is a ring believed to which more nodes have come at once than there were, without any sign of life:
-//! nodes are alive before they join.
+//! stopping. They write the ring again within a lease, so doubt ends after [`DOUBT`]. Nor is a ring believed
+//! to which more nodes have come at once than there were, without any sign of life.
 
-use std::collections::HashSet;
+mod doubt;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{join, join_all};
 use peanut_proto::discovery::Discovered;
 use peanut_proto::machine::blocking;
-use peanut_proto::membership::{FleetView, RingDocument};
+use peanut_proto::membership::FleetView;
 use peanut_proto::registry::Registry;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
@@ -22,12 +21,12 @@ use tokio::time::{Instant, sleep_until};
 use crate::config::Config;
 use crate::leases::{self, Undecided};
 use crate::monitor::Probed;
+use crate::node::Node;
 use crate::routing::{CurrentRouting, Routing};
+use doubt::Doubt;
 
 /// How long a ring without most of its nodes is doubted at most.
 const DOUBT: Duration = Duration::from_secs(60);
-/// So few newcomers are believed, alive or not.
-const FEW: usize = 8;
 /// How often nodes that have vanished are asked whether they are there while there is doubt.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -95,21 +94,13 @@ async fn adopt(
         return false;
     }
     let patient = doubted_since.is_none_or(|since| since.elapsed() < DOUBT);
-    if patient && most_are_lifeless_newcomers(&routing, view) {
+    let doubt = if patient { Doubt::of(&routing, view) } else { None };
+    if let Some(doubt) = doubt
+        && stands(&doubt).await
+    {
         if doubted_since.is_none() {
             let (held, offered) = (routing.ring.version().0, view.ring.version.0);
-            tracing::warn!(held, offered, "most nodes of a ring are new and not alive; keeping the old one");
-        }
-        return true;
-    }
-    if patient && most_have_vanished_but_answer(&routing, &view.ring).await {
-        if doubted_since.is_none() {
-            let (held, offered) = (routing.ring.version().0, view.ring.version.0);
-            tracing::warn!(
-                held,
-                offered,
-                "most nodes left the ring at once and still answer; keeping the old one"
-            );
+            tracing::warn!(held, offered, "{doubt}");
         }
         return true;
     }
@@ -134,22 +125,9 @@ async fn adopt(
     false
 }
 
-fn most_are_lifeless_newcomers(routing: &Routing, view: &FleetView) -> bool {
-    let known: HashSet<&str> = routing.nodes().iter().map(|node| node.id()).collect();
-    let newcomers = view.ring.appeared(&known, routing.ring.version());
-    let lifeless = newcomers.iter().filter(|id| !view.live.contains_key(**id)).count();
-    // Who knows nobody has nothing to keep.
-    !known.is_empty() && lifeless > known.len().max(FEW)
-}
-
-async fn most_have_vanished_but_answer(routing: &Routing, offered: &RingDocument) -> bool {
-    let ids = routing.nodes().iter().map(|node| node.id());
-    let vanished: HashSet<&str> = offered.vanished(ids, routing.ring.version()).into_iter().collect();
-    if vanished.len() * 2 <= routing.nodes().len() {
-        return false;
-    }
-    let vanished = routing.nodes().iter().filter(|node| vanished.contains(node.id()));
-    let vanished: Vec<_> = vanished.collect();
+/// Whether a doubt is one: nodes that have vanished and do not answer may well have gone.
+async fn stands(doubt: &Doubt<Arc<Node>>) -> bool {
+    let Doubt::Vanished(vanished) = doubt else { return true };
     let answers = join_all(vanished.iter().map(|node| node.check())).await;
     answers.iter().filter(|answer| **answer == Probed::Serving).count() * 2 > vanished.len()
 }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
@@ -19,15 +20,15 @@ use crate::lane::Reply;
 use crate::node::Node;
 use crate::refusal::Refusal;
 use crate::request::{Key, Request};
-use crate::routing::Routing;
+use crate::routing::{Handle, Routing};
 use crate::shared::{Answered, Shared};
 
 /// What there is of a key: an answer, and whether it was given in the owner's place.
 pub(crate) type Got = Result<(Reply, bool), Error>;
 
 /// The keys that one node is asked for, in the order of the ring versions since which it owns them.
-pub(crate) struct OfOwner<'a> {
-    pub(crate) owner: &'a Arc<Node>,
+pub(crate) struct OfOwner<'a, N = Arc<Node>> {
+    pub(crate) owner: &'a N,
     pub(crate) keys: Vec<(RingVersion, Key<'a>)>,
     /// Where the keys stand in the call.
     pub(crate) places: Vec<usize>,
@@ -42,7 +43,7 @@ pub(crate) async fn get(client: &Shared, request: Request<'_>, keys: &[Key<'_>],
     let mut is_twin = vec![false; if twins.is_empty() { 0 } else { keys.len() }];
     twins.iter().for_each(|(at, _)| is_twin[*at] = true);
     let different = keys.iter().copied().enumerate().filter(|(at, _)| is_twin.get(*at) != Some(&true));
-    let (by_owner, _) = by_owner(client, &table, different, now);
+    let (by_owner, _) = by_owner(&table, different, client.config.hand_over, now);
     let rounds = by_owner.into_iter().map(|of_owner| ask_owner(client, &request, &table, of_owner, now));
     for (at, answer) in join_all(rounds).await.into_iter().flatten() {
         got[at] = settle(client, &request.of(keys[at]), &table, answer).await;
@@ -74,18 +75,18 @@ fn twins(keys: &[Key<'_>]) -> Vec<(usize, usize)> {
 
 /// Keys, with their places in the call, by their owners; and the places of those that have to be asked for
 /// alone, since their owner is left or has just come to own them.
-pub(crate) fn by_owner<'a>(
-    client: &Shared,
-    table: &'a Routing,
+pub(crate) fn by_owner<'a, N: Handle>(
+    table: &'a Routing<N>,
     keys: impl IntoIterator<Item = (usize, Key<'a>)>,
+    hand_over: Duration,
     now: Instant,
-) -> (Vec<OfOwner<'a>>, Vec<usize>) {
+) -> (Vec<OfOwner<'a, N>>, Vec<usize>) {
     // By the place in the table.
-    let (mut by_owner, mut alone) = (BTreeMap::<usize, OfOwner<'_>>::new(), Vec::new());
+    let (mut by_owner, mut alone) = (BTreeMap::<usize, OfOwner<'_, N>>::new(), Vec::new());
     for (at, key) in keys {
-        let window = client.config.hand_over;
         let route = table.route(key.hash).filter(|route| {
-            !route.owner.is_left() && table.previous_owner(key.hash, route.owned_since, window, now).is_none()
+            let previous = || table.previous_owner(key.hash, route.owned_since, hand_over, now);
+            !route.owner.is_left() && previous().is_none()
         });
         let Some(route) = route else {
             alone.push(at);
@@ -102,7 +103,7 @@ pub(crate) fn by_owner<'a>(
     (by_owner.into_values().map(OfOwner::sorted).collect(), alone)
 }
 
-impl OfOwner<'_> {
+impl<N> OfOwner<'_, N> {
     fn sorted(self) -> Self {
         // Nearly always, unless the ring has changed lately.
         if self.keys.is_sorted_by_key(|(since, _)| *since) {
@@ -155,5 +156,62 @@ async fn settle(
         }
         Err(Refusal::Final(error)) => Some(Err(error)),
         Err(refusal) => (!client.budget.withdraw()).then(|| Err(refusal.into_error())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::routing::tests::{hashes, routing};
+
+    const WINDOW: Duration = Duration::from_secs(60);
+
+    fn keys() -> Vec<(usize, Key<'static>)> {
+        hashes().map(|hash| Key { bytes: b"k", hash }).enumerate().collect()
+    }
+
+    #[test]
+    fn keys_that_are_the_same_are_asked_for_once() {
+        let key = |bytes: &'static [u8], hash| Key { bytes, hash };
+        let keys = [key(b"a", 1), key(b"b", 1), key(b"a", 1), key(b"c", 2), key(b"b", 1), key(b"a", 1)];
+        assert_eq!(twins(&keys), [(2, 0), (4, 1), (5, 0)], "by key, not by hash alone");
+    }
+
+    #[test]
+    fn each_owner_is_asked_for_its_keys_in_the_order_of_the_rings_since_which_it_has_them() {
+        let now = Instant::now();
+        let table = routing(&["a", "b", "c"], None, now);
+        let (by_owner, alone) = by_owner(&table, keys(), WINDOW, now);
+        assert_eq!((by_owner.len(), alone.len()), (3, 0));
+        let mut places = Vec::new();
+        for OfOwner { owner, keys, places: of_owner } in by_owner {
+            assert!(keys.is_sorted_by_key(|(since, _)| *since));
+            for ((since, key), at) in keys.iter().zip(&of_owner) {
+                let route = table.route(key.hash).expect("an owner");
+                assert_eq!((route.owner, route.owned_since), (owner, *since));
+                assert_eq!(hashes().nth(*at), Some(key.hash), "keys and places go together");
+            }
+            places.extend(of_owner);
+        }
+        places.sort_unstable();
+        assert!(places.into_iter().eq(0..keys().len()));
+    }
+
+    #[test]
+    fn keys_whose_owner_is_new_or_down_are_asked_for_alone() {
+        let now = Instant::now();
+        let before = routing(&["a", "b"], None, now);
+        let after = routing(&["a", "b", "c"], Some(&before), now);
+        let is_of = |id: &str, at: &usize| {
+            hashes().nth(*at).and_then(|hash| after.route(hash)).is_some_and(|route| &*route.owner.0 == id)
+        };
+        let (_, alone) = by_owner(&after, keys(), WINDOW, now);
+        assert!(alone.len() > 30 && alone.iter().all(|at| is_of("c", at)));
+        let (_, later) = by_owner(&after, keys(), WINDOW, now + WINDOW);
+        assert!(later.is_empty(), "the previous owner is asked no more");
+        // A name that begins so stands for a node that is down.
+        let table = routing(&["-a", "b"], None, now);
+        let (by_owner, alone) = by_owner(&table, keys(), WINDOW, now);
+        assert!(by_owner.iter().all(|it| &*it.owner.0 == "b") && alone.len() > 30);
     }
 }

@@ -154,6 +154,12 @@ impl<N: Handle> WritePlan<N> {
             successor: route.successor.map(|successor| (successor.clone(), duty)),
         })
     }
+
+    /// Whether the owner is the only one that has to be told, as long as it can be reached.
+    pub(crate) fn is_for_owner_alone(&self) -> bool {
+        let is_told = self.successor.as_ref().is_some_and(|(_, duty)| *duty != Duty::InItsPlace);
+        self.previous_owners.is_empty() && !is_told
+    }
 }
 
 /// Which part a node has in a write.

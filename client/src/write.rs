@@ -38,6 +38,7 @@ use crate::plan::{Delivery, Duty, Part, Reach, Step, WritePlan};
 use crate::refusal::Refusal;
 use crate::request::{Op, Placement, Request};
 use crate::routing::{Routing, Written, fingerprint};
+use crate::sequences::Sequences;
 use crate::shared::Shared;
 
 /// Rings that one write may be done under.
@@ -124,7 +125,7 @@ async fn delete(
         else {
             return Err(Error::new(ErrorKind::Unavailable, "the fleet has no nodes"));
         };
-        let op = Op::Write(at_once(client, request, sequence, owner.id()));
+        let op = Op::Write(at_once(&client.sequences, request, sequence, owner.id()));
         let heard = HeardOf::default();
         let to_owner =
             OneNode { client, routing: &routing, request: Request { op, ..*request }, begun, heard: &heard };
@@ -181,7 +182,7 @@ fn deleted_first<'a>(request: &Request<'a>, sequence: u64) -> Write<'a> {
 
 /// The delete and the value of a set as one operation, where the key's sequence is known: from the write that
 /// was begun, or from this client's last one. Else, and for a long value, the delete alone.
-fn at_once<'a>(client: &Shared, request: &Request<'a>, sequence: u64, owner: &str) -> Write<'a> {
+fn at_once<'a>(sequences: &Sequences, request: &Request<'a>, sequence: u64, owner: &str) -> Write<'a> {
     let delete = deleted_first(request, sequence);
     let Op::Write(Write::Set { key, outcome: Filled::Value(value), ttl_ms, .. }) = request.op else {
         return delete;
@@ -192,7 +193,7 @@ fn at_once<'a>(client: &Shared, request: &Request<'a>, sequence: u64, owner: &st
     if sequence != 0 {
         return Write::ReplaceOrForget { key, value, ttl_ms, sequence };
     }
-    let known = client.sequences.known(owner, request.group, key);
+    let known = sequences.known(owner, request.group, key);
     known.map_or(delete, |sequence| Write::Replace { key, value, ttl_ms, sequence })
 }
 
@@ -447,3 +448,6 @@ fn heed_write(client: &Shared, node: &Node, reply: Reply, chosen_by: RingVersion
     node.was_reached();
     Ok(client.heed(node, reply, chosen_by))
 }
+
+#[cfg(test)]
+mod tests;

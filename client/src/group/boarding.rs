@@ -81,7 +81,7 @@ impl<'a> Boarding<'a> {
                 Err(error) => boarding.ready.push_back((at, Boarded::Answered(Err(error)))),
             }
         }
-        let (by_owner, alone) = many::by_owner(&group.client, &routing, good, now);
+        let (by_owner, alone) = many::by_owner(&routing, good, group.client.config.hand_over, now);
         for of_owner in by_owner {
             boarding.ask(&request, of_owner, &sender, now);
         }

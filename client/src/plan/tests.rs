@@ -103,9 +103,12 @@ fn a_write_is_owed_where_readers_may_ask() {
         assert_eq!((&bounded.owner, bounded.ring_version), (owner.owner, after.ring.version()));
         let has_moved = was.owner != owner.owner;
         assert_eq!(bounded.previous_owners, if has_moved { vec![was.owner.clone()] } else { vec![] });
+        assert_eq!(bounded.is_for_owner_alone(), !has_moved);
         assert_eq!(bounded.successor.map(|(_, duty)| duty), Some(Duty::InItsPlace));
+        assert!(!plan(Failover::Bounded, hash, true).is_for_owner_alone(), "the successor was asked lately");
         assert_eq!(plan(Failover::Off, hash, true).successor.map(|(_, duty)| duty), Some(Duty::Attempt));
         let strict = plan(Failover::Strict, hash, true);
+        assert!(!strict.is_for_owner_alone());
         let (successor, duty) = strict.successor.expect("there are more nodes");
         assert_eq!((&successor, duty), (owner.successor.unwrap(), Duty::Owed));
         // Whoever was asked before, in whichever place, is told, or is told anyway.

@@ -33,12 +33,12 @@ fn made(document: &RingDocument, previous: Option<&Routing<Name>>, now: Instant)
     })
 }
 
-fn node(id: &str) -> NodeInfo {
+pub(crate) fn node(id: &str) -> NodeInfo {
     NodeInfo { id: id.to_owned(), addr: id.to_owned(), zone: String::new(), weight: 1 }
 }
 
 /// A ring before which there was none.
-fn document(ids: &[&str]) -> RingDocument {
+pub(crate) fn document(ids: &[&str]) -> RingDocument {
     let empty = RingDocument::empty(64);
     let ring = ids.iter().fold(empty, |ring, id| ring.with(&node(id), 0).expect("a new node"));
     RingDocument { earlier: Vec::new(), ..ring }
@@ -49,7 +49,7 @@ pub(crate) fn routing(ids: &[&str], previous: Option<&Routing<Name>>, now: Insta
     made(&document(ids), previous, now)
 }
 
-fn hashes() -> impl Iterator<Item = u64> {
+pub(crate) fn hashes() -> impl Iterator<Item = u64> {
     (0..u64::MAX).step_by(usize::MAX / 199)
 }
 

@@ -19,7 +19,7 @@ use super::{Reply, at_once, has_moved_meanwhile, heed_write, tell_of_bound, unde
 use crate::error::{Error, ErrorKind};
 use crate::fill;
 use crate::node::Node;
-use crate::plan::{Duty, WritePlan};
+use crate::plan::WritePlan;
 use crate::portions::portions;
 use crate::refusal::Refusal;
 use crate::request::{Key, Op, Request};
@@ -89,10 +89,7 @@ impl<'a> Call<'a> {
             let was_left = |owner: &Arc<Node>| owner.was_left_within(RECOVERED, self.begun);
             let plan =
                 WritePlan::new(self.routing, one.key.hash, self.client.config.failover, self.begun, was_left);
-            let Some(plan) = plan.filter(|plan| {
-                let is_owed = plan.successor.as_ref().is_some_and(|(_, duty)| *duty != Duty::InItsPlace);
-                plan.previous_owners.is_empty() && !is_owed && !plan.owner.is_down()
-            }) else {
+            let Some(plan) = plan.filter(|plan| plan.is_for_owner_alone() && !plan.owner.is_down()) else {
                 continue;
             };
             let new = || OfOwner { owner: plan.owner.clone(), places: Vec::new() };
@@ -136,7 +133,7 @@ impl<'a> Call<'a> {
         let (version, mut values) = (self.routing.ring.version(), Vec::new());
         let mut ops = Vec::with_capacity(portion.len());
         for at in portion {
-            ops.push(at_once(self.client, &self.request(*at), 0, owner.id()));
+            ops.push(at_once(&self.client.sequences, &self.request(*at), 0, owner.id()));
         }
         let Some(replies) = owner.write_many(&self.request, version, &ops, Instant::now()).await else {
             return values;

@@ -66,7 +66,7 @@ pub struct WriteOperation<'a> {
 }
 
 /// What a write does.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Write<'a> {
     /// Stores what is known of a key.
     Set {
@@ -152,7 +152,7 @@ impl<'a> Write<'a> {
 }
 
 /// What a load has brought.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Filled<'a> {
     /// A value.
     Value(&'a [u8]),

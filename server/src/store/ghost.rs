@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use hashbrown::HashTable;
 
-use super::shard::spread;
+use super::slots::spread;
 
 /// Hashes of entries that have left, in the order in which they did. Twelve bytes each.
 #[derive(Debug, Default)]

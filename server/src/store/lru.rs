@@ -1,8 +1,7 @@
 //! Least recently used: one list, and a hit makes a slot its newest.
 
 use super::policy::Policy;
-use super::shard::Size;
-use super::slots::{List, Slots};
+use super::slots::{List, Size, Slots};
 
 #[derive(Debug)]
 pub(super) struct Lru {

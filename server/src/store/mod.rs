@@ -25,6 +25,7 @@
 //! ```
 
 mod entry;
+mod eviction;
 mod ghost;
 mod hits;
 mod lru;
@@ -52,10 +53,11 @@ use tokio::time::Instant;
 
 use entry::StoredEntry;
 pub use entry::{Entry, Origin};
+pub use eviction::Eviction;
 pub use peanut_proto::numbers::RingVersion;
-pub use policy::Eviction;
 pub use shard::Restored;
-use shard::{Evicted, Found, Shard, Size};
+use shard::{Evicted, Found, Shard};
+use slots::Size;
 pub use suspended::Suspended;
 pub use value::Value;
 

@@ -6,8 +6,7 @@
 
 use super::ghost::Ghost;
 use super::policy::Policy;
-use super::shard::Size;
-use super::slots::{List, Slots};
+use super::slots::{List, Size, Slots};
 
 /// The small queue's part of the capacity.
 const SMALL_PART: usize = 10;

@@ -5,13 +5,11 @@ use smallvec::SmallVec;
 
 use super::Value;
 use super::entry::StoredEntry;
-use super::policy::{Eviction, Policy};
-use super::slots::{MAX_KEY_BYTES, Slot, Slots};
+use super::eviction::Eviction;
+use super::policy::Policy;
+use super::slots::{MAX_KEY_BYTES, Size, Slot, Slots, spread};
 use super::value::{Record, record};
 use super::{Entry, Origin};
-
-/// What an entry counts, by the bytes of its key and value.
-pub(super) type Size = fn(usize) -> usize;
 
 #[derive(Debug)]
 pub(super) struct Shard {
@@ -285,9 +283,4 @@ impl Shard {
         }
         self.slots.free(at)
     }
-}
-
-/// What a table is given for a hash of 32 bits: it goes by the lowest bits and by the highest.
-pub(super) fn spread(hash: u32) -> u64 {
-    u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }

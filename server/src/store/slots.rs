@@ -13,6 +13,14 @@ pub(super) const NONE: u32 = u32::MAX;
 /// The age of an entry is kept in steps of so many milliseconds: 32 bits are then eight years.
 const AGE_STEP_MS: u64 = 64;
 
+/// What an entry counts, by the bytes of its key and value.
+pub(super) type Size = fn(usize) -> usize;
+
+/// What a table is given for a hash of 32 bits: it goes by the lowest bits and by the highest.
+pub(super) fn spread(hash: u32) -> u64 {
+    u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
 /// One entry.
 #[derive(Debug)]
 pub(super) struct Slot {

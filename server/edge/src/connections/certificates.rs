@@ -7,8 +7,6 @@ use peanut_proto::clock::wall_clock_ms;
 use peanut_proto::tls::{Chain, Reloading, ServerTls};
 use tokio::time::Instant;
 
-use super::limiter::Presence;
-
 /// The certificate that a peer has shown.
 #[derive(Clone, Debug)]
 pub struct PeerCertificate {
@@ -25,18 +23,19 @@ pub struct PeerCertificate {
 pub(super) struct Verified(Option<Arc<ServerTls>>);
 
 impl Verified {
-    /// Those of the connections that would not be let in now.
-    pub(super) fn look<'a>(
+    /// Those of the connections whose certificate would not be accepted now.
+    pub(super) fn look<'a, T>(
         &mut self,
         tls: Option<&Reloading<ServerTls>>,
-        all: &'a [Arc<Presence>],
+        all: &'a [T],
+        certificate_of: impl Fn(&T) -> Option<&PeerCertificate>,
         now: Instant,
-    ) -> Vec<&'a Arc<Presence>> {
+    ) -> Vec<&'a T> {
         let Some(tls) = tls.map(|tls| tls.current(now)) else { return Vec::new() };
         let is_new = self.0.as_ref().is_none_or(|last| !Arc::ptr_eq(last, &tls));
         let clock = wall_clock_ms();
-        let is_refused = |presence: &&Arc<Presence>| {
-            let Some(certificate) = presence.certificate.get() else { return false };
+        let is_refused = |connection: &&T| {
+            let Some(certificate) = certificate_of(connection) else { return false };
             if !is_new && clock <= certificate.not_after_ms {
                 return false;
             }

@@ -18,7 +18,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::Handshake;
-use super::PeerCertificate;
+use super::certificates::{PeerCertificate, Verified};
 
 /// Connections are looked at this often.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -305,7 +305,7 @@ impl ConnectionLimiter {
     pub async fn watch(self: Arc<Self>, handshake: Handshake) {
         let mut tick = interval(LOOK_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut verified = super::certificates::Verified::default();
+        let mut verified = Verified::default();
         loop {
             tick.tick().await;
             let now = Instant::now();
@@ -318,7 +318,8 @@ impl ConnectionLimiter {
                     Verdict::Cut => presence.cut_off(),
                 }
             }
-            for refused in verified.look(handshake.tls.as_deref(), &all, now) {
+            let tls = handshake.tls.as_deref();
+            for refused in verified.look(tls, &all, |presence| presence.certificate.get(), now) {
                 refused.cut_off();
             }
         }
