@@ -3,6 +3,7 @@
 //! This crate depends on nothing, so that it is there at once; what it runs are cargo's own commands.
 
 mod bench_proxy;
+mod crates;
 mod dependencies;
 mod image;
 mod install;
@@ -33,6 +34,7 @@ cargo xtask <command>
   image [--rootfs DIRECTORY]
              build an image with docker, or without it the root directory of one
   package    build Debian packages (installs cargo-deb), and install, upgrade and remove them in a copy of this machine's root
+  crates     pack the crates that are published, and run their own tests from what was packed
   release    the packages, an archive of the programs with the licences of all that is in them, bills of materials,
              and checksums (installs cargo-cyclonedx and cargo-bundle-licenses)
   bench instructions [--record]
@@ -73,6 +75,7 @@ fn main() -> ExitCode {
         Some("soak") => soak(rest),
         Some("image") => image::image(rest),
         Some("package") if rest.is_empty() => package::package().map(drop),
+        Some("crates") if rest.is_empty() => crates::crates(),
         Some("release") if rest.is_empty() => release::release(),
         Some("bench") => match rest.split_first() {
             None => bench(),

@@ -5,20 +5,21 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::package;
 use crate::run::{Cargo, Failed, need_cargo_tool, run, target_directory};
+use crate::{crates, package};
 
 const PROGRAMS: [(&str, &str); 2] = [("peanut-server", "server"), ("peanut-cli", "client/cli")];
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Packages whose API others use.
 const LIBRARIES: [&str; 2] = ["peanut-client", "peanut-server"];
 
-/// `release`: makes everything, in one directory.
+/// `release`: makes everything, in one directory, where the crates pass as they would be published.
 pub(crate) fn release() -> Result<(), Failed> {
     for tool in ["cargo-cyclonedx", "cargo-bundle-licenses"] {
         need_cargo_tool(tool)?;
     }
     compare_api()?;
+    crates::crates()?;
     let packages = package::package()?;
     let release = target_directory()?.join("distribution");
     let _ = fs::remove_dir_all(&release);

@@ -73,6 +73,6 @@ async fn deletes_and_what_is_not_found_are_deletes_first() {
 #[test]
 fn the_latest_ring_that_any_node_has_named_counts() {
     let heard = HeardOf::default();
-    [3, 7, 5].map(|version| heard.note(RingVersion(version)));
+    [3, 7, 5].into_iter().for_each(|version| heard.note(RingVersion(version)));
     assert_eq!(heard.version(), RingVersion(7));
 }
