@@ -18,7 +18,7 @@ use redis::AsyncCommands as _;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tonic::transport::Channel;
+use tonic::transport::{Channel, ClientTlsConfig};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -299,6 +299,7 @@ async fn tls_and_tokens_are_those_of_a_node() {
     );
     let plain = proxied.redis_cli(&["GET", "scores:Tom"]);
     assert!(!plain.contains("630"), "{plain}");
+    http_and_grpc_have_them_too(&proxied, &ca, secret).await;
 
     // Another secret, while it runs.
     std::fs::write(directory.path().join("shop"), "another-secret-of-16\n").unwrap();
@@ -310,6 +311,39 @@ async fn tls_and_tokens_are_those_of_a_node() {
     .await;
     assert!(cli(&["-a", secret, "--no-auth-warning", "GET", "scores:Tom"]).contains("WRONGPASS"));
     assert!(!proxied.proxy.log().iter().any(|line| line.contains("secret-of")), "{:?}", proxied.proxy.log());
+}
+
+/// The other two ports, with the proxy's certificate and a caller's secret.
+async fn http_and_grpc_have_them_too(proxied: &Proxied, ca: &Path, secret: &str) {
+    let (ca, plainly) = (std::fs::read(ca).unwrap(), http_client());
+    let root = reqwest::Certificate::from_pem(&ca).unwrap();
+    let http = reqwest::Client::builder().tls_certs_only([root]).build().unwrap();
+    let url = |scheme: &str, key: &str| format!("{scheme}://{}/v1/{key}", proxied.http);
+    let code = async |request: reqwest::RequestBuilder| request.send().await.unwrap().status().as_u16();
+    assert_eq!(code(http.get(url("https", "scores/Tom"))).await, 401);
+    assert_eq!(code(http.get(url("https", "scores/Tom")).bearer_auth("a-wrong-secret-of-16")).await, 401);
+    assert_eq!(code(http.get(url("https", "scores/Tom")).bearer_auth(secret)).await, 200);
+    assert_eq!(code(http.put(url("https", "pages/shop%2Fb")).body("1").bearer_auth(secret)).await, 204);
+    assert_eq!(code(http.put(url("https", "pages/other")).body("1").bearer_auth(secret)).await, 403);
+    let plain = plainly.get(url("http", "scores/Tom")).bearer_auth(secret).send().await;
+    assert!(plain.is_err(), "{plain:?}");
+
+    let tls = ClientTlsConfig::new().ca_certificate(tonic::transport::Certificate::from_pem(&ca));
+    let channel = Channel::from_shared(format!("https://{}", proxied.grpc)).unwrap().tls_config(tls).unwrap();
+    let mut peanut = PeanutClient::new(channel.connect().await.unwrap());
+    let mut get = async |key: &str, secret: &str| {
+        let get = GetRequest { group: "scores".into(), key: key.to_owned().into(), ..GetRequest::default() };
+        let mut request = tonic::Request::new(get);
+        let bearer = format!("Bearer {secret}").parse().unwrap();
+        request.metadata_mut().insert("authorization", bearer);
+        peanut.get(request).await.map(|got| got.into_inner().value)
+    };
+    assert_eq!(get("Tom", secret).await.unwrap(), "630");
+    let wrong = get("Tom", "a-wrong-secret-of-16").await.unwrap_err();
+    assert_eq!(wrong.code(), tonic::Code::Unauthenticated);
+    let plain = Channel::from_shared(format!("http://{}", proxied.grpc)).unwrap().connect_lazy();
+    let get = GetRequest { group: "scores".into(), key: "Tom".into(), ..GetRequest::default() };
+    assert!(PeanutClient::new(plain).get(get).await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -342,25 +376,39 @@ async fn what_cannot_be_is_refused_at_the_start_in_one_line() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_socket_in_the_file_system_is_served_too() {
+async fn sockets_in_the_file_system_are_served_too() {
     let proxied = Proxied::start("", &[]).await;
-    let path = proxied.directory.path().join("redis.sock");
+    let paths = ["redis", "http", "grpc"].map(|name| proxied.directory.path().join(format!("{name}.sock")));
+    let [redis, http, grpc] = paths.each_ref().map(|path| path.to_str().unwrap());
     let start = || {
         let mut command = Command::new(PEANUT);
-        command.args(["--nodes", proxied.node.addr(), "proxy", "--redis", path.to_str().unwrap()]);
+        command.args([
+            "--nodes",
+            proxied.node.addr(),
+            "proxy",
+            "--redis",
+            redis,
+            "--http",
+            http,
+            "--grpc",
+            grpc,
+        ]);
         Process::start("peanut proxy", command.env("NO_COLOR", "1"))
     };
     // The second finds what the first has left.
     for _ in 0..2 {
         let mut proxy = start();
-        proxy.wait_for_line("the Redis protocol on ").await;
-        let said = said(
-            Command::new("redis-cli")
-                .args(["-s", path.to_str().unwrap(), "GET", "scores:Tom"])
-                .output()
-                .unwrap(),
-        );
-        assert_eq!(said, "630\n");
+        proxy.wait_for_line("gRPC on ").await;
+        let run = Command::new("redis-cli").args(["-s", redis, "GET", "scores:Tom"]).output();
+        assert_eq!(said(run.unwrap()), "630\n");
+        let _ = http_client();
+        let client = reqwest::Client::builder().unix_socket(http).build().unwrap();
+        let got = client.get("http://localhost/v1/scores/Tom").send().await.unwrap();
+        assert_eq!(got.text().await.unwrap(), "630");
+        let channel = Channel::from_shared(format!("unix://{grpc}")).unwrap().connect().await.unwrap();
+        let get = GetRequest { group: "scores".into(), key: "Tom".into(), ..GetRequest::default() };
+        let got = PeanutClient::new(channel).get(get).await.unwrap().into_inner();
+        assert_eq!(got.value, "630");
         proxy.kill();
     }
 }
