@@ -306,7 +306,12 @@ impl ClientBuilder {
         check_name(fleet).map_err(|why| Error::new(ErrorKind::Configuration, format!("fleet name {why}")))?;
         self.check().map_err(|why| Error::new(ErrorKind::Configuration, why))?;
         if let Some(Secret(secret)) = &self.token {
-            let bad = || Error::new(ErrorKind::Configuration, "the token has characters that none can have");
+            let bad = || {
+                Error::new(
+                    ErrorKind::Configuration,
+                    "the token has characters that no secret can have: a line end, a space, or one beyond ASCII",
+                )
+            };
             self.config.token = Some(Token::new(secret).ok_or_else(bad)?);
         }
         self.config.near = self.near.take().map(NearCopies::new).map(Arc::new);

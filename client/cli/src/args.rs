@@ -7,6 +7,9 @@ use clap::builder::TypedValueParser as _;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
+/// The smallest near cache that can be made.
+const LEAST_NEAR: u64 = 64 << 10;
+
 /// Look into a Peanut fleet.
 ///
 /// Exit codes: 0 done, 1 not found, 2 failed, with one line on stderr. NO_COLOR is respected.
@@ -15,7 +18,7 @@ use clap::{Parser, Subcommand};
 pub(crate) struct Args {
     /// etcd's endpoints
     #[arg(long, global = true, env = "PEANUT_ETCD_ENDPOINTS", value_name = "URL", value_delimiter = ',')]
-    #[arg(default_value = "http://127.0.0.1:2379")]
+    #[arg(default_value = "http://127.0.0.1:2379", visible_alias = "etcd-endpoints")]
     pub(crate) etcd: Vec<String>,
     /// The fleet as a fixed list of addresses, in place of etcd
     #[arg(long, global = true, env = "PEANUT_NODES", value_name = "HOST:PORT", value_delimiter = ',')]
@@ -23,8 +26,8 @@ pub(crate) struct Args {
     /// Name of the fleet
     #[arg(long, global = true, env = "PEANUT_FLEET", value_name = "NAME", default_value = "default")]
     pub(crate) fleet: String,
-    /// Seconds that an operation may take
-    #[arg(long, global = true, value_name = "SECONDS", default_value = "5", value_parser = seconds)]
+    /// How long an operation may take
+    #[arg(long, global = true, value_name = "DURATION", default_value = "5s", value_parser = duration)]
     pub(crate) deadline: Duration,
     /// Print JSON
     #[arg(long, global = true)]
@@ -96,8 +99,8 @@ pub(crate) enum Command {
         key: String,
         /// The value
         value: String,
-        /// Seconds that the value stays fresh [default: as the group has it]
-        #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+        /// How long the value stays fresh [default: as the group has it]
+        #[arg(long, value_name = "DURATION", value_parser = duration)]
         ttl: Option<Duration>,
     },
     /// Have the fleet forget keys
@@ -119,8 +122,8 @@ pub(crate) enum Command {
         /// The node's id
         #[arg(env = "PEANUT_NODE_ID")]
         node: String,
-        /// Seconds to wait after that, while its keys are handed over [default: 0]
-        #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+        /// How long to wait after that, while its keys are handed over [default: not at all]
+        #[arg(long, value_name = "DURATION", value_parser = duration)]
         wait: Option<Duration>,
     },
     /// Take a node that is gone for good out of the ring
@@ -132,8 +135,8 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// Print a line a second of what the fleet does
     Stat {
-        /// Seconds between two lines
-        #[arg(long, default_value = "1", value_name = "SECONDS", value_parser = seconds)]
+        /// From one line to the next
+        #[arg(long, default_value = "1s", value_name = "DURATION", value_parser = duration)]
         interval: Duration,
         /// Lines to print [default: until it is stopped]
         #[arg(long, value_name = "LINES")]
@@ -208,8 +211,8 @@ pub(crate) struct BenchArgs {
     /// Keys of each get_many; 1 is a plain get
     #[arg(long, default_value = "1", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) batch: u32,
-    /// Seconds to measure, after one of warming up
-    #[arg(long, default_value = "10", value_name = "SECONDS", value_parser = seconds)]
+    /// How long to measure, after a second of warming up
+    #[arg(long, default_value = "10s", value_name = "DURATION", value_parser = duration)]
     pub(crate) duration: Duration,
     /// Sets and gets, as in 1:10; only gets by default
     #[arg(long, value_name = "SETS:GETS", default_value = "0:1", value_parser = ratio)]
@@ -217,8 +220,8 @@ pub(crate) struct BenchArgs {
     /// Bytes of the values that are set
     #[arg(long, default_value = "100", value_name = "BYTES")]
     pub(crate) value_size: usize,
-    /// Bytes of a near cache, which keeps all keys that are read [default: none]
-    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(65_536..))]
+    /// Size of a near cache, which keeps all keys that are read [default: none]
+    #[arg(long, value_name = "BYTES", value_parser = near_bytes)]
     pub(crate) near: Option<u64>,
     /// Lanes to each node [default: two where it is the only one, else one]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256).map(usize::from))]
@@ -258,6 +261,9 @@ pub(crate) struct ProxyArgs {
     /// Certificates of the authorities that callers' must come from [default: callers need none]
     #[arg(long, env = "PEANUT_PROXY_CA", value_name = "FILE", requires = "serve_cert")]
     pub(crate) serve_ca: Option<PathBuf>,
+    /// Lists of certificates that those authorities have revoked
+    #[arg(long, env = "PEANUT_PROXY_CRL", value_name = "FILE", requires = "serve_ca")]
+    pub(crate) serve_crl: Option<PathBuf>,
     /// Listen beyond loopback without TLS too
     #[arg(long, env = "PEANUT_PROXY_INSECURE")]
     pub(crate) insecure: bool,
@@ -283,8 +289,8 @@ pub(crate) struct ProxyArgs {
         requires = "otlp_endpoint"
     )]
     pub(crate) otlp_sample: f64,
-    /// Bytes of a near cache of hot keys; 0: none
-    #[arg(long, env = "PEANUT_PROXY_NEAR", value_name = "BYTES", default_value = "67108864")]
+    /// Size of a near cache of hot keys; 0: none
+    #[arg(long, env = "PEANUT_PROXY_NEAR", value_name = "BYTES", default_value = "64MiB", value_parser = bytes)]
     pub(crate) near: u64,
 }
 
@@ -328,9 +334,49 @@ fn ratio(text: &str) -> Result<f64, String> {
     parsed.filter(|part| part.is_finite()).ok_or_else(|| "give sets and gets, like 1:10".to_owned())
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
+/// Like `5s` or `1m 30s`; a plain number is of seconds.
+fn duration(text: &str) -> Result<Duration, String> {
     let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    seconds
+    let duration = seconds.or_else(|| humantime::parse_duration(text).ok());
+    duration
         .filter(|duration| !duration.is_zero())
-        .ok_or_else(|| "give a number of seconds above 0".to_owned())
+        .ok_or_else(|| "give a duration above 0, like 5s or 250ms (a plain number is of seconds)".to_owned())
+}
+
+/// Like `64MiB`; a plain number is of bytes.
+fn bytes(text: &str) -> Result<u64, String> {
+    let size: Result<bytesize::ByteSize, _> = text.parse();
+    size.map(|size| size.as_u64())
+        .map_err(|_| "give a size, like 64MiB (a plain number is of bytes)".to_owned())
+}
+
+fn near_bytes(text: &str) -> Result<u64, String> {
+    let enough = |bytes: &u64| *bytes >= LEAST_NEAR;
+    bytes(text).and_then(|bytes| Some(bytes).filter(enough).ok_or_else(|| "give 64KiB or more".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_and_sizes_have_units_or_are_plain_numbers() {
+        let ms = |text: &str| duration(text).map(|it| it.as_millis()).map_err(|_| ());
+        assert_eq!((ms("5"), ms("0.5"), ms("1.5s")), (Ok(5000), Ok(500), Ok(1500)));
+        assert_eq!(
+            (ms("5s"), ms("250ms"), ms("1m 30s"), ms("1h")),
+            (Ok(5000), Ok(250), Ok(90_000), Ok(3_600_000))
+        );
+        for wrong in ["", "0", "0s", "-1", "5 parsecs", "NaN", "1e40", "s"] {
+            assert_eq!(ms(wrong), Err(()), "{wrong}");
+        }
+        assert_eq!((bytes("0"), bytes("67108864"), bytes("64MiB")), (Ok(0), Ok(64 << 20), Ok(64 << 20)));
+        assert!(bytes("64 near").is_err() && bytes("-1").is_err() && bytes("").is_err());
+        assert_eq!((near_bytes("64KiB"), near_bytes("65535").is_err()), (Ok(65_536), true));
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        <Args as clap::CommandFactory>::command().debug_assert();
+    }
 }

@@ -7,15 +7,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use peanut_client::{Client, Group};
+use peanut_client::{Client, Error, Group};
 use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::FAILED;
 use crate::args::BenchArgs;
+use crate::failure::Failure;
 use crate::output::{print_json, print_line};
 
 const WARM_UP: Duration = Duration::from_secs(1);
@@ -49,11 +49,12 @@ struct Bench {
     latencies: Vec<Mutex<Histogram<u64>>>,
     gets: AtomicU64,
     errors: AtomicU64,
+    last_error: Mutex<Option<Error>>,
     measuring: AtomicBool,
     stop: AtomicBool,
 }
 
-pub(crate) async fn run(client: &Client, args: &BenchArgs, json: bool) -> ExitCode {
+pub(crate) async fn run(client: &Client, args: &BenchArgs, json: bool) -> Result<ExitCode, Failure> {
     let bench = Arc::new(Bench::new(client, args));
     let mut callers = JoinSet::new();
     match args.rate {
@@ -93,7 +94,12 @@ pub(crate) async fn run(client: &Client, args: &BenchArgs, json: bool) -> ExitCo
              set them, or have a loader that knows them"
         );
     }
-    if report.gets == report.errors { ExitCode::from(FAILED) } else { ExitCode::SUCCESS }
+    let last_error = bench.last_error.lock().unwrap_or_else(|e| e.into_inner()).take();
+    match last_error {
+        Some(error) if report.gets == report.errors => Err(Failure::from(error)),
+        None if report.gets == 0 => Err(Failure::new("no get was answered in that time")),
+        _ => Ok(ExitCode::SUCCESS),
+    }
 }
 
 impl Bench {
@@ -114,6 +120,7 @@ impl Bench {
             latencies: std::iter::repeat_with(histogram).take(SHARDS).collect(),
             gets: AtomicU64::new(0),
             errors: AtomicU64::new(0),
+            last_error: Mutex::default(),
             measuring: AtomicBool::new(false),
             stop: AtomicBool::new(false),
         }
@@ -132,13 +139,11 @@ impl Bench {
     async fn call(&self, due: Instant, shard: usize) {
         let errors = if self.sets > 0.0 && fastrand::f64() < self.sets {
             let sets = (0..self.batch).map(|_| self.group.set(self.key(), &self.value));
-            let done = futures_util::future::join_all(sets).await;
-            done.iter().filter(|done| done.is_err()).count() as u64
+            self.failed(futures_util::future::join_all(sets).await)
         } else if self.batch == 1 {
-            u64::from(self.group.get(self.key()).await.is_err())
+            self.failed([self.group.get(self.key()).await])
         } else {
-            let answers = self.group.get_many((0..self.batch).map(|_| self.key())).await;
-            answers.iter().filter(|answer| answer.is_err()).count() as u64
+            self.failed(self.group.get_many((0..self.batch).map(|_| self.key())).await)
         };
         if self.measuring.load(Ordering::Relaxed) {
             let nanos = u64::try_from(due.elapsed().as_nanos()).unwrap_or(u64::MAX);
@@ -150,6 +155,13 @@ impl Bench {
             self.gets.fetch_add(self.batch as u64, Ordering::Relaxed);
             self.errors.fetch_add(errors, Ordering::Relaxed);
         }
+    }
+
+    /// How many of these have failed; the last error is kept.
+    fn failed<T>(&self, results: impl IntoIterator<Item = Result<T, Error>>) -> u64 {
+        let errors = results.into_iter().filter_map(Result::err);
+        let keep = |error| *self.last_error.lock().unwrap_or_else(|e| e.into_inner()) = Some(error);
+        errors.map(keep).count() as u64
     }
 
     fn report(&self, took: Duration, cpu: Duration) -> Report {

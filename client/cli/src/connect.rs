@@ -38,7 +38,11 @@ pub(crate) async fn connect(args: &Args) -> Result<Client, Failure> {
         Some(nodes) => builder.nodes(nodes),
         None => builder.registry(etcd(args)?),
     };
-    Ok(builder.build().await?)
+    // A proxy may come before its fleet, and tells by its health whether it reaches one.
+    Ok(match args.command {
+        Command::Proxy(_) => builder.build_lazy()?,
+        _ => builder.build().await?,
+    })
 }
 
 fn secure(mut builder: ClientBuilder, security: &Security) -> Result<ClientBuilder, Failure> {

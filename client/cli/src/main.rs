@@ -94,13 +94,11 @@ async fn run(args: &Args) -> Result<ExitCode, Failure> {
         Command::Remove { node } => Ok(client.remove(node).await.map(|()| ExitCode::SUCCESS)?),
         Command::Stat { interval, count } => Ok(stat::stat(&client, *interval, *count, args.json).await),
         Command::Top => top::run(&client, &args.fleet).await,
-        Command::Nodes => Ok(stat::nodes(&client, args.json).await),
-        Command::Hotkeys { group, top } => {
-            Ok(stat::hot_keys(&client, group.as_deref(), *top, args.json).await)
-        }
+        Command::Nodes => stat::nodes(&client, args.json).await,
+        Command::Hotkeys { group, top } => stat::hot_keys(&client, group.as_deref(), *top, args.json).await,
         Command::Completions { .. } | Command::Man { .. } | Command::Certify { .. } => Ok(ExitCode::SUCCESS),
         Command::Proxy(proxy) => proxy::run(client, proxy).await,
-        Command::Bench(bench) => Ok(bench::run(&client, bench, args.json).await),
+        Command::Bench(bench) => bench::run(&client, bench, args.json).await,
         Command::Ring { group, key } => {
             let key = group.as_deref().zip(key.as_deref());
             Ok(ring::run(&client, &args.fleet, key, args.json).await)

@@ -34,8 +34,8 @@ pub(crate) async fn run(client: Client, args: &ProxyArgs) -> Result<ExitCode, Fa
         proxy = proxy.default_group(group);
     }
     if args.serve_cert.is_some() {
-        let (ca, cert, key) = (args.serve_ca.clone(), args.serve_cert.clone(), args.serve_key.clone());
-        proxy = proxy.tls(TlsFiles { ca, cert, key, crl: None });
+        let (cert, key) = (args.serve_cert.clone(), args.serve_key.clone());
+        proxy = proxy.tls(TlsFiles { ca: args.serve_ca.clone(), cert, key, crl: args.serve_crl.clone() });
     }
     let tokens = args.tokens.as_deref().map(TokenFiles::new);
     if let Some(tokens) = &tokens {

@@ -9,7 +9,6 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::time::sleep;
 
-use crate::FAILED;
 use crate::failure::Failure;
 use crate::fleet::{Look, Rates, health, percent, short, short_bytes, short_time, sum};
 use crate::output::{print_json, print_line, print_table};
@@ -33,12 +32,17 @@ struct Line {
 /// A line for every interval, `count` of them or without end.
 pub(crate) async fn stat(client: &Client, interval: Duration, count: Option<u64>, json: bool) -> ExitCode {
     let mut before = Look::take(client, 0).await;
+    let mut told = None;
     for number in 0.. {
         if count.is_some_and(|count| number >= count) {
             break;
         }
         sleep(interval).await;
         let look = Look::take(client, 0).await;
+        // Why there is nothing to see, when that is another reason than before.
+        let why = somebody_answered(&look).err().map(|why| why.to_string());
+        why.iter().filter(|_| why != told).for_each(|why| eprintln!("peanut: {why}"));
+        told = why;
         let line = line(&look, &before);
         let written = if json {
             writeln!(std::io::stdout(), "{}", serde_json::to_string(&line).unwrap_or_default())
@@ -141,7 +145,7 @@ fn report_json(report: &NodeReport) -> serde_json::Value {
 }
 
 /// A table of the nodes; fails where none answers.
-pub(crate) async fn nodes(client: &Client, json: bool) -> ExitCode {
+pub(crate) async fn nodes(client: &Client, json: bool) -> Result<ExitCode, Failure> {
     let look = Look::take(client, 0).await;
     let notices = client.notices();
     let about = |id: &str| {
@@ -190,7 +194,17 @@ pub(crate) async fn nodes(client: &Client, json: bool) -> ExitCode {
         }
         notices.iter().for_each(|notice| print_line(&notice.to_string()));
     }
-    if look.up() == 0 { ExitCode::from(FAILED) } else { ExitCode::SUCCESS }
+    somebody_answered(&look)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Fails with the first node's reason where none has answered.
+fn somebody_answered(look: &Look) -> Result<(), Failure> {
+    match look.nodes.iter().find_map(|(_, report)| report.as_ref().err()) {
+        Some(error) if look.up() == 0 => Err(Failure::from(error.clone())),
+        None if look.nodes.is_empty() => Err(Failure::new("the fleet has no nodes")),
+        _ => Ok(()),
+    }
 }
 
 pub(crate) fn uptime(time: Duration) -> String {
@@ -204,7 +218,12 @@ pub(crate) fn uptime(time: Duration) -> String {
 }
 
 /// The keys that are asked for most, of one group or of all.
-pub(crate) async fn hot_keys(client: &Client, group: Option<&str>, top: usize, json: bool) -> ExitCode {
+pub(crate) async fn hot_keys(
+    client: &Client,
+    group: Option<&str>,
+    top: usize,
+    json: bool,
+) -> Result<ExitCode, Failure> {
     let look = Look::take(client, u32::try_from(top).unwrap_or(u32::MAX)).await;
     let mut hot = look.hot_keys();
     hot.retain(|hot| group.is_none_or(|group| group == hot.group));
@@ -219,5 +238,6 @@ pub(crate) async fn hot_keys(client: &Client, group: Option<&str>, top: usize, j
         });
         print_table(&[heading].into_iter().chain(rows).collect::<Vec<_>>());
     }
-    if look.up() == 0 { ExitCode::from(FAILED) } else { ExitCode::SUCCESS }
+    somebody_answered(&look)?;
+    Ok(ExitCode::SUCCESS)
 }

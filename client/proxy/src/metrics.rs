@@ -36,7 +36,7 @@ const COUNTERS: [Reading; 5] = [
     ("peanut_proxy_failovers", "Gets answered by a successor", |stats| stats.failovers),
     ("peanut_proxy_hints", "Writes for which a hint was stored in the registry", |stats| stats.hints),
     ("peanut_proxy_near_invalidations", "Near copies dropped for a write", |stats| stats.near_invalidations),
-    ("peanut_proxy_failures", "Operations at nodes that failed", |stats| stats.errors),
+    ("peanut_proxy_client_errors", "Operations at nodes that failed", |stats| stats.errors),
 ];
 
 const GAUGES: [Reading; 2] = [

@@ -210,7 +210,7 @@ fn check(listener: &Listener, handshake: &Handshake, insecure: bool) -> Result<(
     if addr.ip().is_loopback() || handshake.is_tls() || insecure {
         return Ok(());
     }
-    let mend = "set `tls`, or `insecure`";
+    let mend = "give a certificate (`tls`, --serve-cert), or allow it (`insecure`, --insecure)";
     Err(Error(format!("{addr} without TLS lets everybody there read and write what is in the cache; {mend}")))
 }
 

@@ -67,7 +67,7 @@ impl TlsFiles {
     /// Where `ca` is missing, only one of `cert` and `key` is given, or a file cannot be used.
     pub fn client(&self, protocol: &[u8]) -> Result<ClientTls, TlsError> {
         let Some(ca) = &self.ca else {
-            return Err(TlsError::new("`ca` is needed, to know the nodes by".to_owned()));
+            return Err(TlsError::new("`ca` is needed, to know the other side by".to_owned()));
         };
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider.clone())

@@ -199,7 +199,8 @@ impl EtcdRegistry {
                 "etcd at {endpoint}: the password would go there for everybody to read; use https://"
             )),
             Ok(Err(Trouble::Tls(error))) => {
-                RegistryError::new(format!("etcd at {endpoint}: its certificates")).with_source(error)
+                RegistryError::new(format!("etcd at {endpoint}: the certificate files for it"))
+                    .with_source(error)
             }
             Err(_) => RegistryError::new(format!("etcd at {endpoint}: {what}: no answer within {limit:?}")),
         };

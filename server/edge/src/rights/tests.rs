@@ -144,7 +144,9 @@ fn a_caller_has_what_the_tokens_of_now_give() {
     assert!(caller.look_again(&tokens).unwrap() && reads(&caller, "a") && !reads(&caller, "b"));
     // What cannot be used changes nothing, and neither does an empty list, which would open the node.
     assert!(why(tokens.replace(&[Token::new("t")])).contains("no secret"));
-    assert!(why(tokens.replace(&[Token::new("t").certificate("a.example")])).contains("needs `tls.ca`"));
+    assert!(
+        why(tokens.replace(&[Token::new("t").certificate("a.example")])).contains("`tls.ca`, --serve-ca")
+    );
     assert!(why(tokens.replace(&[])).contains("everyone would be let in"));
     assert!(!caller.look_again(&tokens).unwrap() && reads(&caller, "a"));
     // A new secret lets the old one out.

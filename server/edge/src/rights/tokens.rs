@@ -235,7 +235,7 @@ impl Table {
                 return refuse("it has no secret, and no name of a certificate");
             }
             if !asks_for_certificates && !token.certificates.is_empty() {
-                let why = "a token by certificate needs `tls.ca`, without which no client shows one";
+                let why = "a token by certificate needs authorities for those of clients (`tls.ca`, --serve-ca): without, no client shows one";
                 return Err(Misconfigured { setting: Some("token"), ..Misconfigured::new(why) });
             }
             if token.secrets.iter().any(|secret| secret.len() < SHORTEST_SECRET) {
