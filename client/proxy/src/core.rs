@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
+use axum::http::StatusCode;
 use axum::middleware::Next;
 use axum::response::Response;
 use peanut_edge::Failure;
@@ -55,6 +56,9 @@ pub(crate) async fn count(
     next: Next,
 ) -> Response {
     let response = next.run(request).await;
-    core.counters.answered(of, 1, usize::from(response.status().is_server_error()));
+    let status = response.status();
+    // That there is no such key is no error.
+    let is_error = status.as_u16() >= 400 && status != StatusCode::NOT_FOUND;
+    core.counters.answered(of, 1, usize::from(is_error));
     response
 }

@@ -92,22 +92,22 @@ pub(crate) struct Fetch {
     fetched: AtomicUsize,
     most: usize,
     account: Arc<Account>,
-    /// Whether room may be waited for: not by a caller that holds some, and not once this fetch does.
-    may_wait: tokio::sync::Mutex<bool>,
+    /// Until when room may be waited for: not by a caller that holds some, and not once this fetch does.
+    may_wait: tokio::sync::Mutex<Option<Instant>>,
     found_no_room: AtomicBool,
     held: Mutex<Option<Held>>,
 }
 
 impl Fetch {
-    /// Fetches so many keys at once at first, and values of `most` bytes or a portion more. `may_wait`: the
-    /// caller holds no room for values.
+    /// Fetches so many keys at once at first, and values of `most` bytes, or one that is longer. `may_wait`:
+    /// the caller holds no room for values.
     pub(crate) fn new(portion: usize, most: usize, account: Arc<Account>, may_wait: bool) -> Self {
         Fetch {
             portion: AtomicUsize::new(portion),
             fetched: AtomicUsize::new(0),
             most,
             account,
-            may_wait: tokio::sync::Mutex::new(may_wait),
+            may_wait: tokio::sync::Mutex::new(may_wait.then(|| Instant::now() + ROOM_WITHIN)),
             found_no_room: AtomicBool::new(false),
             held: Mutex::default(),
         }
@@ -124,18 +124,18 @@ impl Fetch {
     }
 
     /// Room for the values of as many of these keys as there is room for, and of how many; `None` where that
-    /// is none.
-    async fn room_for(&self, keys: usize) -> Option<(usize, Held)> {
+    /// is none. `first`: what the first value is taken for.
+    async fn room_for(&self, keys: usize, first: usize) -> Option<(usize, Held)> {
         let values = &self.account.values;
         let mut may_wait = self.may_wait.lock().await;
         let fewer = successors(Some(keys), |keys| Some(keys / 2).filter(|keys| *keys > 0));
-        let with_room = |keys: usize| Some((keys, values.try_take(keys * USUAL_BYTES)?));
-        let held = match fewer.into_iter().find_map(with_room) {
-            None if *may_wait => room(values, USUAL_BYTES).await.map(|held| (1, held)),
-            held => held,
+        let with_room = |keys: usize| Some((keys, values.try_take(first + (keys - 1) * USUAL_BYTES)?));
+        let held = match (fewer.into_iter().find_map(with_room), *may_wait) {
+            (None, Some(until)) => room_until(until, values, first).await.map(|held| (1, held)),
+            (held, _) => held,
         };
         // It holds some now, or has waited for as long as that is waited for.
-        *may_wait = false;
+        *may_wait = None;
         held
     }
 
@@ -152,28 +152,71 @@ impl Fetch {
         keys: &[K],
     ) -> Vec<Fetched<Option<Bytes>>> {
         let mut got = Vec::with_capacity(keys.len());
+        let (mut first, mut attempts) = (USUAL_BYTES, 0);
         while got.len() < keys.len() && self.fetched.load(Ordering::Relaxed) < self.most {
             let rest = &keys[got.len()..];
-            let Some((count, room)) = self.room_for(rest.len().min(self.portion())).await else {
+            let until = *self.may_wait.lock().await;
+            let Some((count, room)) = self.room_for(rest.len().min(self.portion()), first).await else {
                 self.note_no_room();
                 break;
             };
-            let values = match &rest[..count] {
+            let mut values = match &rest[..count] {
                 [only] => vec![group.get(only).await],
                 some => group.get_many(some).await,
             };
             groups.heed(group, &values);
-            let bytes = values.iter().flatten().flatten().map(Bytes::len).sum();
-            self.fetched.fetch_add(bytes, Ordering::Relaxed);
+            let bytes = values.iter().map(length).sum();
             self.portion.store(next_portion(values.len(), bytes), Ordering::Relaxed);
+            let (kept, shortage) = self.keep(room, values.iter().map(length), got.is_empty());
+            attempts += 1;
+            if kept == 0 && until.is_some() && attempts < ATTEMPTS {
+                // It is let go, and asked for again when there is room for it; it is cached by then.
+                first = values.first().map_or(USUAL_BYTES, length);
+                *self.may_wait.lock().await = until;
+                continue;
+            }
+            first = USUAL_BYTES;
+            values.truncate(kept);
             got.extend(values.into_iter().map(Some));
-            if !self.hold(room, bytes) && got.len() < keys.len() {
-                self.note_no_room();
+            if let Some(shortage) = shortage {
+                if shortage == Shortage::NoRoom {
+                    self.note_no_room();
+                }
                 break;
             }
         }
         got.resize_with(keys.len(), || None);
         got
+    }
+
+    /// Keeps as many of the first values as there is room for and as are not too long together, and gives how
+    /// many those are, and why not all. `room` was taken before their lengths were known. The very first is
+    /// never too long.
+    fn keep(
+        &self,
+        mut room: Held,
+        lengths: impl Iterator<Item = usize>,
+        is_first: bool,
+    ) -> (usize, Option<Shortage>) {
+        let left = self.most.saturating_sub(self.fetched.load(Ordering::Relaxed));
+        let (mut kept, mut bytes, mut shortage) = (0, 0, None);
+        for length in lengths {
+            if bytes + length > left && !(is_first && kept == 0) {
+                shortage = Some(Shortage::TooLong);
+                break;
+            }
+            let more = (bytes + length).saturating_sub(room.bytes());
+            let Some(more) = self.account.values.try_take(more) else {
+                shortage = Some(Shortage::NoRoom);
+                break;
+            };
+            (kept, bytes, room) = (kept + 1, bytes + length, room.and(more));
+        }
+        room.shrink_to(bytes);
+        self.fetched.fetch_add(bytes, Ordering::Relaxed);
+        let mut held = self.held.lock();
+        *held = held.take().into_iter().chain([room]).reduce(Held::and);
+        (kept, shortage)
     }
 
     /// How long values stay fresh, in the order of their keys; `None` where there is none. A value takes room
@@ -187,7 +230,8 @@ impl Fetch {
         let mut got = Vec::with_capacity(keys.len());
         while got.len() < keys.len() {
             let rest = &keys[got.len()..];
-            let Some((count, _room)) = self.room_for(rest.len().min(self.portion())).await else {
+            let portion = rest.len().min(self.portion());
+            let Some((count, _room)) = self.room_for(portion, USUAL_BYTES).await else {
                 self.note_no_room();
                 break;
             };
@@ -203,17 +247,6 @@ impl Fetch {
         got
     }
 
-    /// Holds what values that are there take, of which `room` was taken before; `false`: there is no room for
-    /// the rest, so that nothing more may be fetched.
-    fn hold(&self, mut room: Held, bytes: usize) -> bool {
-        room.shrink_to(bytes);
-        let more = self.account.values.try_take(bytes - room.bytes());
-        let has_room = more.is_some();
-        let mut held = self.held.lock();
-        *held = held.take().into_iter().chain([room]).chain(more).reduce(Held::and);
-        has_room
-    }
-
     /// Notes that there was no room, unless the values so far are all that the caller may ever hold.
     fn note_no_room(&self) {
         let own = self.fetched.load(Ordering::Relaxed);
@@ -221,6 +254,11 @@ impl Fetch {
             self.found_no_room.store(true, Ordering::Relaxed);
         }
     }
+}
+
+/// How long a value is.
+fn length(got: &Result<Option<Bytes>, Error>) -> usize {
+    got.as_ref().ok().and_then(Option::as_ref).map_or(0, Bytes::len)
 }
 
 /// How many keys to fetch at once after so many that had so many bytes: four times as many, as long as a
@@ -251,9 +289,36 @@ mod tests {
         let _others = account.values.try_take(account.values.most()).unwrap();
         let (fetch, begun) = (Fetch::new(FIRST_PORTION, usize::MAX, account, true), Instant::now());
         for _group in 0..3 {
-            assert!(fetch.room_for(1).await.is_none());
+            assert!(fetch.room_for(1, USUAL_BYTES).await.is_none());
         }
         assert!(begun.elapsed() < ROOM_WITHIN * 2, "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_is_what_there_is_room_for() {
+        let account = Budgets::new().account(&Arc::from(""));
+        let values = account.values.clone();
+        let most = values.most();
+        let of = |limit| Fetch::new(FIRST_PORTION, limit, account.clone(), true);
+        let keep = |fetch: &Fetch, lengths: &[usize], is_first| {
+            let room = values.try_take(USUAL_BYTES).unwrap();
+            fetch.keep(room, lengths.iter().copied(), is_first)
+        };
+        let fetch = of(usize::MAX);
+        let kept = keep(&fetch, &[most / 2, 0, most / 4, most / 2, 0], true);
+        assert_eq!(kept, (3, Some(Shortage::NoRoom)));
+        assert_eq!(values.used(), most / 2 + most / 4, "what is kept, and no more");
+        drop(fetch.into_held());
+        let fetch = of(100);
+        let kept = keep(&fetch, &[60, 40, 1], true);
+        assert_eq!((kept, values.used()), ((2, Some(Shortage::TooLong)), 100), "as long as an answer may be");
+        drop(fetch.into_held());
+        let fetch = of(100);
+        let kept = keep(&fetch, &[101, 1], true);
+        assert_eq!(kept, (1, Some(Shortage::TooLong)), "one that is longer is answered alone");
+        assert_eq!(keep(&fetch, &[1], false), (0, Some(Shortage::TooLong)));
+        drop(fetch.into_held());
+        assert_eq!(values.used(), 0);
     }
 
     #[test]

@@ -22,20 +22,20 @@ pub(crate) struct Groups {
     names: RwLock<Names<Group>>,
 }
 
-/// The names that callers have used, and the handles of those that nodes serve as far as is known.
+/// The names that callers have used, and the handles of those that nodes serve.
 #[derive(Debug)]
 struct Names<G> {
     used: HashMap<Box<[u8]>, G>,
-    /// Those that no node served when it was asked last.
+    /// Those for which no node has answered, or that no node served when it was asked last.
     unserved: HashSet<Box<[u8]>>,
 }
 
 impl<G: Clone> Names<G> {
-    /// The handle of a name, with a place for it where it has none.
+    /// The handle of a name, which has no place before a node has answered for it.
     ///
     /// # Errors
     /// Where there have been too many.
-    fn place(&mut self, name: &[u8], handle: impl FnOnce() -> G) -> Result<G, String> {
+    fn of(&mut self, name: &[u8], handle: impl FnOnce() -> G) -> Result<G, String> {
         if let Some(handle) = self.used.get(name) {
             return Ok(handle.clone());
         }
@@ -44,8 +44,19 @@ impl<G: Clone> Names<G> {
         if self.used.len() >= MAX_GROUPS || is_new && count >= MAX_NAMES {
             return Err("callers of this proxy have named too many groups".to_owned());
         }
-        self.unserved.remove(name);
-        Ok(self.used.entry(name.into()).or_insert_with(handle).clone())
+        if is_new {
+            self.unserved.insert(name.into());
+        }
+        Ok(handle())
+    }
+
+    /// Gives a name a place: a node has answered for it.
+    fn place(&mut self, name: &[u8], handle: G) {
+        if self.used.len() < MAX_GROUPS
+            && let Some(name) = self.unserved.take(name)
+        {
+            self.used.insert(name, handle);
+        }
     }
 
     /// Gives the place of a name that no node serves to others.
@@ -72,10 +83,11 @@ impl Groups {
         }
         let text = as_text(name)?;
         check_name(text).map_err(|why| format!("the group's name {why}"))?;
-        self.names.write().place(name, || self.client.group(text))
+        self.names.write().of(name, || self.client.group(text))
     }
 
-    /// Takes note of what calls to a group came to: one that no node serves gives its place to another.
+    /// Takes note of what calls to a group came to: one for which a node has answered has a place, and one
+    /// that no node serves gives its place to another.
     pub(crate) fn heed<'r, T: 'r>(
         &self,
         group: &Group,
@@ -84,8 +96,20 @@ impl Groups {
         let is_unserved = |result: &Result<T, Error>| {
             result.as_ref().is_err_and(|error| error.kind() == ErrorKind::UnknownGroup)
         };
-        if results.into_iter().any(is_unserved) {
-            self.names.write().free(group.name().as_bytes());
+        // Other errors may be of calls that no node was asked for.
+        let is_answered = |result: &Result<T, Error>| {
+            result.as_ref().map_or_else(|error| error.kind() == ErrorKind::Loader, |_| true)
+        };
+        let (mut unserved, mut answered) = (false, false);
+        for result in results {
+            unserved |= is_unserved(result);
+            answered |= is_answered(result);
+        }
+        let name = group.name().as_bytes();
+        if unserved {
+            self.names.write().free(name);
+        } else if answered && !self.names.read().used.contains_key(name) {
+            self.names.write().place(name, group.clone());
         }
     }
 
@@ -124,22 +148,27 @@ mod tests {
         let mut names = Names { used: HashMap::new(), unserved: HashSet::new() };
         for n in 0..MAX_NAMES - 1 {
             let name = format!("typo{n}");
-            names.place(name.as_bytes(), || n).unwrap();
-            names.free(name.as_bytes());
+            names.of(name.as_bytes(), || n).unwrap();
         }
-        assert_eq!(names.place(b"scores", || 0), Ok(0));
-        assert!(names.place(b"pages", || 1).is_err(), "one name too many");
-        assert_eq!(names.place(b"typo7", || 7), Ok(7), "it may be served by now");
+        assert_eq!(names.of(b"scores", || 0), Ok(0));
+        names.place(b"scores", 0);
+        assert!(names.of(b"pages", || 1).is_err(), "one name too many");
+        assert_eq!(names.of(b"typo7", || 7), Ok(7), "it may be served by now");
+        names.place(b"typo7", 7);
         assert_eq!((names.used.len(), names.unserved.len()), (2, MAX_NAMES - 2));
     }
 
     #[test]
     fn there_is_an_end_to_groups_that_are_used() {
         let mut names = Names { used: HashMap::new(), unserved: HashSet::new() };
-        (0..MAX_GROUPS).for_each(|n| _ = names.place(format!("group{n}").as_bytes(), || n).unwrap());
-        assert!(names.place(b"one more", || 0).is_err());
-        assert_eq!(names.place(b"group5", || 0), Ok(5));
+        for n in 0..MAX_GROUPS {
+            let name = format!("group{n}");
+            assert_eq!(names.of(name.as_bytes(), || n), Ok(n));
+            names.place(name.as_bytes(), n);
+        }
+        assert!(names.of(b"one more", || 0).is_err());
+        assert_eq!(names.of(b"group5", || 0), Ok(5));
         names.free(b"group6");
-        assert_eq!(names.place(b"one more", || 1), Ok(1));
+        assert_eq!(names.of(b"one more", || 1), Ok(1));
     }
 }

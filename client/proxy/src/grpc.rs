@@ -56,7 +56,11 @@ impl Grpc {
     /// Where its caller is not known, or it came by no connection.
     pub(crate) fn admit(&self, mut request: Request<()>) -> Result<Request<()>, Status> {
         let peer = request.extensions().get::<Peer>().cloned().ok_or_else(not_admitted)?;
-        let caller = self.core.tokens.admit(request.metadata(), Some(peer.clone())).map_err(told)?;
+        let caller = self.core.tokens.admit(request.metadata(), Some(peer.clone()));
+        let caller = caller.map_err(|failure| {
+            self.core.counters.answered(Protocol::Grpc, 1, 1);
+            told(failure)
+        })?;
         peer.presence().admitted();
         request.extensions_mut().insert(account(&caller, &peer));
         request.extensions_mut().insert(caller);
@@ -182,6 +186,9 @@ impl Grpc {
         request.keys.iter().try_for_each(|key| of_group.check(Action::Delete, key)).map_err(told)?;
         if request.all {
             of_group.check(Action::Clear, &[]).map_err(told)?;
+        }
+        if request.keys.is_empty() && !request.all {
+            return Ok(Response::new(DeleteResponse::default()));
         }
         let group = self.group(&request.group)?;
         let deleted = group.delete_many(&request.keys).await;

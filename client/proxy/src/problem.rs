@@ -97,7 +97,8 @@ impl From<Error> for Problem {
             ErrorKind::InvalidArgument => StatusCode::BAD_REQUEST,
             ErrorKind::UnknownGroup => StatusCode::NOT_FOUND,
             ErrorKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            ErrorKind::Loader => StatusCode::BAD_GATEWAY,
+            // The proxy's own token or certificate, not the caller's.
+            ErrorKind::Loader | ErrorKind::Unauthenticated => StatusCode::BAD_GATEWAY,
             ErrorKind::Overloaded | ErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             ErrorKind::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
             ErrorKind::PermissionDenied => StatusCode::FORBIDDEN,

@@ -135,9 +135,14 @@ impl Held {
     /// Where they are of another budget.
     #[must_use]
     pub fn and(mut self, mut other: Held) -> Held {
-        assert!(Arc::ptr_eq(&self.budget, &other.budget), "of one budget");
+        assert!(self.is_of(&other.budget), "of one budget");
         self.bytes += std::mem::take(&mut other.bytes);
         self
+    }
+
+    /// Whether they are of this budget.
+    pub fn is_of(&self, budget: &Arc<Budget>) -> bool {
+        Arc::ptr_eq(&self.budget, budget)
     }
 
     /// How many.

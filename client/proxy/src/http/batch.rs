@@ -1,6 +1,6 @@
 //! Many keys of a group: `POST /v1/{group}`.
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody as _};
 use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::Asked;
 use super::entry::body;
 use crate::core::account;
-use crate::fetch::{FIRST_PORTION, Fetch};
+use crate::fetch::{FIRST_PORTION, Fetch, Shortage};
 use crate::groups::as_text;
 use crate::problem::{self, Problem};
 use crate::trace::{traceparent, within};
@@ -86,7 +86,11 @@ pub(super) async fn get(name: &[u8], asked: Asked) -> Result<Response, Problem> 
     let keys: Vec<Bytes> = wanted.keys.iter().map(Key::bytes).collect::<Result<_, _>>()?;
     let may_read = |key: &Bytes| caller.rights().check(Action::Read, name, Some(key));
     keys.iter().try_for_each(may_read)?;
+    if keys.is_empty() {
+        return Ok(axum::Json(Answers { values: Vec::new() }).into_response());
+    }
     let group = core.groups.named(name.as_bytes()).map_err(Problem::bad_request)?;
+    let values_of = account.values.clone();
     let fetch = Fetch::new(FIRST_PORTION, MAX_VALUES_BYTES, account, true);
     let got = within(trace, fetch.get(&core.groups, &group, &keys)).await;
     let shortage = fetch.shortage();
@@ -102,5 +106,10 @@ pub(super) async fn get(name: &[u8], asked: Asked) -> Result<Response, Problem> 
     let answer = |(key, got)| Answer { key, outcome: outcome(got) };
     let values = wanted.keys.into_iter().zip(got).map(answer).collect();
     let response = axum::Json(Answers { values }).into_response();
-    Ok(response.map(|body| Body::new(holding(tonic::body::Body::new(body), fetch.into_held()))))
+    // JSON may be longer than what is in it.
+    let written = usize::try_from(response.body().size_hint().lower()).unwrap_or(usize::MAX);
+    let held = fetch.into_held();
+    let more = values_of.try_take(written.saturating_sub(held.bytes()));
+    let held = held.and(more.ok_or(Shortage::NoRoom)?);
+    Ok(response.map(|body| Body::new(holding(tonic::body::Body::new(body), held))))
 }

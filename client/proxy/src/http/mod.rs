@@ -25,7 +25,7 @@ use crate::counters::Protocol;
 use crate::groups::as_text;
 use crate::metrics::text;
 use crate::problem::Problem;
-use path::Target;
+use path::{Target, is_encoded};
 
 const OPENAPI: &str = include_str!("openapi.json");
 
@@ -87,7 +87,15 @@ async fn serve(
 
 impl Asked {
     async fn serve(self, target: Target) -> Result<Response, Problem> {
-        let method = self.request.method().clone();
+        let (method, uri) = (self.request.method().clone(), self.request.uri());
+        // Part of a key may stand behind a question mark that should have been encoded.
+        if method != Method::PUT && uri.query().is_some_and(|query| !query.is_empty()) {
+            let why = "there is no query but ?ttl= of a PUT; a question mark in a key is written %3F";
+            return Err(Problem::bad_request(why));
+        }
+        if !is_encoded(uri.path()) {
+            return Err(Problem::bad_request("a percent sign in a group or key is written %25"));
+        }
         match (target, method) {
             (Target::Entry { group, key }, Method::GET | Method::HEAD) => {
                 let group = self.group(&group, Action::Read, &key)?;

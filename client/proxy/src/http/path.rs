@@ -25,9 +25,24 @@ impl Target {
     }
 }
 
+/// Whether two hexadecimal digits stand behind each percent sign.
+pub(super) fn is_encoded(path: &str) -> bool {
+    path.split('%').skip(1).all(|rest| rest.len() >= 2 && rest.bytes().take(2).all(|b| b.is_ascii_hexdigit()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_percent_sign_begins_a_byte_in_two_digits() {
+        for good in ["/v1/g/k", "/v1/g/%00%fF", "/v1/g/%2525", "/v1/g/%25"] {
+            assert!(is_encoded(good), "{good}");
+        }
+        for bad in ["/v1/g/100%", "/v1/g/%2", "/v1/g/%zz", "/v1/%g/k", "/v1/g/%%25"] {
+            assert!(!is_encoded(bad), "{bad}");
+        }
+    }
 
     #[test]
     fn a_key_may_have_any_bytes_and_slashes() {

@@ -20,6 +20,7 @@ use crate::groups::Groups;
 
 struct Fixture {
     _fleet: TestFleet,
+    core: Arc<Core>,
     /// Of connections that come with a peer.
     of_peers: Router,
     router: Router,
@@ -43,10 +44,10 @@ impl Fixture {
         let fleet = TestFleet::start(1, [scores, Group::without_loader("pages")]).await.unwrap();
         let client = Client::builder().registry(fleet.registry()).build().await.unwrap();
         let tokens = Tokens::new(tokens, false).unwrap();
-        let core = Core::new(Groups::new(client), tokens, Vec::new());
-        let of_peers = router(Arc::new(core));
+        let core = Arc::new(Core::new(Groups::new(client), tokens, Vec::new()));
+        let of_peers = router(core.clone());
         let router = of_peers.clone().layer(Extension(Peer::of("127.0.0.1:1", false)));
-        Fixture { _fleet: fleet, of_peers, router }
+        Fixture { _fleet: fleet, core, of_peers, router }
     }
 
     /// What a request comes to when others hold the budgets of its connection but for so many bytes.
@@ -118,6 +119,13 @@ async fn what_cannot_be_answered_is_a_problem_with_its_reason() {
     assert_eq!(problem("GET", "/v1/scores", &[], "").await.0, 405);
     assert_eq!(problem("PATCH", "/v1/scores/Tom", &[], "").await.0, 405);
     assert_eq!(problem("GET", "/elsewhere", &[], "").await.0, 404);
+    for (method, uri) in [("GET", "/v1/pages/a?q=1"), ("DELETE", "/v1/pages/a?q"), ("POST", "/v1/pages?a=1")]
+    {
+        assert_eq!(problem(method, uri, &[], "{\"keys\": []}").await.0, 400, "{method} {uri}: part of a key");
+    }
+    for uri in ["/v1/pages/100%", "/v1/pages/%zz", "/v1/%/a"] {
+        assert_eq!(problem("GET", uri, &[], "").await.0, 400, "{uri}");
+    }
     assert_eq!(problem("PUT", "/v1/pages/a?ttl=0", &[], "x").await.0, 400);
     assert_eq!(problem("PUT", "/v1/pages/a", &[("if-none-match", "*")], "x").await.0, 400);
     assert_eq!(problem("DELETE", "/v1/pages/a", &[("if-match", "\"x\"")], "").await.0, 400);
@@ -227,6 +235,35 @@ async fn who_finds_no_room_for_a_minute_is_told_so() {
     }
     let request = HttpRequest::builder().uri("/v1/pages/long").body(Body::empty()).unwrap();
     let response = fixture.ask_with_room_for(100 << 10, request).await;
+    assert_eq!(response.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn groups_that_no_node_was_asked_for_take_no_place() {
+    let fixture = Fixture::start().await;
+    for n in 0..20 {
+        let response = fixture.ask("POST", &format!("/v1/junk{n}"), &[], "{\"keys\": []}").await;
+        assert_eq!(response.status(), StatusCode::OK);
+        let response = fixture.ask("PUT", &format!("/v1/junk{n}/k?ttl=x"), &[], "").await;
+        assert_eq!(response.status(), StatusCode::BAD_REQUEST);
+    }
+    assert_eq!(fixture.get("/v1/pages/a").await.0, StatusCode::NOT_FOUND);
+    assert_eq!(fixture.core.groups.used(), ["pages"]);
+}
+
+#[tokio::test]
+async fn json_that_is_longer_than_its_values_takes_room_too() {
+    let fixture = Fixture::start().await;
+    // As JSON each byte of it takes six.
+    let value = "\0".repeat(40 << 10);
+    assert_eq!(fixture.ask("PUT", "/v1/pages/zeros", &[], &value).await.status(), StatusCode::NO_CONTENT);
+    let ask = || {
+        let request = HttpRequest::builder().method("POST").uri("/v1/pages");
+        request.body(Body::from("{\"keys\": [\"zeros\"]}")).unwrap()
+    };
+    let response = fixture.ask_with_room_for(100 << 10, ask()).await;
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let response = fixture.ask_with_room_for(300 << 10, ask()).await;
     assert_eq!(response.status(), StatusCode::OK);
 }
 

@@ -40,8 +40,27 @@ pub(super) enum Command {
     Client(Client),
     Commands(Commands),
     Info,
+    Transaction(Transaction),
     Reset,
     Quit,
+}
+
+/// A transaction is refused as a whole: what stands in it is not run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Transaction {
+    Begin,
+    Execute,
+    Discard,
+}
+
+impl Transaction {
+    const ALL: [(&str, Transaction); 3] =
+        [("multi", Transaction::Begin), ("exec", Transaction::Execute), ("discard", Transaction::Discard)];
+
+    fn of(name: &[u8]) -> Option<Self> {
+        let named = Self::ALL.iter().find(|(known, _)| known.as_bytes().eq_ignore_ascii_case(name));
+        named.map(|(_, transaction)| *transaction)
+    }
 }
 
 /// Who a caller says that it is. Users are not told apart: a token has a secret, and that is the password.
@@ -97,6 +116,9 @@ impl Command {
         let mut arguments = arguments.into_iter();
         let name = arguments.next().unwrap_or_default();
         let rest = arguments.as_slice();
+        if let Some(transaction) = Transaction::of(&name) {
+            return Ok(Command::Transaction(transaction));
+        }
         let Some(spec) = Spec::of(&name) else {
             let name: String = name.iter().take(128).map(|byte| byte.escape_ascii().to_string()).collect();
             return Err(Reply::error(format!(

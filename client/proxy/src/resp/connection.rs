@@ -2,12 +2,15 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::future::poll_immediate;
 use peanut_edge::budget::Held;
 use peanut_edge::connections::Peer;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::task::unconstrained;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -60,12 +63,12 @@ pub(super) async fn serve(
             continue;
         }
         connection.write().await?;
-        if stop.is_cancelled() {
-            break;
-        }
-        let read = stop.run_until_cancelled(connection.read_more()).await;
-        // What had come by then is answered.
-        if !read.unwrap_or(Ok(true))? {
+        let read = match stop.is_cancelled() {
+            // What had come by then is answered, in the socket too: it would be lost with the connection.
+            true => poll_immediate(pin!(unconstrained(connection.read_more()))).await.unwrap_or(Ok(false)),
+            false => stop.run_until_cancelled(connection.read_more()).await.unwrap_or(Ok(true)),
+        };
+        if !read? {
             break;
         }
     }
@@ -116,9 +119,11 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
                 self.input = BytesMut::from(&self.input[..]);
             }
         } else if self.room.as_ref().is_none_or(|room| room.bytes() < bytes) {
+            let incoming = self.session.account().incoming.clone();
+            // The caller may have become another one meanwhile.
+            drop(self.room.take_if(|room| !room.is_of(&incoming)));
             // As much again, so that it is asked for seldom.
             let more = bytes.next_power_of_two() - self.room.as_ref().map_or(0, Held::bytes);
-            let incoming = self.session.account().incoming.clone();
             let Some(more) = incoming.try_take(more) else {
                 self.output.extend_from_slice(b"-BUSY too many long requests are on their way\r\n");
                 return Ok(false);

@@ -9,10 +9,11 @@ use futures_util::future::{join_all, join4};
 use peanut_client::{Error, Group};
 use peanut_edge::budget::Held;
 use peanut_edge::rights::{Action, Rights};
+use peanut_proto::limits::check_key;
 
 use super::Shared;
 use super::batches::{Batches, Place, Results};
-use super::command::{COMMANDS, Client, Command, Commands, Hello, Login, Spec};
+use super::command::{COMMANDS, Client, Command, Commands, Hello, Login, Spec, Transaction};
 use super::database::Key;
 use super::reply::{Reply, Version};
 use super::session::Session;
@@ -109,6 +110,11 @@ fn begin(
             _ => Err(Reply::error("NOAUTH Authentication required.")),
         };
     };
+    if session.is_in_transaction
+        && !matches!(command, Command::Transaction(_) | Command::Reset | Command::Quit)
+    {
+        return Err(Reply::error("ERR not run: the transaction that it stands in was refused"));
+    }
     let groups = &shared.core.groups;
     let may = May { shared, rights: caller.rights(), database: session.database };
     let same = |key: Bytes| key;
@@ -118,7 +124,7 @@ fn begin(
             Pending::Values(add_all(&mut calls.gets, may.all(Action::Read, &names)?, groups)?)
         }
         Command::Exists(names) => {
-            Pending::Found(add_all(&mut calls.gets, may.all(Action::Read, &names)?, groups)?)
+            Pending::Found(add_all(&mut calls.lifetimes, may.all(Action::Read, &names)?, groups)?)
         }
         Command::Lifetime { key: name, in_seconds } => {
             Pending::Lifetime(calls.lifetimes.add(groups, may.read(&name)?, same)?, in_seconds)
@@ -130,6 +136,7 @@ fn begin(
         Command::SetMany(entries) => {
             let keys = entries.iter().map(|(name, _)| may.key(Action::Set, name));
             let keys: Vec<_> = keys.collect::<Result<_, _>>()?;
+            name_all(&keys, groups)?;
             let values = entries.into_iter().map(|(_, value)| value);
             let add = |(key, value)| calls.sets.add(groups, key, |name| (name, value, None));
             Pending::Set(keys.into_iter().zip(values).map(add).collect::<Result<_, _>>()?)
@@ -156,6 +163,7 @@ impl May<'_> {
         let group = group.map_err(|_| Reply::error("ERR the group's name is not text"))?;
         let checked = self.rights.check(action, group, Some(&key.key));
         checked.map_err(|failure| Reply::error(format!("NOPERM {}", failure.message)))?;
+        check_key(&key.key).map_err(|why| Reply::error(format!("ERR {why}")))?;
         Ok(key)
     }
 
@@ -168,8 +176,20 @@ impl May<'_> {
     }
 }
 
+/// Checks the names of all groups before the first key is added: a command is done as a whole or not at all.
+fn name_all(keys: &[Key], groups: &Groups) -> Result<(), Reply> {
+    let mut last = None;
+    for key in keys {
+        if last.replace(&key.group) != Some(&key.group) {
+            groups.named(&key.group).map_err(|why| Reply::error(format!("ERR {why}")))?;
+        }
+    }
+    Ok(())
+}
+
 /// Adds all keys.
 fn add_all(batches: &mut Batches<Bytes>, keys: Vec<Key>, groups: &Groups) -> Result<Vec<Place>, Reply> {
+    name_all(&keys, groups)?;
     keys.into_iter().map(|key| batches.add(groups, key, |key| key)).collect()
 }
 
@@ -191,7 +211,8 @@ fn talk(shared: &Shared, session: &mut Session, command: Command) -> Result<Repl
             Reply::OK
         }
         Command::Client(Client::SetInfo) => Reply::OK,
-        Command::Commands(about) => tell_of(about),
+        Command::Commands(about) => tell_of(about)?,
+        Command::Transaction(step) => transact(session, step)?,
         Command::Info => Reply::text(shared.info()),
         Command::Reset => {
             session.reset(&shared.core);
@@ -204,16 +225,36 @@ fn talk(shared: &Shared, session: &mut Session, command: Command) -> Result<Repl
     })
 }
 
-fn tell_of(about: Commands) -> Reply {
-    match about {
+/// A fleet has no transactions: nothing of one is run, so that who is told that it has failed may do it again.
+fn transact(session: &mut Session, step: Transaction) -> Result<Reply, Reply> {
+    let was_begun = std::mem::replace(&mut session.is_in_transaction, step == Transaction::Begin);
+    match step {
+        Transaction::Begin => Err(Reply::error(
+            "ERR MULTI is refused: a fleet of caches has no transactions; send a plain pipeline \
+             (redis-py: pipeline(transaction=False))",
+        )),
+        Transaction::Execute if was_begun => {
+            Err(Reply::error("EXECABORT Transaction discarded because of previous errors."))
+        }
+        Transaction::Execute => Err(Reply::error("ERR EXEC without MULTI")),
+        Transaction::Discard if was_begun => Ok(Reply::OK),
+        Transaction::Discard => Err(Reply::error("ERR DISCARD without MULTI")),
+    }
+}
+
+fn tell_of(about: Commands) -> Result<Reply, Reply> {
+    Ok(match about {
         Commands::All => Reply::Array(COMMANDS.iter().map(Spec::reply).collect()),
+        Commands::Named(names) if names.len() > COMMANDS.len() => {
+            return Err(Reply::error(format!("ERR there are {} commands; ask for fewer", COMMANDS.len())));
+        }
         Commands::Named(names) => {
             let specs = names.iter().map(|name| Spec::of(name).map_or(Reply::Null, Spec::reply));
             Reply::Array(specs.collect())
         }
         Commands::Count => Reply::count(COMMANDS.len()),
         Commands::Docs => Reply::Map(Vec::new()),
-    }
+    })
 }
 
 fn greet(shared: &Shared, session: &mut Session, hello: Hello) -> Result<Reply, Reply> {
@@ -301,7 +342,7 @@ impl Pending {
                 Some(values) => Reply::Array(values.into_iter().map(value).collect()),
                 None => return Ok(None),
             },
-            Pending::Found(places) => match all_fetched(places, &mut called.gets)? {
+            Pending::Found(places) => match all_fetched(places, &mut called.lifetimes)? {
                 Some(values) => Reply::count(values.iter().flatten().count()),
                 None => return Ok(None),
             },
@@ -319,10 +360,10 @@ impl Pending {
 }
 
 /// All values, or the first error; `None` where one was not fetched.
-fn all_fetched(
+fn all_fetched<T>(
     places: Vec<Place>,
-    results: &mut Results<Fetched<Option<Bytes>>>,
-) -> Result<Option<Vec<Option<Bytes>>>, Error> {
+    results: &mut Results<Fetched<Option<T>>>,
+) -> Result<Option<Vec<Option<T>>>, Error> {
     let fetched: Option<Vec<_>> = places.into_iter().map(|place| results.take(place)).collect();
     fetched.map(|fetched| fetched.into_iter().collect()).transpose()
 }

@@ -34,6 +34,7 @@ impl Access {
             | Command::Auth(_)
             | Command::Select(_)
             | Command::Client(_)
+            | Command::Transaction(_)
             | Command::Reset
             | Command::Quit => Access::Alone,
         }

@@ -112,9 +112,13 @@ impl From<Error> for Reply {
         let word = match error.kind() {
             ErrorKind::Overloaded => "BUSY",
             ErrorKind::Unavailable | ErrorKind::DeadlineExceeded => "TRYAGAIN",
-            ErrorKind::PermissionDenied | ErrorKind::Unauthenticated => "NOPERM",
+            ErrorKind::PermissionDenied => "NOPERM",
             _ => "ERR",
         };
+        if error.kind() == ErrorKind::Unauthenticated {
+            // It is not the caller who was not let in.
+            return Reply::Error(format!("ERR the proxy is not let in by its nodes: {error:#}"));
+        }
         Reply::Error(format!("{word} {error:#}"))
     }
 }

@@ -163,6 +163,10 @@ fn line(buffer: &mut BytesMut) -> Result<Option<Vec<Bytes>>, Malformed> {
         return if is_too_long { Err(Malformed::new("too big inline request")) } else { Ok(None) };
     };
     let line = buffer.split_to(end + 1).freeze();
+    // In Redis they are no part of a value; who means that would store others than he reads.
+    if line.contains(&b'"') || line.contains(&b'\'') {
+        return Err(Malformed::new("quotes are not taken in inline requests; use a client, or redis-cli"));
+    }
     let words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
     Ok(Some(words.map(|word| line.slice_ref(word)).collect()))
 }

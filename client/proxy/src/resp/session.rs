@@ -24,7 +24,9 @@ pub(super) struct Session {
     pub(super) caller: Option<Caller>,
     /// How many keys are fetched for it at once.
     pub(super) portion: usize,
-    /// It has taken leave, and is answered no more.
+    /// It has begun a transaction, which was refused: nothing that stands in it is run.
+    pub(super) is_in_transaction: bool,
+    /// It has taken leave, or is not let in any more, and is answered no more.
     pub(super) is_over: bool,
     peer: Peer,
     /// A connection that has been let in stays, also while nothing is asked: clients of Redis expect that.
@@ -41,6 +43,7 @@ impl Session {
             name: None,
             caller: None,
             portion: FIRST_PORTION,
+            is_in_transaction: false,
             is_over: false,
             peer,
             stays: None,
@@ -73,10 +76,12 @@ impl Session {
         }
     }
 
-    /// Looks again who it is, where tokens have changed.
+    /// Looks again who it is, where tokens have changed. Who is not known any more is told so once: clients of
+    /// Redis log in when they connect, and do not again on a connection that stands.
     pub(super) fn look_again(&mut self, tokens: &Tokens) {
         if self.caller.as_mut().is_some_and(|caller| caller.look_again(tokens).is_err()) {
             self.caller = None;
+            self.is_over = true;
         }
     }
 

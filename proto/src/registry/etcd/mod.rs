@@ -198,6 +198,9 @@ impl EtcdRegistry {
             Ok(Err(Trouble::Open)) => RegistryError::new(format!(
                 "etcd at {endpoint}: the password would go there for everybody to read; use https://"
             )),
+            Ok(Err(Trouble::NoAuthority)) => RegistryError::new(format!(
+                "etcd at {endpoint}: no authority is named that its certificate must come from (`ca`, --etcd-ca)"
+            )),
             Ok(Err(Trouble::Tls(error))) => {
                 RegistryError::new(format!("etcd at {endpoint}: the certificate files for it"))
                     .with_source(error)
@@ -249,6 +252,9 @@ impl EtcdRegistry {
         if let Some((name, password)) = &options.user {
             connect = connect.with_user(name, password).with_auto_token_refresh(true);
         }
+        if options.tls.is_none() && options.endpoints[at].starts_with("https://") {
+            return Err(Trouble::NoAuthority);
+        }
         if let Some(files) = &options.tls {
             connect = secure::secure(connect, files).map_err(Trouble::Tls)?;
         }
@@ -269,6 +275,8 @@ enum Trouble {
     Etcd(etcd_client::Error),
     /// The password may not be sent there.
     Open,
+    /// Its certificate would be nobody's.
+    NoAuthority,
     Tls(TlsError),
 }
 

@@ -54,6 +54,12 @@ async fn a_password_is_not_sent_for_everybody_to_read() {
     }
 }
 
+#[tokio::test]
+async fn an_endpoint_over_tls_needs_authorities_that_its_certificate_comes_from() {
+    let why = registry("https://127.0.0.1:1").delete("k").await.unwrap_err().to_string();
+    assert!(why.contains("no authority is named") && why.contains("--etcd-ca"), "{why}");
+}
+
 #[test]
 fn what_every_member_would_refuse_is_no_reason_to_leave_one() {
     let refused =

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use axum::body::Body;
 use axum::extract::Request;
 use axum::middleware::{Next, from_fn};
 use axum::response::Response;
@@ -11,9 +12,11 @@ use hyper_util::service::TowerToHyperService;
 use tokio_util::sync::CancellationToken;
 
 use super::{Connection, Peer, Progressing};
+use crate::body::holding;
 
-/// How long the headers of a request may take.
-const HEADERS_WITHIN: Duration = Duration::from_secs(5);
+/// How long a connection may wait for the end of the next headers. It counts while nothing comes as well, so it
+/// is as long as one may be idle; strangers have less time for their first call.
+const HEADERS_WITHIN: Duration = Duration::from_secs(300);
 
 /// Serves a connection until it ends or is cut off or, when it is to retire or at `stop`, until what it has
 /// asked is answered. One whose peer reads nothing of its answers for a minute ends. Requests have its
@@ -38,8 +41,9 @@ pub async fn serve_http(connection: Connection, router: Router, stop: Cancellati
     let _ = presence.cut().run_until_cancelled(served).await;
 }
 
-/// Keeps a connection from being idle while a request of it is answered.
+/// Keeps a connection from being idle while a request of it is answered, until all of the answer is sent.
 async fn count(Extension(peer): Extension<Peer>, request: Request, next: Next) -> Response {
-    let _stream = peer.presence().enter();
-    next.run(request).await
+    let stream = peer.presence().enter();
+    let response = next.run(request).await;
+    response.map(|body| Body::new(holding(tonic::body::Body::new(body), stream)))
 }
