@@ -180,7 +180,7 @@ pub(crate) enum Command {
         dir: PathBuf,
     },
     /// Serve the fleet to programs that speak the Redis protocol, HTTP or plain gRPC, until it is stopped
-    Proxy(ProxyArgs),
+    Proxy(Box<ProxyArgs>),
     /// Print the members of the ring, or the owner of a key
     Ring {
         /// The group of a key
