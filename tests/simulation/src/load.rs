@@ -15,6 +15,7 @@ use tokio::sync::MutexGuard;
 use tokio::time::{sleep, timeout};
 
 use super::plan::{CLIENTS, GROUPS, KEYS};
+use super::registry::Store;
 use super::world::time;
 use crate::history::{Kind, Op};
 
@@ -45,6 +46,8 @@ pub(super) struct Load {
     /// The only key that the first application reads, so that it speaks to few nodes, and hears of a change
     /// of the ring from nobody else.
     only: Option<(usize, u32)>,
+    /// A registry of which a client and the owner of a key hear late, both of them, without knowing that.
+    slow: Option<Store>,
     /// How often the time was asked for.
     ticks: AtomicU64,
     /// While it is above zero, nobody writes.
@@ -71,11 +74,13 @@ struct OriginTrouble {
 
 impl Load {
     /// An origin in which every key has version zero, and applications that pause so much longer between
-    /// reads and between writes. The first reads no key but `only`, where that is given.
+    /// reads and between writes. The first reads no key but `only`, where that is given. `slow`: the
+    /// registry, where a client and a node hear of it late.
     pub(super) fn new(
         paces: [(u64, u64); CLIENTS],
         only: Option<(usize, u32)>,
         staleness: [Option<Duration>; CLIENTS],
+        slow: Option<Store>,
     ) -> Arc<Self> {
         let keys = GROUPS.len() * KEYS as usize;
         Arc::new(Load {
@@ -88,10 +93,18 @@ impl Load {
             paces,
             staleness,
             only,
+            slow,
             ticks: AtomicU64::new(0),
             quiet: AtomicI32::new(0),
             stop: AtomicBool::new(false),
         })
+    }
+
+    /// Whether a client that has just written goes by the last ring, as far as that matters: a write that
+    /// goes to a previous owner, since neither the writer nor that node has heard of a change of the ring, is
+    /// done for those who have when the writer has heard, too (docs/consistency.md).
+    fn has_heard(&self, client: &Client) -> bool {
+        self.slow.as_ref().is_none_or(|store| client.ring().version().0 >= store.newest_ring())
     }
 
     /// The time, in which nothing takes none: what goes on in one process without waiting has an order too.
@@ -283,7 +296,8 @@ impl Load {
             }
         };
         let patience = if random.u8(..15) == 0 { random.u64(..15) } else { 60_000 };
-        ending.ended(matches!(timeout(Duration::from_millis(patience), write).await, Ok(Ok(()))));
+        let is_done = matches!(timeout(Duration::from_millis(patience), write).await, Ok(Ok(())));
+        ending.ended(is_done && self.has_heard(client));
     }
 
     /// Writes a key without keeping others from it but for the origin's own write.
@@ -301,7 +315,7 @@ impl Load {
         sleep(Duration::from_millis(random.u64(..10))).await;
         let ended =
             if is_absent(version) { write.delete().await } else { write.set(version.to_string()).await };
-        ending.ended(ended.is_ok());
+        ending.ended(ended.is_ok() && self.has_heard(client));
     }
 
     /// Begins a write of every key of a group, with no other writer beside it.
@@ -326,23 +340,25 @@ impl Load {
         };
         let (mut set, mut deleted): (Vec<_>, Vec<_>) =
             (0..KEYS).zip(begun).partition(|(_, (ending, _))| is_set(ending).is_some());
-        let group = client.group(GROUPS[group]);
+        let handle = client.group(GROUPS[group]);
         let entries: Vec<_> = set
             .iter()
             .filter_map(|(key, (it, _))| Some((key.to_string(), it.version()?.to_string())))
             .collect();
         let names: Vec<_> = deleted.iter().map(|(key, _)| key.to_string()).collect();
-        let writes = async { tokio::join!(group.set_many(entries), group.delete_many(names)) };
+        let writes = async { tokio::join!(handle.set_many(entries), handle.delete_many(names)) };
         let patience = if random.u8(..10) == 0 { random.u64(..15) } else { 60_000 };
         let Ok(done) = timeout(Duration::from_millis(patience), writes).await else { return };
         let all = set.iter_mut().chain(&mut deleted).zip(done.0.into_iter().chain(done.1));
-        all.for_each(|((_, (ending, _)), done)| ending.ended(done.is_ok()));
+        let has_heard = self.has_heard(client);
+        all.for_each(|((_, (ending, _)), done)| ending.ended(done.is_ok() && has_heard));
     }
 
     async fn clear(&self, by: usize, client: &Client, group: usize) {
         let mut begun = self.begin_all(by, group).await;
         let is_cleared = client.group(GROUPS[group]).clear().await.is_ok();
-        begun.iter_mut().for_each(|(ending, _)| ending.ended(is_cleared));
+        let is_done = is_cleared && self.has_heard(client);
+        begun.iter_mut().for_each(|(ending, _)| ending.ended(is_done));
     }
 }
 

@@ -131,6 +131,11 @@ impl Store {
         self.0.rings.lock().were_many(at)
     }
 
+    /// The newest version of the ring that there was.
+    pub(super) fn newest_ring(&self) -> u64 {
+        self.0.rings.lock().newest()
+    }
+
     /// Takes a node out of the ring, as an operator does; it runs on.
     pub(super) fn drain(&self, id: String) {
         let state = self.0.clone();

@@ -39,6 +39,11 @@ impl Rings {
         }
     }
 
+    /// The newest version that there was.
+    pub(super) fn newest(&self) -> u64 {
+        self.newest
+    }
+
     /// Whether there was more than one.
     pub(super) fn were_many(&self, at: Duration) -> bool {
         self.since.is_some_and(|since| at >= since) || self.over.iter().any(|over| over.contains(&at))

@@ -177,7 +177,8 @@ pub(super) fn late(random: &mut Rng, theme: Theme, owner: usize, lasts: bool) ->
             }
             Lateness::Lag => {
                 let who = ((1 << FIRST_NODES) - 1) | (1 << NODES);
-                (Fault::WatchLag { who, by: ms(random, 900..1240) }, ms(random, 500..1400))
+                // By less than writers tell previous owners, by the fastest clock.
+                (Fault::WatchLag { who, by: ms(random, 600..920) }, ms(random, 500..1400))
             }
             Lateness::Machine => {
                 let at_node = if random.u8(..3) > 0 { owner } else { random.usize(..FIRST_NODES) };
