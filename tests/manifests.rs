@@ -142,8 +142,8 @@ fn every_field_is_one_that_kubernetes_has() {
             assert!(kinds.contains("ServiceMonitor") && kinds.contains("ConfigMap"), "{kinds:?}");
             let nodes = of_kind(&rendered, &["StatefulSet"])[0];
             let stop = in_containers(&["lifecycle", "preStop", "exec", "command", "*"]);
-            // Hooks have no variables expanded; the node is in the environment. A variable with etcd's endpoints would
-            // come before those of the node's configuration.
+            // Hooks have no variables expanded; the node is in the environment. A variable with etcd's
+            // endpoints would come before those of the node's configuration.
             assert_eq!(all(nodes, &stop), ["peanut", "--etcd=http://etcd:2379", "drain", "--wait=60"]);
             let variables = names(nodes, &in_containers(&["env", "*", "name"]));
             assert!(variables.contains("PEANUT_NODE_ID") && !variables.contains("PEANUT_ETCD_ENDPOINTS"));

@@ -1,12 +1,16 @@
 //! Groups whose values are JSON documents of one type, through serde.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::marker::PhantomData;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use crate::error::{Error, ErrorKind};
 use crate::group::{BegunWrite, Detailed, Group};
@@ -30,20 +34,44 @@ use peanut_proto::loaded::Loaded;
 /// ```
 pub struct JsonGroup<T> {
     group: Group,
+    given_up: Arc<Mutex<GivenUp>>,
     /// Values come and go; none is here.
     values: PhantomData<fn(T) -> T>,
+}
+
+/// Keys whose values were no documents after they had been asked for anew.
+#[derive(Debug, Default)]
+struct GivenUp(HashMap<Box<[u8]>, Instant>);
+
+impl GivenUp {
+    /// How long such a value is left alone.
+    const FOR: Duration = Duration::from_secs(10);
+    /// Keys that are remembered at most.
+    const MOST: usize = 1024;
+
+    fn contains(&self, key: &[u8]) -> bool {
+        self.0.get(key).is_some_and(|at| at.elapsed() < GivenUp::FOR)
+    }
+
+    fn add(&mut self, key: &[u8]) {
+        if self.0.len() >= GivenUp::MOST {
+            self.0.clear();
+        }
+        self.0.insert(key.into(), Instant::now());
+    }
 }
 
 impl Group {
     /// The same group, for values of type `T` as JSON.
     pub fn json<T: Serialize + DeserializeOwned>(&self) -> JsonGroup<T> {
-        JsonGroup { group: self.clone(), values: PhantomData }
+        JsonGroup { group: self.clone(), given_up: Arc::default(), values: PhantomData }
     }
 }
 
 impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
     /// As [`Group::get`]. A value that is no such document, as of an earlier version of the application, is
-    /// deleted, where this client may do that, and asked for once more.
+    /// deleted, where this client may do that, and asked for once more. Where what comes then is none either,
+    /// that is left alone for ten seconds.
     ///
     /// # Errors
     /// As [`Group::get`], and [`ErrorKind::Codec`] where the value is no such document still.
@@ -51,10 +79,7 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
         let Some(bytes) = self.group.get(&key).await? else { return Ok(None) };
         match decode(&bytes) {
             Ok(value) => Ok(Some(value)),
-            Err(error) => match self.group.delete(&key).await {
-                Ok(()) => self.group.get(&key).await?.map(|bytes| decode(&bytes)).transpose(),
-                Err(_) => Err(error),
-            },
+            Err(_) => self.get_again(key.as_ref()).await.map(|(value, _)| value),
         }
     }
 
@@ -63,18 +88,31 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
     /// # Errors
     /// As [`Group::get_detailed`], and [`ErrorKind::Codec`] as [`get`](Self::get).
     pub async fn get_detailed(&self, key: impl AsRef<[u8]>) -> Result<(Option<T>, Detailed), Error> {
-        let read = |detailed: &Detailed| detailed.value.as_ref().map(|bytes| decode(bytes)).transpose();
         let detailed = self.group.get_detailed(&key).await?;
         match read(&detailed) {
             Ok(value) => Ok((value, detailed)),
-            Err(error) => match self.group.delete(&key).await {
-                Ok(()) => {
-                    let detailed = self.group.get_detailed(&key).await?;
-                    Ok((read(&detailed)?, detailed))
-                }
-                Err(_) => Err(error),
-            },
+            Err(_) => self.get_again(key.as_ref()).await,
         }
+    }
+
+    /// Deletes what is no document, and asks for it once more; by one caller at a time, since a delete makes
+    /// the loads of others void.
+    async fn get_again(&self, key: &[u8]) -> Result<(Option<T>, Detailed), Error> {
+        let mut given_up = self.given_up.lock().await;
+        let detailed = self.group.get_detailed(key).await?;
+        let error = match read(&detailed) {
+            Ok(value) => return Ok((value, detailed)),
+            Err(error) => error,
+        };
+        if given_up.contains(key) || self.group.delete(key).await.is_err() {
+            return Err(error);
+        }
+        let detailed = self.group.get_detailed(key).await?;
+        let again = read(&detailed);
+        if again.is_err() {
+            given_up.add(key);
+        }
+        Ok((again?, detailed))
     }
 
     /// As [`Group::get_many`]. A value that is no such document is deleted and asked for once more, as by
@@ -87,10 +125,12 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
         let values = self.group.get_many(&keys).await.into_iter();
         let mut decoded: Vec<Result<Option<T>, Error>> =
             values.map(|value| value?.map(|bytes| decode(&bytes)).transpose()).collect();
-        let others = of_another_type(&decoded);
+        let mut others = of_another_type(&decoded);
         if others.is_empty() {
             return decoded;
         }
+        let mut given_up = self.given_up.lock().await;
+        others.retain(|at| !given_up.contains(keys[*at].as_ref()));
         let of_others = || others.iter().map(|at| &keys[*at]);
         let deleted = self.group.delete_many(of_others()).await;
         let again = self.group.get_many(of_others()).await;
@@ -100,6 +140,8 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
                 decoded[*at] = again.and_then(|value| value.map(|bytes| decode(&bytes)).transpose());
             }
         }
+        let is_other = |at: &&usize| decoded[**at].as_ref().is_err_and(|it| it.kind() == ErrorKind::Codec);
+        others.iter().filter(is_other).for_each(|at| given_up.add(keys[*at].as_ref()));
         decoded
     }
 
@@ -122,7 +164,8 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
     /// As [`Group::with_deadline`].
     #[must_use]
     pub fn with_deadline(&self, deadline: Duration) -> Self {
-        JsonGroup { group: self.group.with_deadline(deadline), values: PhantomData }
+        let group = self.group.with_deadline(deadline);
+        JsonGroup { group, given_up: self.given_up.clone(), values: PhantomData }
     }
 
     /// As [`Group::begin_write`].
@@ -225,24 +268,24 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
         let mut load = |missing| {
             let loading = load(missing);
             async move {
-                let encoded = loading.await.map_err(Into::into)?.into_iter().map(|(key, value)| {
+                let encoded = loading.await?.into_iter().map(|(key, value)| {
                     let (value, ttl) = value.into().into_parts();
-                    let encoded = value.map(|value| encode(&value)).transpose()?;
-                    Ok::<_, Error>((key, Loaded::from(encoded).ttl(ttl)))
+                    let encoded = value.map(|value| encode(&value)).transpose();
+                    (key, encoded.map(|encoded| Loaded::from(encoded).ttl(ttl)))
                 });
-                Ok::<Vec<_>, Box<dyn std::error::Error + Send + Sync>>(encoded.collect::<Result<_, _>>()?)
+                Ok::<Vec<_>, E>(encoded.collect())
             }
         };
         let read = |stored: Result<Option<Bytes>, Error>| stored?.map(|bytes| decode(&bytes)).transpose();
         let mut values: Vec<_> =
-            self.group.get_or_load_many(&keys, &mut load).await.into_iter().map(read).collect();
+            self.group.get_or_load_each(&keys, &mut load).await.into_iter().map(read).collect();
         let others = of_another_type(&values);
         if others.is_empty() {
             return values;
         }
         let of_others = || others.iter().map(|at| &keys[*at]);
         let deleted = self.group.delete_many(of_others()).await;
-        let loaded = self.group.get_or_load_many(of_others(), load).await;
+        let loaded = self.group.get_or_load_each(of_others(), load).await;
         for ((at, deleted), loaded) in others.iter().zip(deleted).zip(loaded) {
             values[*at] = deleted.and_then(|()| read(loaded));
         }
@@ -309,6 +352,10 @@ fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, Error> {
     serde_json::to_vec(value).map_err(|error| codec("the value cannot be written as JSON", error))
 }
 
+fn read<T: DeserializeOwned>(detailed: &Detailed) -> Result<Option<T>, Error> {
+    detailed.value.as_ref().map(|bytes| decode(bytes)).transpose()
+}
+
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
     serde_json::from_slice(bytes).map_err(|error| codec("the value is no such JSON document", error))
 }
@@ -319,7 +366,7 @@ fn codec(what: &str, error: serde_json::Error) -> Error {
 
 impl<T> Clone for JsonGroup<T> {
     fn clone(&self) -> Self {
-        JsonGroup { group: self.group.clone(), values: PhantomData }
+        JsonGroup { group: self.group.clone(), given_up: self.given_up.clone(), values: PhantomData }
     }
 }
 

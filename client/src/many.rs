@@ -1,20 +1,20 @@
 //! How many keys find their answers: each owner is asked for all of its keys in one operation.
 //!
 //! What fails on the way, keys of owners that are down, and those that have just changed their owner, are
-//! asked for one by one, as [`failover`] does it.
+//! asked for one by one, as [`failover`] does it. No owner's keys wait for those of another.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use futures_util::stream::iter;
 use hashbrown::HashTable;
 use peanut_proto::numbers::RingVersion;
 use tokio::time::Instant;
 
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::failover;
 use crate::lane::Reply;
 use crate::node::Node;
@@ -43,18 +43,11 @@ pub(crate) async fn get(client: &Shared, request: Request<'_>, keys: &[Key<'_>],
     let mut is_twin = vec![false; if twins.is_empty() { 0 } else { keys.len() }];
     twins.iter().for_each(|(at, _)| is_twin[*at] = true);
     let different = keys.iter().copied().enumerate().filter(|(at, _)| is_twin.get(*at) != Some(&true));
-    let (by_owner, _) = by_owner(&table, different, client.config.hand_over, now);
-    let rounds = by_owner.into_iter().map(|of_owner| ask_owner(client, &request, &table, of_owner, now));
-    for (at, answer) in join_all(rounds).await.into_iter().flatten() {
-        got[at] = settle(client, &request.of(keys[at]), &table, answer).await;
-    }
-    let left = (0..keys.len()).filter(|at| got[*at].is_none() && is_twin.get(*at) != Some(&true));
-    let left = left.collect::<Vec<_>>().into_iter().map(|at| async move {
-        let answered = failover::get(client, &request.of(keys[at]), Instant::now()).await;
-        (at, answered.map(|answered| (answered.reply, answered.failover)))
-    });
-    let left: Vec<_> = iter(left).buffer_unordered(client.config.keys_in_flight).collect().await;
-    left.into_iter().for_each(|(at, answer)| got[at] = Some(answer));
+    let (by_owner, alone) = by_owner(&table, different, client.config.hand_over, now);
+    let call = Call { client, request, keys, table: &table };
+    let rounds = join_all(by_owner.into_iter().map(|of_owner| call.ask_owner(of_owner, now)));
+    let (rounds, alone) = join(rounds, call.ask_alone(alone)).await;
+    rounds.into_iter().flatten().chain(alone).for_each(|(at, answer)| got[at] = Some(answer));
     for (at, first) in twins {
         got[at] = got[first].clone();
     }
@@ -100,7 +93,10 @@ pub(crate) fn by_owner<'a, N: Handle>(
         owner.keys.push((route.owned_since, key));
         owner.places.push(at);
     }
-    (by_owner.into_values().map(OfOwner::sorted).collect(), alone)
+    // Not in the order of addresses in memory: a simulated run is to be the same each time.
+    let mut by_owner: Vec<_> = by_owner.into_values().map(OfOwner::sorted).collect();
+    by_owner.sort_by(|a, b| a.owner.id().cmp(b.owner.id()));
+    (by_owner, alone)
 }
 
 impl<N> OfOwner<'_, N> {
@@ -116,24 +112,61 @@ impl<N> OfOwner<'_, N> {
     }
 }
 
-/// Asks one owner for all of its keys, so many at once as may be in flight. Those that are missing from the
-/// answers have to be asked for alone.
-async fn ask_owner(
-    client: &Shared,
-    request: &Request<'_>,
-    table: &Routing,
-    of_owner: OfOwner<'_>,
-    now: Instant,
-) -> Vec<(usize, Result<Reply, Refusal>)> {
-    let OfOwner { owner, keys, places } = of_owner;
-    let mut answers = Vec::with_capacity(keys.len());
-    let at_once = client.config.keys_in_flight;
-    for (keys, places) in keys.chunks(at_once).zip(places.chunks(at_once)) {
-        client.budget.deposit_for(keys.len());
-        let portion = owner.get_many(request, table.ring.version(), keys, now).await;
-        answers.extend(places.iter().copied().zip(portion.into_iter().flatten()));
+/// A call for many keys.
+#[derive(Clone, Copy)]
+struct Call<'a> {
+    client: &'a Shared,
+    /// Of each, but for its key.
+    request: Request<'a>,
+    keys: &'a [Key<'a>],
+    table: &'a Routing,
+}
+
+impl Call<'_> {
+    /// Asks one owner for all of its keys, so many at once as may be in flight, and for those that it does
+    /// not answer by themselves.
+    async fn ask_owner(self, of_owner: OfOwner<'_>, now: Instant) -> Vec<(usize, Got)> {
+        let Call { client, request, table, .. } = self;
+        let OfOwner { owner, keys, places } = of_owner;
+        let (mut got, mut left) = (Vec::with_capacity(keys.len()), Vec::new());
+        let at_once = client.config.keys_in_flight;
+        for (keys, places) in keys.chunks(at_once).zip(places.chunks(at_once)) {
+            // It may have fallen silent meanwhile; others answer in its place.
+            let is_over = owner.is_left() || Instant::now() >= request.deadline;
+            client.budget.deposit_for(keys.len());
+            let portion = match is_over {
+                true => None,
+                false => owner.get_many(&request, table.ring.version(), keys, now).await,
+            };
+            let mut answers = portion.into_iter().flatten();
+            for at in places {
+                let Some(answer) = answers.next() else {
+                    left.push(*at);
+                    continue;
+                };
+                match settle(client, &request.of(self.keys[*at]), table, answer).await {
+                    Some(answer) => got.push((*at, answer)),
+                    None => left.push(*at),
+                }
+            }
+        }
+        got.extend(self.ask_alone(left).await);
+        got
     }
-    answers
+
+    /// Asks for keys by themselves, by their places in the call.
+    async fn ask_alone(self, places: Vec<usize>) -> Vec<(usize, Got)> {
+        let ask = |at: usize| async move {
+            let now = Instant::now();
+            if now >= self.request.deadline {
+                let why = "no answer by the call's deadline";
+                return (at, Err(Error::new(ErrorKind::DeadlineExceeded, why)));
+            }
+            let answered = failover::get(self.client, &self.request.of(self.keys[at]), now).await;
+            (at, answered.map(|answered| (answered.reply, answered.failover)))
+        };
+        iter(places.into_iter().map(ask)).buffer_unordered(self.client.config.keys_in_flight).collect().await
+    }
 }
 
 /// What an owner's answer comes to; `None`: the key has to be asked for again.

@@ -277,13 +277,22 @@ async fn has_moved_meanwhile(
     heard: RingVersion,
     group_name: &Arc<str>,
 ) -> Result<bool, Error> {
-    let sequence = reply.map_or(0, |reply| reply.sequence);
-    client.sequences.learn(owner.id(), request.group, request.key, sequence);
-    // Before the look at the ring, so that a change after it is noticed there.
-    client.recent.add(request, group_name, written, Instant::now());
+    take_down((client, written, owner), request, reply, group_name);
     wait_for_ring(client, heard, request).await?;
     // It may be back where it was: its owner in between can have filled itself with what was before.
     Ok(client.routing.get().has_misplaced(request.hash, written))
+}
+
+/// Takes down a write that is done: before the look at the ring, so that a change after it is noticed there.
+fn take_down(
+    (client, written, owner): (&Shared, Written, &Node),
+    request: &Request<'_>,
+    reply: Option<&Reply>,
+    group_name: &Arc<str>,
+) {
+    let sequence = reply.map_or(0, |reply| reply.sequence);
+    client.sequences.learn(owner.id(), request.group, request.key, sequence);
+    client.recent.add(request, group_name, written, Instant::now());
 }
 
 /// Waits for a ring that nodes know, and for one that this client may have missed.

@@ -5,6 +5,7 @@
 //! can answer the hits at once.
 
 mod generations;
+mod given_back;
 mod lifetimes;
 mod load;
 mod near;
@@ -272,6 +273,9 @@ impl Cache {
         account: &Arc<Account>,
         now: Instant,
     ) -> Result<Begun, Failure> {
+        if get.token.is_some() {
+            return self.give_back(get, account, now);
+        }
         check_key(&get.key).map_err(|why| Failure::new(ErrorCode::InvalidRequest, why))?;
         self.hot.count(&get.key, now);
         if let Some(hit) = self.look(get, account, now) {
@@ -287,22 +291,6 @@ impl Cache {
                 .map(Begun::Answered)
                 .ok_or_else(|| Failure::new(ErrorCode::Overloaded, why));
         };
-        // There is nobody to load for a client that gives a token back; those who wait may be able to.
-        if get.token.is_some() && self.loader.is_none() {
-            self.flights.void(get.token);
-            return self.nothing(get).map(Begun::Answered);
-        }
-        // Only who may fill can have been given a token. Others may be waiting for what it is for, so it does
-        // not wait for room itself.
-        if get.token.is_some()
-            && get.may_fill.is_ok()
-            && let Some((pilot, ticket)) =
-                self.flights.take_over(&get.key, get.token, Reservation::new(account, 0))
-        {
-            self.queue(pilot, get.kept(), account.id(), operation);
-            let [operation, value] = [&account.operations, &account.values].map(Budget::take_nothing);
-            return Ok(self.wait(ticket, Outcome::Loaded, get, account, [operation, value]));
-        }
         match account.values.try_take(self.expected_bytes()) {
             Some(value) => self.board(get, account, [operation, value], now),
             None => {
@@ -383,16 +371,6 @@ impl Cache {
             }
             Boarding::Nothing => self.nothing(get).map(Begun::Answered),
         }
-    }
-
-    /// The answer where there is neither an entry nor anybody to load it.
-    fn nothing(&self, get: &Get) -> Result<Answer, Failure> {
-        if get.origin == Origin::Owner {
-            return Ok(Answer::only(Outcome::NotFound));
-        }
-        let group = &self.group;
-        let why = format!("group `{group}` has no loader, and only the key's owner knows whether it has it");
-        Err(Failure::new(ErrorCode::NoLoader, why))
     }
 
     fn overloaded(&self, why: &str) -> Failure {

@@ -67,6 +67,8 @@ struct Flight {
     stamp: RingVersion,
     /// When it started.
     begun: Instant,
+    /// The earliest time at which what its callers may be shown was loaded; `None`: it does not matter.
+    loaded_since: Option<Instant>,
     /// Its leader takes too long: the next caller begins anew, and takes its place.
     is_late: bool,
     progress: watch::Receiver<Progress>,
@@ -213,11 +215,12 @@ impl Flights {
         if let Some(entry) = stored() {
             return Boarding::Stored(entry);
         }
-        if let Some(flight) = state.table.get(&(origin, key.clone()))
+        if let Some(flight) = state.table.get_mut(&(origin, key.clone()))
             && flight.stamp >= validity.stamp()
             && validity.is_loaded(flight.begun)
             && !flight.is_late
         {
+            flight.loaded_since = flight.loaded_since.max(validity.loaded_since);
             return Boarding::Waiter(Ticket { progress: flight.progress.clone() });
         }
         let (lease, reserved) = match leader {
@@ -229,20 +232,23 @@ impl Flights {
         let key = (origin, Bytes::copy_from_slice(key));
         if let Some((term, held)) = lease {
             let written_under = state.writes.written_under(&key.1);
-            return Boarding::Lease { token: state.lease(key, stamp, term, held, reserved), written_under };
+            let token = state.lease(key, (stamp, validity.loaded_since), term, held, reserved);
+            return Boarding::Lease { token, written_under };
         }
-        let (id, progress) = state.start(&key, stamp);
+        let (id, progress) = state.start(&key, (stamp, validity.loaded_since));
         let ticket = Ticket { progress: progress.subscribe() };
         Boarding::Leader(Pilot { flights: self.clone(), key, id, progress, reserved }, ticket)
     }
 
     /// Takes in what the holder of a token brings. `landed` makes the entry; `store` is called with the lock
-    /// held, unless the key was written meanwhile, and gives the value where it is stored.
+    /// held, unless the key was written meanwhile, and gives the value where it is stored. `is_fresh` says
+    /// whether an entry may be shown to others than its caller.
     pub(crate) fn fill(
         &self,
         key: &Bytes,
         token: FillToken,
         landed: impl FnOnce(Flown) -> Landed,
+        is_fresh: impl FnOnce(&Entry) -> bool,
         store: impl FnOnce(&Entry) -> Option<Value>,
     ) -> Fill {
         let mut state = self.state.lock();
@@ -261,9 +267,10 @@ impl Flights {
             entry.value = store(entry).or_else(|| entry.value.take());
         }
         // Late: another leads the flight by now. Those who wait need not wait for it any longer, unless they
-        // could not have waited for this one: it is from before the node came to own the key.
-        let is_late = is_good && !was_there && landed.is_ok();
-        let next = if is_late { state.take_leased(&lease.key, lease.stamp) } else { None };
+        // could not have waited for this one: it is from before the node came to own the key, or so late that
+        // its time is over.
+        let is_late = is_good && !was_there && landed.as_ref().is_ok_and(is_fresh);
+        let next = if is_late { state.take_leased(&lease.key, lease.stamp, begun) } else { None };
         drop(state);
         let progress = Progress::landed(&landed, &lease.reserved);
         next.inspect(|next| drop(next.send_replace(progress.clone())));
@@ -398,12 +405,18 @@ impl State {
     }
 
     /// Puts a flight into the table, in the place of any other.
-    fn start(&mut self, key: &(Origin, Bytes), stamp: RingVersion) -> (FillToken, watch::Sender<Progress>) {
+    fn start(
+        &mut self,
+        key: &(Origin, Bytes),
+        (stamp, loaded_since): (RingVersion, Option<Instant>),
+    ) -> (FillToken, watch::Sender<Progress>) {
         // Tokens cannot be guessed from others, nor are those of an earlier life of the process any of this
         // one's.
         let id = FillToken(fastrand::u64(1..));
         let (sender, progress) = watch::channel(Progress::UnderWay);
-        self.table.insert(key.clone(), Flight { id, stamp, begun: Instant::now(), is_late: false, progress });
+        let begun = Instant::now();
+        let flight = Flight { id, stamp, begun, loaded_since, is_late: false, progress };
+        self.table.insert(key.clone(), flight);
         (id, sender)
     }
 
@@ -411,12 +424,12 @@ impl State {
     fn lease(
         &mut self,
         key: (Origin, Bytes),
-        stamp: RingVersion,
+        (stamp, loaded_since): (RingVersion, Option<Instant>),
         term: Term,
         held: Option<Held>,
         reserved: Reservation,
     ) -> FillToken {
-        let (id, progress) = self.start(&key, stamp);
+        let (id, progress) = self.start(&key, (stamp, loaded_since));
         let writes = self.writes.so_far(&key.1);
         self.leases.insert(id, Lease { key, stamp, term, writes, progress, reserved, _held: held });
         id
@@ -426,13 +439,21 @@ impl State {
     fn lease_to_set(&mut self, key: &Bytes, then_set: Option<ThenSet>) -> FillToken {
         let Some(ThenSet { stamp, term, held, reserved, .. }) = then_set else { return FillToken::NONE };
         let key = (Origin::Owner, Bytes::copy_from_slice(key));
-        self.lease(key, stamp, term, Some(held), reserved)
+        self.lease(key, (stamp, None), term, Some(held), reserved)
     }
 
-    /// Takes the flight of a key out of the table where a client leads it, and it began under no later ring
-    /// than this; gives what tells those who wait for it.
-    fn take_leased(&mut self, key: &(Origin, Bytes), stamp: RingVersion) -> Option<watch::Sender<Progress>> {
-        let flight = self.table.get(key).filter(|flight| flight.stamp <= stamp)?;
+    /// Takes the flight of a key out of the table where a client leads it, and those who wait may be shown
+    /// what was loaded under this ring and at this time; gives what tells them.
+    fn take_leased(
+        &mut self,
+        key: &(Origin, Bytes),
+        stamp: RingVersion,
+        loaded: Instant,
+    ) -> Option<watch::Sender<Progress>> {
+        let is_valid = |flight: &&Flight| {
+            flight.stamp <= stamp && flight.loaded_since.is_none_or(|since| loaded >= since)
+        };
+        let flight = self.table.get(key).filter(is_valid)?;
         let progress = self.leases.get(flight.id)?.progress.clone();
         self.table.remove(key);
         Some(progress)

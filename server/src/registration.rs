@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::OptionFuture;
+use peanut_proto::audit::TARGET as AUDIT;
 use peanut_proto::backoff::Backoff;
 use peanut_proto::change::{change_ring, swap_ring};
 use peanut_proto::discovery::{Discovered, Discovery};
@@ -370,6 +371,7 @@ impl Registration {
         let interval = (self.lease_ttl / 3).min(LONGEST_RENEWAL);
         let mut next_renewal = renewed + interval;
         let mut seen_alive = false;
+        let mut was_drained = discovered.borrow().view.ring.is_drained(&self.node.id);
         let mut over = pin!(OptionFuture::from(until.map(sleep_until)));
         loop {
             tokio::select! {
@@ -406,6 +408,7 @@ impl Registration {
                     }
                     let view = discovered.borrow_and_update().view.clone();
                     node.learn_of_ring(view.ring.version);
+                    self.note_drained(&view, &mut was_drained);
                     let record = view.live.get(&self.node.id);
                     let alive = record.is_some_and(|record| record.incarnation == live.incarnation);
                     // Before its own was seen the record may be the last process's.
@@ -421,6 +424,15 @@ impl Registration {
                     seen_alive = alive;
                 }
             }
+        }
+    }
+
+    /// Has the audit log say when somebody takes the node out of the ring.
+    fn note_drained(&self, view: &FleetView, was_drained: &mut bool) {
+        let is_drained = view.ring.is_drained(&self.node.id);
+        let was_drained = std::mem::replace(was_drained, is_drained);
+        if is_drained && !was_drained {
+            tracing::info!(target: AUDIT, node = self.node.id, "an operator has drained this node");
         }
     }
 

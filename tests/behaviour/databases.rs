@@ -269,3 +269,37 @@ async fn databases_that_restart_cost_no_load_afterwards() {
     idle.group("g").clear().await.unwrap();
     assert_eq!(get(&idle.group("g"), "k").await, "v");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_loads_than_connections_wait_for_their_turn_and_close_nothing() {
+    let database = Database::postgres(&TABLE).await;
+    let loader = format!(
+        "kind = \"sql\"\nurl = \"{}\"\nmax_connections = 2\ntimeout = \"1s\"\n\
+         query = \"SELECT $1 || pg_sleep(0.2)\"",
+        database.url()
+    );
+    // Many times as long together as a connection is waited for where the database is silent.
+    let (_server, client) = node(&loader, "load_timeout = \"60s\"\n").await;
+    let group = client.group("g").with_deadline(Duration::from_secs(50));
+    let keys: Vec<String> = (0..40).map(|n| n.to_string()).collect();
+    for (key, got) in keys.iter().zip(group.get_many(&keys).await) {
+        assert_eq!(got.unwrap().unwrap(), *key);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_are_no_text_are_errors_of_their_own_and_no_trouble_of_the_origin() {
+    let database = Database::postgres(&TABLE).await;
+    let loader = format!(
+        "kind = \"sql\"\nurl = \"{}\"\nquery = \"SELECT a FROM t WHERE id = $1::int\"",
+        database.url()
+    );
+    let (_server, client) = node(&loader, "").await;
+    let group = client.group("g");
+    for n in 0..60_u8 {
+        let error = group.get([0xff, n]).await.unwrap_err();
+        assert_eq!(error.kind(), peanut_client::ErrorKind::Loader, "{error:#}");
+        assert!(!format!("{error:#}").contains("left alone"), "{error:#}");
+    }
+    assert_eq!(get(&group, "7").await, "a of 7");
+}

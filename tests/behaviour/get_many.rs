@@ -7,6 +7,8 @@ use std::time::Duration;
 use peanut_client::{Client, ErrorKind};
 use peanut_server::testing::TestFleet;
 use peanut_server::{Group, Loaded, loader_fn};
+use peanut_tests::eventually;
+use tokio::sync::Notify;
 
 /// Loads a key as itself; one with `no` at its front is not found, one with `bad` is an error, one with
 /// `long` has 60 KiB. Counts the loads.
@@ -110,5 +112,46 @@ async fn a_node_that_dies_in_the_middle_costs_no_key() {
     fleet.kill(1);
     for (key, answer) in keys.iter().cycle().zip(asked.await.unwrap()) {
         assert_eq!(answer.unwrap().unwrap(), *key);
+    }
+}
+
+/// A load that waits until all other keys have been loaded, those of a node that is down as well: they would
+/// be waited for in vain if they waited for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_of_a_node_that_is_down_do_not_wait_for_a_slow_load_of_another() {
+    const OTHERS: usize = 300;
+    let (loads, gate) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+    let loader = {
+        let (loads, gate) = (loads.clone(), gate.clone());
+        loader_fn(move |key| {
+            let (loads, gate) = (loads.clone(), gate.clone());
+            async move {
+                if key.starts_with(b"slow") {
+                    gate.notified().await;
+                } else if loads.fetch_add(1, Ordering::SeqCst) + 1 == OTHERS {
+                    gate.notify_one();
+                }
+                Ok::<_, peanut_server::LoaderError>(Loaded::found(key))
+            }
+        })
+    };
+    let group = Group::new("g", loader).load_timeout(Duration::from_secs(60));
+    let fleet = TestFleet::start(3, [group]).await.unwrap();
+    let deadline = Duration::from_secs(40);
+    let client = Client::builder().registry(fleet.registry()).deadline(deadline).build().await.unwrap();
+    fleet.kill(1);
+    let down = eventually("a node to be seen to be down", async || {
+        client.probe().await;
+        client.nodes().into_iter().find(|node| !node.up).map(|node| node.id)
+    })
+    .await;
+    let ring = client.ring();
+    let owner = |key: &String| ring.place("g", key.as_bytes()).map(|place| &ring.members()[place.owner].id);
+    let is_of_another = |key: &String| owner(key).is_some_and(|owner| *owner != down);
+    let slow = (0..).map(|n| format!("slow-{n}")).find(is_of_another).unwrap();
+    let others: Vec<String> = (0..OTHERS).map(|n| format!("key-{n}")).collect();
+    let keys: Vec<&String> = std::iter::once(&slow).chain(&others).collect();
+    for (key, got) in keys.iter().zip(client.group("g").get_many(&keys).await) {
+        assert_eq!(got.unwrap().unwrap(), **key);
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use peanut_client::{Client, ErrorKind, Source};
+use peanut_client::{Client, ErrorKind};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
@@ -42,7 +42,9 @@ async fn ask(
     callers.join_all().await
 }
 
-async fn two_clients(nodes: usize) -> (peanut_tests::Etcd, Vec<peanut_tests::ServerProcess>, Vec<Client>) {
+pub(crate) async fn two_clients(
+    nodes: usize,
+) -> (peanut_tests::Etcd, Vec<peanut_tests::ServerProcess>, Vec<Client>) {
     let (etcd, servers) = fleet(nodes, GROUP).await;
     let mut clients = Vec::new();
     for unary in [false, true] {
@@ -264,58 +266,6 @@ async fn what_was_written_meanwhile_stays() {
     };
     assert_eq!(group.get_or_load("k", load).await.unwrap().unwrap(), "loaded before");
     assert_eq!(group.get("k").await.unwrap().unwrap(), "written");
-}
-
-#[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-struct Player {
-    name: String,
-    score: u32,
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn values_of_a_type_are_kept_as_json() {
-    let (_etcd, _servers, clients) = two_clients(1).await;
-    let players = clients[0].group("g").json::<Player>();
-    let tom = || Player { name: "Tom".to_owned(), score: 630 };
-    assert_eq!(players.get("Tom").await.unwrap(), None);
-    let loaded = players.get_or_load("Tom", || async { Ok::<_, String>(Some(tom())) }).await.unwrap();
-    assert_eq!(loaded, Some(tom()));
-    assert_eq!(players.bytes().get("Tom").await.unwrap().unwrap(), r#"{"name":"Tom","score":630}"#);
-    players.set("Jack", &Player { name: "Jack".to_owned(), score: 589 }).await.unwrap();
-    let scores: Vec<u32> =
-        players.get_many(["Tom", "Jack"]).await.into_iter().map(|got| got.unwrap().unwrap().score).collect();
-    assert_eq!(scores, [630, 589]);
-    players.delete("Jack").await.unwrap();
-    assert_eq!(players.get("Jack").await.unwrap(), None);
-    let gone = players.delete_many(["Tom", "Jack"]).await;
-    assert!(gone.iter().all(Result::is_ok));
-    players.set("Tom", &tom()).await.unwrap();
-    let (value, detailed) = players.get_detailed("Tom").await.unwrap();
-    assert_eq!((value, detailed.source), (Some(tom()), Source::Hit));
-    players.clear().await.unwrap();
-    assert_eq!(players.get("Tom").await.unwrap(), None);
-}
-
-/// As an application finds what an earlier version of it has stored.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_value_that_cannot_be_decoded_is_loaded_again() {
-    let (_etcd, _servers, clients) = two_clients(1).await;
-    let players = clients[0].group("g").json::<Player>();
-    let tom = || Player { name: "Tom".to_owned(), score: 630 };
-    players.bytes().set("Tom", "no document").await.unwrap();
-    let loaded = players.get_or_load("Tom", || async { Ok::<_, String>(Some(tom())) }).await.unwrap();
-    assert_eq!(loaded, Some(tom()));
-    assert_eq!(players.get("Tom").await.unwrap(), Some(tom()));
-    players.bytes().set("Sam", "no document").await.unwrap();
-    assert_eq!(players.get("Sam").await.unwrap(), None, "nobody loads for this group");
-    for key in ["Ann", "Ben"] {
-        players.bytes().set(key, "no document").await.unwrap();
-    }
-    let many = players.get_many(["Ann", "Ben"]).await;
-    assert!(many.into_iter().all(|got| got.unwrap().is_none()), "nor for many");
-    players.bytes().set("Ann", r#"{"name":"Ann"}"#).await.unwrap();
-    let failing = players.get_or_load("Ann", || async { Err::<Option<Player>, _>("the database is down") });
-    assert_eq!(failing.await.unwrap_err().kind(), ErrorKind::Loader);
 }
 
 #[tokio::test(flavor = "multi_thread")]

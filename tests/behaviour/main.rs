@@ -42,6 +42,7 @@ mod shutdown;
 mod soak;
 mod told_late;
 mod traces;
+mod typed;
 mod walk;
 mod warm_restart;
 mod wire;

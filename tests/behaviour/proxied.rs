@@ -18,7 +18,7 @@ use redis::AsyncCommands as _;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tonic::transport::{Channel, ClientTlsConfig};
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -232,7 +232,8 @@ async fn http_and_grpc_serve_the_same_keys() {
         checked.unwrap().into_inner().status() == ServingStatus::Serving
     };
     for service in ["", "peanut.v1.Peanut", "peanutcachepb.PeanutCache"] {
-        assert!(serves(service).await, "`{service}`");
+        // It may have begun before it knew its fleet.
+        eventually("the proxy to serve", async || serves(service).await.then_some(())).await;
     }
     // As the compose file has it.
     let is_healthy = |grpc: &str| {
@@ -405,11 +406,24 @@ async fn sockets_in_the_file_system_are_served_too() {
         let client = reqwest::Client::builder().unix_socket(http).build().unwrap();
         let got = client.get("http://localhost/v1/scores/Tom").send().await.unwrap();
         assert_eq!(got.text().await.unwrap(), "630");
-        let channel = Channel::from_shared(format!("unix://{grpc}")).unwrap().connect().await.unwrap();
+        let channel = Endpoint::new(format!("unix://{grpc}")).unwrap().connect().await.unwrap();
         let get = GetRequest { group: "scores".into(), key: "Tom".into(), ..GetRequest::default() };
         let got = PeanutClient::new(channel).get(get).await.unwrap().into_inner();
         assert_eq!(got.value, "630");
         proxy.kill();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_may_be_started_before_its_fleet() {
+    let http = format!("127.0.0.1:{}", free_port());
+    let mut command = Command::new(PEANUT);
+    command.args(["--etcd", "http://127.0.0.1:1", "proxy", "--http", &http]).env("NO_COLOR", "1");
+    let mut proxy = Process::start("peanut proxy", &mut command);
+    proxy.wait_for_line("HTTP on ").await;
+    for (path, code) in [("healthz", 200), ("readyz", 503)] {
+        let got = http_client().get(format!("http://{http}/{path}")).send().await.unwrap();
+        assert_eq!(got.status().as_u16(), code, "{path}");
     }
 }
 

@@ -228,6 +228,7 @@ pub(crate) async fn hot_keys(
     let mut hot = look.hot_keys();
     hot.retain(|hot| group.is_none_or(|group| group == hot.group));
     hot.truncate(top);
+    somebody_answered(&look)?;
     if json {
         print_json(&hot);
     } else {
@@ -238,6 +239,5 @@ pub(crate) async fn hot_keys(
         });
         print_table(&[heading].into_iter().chain(rows).collect::<Vec<_>>());
     }
-    somebody_answered(&look)?;
     Ok(ExitCode::SUCCESS)
 }

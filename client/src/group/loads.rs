@@ -35,7 +35,7 @@ const GATHER: Duration = Duration::from_millis(2);
 type LoaderError = Box<dyn StdError + Send + Sync>;
 
 /// What a load of many keys has brought, by key.
-type Found = HashMap<Vec<u8>, Loaded>;
+type Found = HashMap<Vec<u8>, Result<Loaded, Error>>;
 
 impl Group {
     /// The value of a key; where it is missing `load` is run, once for all who ask in the whole fleet at the
@@ -129,6 +129,27 @@ impl Group {
         E: Into<LoaderError>,
         L: Future<Output = Result<I, E>>,
     {
+        self.get_or_load_each(keys, |missing| {
+            let loading = load(missing);
+            async move { Ok::<_, E>(loading.await?.into_iter().map(|(key, value)| (key, Ok(value.into())))) }
+        })
+        .await
+    }
+
+    /// As [`get_or_load_many`](Self::get_or_load_many), where a value of the load may have an error of its
+    /// own.
+    pub(crate) async fn get_or_load_each<K, F, I, E, L>(
+        &self,
+        keys: impl IntoIterator<Item = K>,
+        mut load: impl FnMut(Vec<Bytes>) -> L,
+    ) -> Vec<Result<Option<Bytes>, Error>>
+    where
+        K: AsRef<[u8]>,
+        F: AsRef<[u8]>,
+        I: IntoIterator<Item = (F, Result<Loaded, Error>)>,
+        E: Into<LoaderError>,
+        L: Future<Output = Result<I, E>>,
+    {
         let keys: Vec<Bytes> = keys.into_iter().map(|key| Bytes::copy_from_slice(key.as_ref())).collect();
         let mut found: HashMap<Bytes, Result<Option<Bytes>, Error>> = HashMap::new();
         let mut load = |missing| {
@@ -207,7 +228,7 @@ impl Group {
         let loaded = load(keys.clone()).await;
         for key in keys {
             let value = match &loaded {
-                Ok(loaded) => Ok(of_key(loaded, &key).into_parts().0),
+                Ok(loaded) => of_key(loaded, &key).map(|loaded| loaded.into_parts().0),
                 Err(error) => Err(error.clone()),
             };
             self.client.counters.loaded_uncached();
@@ -279,7 +300,7 @@ impl Group {
         loaded: Result<Found, Error>,
     ) -> Vec<(Bytes, Result<Option<Bytes>, Error>)> {
         let brought = led.iter().map(|(key, _)| match &loaded {
-            Ok(loaded) => Brought::new(Ok(of_key(loaded, key))),
+            Ok(loaded) => Brought::new(of_key(loaded, key)),
             Err(error) => Brought::new(Err(error.clone())),
         });
         let brought: Vec<_> = brought.collect();
@@ -349,12 +370,12 @@ impl Brought {
     }
 }
 
-fn by_key<F: AsRef<[u8]>, V: Into<Loaded>>(loaded: impl IntoIterator<Item = (F, V)>) -> Found {
-    loaded.into_iter().map(|(key, value)| (key.as_ref().to_vec(), value.into())).collect()
+fn by_key<F: AsRef<[u8]>>(loaded: impl IntoIterator<Item = (F, Result<Loaded, Error>)>) -> Found {
+    loaded.into_iter().map(|(key, value)| (key.as_ref().to_vec(), value)).collect()
 }
 
-fn of_key(loaded: &Found, key: &[u8]) -> Loaded {
-    loaded.get(key).cloned().unwrap_or_else(Loaded::not_found)
+fn of_key(loaded: &Found, key: &[u8]) -> Result<Loaded, Error> {
+    loaded.get(key).cloned().unwrap_or_else(|| Ok(Loaded::not_found()))
 }
 
 /// That the application's loader has failed.

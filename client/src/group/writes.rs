@@ -15,6 +15,13 @@ use crate::request::{Key, Op, Request};
 use crate::write;
 use crate::write::many::WriteOf;
 
+/// How long one attempt may take to delete what a dropped write was of, also where the application's calls
+/// have less time.
+const UNGUARDED_ATTEMPT: Duration = Duration::from_secs(5);
+/// It is tried again for so long, with a pause between.
+const UNGUARDED_TRIED_FOR: Duration = Duration::from_secs(30);
+const UNGUARDED_PAUSE: Duration = Duration::from_millis(200);
+
 impl Group {
     /// Stores a value at the node that owns the key. It stays fresh for the group's `ttl`.
     ///
@@ -229,21 +236,33 @@ impl Group {
         });
     }
 
+    /// Deletes keys, also where the calls of this group have little time: nobody is told of an error.
     async fn delete_unguarded(&self, keys: &[Box<[u8]>]) {
-        let now = Instant::now();
+        let begun = Instant::now();
         let mut deletes = Vec::with_capacity(keys.len());
         for key in keys {
             deletes.push(self.write_of(Write::Delete { key, then_set: false, sequence: 0 }));
         }
-        let request = self.request(&[], now);
-        deletes.iter().for_each(|one| self.wrote(one.key.hash));
-        let deleted = write::many::write(&self.client, request, &deletes, &self.name, now).await;
-        if let Some(error) = deleted.into_iter().find_map(Result::err) {
-            tracing::warn!(
-                group = self.name(),
-                error = format_args!("{error:#}"),
-                "the key of a write that was dropped was not deleted"
-            );
+        loop {
+            let now = Instant::now();
+            let deadline = now + self.deadline.max(UNGUARDED_ATTEMPT);
+            let request = Request { deadline, ..self.request(&[], now) };
+            deletes.iter().for_each(|one| self.wrote(one.key.hash));
+            let deleted = write::many::write(&self.client, request, &deletes, &self.name, now).await;
+            let mut failed = deletes.drain(..).zip(deleted).collect::<Vec<_>>();
+            failed.retain(|(_, deleted)| deleted.is_err());
+            let Some(Err(error)) = failed.first().map(|(_, deleted)| deleted.clone()) else { return };
+            failed.retain(|(_, deleted)| deleted.as_ref().is_err_and(Error::is_retryable));
+            if failed.is_empty() || begun.elapsed() > UNGUARDED_TRIED_FOR {
+                tracing::warn!(
+                    group = self.name(),
+                    error = format_args!("{error:#}"),
+                    "the key of a write that was dropped was not deleted"
+                );
+                return;
+            }
+            deletes = failed.into_iter().map(|(one, _)| one).collect();
+            sleep(UNGUARDED_PAUSE).await;
         }
     }
 }

@@ -177,7 +177,9 @@ impl LaneState {
             operations[*same as usize].callers.push(caller);
             return None;
         }
-        if let Err(failure) = self.room() {
+        // Others may be waiting for a token that is given back.
+        let is_release = matches!(ask.request.op, Op::Write(Write::Release { .. }));
+        if !is_release && let Err(failure) = self.room() {
             caller.tell(Err(failure));
             return None;
         }

@@ -15,7 +15,7 @@ use peanut_proto::intervals::RECOVERED;
 use peanut_proto::v1::Outcome;
 use tokio::time::Instant;
 
-use super::{Reply, at_once, has_moved_meanwhile, heed_write, tell_of_bound, under_token};
+use super::{Reply, at_once, heed_write, take_down, tell_of_bound, under_token, wait_for_ring};
 use crate::error::{Error, ErrorKind};
 use crate::fill;
 use crate::node::Node;
@@ -131,6 +131,7 @@ impl<'a> Call<'a> {
         done: &mut Vec<(usize, Result<(), Error>)>,
     ) -> Vec<(usize, Reply)> {
         let (version, mut values) = (self.routing.ring.version(), Vec::new());
+        let under = Written { under: version, successor: 0 };
         let mut ops = Vec::with_capacity(portion.len());
         for at in portion {
             ops.push(at_once(&self.client.sequences, &self.request(*at), 0, owner.id()));
@@ -138,6 +139,7 @@ impl<'a> Call<'a> {
         let Some(replies) = owner.write_many(&self.request, version, &ops, Instant::now()).await else {
             return values;
         };
+        let mut written = Vec::with_capacity(portion.len());
         for ((at, op), reply) in portion.iter().copied().zip(&ops).zip(replies) {
             let reply = match reply.and_then(|reply| heed_write(self.client, owner, reply, version)) {
                 Ok(reply) => reply,
@@ -157,15 +159,25 @@ impl<'a> Call<'a> {
             if owner.left_since(self.begun) {
                 continue;
             }
+            let by = (self.client, under, &**owner);
+            take_down(by, &self.request(at), Some(&reply), self.group_name);
+            written.push((at, reply));
+        }
+        // Once for all of them: each may take a part of the time that is left.
+        let heard = written.iter().map(|(_, reply)| reply.ring_version).max().unwrap_or_default();
+        let waited = wait_for_ring(self.client, heard, &self.request).await;
+        let routing = self.client.routing.get();
+        let known = routing.ring.version();
+        let told = self.client.view().ring.version;
+        for (at, reply) in written {
             let request = self.request(at);
-            let by = (self.client, Written { under: version, successor: 0 }, &**owner);
-            match has_moved_meanwhile(by, &request, Some(&reply), reply.ring_version, self.group_name).await {
-                Ok(false) => {}
-                Ok(true) => continue,
-                Err(error) => {
-                    done.push((at, Err(error)));
+            match &waited {
+                Err(error) if reply.ring_version.max(told) > known => {
+                    done.push((at, Err(error.clone())));
                     continue;
                 }
+                _ if routing.has_misplaced(request.hash, under) => continue,
+                _ => {}
             }
             if reply.outcome == Outcome::Stored {
                 tell_of_bound(&request, &reply);

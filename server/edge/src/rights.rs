@@ -5,9 +5,9 @@
 //! tell with one load whether what it knows of its caller still holds. A node without any token lets everyone
 //! do everything.
 
+mod audit_log;
 #[cfg(feature = "files")]
 pub mod file;
-mod refusals;
 mod scope;
 mod tokens;
 
@@ -24,7 +24,7 @@ use tonic::codegen::http::header::AUTHORIZATION;
 
 use crate::connections::Peer;
 use crate::failure::Failure;
-use refusals::Refusals;
+use audit_log::AuditLog;
 pub use scope::Keys;
 use scope::Scope;
 pub use tokens::{Misconfigured, Token, Tokens};
@@ -67,7 +67,7 @@ pub struct Rights {
     delete: Scope,
     clear: Scope,
     admin: bool,
-    refusals: Arc<Refusals>,
+    audit_log: Arc<AuditLog>,
 }
 
 /// What a caller may do in one group: looked up once, asked for each key.
@@ -91,7 +91,7 @@ impl Rights {
             delete: everything.clone(),
             clear: everything,
             admin: true,
-            refusals: Arc::default(),
+            audit_log: Arc::default(),
         }
     }
 
@@ -158,7 +158,7 @@ impl Rights {
     }
 
     fn refuse(&self, action: Action, group: &str) -> Failure {
-        self.refusals.note(&self.name, action.name(), group, None);
+        self.audit_log.refused(&self.name, action.name(), group, None);
         let why = if action == Action::Admin {
             "the token has no right to look into the node".to_owned()
         } else {
@@ -253,6 +253,15 @@ impl Caller {
         let (token, action) = (&*self.rights.name, action.name());
         let error = error.map(tracing::field::display);
         tracing::info!(target: TARGET, token, peer, action, group, key, error, "an operator has acted");
+    }
+
+    /// Writes a line into the audit log where an operator, who may look into the node, writes a key, or all
+    /// of a group: the first, and then one in ten seconds.
+    pub fn wrote(&self, action: Action, group: &str, key: Option<&[u8]>) {
+        let Rights { name, admin, audit_log, .. } = &*self.rights;
+        if *admin && !name.is_empty() {
+            audit_log.wrote(name, action.name(), group, key, self.ip());
+        }
     }
 
     /// Looks again where the tokens have changed since, and says whether they have.

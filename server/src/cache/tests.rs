@@ -484,6 +484,7 @@ async fn keys_and_values_over_their_limits_are_refused_by_name() {
     assert_eq!(ask(&cache, get("")).await.unwrap_err().code, ErrorCode::InvalidRequest);
 }
 
+mod given_back;
 mod leases;
 mod lifetimes;
 mod writes;

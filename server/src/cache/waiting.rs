@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{Answer, Begun, Cache, Get};
 use crate::budget::{Account, Held};
-use crate::flight::Ticket;
+use crate::flight::{Landed, Ticket};
 use crate::journal::WriteNumber;
 use crate::near::{LaneId, Unconfirmed};
 use peanut_edge::Failure;
@@ -101,6 +101,26 @@ impl Cache {
         Some(now + deadline.saturating_duration_since(now).mul_f64(0.8))
     }
 
+    /// What a flight comes to, for as long as its caller waits: `None` where that ends before. The flight
+    /// goes on for others.
+    async fn landed_in_time(&self, ticket: Ticket, get: &Get) -> Option<Option<Landed>> {
+        let landed = ticket.landed();
+        tokio::pin!(landed);
+        if let Some(until) = self.patience(get) {
+            match timeout_at(until, &mut landed).await {
+                Ok(landed) => return Some(landed),
+                // This caller has something to go by.
+                Err(_) if self.stale(get).is_some() => return None,
+                Err(_) => {}
+            }
+        }
+        match get.deadline {
+            // What it waits with is wanted by others then.
+            Some(deadline) => timeout_at(deadline, landed).await.ok(),
+            None => Some(landed.await),
+        }
+    }
+
     pub(super) fn wait(
         self: &Arc<Self>,
         ticket: Ticket,
@@ -125,24 +145,11 @@ impl Cache {
         let mut _held = Some(held);
         loop {
             self.launch();
-            let landed = match self.patience(get) {
-                None => ticket.landed().await,
-                Some(until) => {
-                    let landed = ticket.landed();
-                    tokio::pin!(landed);
-                    match timeout_at(until, &mut landed).await {
-                        Ok(landed) => landed,
-                        // Another's load goes on; this caller has something to go by.
-                        Err(_) => match self.stale(get) {
-                            Some(answer) => return Ok(answer),
-                            None => landed.await,
-                        },
-                    }
-                }
-            };
+            let landed = self.landed_in_time(ticket, get).await;
             match landed {
-                Some(Ok(entry)) => return Ok(self.answer(outcome, &entry, Instant::now())),
-                Some(Err(failure)) => {
+                None => return self.stale(get).ok_or_else(too_late),
+                Some(Some(Ok(entry))) => return Ok(self.answer(outcome, &entry, Instant::now())),
+                Some(Some(Err(failure))) => {
                     let may_be_stale = matches!(
                         failure.code,
                         ErrorCode::LoaderFailed | ErrorCode::LoadTimedOut | ErrorCode::Overloaded
@@ -150,11 +157,10 @@ impl Cache {
                     return self.stale(get).filter(|_| may_be_stale).ok_or(failure);
                 }
                 // A caller that has stopped waiting is to lead nothing.
-                None if get.deadline.is_some_and(|deadline| deadline <= Instant::now()) => {
-                    let why = "the deadline passed while another's load was waited for";
-                    return Err(Failure::new(ErrorCode::DeadlinePassed, why));
+                Some(None) if get.deadline.is_some_and(|deadline| deadline <= Instant::now()) => {
+                    return Err(too_late());
                 }
-                None => {
+                Some(None) => {
                     _held = None;
                     match self.look_or_wait(get, account, Instant::now())? {
                         Begun::Waiting(Waiting::Flight {
@@ -169,4 +175,8 @@ impl Cache {
             }
         }
     }
+}
+
+fn too_late() -> Failure {
+    Failure::new(ErrorCode::DeadlinePassed, "the deadline passed while a load was waited for")
 }

@@ -31,6 +31,9 @@ const TELL_WITHIN: Duration = Duration::from_millis(250);
 /// How long others wait for the value of a writer that has deleted the key to set it.
 const SET_WITHIN: Duration = Duration::from_millis(250);
 
+/// The shortest lifetime that a message can name.
+const NOT_KEPT: Duration = Duration::from_millis(1);
+
 /// A delete, as any service hands it in.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Delete<'a> {
@@ -121,21 +124,23 @@ impl Cache {
             }
             Fetched::Failed(message) => {
                 let failed = Err(Failure::new(ErrorCode::LoaderFailed, message));
-                let fill = self.flights.fill(&key, set.token, |_| failed, |_| None);
+                let fill = self.flights.fill(&key, set.token, |_| failed, |_| false, |_| None);
                 return Ok(Begun::Answered(self.filled(fill)));
             }
         };
         let length = value.as_ref().map_or(0, |value: &Value| value.len());
         // What was asked for, as far as it is granted.
         let granted = set.ttl.map_or(Duration::ZERO, |ttl| ttl.min(self.policy.max_ttl));
+        let asked = set.ttl.map(|ttl| lifetime(ttl, set.token));
         let entry = |Flown { stamp, origin, begun }| {
-            let ttl = self.bounded(set.ttl.unwrap_or_else(|| self.jittered(ttl)), origin);
+            let ttl = self.bounded(asked.unwrap_or_else(|| self.jittered(ttl)), origin);
             let expires = begun + self.kept_for(ttl, origin, value.is_some());
             Entry { value, loaded: begun, expires, stamp, origin }
         };
         if set.token.is_some() {
-            let landed = |flown| Ok(entry(flown));
-            let fill = self.flights.fill(&key, set.token, landed, |entry| self.keep_if_newer(&key, entry));
+            let (landed, is_fresh) = (|flown| Ok(entry(flown)), |entry: &Entry| self.is_fresh(entry, now));
+            let keep = |entry: &Entry| self.keep_if_newer(&key, entry);
+            let fill = self.flights.fill(&key, set.token, landed, is_fresh, keep);
             tracing::trace!(group = &*self.group, ?key, ?fill, token = set.token.0, "a value was brought");
             if !self.store.fits(&key, length) {
                 return Err(self.too_large(length));
@@ -389,6 +394,12 @@ impl Cache {
         }
         Begun::Waiting(Waiting::Write { cache: self.clone(), number, copies, answer })
     }
+}
+
+/// The lifetime that a client asks for. A value that is not to be kept at all is brought for the shortest
+/// that there is, since zero stands for the group's own.
+fn lifetime(asked: Duration, token: FillToken) -> Duration {
+    if token.is_some() && asked <= NOT_KEPT { Duration::ZERO } else { asked }
 }
 
 /// A lease for a writer that sets a key next, if there is room for one.

@@ -364,7 +364,8 @@ fn refuse_flag(error: &clap::Error, args: &[String]) -> Stop {
         return Stop::Say(error.to_string());
     }
     let rendered = error.to_string();
-    // The first paragraph, in which possible values and missing flags have lines of their own; then comes the usage.
+    // The first paragraph, in which possible values and missing flags have lines of their own; then comes the
+    // usage.
     let said = rendered.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
     let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
     let flag = match error.get(ContextKind::InvalidArg) {

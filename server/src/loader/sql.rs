@@ -134,9 +134,13 @@ impl SqlLoader {
 
     async fn one(&self, key: &[u8]) -> Result<Loaded, LoaderError> {
         let found = self.database.one(&self.query, key).await;
-        Ok(found
-            .map_err(|error| if is_of_a_key(&error) { LoaderError::of_key(error) } else { told(error) })?
-            .into())
+        // A key that is no text is bound as bytes, which the query's types may not take.
+        let is_of_key = |error: &sqlx::Error| {
+            let is_text = std::str::from_utf8(key).is_ok();
+            is_of_a_key(error) || !is_text && error.as_database_error().is_some()
+        };
+        let told = |error| if is_of_key(&error) { LoaderError::of_key(error) } else { told(error) };
+        Ok(found.map_err(told)?.into())
     }
 
     /// Those keys in one query, or in several where some of them are bad.

@@ -329,9 +329,7 @@ impl Answers {
         if deadline.is_some_and(|deadline| deadline <= now) {
             return Err(Failure::new(ErrorCode::DeadlinePassed, "the deadline had passed when it was read"));
         }
-        let named = self.group(operation.group)?;
-        let may_fill = named.check(&operation)?;
-        let cache = named.cache.clone();
+        let (cache, may_fill) = self.admit(&operation)?;
         // A disk that stands still keeps writes waiting, and is no reason to refuse a get.
         let (of_kind, what) = match operation.kind {
             Kind::Set | Kind::Delete | Kind::Clear => (self.done_writes, "writes"),
@@ -340,9 +338,6 @@ impl Answers {
         if of_kind >= MAX_WAITING {
             let why = format!("{MAX_WAITING} {what} of this lane are waiting");
             return Err(Failure::new(ErrorCode::Overloaded, why));
-        }
-        if operation.token.is_some() {
-            self.leases.remove(&operation.token);
         }
         let claimed = match operation.kind {
             // A previous owner that does not know yet that it is one may be written to still.
@@ -356,10 +351,14 @@ impl Answers {
             let why = "a key cannot have been owned since a later ring than the caller's";
             return Err(Failure::new(ErrorCode::InvalidRequest, why));
         }
-        let (ring_version, by) = (self.ring_version, self.near.id());
+        let (ring_version, by, token) = (self.ring_version, self.near.id(), operation.token);
         let request = LaneRequest { operation, ring_version, may_fill, deadline, by };
         if self.node.ring().knows(claimed) {
             let begun = request.begin(&self.node, &cache, &self.account, now)?;
+            // Until then it is void with the lane.
+            if token.is_some() {
+                self.leases.remove(&token);
+            }
             return Ok(Some((cache, begun)));
         }
         let (to, request) = (request.operation.target(), request.kept());

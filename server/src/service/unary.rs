@@ -112,7 +112,8 @@ impl Node {
     }
 
     async fn set_one(&self, request: Request<SetRequest>) -> Result<SetResponse, Failure> {
-        let rights = self.rights(&request)?;
+        let caller = self.caller(&request)?.clone();
+        let rights = caller.rights();
         let request = request.into_inner();
         if request.release {
             rights.of_group(&request.group).check_release()?;
@@ -121,6 +122,9 @@ impl Node {
         }
         self.wake().awake().await;
         let cache = self.cache(&request.group)?;
+        if request.token == 0 && !request.release {
+            caller.wrote(Action::Set, cache.name(), Some(&request.key));
+        }
         let (by, token) = (RingVersion(request.ring_version), FillToken(request.token));
         if !self.ring().look_for(by).await {
             return Err(ring_unknown(by));
@@ -145,8 +149,8 @@ impl Node {
     }
 
     async fn delete_some(&self, request: Request<DeleteRequest>) -> Result<DeleteResponse, Failure> {
-        let (rights, account) = (self.rights(&request)?, self.account(&request)?);
-        let request = request.into_inner();
+        let (caller, account) = (self.caller(&request)?.clone(), self.account(&request)?);
+        let (rights, request) = (caller.rights(), request.into_inner());
         let of_group = rights.of_group(&request.group);
         let action = if request.then_set { Action::Set } else { Action::Delete };
         request.keys.iter().try_for_each(|key| of_group.check(action, key))?;
@@ -164,6 +168,12 @@ impl Node {
         }
         self.ring().knows(by);
         let cache = self.cache(&request.group)?;
+        if let Some(key) = request.keys.first() {
+            caller.wrote(action, cache.name(), Some(key));
+        }
+        if request.all || request.generation > 0 {
+            caller.wrote(Action::Clear, cache.name(), None);
+        }
         let (under, now) = (self.ring().heard_of(by), Instant::now());
         let stamp = by.min(self.ring().stamp(by));
         let (mut token, mut sequence) = (FillToken::NONE, 0);

@@ -225,7 +225,8 @@ fn talk(shared: &Shared, session: &mut Session, command: Command) -> Result<Repl
     })
 }
 
-/// A fleet has no transactions: nothing of one is run, so that who is told that it has failed may do it again.
+/// A fleet has no transactions: nothing of one is run, so that who is told that it has failed may do it
+/// again.
 fn transact(session: &mut Session, step: Transaction) -> Result<Reply, Reply> {
     let was_begun = std::mem::replace(&mut session.is_in_transaction, step == Transaction::Begin);
     match step {

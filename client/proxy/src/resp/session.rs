@@ -76,8 +76,8 @@ impl Session {
         }
     }
 
-    /// Looks again who it is, where tokens have changed. Who is not known any more is told so once: clients of
-    /// Redis log in when they connect, and do not again on a connection that stands.
+    /// Looks again who it is, where tokens have changed. Who is not known any more is told so once: clients
+    /// of Redis log in when they connect, and do not again on a connection that stands.
     pub(super) fn look_again(&mut self, tokens: &Tokens) {
         if self.caller.as_mut().is_some_and(|caller| caller.look_again(tokens).is_err()) {
             self.caller = None;

@@ -29,7 +29,7 @@ impl LaneState {
             Op::Get { .. } => 0,
         };
         self.make_ready(ask.request, ask.placement.ring_version, value_bytes, now);
-        let deadline_ms = deadline_ms(ask.request.deadline, now);
+        let deadline_ms = deadline_ms(ask.request.deadline, *self.frame_begun.get_or_insert(now));
         let (group, failover) = (ask.request.group, ask.placement.failover);
         match ask.request.op {
             Op::Get { on_miss, token, near } => {
@@ -51,7 +51,6 @@ impl LaneState {
                 self.frame.write(&WriteOperation { id, group, deadline_ms, failover, write });
             }
         }
-        self.frame_begun.get_or_insert(now);
     }
 
     pub(super) fn write_many(&mut self, id: u32, ask: &ManyAttempt<'_>, now: Instant) {
@@ -61,7 +60,7 @@ impl LaneState {
             Each::Write(writes) => writes.iter().map(Write::value_bytes).max().unwrap_or(0),
         };
         self.make_ready(request, ask.placement.ring_version, value_bytes, now);
-        let deadline_ms = deadline_ms(request.deadline, now);
+        let deadline_ms = deadline_ms(request.deadline, *self.frame_begun.get_or_insert(now));
         match ask.each {
             Each::Get(keys) => {
                 let on_miss = match request.op {
@@ -82,7 +81,6 @@ impl LaneState {
                 self.frame.write_many((id, request.group, deadline_ms), writes.iter());
             }
         }
-        self.frame_begun.get_or_insert(now);
     }
 
     /// Has the frame say what the next operation goes by.
@@ -153,7 +151,8 @@ impl LaneState {
     }
 }
 
-/// Milliseconds until a deadline: at least one, since zero would be no deadline.
-pub(super) fn deadline_ms(deadline: Instant, now: Instant) -> u32 {
-    u32::try_from(deadline.saturating_duration_since(now).as_millis()).unwrap_or(u32::MAX).max(1)
+/// Milliseconds from when a frame was begun until a deadline: at least one, since zero would be no deadline.
+/// The frame says for how long it has waited, which is since then.
+fn deadline_ms(deadline: Instant, begun: Instant) -> u32 {
+    u32::try_from(deadline.saturating_duration_since(begun).as_millis()).unwrap_or(u32::MAX).max(1)
 }

@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 use super::{Connection, Peer, Progressing};
 use crate::body::holding;
 
-/// How long a connection may wait for the end of the next headers. It counts while nothing comes as well, so it
-/// is as long as one may be idle; strangers have less time for their first call.
+/// How long a connection may wait for the end of the next headers. It counts while nothing comes as well, so
+/// it is as long as one may be idle; strangers have less time for their first call.
 const HEADERS_WITHIN: Duration = Duration::from_secs(300);
 
 /// Serves a connection until it ends or is cut off or, when it is to retire or at `stop`, until what it has

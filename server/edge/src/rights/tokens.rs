@@ -10,7 +10,7 @@ use peanut_proto::v1::ErrorCode;
 use subtle::ConstantTimeEq as _;
 use tonic::metadata::MetadataMap;
 
-use super::refusals::Refusals;
+use super::audit_log::AuditLog;
 use super::scope::Scope;
 use super::{Caller, Rights};
 use crate::connections::Peer;
@@ -123,7 +123,7 @@ impl Token {
         self
     }
 
-    fn rights(&self, refusals: &Arc<Refusals>) -> Result<Rights, String> {
+    fn rights(&self, audit_log: &Arc<AuditLog>) -> Result<Rights, String> {
         let mut rights = Rights {
             name: self.name.as_str().into(),
             read: Scope::default(),
@@ -131,7 +131,7 @@ impl Token {
             delete: Scope::default(),
             clear: Scope::default(),
             admin: self.admin,
-            refusals: refusals.clone(),
+            audit_log: audit_log.clone(),
         };
         for (what, entries, scope) in [
             ("read", &self.read, &mut rights.read),
@@ -206,7 +206,7 @@ pub struct Tokens {
     generation: AtomicU64,
     table: RwLock<Arc<Table>>,
     asks_for_certificates: bool,
-    refusals: Arc<Refusals>,
+    audit_log: Arc<AuditLog>,
 }
 
 /// Tokens with what each of them gives.
@@ -217,7 +217,7 @@ impl Table {
     fn new(
         tokens: &[Token],
         asks_for_certificates: bool,
-        refusals: &Arc<Refusals>,
+        audit_log: &Arc<AuditLog>,
     ) -> Result<Self, Misconfigured> {
         let mut secrets = BTreeSet::new();
         let mut names = BTreeSet::new();
@@ -256,7 +256,7 @@ impl Table {
             if !token.certificates.iter().all(|name| certificates.insert(name.to_ascii_lowercase())) {
                 return refuse("one of its certificates' names is there twice");
             }
-            match token.rights(refusals) {
+            match token.rights(audit_log) {
                 Ok(rights) => table.push((token.clone(), Arc::new(rights))),
                 Err(why) => return refuse(&why),
             }
@@ -300,10 +300,10 @@ impl Tokens {
     /// # Errors
     /// Where one of them cannot be used.
     pub fn new(tokens: &[Token], asks_for_certificates: bool) -> Result<Self, Misconfigured> {
-        let refusals = Arc::default();
-        let table = Table::new(tokens, asks_for_certificates, &refusals)?;
+        let audit_log = Arc::default();
+        let table = Table::new(tokens, asks_for_certificates, &audit_log)?;
         let table = RwLock::new(Arc::new(table));
-        Ok(Tokens { generation: AtomicU64::new(0), table, asks_for_certificates, refusals })
+        Ok(Tokens { generation: AtomicU64::new(0), table, asks_for_certificates, audit_log })
     }
 
     /// Whether there are none, so that everyone is let in.
@@ -322,7 +322,7 @@ impl Tokens {
     /// Where they cannot be used, or are none where there are some: a node does not open itself to everyone
     /// while it runs.
     pub fn replace(&self, tokens: &[Token]) -> Result<bool, Misconfigured> {
-        let new = Table::new(tokens, self.asks_for_certificates, &self.refusals)?;
+        let new = Table::new(tokens, self.asks_for_certificates, &self.audit_log)?;
         let mut table = self.table.write();
         if new.0.is_empty() && !table.0.is_empty() {
             let why = "the last token cannot be taken away while the node runs: everyone would be let in; restart it for that";
@@ -352,7 +352,7 @@ impl Tokens {
             return Ok(Arc::new(Rights::all()));
         }
         let refuse = |why: &str| {
-            self.refusals.note("", why, "", peer.map(|peer| peer.addr.ip()));
+            self.audit_log.refused("", why, "", peer.map(|peer| peer.addr.ip()));
             Err(Failure::new(ErrorCode::Unauthenticated, why))
         };
         let Some(shown) = shown else {

@@ -9,6 +9,7 @@
 
 use std::fmt::Debug;
 use std::io::{Error as IoError, ErrorKind};
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -148,14 +149,20 @@ impl<D: Dialect> Connections<D> {
         self.pool.retain(|_, _| false);
     }
 
+    /// A connection, for which is waited while the database answers others: that there are more loads than
+    /// connections is no fault of its. The loads themselves have a time-out.
     async fn check_out(&self) -> Result<Loan<'_, D>, sqlx::Error> {
-        match tokio::time::timeout(self.timeout, self.pool.get()).await {
-            Ok(Ok(connection)) => {
-                let answers = self.answers.load(Ordering::Relaxed);
-                Ok(Loan { from: self, connection: Some(connection), answers })
+        let mut connecting = pin!(self.pool.get());
+        let mut before = self.answers.load(Ordering::Relaxed);
+        loop {
+            let got = tokio::time::timeout(self.timeout, &mut connecting).await;
+            let answers = self.answers.load(Ordering::Relaxed);
+            match got {
+                Ok(Ok(connection)) => return Ok(Loan { from: self, connection: Some(connection), answers }),
+                Ok(Err(PoolError::Backend(error))) => return Err(error),
+                Err(_) if answers != before => before = answers,
+                Ok(Err(_)) | Err(_) => return Err(sqlx::Error::PoolTimedOut),
             }
-            Ok(Err(PoolError::Backend(error))) => Err(error),
-            Ok(Err(_)) | Err(_) => Err(sqlx::Error::PoolTimedOut),
         }
     }
 

@@ -19,6 +19,8 @@ use super::{Database, LoaderError, SqlOptions, with_parameters};
 /// A statement looks at the clock once in so many instructions of SQLite's machine: some tens of
 /// microseconds.
 const INSTRUCTIONS: i32 = 10_000;
+/// How long a connection is waited for.
+const MOST_WAITING: Duration = Duration::from_secs(3600);
 /// What an interrupted statement fails with.
 const SQLITE_INTERRUPT: &str = "9";
 
@@ -36,7 +38,9 @@ impl Sqlite {
         let timeout = options.timeout;
         let pool = SqlitePoolOptions::new()
             .max_connections(options.max_connections)
-            .acquire_timeout(timeout)
+            // A load has a time-out of its own, and a statement that takes too long is interrupted: that
+            // there are more loads than connections is no fault of the database.
+            .acquire_timeout(MOST_WAITING)
             .after_connect(move |connection, _| Box::pin(interrupt_after(timeout, connection)))
             .before_acquire(move |connection, _| {
                 Box::pin(async move { interrupt_after(timeout, connection).await.map(|()| true) })

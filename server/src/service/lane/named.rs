@@ -39,7 +39,7 @@ impl Named {
     }
 
     /// Whether the caller may do this. Gives whether it may be given a fill token, where it asks for one.
-    pub(super) fn check(&self, operation: &Operation) -> Result<Result<(), Failure>, Failure> {
+    fn check(&self, operation: &Operation) -> Result<Result<(), Failure>, Failure> {
         let (rights, key) = (&self.rights, &operation.key);
         match operation.kind {
             Kind::Get => rights.check(Action::Read, key),
@@ -55,6 +55,26 @@ impl Named {
 }
 
 impl Answers {
+    /// The group that an operation is of, if its caller may do this there, and whether it may be given a fill
+    /// token.
+    pub(super) fn admit(&self, operation: &Operation) -> Result<(Arc<Cache>, Result<(), Failure>), Failure> {
+        let named = self.group(operation.group)?;
+        let may_fill = named.check(operation)?;
+        let action = match operation.kind {
+            Kind::Get | Kind::Release => None,
+            // The value of what was deleted for it.
+            Kind::Set if operation.token.is_some() => None,
+            Kind::Delete if operation.on_miss != OnMiss::Lease => Some(Action::Delete),
+            Kind::Set | Kind::Delete => Some(Action::Set),
+            Kind::Clear => Some(Action::Clear),
+        };
+        if let Some(action) = action {
+            let key = (action != Action::Clear).then_some(&*operation.key);
+            self.caller.wrote(action, named.cache.name(), key);
+        }
+        Ok((named.cache.clone(), may_fill))
+    }
+
     pub(super) fn name_group(&mut self, number: u32, name: &str, near: Near) -> Result<(), FrameError> {
         check_name(name).map_err(|_| FrameError::BAD_GROUP)?;
         let named = self.node.cache(name).map(|cache| Named {
@@ -78,7 +98,7 @@ impl Answers {
         Ok(())
     }
 
-    pub(super) fn group(&self, number: u32) -> Result<&Named, Failure> {
+    fn group(&self, number: u32) -> Result<&Named, Failure> {
         match self.groups.get(&number) {
             Some(named) => named.as_ref().map_err(Clone::clone),
             None if self.unknown_groups > 0 => Err(Failure::new(

@@ -1,4 +1,4 @@
-//! What becomes of a lane whose stream ends, and of what comes late.
+//! What becomes of a lane whose stream ends, of what comes late, and of what waits for its frame.
 
 use super::*;
 
@@ -42,4 +42,36 @@ async fn a_stream_that_was_left_has_no_say_in_the_next_one() {
     assert!(matches!(f.lane.tend_near(1, Duration::ZERO), (None, None)));
     f.lane.ended(2, &Failure::Lost("now".into()), &mut deliveries);
     assert_eq!(f.lane.in_flight(), 0);
+}
+
+/// The node takes from each operation's time what its frame has waited.
+#[tokio::test(start_paused = true)]
+async fn an_operation_that_joins_a_frame_that_waits_has_all_of_its_own_time() {
+    let mut f = fixture(LIMITS);
+    f.get("a");
+    f.now += Duration::from_millis(500);
+    f.get("b");
+    f.now += Duration::from_millis(100);
+    let NextFrame::Send(frame) = f.next() else { panic!("a frame was expected") };
+    let (mut waited, mut deadlines) = (0, Vec::new());
+    for field in frame.fields() {
+        match field.unwrap() {
+            RequestField::WaitedMs(ms) => waited = ms,
+            RequestField::Operation(operation) => deadlines.push(operation.deadline_ms),
+            _ => {}
+        }
+    }
+    let left: Vec<_> = deadlines.iter().map(|deadline| deadline - waited).collect();
+    assert_eq!((waited, left), (600, vec![400, 900]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_is_given_back_where_there_is_room_for_nothing_else() {
+    let mut f = fixture(Limits { operations: 1, queued_bytes: 1 << 20 });
+    f.get("a");
+    f.sent();
+    assert!(matches!(f.get("b").try_recv(), Ok(Err(Failure::Full(_)))));
+    f.lane.release(1, (3, FillToken(9)), f.now);
+    let released = f.sent();
+    assert_eq!((released.len(), released[0].token), (1, FillToken(9)));
 }

@@ -1,5 +1,5 @@
-//! The log of refusals: a line for the first of each token, then one in ten seconds at most that says how
-//! many there were.
+//! What the audit log has of calls: refusals, and writes of operators. A line for the first of each kind,
+//! then one in ten seconds at most that says how many there were.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -9,14 +9,14 @@ use parking_lot::Mutex;
 use peanut_proto::audit::TARGET;
 use tokio::time::Instant;
 
-/// Between two lines for the same token.
+/// Between two lines of the same kind.
 const EVERY: Duration = Duration::from_secs(10);
-/// Tokens, and addresses of callers that are not known, which are kept apart. All others share one entry.
+/// Kinds that are kept apart: by token, or by address where none is known. All others share one entry.
 const MOST: usize = 1000;
 
-/// Refusals since the last line, by token, or by address where no token is known.
+/// Calls since the last line, by kind.
 #[derive(Debug, Default)]
-pub(super) struct Refusals {
+pub(super) struct AuditLog {
     of: Mutex<HashMap<String, Window>>,
 }
 
@@ -26,10 +26,10 @@ struct Window {
     untold: u64,
 }
 
-impl Refusals {
+impl AuditLog {
     /// Logs that a caller was refused, unless that was logged of late. `token` is a name, never a secret;
     /// empty where none is known.
-    pub(super) fn note(&self, token: &str, action: &str, group: &str, peer: Option<IpAddr>) {
+    pub(super) fn refused(&self, token: &str, action: &str, group: &str, peer: Option<IpAddr>) {
         let who = if token.is_empty() {
             peer.map(|ip| ip.to_string()).unwrap_or_default()
         } else {
@@ -42,6 +42,21 @@ impl Refusals {
         } else {
             tracing::warn!(target: TARGET, token, action, group, untold, "refused: the token has no right to it");
         }
+    }
+
+    /// Logs that an operator has written a key, or all of a group, unless one of its writes of that kind was
+    /// logged of late.
+    pub(super) fn wrote(
+        &self,
+        token: &str,
+        action: &str,
+        group: &str,
+        key: Option<&[u8]>,
+        peer: Option<IpAddr>,
+    ) {
+        let Some(untold) = self.count(format!("{token}\0{action}\0{group}"), Instant::now()) else { return };
+        let (key, peer) = (key.map(|key| key.escape_ascii().to_string()), peer.map(tracing::field::display));
+        tracing::info!(target: TARGET, token, peer, action, group, key, untold, "an operator has written");
     }
 
     /// How many were not told of since the last line, where it is time for one.
@@ -75,8 +90,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_line_at_once_and_then_one_in_ten_seconds_with_the_number_of_others() {
-        let (refusals, now) = (Refusals::default(), Instant::now());
-        let count = |who: &str, after: u64| refusals.count(who.to_owned(), now + Duration::from_secs(after));
+        let (log, now) = (AuditLog::default(), Instant::now());
+        let count = |who: &str, after: u64| log.count(who.to_owned(), now + Duration::from_secs(after));
         assert_eq!(count("app", 0), Some(0));
         assert_eq!((count("app", 1), count("app", 9)), (None, None));
         assert_eq!(count("other", 9), Some(0), "tokens do not hide each other");
@@ -86,8 +101,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn strangers_without_number_take_no_memory_without_bound() {
-        let (refusals, now) = (Refusals::default(), Instant::now());
-        let lines = (0..5 * MOST).filter(|n| refusals.count(n.to_string(), now).is_some()).count();
-        assert!(lines <= MOST + 1 && refusals.of.lock().len() <= MOST + 1, "{lines}");
+        let (log, now) = (AuditLog::default(), Instant::now());
+        let lines = (0..5 * MOST).filter(|n| log.count(n.to_string(), now).is_some()).count();
+        assert!(lines <= MOST + 1 && log.of.lock().len() <= MOST + 1, "{lines}");
     }
 }
