@@ -116,9 +116,9 @@ impl ClientBuilder {
         self
     }
 
-    /// Lanes to each node, each on a connection of its own, from 1 to 256. By default two where the fleet has
-    /// a single node, so that one is filled while the other's answers are on their way, and else one: there
-    /// the other nodes' answers are, and fewer lanes have fuller frames.
+    /// Lanes to each node, each on a connection of its own, from 1 to 256. By default two if the fleet has
+    /// one node, so that one lane fills while the other waits; otherwise one, since the lanes of other nodes
+    /// fill meanwhile, and fewer lanes make fuller frames.
     #[must_use]
     pub fn lanes_per_node(mut self, lanes: usize) -> Self {
         self.config.lanes_per_node = Some(lanes);

@@ -33,7 +33,7 @@ pub struct NodeReport {
     pub connections: u64,
     /// Operations on lanes that wait for a load or the disk.
     pub in_flight: u64,
-    /// Since when it cannot read the registry; zero while it can.
+    /// For how long it has been unable to read the registry; zero while it can.
     pub registry_age: Duration,
     /// Its groups, in order of name.
     pub groups: Vec<GroupReport>,

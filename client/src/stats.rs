@@ -32,7 +32,7 @@ pub struct Stats {
     pub hand_overs: u64,
     /// Values that `get_or_load` loaded without a node, since none could be asked, and did not keep.
     pub uncached: u64,
-    /// A near copy was read, also one that there is no such key.
+    /// Gets answered from a near copy, including a cached "no such key".
     pub near_hits: u64,
     /// Near copies that there are now.
     pub near_copies: u64,

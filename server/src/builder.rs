@@ -290,8 +290,7 @@ impl ServerBuilder {
         self
     }
 
-    /// Whether the gRPC services are described to every caller (reflection), where there are tokens with one;
-    /// true by default.
+    /// Whether gRPC reflection is served; true by default. If the node has tokens, callers need one for it.
     #[must_use]
     pub fn reflection(mut self, on: bool) -> Self {
         self.reflection = on;

@@ -1,4 +1,4 @@
-//! Hints that clients have stored in the registry: invalidations for this node that they could not deliver,
+//! Hints that clients have stored in the registry: deletes for this node that they could not deliver,
 //! and the generation of each group, which rises when it is cleared.
 //!
 //! The node reads it before its entries come back from the disk, whenever it wakes from sleep before it
@@ -338,7 +338,7 @@ impl HintReader {
         }
         // A hint to look, like any caller's word.
         self.node.ring().knows(record.ring_version);
-        self.node.metrics().invalidations.fetch_add(1, atomic::Ordering::Relaxed);
+        self.node.metrics().hints_applied.fetch_add(1, atomic::Ordering::Relaxed);
         let under = self.node.ring().heard_of(record.ring_version);
         let Ok(cache) = self.node.cache(group) else { return };
         tracing::debug!(group, keys = record.keys.as_ref().map(Vec::len), "applying a hint of a client");

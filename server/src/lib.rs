@@ -1,8 +1,9 @@
 //! A node of the Peanut cache.
 //!
-//! A node owns some of a fleet's keys, but does not know which: it knows no ring and no other node.
-//! Clients know, and ask it; it answers from its store, or loads the key once for all who wait, and
-//! remembers. A get goes `service → cache → store`, and on a miss `→ flight → loader`.
+//! A node owns some of a fleet's keys, and does not route: it asks no other node, and goes by the ring only
+//! to tell what of its entries is outdated. Clients know who owns a key, and ask it; it answers from its
+//! store, or loads the key once for all who wait, and remembers. A get goes `service → cache → store`, and on
+//! a miss `→ flight → loader`.
 //!
 //! [`Server`] runs a node inside any program, with a listener and a stop signal of the caller's. The
 //! binary `peanut-server` is a configuration file in front of it.

@@ -65,7 +65,7 @@ pub(crate) struct GroupMetrics {
 pub(crate) struct NodeMetrics {
     pub(crate) lanes: AtomicU64,
     pub(crate) in_flight: AtomicU64,
-    pub(crate) invalidations: AtomicU64,
+    pub(crate) hints_applied: AtomicU64,
     failures: [AtomicU64; CODES],
 }
 

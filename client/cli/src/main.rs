@@ -6,6 +6,8 @@ mod args;
 mod bench;
 mod certify;
 mod connect;
+#[cfg(test)]
+mod document;
 mod failure;
 mod fleet;
 mod get;

@@ -37,7 +37,8 @@ pub struct Detailed {
     pub value: Option<Bytes>,
     /// How it was come by.
     pub source: Source,
-    /// How long ago its load began, whole milliseconds; of a value that was set or handed over, since then.
+    /// Age in whole milliseconds: since the load began or, for a value that was set or handed over, since
+    /// that happened.
     pub age: Duration,
     /// How long it stays fresh, whole milliseconds; zero where it is stale, or not kept.
     pub ttl: Duration,
@@ -109,9 +110,9 @@ impl Group {
     /// # drop(score); Ok(()) }
     /// ```
     ///
-    /// A silent node's successor is asked after a quarter of the client's deadline: a call with less time
-    /// than that fails with [`ErrorKind::DeadlineExceeded`] before. A deadline out of bounds makes every call
-    /// fail with [`ErrorKind::InvalidArgument`].
+    /// A silent node is probed after a quarter of the client's deadline, and its successor is asked after up
+    /// to half of it: a call with less time than that fails with [`ErrorKind::DeadlineExceeded`] before. A
+    /// deadline out of bounds makes every call fail with [`ErrorKind::InvalidArgument`].
     #[must_use]
     pub fn with_deadline(&self, deadline: Duration) -> Self {
         let out_of_bounds = DEADLINE.check(deadline).err().map(|why| invalid(format!("deadline: {why}")));

@@ -1113,7 +1113,7 @@ pub struct StatusResponse {
     pub wakes: u64,
     /// Hints of clients in the registry that were applied.
     #[prost(uint64, tag = "12")]
-    pub invalidations: u64,
+    pub hints_applied: u64,
     /// Of the ring that the node knows: equal for equal rings.
     #[prost(uint32, tag = "13")]
     pub ring_fingerprint: u32,

@@ -268,7 +268,7 @@ impl Told {
             connections_refused: status.connections_refused,
             in_flight: status.in_flight,
             wakes: status.wakes,
-            hints_applied: status.invalidations,
+            hints_applied: status.hints_applied,
             used_bytes: sum(|group| group.used_bytes),
             capacity_bytes: sum(|group| group.capacity_bytes),
             restored: sum(|group| group.restored),

@@ -49,7 +49,7 @@ const NODE_COUNTERS: [Reading<StatusResponse>; 8] = [
     ("peanut_connections_refused", "Connections that were too many", |node| node.connections_refused as f64),
     ("peanut_wakes", "Times that the process has been asleep and noticed", |node| node.wakes as f64),
     ("peanut_hints_applied", "Hints of clients in the registry that were done", |node| {
-        node.invalidations as f64
+        node.hints_applied as f64
     }),
 ];
 
@@ -77,9 +77,11 @@ const NODE_GAUGES: [Reading<StatusResponse>; 9] = [
 
 const NODE_SECONDS: [Reading<StatusResponse>; 2] = [
     ("peanut_uptime", "Since the process began", |node| node.uptime_ms as f64 / 1e3),
-    ("peanut_registry_age", "Since the registry could not be read; 0 while it can", |node| {
-        node.registry_age_ms as f64 / 1e3
-    }),
+    (
+        "peanut_registry_age",
+        "Seconds for which the registry has been unreadable; 0 while it can be read",
+        |node| node.registry_age_ms as f64 / 1e3,
+    ),
 ];
 
 const GROUP_COUNTERS: [Reading<GroupStatus>; 14] = [

@@ -81,7 +81,8 @@ settings! {
         /// Directory for what is kept for a warm restart; without one a restart is cold
         #[arg(long, env = "PEANUT_DATA_DIR", value_name = "DIRECTORY")]
         data_dir: Option<PathBuf>,
-        /// How often what was written is made to outlive the machine [default: 10s]
+        /// How often data in `data_dir` is synced to disk (fsync), so that it survives a crash of the machine
+        /// [default: 10s]
         #[arg(long, env = "PEANUT_SEAL_INTERVAL", value_name = "DURATION")]
         seal_interval: Option<Span>,
         /// Bytes a second that are read from the directory after a start, at most [default: 256MiB]

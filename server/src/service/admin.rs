@@ -50,7 +50,7 @@ impl Node {
             groups,
             connections_refused: limiter.refused() as u64,
             wakes: self.wake().sleeps(),
-            invalidations: read(&metrics.invalidations),
+            hints_applied: read(&metrics.hints_applied),
             ring_fingerprint: ring.map_or(0, |ring| ring.fingerprint()),
             ring_members: ring.map_or(0, |ring| ring.members.len() as u64),
             registry_age_ms: milliseconds(age),

@@ -37,16 +37,17 @@ documented! {
         /// Scopes in which keys may be set, deleted and filled, and groups cleared
         #[serde(default)]
         write: Vec<String>,
-        /// Scopes in which keys may be set alone
+        /// Scopes in which keys may be set, but not deleted
         #[serde(default)]
         set: Vec<String>,
-        /// Scopes in which keys may be deleted alone
+        /// Scopes in which keys may be deleted, but not set
         #[serde(default)]
         delete: Vec<String>,
         /// Groups that may be cleared
         #[serde(default)]
         clear: Vec<String>,
-        /// Whether the page, metrics and the commands of operators are allowed [default: false]
+        /// Whether the page, metrics, and `peanut stat`, `top`, `nodes` and `hotkeys` are allowed; `drain`
+        /// and `remove` need rights in etcd [default: false]
         #[serde(default)]
         admin: bool,
     }
