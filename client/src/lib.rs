@@ -54,6 +54,8 @@ mod routing;
 mod sequences;
 mod shared;
 mod stats;
+#[cfg_attr(not(feature = "metrics"), path = "no_tally.rs")]
+mod tally;
 mod tls;
 mod token;
 mod unary;

@@ -3,40 +3,91 @@
 //! They are told once a second by a task of the client, so that a get costs no more than without. METRICS.md
 //! has the table.
 
-use std::sync::Weak;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use ::metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
+use ::metrics::{
+    Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge,
+    histogram,
+};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::shared::Shared;
 use crate::stats::Stats;
+use crate::tally::{BOUNDS, Came, Tally};
 
 const EVERY: Duration = Duration::from_secs(1);
 
-/// What is counted: its name, an outcome where it has one, and where it is found.
-type Count = (&'static str, Option<&'static str>, fn(&Stats) -> u64);
+/// What is counted for the client: its name, and where it is found.
+type Count = (&'static str, fn(&Stats) -> u64);
+
+const COUNTS: [Count; 6] = [
+    ("peanut_client_near_invalidations_total", |stats| stats.near_invalidations),
+    ("peanut_client_near_renewals_total", |stats| stats.near_renewals),
+    ("peanut_client_failovers_total", |stats| stats.failovers),
+    ("peanut_client_hints_total", |stats| stats.hints),
+    ("peanut_client_hand_overs_total", |stats| stats.hand_overs),
+    ("peanut_client_uncached_loads_total", |stats| stats.uncached),
+];
 
 const GETS: &str = "peanut_client_gets_total";
-const COUNTS: [Count; 14] = [
-    (GETS, Some("hit"), |stats| stats.hits),
-    (GETS, Some("stale"), |stats| stats.stale),
-    (GETS, Some("loaded"), |stats| stats.loaded),
-    (GETS, Some("coalesced"), |stats| stats.coalesced),
-    (GETS, Some("negative"), |stats| stats.not_found),
-    (GETS, Some("near"), |stats| stats.near_hits),
-    ("peanut_client_near_invalidations_total", None, |stats| stats.near_invalidations),
-    ("peanut_client_near_renewals_total", None, |stats| stats.near_renewals),
-    ("peanut_client_errors_total", None, |stats| stats.errors),
-    ("peanut_client_writes_total", None, |stats| stats.writes),
-    ("peanut_client_failovers_total", None, |stats| stats.failovers),
-    ("peanut_client_hints_total", None, |stats| stats.hints),
-    ("peanut_client_hand_overs_total", None, |stats| stats.hand_overs),
-    ("peanut_client_uncached_loads_total", None, |stats| stats.uncached),
+const TIMES: &str = "peanut_client_get_seconds";
+/// What is counted for each group: its name, an outcome where it has one, and what that is.
+const OF_GROUPS: [(&str, Option<&str>, Came); 8] = [
+    (GETS, Some("hit"), Came::Hit),
+    (GETS, Some("stale"), Came::Stale),
+    (GETS, Some("loaded"), Came::Loaded),
+    (GETS, Some("coalesced"), Came::Coalesced),
+    (GETS, Some("negative"), Came::NotFound),
+    (GETS, Some("near"), Came::Near),
+    ("peanut_client_errors_total", None, Came::Failed),
+    ("peanut_client_writes_total", None, Came::Written),
 ];
+
+/// The metrics of one group, and what of them has been told.
+struct OfGroup {
+    counters: Vec<Counter>,
+    times: Histogram,
+    told: [u64; OF_GROUPS.len()],
+    told_times: [u64; BOUNDS.len()],
+}
+
+impl OfGroup {
+    fn new(fleet: &str, group: &str) -> Self {
+        let (fleet, group) = (fleet.to_owned(), group.to_owned());
+        let counter = |(name, outcome, _): &(&'static str, Option<&'static str>, Came)| match *outcome {
+            Some(outcome) => {
+                counter!(*name, "fleet" => fleet.clone(), "group" => group.clone(), "outcome" => outcome)
+            }
+            None => counter!(*name, "fleet" => fleet.clone(), "group" => group.clone()),
+        };
+        OfGroup {
+            counters: OF_GROUPS.iter().map(counter).collect(),
+            times: histogram!(TIMES, "fleet" => fleet.clone(), "group" => group.clone()),
+            told: [0; OF_GROUPS.len()],
+            told_times: [0; BOUNDS.len()],
+        }
+    }
+
+    /// Tells what has been counted since the last time.
+    fn tell(&mut self, tally: &Tally) {
+        let now = OF_GROUPS.map(|(_, _, came)| tally.came(came));
+        for ((counter, now), told) in self.counters.iter().zip(now).zip(&mut self.told) {
+            counter.increment(now - std::mem::replace(told, now));
+        }
+        for ((bound, now), told) in BOUNDS.iter().zip(tally.times()).zip(&mut self.told_times) {
+            let count = usize::try_from(now - std::mem::replace(told, now)).unwrap_or(usize::MAX);
+            if count > 0 {
+                self.times.record_many(bound.as_secs_f64(), count);
+            }
+        }
+    }
+}
 
 fn describe() {
     describe_counter!(GETS, "Gets by how they ended");
+    describe_histogram!(TIMES, Unit::Seconds, "How long gets took that no near copy answered");
     describe_counter!("peanut_client_errors_total", "Operations that failed");
     describe_counter!("peanut_client_writes_total", "Sets and deletes that were done");
     describe_counter!("peanut_client_failovers_total", "Gets answered by the successor");
@@ -57,13 +108,9 @@ fn describe() {
 /// Tells the counts of a client for as long as it lives.
 pub(crate) async fn publish(client: Weak<Shared>, fleet: String) {
     describe();
-    let counters: Vec<Counter> = COUNTS
-        .iter()
-        .map(|(name, outcome, _)| match outcome {
-            Some(outcome) => counter!(*name, "fleet" => fleet.clone(), "outcome" => *outcome),
-            None => counter!(*name, "fleet" => fleet.clone()),
-        })
-        .collect();
+    let counters: Vec<Counter> =
+        COUNTS.iter().map(|(name, _)| counter!(*name, "fleet" => fleet.clone())).collect();
+    let mut groups: BTreeMap<Arc<str>, OfGroup> = BTreeMap::new();
     let gauge = |name: &'static str| gauge!(name, "fleet" => fleet.clone());
     let nodes =
         |state: &'static str| gauge!("peanut_client_nodes", "fleet" => fleet.clone(), "state" => state);
@@ -79,8 +126,11 @@ pub(crate) async fn publish(client: Weak<Shared>, fleet: String) {
         tick.tick().await;
         let Some(client) = client.upgrade() else { return };
         let stats = client.stats();
-        for (counter, (_, _, read)) in counters.iter().zip(COUNTS) {
+        for (counter, (_, read)) in counters.iter().zip(COUNTS) {
             counter.increment(read(&stats) - read(&told));
+        }
+        for (group, tally) in client.tallies.all() {
+            groups.entry(group.clone()).or_insert_with(|| OfGroup::new(&fleet, &group)).tell(&tally);
         }
         copies.set(stats.near_copies as f64);
         bytes.set(stats.near_bytes as f64);

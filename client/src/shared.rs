@@ -28,6 +28,7 @@ use crate::request::Request;
 use crate::routing::{CurrentRouting, Route, Routing};
 use crate::sequences::Sequences;
 use crate::stats::{Counters, Stats};
+use crate::tally::Tallies;
 
 /// Trouble with the registry that may be over in a moment.
 const YOUNG_TROUBLE: Duration = Duration::from_secs(1);
@@ -49,6 +50,7 @@ pub(crate) struct Shared {
     pub(crate) routing: Arc<CurrentRouting>,
     pub(crate) budget: RetryBudget,
     pub(crate) counters: Counters,
+    pub(crate) tallies: Tallies,
     pub(crate) recent: RecentWrites,
     pub(crate) sequences: Sequences,
     /// Loads of the application's where no node can be asked.
@@ -83,6 +85,7 @@ impl Shared {
             routing,
             budget: RetryBudget::new(),
             counters: Counters::default(),
+            tallies: Tallies::default(),
             recent: RecentWrites::new(config.windows.recent_writes),
             sequences: Sequences::default(),
             uncached: Semaphore::new(config.uncached_loads),

@@ -197,7 +197,7 @@ fn the_table_of_metrics_is_what_a_client_says() {
             }
             client.group("scores").set("Tom", "1").await.unwrap();
             client.group("broken").get("x").await.unwrap_err();
-            let mut sums = BTreeMap::new();
+            let (mut sums, mut timed) = (BTreeMap::new(), 0);
             let said = eventually("the counts to be told", async || {
                 let mut said: BTreeMap<String, (String, String)> = BTreeMap::new();
                 for (key, _, _, value) in snapshots.snapshot().into_vec() {
@@ -212,19 +212,25 @@ fn the_table_of_metrics_is_what_a_client_says() {
                             "counter"
                         }
                         DebugValue::Gauge(_) => "gauge",
-                        DebugValue::Histogram(_) => "histogram",
+                        DebugValue::Histogram(times) => {
+                            timed += times.len();
+                            "histogram"
+                        }
                     };
                     said.insert(key.key().name().to_owned(), (kind.to_owned(), labels.join(", ")));
                 }
-                let is_told = sums.get(&("peanut_client_errors_total".to_owned(), "default".to_owned()));
+                let errors = ("peanut_client_errors_total".to_owned(), "default,broken".to_owned());
+                let is_told = sums.get(&errors);
                 (is_told == Some(&1)).then_some(said)
             })
             .await;
             assert_eq!(documented("peanut_client_", &[]), said);
-            let gets =
-                |outcome: &str| sums[&("peanut_client_gets_total".to_owned(), format!("default,{outcome}"))];
+            let gets = |outcome: &str| {
+                sums[&("peanut_client_gets_total".to_owned(), format!("default,scores,{outcome}"))]
+            };
             assert_eq!((gets("hit"), gets("loaded"), gets("stale")), (4, 1, 0));
-            assert_eq!(sums[&("peanut_client_writes_total".to_owned(), "default".to_owned())], 1);
+            assert_eq!(timed, 6, "each get, also the one that has failed");
+            assert_eq!(sums[&("peanut_client_writes_total".to_owned(), "default,scores".to_owned())], 1);
         });
     });
 }

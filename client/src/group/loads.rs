@@ -333,10 +333,12 @@ impl Group {
             Ok((value, _)) => {
                 let outcome = if value.is_some() { Outcome::Loaded } else { Outcome::NotFound };
                 self.client.counters.answered(outcome, failover);
+                self.tally.answered(outcome);
                 Ok(value)
             }
             Err(error) => {
                 self.client.counters.failed();
+                self.tally.failed();
                 Err(error)
             }
         }

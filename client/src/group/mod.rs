@@ -25,6 +25,7 @@ use crate::near::NearCopies;
 use crate::request::{Key, Op, Request};
 use crate::shared::Answered;
 use crate::shared::Shared;
+use crate::tally::Tally;
 
 pub use inspect::{HeldEntry, Holding, KeyRole};
 pub use writes::BegunWrite;
@@ -78,6 +79,7 @@ pub struct Group {
     deadline: Duration,
     /// Where copies of its keys are, if it has any.
     near: Option<Arc<NearCopies>>,
+    tally: Tally,
     /// What every call fails with: a name that no group can have, or a deadline out of bounds.
     invalid: Option<Error>,
 }
@@ -88,9 +90,10 @@ impl Group {
         let number = if invalid.is_none() { client.group_number(name) } else { u32::MAX };
         let deadline = client.config.deadline;
         let near = client.config.near.clone().filter(|near| near.of_group(name) != Near::Off);
+        let tally = client.tallies.of(name);
         let name: Arc<str> = name.into();
         let hasher = Arc::new(KeyHasher::new(name.clone()));
-        Group { client, name, hasher, number, deadline, near, invalid }
+        Group { client, name, hasher, number, deadline, near, tally, invalid }
     }
 
     fn check(&self, key: &[u8]) -> Result<(), Error> {
@@ -148,6 +151,7 @@ impl Group {
         } else {
             Box::pin(failover::get(&self.client, &request, now)).instrument(span).await
         };
+        self.tally.took(now);
         self.settle(answer)
     }
 
@@ -166,6 +170,7 @@ impl Group {
         let (span, trace) = self.span();
         let request = Request { op, traceparent: &trace, ..request };
         let answer = Box::pin(failover::get(&self.client, &request, now)).instrument(span).await;
+        self.tally.took(now);
         let about = answer.as_ref().ok().map(|answered| {
             let source = match answered.reply.outcome {
                 Outcome::Loaded => Source::Loaded,
@@ -208,6 +213,7 @@ impl Group {
         let (span, trace) = self.span();
         let request = Request { traceparent: &trace, ..self.request(&[], now) };
         let got = Box::pin(many::get(&self.client, request, &asked, now)).instrument(span).await;
+        self.tally.took(now);
         let mut values: Vec<_> = got.into_iter().map(|got| self.value(got)).collect();
         // In the order of their places, so that each is right when it is its turn.
         known.into_iter().for_each(|(at, value)| values.insert(at, value));
@@ -248,6 +254,7 @@ impl Group {
         match answer {
             Ok((reply, failover)) => {
                 client.counters.answered(reply.outcome, failover);
+                self.tally.answered(reply.outcome);
                 match reply.outcome {
                     Outcome::Hit | Outcome::Loaded | Outcome::Coalesced | Outcome::Stale => {
                         Ok(Some(reply.value))
@@ -261,6 +268,7 @@ impl Group {
             }
             Err(error) => {
                 client.counters.failed();
+                self.tally.failed();
                 Err(error)
             }
         }

@@ -31,6 +31,7 @@ impl Group {
                 if is_to_renew {
                     self.renew(key, hash);
                 }
+                self.tally.near();
                 Ok(read)
             }
             Found::Lapsed => Err(true),

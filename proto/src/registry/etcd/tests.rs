@@ -33,9 +33,12 @@ fn endpoints_and_times_are_such_that_etcd_can_be_asked() {
     }
 }
 
+fn registry(endpoint: &str) -> EtcdRegistry {
+    EtcdRegistry::new([endpoint], Duration::from_millis(100)).unwrap()
+}
+
 #[tokio::test]
 async fn a_password_is_not_sent_for_everybody_to_read() {
-    let registry = |endpoint: &str| EtcdRegistry::new([endpoint], Duration::from_millis(100)).unwrap();
     // Addresses that nobody has (RFC 5737).
     let open = registry("http://192.0.2.1:2379").user("me", "password");
     assert_eq!(open.open_endpoint(), Some("http://192.0.2.1:2379"));
