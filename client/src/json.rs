@@ -9,8 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::Mutex;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::{Error, ErrorKind};
 use crate::group::{BegunWrite, Detailed, Group};
@@ -34,37 +34,49 @@ use peanut_proto::loaded::Loaded;
 /// ```
 pub struct JsonGroup<T> {
     group: Group,
-    given_up: Arc<Mutex<GivenUp>>,
+    undecodable: Arc<Undecodable>,
     /// Values come and go; none is here.
     values: PhantomData<fn(T) -> T>,
 }
 
-/// Keys whose values were no documents after they had been asked for anew.
+/// What is known of values that are no documents.
 #[derive(Debug, Default)]
-struct GivenUp(HashMap<Box<[u8]>, Instant>);
+struct Undecodable {
+    /// Keys whose values were none after they had been asked for anew, and when that was.
+    given_up: parking_lot::Mutex<HashMap<Box<[u8]>, Instant>>,
+    /// One of the callers that want to delete a value does, as a delete makes the loads of others void; by
+    /// key.
+    turns: [tokio::sync::Mutex<()>; 16],
+}
 
-impl GivenUp {
+impl Undecodable {
     /// How long such a value is left alone.
-    const FOR: Duration = Duration::from_secs(10);
+    const LEFT_ALONE: Duration = Duration::from_secs(10);
     /// Keys that are remembered at most.
     const MOST: usize = 1024;
 
-    fn contains(&self, key: &[u8]) -> bool {
-        self.0.get(key).is_some_and(|at| at.elapsed() < GivenUp::FOR)
+    fn is_given_up(&self, key: &[u8]) -> bool {
+        self.given_up.lock().get(key).is_some_and(|at| at.elapsed() < Undecodable::LEFT_ALONE)
     }
 
-    fn add(&mut self, key: &[u8]) {
-        if self.0.len() >= GivenUp::MOST {
-            self.0.clear();
+    fn give_up(&self, key: &[u8]) {
+        let mut given_up = self.given_up.lock();
+        if given_up.len() >= Undecodable::MOST {
+            given_up.clear();
         }
-        self.0.insert(key.into(), Instant::now());
+        given_up.insert(key.into(), Instant::now());
+    }
+
+    /// The turn of a key.
+    fn turn(&self, key: &[u8]) -> &tokio::sync::Mutex<()> {
+        &self.turns[xxh3_64(key) as usize % self.turns.len()]
     }
 }
 
 impl Group {
     /// The same group, for values of type `T` as JSON.
     pub fn json<T: Serialize + DeserializeOwned>(&self) -> JsonGroup<T> {
-        JsonGroup { group: self.clone(), given_up: Arc::default(), values: PhantomData }
+        JsonGroup { group: self.clone(), undecodable: Arc::default(), values: PhantomData }
     }
 }
 
@@ -79,7 +91,7 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
         let Some(bytes) = self.group.get(&key).await? else { return Ok(None) };
         match decode(&bytes) {
             Ok(value) => Ok(Some(value)),
-            Err(_) => self.get_again(key.as_ref()).await.map(|(value, _)| value),
+            Err(error) => self.get_again(key.as_ref(), error).await.map(|(value, _)| value),
         }
     }
 
@@ -91,28 +103,33 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
         let detailed = self.group.get_detailed(&key).await?;
         match read(&detailed) {
             Ok(value) => Ok((value, detailed)),
-            Err(_) => self.get_again(key.as_ref()).await,
+            Err(error) => self.get_again(key.as_ref(), error).await,
         }
     }
 
-    /// Deletes what is no document, and asks for it once more; by one caller at a time, since a delete makes
-    /// the loads of others void.
-    async fn get_again(&self, key: &[u8]) -> Result<(Option<T>, Detailed), Error> {
-        let mut given_up = self.given_up.lock().await;
+    /// Deletes what is no document, and asks for it once more, unless that has come to nothing of late.
+    async fn get_again(&self, key: &[u8], error: Error) -> Result<(Option<T>, Detailed), Error> {
+        if self.undecodable.is_given_up(key) {
+            return Err(error);
+        }
+        let until = Instant::now() + self.group.deadline();
+        let Ok(_turn) = timeout_at(until, self.undecodable.turn(key).lock()).await else { return Err(error) };
+        // Another may have done it meanwhile.
         let detailed = self.group.get_detailed(key).await?;
-        let error = match read(&detailed) {
-            Ok(value) => return Ok((value, detailed)),
-            Err(error) => error,
-        };
-        if given_up.contains(key) || self.group.delete(key).await.is_err() {
+        if let Ok(value) = read(&detailed) {
+            return Ok((value, detailed));
+        }
+        if self.undecodable.is_given_up(key) || self.group.delete(key).await.is_err() {
             return Err(error);
         }
         let detailed = self.group.get_detailed(key).await?;
-        let again = read(&detailed);
-        if again.is_err() {
-            given_up.add(key);
+        match read(&detailed) {
+            Ok(value) => Ok((value, detailed)),
+            Err(error) => {
+                self.undecodable.give_up(key);
+                Err(error)
+            }
         }
-        Ok((again?, detailed))
     }
 
     /// As [`Group::get_many`]. A value that is no such document is deleted and asked for once more, as by
@@ -125,12 +142,13 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
         let values = self.group.get_many(&keys).await.into_iter();
         let mut decoded: Vec<Result<Option<T>, Error>> =
             values.map(|value| value?.map(|bytes| decode(&bytes)).transpose()).collect();
-        let mut others = of_another_type(&decoded);
+        let is_other = |got: &Result<Option<T>, Error>| got.as_ref().is_err_and(is_codec);
+        let is_tried =
+            |at: &usize| is_other(&decoded[*at]) && !self.undecodable.is_given_up(keys[*at].as_ref());
+        let others: Vec<usize> = (0..decoded.len()).filter(is_tried).collect();
         if others.is_empty() {
             return decoded;
         }
-        let mut given_up = self.given_up.lock().await;
-        others.retain(|at| !given_up.contains(keys[*at].as_ref()));
         let of_others = || others.iter().map(|at| &keys[*at]);
         let deleted = self.group.delete_many(of_others()).await;
         let again = self.group.get_many(of_others()).await;
@@ -138,10 +156,11 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
             // Where this client may not delete it stays what it is.
             if deleted.is_ok() {
                 decoded[*at] = again.and_then(|value| value.map(|bytes| decode(&bytes)).transpose());
+                if is_other(&decoded[*at]) {
+                    self.undecodable.give_up(keys[*at].as_ref());
+                }
             }
         }
-        let is_other = |at: &&usize| decoded[**at].as_ref().is_err_and(|it| it.kind() == ErrorKind::Codec);
-        others.iter().filter(is_other).for_each(|at| given_up.add(keys[*at].as_ref()));
         decoded
     }
 
@@ -165,7 +184,7 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
     #[must_use]
     pub fn with_deadline(&self, deadline: Duration) -> Self {
         let group = self.group.with_deadline(deadline);
-        JsonGroup { group, given_up: self.given_up.clone(), values: PhantomData }
+        JsonGroup { group, undecodable: self.undecodable.clone(), values: PhantomData }
     }
 
     /// As [`Group::begin_write`].
@@ -277,9 +296,12 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
             }
         };
         let read = |stored: Result<Option<Bytes>, Error>| stored?.map(|bytes| decode(&bytes)).transpose();
-        let mut values: Vec<_> =
-            self.group.get_or_load_each(&keys, &mut load).await.into_iter().map(read).collect();
-        let others = of_another_type(&values);
+        let stored = self.group.get_or_load_each(&keys, &mut load).await;
+        // A value of this load that cannot be written is an error, too, and no reason to load it again.
+        let is_stored: Vec<bool> = stored.iter().map(Result::is_ok).collect();
+        let mut values: Vec<_> = stored.into_iter().map(read).collect();
+        let is_other = |at: &usize| is_stored[*at] && values[*at].is_err();
+        let others: Vec<usize> = (0..values.len()).filter(is_other).collect();
         if others.is_empty() {
             return values;
         }
@@ -342,10 +364,8 @@ impl<T: Serialize> BegunJsonWrite<T> {
     }
 }
 
-/// Which of these could not be decoded.
-fn of_another_type<T>(values: &[Result<Option<T>, Error>]) -> Vec<usize> {
-    let is_other = |at: &usize| values[*at].as_ref().is_err_and(|error| error.kind() == ErrorKind::Codec);
-    (0..values.len()).filter(is_other).collect()
+fn is_codec(error: &Error) -> bool {
+    error.kind() == ErrorKind::Codec
 }
 
 fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, Error> {
@@ -366,7 +386,7 @@ fn codec(what: &str, error: serde_json::Error) -> Error {
 
 impl<T> Clone for JsonGroup<T> {
     fn clone(&self) -> Self {
-        JsonGroup { group: self.group.clone(), given_up: self.given_up.clone(), values: PhantomData }
+        JsonGroup { group: self.group.clone(), undecodable: self.undecodable.clone(), values: PhantomData }
     }
 }
 

@@ -133,10 +133,11 @@ impl Call<'_> {
         for (keys, places) in keys.chunks(at_once).zip(places.chunks(at_once)) {
             // It may have fallen silent meanwhile; others answer in its place.
             let is_over = owner.is_left() || Instant::now() >= request.deadline;
-            client.budget.deposit_for(keys.len());
-            let portion = match is_over {
-                true => None,
-                false => owner.get_many(&request, table.ring.version(), keys, now).await,
+            let portion = if is_over {
+                None
+            } else {
+                client.budget.deposit_for(keys.len());
+                owner.get_many(&request, table.ring.version(), keys, now).await
             };
             let mut answers = portion.into_iter().flatten();
             for at in places {

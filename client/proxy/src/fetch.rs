@@ -169,7 +169,8 @@ impl Fetch {
             self.portion.store(next_portion(values.len(), bytes), Ordering::Relaxed);
             let (kept, shortage) = self.keep(room, values.iter().map(length), got.is_empty());
             attempts += 1;
-            if kept == 0 && until.is_some() && attempts < ATTEMPTS {
+            let holds_none = self.held.lock().as_ref().is_none_or(|held| held.bytes() == 0);
+            if kept == 0 && until.is_some() && holds_none && attempts < ATTEMPTS {
                 // It is let go, and asked for again when there is room for it; it is cached by then.
                 first = values.first().map_or(USUAL_BYTES, length);
                 *self.may_wait.lock().await = until;

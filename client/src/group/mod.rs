@@ -90,7 +90,7 @@ impl Group {
         let number = if invalid.is_none() { client.group_number(name) } else { u32::MAX };
         let deadline = client.config.deadline;
         let near = client.config.near.clone().filter(|near| near.of_group(name) != Near::Off);
-        let tally = client.tallies.of(name);
+        let tally = if invalid.is_none() { client.tallies.of(name) } else { Tally::default() };
         let name: Arc<str> = name.into();
         let hasher = Arc::new(KeyHasher::new(name.clone()));
         Group { client, name, hasher, number, deadline, near, tally, invalid }
@@ -120,6 +120,12 @@ impl Group {
     pub fn with_deadline(&self, deadline: Duration) -> Self {
         let out_of_bounds = DEADLINE.check(deadline).err().map(|why| invalid(format!("deadline: {why}")));
         Group { deadline, invalid: self.invalid.clone().or(out_of_bounds), ..self.clone() }
+    }
+
+    /// How long a call may take.
+    #[cfg(feature = "json")]
+    pub(crate) fn deadline(&self) -> Duration {
+        self.deadline
     }
 
     /// The group's name.

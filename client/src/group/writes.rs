@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use peanut_proto::backoff::Backoff;
 use peanut_proto::frame::{Filled, Write};
 use peanut_proto::limits::MAX_VALUE_BYTES;
 use peanut_proto::numbers::{FillToken, RingVersion};
@@ -18,9 +19,9 @@ use crate::write::many::WriteOf;
 /// How long one attempt may take to delete what a dropped write was of, also where the application's calls
 /// have less time.
 const UNGUARDED_ATTEMPT: Duration = Duration::from_secs(5);
-/// It is tried again for so long, with a pause between.
+/// It is tried again for so long, with pauses between, of which these are the first and the longest.
 const UNGUARDED_TRIED_FOR: Duration = Duration::from_secs(30);
-const UNGUARDED_PAUSE: Duration = Duration::from_millis(200);
+const UNGUARDED_PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
 impl Group {
     /// Stores a value at the node that owns the key. It stays fresh for the group's `ttl`.
@@ -245,7 +246,7 @@ impl Group {
 
     /// Deletes keys, also where the calls of this group have little time: nobody is told of an error.
     async fn delete_unguarded(&self, keys: &[Box<[u8]>]) {
-        let begun = Instant::now();
+        let (begun, mut pauses) = (Instant::now(), Backoff::new(UNGUARDED_PAUSES.0, UNGUARDED_PAUSES.1));
         let mut deletes = Vec::with_capacity(keys.len());
         for key in keys {
             deletes.push(self.write_of(Write::Delete { key, then_set: false, sequence: 0 }));
@@ -256,20 +257,31 @@ impl Group {
             let request = Request { deadline, ..self.request(&[], now) };
             deletes.iter().for_each(|one| self.wrote(one.key.hash));
             let deleted = write::many::write(&self.client, request, &deletes, &self.name, now).await;
-            let mut failed = deletes.drain(..).zip(deleted).collect::<Vec<_>>();
-            failed.retain(|(_, deleted)| deleted.is_err());
-            let Some(Err(error)) = failed.first().map(|(_, deleted)| deleted.clone()) else { return };
-            failed.retain(|(_, deleted)| deleted.as_ref().is_err_and(Error::is_retryable));
-            if failed.is_empty() || begun.elapsed() > UNGUARDED_TRIED_FOR {
+            let failed =
+                deletes.drain(..).zip(deleted).filter_map(|(one, deleted)| Some((one, deleted.err()?)));
+            let is_over = begun.elapsed() > UNGUARDED_TRIED_FOR;
+            let (again, given_up): (Vec<_>, Vec<_>) = failed
+                .collect::<Vec<_>>()
+                .into_iter()
+                .partition(|(_, error)| !is_over && error.is_retryable());
+            if let Some((_, error)) = given_up.first() {
                 tracing::warn!(
                     group = self.name(),
                     error = format_args!("{error:#}"),
                     "the key of a write that was dropped was not deleted"
                 );
+            }
+            if again.is_empty() {
                 return;
             }
-            deletes = failed.into_iter().map(|(one, _)| one).collect();
-            sleep(UNGUARDED_PAUSE).await;
+            deletes = again.into_iter().map(|(one, _)| one).collect();
+            loop {
+                sleep(pauses.next_delay(fastrand::f64())).await;
+                // Many writes may have been dropped at once.
+                if self.client.budget.withdraw() || begun.elapsed() > UNGUARDED_TRIED_FOR {
+                    break;
+                }
+            }
         }
     }
 }

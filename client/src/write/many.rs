@@ -130,14 +130,13 @@ impl<'a> Call<'a> {
         portion: &[usize],
         done: &mut Vec<(usize, Result<(), Error>)>,
     ) -> Vec<(usize, Reply)> {
-        let (version, mut values) = (self.routing.ring.version(), Vec::new());
-        let under = Written { under: version, successor: 0 };
+        let version = self.routing.ring.version();
         let mut ops = Vec::with_capacity(portion.len());
         for at in portion {
             ops.push(at_once(&self.client.sequences, &self.request(*at), 0, owner.id()));
         }
         let Some(replies) = owner.write_many(&self.request, version, &ops, Instant::now()).await else {
-            return values;
+            return Vec::new();
         };
         let mut written = Vec::with_capacity(portion.len());
         for ((at, op), reply) in portion.iter().copied().zip(&ops).zip(replies) {
@@ -155,20 +154,31 @@ impl<'a> Call<'a> {
                 }
                 Err(_) => continue,
             };
-            // A get of this client has gone to the successor meanwhile, which is to be told too.
-            if owner.left_since(self.begun) {
-                continue;
-            }
-            let by = (self.client, under, &**owner);
+            let by = (self.client, Written { under: version, successor: 0 }, &**owner);
             take_down(by, &self.request(at), Some(&reply), self.group_name);
             written.push((at, reply));
         }
+        if written.is_empty() { Vec::new() } else { self.end_portion(owner, written, done).await }
+    }
+
+    /// Ends writes that the owner has done, where the ring has not moved their keys meanwhile. Gives those
+    /// whose values have to follow.
+    async fn end_portion(
+        &self,
+        owner: &Arc<Node>,
+        written: Vec<(usize, Reply)>,
+        done: &mut Vec<(usize, Result<(), Error>)>,
+    ) -> Vec<(usize, Reply)> {
+        let mut values = Vec::new();
         // Once for all of them: each may take a part of the time that is left.
         let heard = written.iter().map(|(_, reply)| reply.ring_version).max().unwrap_or_default();
         let waited = wait_for_ring(self.client, heard, &self.request).await;
         let routing = self.client.routing.get();
         let known = routing.ring.version();
         let told = self.client.view().ring.version;
+        let under = Written { under: self.routing.ring.version(), successor: 0 };
+        // A get of this client has gone to the successor meanwhile, which is to be told too.
+        let is_left = owner.left_since(self.begun);
         for (at, reply) in written {
             let request = self.request(at);
             match &waited {
@@ -176,7 +186,7 @@ impl<'a> Call<'a> {
                     done.push((at, Err(error.clone())));
                     continue;
                 }
-                _ if routing.has_misplaced(request.hash, under) => continue,
+                _ if is_left || routing.has_misplaced(request.hash, under) => continue,
                 _ => {}
             }
             if reply.outcome == Outcome::Stored {

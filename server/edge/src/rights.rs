@@ -255,11 +255,16 @@ impl Caller {
         tracing::info!(target: TARGET, token, peer, action, group, key, error, "an operator has acted");
     }
 
-    /// Writes a line into the audit log where an operator, who may look into the node, writes a key, or all
-    /// of a group: the first, and then one in ten seconds.
+    /// Whether it is an operator: somebody with a token who may look into the node.
+    pub fn is_operator(&self) -> bool {
+        self.rights.admin && !self.rights.name.is_empty()
+    }
+
+    /// Writes a line into the audit log where an operator has written a key, or all of a group: the first,
+    /// and then one in ten seconds.
     pub fn wrote(&self, action: Action, group: &str, key: Option<&[u8]>) {
-        let Rights { name, admin, audit_log, .. } = &*self.rights;
-        if *admin && !name.is_empty() {
+        if self.is_operator() {
+            let Rights { name, audit_log, .. } = &*self.rights;
             audit_log.wrote(name, action.name(), group, key, self.ip());
         }
     }

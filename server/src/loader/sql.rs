@@ -54,8 +54,8 @@ pub struct SqlOptions {
     pub batch_query: Option<String>,
     /// Most connections to the database at once; 8 by default, from 1 to 10,000.
     pub max_connections: u32,
-    /// How long a statement may take, and how long a connection is waited for; 2 seconds by default, from 1
-    /// ms to an hour. For SQLite also how long its lock is waited for.
+    /// How long a statement may take, and how long a connection is waited for while the database answers
+    /// nobody; 2 seconds by default, from 1 ms to an hour. For SQLite also how long its lock is waited for.
     pub timeout: Duration,
 }
 
@@ -137,7 +137,7 @@ impl SqlLoader {
         // A key that is no text is bound as bytes, which the query's types may not take.
         let is_of_key = |error: &sqlx::Error| {
             let is_text = std::str::from_utf8(key).is_ok();
-            is_of_a_key(error) || !is_text && error.as_database_error().is_some()
+            is_of_a_key(error) || !is_text && is_of_a_type(error)
         };
         let told = |error| if is_of_key(&error) { LoaderError::of_key(error) } else { told(error) };
         Ok(found.map_err(told)?.into())
@@ -242,6 +242,13 @@ fn is_of_a_key(error: &sqlx::Error) -> bool {
         // SQLite's numbers do not tell these from errors of syntax.
         _ => OF_SQLITE.iter().any(|message| error.message().contains(message)),
     }
+}
+
+/// Whether types do not match: a datatype mismatch, a function or operator that there is not for them, or a
+/// cast that there is not.
+fn is_of_a_type(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.is_some_and(|code| ["42804", "42883", "42846"].contains(&&*code))
 }
 
 fn told(error: sqlx::Error) -> LoaderError {

@@ -35,7 +35,7 @@ use peanut_proto::v1::{ErrorCode, OnMiss};
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
-use named::Named;
+use named::{Admitted, Named};
 use near::{Keep, NearStream};
 use request::LaneRequest;
 
@@ -329,7 +329,7 @@ impl Answers {
         if deadline.is_some_and(|deadline| deadline <= now) {
             return Err(Failure::new(ErrorCode::DeadlinePassed, "the deadline had passed when it was read"));
         }
-        let (cache, may_fill) = self.admit(&operation)?;
+        let Admitted { cache, may_fill, audited } = self.admit(&operation)?;
         // A disk that stands still keeps writes waiting, and is no reason to refuse a get.
         let (of_kind, what) = match operation.kind {
             Kind::Set | Kind::Delete | Kind::Clear => (self.done_writes, "writes"),
@@ -355,6 +355,7 @@ impl Answers {
         let request = LaneRequest { operation, ring_version, may_fill, deadline, by };
         if self.node.ring().knows(claimed) {
             let begun = request.begin(&self.node, &cache, &self.account, now)?;
+            self.audit(audited, &cache);
             // Until then it is void with the lane.
             if token.is_some() {
                 self.leases.remove(&token);
@@ -363,11 +364,10 @@ impl Answers {
         }
         let (to, request) = (request.operation.target(), request.kept());
         let Some(held) = self.account.operations.try_take(OPERATION_BYTES + request.bytes()) else {
-            return Err(Failure::new(
-                ErrorCode::Overloaded,
-                "too many operations of this connection are waiting",
-            ));
+            let why = "too many operations of this connection are waiting";
+            return Err(Failure::new(ErrorCode::Overloaded, why));
         };
+        self.audit(audited, &cache);
         let (node, account, waits) = (self.node.clone(), self.account.clone(), cache.clone());
         self.wait((to, cache, keep.clone()), false, async move {
             if !node.ring().look_for(claimed).await {

@@ -122,9 +122,6 @@ impl Node {
         }
         self.wake().awake().await;
         let cache = self.cache(&request.group)?;
-        if request.token == 0 && !request.release {
-            caller.wrote(Action::Set, cache.name(), Some(&request.key));
-        }
         let (by, token) = (RingVersion(request.ring_version), FillToken(request.token));
         if !self.ring().look_for(by).await {
             return Err(ring_unknown(by));
@@ -134,6 +131,7 @@ impl Node {
         if request.release {
             return Ok(response(cache.release(token).answer().await?.outcome));
         }
+        let key = request.key.clone();
         let set = Set {
             key: request.key,
             fetched: Fetched::new(request.value, request.not_found, request.load_error),
@@ -145,7 +143,9 @@ impl Node {
             condition: Condition::Always,
             by: None,
         };
-        Ok(response(cache.set(set, Instant::now())?.answer().await?.outcome))
+        let begun = cache.set(set, Instant::now())?;
+        caller.wrote(Action::Set, cache.name(), Some(&key));
+        Ok(response(begun.answer().await?.outcome))
     }
 
     async fn delete_some(&self, request: Request<DeleteRequest>) -> Result<DeleteResponse, Failure> {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::Asked;
 use super::entry::body;
 use crate::core::account;
-use crate::fetch::{FIRST_PORTION, Fetch, Shortage};
+use crate::fetch::{FIRST_PORTION, Fetch, Shortage, room};
 use crate::groups::as_text;
 use crate::problem::{self, Problem};
 use crate::trace::{traceparent, within};
@@ -108,8 +108,17 @@ pub(super) async fn get(name: &[u8], asked: Asked) -> Result<Response, Problem> 
     let response = axum::Json(Answers { values }).into_response();
     // JSON may be longer than what is in it.
     let written = usize::try_from(response.body().size_hint().lower()).unwrap_or(usize::MAX);
+    if written > values_of.most() {
+        return Err(Shortage::TooLong.into());
+    }
     let held = fetch.into_held();
-    let more = values_of.try_take(written.saturating_sub(held.bytes()));
-    let held = held.and(more.ok_or(Shortage::NoRoom)?);
+    let held = match values_of.try_take(written.saturating_sub(held.bytes())) {
+        Some(more) => held.and(more),
+        None => {
+            // Who holds some and waits for more would wait for others who do.
+            drop(held);
+            room(&values_of, written).await.ok_or(Shortage::NoRoom)?
+        }
+    };
     Ok(response.map(|body| Body::new(holding(tonic::body::Body::new(body), held))))
 }

@@ -119,8 +119,13 @@ async fn what_cannot_be_answered_is_a_problem_with_its_reason() {
     assert_eq!(problem("GET", "/v1/scores", &[], "").await.0, 405);
     assert_eq!(problem("PATCH", "/v1/scores/Tom", &[], "").await.0, 405);
     assert_eq!(problem("GET", "/elsewhere", &[], "").await.0, 404);
-    for (method, uri) in [("GET", "/v1/pages/a?q=1"), ("DELETE", "/v1/pages/a?q"), ("POST", "/v1/pages?a=1")]
-    {
+    for (method, uri) in [
+        ("GET", "/v1/pages/a?q=1"),
+        ("DELETE", "/v1/pages/a?q"),
+        ("POST", "/v1/pages?a=1"),
+        ("GET", "/v1/pages/what?"),
+        ("PUT", "/v1/pages/what?"),
+    ] {
         assert_eq!(problem(method, uri, &[], "{\"keys\": []}").await.0, 400, "{method} {uri}: part of a key");
     }
     for uri in ["/v1/pages/100%", "/v1/pages/%zz", "/v1/%/a"] {
@@ -261,8 +266,10 @@ async fn json_that_is_longer_than_its_values_takes_room_too() {
         let request = HttpRequest::builder().method("POST").uri("/v1/pages");
         request.body(Body::from("{\"keys\": [\"zeros\"]}")).unwrap()
     };
+    tokio::time::pause();
     let response = fixture.ask_with_room_for(100 << 10, ask()).await;
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    tokio::time::resume();
     let response = fixture.ask_with_room_for(300 << 10, ask()).await;
     assert_eq!(response.status(), StatusCode::OK);
 }

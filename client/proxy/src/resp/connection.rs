@@ -30,6 +30,8 @@ const READ_BYTES: usize = 16 << 10;
 const FREE_BYTES: usize = 64 << 10;
 /// How long a long request may take, from where it is known to be one to its end.
 const REQUEST_WITHIN: Duration = Duration::from_secs(60);
+/// How long what has come is read for after a stop.
+const COMING_WITHIN: Duration = Duration::from_secs(1);
 /// Commands that are read ahead of those that run.
 const MAX_AHEAD: usize = 1024;
 /// Answers are written when they are as long, or when there is nothing more to run.
@@ -46,7 +48,7 @@ pub(super) async fn serve(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     stop: &CancellationToken,
 ) -> io::Result<()> {
-    let mut connection = Connection::new(shared, id, peer, stream);
+    let (mut connection, mut late) = (Connection::new(shared, id, peer, stream), None);
     loop {
         let malformed = connection.read_ahead().err();
         let is_idle = connection.ahead.is_empty();
@@ -63,10 +65,19 @@ pub(super) async fn serve(
             continue;
         }
         connection.write().await?;
-        let read = match stop.is_cancelled() {
+        let read = if stop.is_cancelled() {
             // What had come by then is answered, in the socket too: it would be lost with the connection.
-            true => poll_immediate(pin!(unconstrained(connection.read_more()))).await.unwrap_or(Ok(false)),
-            false => stop.run_until_cancelled(connection.read_more()).await.unwrap_or(Ok(true)),
+            // What goes on coming is not.
+            let until = *late.get_or_insert_with(|| Instant::now() + COMING_WITHIN);
+            let is_over = Instant::now() > until;
+            match is_over {
+                true => Ok(false),
+                false => {
+                    poll_immediate(pin!(unconstrained(connection.read_more()))).await.unwrap_or(Ok(false))
+                }
+            }
+        } else {
+            stop.run_until_cancelled(connection.read_more()).await.unwrap_or(Ok(true))
         };
         if !read? {
             break;

@@ -69,13 +69,16 @@ pub(super) struct Ran {
 /// Runs commands all at the same time. Where not all are answered, the others read, so that they can be run
 /// again. `may_wait`: the connection holds no room for answers, so that it may wait for some.
 pub(super) async fn run(shared: &Shared, session: &mut Session, commands: Vec<Read>, may_wait: bool) -> Ran {
-    session.look_again(&shared.core.tokens);
+    let is_lost = session.look_again(&shared.core.tokens);
     let mut calls = Calls::default();
     let begin = |command: Read| {
         let pending = command.and_then(|command| begin(shared, session, command, &mut calls));
         pending.unwrap_or_else(Pending::Ready)
     };
     let pending: Vec<Pending> = commands.into_iter().map(begin).collect();
+    // Who is not known any more is told so once: clients of Redis log in when they connect, and mostly do not
+    // again on a connection that stands.
+    session.is_over |= is_lost && session.caller.is_none();
     let most = if pending.len() == 1 { MAX_ANSWER_BYTES } else { MAX_RUN_BYTES };
     let fetch = Fetch::new(session.portion, most, session.account(), may_wait);
     let mut called = calls.call(&shared.core.groups, &fetch).await;

@@ -76,13 +76,13 @@ impl Session {
         }
     }
 
-    /// Looks again who it is, where tokens have changed. Who is not known any more is told so once: clients
-    /// of Redis log in when they connect, and do not again on a connection that stands.
-    pub(super) fn look_again(&mut self, tokens: &Tokens) {
-        if self.caller.as_mut().is_some_and(|caller| caller.look_again(tokens).is_err()) {
+    /// Looks again who it is, where tokens have changed. Whether it is not known any more.
+    pub(super) fn look_again(&mut self, tokens: &Tokens) -> bool {
+        let is_lost = self.caller.as_mut().is_some_and(|caller| caller.look_again(tokens).is_err());
+        if is_lost {
             self.caller = None;
-            self.is_over = true;
         }
+        is_lost
     }
 
     /// What it may hold.

@@ -431,6 +431,9 @@ async fn tokens_that_change_count_for_connections_that_stand() {
     assert_eq!(it.rest().await, NO_AUTH);
     let mut it = fixture.connect();
     it.expect("AUTH another-secret-of-16\r\nGET scores:Tom\r\n", "+OK\r\n$3\r\nTom\r\n").await;
+    // Who logs in again, as some clients do when secrets change, stays.
+    fixture.shared.core.tokens.replace(&[token("a-third-secret-of-16")]).unwrap();
+    it.expect("AUTH a-third-secret-of-16\r\nGET scores:Tom\r\n", "+OK\r\n$3\r\nTom\r\n").await;
 }
 
 mod whole;

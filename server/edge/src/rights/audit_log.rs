@@ -14,11 +14,16 @@ const EVERY: Duration = Duration::from_secs(10);
 /// Kinds that are kept apart: by token, or by address where none is known. All others share one entry.
 const MOST: usize = 1000;
 
-/// Calls since the last line, by kind.
+/// Calls since the last line, by kind. Strangers, of whom there may be many, do not hide what operators
+/// write.
 #[derive(Debug, Default)]
 pub(super) struct AuditLog {
-    of: Mutex<HashMap<String, Window>>,
+    refused: Windows,
+    written: Windows,
 }
+
+#[derive(Debug, Default)]
+struct Windows(Mutex<HashMap<String, Window>>);
 
 #[derive(Clone, Copy, Debug)]
 struct Window {
@@ -35,7 +40,7 @@ impl AuditLog {
         } else {
             token.to_owned()
         };
-        let Some(untold) = self.count(who, Instant::now()) else { return };
+        let Some(untold) = self.refused.count(who, Instant::now()) else { return };
         let peer = peer.map(tracing::field::display);
         if token.is_empty() {
             tracing::warn!(target: TARGET, peer, untold, "refused: {action}");
@@ -54,14 +59,17 @@ impl AuditLog {
         key: Option<&[u8]>,
         peer: Option<IpAddr>,
     ) {
-        let Some(untold) = self.count(format!("{token}\0{action}\0{group}"), Instant::now()) else { return };
+        let kind = format!("{token}\0{action}\0{group}");
+        let Some(untold) = self.written.count(kind, Instant::now()) else { return };
         let (key, peer) = (key.map(|key| key.escape_ascii().to_string()), peer.map(tracing::field::display));
         tracing::info!(target: TARGET, token, peer, action, group, key, untold, "an operator has written");
     }
+}
 
+impl Windows {
     /// How many were not told of since the last line, where it is time for one.
     fn count(&self, who: String, now: Instant) -> Option<u64> {
-        let mut of = self.of.lock();
+        let mut of = self.0.lock();
         if of.len() >= MOST && !of.contains_key(&who) {
             of.retain(|_, window| now.saturating_duration_since(window.told) < EVERY);
         }
@@ -90,7 +98,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_line_at_once_and_then_one_in_ten_seconds_with_the_number_of_others() {
-        let (log, now) = (AuditLog::default(), Instant::now());
+        let (log, now) = (Windows::default(), Instant::now());
         let count = |who: &str, after: u64| log.count(who.to_owned(), now + Duration::from_secs(after));
         assert_eq!(count("app", 0), Some(0));
         assert_eq!((count("app", 1), count("app", 9)), (None, None));
@@ -101,8 +109,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn strangers_without_number_take_no_memory_without_bound() {
-        let (log, now) = (AuditLog::default(), Instant::now());
+        let (log, now) = (Windows::default(), Instant::now());
         let lines = (0..5 * MOST).filter(|n| log.count(n.to_string(), now).is_some()).count();
-        assert!(lines <= MOST + 1 && log.of.lock().len() <= MOST + 1, "{lines}");
+        assert!(lines <= MOST + 1 && log.0.lock().len() <= MOST + 1, "{lines}");
     }
 }

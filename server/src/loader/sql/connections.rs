@@ -74,16 +74,20 @@ pub(super) struct Connections<D: Dialect> {
 }
 
 #[derive(Debug)]
-struct Dialer<D>(D);
+struct Dialer<D>(D, Duration);
 
 impl<D: Dialect> Manager for Dialer<D> {
     type Type = Connection<D>;
     type Error = sqlx::Error;
 
     async fn create(&self) -> Result<Self::Type, sqlx::Error> {
-        let mut connection = self.0.options().connect().await?;
-        self.0.prepare(&mut connection).await?;
-        Ok(connection)
+        // Others may be answered meanwhile, so that this one would be waited for.
+        let connecting = async {
+            let mut connection = self.0.options().connect().await?;
+            self.0.prepare(&mut connection).await?;
+            Ok(connection)
+        };
+        tokio::time::timeout(self.1, connecting).await.map_err(|_| sqlx::Error::PoolTimedOut)?
     }
 
     async fn recycle(&self, _: &mut Self::Type, metrics: &Metrics) -> RecycleResult<sqlx::Error> {
@@ -136,7 +140,7 @@ impl<D: Dialect> Drop for Loan<'_, D> {
 impl<D: Dialect> Connections<D> {
     pub(super) fn new(dialect: D, most: u32, timeout: Duration) -> Self {
         let most = usize::try_from(most).unwrap_or(usize::MAX);
-        let pool = Pool::builder(Dialer(dialect)).max_size(most).queue_mode(QueueMode::Lifo).build();
+        let pool = Pool::builder(Dialer(dialect, timeout)).max_size(most).queue_mode(QueueMode::Lifo).build();
         let pool = pool.expect("only time-outs need a runtime, and there are none");
         Connections { pool, timeout, answers: AtomicU64::new(0) }
     }

@@ -41,6 +41,7 @@ impl Sqlite {
             // A load has a time-out of its own, and a statement that takes too long is interrupted: that
             // there are more loads than connections is no fault of the database.
             .acquire_timeout(MOST_WAITING)
+            .acquire_slow_threshold(MOST_WAITING)
             .after_connect(move |connection, _| Box::pin(interrupt_after(timeout, connection)))
             .before_acquire(move |connection, _| {
                 Box::pin(async move { interrupt_after(timeout, connection).await.map(|()| true) })

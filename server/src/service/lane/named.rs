@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use peanut_proto::frame::{FrameError, Operation};
 use peanut_proto::membership::check_name;
 use peanut_proto::numbers::FillToken;
@@ -21,6 +22,18 @@ pub(super) struct Named {
     /// Of which keys the client keeps near copies.
     pub(super) near: Near,
 }
+
+/// An operation that was let in.
+pub(super) struct Admitted {
+    pub(super) cache: Arc<Cache>,
+    /// Whether its caller may be given a fill token.
+    pub(super) may_fill: Result<(), Failure>,
+    /// What of it the audit log is to have.
+    pub(super) audited: Audited,
+}
+
+/// What an operator does, and to which key.
+pub(super) type Audited = Option<(Action, Bytes)>;
 
 impl Named {
     /// Whether the client is to keep what a get is answered: of a key that many ask for, and where it reads a
@@ -55,24 +68,26 @@ impl Named {
 }
 
 impl Answers {
-    /// The group that an operation is of, if its caller may do this there, and whether it may be given a fill
-    /// token.
-    pub(super) fn admit(&self, operation: &Operation) -> Result<(Arc<Cache>, Result<(), Failure>), Failure> {
+    /// Lets an operation in, if its caller may do this to its group.
+    pub(super) fn admit(&self, operation: &Operation) -> Result<Admitted, Failure> {
         let named = self.group(operation.group)?;
         let may_fill = named.check(operation)?;
         let action = match operation.kind {
+            _ if !self.caller.is_operator() => None,
             Kind::Get | Kind::Release => None,
-            // The value of what was deleted for it.
-            Kind::Set if operation.token.is_some() => None,
             Kind::Delete if operation.on_miss != OnMiss::Lease => Some(Action::Delete),
             Kind::Set | Kind::Delete => Some(Action::Set),
             Kind::Clear => Some(Action::Clear),
         };
-        if let Some(action) = action {
-            let key = (action != Action::Clear).then_some(&*operation.key);
-            self.caller.wrote(action, named.cache.name(), key);
+        let audited = action.map(|action| (action, operation.key.clone()));
+        Ok(Admitted { cache: named.cache.clone(), may_fill, audited })
+    }
+
+    /// An operator has done that to a group.
+    pub(super) fn audit(&self, audited: Audited, cache: &Cache) {
+        if let Some((action, key)) = audited {
+            self.caller.wrote(action, cache.name(), (action != Action::Clear).then_some(&*key));
         }
-        Ok((named.cache.clone(), may_fill))
     }
 
     pub(super) fn name_group(&mut self, number: u32, name: &str, near: Near) -> Result<(), FrameError> {
