@@ -59,8 +59,12 @@ pub struct GroupReport {
     pub loaded: u64,
     /// Gets that waited for a load of another.
     pub coalesced: u64,
-    /// Gets of keys that the origin does not have.
+    /// Gets of keys that were known not to exist.
     pub negative: u64,
+    /// Gets of keys of which there is nothing, in a group without a loader.
+    pub misses: u64,
+    /// Gets whose callers were to load the value.
+    pub fills: u64,
     /// Gets that failed.
     pub errors: u64,
     /// Calls of the loader.
@@ -92,14 +96,15 @@ pub struct HotKeyReport {
 }
 
 impl GroupReport {
-    /// All gets.
+    /// All gets of applications.
     pub fn gets(&self) -> u64 {
-        self.answered_from_memory() + self.loaded + self.coalesced + self.errors
+        let others = [self.loaded, self.coalesced, self.misses, self.fills, self.errors];
+        others.iter().fold(self.answered_from_memory(), |sum, count| sum.saturating_add(*count))
     }
 
-    /// Gets for which nobody had to load anything.
+    /// Gets that an entry in memory has answered. Of all gets that is the hit ratio.
     pub fn answered_from_memory(&self) -> u64 {
-        self.hits + self.stale + self.negative
+        self.hits.saturating_add(self.stale).saturating_add(self.negative)
     }
 }
 
@@ -173,6 +178,8 @@ fn group(group: GroupStatus) -> GroupReport {
         loaded: gets.loaded,
         coalesced: gets.coalesced,
         negative: gets.negative,
+        misses: gets.miss,
+        fills: gets.fill,
         errors: gets.error,
         loads: group.loads,
         load_time: Duration::try_from_secs_f64(group.load_seconds).unwrap_or_default(),
@@ -185,5 +192,6 @@ fn group(group: GroupStatus) -> GroupReport {
 }
 
 fn hot_key(hot: HotKey) -> HotKeyReport {
-    HotKeyReport { key: hot.key, gets_per_second: hot.gets_per_second, near_copies: hot.near_copies }
+    let rate = if hot.gets_per_second.is_finite() { hot.gets_per_second } else { 0.0 };
+    HotKeyReport { key: hot.key, gets_per_second: rate, near_copies: hot.near_copies }
 }

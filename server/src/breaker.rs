@@ -107,10 +107,12 @@ impl Breaker {
         self.epoch += 1;
     }
 
-    pub(crate) fn position(&self) -> Position {
+    /// Half-open also where its pause is over and nobody has asked since.
+    pub(crate) fn position(&self, now: Instant) -> Position {
         match self.state {
             State::Closed { .. } => Position::Closed,
-            State::Open { .. } => Position::Open,
+            State::Open { until, .. } if now < until => Position::Open,
+            State::Open { .. } => Position::HalfOpen,
             State::HalfOpen { .. } => Position::HalfOpen,
         }
     }
@@ -139,7 +141,9 @@ mod tests {
     fn opened(now: Instant) -> Breaker {
         let mut breaker = Breaker::new(8, now);
         (0..ENOUGH).for_each(|_| load(&mut breaker, false, now));
-        assert_eq!(breaker.position(), Position::Open);
+        assert_eq!(breaker.position(now), Position::Open);
+        let long_after = now + LONGEST_PAUSE * 2;
+        assert_eq!(breaker.position(long_after), Position::HalfOpen, "it would let one through");
         breaker
     }
 
@@ -148,12 +152,12 @@ mod tests {
         let now = Instant::now();
         let mut breaker = Breaker::new(8, now);
         (0..1000).for_each(|n| load(&mut breaker, n % 5 < 3, now));
-        assert_eq!(breaker.position(), Position::Closed, "two in five are not half");
+        assert_eq!(breaker.position(now), Position::Closed, "two in five are not half");
         let mut breaker = Breaker::new(8, now);
         (1..ENOUGH).for_each(|_| load(&mut breaker, false, now));
-        assert_eq!(breaker.position(), Position::Closed, "one too few");
+        assert_eq!(breaker.position(now), Position::Closed, "one too few");
         load(&mut breaker, false, now + WINDOW);
-        assert_eq!(breaker.position(), Position::Closed, "the others were long ago");
+        assert_eq!(breaker.position(now), Position::Closed, "the others were long ago");
     }
 
     #[tokio::test(start_paused = true)]
@@ -171,7 +175,7 @@ mod tests {
         breaker.record(epoch, true, later, 0.0);
         assert_eq!((0..10).filter(|_| breaker.admits(later).is_some()).count(), 4);
         (0..5).for_each(|_| breaker.record(epoch, true, later, 0.0));
-        assert_eq!(breaker.position(), Position::Closed);
+        assert_eq!(breaker.position(later), Position::Closed);
     }
 
     #[tokio::test(start_paused = true)]
@@ -201,6 +205,6 @@ mod tests {
         early[25..].iter().for_each(|epoch| breaker.record(*epoch, true, later, 0.0));
         assert!(breaker.admits(later).is_none(), "still one");
         breaker.record(probe, true, later, 0.0);
-        assert_eq!(breaker.position(), Position::HalfOpen);
+        assert_eq!(breaker.position(later), Position::HalfOpen);
     }
 }

@@ -230,7 +230,7 @@ impl Cache {
 
     /// How its origin is doing.
     pub(crate) fn breaker(&self) -> Position {
-        self.loads.position()
+        self.loads.position(Instant::now())
     }
 
     pub(crate) fn policy(&self) -> &Policy {
@@ -251,16 +251,21 @@ impl Cache {
     ) -> Result<Begun, Failure> {
         let begun = self.look_or_wait(get, account, now);
         // Rare, both of them.
-        if get.origin == Origin::Failover {
+        if get.origin == Origin::Failover && get.on_miss != OnMiss::Peek {
             self.metrics.failover_gets.fetch_add(1, Ordering::Relaxed);
         }
         match &begun {
-            Ok(Begun::Answered(answer)) => {
-                if get.on_miss == OnMiss::Peek && answer.outcome == Outcome::Hit {
+            Ok(Begun::Answered(answer)) if get.on_miss == OnMiss::Peek => {
+                if answer.outcome == Outcome::Hit {
                     self.metrics.hand_overs.fetch_add(1, Ordering::Relaxed);
                 }
-                self.metrics.answered(answer.outcome);
+                self.metrics.peeked();
             }
+            // There is no entry that says so.
+            Ok(Begun::Answered(Answer { outcome: Outcome::NotFound, ttl: Duration::ZERO, .. })) => {
+                self.metrics.answered(Outcome::Miss);
+            }
+            Ok(Begun::Answered(answer)) => self.metrics.answered(answer.outcome),
             Ok(Begun::Waiting(_)) => {}
             Err(_) => self.metrics.failed(),
         }

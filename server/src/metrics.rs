@@ -10,7 +10,7 @@ use peanut_proto::v1::{ErrorCode, Gets, Outcome};
 type Shown = (&'static str, fn(&Gets) -> u64);
 
 /// How gets end, by the names under which they are shown.
-pub(crate) const OUTCOMES: [Shown; 8] = [
+pub(crate) const OUTCOMES: [Shown; 9] = [
     ("hit", |gets| gets.hit),
     ("stale", |gets| gets.stale),
     ("loaded", |gets| gets.loaded),
@@ -19,8 +19,11 @@ pub(crate) const OUTCOMES: [Shown; 8] = [
     ("miss", |gets| gets.miss),
     ("fill", |gets| gets.fill),
     ("error", |gets| gets.error),
+    ("peek", |gets| gets.peek),
 ];
 const ERROR: usize = 7;
+/// The outcomes of gets that are no peeks.
+const COUNTED: usize = 8;
 
 fn place(outcome: Outcome) -> usize {
     match outcome {
@@ -42,7 +45,8 @@ pub(crate) const BUCKETS: [f64; 12] =
 /// The counts of one group.
 #[derive(Debug, Default)]
 pub(crate) struct GroupMetrics {
-    gets: Striped<[AtomicU64; OUTCOMES.len()]>,
+    gets: Striped<[AtomicU64; COUNTED]>,
+    peeks: AtomicU64,
     /// Of gets that waited.
     waits: Durations,
     loads: Durations,
@@ -129,6 +133,11 @@ impl GroupMetrics {
         self.gets.mine()[place(outcome)].fetch_add(1, Ordering::Relaxed);
     }
 
+    /// A peek was answered.
+    pub(crate) fn peeked(&self) {
+        self.peeks.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// A get failed at once.
     pub(crate) fn failed(&self) {
         self.gets.mine()[ERROR].fetch_add(1, Ordering::Relaxed);
@@ -148,8 +157,10 @@ impl GroupMetrics {
 
     pub(crate) fn gets(&self) -> Gets {
         let sum = |at: usize| self.gets.iter().map(|stripe| stripe[at].load(Ordering::Relaxed)).sum();
-        let [hit, stale, loaded, coalesced, negative, miss, fill, error] = std::array::from_fn(sum);
-        Gets { hit, stale, loaded, coalesced, negative, miss, fill, error }
+        let [hit, stale, loaded, coalesced, negative, miss, fill, error]: [u64; COUNTED] =
+            std::array::from_fn(sum);
+        let peek = self.peeks.load(Ordering::Relaxed);
+        Gets { hit, stale, loaded, coalesced, negative, miss, fill, error, peek }
     }
 
     pub(crate) fn keys_loaded(&self) -> u64 {
@@ -165,7 +176,7 @@ impl GroupMetrics {
     pub(crate) fn get_times(&self) -> Histogram {
         let mut times = self.waits.read();
         let gets = self.gets();
-        let all: u64 = OUTCOMES.iter().map(|(_, read)| read(&gets)).sum();
+        let all: u64 = OUTCOMES[..COUNTED].iter().map(|(_, read)| read(&gets)).sum();
         times.buckets[0] += all.saturating_sub(times.count());
         times
     }
@@ -195,10 +206,14 @@ mod tests {
             (0..times).for_each(|_| metrics.answered(outcome));
         }
         (0..7).for_each(|_| metrics.failed());
+        (0..8).for_each(|_| metrics.peeked());
         let shown = OUTCOMES.map(|(name, read)| (name, read(&metrics.gets())));
         let expected = (1..).zip(others).map(|(times, (_, name))| (name, times));
+        assert_eq!(metrics.get_times().count(), 48, "peeks are no gets");
         assert!(
-            shown.into_iter().eq([("hit", 20)].into_iter().chain(expected).chain([("error", 7)])),
+            shown
+                .into_iter()
+                .eq([("hit", 20)].into_iter().chain(expected).chain([("error", 7), ("peek", 8)])),
             "{shown:?}"
         );
     }

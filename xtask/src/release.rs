@@ -64,11 +64,15 @@ fn bills_of_materials(release: &Path) -> Result<(), Failed> {
         // It writes one beside the manifest of each member of the workspace.
         let written = Path::new(directory).join(format!("{name}.json"));
         copy(&written, release)?;
-        let find = ["ls-files", "--others", "--", "*.cdx.json"];
+        let find = ["ls-files", "--others", "--exclude-standard", "--", "*.cdx.json"];
         let others = Command::new("git").args(find).output().map_err(|error| failed(&written, error))?;
         for other in String::from_utf8_lossy(&others.stdout).lines() {
             fs::remove_file(other).map_err(|error| failed(Path::new(other), error))?;
         }
+    }
+    for (package, _) in PROGRAMS {
+        let bill = release.join(format!("{package}-{VERSION}.cdx.json"));
+        fs::metadata(&bill).map_err(|error| failed(&bill, error))?;
     }
     Ok(())
 }

@@ -5,12 +5,16 @@ use std::io::Write as _;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
 };
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
+/// The authority's name.
+const AUTHORITY: &str = "peanut fleet";
 /// How long the authority itself is good for.
 const AUTHORITY_DAYS: u32 = 3650;
 
@@ -47,13 +51,14 @@ pub(crate) fn run(name: &str, hosts: &[String], dir: &Path, days: u32) -> Result
 fn authority(dir: &Path) -> Result<Issuer<'static, KeyPair>, String> {
     let (cert, key) = (dir.join("ca.pem"), dir.join("ca.key"));
     let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, "peanut fleet");
+    params.distinguished_name.push(DnType::CommonName, AUTHORITY);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     if key.symlink_metadata().is_ok() {
         let pem = fs::read_to_string(&key).map_err(|error| format!("{}: {error}", key.display()))?;
         warn_if_open(&key);
         let key = KeyPair::from_pem(&pem).map_err(|error| format!("{}: {error}", key.display()))?;
+        check_authority(&cert, &key)?;
         return Ok(Issuer::new(params, key));
     }
     if cert.symlink_metadata().is_ok() {
@@ -64,6 +69,19 @@ fn authority(dir: &Path) -> Result<Issuer<'static, KeyPair>, String> {
     let certificate = params.self_signed(&pair).map_err(|error| error.to_string())?;
     write_both((&key, &pair.serialize_pem()), (&cert, &certificate.pem()))?;
     Ok(Issuer::new(params, pair))
+}
+
+/// Checks that the certificate beside a key is what this command has made with it: else what it signs would
+/// come from nobody that is known.
+fn check_authority(cert: &Path, key: &KeyPair) -> Result<(), String> {
+    let pem = fs::read_to_string(cert).map_err(|error| format!("{}: {error}", cert.display()))?;
+    let body: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
+    let der = STANDARD.decode(body).map_err(|error| format!("{}: {error}", cert.display()))?;
+    let has = |part: &[u8]| der.windows(part.len()).any(|window| window == part);
+    if has(key.public_key_raw()) && has(AUTHORITY.as_bytes()) {
+        return Ok(());
+    }
+    Err(format!("{} is of another key, or not made by this command: it cannot sign", cert.display()))
 }
 
 #[expect(clippy::disallowed_methods, reason = "certificates are dated by the wall clock")]
@@ -109,8 +127,11 @@ fn write(path: &Path, text: &str, is_secret: bool) -> Result<(), String> {
     }
     #[cfg(not(unix))]
     let _ = is_secret;
-    let written = options.open(path).and_then(|mut file| file.write_all(text.as_bytes()));
-    written.map_err(|error| format!("{}: {error}", path.display()))
+    let mut file = options.open(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    file.write_all(text.as_bytes()).map_err(|error| {
+        let _ = fs::remove_file(path);
+        format!("{}: {error}", path.display())
+    })
 }
 
 #[cfg(test)]
@@ -170,6 +191,20 @@ mod tests {
                 "{there}"
             );
         }
+    }
+
+    #[test]
+    fn an_authority_that_is_not_its_own_signs_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        run("node", &[], dir.path(), 1).unwrap();
+        let other = tempfile::tempdir().unwrap();
+        run("node", &[], other.path(), 1).unwrap();
+        let ca = dir.path().join("ca.pem");
+        fs::copy(other.path().join("ca.pem"), &ca).unwrap();
+        assert!(run("app", &[], dir.path(), 1).unwrap_err().contains("of another key"));
+        fs::remove_file(&ca).unwrap();
+        assert!(run("app", &[], dir.path(), 1).unwrap_err().contains("ca.pem"));
+        assert!(!dir.path().join("app.pem").exists());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What a fleet does, between two looks at it.
 
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use peanut_client::{Client, Error, GroupReport, NodeReport, NodeStatus};
@@ -94,15 +95,26 @@ impl Look {
     /// not answer then, counts from the next look on.
     pub(crate) fn since(&self, before: &Look) -> Vec<(String, String, Rates)> {
         let seconds = self.at.duration_since(before.at).as_secs_f64().max(1e-3);
-        let earlier = |node: &NodeStatus, group: &GroupReport| {
-            let mut found = before.groups().filter(|(other, _)| other.id == node.id);
-            found.find(|(_, other)| other.name == group.name).map(|(_, group)| Rates::of(group))
-        };
-        let rates = self.groups().filter_map(|(node, group)| {
-            let (now, then) = (Rates::of(group), earlier(node, group)?);
-            (now.gets >= then.gets).then(|| (node.id.clone(), group.name.clone(), now.minus(then, seconds)))
+        let earlier: HashMap<(&str, &str), &GroupReport> =
+            before.groups().map(|(node, group)| ((&*node.id, &*group.name), group)).collect();
+        let uptimes: HashMap<&str, Duration> = before.uptimes().collect();
+        let has_run_on: HashSet<&str> = self
+            .uptimes()
+            .filter(|(id, now)| uptimes.get(id).is_some_and(|then| now > then))
+            .map(|(id, _)| id)
+            .collect();
+        let rates = self.groups().filter(|(node, _)| has_run_on.contains(&*node.id));
+        let rates = rates.filter_map(|(node, group)| {
+            let then = earlier.get(&(&*node.id, &*group.name))?;
+            let rates = Rates::of(group).minus(Rates::of(then), seconds);
+            Some((node.id.clone(), group.name.clone(), rates))
         });
         rates.collect()
+    }
+
+    /// For how long each node has run that has answered.
+    fn uptimes(&self) -> impl Iterator<Item = (&str, Duration)> {
+        self.nodes.iter().filter_map(|(node, report)| Some((&*node.id, report.as_ref().ok()?.uptime)))
     }
 
     /// Nodes that have answered.

@@ -94,7 +94,7 @@ async fn run(args: &Args) -> Result<ExitCode, Failure> {
         }
         Command::Health => health(&client).await,
         Command::Remove { node } => Ok(client.remove(node).await.map(|()| ExitCode::SUCCESS)?),
-        Command::Stat { interval, count } => Ok(stat::stat(&client, *interval, *count, args.json).await),
+        Command::Stat { interval, count } => stat::stat(&client, *interval, *count, args.json).await,
         Command::Top => top::run(&client, &args.fleet).await,
         Command::Nodes => stat::nodes(&client, args.json).await,
         Command::Hotkeys { group, top } => stat::hot_keys(&client, group.as_deref(), *top, args.json).await,
@@ -126,6 +126,6 @@ async fn health(client: &Client) -> Result<ExitCode, Failure> {
 
 fn fail(why: &str) -> ExitCode {
     let line = why.split_whitespace().collect::<Vec<_>>().join(" ");
-    eprintln!("peanut: {line}");
+    eprintln!("peanut: {}", output::escaped(&line));
     ExitCode::from(FAILED)
 }

@@ -30,7 +30,12 @@ struct Line {
 }
 
 /// A line for every interval, `count` of them or without end.
-pub(crate) async fn stat(client: &Client, interval: Duration, count: Option<u64>, json: bool) -> ExitCode {
+pub(crate) async fn stat(
+    client: &Client,
+    interval: Duration,
+    count: Option<u64>,
+    json: bool,
+) -> Result<ExitCode, Failure> {
     let mut before = Look::take(client, 0).await;
     let mut told = None;
     for number in 0.. {
@@ -72,7 +77,8 @@ pub(crate) async fn stat(client: &Client, interval: Duration, count: Option<u64>
         }
         before = look;
     }
-    ExitCode::SUCCESS
+    somebody_answered(&before)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn line(look: &Look, before: &Look) -> Line {
@@ -122,6 +128,8 @@ fn report_json(report: &NodeReport) -> serde_json::Value {
             "loaded": group.loaded,
             "coalesced": group.coalesced,
             "negative": group.negative,
+            "misses": group.misses,
+            "fills": group.fills,
             "errors": group.errors,
             "loads": group.loads,
             "load_time": duration(group.load_time),

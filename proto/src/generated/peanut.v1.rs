@@ -1248,10 +1248,10 @@ pub struct Gets {
     pub loaded: u64,
     #[prost(uint64, tag = "4")]
     pub coalesced: u64,
-    /// The origin has no such key.
+    /// The key was known not to exist.
     #[prost(uint64, tag = "5")]
     pub negative: u64,
-    /// Peeks that found nothing.
+    /// Nothing is there, and the group has no loader.
     #[prost(uint64, tag = "6")]
     pub miss: u64,
     /// The caller was to load the value.
@@ -1259,6 +1259,9 @@ pub struct Gets {
     pub fill: u64,
     #[prost(uint64, tag = "8")]
     pub error: u64,
+    /// Of clients that hand a key over, and of operators who look a key up: no gets of applications.
+    #[prost(uint64, tag = "9")]
+    pub peek: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HotKey {

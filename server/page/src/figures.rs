@@ -280,12 +280,12 @@ impl Told {
 
 impl Near {
     fn add(&mut self, told: NearStatus) {
-        self.copies += told.copies;
-        self.given += told.given;
-        self.invalidated += told.invalidated;
-        self.waits += told.waits;
-        self.waited_ms += told.waited_us / 1000;
-        self.unconfirmed += told.unconfirmed;
+        self.copies = self.copies.saturating_add(told.copies);
+        self.given = self.given.saturating_add(told.given);
+        self.invalidated = self.invalidated.saturating_add(told.invalidated);
+        self.waits = self.waits.saturating_add(told.waits);
+        self.waited_ms = self.waited_ms.saturating_add(told.waited_us / 1000);
+        self.unconfirmed = self.unconfirmed.saturating_add(told.unconfirmed);
     }
 }
 
@@ -294,16 +294,16 @@ impl Group {
         self.name.clone_from(&told.name);
         self.nodes += 1;
         self.eviction.clone_from(&told.eviction);
-        self.entries += told.entries;
-        self.used_bytes += told.used_bytes;
-        self.capacity_bytes += told.capacity_bytes;
-        self.loads += told.loads;
-        self.load_failures += told.load_failures;
-        self.flights += told.flights;
-        self.evicted += told.evicted;
-        self.restored += told.restored;
-        self.disk_bytes += told.disk_bytes;
-        self.disk_errors += told.disk_errors;
+        self.entries = self.entries.saturating_add(told.entries);
+        self.used_bytes = self.used_bytes.saturating_add(told.used_bytes);
+        self.capacity_bytes = self.capacity_bytes.saturating_add(told.capacity_bytes);
+        self.loads = self.loads.saturating_add(told.loads);
+        self.load_failures = self.load_failures.saturating_add(told.load_failures);
+        self.flights = self.flights.saturating_add(told.flights);
+        self.evicted = self.evicted.saturating_add(told.evicted);
+        self.restored = self.restored.saturating_add(told.restored);
+        self.disk_bytes = self.disk_bytes.saturating_add(told.disk_bytes);
+        self.disk_errors = self.disk_errors.saturating_add(told.disk_errors);
         if badness(&told.breaker) >= badness(&self.breaker) {
             self.breaker.clone_from(&told.breaker);
         }

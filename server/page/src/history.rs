@@ -14,6 +14,8 @@ const SAMPLES: usize = 300;
 const LATELY: usize = 10;
 /// Samples further apart than this have a gap between them.
 const GAP_MS: u64 = 2_500;
+/// A node's last sample that is so much older than the newest one of any is not of now.
+const OLD_MS: u64 = 5_000;
 /// As many as a node has bounds, and one for longer times.
 const BUCKETS: usize = 13;
 /// Upper bounds of a node's buckets, in milliseconds.
@@ -35,11 +37,12 @@ pub struct Counts {
 impl Counts {
     /// Of one group.
     pub(crate) fn of(group: &GroupStatus) -> Self {
-        let Gets { hit, stale, loaded, coalesced, negative, miss, fill, error } =
+        let Gets { hit, stale, loaded, coalesced, negative, miss, fill, error, peek: _ } =
             group.gets.unwrap_or_default();
+        let sum = |counts: &[u64]| counts.iter().fold(0, |sum: u64, count| sum.saturating_add(*count));
         Counts {
-            gets: hit + stale + loaded + coalesced + negative + miss + fill + error,
-            from_memory: hit + stale + negative,
+            gets: sum(&[hit, stale, loaded, coalesced, negative, miss, fill, error]),
+            from_memory: sum(&[hit, stale, negative]),
             errors: error,
             loads: group.loads,
             load_seconds: group.load_seconds,
@@ -212,9 +215,12 @@ impl Histories {
 
     fn last(&self, node: Option<&str>, read: impl Fn(&Sample) -> Option<Counts>) -> Option<Rates> {
         let (mut sum, mut at_ms, mut ms) = (Counts::default(), 0, 0);
+        let newest_ms = self.nodes.values().filter_map(|samples| samples.back()).map(|last| last.at_ms).max();
         for samples in self.of(node) {
             let mut newest = samples.iter().rev();
-            let Some(last) = newest.next() else { continue };
+            // What a node that has stopped to answer did last is not what it does.
+            let is_old = |last: &&Sample| newest_ms.is_some_and(|newest| last.at_ms + OLD_MS < newest);
+            let Some(last) = newest.next().filter(|last| !is_old(last)) else { continue };
             // As far back as there is no gap.
             let mut first = last;
             for sample in newest.take(LATELY) {

@@ -118,8 +118,8 @@ impl Loads {
         }
     }
 
-    pub(super) fn position(&self) -> Position {
-        self.breaker.as_ref().map_or(Position::Closed, |breaker| breaker.lock().position())
+    pub(super) fn position(&self, now: Instant) -> Position {
+        self.breaker.as_ref().map_or(Position::Closed, |breaker| breaker.lock().position(now))
     }
 
     /// Takes down how long a load took.
@@ -132,7 +132,7 @@ impl Loads {
 
     /// Whether an entry that is fresh still may be loaded again: not just after a failure.
     pub(super) fn may_refresh(&self, now: Instant) -> bool {
-        self.position() == Position::Closed && self.refresh_after.lock().is_none_or(|after| now >= after)
+        self.position(now) == Position::Closed && self.refresh_after.lock().is_none_or(|after| now >= after)
     }
 
     fn admits(&self) -> Option<Epoch> {

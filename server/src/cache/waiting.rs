@@ -41,7 +41,7 @@ impl Waiting {
 
     pub(crate) async fn answer(self) -> Result<Answer, Failure> {
         let since = Instant::now();
-        let (cache, answer) = match self {
+        let (cache, answer, waited_for) = match self {
             Waiting::Write { cache, number, copies, answer } => {
                 if let Some((journal, number)) = cache.journal().zip(number) {
                     journal.settled(number).await;
@@ -54,14 +54,19 @@ impl Waiting {
             }
             Waiting::Room { cache, get, account, operation } => {
                 let answer = cache.when_there_is_room(&get, &account, operation).await;
-                (cache, answer)
+                (cache, answer, Outcome::Loaded)
             }
             Waiting::Flight { ticket, outcome, cache, get, account, held } => {
                 let answer = cache.landed(ticket, outcome, &get, &account, held).await;
-                (cache, answer)
+                (cache, answer, outcome)
             }
         };
-        cache.metrics.waited(answer.as_ref().ok().map(|answer| answer.outcome), since.elapsed());
+        // That there is no such key was found out by a load.
+        let counted = |answer: &Answer| match answer.outcome {
+            Outcome::NotFound => waited_for,
+            outcome => outcome,
+        };
+        cache.metrics.waited(answer.as_ref().ok().map(counted), since.elapsed());
         answer
     }
 }
