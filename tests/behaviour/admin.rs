@@ -66,8 +66,8 @@ async fn counts_are_what_was_done_and_health_says_whether_to_send_anybody() {
     let (_, metrics) = get(&admin, "/metrics").await;
     for line in [
         "peanut_gets_total{group=\"scores\",outcome=\"hit\"} 9",
-        "peanut_gets_total{group=\"scores\",outcome=\"loaded\"} 1",
-        "peanut_gets_total{group=\"scores\",outcome=\"negative\"} 2",
+        "peanut_gets_total{group=\"scores\",outcome=\"loaded\"} 2",
+        "peanut_gets_total{group=\"scores\",outcome=\"negative\"} 1",
         "peanut_gets_total{group=\"scores\",outcome=\"error\"} 0",
         "peanut_get_seconds_count{group=\"scores\"} 12",
         "peanut_keys_loaded_total{group=\"scores\"} 2",

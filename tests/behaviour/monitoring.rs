@@ -131,7 +131,11 @@ async fn a_real_prometheus_reads_a_fleet_and_tells_of_what_is_wrong_with_it() {
         up["result"].as_array().filter(|result| !result.is_empty()).cloned()
     })
     .await;
-    assert_eq!(firing(&prometheus).await, BTreeSet::new(), "a fleet that is well");
+    // The rules here wait for nothing, so one may fire while only one of the nodes has been scraped.
+    eventually("no alarm over a fleet that is well", async || {
+        firing(&prometheus).await.is_empty().then_some(())
+    })
+    .await;
     for query in queries() {
         let query =
             query.replace("$__rate_interval", "20s").replace("$job", "peanut").replace("$group", ".*");
