@@ -137,8 +137,8 @@ async fn a_real_prometheus_reads_a_fleet_and_tells_of_what_is_wrong_with_it() {
     })
     .await;
     for query in queries() {
-        let query =
-            query.replace("$__rate_interval", "20s").replace("$job", "peanut").replace("$group", ".*");
+        let query = query.replace("$__rate_interval", "20s").replace("$job", "peanut");
+        let query = query.replace("$group", ".*").replace("$proxies", ".*");
         ask(&prometheus, "query", &[("query", &query)]).await;
     }
     assert_eq!(get(&admins[0], "/healthz").await.0, 200);

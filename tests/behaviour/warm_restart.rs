@@ -149,6 +149,29 @@ async fn after_a_kill_what_was_sealed_is_back() {
     assert!(again * 20 <= entries as u64, "{again} of {entries} were loaded again");
 }
 
+/// A write that its caller has dropped, while its node is down for longer than one attempt may take.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_was_dropped_while_its_node_was_down_deletes_what_comes_back() {
+    let mut node = Node::start("", "").await;
+    node.get("k").await;
+    node.stop().await;
+    let client = Client::builder().nodes([node.server.addr()]).build_lazy().unwrap();
+    let group = client.group("g").with_deadline(Duration::from_millis(100));
+    let mut set = Box::pin(group.set("k", "new"));
+    assert!(futures_util::poll!(&mut set).is_pending());
+    drop(set);
+    // An attempt has five seconds.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    node.server.start_again().await;
+    node.warm().await;
+    assert_eq!(node.asked(), 1, "it has come back from the disk");
+    eventually("the key to be deleted", async || {
+        node.get("k").await;
+        (node.asked() == 2).then_some(())
+    })
+    .await;
+}
+
 /// Where the first value of the second half begins.
 fn value_in_the_middle(bytes: &[u8]) -> usize {
     let middle = bytes.len() / 2;

@@ -13,12 +13,15 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// `crates`: packs and builds the crates that are published, and runs their own tests.
 pub(crate) fn crates() -> Result<(), Failed> {
     let names = published()?;
-    let mut package = Cargo::new(&["package", "--locked"]);
+    let target = target_directory()?;
+    // Cargo's own verification unpacks each version of a crate once and for all: of crates that need one
+    // another it would build what an earlier run has packed. So they are built below.
+    let mut package = Cargo::new(&["package", "--locked", "--no-verify"]);
     for name in &names {
         package = package.arg("--package").arg(name);
+        let _ = fs::remove_file(target.join("package").join(format!("{name}-{VERSION}.crate")));
     }
     package.run("packing")?;
-    let target = target_directory()?;
     let directory = target.join("crates");
     let _ = fs::remove_dir_all(&directory);
     fs::create_dir_all(&directory).map_err(|error| failed(&directory, error))?;
@@ -33,11 +36,17 @@ pub(crate) fn crates() -> Result<(), Failed> {
     let lock = directory.join("Cargo.lock");
     fs::copy("Cargo.lock", &lock).map_err(|error| failed(&lock, error))?;
     let protoc = fs::canonicalize(".cargo/protoc").map_err(|error| failed(Path::new(".cargo"), error))?;
-    Cargo::new(&["test", "--workspace", "--all-features", "--manifest-path"])
-        .arg(&manifest)
-        .env("CARGO_TARGET_DIR", &target.to_string_lossy())
-        .env("PROTOC", &protoc.to_string_lossy())
-        .run("their own tests")
+    let cargo = |args: &[&str]| {
+        Cargo::new(args)
+            .arg("--manifest-path")
+            .arg(&manifest)
+            .env("CARGO_TARGET_DIR", &target.to_string_lossy())
+            .env("PROTOC", &protoc.to_string_lossy())
+    };
+    for name in &names {
+        cargo(&["check", "--package", name]).run("as who adds one has it")?;
+    }
+    cargo(&["test", "--workspace", "--all-features"]).run("their own tests")
 }
 
 /// The names of the crates that may be published, by their manifests.
