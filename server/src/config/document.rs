@@ -30,37 +30,78 @@ fn page() -> String {
     let mut page = HEAD.to_owned();
     for argument in Flags::command().get_arguments() {
         let Some((section, key, flag)) = print::key_of(argument) else { continue };
-        let key = section.map_or(key.clone(), |section| format!("[{section}] {key}"));
+        let name = key;
+        let key = section.map_or(name.clone(), |section| format!("[{section}] {name}"));
         let variable = argument.get_env().unwrap_or_default().to_string_lossy();
         let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
         let (meaning, default) = with_default(&help);
-        let _ = writeln!(page, "| `{key}` | `--{flag}`, `{variable}` | {meaning} | {default} |");
+        let before = match section {
+            Some("etcd") => "[etcd]\nendpoints = ['http://127.0.0.1:1']".to_owned(),
+            Some("otlp") => "[otlp]\nendpoint = 'http://127.0.0.1:1'".to_owned(),
+            Some(section) => format!("[{section}]"),
+            None => String::new(),
+        };
+        let bounds = bounds(&before, &name, "");
+        let _ = writeln!(page, "| `{key}` | `--{flag}`, `{variable}` | {meaning}{bounds} | {default} |");
     }
-    for (title, about, fields) in [
+    for (title, about, fields, around) in [
         (
             "Groups: `[[group]]`",
             "Or inline TOML: `--group '{ name = … }'`, `PEANUT_GROUP`.",
             GroupSettings::FIELDS,
+            Some(GROUP),
         ),
         (
             "Loaders: `[group.loader]`",
             "What each kind does with its origin is on the page [loaders.md](loaders.md).",
             LoaderSettings::FIELDS,
+            Some(LOADER),
         ),
         (
             "Tokens: `[[token]]`",
             "In the file only; what they mean is on the page [security.md](security.md).",
             TokenSettings::FIELDS,
+            None,
         ),
     ] {
         let _ = writeln!(page, "\n## {title}\n\n{about}\n\n| key | meaning | default |\n|---|---|---|");
         for (key, description) in fields {
             let (meaning, default) = with_default(description.trim());
-            let _ = writeln!(page, "| `{key}` | {meaning} | {default} |");
+            let bounds = around.map(|(before, after)| bounds(before, key, after)).unwrap_or_default();
+            let _ = writeln!(page, "| `{key}` | {meaning}{bounds} | {default} |");
         }
     }
     client_settings(&mut page);
     page
+}
+
+/// What stands before and after a key of a group in a file.
+const GROUP: (&str, &str) =
+    ("[[group]]\nname = 'g'\nloader = { kind = 'static', entries = {} }\nmax_ttl = '3660d'\n", "");
+/// And of a loader.
+const LOADER: (&str, &str) =
+    ("[[group]]\nname = 'g'\nloader = { kind = 'http', url = 'http://127.0.0.1:1', ", " }");
+
+/// The bounds of a setting, as one that is out of them is refused with; empty where it has none.
+fn bounds(before: &str, key: &str, after: &str) -> String {
+    let before: String =
+        before.lines().filter(|line| !line.starts_with(key)).map(|line| format!("{line}\n")).collect();
+    let before = before.trim_end_matches('\n');
+    for out_of_them in ["'3650000d'", "'9999999999GiB'", "'0s'", "1000000000000000", "0", "-1.0"] {
+        let separator = if after.is_empty() { "\n" } else { "" };
+        let file = format!("{before}{separator}{key} = {out_of_them}{after}\n");
+        let Err(refused) = super::tests::read(&file, &[]) else { continue };
+        let Some((_, bounds)) = refused.split_once("must be ") else { continue };
+        let bounds = bounds.lines().next().unwrap_or_default();
+        let bounds = bounds.split(", and is").next().unwrap_or_default();
+        if let Some(longest) = bounds.strip_prefix("from 0ns to ") {
+            return format!("; at most {longest}");
+        }
+        if bounds.starts_with("from ") || bounds.starts_with("at most ") {
+            return format!("; {bounds}");
+        }
+    }
+    String::new()
 }
 
 /// The methods of `ClientBuilder` that set something, from their documentation.

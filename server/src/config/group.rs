@@ -39,12 +39,12 @@ documented! {
         ttl: Option<Spanned<Span>>,
         /// The longest lifetime that a loader or a client may give a value [default: 7d]
         max_ttl: Option<Span>,
-        /// The part by which lifetimes are shortened at random, 0 to 1, so that what was loaded together does
+        /// The part by which lifetimes are shortened at random, so that what was loaded together does
         /// not expire together [default: 0.1]
         ttl_jitter: Option<Spanned<f64>>,
         /// How long it is remembered that the origin has no such key [default: 5s]
         negative_ttl: Option<Span>,
-        /// How long a node keeps what it loads in the place of an owner that is down, at most 60s [default:
+        /// How long a node keeps what it loads in the place of an owner that is down [default:
         /// 10s]
         failover_ttl: Option<Span>,
         /// How long a load may take [default: 5s]

@@ -16,7 +16,7 @@ kind = "static"
 entries = { Tom = "630", Jack = "589", Sam = "567" }
 "#;
 
-fn read(text: &str, flags: &[&str]) -> Result<Config, String> {
+pub(super) fn read(text: &str, flags: &[&str]) -> Result<Config, String> {
     let _runtime = tokio::runtime::Runtime::new().unwrap();
     let _guard = _runtime.enter();
     let dir = tempfile::tempdir().unwrap();
