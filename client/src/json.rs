@@ -1,6 +1,6 @@
 //! Groups whose values are JSON documents of one type, through serde.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::MutexGuard;
 use tokio::time::{Instant, timeout_at};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -67,9 +68,15 @@ impl Undecodable {
         given_up.insert(key.into(), Instant::now());
     }
 
-    /// The turn of a key.
-    fn turn(&self, key: &[u8]) -> &tokio::sync::Mutex<()> {
-        &self.turns[xxh3_64(key) as usize % self.turns.len()]
+    /// The turns of keys, taken in one order by everybody; `None` where they could not be had in time.
+    async fn turns<K: AsRef<[u8]>>(&self, keys: &[K], until: Instant) -> Option<Vec<MutexGuard<'_, ()>>> {
+        let of = |key: &K| xxh3_64(key.as_ref()) as usize % self.turns.len();
+        let places: BTreeSet<usize> = keys.iter().map(of).collect();
+        let mut turns = Vec::with_capacity(places.len());
+        for place in places {
+            turns.push(timeout_at(until, self.turns[place].lock()).await.ok()?);
+        }
+        Some(turns)
     }
 }
 
@@ -88,10 +95,11 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
     /// # Errors
     /// As [`Group::get`], and [`ErrorKind::Codec`] where the value is no such document still.
     pub async fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<T>, Error> {
+        let until = self.until();
         let Some(bytes) = self.group.get(&key).await? else { return Ok(None) };
         match decode(&bytes) {
             Ok(value) => Ok(Some(value)),
-            Err(error) => self.get_again(key.as_ref(), error).await.map(|(value, _)| value),
+            Err(error) => self.get_again(key.as_ref(), error, until).await.map(|(value, _)| value),
         }
     }
 
@@ -100,29 +108,45 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
     /// # Errors
     /// As [`Group::get_detailed`], and [`ErrorKind::Codec`] as [`get`](Self::get).
     pub async fn get_detailed(&self, key: impl AsRef<[u8]>) -> Result<(Option<T>, Detailed), Error> {
+        let until = self.until();
         let detailed = self.group.get_detailed(&key).await?;
         match read(&detailed) {
             Ok(value) => Ok((value, detailed)),
-            Err(error) => self.get_again(key.as_ref(), error).await,
+            Err(error) => self.get_again(key.as_ref(), error, until).await,
         }
     }
 
+    /// By when a call that begins now is over, however often it asks.
+    fn until(&self) -> Instant {
+        Instant::now() + self.group.deadline()
+    }
+
+    /// The group, for what is left of a call.
+    fn within(&self, until: Instant) -> Group {
+        let left = until.saturating_duration_since(Instant::now());
+        self.group.with_deadline(left.max(Duration::from_millis(1)))
+    }
+
     /// Deletes what is no document, and asks for it once more, unless that has come to nothing of late.
-    async fn get_again(&self, key: &[u8], error: Error) -> Result<(Option<T>, Detailed), Error> {
+    async fn get_again(
+        &self,
+        key: &[u8],
+        error: Error,
+        until: Instant,
+    ) -> Result<(Option<T>, Detailed), Error> {
         if self.undecodable.is_given_up(key) {
             return Err(error);
         }
-        let until = Instant::now() + self.group.deadline();
-        let Ok(_turn) = timeout_at(until, self.undecodable.turn(key).lock()).await else { return Err(error) };
+        let Some(_turn) = self.undecodable.turns(&[key], until).await else { return Err(error) };
         // Another may have done it meanwhile.
-        let detailed = self.group.get_detailed(key).await?;
+        let detailed = self.within(until).get_detailed(key).await?;
         if let Ok(value) = read(&detailed) {
             return Ok((value, detailed));
         }
-        if self.undecodable.is_given_up(key) || self.group.delete(key).await.is_err() {
+        if self.undecodable.is_given_up(key) || self.within(until).delete(key).await.is_err() {
             return Err(error);
         }
-        let detailed = self.group.get_detailed(key).await?;
+        let detailed = self.within(until).get_detailed(key).await?;
         match read(&detailed) {
             Ok(value) => Ok((value, detailed)),
             Err(error) => {
@@ -138,30 +162,49 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
         &self,
         keys: impl IntoIterator<Item = K>,
     ) -> Vec<Result<Option<T>, Error>> {
+        let until = self.until();
         let keys: Vec<K> = keys.into_iter().collect();
-        let values = self.group.get_many(&keys).await.into_iter();
-        let mut decoded: Vec<Result<Option<T>, Error>> =
-            values.map(|value| value?.map(|bytes| decode(&bytes)).transpose()).collect();
-        let is_other = |got: &Result<Option<T>, Error>| got.as_ref().is_err_and(is_codec);
+        let mut values = decoded(self.group.get_many(&keys).await);
         let is_tried =
-            |at: &usize| is_other(&decoded[*at]) && !self.undecodable.is_given_up(keys[*at].as_ref());
-        let others: Vec<usize> = (0..decoded.len()).filter(is_tried).collect();
-        if others.is_empty() {
-            return decoded;
-        }
-        let of_others = || others.iter().map(|at| &keys[*at]);
-        let deleted = self.group.delete_many(of_others()).await;
-        let again = self.group.get_many(of_others()).await;
-        for ((at, deleted), again) in others.iter().zip(deleted).zip(again) {
-            // Where this client may not delete it stays what it is.
-            if deleted.is_ok() {
-                decoded[*at] = again.and_then(|value| value.map(|bytes| decode(&bytes)).transpose());
-                if is_other(&decoded[*at]) {
-                    self.undecodable.give_up(keys[*at].as_ref());
-                }
+            |at: &usize| is_other(&values[*at]) && !self.undecodable.is_given_up(keys[*at].as_ref());
+        let others: Vec<usize> = (0..values.len()).filter(is_tried).collect();
+        let of_others: Vec<&K> = others.iter().map(|at| &keys[*at]).collect();
+        let Some((_turns, seen)) = self.look_again(&of_others, until).await else { return values };
+        let mut left = Vec::new();
+        for (at, seen) in others.into_iter().zip(seen) {
+            if is_other(&seen) {
+                left.push(at);
+            } else {
+                values[at] = seen;
             }
         }
-        decoded
+        left.retain(|at| !self.undecodable.is_given_up(keys[*at].as_ref()));
+        let deleted = self.within(until).delete_many(left.iter().map(|at| &keys[*at])).await;
+        // Where this client may not delete it stays what it is.
+        let mut deleted = deleted.into_iter();
+        left.retain(|_| deleted.next().is_some_and(|deleted| deleted.is_ok()));
+        let again = self.within(until).get_many(left.iter().map(|at| &keys[*at])).await;
+        for (at, again) in left.into_iter().zip(decoded(again)) {
+            if is_other(&again) {
+                self.undecodable.give_up(keys[at].as_ref());
+            }
+            values[at] = again;
+        }
+        values
+    }
+
+    /// Takes the turns of keys whose values were no documents, and asks for them once more, since another may
+    /// have replaced them meanwhile. `None` where there are none, or it was not their turn in time.
+    async fn look_again<K: AsRef<[u8]>>(
+        &self,
+        keys: &[K],
+        until: Instant,
+    ) -> Option<(Vec<MutexGuard<'_, ()>>, Vec<Result<Option<T>, Error>>)> {
+        if keys.is_empty() {
+            return None;
+        }
+        let turns = self.undecodable.turns(keys, until).await?;
+        Some((turns, decoded(self.within(until).get_many(keys).await)))
     }
 
     /// As [`Group::set`].
@@ -252,6 +295,7 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
         L: Future<Output = Result<V, E>>,
     {
+        let until = self.until();
         let mut load = Some(async || {
             let (value, ttl) = load().await.map_err(Into::into)?.into().into_parts();
             let encoded = value.map(|value| encode(&value)).transpose()?;
@@ -260,9 +304,15 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
         let stored = self.group.get_or_load(&key, || load.take().expect("it is asked for once")()).await?;
         let Some(bytes) = stored else { return Ok(None) };
         match (decode(&bytes), load) {
-            (Err(_), Some(load)) => {
-                self.group.delete(&key).await?;
-                let loaded = self.group.get_or_load(&key, load).await?;
+            (Err(error), Some(load)) => {
+                let Some((turn, mut seen)) = self.look_again(&[&key], until).await else { return Err(error) };
+                match seen.pop() {
+                    Some(Ok(Some(value))) => return Ok(Some(value)),
+                    Some(seen) if is_other(&seen) => self.within(until).delete(&key).await?,
+                    _ => {}
+                }
+                drop(turn);
+                let loaded = self.within(until).get_or_load(&key, load).await?;
                 loaded.map(|bytes| decode(&bytes)).transpose()
             }
             (decoded, _) => decoded.map(Some),
@@ -295,21 +345,35 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
                 Ok::<Vec<_>, E>(encoded.collect())
             }
         };
-        let read = |stored: Result<Option<Bytes>, Error>| stored?.map(|bytes| decode(&bytes)).transpose();
+        let until = self.until();
         let stored = self.group.get_or_load_each(&keys, &mut load).await;
         // A value of this load that cannot be written is an error, too, and no reason to load it again.
         let is_stored: Vec<bool> = stored.iter().map(Result::is_ok).collect();
-        let mut values: Vec<_> = stored.into_iter().map(read).collect();
-        let is_other = |at: &usize| is_stored[*at] && values[*at].is_err();
-        let others: Vec<usize> = (0..values.len()).filter(is_other).collect();
-        if others.is_empty() {
-            return values;
+        let mut values = decoded(stored);
+        let others: Vec<usize> =
+            (0..values.len()).filter(|at| is_stored[*at] && values[*at].is_err()).collect();
+        let of_others: Vec<&K> = others.iter().map(|at| &keys[*at]).collect();
+        let Some((turns, seen)) = self.look_again(&of_others, until).await else { return values };
+        let (mut left, mut missing) = (Vec::new(), Vec::new());
+        for (at, seen) in others.into_iter().zip(seen) {
+            match seen {
+                Ok(Some(_)) => values[at] = seen,
+                _ if is_other(&seen) => left.push(at),
+                _ => missing.push(at),
+            }
         }
-        let of_others = || others.iter().map(|at| &keys[*at]);
-        let deleted = self.group.delete_many(of_others()).await;
-        let loaded = self.group.get_or_load_each(of_others(), load).await;
-        for ((at, deleted), loaded) in others.iter().zip(deleted).zip(loaded) {
-            values[*at] = deleted.and_then(|()| read(loaded));
+        let deleted = self.within(until).delete_many(left.iter().map(|at| &keys[*at])).await;
+        for (at, deleted) in left.into_iter().zip(deleted) {
+            match deleted {
+                Ok(()) => missing.push(at),
+                Err(error) => values[at] = Err(error),
+            }
+        }
+        drop(turns);
+        let of_missing = missing.iter().map(|at| &keys[*at]);
+        let loaded = decoded(self.within(until).get_or_load_each(of_missing, load).await);
+        for (at, loaded) in missing.into_iter().zip(loaded) {
+            values[at] = loaded;
         }
         values
     }
@@ -364,8 +428,14 @@ impl<T: Serialize> BegunJsonWrite<T> {
     }
 }
 
-fn is_codec(error: &Error) -> bool {
-    error.kind() == ErrorKind::Codec
+/// Whether there is a value, and it is no document.
+fn is_other<T>(got: &Result<Option<T>, Error>) -> bool {
+    got.as_ref().is_err_and(|error| error.kind() == ErrorKind::Codec)
+}
+
+fn decoded<T: DeserializeOwned>(values: Vec<Result<Option<Bytes>, Error>>) -> Vec<Result<Option<T>, Error>> {
+    let decode = |value: Result<Option<Bytes>, Error>| value?.map(|bytes| decode(&bytes)).transpose();
+    values.into_iter().map(decode).collect()
 }
 
 fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, Error> {

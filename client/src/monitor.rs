@@ -279,8 +279,8 @@ impl Monitor {
             _ if code == ErrorCode::NoLoader => Refusal::OwnerOnly(error),
             ErrorKind::UnknownGroup => Refusal::NoGroup(error),
             ErrorKind::Unavailable => Refusal::Elsewhere(error),
-            // Somebody else's deadline, with whom this get shared an operation.
-            ErrorKind::DeadlineExceeded if Instant::now() < deadline => Refusal::Elsewhere(error),
+            // Somebody else's deadline, with whom this get shared an operation: this node has its load still.
+            ErrorKind::DeadlineExceeded if Instant::now() < deadline => Refusal::Again(error),
             _ => Refusal::Final(error),
         }
     }

@@ -47,6 +47,9 @@ struct Heard {
     marked_with: Option<u64>,
     /// Takes what has been applied.
     done: mpsc::UnboundedSender<Applied>,
+    /// Whether what was applied may go. Not while the mark could not be made: the next start may find the
+    /// directory of the one before this, and would need it.
+    may_remove: watch::Sender<bool>,
     /// The generation of each of the node's groups that the registry had last; `None` where it could not be
     /// read.
     generations: HashMap<String, Option<Generation>>,
@@ -84,16 +87,19 @@ impl HintReader {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
         let mut is_told = false;
         let (done, applied) = mpsc::unbounded_channel();
+        let (may_remove, may) = watch::channel(false);
         let _removing = AbortOnDropHandle::new(tokio::spawn(remove_applied(
             self.registry.clone(),
             self.node.clone(),
             applied,
+            may,
         )));
         let mut heard = Heard {
             lineage: None,
             is_marked: false,
             marked_with: None,
             done,
+            may_remove,
             generations: HashMap::new(),
             said: None,
             said_of_mark: None,
@@ -156,6 +162,8 @@ impl HintReader {
         if lineage.is_some() {
             answered();
         }
+        // Where the mark cannot even be read, nothing comes back from the disk.
+        heard.may_remove.send_replace(lineage.is_none() || heard.is_marked || !self.is_shared);
         let put = |Entry { key, value, revision }| Change { key, value: Some(value), revision };
         let apply = |page: Vec<Entry>| {
             answered();
@@ -178,6 +186,7 @@ impl HintReader {
                 () = sleep(MARK_AGAIN), if unmarked.is_some() => {
                     if let Some(lineage) = unmarked {
                         heard.is_marked |= self.mark(lineage, heard, lease).await;
+                        heard.may_remove.send_replace(heard.is_marked);
                     }
                     continue;
                 }
@@ -368,6 +377,7 @@ async fn remove_applied(
     registry: Arc<dyn Registry>,
     node: Node,
     mut applied: mpsc::UnboundedReceiver<Applied>,
+    mut may: watch::Receiver<bool>,
 ) {
     let mut some = Vec::new();
     while applied.recv_many(&mut some, AT_ONCE).await > 0 {
@@ -375,6 +385,9 @@ async fn remove_applied(
         for (begun, records) in some.drain(..) {
             done(begun).await;
             stale.extend(records);
+        }
+        if may.wait_for(|may| *may).await.is_err() {
+            return;
         }
         while let Err(error) = registry.delete_all_if(&stale).await {
             tracing::debug!(

@@ -165,21 +165,27 @@ impl NearLeases {
     pub(crate) fn open(&self, staleness: Duration, who: Who) -> Arc<NearLane> {
         let caller = self.callers.lock().entry(who).or_default().clone();
         let mut lanes = self.lanes.lock();
-        let lane = Arc::new(NearLane::new(self.next_id(), staleness, caller));
+        let lane = Arc::new(NearLane::new(self.next_id(&lanes), staleness, caller));
         lanes.insert(lane.id(), lane.clone());
         lane
     }
 
-    /// Call with `lanes` locked: every lower number is in the map or gone.
-    fn next_id(&self) -> LaneId {
-        LaneId(self.next.fetch_add(1, Ordering::Relaxed))
+    /// With `lanes` locked: every number before this is in the map or gone. The numbers begin anew after the
+    /// last, so one that a lane has still is passed over.
+    fn next_id(&self, lanes: &HashMap<LaneId, Arc<NearLane>>) -> LaneId {
+        loop {
+            let id = LaneId(self.next.fetch_add(1, Ordering::Relaxed));
+            if !lanes.contains_key(&id) {
+                return id;
+            }
+        }
     }
 
     /// What this lane held is forgotten; its client is told in the stream. Gives the lane as which it goes
     /// on.
     pub(crate) fn reopen(&self, lane: &NearLane) -> Arc<NearLane> {
         let mut lanes = self.lanes.lock();
-        let anew = Arc::new(lane.anew(self.next_id()));
+        let anew = Arc::new(lane.anew(self.next_id(&lanes)));
         lanes.remove(&lane.id());
         lanes.insert(anew.id(), anew.clone());
         drop(lanes);

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use peanut_client::registry::LocalRegistry;
 use peanut_client::{Client, ErrorKind};
+use peanut_server::testing::TestFleet;
 use peanut_server::{Group, Loaded, LoaderError, Server, loader_fn};
 use peanut_tests::{Etcd, Origin, group_from};
 use tokio::net::TcpListener;
@@ -181,4 +182,30 @@ async fn get_many_answers_in_order_and_each_key_for_itself() {
     assert_eq!(answers[2].as_ref().unwrap_err().kind(), ErrorKind::Loader);
     assert_eq!(answers[4].as_ref().unwrap_err().kind(), ErrorKind::InvalidArgument);
     assert!(group.get_many::<&str>([]).await.is_empty());
+}
+
+/// Gets that share an operation, since its frame has not left when the second comes: the node goes by the
+/// first one's deadline. The second has the owner's load still, and goes nowhere else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_get_that_shares_the_operation_of_one_with_less_time_asks_no_other_node() {
+    let loads = Arc::new(AtomicU64::new(0));
+    let count = loads.clone();
+    let loader = loader_fn(move |_| {
+        count.fetch_add(1, Ordering::SeqCst);
+        async {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            Ok::<_, LoaderError>(Loaded::from("late"))
+        }
+    });
+    let fleet = TestFleet::start(2, [Group::new("g", loader)]).await.unwrap();
+    let client = Client::builder().registry(fleet.registry()).build().await.unwrap();
+    for key in ["a", "b", "c", "d"] {
+        let get = |ms| {
+            let group = client.group("g").with_deadline(Duration::from_millis(ms));
+            async move { group.get(key).await.unwrap_err() }
+        };
+        let (first, second) = futures_util::future::join(get(1800), get(2000)).await;
+        assert_eq!([first.kind(), second.kind()], [ErrorKind::DeadlineExceeded; 2], "{first} {second}");
+    }
+    assert_eq!(loads.load(Ordering::SeqCst), 4, "one for each key");
 }

@@ -64,6 +64,40 @@ async fn a_value_that_cannot_be_decoded_is_loaded_again() {
     assert_eq!(failing.await.unwrap_err().kind(), ErrorKind::Loader);
 }
 
+/// Each of them would delete it, and what another has stored by then.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_who_find_a_value_that_cannot_be_decoded_load_it_once() {
+    let fleet = TestFleet::start(2, [Group::without_loader("g")]).await.unwrap();
+    let deadline = Duration::from_secs(20);
+    let client = Client::builder().registry(fleet.registry()).deadline(deadline).build().await.unwrap();
+    let players = client.group("g").json::<Player>();
+    let tom = || Player { name: "Tom".to_owned(), score: 630 };
+    let (loads, keys) = (AtomicUsize::new(0), ["a", "b", "c", "d"]);
+    for key in keys {
+        players.bytes().set(key, "no document").await.unwrap();
+    }
+    let slow = async || {
+        loads.fetch_add(1, Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        Ok::<_, String>(Some(tom()))
+    };
+    let one = async |n: usize| vec![players.get_or_load(keys[n % keys.len()], slow).await];
+    let many = async || {
+        let load = |missing: Vec<bytes::Bytes>| async {
+            loads.fetch_add(missing.len(), Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            Ok::<_, String>(missing.into_iter().map(|key| (key, Some(tom()))))
+        };
+        players.get_or_load_many(keys, load).await
+    };
+    let ones = join_all((0..100).map(one));
+    let (ones, manies) = futures_util::future::join(ones, join_all((0..20).map(|_| many()))).await;
+    for got in ones.into_iter().chain(manies).flatten() {
+        assert_eq!(got.unwrap(), Some(tom()));
+    }
+    assert_eq!(loads.load(Ordering::Relaxed), keys.len(), "one for each key");
+}
+
 /// Deleting it would change nothing, and each get would cost a load.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_document_of_the_origin_that_cannot_be_decoded_is_an_error_and_is_left_alone() {

@@ -103,7 +103,8 @@ impl<'a> Boarding<'a> {
 
     fn ask_alone(&mut self, at: usize) {
         let (group, key) = (self.group, self.keys[at]);
-        self.alone.push(Box::pin(async move { (at, group.board(key).await) }));
+        let deadline = self.deadline;
+        self.alone.push(Box::pin(async move { (at, group.board(key, deadline).await) }));
     }
 
     /// Whether some keys have not come to anything yet.

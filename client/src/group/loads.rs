@@ -83,7 +83,7 @@ impl Group {
         L: Future<Output = Result<T, E>>,
     {
         let key = key.as_ref();
-        let leads = match self.board(key).await {
+        let leads = match self.board(key, Instant::now() + self.deadline).await {
             Boarded::Answered(answer) => return answer,
             Boarded::Leads(answered) => answered,
             Boarded::Unreachable(error) => {
@@ -236,8 +236,8 @@ impl Group {
         }
     }
 
-    /// Asks for a key, and is answered, or told to load it.
-    pub(super) async fn board(&self, key: &[u8]) -> Boarded {
+    /// Asks for a key until a deadline, and is answered, or told to load it.
+    pub(super) async fn board(&self, key: &[u8], deadline: Instant) -> Boarded {
         if let Err(error) = self.check(key) {
             return Boarded::Answered(Err(error));
         }
@@ -253,7 +253,7 @@ impl Group {
         }
         let (span, trace) = self.span();
         let op = Op::Get { on_miss: OnMiss::Lease, token: FillToken::NONE, near };
-        let request = Request { op, traceparent: &trace, ..self.request(key, now) };
+        let request = Request { op, traceparent: &trace, deadline, ..self.request(key, now) };
         let answered = match Box::pin(failover::get(client, &request, now)).instrument(span).await {
             Ok(answered) if answered.reply.outcome == Outcome::Fill => answered,
             // The application's own origin may well be there.

@@ -71,7 +71,7 @@ pub(super) async fn since(
     client: &Shared,
     registry: &dyn Registry,
     node: &Node,
-    gone: Option<Gone>,
+    (gone, deadline): (Option<Gone>, Instant),
 ) -> Instant {
     let Some(Gone { since, told_by }) = gone else { return Instant::now() };
     let (key, revision) = match told_by {
@@ -81,8 +81,8 @@ pub(super) async fn since(
         ToldBy::Hint { at, revision, .. } => (at, revision),
         ToldBy::Mark { revision } => (client.keys.lineage(node.id()), revision),
     };
-    let now = registry.get(&key).await;
-    let is_same = now.is_ok_and(|now| now.is_some_and(|now| now.revision == revision));
+    let now = timeout_at(deadline, registry.get(&key)).await;
+    let is_same = matches!(now, Ok(Ok(Some(now))) if now.revision == revision);
     if is_same { since } else { Instant::now() }
 }
 

@@ -91,7 +91,7 @@ impl OneNode<'_> {
                 {
                     node.left_hint(LeftHint { at: at.clone(), left: Instant::now(), lapse });
                 }
-                let since = gone::since(self.client, &**registry, node, gone).await;
+                let since = gone::since(self.client, &**registry, node, (gone, deadline)).await;
                 near_leases_over(node, since, deadline).await
             }
             Ok(reply) = node.write(&ask, Instant::now()) => {

@@ -15,6 +15,8 @@ pub enum Asked<'a> {
     Page(&'a KeyRange),
     /// To swap this value in.
     Swap(&'a [u8]),
+    /// To put a value at this key.
+    Put(&'a str),
 }
 
 type Refuses = dyn Fn(Asked<'_>) -> Option<RegistryError> + Send + Sync;
@@ -60,6 +62,7 @@ impl Registry for Refusing {
         self.registry.watch(ranges).await
     }
     async fn put(&self, key: &str, value: Vec<u8>, lease: Option<LeaseId>) -> Result<(), RegistryError> {
+        self.check(Asked::Put(key))?;
         self.registry.put(key, value, lease).await
     }
     async fn swap(&self, key: &str, expected: i64, value: Vec<u8>) -> Result<bool, RegistryError> {

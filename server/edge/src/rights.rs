@@ -204,13 +204,24 @@ impl GroupRights {
     }
 }
 
+/// The token in an `authorization` header.
+fn bearer(value: &str) -> Option<&str> {
+    of_scheme(value, "Bearer")
+}
+
+/// What is shown under a scheme, whose name is in any letters (RFC 9110, 11.1).
+fn of_scheme<'a>(value: &'a str, scheme: &str) -> Option<&'a str> {
+    let (named, shown) = value.split_once(' ')?;
+    named.eq_ignore_ascii_case(scheme).then(|| shown.trim_start_matches(' '))
+}
+
 /// The secret that a caller over HTTP shows: as `Bearer`, or as the password of any user.
 pub fn shown(headers: &HeaderMap) -> Option<String> {
     let value = headers.get(AUTHORIZATION)?.to_str().ok()?;
-    if let Some(token) = value.strip_prefix("Bearer ") {
+    if let Some(token) = bearer(value) {
         return Some(token.to_owned());
     }
-    let decoded = String::from_utf8(STANDARD.decode(value.strip_prefix("Basic ")?).ok()?).ok()?;
+    let decoded = String::from_utf8(STANDARD.decode(of_scheme(value, "Basic")?).ok()?).ok()?;
     decoded.split_once(':').map(|(_, password)| password.to_owned())
 }
 

@@ -30,7 +30,12 @@ pub(crate) enum Waiting {
     /// A clear, until the registry has told of it, or has not in time.
     Registry { cache: Arc<Cache>, generation: Generation, under: RingVersion, by: Option<LaneId> },
     /// A write, until it would outlive the process, and nobody holds a near copy of what was before.
-    Write { cache: Arc<Cache>, number: Option<WriteNumber>, copies: Unconfirmed, answer: Answer },
+    Write {
+        cache: Arc<Cache>,
+        number: Option<WriteNumber>,
+        copies: Unconfirmed,
+        answer: Result<Answer, Failure>,
+    },
 }
 
 impl Waiting {
@@ -47,7 +52,7 @@ impl Waiting {
                     journal.settled(number).await;
                 }
                 cache.confirmed(copies).await;
-                return Ok(answer);
+                return answer;
             }
             Waiting::Registry { cache, generation, under, by } => {
                 return Box::pin(cache.clear_when_told(generation, (under, by))).await;

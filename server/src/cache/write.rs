@@ -115,7 +115,7 @@ impl Cache {
                 return Err(Failure::new(ErrorCode::ValueTooLarge, why));
             }
             Fetched::Value(value) if !self.store.fits(&key, value.len()) && set.token.is_none() => {
-                return Err(self.forget_instead(&key, value.len(), (set.under, set.by)));
+                return self.forget_instead(&key, value.len(), (set.under, set.by));
             }
             Fetched::Value(value) => (Some(Bytes::copy_from_slice(&value).into()), self.policy.ttl),
             Fetched::NotFound => (None, self.policy.negative_ttl),
@@ -177,17 +177,22 @@ impl Cache {
         (Outcome::Stored, self.store_set(key, entry))
     }
 
-    /// Forgets a key whose new value is too large to be kept, and says so.
+    /// Forgets a key whose new value is too large to be kept, and says so when that is as done as a delete.
     fn forget_instead(
-        &self,
+        self: &Arc<Self>,
         key: &Bytes,
         length: usize,
         (under, by): (RingVersion, Option<LaneId>),
-    ) -> Failure {
-        self.flights.write(key, under, None, || self.remove(key));
-        self.outdate_copies(key, by);
+    ) -> Result<Begun, Failure> {
+        let number = self.flights.write(key, under, None, || self.remove(key)).written;
+        let copies = self.outdate_copies(key, by);
         self.is_too_large(key, length);
-        self.too_large(length)
+        let failure = self.too_large(length);
+        if number.is_none() && copies.is_none() {
+            return Err(failure);
+        }
+        let answer = Err(failure);
+        Ok(Begun::Waiting(Waiting::Write { cache: self.clone(), number, copies, answer }))
     }
 
     fn too_large(&self, length: usize) -> Failure {
@@ -392,7 +397,7 @@ impl Cache {
         if number.is_none() && copies.is_none() {
             return Begun::Answered(answer);
         }
-        Begun::Waiting(Waiting::Write { cache: self.clone(), number, copies, answer })
+        Begun::Waiting(Waiting::Write { cache: self.clone(), number, copies, answer: Ok(answer) })
     }
 }
 

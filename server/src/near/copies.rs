@@ -262,7 +262,9 @@ pub(super) struct SeenLanes {
 impl SeenLanes {
     /// Whether a copy is to be known of still. It is not counted for its lane any more where not.
     fn is_due(&self, holder: &Holder, oldest: u32) -> bool {
-        let Some((lane, stood)) = self.lanes.get(&holder.lane) else { return holder.lane >= self.before };
+        let Some((lane, stood)) = self.lanes.get(&holder.lane) else {
+            return holder.lane.is_not_before(self.before);
+        };
         // A lease that did not stand may have begun meanwhile.
         let is_due = (*stood || lane.stands(self.now))
             && match holder.told {

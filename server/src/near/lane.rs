@@ -25,6 +25,13 @@ const LONGEST_STALENESS: Duration = Duration::from_secs(60);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct LaneId(pub(super) u32);
 
+impl LaneId {
+    /// Whether it was given after `other`, or is that. The numbers begin anew after the last.
+    pub(super) fn is_not_before(self, other: LaneId) -> bool {
+        self.0.wrapping_sub(other.0) <= u32::MAX / 2
+    }
+}
+
 /// What a lane holds, and has to be told.
 #[derive(Debug)]
 pub(crate) struct NearLane {

@@ -31,6 +31,19 @@ fn told(lane: &NearLane) -> Vec<(u64, Vec<u64>)> {
     fields.collect()
 }
 
+/// After the last number the numbers begin anew, and none is given that a lane has still.
+#[test]
+fn lanes_have_numbers_of_their_own_for_ever() {
+    let leases = leases();
+    let first = lane(&leases);
+    leases.next.store(u32::MAX, Ordering::Relaxed);
+    let (last, zero, next) = (lane(&leases), lane(&leases), lane(&leases));
+    let ids = [&first, &last, &zero, &next].map(|lane| lane.id());
+    assert_eq!(ids, [1, u32::MAX, 0, 2].map(LaneId));
+    assert!(next.id().is_not_before(last.id()) && !last.id().is_not_before(next.id()));
+    assert!(ids.into_iter().all(|id| leases.lane(id).is_some()));
+}
+
 #[tokio::test]
 async fn a_write_waits_for_those_who_hold_a_copy_and_for_nobody_else() {
     let (leases, copies) = (leases(), Copies::default());

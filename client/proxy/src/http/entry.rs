@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::body::{Body, to_bytes};
 use axum::extract::Request;
 use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use axum::http::{StatusCode, Uri};
+use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use http_body::Body as _;
@@ -43,11 +43,12 @@ pub(super) async fn get(group: &Group, key: &[u8], asked: Asked) -> Result<Respo
     let tag = entity_tag(value);
     let known = headers.get_all(header::IF_NONE_MATCH).iter();
     let is_known = known.filter_map(|known| known.to_str().ok()).any(|known| is_among(&tag, known));
-    let mut response = if is_known {
-        StatusCode::NOT_MODIFIED.into_response()
-    } else {
-        let body = Body::new(holding(tonic::body::Body::new(Full::new(value.clone())), held));
-        ([(header::CONTENT_TYPE, "application/octet-stream")], body).into_response()
+    let body = || Body::new(holding(tonic::body::Body::new(Full::new(value.clone())), held));
+    let mut response = match (is_known, asked.request.method() == Method::HEAD) {
+        (true, false) => StatusCode::NOT_MODIFIED.into_response(),
+        // The server leaves the body out, and says how long it is.
+        (true, true) => (StatusCode::NOT_MODIFIED, body()).into_response(),
+        (false, _) => ([(header::CONTENT_TYPE, "application/octet-stream")], body()).into_response(),
     };
     response.headers_mut().insert(header::ETAG, header_value(tag));
     fresh(&mut response, &got);
@@ -57,6 +58,9 @@ pub(super) async fn get(group: &Group, key: &[u8], asked: Asked) -> Result<Respo
 /// Stores the body, for the group's lifetime or for `?ttl=` seconds.
 pub(super) async fn put(group: &Group, key: &[u8], asked: Asked) -> Result<Response, Problem> {
     unconditional(asked.request.headers(), &[header::IF_MATCH, header::IF_NONE_MATCH])?;
+    if asked.request.headers().contains_key(header::CONTENT_RANGE) {
+        return Err(Problem::bad_request("a PUT stores a whole value: there is no content-range"));
+    }
     let ttl = lifetime(asked.request.uri())?;
     let incoming = account(&asked.caller, &asked.peer).incoming.clone();
     let (value, _held) = body(asked.request, MAX_VALUE_BYTES, &incoming).await?;

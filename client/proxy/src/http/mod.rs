@@ -7,12 +7,13 @@
 mod batch;
 mod entry;
 mod path;
+mod rest;
 
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use axum::{Extension, Router};
@@ -38,6 +39,7 @@ pub(crate) fn router(core: Arc<Core>) -> Router {
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .fallback(serve)
+        .layer(from_fn(rest::read_all))
         .layer(from_fn_with_state((core.clone(), Protocol::Http), count))
         .with_state(core)
 }

@@ -10,9 +10,13 @@ use peanut_client::Client;
 use peanut_edge::Token;
 use peanut_edge::budget::Budget;
 use peanut_edge::rights::Tokens;
+use peanut_proto::limits::MAX_VALUE_BYTES;
 use peanut_server::testing::TestFleet;
 use peanut_server::{Group, Loaded, LoaderError, loader_fn};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::task::AbortOnDropHandle;
 use tower::ServiceExt as _;
 
 use super::*;
@@ -134,7 +138,9 @@ async fn what_cannot_be_answered_is_a_problem_with_its_reason() {
     assert_eq!(problem("PUT", "/v1/pages/a?ttl=0", &[], "x").await.0, 400);
     assert_eq!(problem("PUT", "/v1/pages/a", &[("if-none-match", "*")], "x").await.0, 400);
     assert_eq!(problem("DELETE", "/v1/pages/a", &[("if-match", "\"x\"")], "").await.0, 400);
-    let long = "x".repeat(peanut_proto::limits::MAX_VALUE_BYTES + 1);
+    let part = [("content-range", "bytes 0-3/10")];
+    assert_eq!(problem("PUT", "/v1/pages/a", &part, "part").await.0, 400);
+    let long = "x".repeat(MAX_VALUE_BYTES + 1);
     assert_eq!(problem("PUT", "/v1/pages/a", &[], &long).await.0, 413);
     for body in
         ["", "{}", "[]", "{\"keys\": 1}", "{\"keys\": [{\"base64\": \"?\"}]}", "{\"keys\": [], \"x\": 1}"]
@@ -319,6 +325,11 @@ async fn a_caller_shows_a_token_and_may_do_what_it_allows() {
     assert_eq!(status("GET", "/v1/scores/Tom", bearer).await, 200);
     let basic = format!("Basic {}", STANDARD.encode("anybody:0123456789abcdef"));
     assert_eq!(status("GET", "/v1/scores/Tom", &basic).await, 200);
+    for shown in [bearer.to_lowercase(), bearer.replace("Bearer", "BEARER"), basic.replace("Basic", "basic")]
+    {
+        assert_eq!(status("GET", "/v1/scores/Tom", &shown).await, 200, "{shown}");
+    }
+    assert_eq!(status("GET", "/v1/scores/Tom", "Digest 0123456789abcdef").await, 401);
     assert_eq!(status("PUT", "/v1/pages/ab", bearer).await, 204);
     for (method, uri) in
         [("GET", "/v1/pages/b"), ("PUT", "/v1/pages/b"), ("DELETE", "/v1/pages/ab"), ("POST", "/v1/pages")]
@@ -326,4 +337,54 @@ async fn a_caller_shows_a_token_and_may_do_what_it_allows() {
         assert_eq!(status(method, uri, bearer).await, 403, "{method} {uri}");
     }
     assert_eq!(fixture.get("/openapi.json").await.0, StatusCode::OK);
+}
+
+/// The next request of a connection is not read out of the body of one that was refused, nor is the answer to
+/// that lost with the connection.
+#[tokio::test]
+async fn a_request_that_is_refused_before_its_body_leaves_a_connection_that_can_be_used_or_says_that_it_ends()
+{
+    let fixture = Fixture::start().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let router = fixture.router.clone();
+    let _serving = AbortOnDropHandle::new(tokio::spawn(async move { axum::serve(listener, router).await }));
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    let answer = async |stream: &mut TcpStream, begins: &str| {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.expect("the connection stands"));
+        }
+        let head = String::from_utf8(head).unwrap();
+        assert!(head.starts_with(begins), "{head}");
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+        let length = length.map_or(0, |length| length.parse::<usize>().unwrap());
+        if begins == "HTTP/1.1 4" {
+            stream.read_exact(&mut vec![0; length]).await.unwrap();
+        }
+        head
+    };
+    let long = MAX_VALUE_BYTES + (1 << 20);
+    for (path, length) in [("pages/a?x=1", 3), ("pages/a?x=1", 1 << 20), ("pages/a", long)] {
+        let head = format!("PUT /v1/{path} HTTP/1.1\r\nhost: p\r\ncontent-length: {length}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // The body comes after whatever the server makes of the head.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        stream.write_all(&vec![b'x'; length]).await.unwrap();
+        let refused = answer(&mut stream, "HTTP/1.1 4").await;
+        assert!(!refused.contains("connection: close"), "{refused}");
+    }
+    stream.write_all(b"HEAD /v1/scores/Tom HTTP/1.1\r\nhost: p\r\n\r\n").await.unwrap();
+    let head = answer(&mut stream, "HTTP/1.1 200 ").await;
+    assert!(head.contains("content-length: 3\r\n"), "{head}");
+    let tag = head.lines().find_map(|line| line.strip_prefix("etag: ")).unwrap().to_owned();
+    let known = format!("HEAD /v1/scores/Tom HTTP/1.1\r\nhost: p\r\nif-none-match: {tag}\r\n\r\n");
+    stream.write_all(known.as_bytes()).await.unwrap();
+    let head = answer(&mut stream, "HTTP/1.1 304 ").await;
+    assert!(!head.contains("content-length: 0"), "{head}");
+    let waits =
+        "PUT /v1/pages/a?x=1 HTTP/1.1\r\nhost: p\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\r\n";
+    stream.write_all(waits.as_bytes()).await.unwrap();
+    let refused = answer(&mut stream, "HTTP/1.1 400 ").await;
+    assert!(refused.contains("connection: close"), "its body may come or not: {refused}");
 }

@@ -57,15 +57,16 @@ impl Transaction {
     const ALL: [(&str, Transaction); 3] =
         [("multi", Transaction::Begin), ("exec", Transaction::Execute), ("discard", Transaction::Discard)];
 
-    fn of(name: &[u8]) -> Option<Self> {
-        let named = Self::ALL.iter().find(|(known, _)| known.as_bytes().eq_ignore_ascii_case(name));
-        named.map(|(_, transaction)| *transaction)
+    fn of(name: &[u8]) -> Option<(&'static str, Self)> {
+        Self::ALL.into_iter().find(|(known, _)| known.as_bytes().eq_ignore_ascii_case(name))
     }
 }
 
 /// Who a caller says that it is. Users are not told apart: a token has a secret, and that is the password.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Login {
+    /// As Redis's user of those who name none.
+    pub(super) is_default: bool,
     pub(super) secret: Bytes,
 }
 
@@ -116,8 +117,9 @@ impl Command {
         let mut arguments = arguments.into_iter();
         let name = arguments.next().unwrap_or_default();
         let rest = arguments.as_slice();
-        if let Some(transaction) = Transaction::of(&name) {
-            return Ok(Command::Transaction(transaction));
+        if let Some((name, transaction)) = Transaction::of(&name) {
+            let is_alone = rest.is_empty();
+            return if is_alone { Ok(Command::Transaction(transaction)) } else { Err(wrong_number(name)) };
         }
         let Some(spec) = Spec::of(&name) else {
             let name: String = name.iter().take(128).map(|byte| byte.escape_ascii().to_string()).collect();
@@ -183,8 +185,10 @@ fn at_most_one(rest: &[Bytes], name: &str) -> Result<Option<Bytes>, Refused> {
     }
 }
 
-fn number(text: &Bytes) -> Option<i64> {
-    std::str::from_utf8(text).ok()?.parse().ok()
+/// A number as Redis writes them: no plus, no zeros before it.
+pub(super) fn number(text: &[u8]) -> Option<i64> {
+    let number: i64 = std::str::from_utf8(text).ok()?.parse().ok()?;
+    (number.to_string().as_bytes() == text).then_some(number)
 }
 
 /// A lifetime of so many seconds or milliseconds, which is above zero.
@@ -265,8 +269,8 @@ fn hello(rest: &[Bytes]) -> Result<Hello, Refused> {
     while let Some(option) = options.next() {
         match &option.to_ascii_lowercase()[..] {
             b"auth" => {
-                let (_user, secret) = options.next().zip(options.next()).ok_or_else(syntax)?;
-                hello.login = Some(Login { secret: secret.clone() });
+                let (user, secret) = options.next().zip(options.next()).ok_or_else(syntax)?;
+                hello.login = Some(Login { is_default: **user == *b"default", secret: secret.clone() });
             }
             b"setname" => hello.name = Some(name(options.next().ok_or_else(syntax)?)?),
             _ => return Err(syntax()),
@@ -278,7 +282,8 @@ fn hello(rest: &[Bytes]) -> Result<Hello, Refused> {
 /// `AUTH [user] secret`.
 fn auth(rest: &[Bytes]) -> Result<Login, Refused> {
     match rest {
-        [secret] | [_, secret] => Ok(Login { secret: secret.clone() }),
+        [secret] => Ok(Login { is_default: false, secret: secret.clone() }),
+        [user, secret] => Ok(Login { is_default: **user == *b"default", secret: secret.clone() }),
         _ => Err(syntax()),
     }
 }

@@ -11,7 +11,7 @@ use peanut_edge::budget::Held;
 use peanut_edge::connections::Peer;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::task::unconstrained;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
@@ -32,6 +32,9 @@ const FREE_BYTES: usize = 64 << 10;
 const REQUEST_WITHIN: Duration = Duration::from_secs(60);
 /// How long what has come is read for after a stop.
 const COMING_WITHIN: Duration = Duration::from_secs(1);
+/// How long, after the last answer, what still comes of a request that was not taken is let go of: a client
+/// that sends all of it first would find the connection gone, and the answer with it.
+const LET_GO_FOR: Duration = Duration::from_secs(5);
 /// Commands that are read ahead of those that run.
 const MAX_AHEAD: usize = 1024;
 /// Answers are written when they are as long, or when there is nothing more to run.
@@ -58,6 +61,7 @@ pub(super) async fn serve(
         }
         if let Some(malformed) = malformed {
             connection.output.extend_from_slice(format!("-{}\r\n", malformed.message()).as_bytes());
+            connection.is_cut_off = true;
             break;
         }
         // More may have come with what was read.
@@ -84,7 +88,11 @@ pub(super) async fn serve(
         }
     }
     connection.write().await?;
-    connection.stream.shutdown().await
+    connection.stream.shutdown().await?;
+    if connection.is_cut_off {
+        let _ = stop.run_until_cancelled(timeout(LET_GO_FOR, connection.let_go())).await;
+    }
+    Ok(())
 }
 
 struct Connection<'a, S> {
@@ -101,6 +109,8 @@ struct Connection<'a, S> {
     output: BytesMut,
     held: Vec<Held>,
     ahead: VecDeque<Read>,
+    /// It ends in the middle of a request.
+    is_cut_off: bool,
 }
 
 impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
@@ -116,6 +126,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
             output: BytesMut::new(),
             held: Vec::new(),
             ahead: VecDeque::new(),
+            is_cut_off: false,
         }
     }
 
@@ -137,6 +148,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
             let more = bytes.next_power_of_two() - self.room.as_ref().map_or(0, Held::bytes);
             let Some(more) = incoming.try_take(more) else {
                 self.output.extend_from_slice(b"-BUSY too many long requests are on their way\r\n");
+                self.is_cut_off = true;
                 return Ok(false);
             };
             self.room = Some(match self.room.take() {
@@ -156,6 +168,13 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
             return Ok(false);
         };
         Ok(read? > 0)
+    }
+
+    /// Reads to the end, for nothing.
+    async fn let_go(&mut self) {
+        let mut read = [0; READ_BYTES];
+        (self.input, self.room) = (BytesMut::new(), None);
+        while self.stream.read(&mut read).await.is_ok_and(|length| length > 0) {}
     }
 
     /// Takes the requests that have come.

@@ -42,8 +42,7 @@ impl Databases {
     /// # Errors
     /// The answer, where there is none of that number.
     pub(super) fn select(&self, number: &[u8]) -> Result<usize, Reply> {
-        let number: Option<i64> = std::str::from_utf8(number).ok().and_then(|text| text.parse().ok());
-        let number = number.ok_or_else(|| Reply::error("ERR invalid DB index"))?;
+        let number = super::command::number(number).ok_or_else(|| Reply::error("ERR invalid DB index"))?;
         let number = usize::try_from(number).ok().filter(|number| *number < self.0.len());
         number.ok_or_else(|| {
             Reply::error("ERR DB index is out of range: the proxy's setting `databases` has a group for each")

@@ -152,8 +152,9 @@ fn number(buffer: &[u8], from: usize, what: &str) -> Result<Option<(i64, usize)>
     let Some(end) = line.windows(2).position(|two| two == b"\r\n") else {
         return if line.len() < MAX_HEADER_BYTES { Ok(None) } else { Err(Malformed::new(what)) };
     };
-    let number = std::str::from_utf8(&line[..end]).ok().and_then(|text| text.parse().ok());
-    number.map(|number| Some((number, from + end + 2))).ok_or_else(|| Malformed::new(what))
+    super::command::number(&line[..end])
+        .map(|number| Some((number, from + end + 2)))
+        .ok_or_else(|| Malformed::new(what))
 }
 
 /// Takes a line of words, as people type them; `None`: it has not ended yet.

@@ -141,6 +141,42 @@ async fn what_is_no_request_ends_the_connection_behind_the_answers_before() {
 }
 
 #[tokio::test]
+async fn numbers_are_read_as_redis_reads_them() {
+    let fixture = Fixture::start().await;
+    for frame in
+        ["*+1\r\n$4\r\nPING\r\n", "*01\r\n$4\r\nPING\r\n", "*1\r\n$+4\r\nPING\r\n", "*1\r\n$04\r\nPING\r\n"]
+    {
+        let mut it = fixture.connect();
+        it.stream.write_all(frame.as_bytes()).await.unwrap();
+        it.stream.shutdown().await.unwrap();
+        let rest = it.rest().await;
+        assert!(rest.starts_with("-ERR Protocol error: invalid"), "{frame:?}: {rest}");
+    }
+    let mut it = fixture.connect();
+    it.expect("SELECT +1\r\n", "-ERR invalid DB index\r\n").await;
+    it.expect("SELECT 01\r\n", "-ERR invalid DB index\r\n").await;
+    it.expect("HELLO 03\r\n", "-ERR Protocol version is not an integer or out of range\r\n").await;
+    it.expect("MULTI x\r\n", "-ERR wrong number of arguments for 'multi' command\r\n").await;
+    it.expect("ECHO a\r\n", "$1\r\na\r\n").await;
+    it.expect("AUTH default any\r\n", "+OK\r\n").await;
+    it.expect("AUTH other any\r\n", "-ERR AUTH was called, and this proxy has no tokens\r\n").await;
+    it.expect("COMMAND INFO get\r\n", "*1\r\n*10\r\n$3\r\nget\r\n:2\r\n").await;
+}
+
+/// A client that sends all of a request before it reads would find the connection gone.
+#[tokio::test]
+async fn the_rest_of_a_request_that_is_not_taken_is_let_go_of() {
+    let fixture = Fixture::start().await;
+    let mut it = fixture.connect();
+    let length = (8 << 20) + 1;
+    let head = format!("*3\r\n$3\r\nSET\r\n$7\r\npages:a\r\n${length}\r\n");
+    it.stream.write_all(head.as_bytes()).await.unwrap();
+    it.stream.write_all(&vec![b'x'; length]).await.unwrap();
+    it.stream.shutdown().await.unwrap();
+    assert_eq!(it.rest().await, "-ERR Protocol error: invalid bulk length\r\n");
+}
+
+#[tokio::test]
 async fn values_have_lifetimes_and_keys_exist_and_are_deleted() {
     let fixture = Fixture::start().await;
     let mut it = fixture.connect();

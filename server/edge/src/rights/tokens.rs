@@ -342,7 +342,7 @@ impl Tokens {
     /// As [`Caller::admit`].
     pub fn admit(&self, metadata: &MetadataMap, peer: Option<Peer>) -> Result<Caller, Failure> {
         let header = metadata.get("authorization").map(|value| value.to_str().unwrap_or_default());
-        Caller::admit(self, header.and_then(|value| value.strip_prefix("Bearer ")), peer)
+        Caller::admit(self, header.and_then(super::bearer), peer)
     }
 
     /// What a caller that shows this secret, or comes from there, may do.

@@ -65,7 +65,15 @@ impl Spec {
         if self.arity < 0 { arguments >= least } else { arguments == least }
     }
 
-    /// As `COMMAND` tells it.
+    /// What it is for, as the access lists of Redis have it.
+    fn categories(&self) -> impl Iterator<Item = &'static str> {
+        let has = |flag| self.flags.contains(&flag);
+        let keys = [("@read", has("readonly")), ("@write", has("write"))];
+        let others = [("@fast", has("fast")), ("@connection", self.keys == NO_KEYS)];
+        keys.into_iter().chain(others).filter(|(_, is_of)| *is_of).map(|(category, _)| category)
+    }
+
+    /// As `COMMAND` of Redis 7 tells it.
     pub(in crate::resp) fn reply(&self) -> Reply {
         let integer = |number: i32| Reply::Integer(number.into());
         let (first, last, step) = self.keys;
@@ -78,6 +86,11 @@ impl Spec {
             integer(first),
             integer(last),
             integer(step),
+            Reply::Array(self.categories().map(Reply::Simple).collect()),
+            // Hints, key specifications and subcommands, of which there is nothing to tell.
+            Reply::Array(Vec::new()),
+            Reply::Array(Vec::new()),
+            Reply::Array(Vec::new()),
         ])
     }
 }

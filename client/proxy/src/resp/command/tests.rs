@@ -43,6 +43,8 @@ fn lifetimes_are_seconds_or_milliseconds_above_zero() {
         ("SET k v EX 1 PX 1", "ERR syntax error"),
         ("SET k v SOON", "ERR syntax error"),
         ("SET k v EX soon", "ERR value is not an integer or out of range"),
+        ("SET k v EX +5", "ERR value is not an integer or out of range"),
+        ("SET k v PX 05", "ERR value is not an integer or out of range"),
         ("SET k v EX 0", "ERR invalid expire time in 'set' command"),
         ("SETEX k -1 v", "ERR invalid expire time in 'setex' command"),
         ("PSETEX k 9223372036854775808 v", "ERR value is not an integer or out of range"),
@@ -72,7 +74,7 @@ fn of_a_key_that_is_set_twice_the_last_value_counts() {
 #[test]
 fn a_client_says_its_version_its_secret_and_its_name() {
     let hello = parse("HELLO 3 AUTH default secret SETNAME app").unwrap();
-    let login = Some(Login { secret: bytes("secret") });
+    let login = Some(Login { is_default: true, secret: bytes("secret") });
     let expected = Hello { version: Some(Version::Resp3), login, name: Some(bytes("app")) };
     assert_eq!(hello, Command::Hello(expected));
     assert!(!format!("{hello:?}").contains("secret"), "a secret is not for logs");
