@@ -179,8 +179,8 @@ impl May<'_> {
     }
 }
 
-/// Checks the names of all groups before the first key is added. Only a node can say that it has no such group:
-/// then others of the command's keys may have been written.
+/// Checks the names of all groups before the first key is added. Only a node can say that it has no such
+/// group: then others of the command's keys may have been written.
 fn name_all(keys: &[Key], groups: &Groups) -> Result<(), Reply> {
     let mut last = None;
     for key in keys {
