@@ -4,7 +4,7 @@ use peanut_proto::v1::Outcome;
 use tokio::time::Instant;
 
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Tally;
+pub(crate) struct Tally {}
 
 impl Tally {
     pub(crate) fn answered(&self, _: Outcome) {}
@@ -19,10 +19,10 @@ impl Tally {
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct Tallies;
+pub(crate) struct Tallies {}
 
 impl Tallies {
     pub(crate) fn of(&self, _: &str) -> Tally {
-        Tally
+        Tally {}
     }
 }
