@@ -272,6 +272,7 @@ impl Store {
         self.shards.iter().map(|shard| shard.read().used()).sum()
     }
 
+    #[inline]
     fn shard(&self, key: &[u8]) -> (&RwLock<Shard>, u32) {
         let hash = self.hasher.hash_one(key);
         // One half picks the shard, the other is the shard's.

@@ -126,6 +126,7 @@ impl Shard {
         std::hint::black_box((slots, keys));
     }
 
+    #[inline]
     pub(super) fn get(&self, key: &[u8], hash: u32, origin: Origin, now_ms: u64) -> Found {
         self.find(key, hash, origin).map_or(Found::Nothing, |at| self.read(at, now_ms))
     }
