@@ -40,17 +40,10 @@ pub(crate) const BOUNDS: [Duration; 17] = {
     bounds
 };
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Counts {
     came: [AtomicU64; KINDS],
     took: [AtomicU64; BOUNDS.len()],
-}
-
-impl Default for Counts {
-    fn default() -> Self {
-        let zeros = || std::array::from_fn(|_| AtomicU64::new(0));
-        Counts { came: zeros(), took: std::array::from_fn(|_| AtomicU64::new(0)) }
-    }
 }
 
 /// The counts of one group, since the client was made.

@@ -332,13 +332,11 @@ impl Group {
         match brought.loaded {
             Ok((value, _)) => {
                 let outcome = if value.is_some() { Outcome::Loaded } else { Outcome::NotFound };
-                self.client.counters.answered(outcome, failover);
-                self.tally.answered(outcome);
+                self.count_answered(outcome, failover);
                 Ok(value)
             }
             Err(error) => {
-                self.client.counters.failed();
-                self.tally.failed();
+                self.count_failed();
                 Err(error)
             }
         }

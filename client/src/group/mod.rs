@@ -255,12 +255,26 @@ impl Group {
         self.value(answer.map(|answered| (answered.reply, answered.failover)))
     }
 
+    /// Counts a get that was answered, for the client and for the group.
+    fn count_answered(&self, outcome: Outcome, failover: bool) {
+        self.client.counters.answered(outcome, failover);
+        self.tally.answered(outcome);
+    }
+
+    fn count_failed(&self) {
+        self.client.counters.failed();
+        self.tally.failed();
+    }
+
+    fn count_written(&self, is_done: bool) {
+        self.client.counters.written(is_done);
+        self.tally.written(is_done);
+    }
+
     fn value(&self, answer: many::Got) -> Result<Option<Bytes>, Error> {
-        let client = &self.client;
         match answer {
             Ok((reply, failover)) => {
-                client.counters.answered(reply.outcome, failover);
-                self.tally.answered(reply.outcome);
+                self.count_answered(reply.outcome, failover);
                 match reply.outcome {
                     Outcome::Hit | Outcome::Loaded | Outcome::Coalesced | Outcome::Stale => {
                         Ok(Some(reply.value))
@@ -273,8 +287,7 @@ impl Group {
                 }
             }
             Err(error) => {
-                client.counters.failed();
-                self.tally.failed();
+                self.count_failed();
                 Err(error)
             }
         }

@@ -175,10 +175,7 @@ impl Group {
         self.wrote_all();
         let cleared = clear::clear(&self.client, request, now).await;
         self.wrote_all();
-        cleared.inspect_err(|_| {
-            self.client.counters.failed();
-            self.tally.failed();
-        })
+        cleared.inspect_err(|_| self.count_failed())
     }
 
     async fn write(&self, key: &[u8], write: Write<'_>, sequence: u64) -> Result<u64, Error> {
@@ -189,8 +186,7 @@ impl Group {
         let written = write::write(&self.client, &request, sequence, &self.name, now).await;
         self.wrote(request.hash);
         unfinished.end();
-        self.client.counters.written(written.is_ok());
-        self.tally.written(written.is_ok());
+        self.count_written(written.is_ok());
         written
     }
 
@@ -211,10 +207,7 @@ impl Group {
         let mut written = Box::pin(write::many::write(&self.client, request, &asked, &self.name, now)).await;
         asked.iter().for_each(|one| self.wrote(one.key.hash));
         unfinished.end();
-        for written in &written {
-            self.client.counters.written(written.is_ok());
-            self.tally.written(written.is_ok());
-        }
+        written.iter().for_each(|written| self.count_written(written.is_ok()));
         // In the order of their places, so that each is right when it is its turn.
         refused.into_iter().for_each(|(at, error)| written.insert(at, Err(error)));
         written

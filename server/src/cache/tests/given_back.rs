@@ -2,7 +2,7 @@
 
 use tokio::time::timeout;
 
-use super::leases::{fill, leased};
+use super::leases::{brought, fill, leased};
 use super::*;
 
 /// What a get comes to, which would wait for ever where nobody lands its flight.
@@ -128,18 +128,8 @@ async fn a_value_that_is_not_to_be_kept_answers_those_who_wait_and_is_gone() {
     let cache = Arc::new(Cache::alone(group));
     let token = leased(&cache).await;
     let waiting = begin(&cache, &Get { on_miss: OnMiss::Lease, ..get("k") });
-    let set = Set {
-        key: get("k").key,
-        fetched: Fetched::Value("once".into()),
-        // As the client sends zero.
-        ttl: Some(Duration::from_millis(1)),
-        stamp: RingVersion(1),
-        origin: Origin::Owner,
-        under: RingVersion(1),
-        token,
-        condition: Condition::Always,
-        by: None,
-    };
+    // As the client sends zero.
+    let set = Set { ttl: Some(Duration::from_millis(1)), ..brought(token, "once") };
     assert!(
         matches!(cache.set(set, Instant::now()).unwrap(), Begun::Answered(it) if it.outcome == Outcome::Done)
     );

@@ -9,8 +9,9 @@ pub(super) async fn leased(cache: &Arc<Cache>) -> FillToken {
     lease.token
 }
 
-pub(super) fn fill(cache: &Arc<Cache>, token: FillToken, value: &'static str) -> Outcome {
-    let set = Set {
+/// A value that is brought under a token.
+pub(super) fn brought(token: FillToken, value: &'static str) -> Set {
+    Set {
         key: get("k").key,
         fetched: Fetched::Value(value.into()),
         ttl: None,
@@ -20,8 +21,11 @@ pub(super) fn fill(cache: &Arc<Cache>, token: FillToken, value: &'static str) ->
         token,
         condition: Condition::Always,
         by: None,
-    };
-    match cache.set(set, Instant::now()).unwrap() {
+    }
+}
+
+pub(super) fn fill(cache: &Arc<Cache>, token: FillToken, value: &'static str) -> Outcome {
+    match cache.set(brought(token, value), Instant::now()).unwrap() {
         Begun::Answered(answer) => answer.outcome,
         Begun::Waiting(_) => panic!("nothing is waited for"),
     }
