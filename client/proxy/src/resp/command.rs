@@ -187,8 +187,8 @@ fn at_most_one(rest: &[Bytes], name: &str) -> Result<Option<Bytes>, Refused> {
 
 /// A number as Redis writes them: no plus, no zeros before it.
 pub(super) fn number(text: &[u8]) -> Option<i64> {
-    let number: i64 = std::str::from_utf8(text).ok()?.parse().ok()?;
-    (number.to_string().as_bytes() == text).then_some(number)
+    let is_strict = matches!(text, [b'0'] | [b'1'..=b'9', ..] | [b'-', b'1'..=b'9', ..]);
+    std::str::from_utf8(text).ok().filter(|_| is_strict)?.parse().ok()
 }
 
 /// A lifetime of so many seconds or milliseconds, which is above zero.

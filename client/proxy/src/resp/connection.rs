@@ -73,13 +73,10 @@ pub(super) async fn serve(
             // What had come by then is answered, in the socket too: it would be lost with the connection.
             // What goes on coming is not.
             let until = *late.get_or_insert_with(|| Instant::now() + COMING_WITHIN);
-            let is_over = Instant::now() > until;
-            match is_over {
-                true => Ok(false),
-                false => {
-                    poll_immediate(pin!(unconstrained(connection.read_more()))).await.unwrap_or(Ok(false))
-                }
+            if Instant::now() > until {
+                break;
             }
+            poll_immediate(pin!(unconstrained(connection.read_more()))).await.unwrap_or(Ok(false))
         } else {
             stop.run_until_cancelled(connection.read_more()).await.unwrap_or(Ok(true))
         };

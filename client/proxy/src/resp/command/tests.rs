@@ -87,3 +87,14 @@ fn a_client_says_its_version_its_secret_and_its_name() {
     assert_eq!(parse("CLIENT SETNAME app"), Ok(Command::Client(Client::SetName(bytes("app")))));
     assert!(parse("CLIENT SETNAME a\nb").is_err());
 }
+
+#[test]
+fn a_number_is_written_in_one_way() {
+    for (text, expected) in [("0", 0), ("7", 7), ("-1", -1), ("10", 10), ("-9223372036854775808", i64::MIN)] {
+        assert_eq!(number(text.as_bytes()), Some(expected), "{text}");
+    }
+    for text in ["", "-", "+1", "01", "-0", "-01", "1 ", " 1", "1x", "1.0", "9223372036854775808", "\u{664}"]
+    {
+        assert_eq!(number(text.as_bytes()), None, "{text}");
+    }
+}
