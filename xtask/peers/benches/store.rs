@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use peanut_processes::now;
 use peanut_server::HotKeys;
 use peanut_server::store::{Entry, Eviction, Origin, RingVersion, Store};
-use peanut_tests::now;
 
 const KEYS: usize = 200_000;
 /// Room for about half of the keys.

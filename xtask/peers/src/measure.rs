@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use nix::sys::resource::{UsageWho, getrusage};
-use peanut_tests::{cpu_time, now};
+use peanut_processes::{cpu_time, now};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 use tokio::time::sleep;

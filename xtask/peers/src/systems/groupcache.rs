@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use groupcache::moka::future::Cache;
 use groupcache::{Groupcache, ValueLoader};
-use peanut_tests::{Process, free_port};
+use peanut_processes::{Process, free_port};
 use tonic::transport::Endpoint;
 
 use super::{Caller, Data, start as start_process};

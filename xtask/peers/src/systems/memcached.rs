@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use async_memcached::{AsciiProtocol as _, Client};
-use peanut_tests::{Process, free_port};
+use peanut_processes::{Process, free_port};
 
 use super::{Caller, installed, start as start_process};
 

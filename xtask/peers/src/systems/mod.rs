@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use peanut_tests::{Process, eventually, resident_bytes};
+use peanut_processes::{Process, eventually, resident_bytes};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 

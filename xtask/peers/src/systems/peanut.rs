@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use peanut_client::{Client, Group, Tls};
-use peanut_tests::{Process, free_port};
+use peanut_processes::{Process, free_port};
 
 use super::tls::Certificates;
 use super::{Caller, start as start_process};

@@ -5,7 +5,7 @@ use std::process::Command;
 use fred::clients::Client as FredClient;
 use fred::interfaces::{ClientLike as _, KeysInterface as _};
 use fred::types::config::{Config, TcpConfig, TlsConfig, TlsConnector};
-use peanut_tests::{Process, free_port};
+use peanut_processes::{Process, free_port};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncTypedCommands as _, TlsCertificates};
 

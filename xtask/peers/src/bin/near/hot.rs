@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use peanut_client::{Client, NearCache};
-use peanut_tests::now;
+use peanut_processes::now;
 use tokio::task::{JoinSet, yield_now};
 
 use super::servers;

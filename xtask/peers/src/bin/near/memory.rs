@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use peanut_client::{Client, NearCache, NearKeys};
-use peanut_tests::{Process, resident_bytes};
+use peanut_processes::{Process, resident_bytes};
 
 use super::servers;
 

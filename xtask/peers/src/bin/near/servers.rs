@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use peanut_client::{Client, ClientBuilder};
-use peanut_tests::{Process, eventually, free_port};
+use peanut_processes::{Process, eventually, free_port};
 use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
 use redis::caching::CacheConfig;

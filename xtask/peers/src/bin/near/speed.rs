@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use peanut_client::{Group, NearCache, NearKeys};
-use peanut_tests::now;
+use peanut_processes::now;
 use redis::AsyncCommands as _;
 use redis::aio::MultiplexedConnection;
 use tokio::runtime::Runtime;

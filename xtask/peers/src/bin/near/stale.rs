@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use peanut_client::{Group, NearCache, NearKeys};
-use peanut_tests::now;
+use peanut_processes::now;
 use redis::AsyncCommands as _;
 use redis::aio::MultiplexedConnection;
 use serde::{Deserialize, Serialize};
