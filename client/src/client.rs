@@ -11,7 +11,7 @@ use crate::builder::ClientBuilder;
 use crate::config::Config;
 use crate::discovery;
 use crate::error::{Error, ErrorKind};
-use crate::group::Group;
+use crate::group::{self, Group};
 use crate::membership;
 use crate::repeat;
 use crate::ring::Ring;
@@ -186,6 +186,7 @@ fn begin_background(shared: &Arc<Shared>) {
     let mut rings = shared.routing.subscribe();
     rings.mark_changed();
     tokio::spawn(repeat::follow(Arc::downgrade(shared), shared.discovered.clone(), rings));
+    tokio::spawn(group::follow_owed(Arc::downgrade(shared)));
     #[cfg(feature = "metrics")]
     tokio::spawn(crate::metrics::publish(Arc::downgrade(shared), shared.fleet.clone()));
 }

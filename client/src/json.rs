@@ -1,17 +1,14 @@
 //! Groups whose values are JSON documents of one type, through serde.
 
-use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::marker::PhantomData;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::MutexGuard;
-use tokio::time::{Instant, timeout_at};
-use xxhash_rust::xxh3::xxh3_64;
+use tokio::time::Instant;
 
 use crate::error::{Error, ErrorKind};
 use crate::group::{BegunWrite, Detailed, Group};
@@ -35,55 +32,14 @@ use peanut_proto::loaded::Loaded;
 /// ```
 pub struct JsonGroup<T> {
     group: Group,
-    undecodable: Arc<Undecodable>,
     /// Values come and go; none is here.
     values: PhantomData<fn(T) -> T>,
-}
-
-/// What is known of values that are no documents.
-#[derive(Debug, Default)]
-struct Undecodable {
-    /// Keys whose values were none after they had been asked for anew, and when that was.
-    given_up: parking_lot::Mutex<HashMap<Box<[u8]>, Instant>>,
-    /// One of the callers that want to delete a value does, as a delete makes the loads of others void; by
-    /// key.
-    turns: [tokio::sync::Mutex<()>; 16],
-}
-
-impl Undecodable {
-    /// How long such a value is left alone.
-    const LEFT_ALONE: Duration = Duration::from_secs(10);
-    /// Keys that are remembered at most.
-    const MOST: usize = 1024;
-
-    fn is_given_up(&self, key: &[u8]) -> bool {
-        self.given_up.lock().get(key).is_some_and(|at| at.elapsed() < Undecodable::LEFT_ALONE)
-    }
-
-    fn give_up(&self, key: &[u8]) {
-        let mut given_up = self.given_up.lock();
-        if given_up.len() >= Undecodable::MOST {
-            given_up.clear();
-        }
-        given_up.insert(key.into(), Instant::now());
-    }
-
-    /// The turns of keys, taken in one order by everybody; `None` where they could not be had in time.
-    async fn turns<K: AsRef<[u8]>>(&self, keys: &[K], until: Instant) -> Option<Vec<MutexGuard<'_, ()>>> {
-        let of = |key: &K| xxh3_64(key.as_ref()) as usize % self.turns.len();
-        let places: BTreeSet<usize> = keys.iter().map(of).collect();
-        let mut turns = Vec::with_capacity(places.len());
-        for place in places {
-            turns.push(timeout_at(until, self.turns[place].lock()).await.ok()?);
-        }
-        Some(turns)
-    }
 }
 
 impl Group {
     /// The same group, for values of type `T` as JSON.
     pub fn json<T: Serialize + DeserializeOwned>(&self) -> JsonGroup<T> {
-        JsonGroup { group: self.clone(), undecodable: Arc::default(), values: PhantomData }
+        JsonGroup { group: self.clone(), values: PhantomData }
     }
 }
 
@@ -127,6 +83,19 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
         self.group.with_deadline(left.max(Duration::from_millis(1)))
     }
 
+    fn is_given_up(&self, key: impl AsRef<[u8]>) -> bool {
+        self.group.undecodable().is_given_up(self.group.hash(key.as_ref()))
+    }
+
+    fn give_up(&self, key: impl AsRef<[u8]>) {
+        self.group.undecodable().give_up(self.group.hash(key.as_ref()));
+    }
+
+    async fn turns<K: AsRef<[u8]>>(&self, keys: &[K], until: Instant) -> Option<Vec<MutexGuard<'_, ()>>> {
+        let hashes = keys.iter().map(|key| self.group.hash(key.as_ref()));
+        self.group.undecodable().turns(hashes, until).await
+    }
+
     /// Deletes what is no document, and asks for it once more, unless that has come to nothing of late.
     async fn get_again(
         &self,
@@ -134,23 +103,23 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
         error: Error,
         until: Instant,
     ) -> Result<(Option<T>, Detailed), Error> {
-        if self.undecodable.is_given_up(key) {
+        if self.is_given_up(key) {
             return Err(error);
         }
-        let Some(_turn) = self.undecodable.turns(&[key], until).await else { return Err(error) };
+        let Some(_turn) = self.turns(&[key], until).await else { return Err(error) };
         // Another may have done it meanwhile.
         let detailed = self.within(until).get_detailed(key).await?;
         if let Ok(value) = read(&detailed) {
             return Ok((value, detailed));
         }
-        if self.undecodable.is_given_up(key) || self.within(until).delete(key).await.is_err() {
+        if self.is_given_up(key) || self.within(until).delete(key).await.is_err() {
             return Err(error);
         }
         let detailed = self.within(until).get_detailed(key).await?;
         match read(&detailed) {
             Ok(value) => Ok((value, detailed)),
             Err(error) => {
-                self.undecodable.give_up(key);
+                self.give_up(key);
                 Err(error)
             }
         }
@@ -165,8 +134,7 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
         let until = self.until();
         let keys: Vec<K> = keys.into_iter().collect();
         let mut values = decoded(self.group.get_many(&keys).await);
-        let is_tried =
-            |at: &usize| is_other(&values[*at]) && !self.undecodable.is_given_up(keys[*at].as_ref());
+        let is_tried = |at: &usize| is_other(&values[*at]) && !self.is_given_up(&keys[*at]);
         let others: Vec<usize> = (0..values.len()).filter(is_tried).collect();
         let of_others: Vec<&K> = others.iter().map(|at| &keys[*at]).collect();
         let Some((_turns, seen)) = self.look_again(&of_others, until).await else { return values };
@@ -178,7 +146,7 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
                 values[at] = seen;
             }
         }
-        left.retain(|at| !self.undecodable.is_given_up(keys[*at].as_ref()));
+        left.retain(|at| !self.is_given_up(&keys[*at]));
         let deleted = self.within(until).delete_many(left.iter().map(|at| &keys[*at])).await;
         // Where this client may not delete it stays what it is.
         let mut deleted = deleted.into_iter();
@@ -186,7 +154,7 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
         let again = self.within(until).get_many(left.iter().map(|at| &keys[*at])).await;
         for (at, again) in left.into_iter().zip(decoded(again)) {
             if is_other(&again) {
-                self.undecodable.give_up(keys[at].as_ref());
+                self.give_up(&keys[at]);
             }
             values[at] = again;
         }
@@ -203,16 +171,20 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
         if keys.is_empty() {
             return None;
         }
-        let turns = self.undecodable.turns(keys, until).await?;
+        let turns = self.turns(keys, until).await?;
         Some((turns, decoded(self.within(until).get_many(keys).await)))
     }
 
     /// As [`Group::set`].
     ///
     /// # Errors
-    /// As [`Group::set`], and [`ErrorKind::Codec`] where the value cannot be written as JSON.
+    /// As [`Group::set`], and [`ErrorKind::Codec`] where the value cannot be written as JSON, or not read
+    /// back from that, as a number that is none (NaN): the key is deleted then.
     pub async fn set(&self, key: impl AsRef<[u8]>, value: &T) -> Result<(), Error> {
-        self.group.set(key, encode(value)?).await
+        match encode(value) {
+            Ok(value) => self.group.set(key, value).await,
+            Err(error) => self.group.delete(key).await.and(Err(error)),
+        }
     }
 
     /// As [`Group::set_with_ttl`].
@@ -220,14 +192,16 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
     /// # Errors
     /// As [`set`](Self::set).
     pub async fn set_with_ttl(&self, key: impl AsRef<[u8]>, value: &T, ttl: Duration) -> Result<(), Error> {
-        self.group.set_with_ttl(key, encode(value)?, ttl).await
+        match encode(value) {
+            Ok(value) => self.group.set_with_ttl(key, value, ttl).await,
+            Err(error) => self.group.delete(key).await.and(Err(error)),
+        }
     }
 
     /// As [`Group::with_deadline`].
     #[must_use]
     pub fn with_deadline(&self, deadline: Duration) -> Self {
-        let group = self.group.with_deadline(deadline);
-        JsonGroup { group, undecodable: self.undecodable.clone(), values: PhantomData }
+        JsonGroup { group: self.group.with_deadline(deadline), values: PhantomData }
     }
 
     /// As [`Group::begin_write`].
@@ -238,8 +212,8 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
         Ok(BegunJsonWrite { write: self.group.begin_write(key).await?, values: PhantomData })
     }
 
-    /// As [`Group::set_many`]; a value that cannot be written as JSON is an error of its own, with
-    /// [`ErrorKind::Codec`].
+    /// As [`Group::set_many`]; a value that cannot be written as JSON, or not be read back, is an error of its
+    /// own, with [`ErrorKind::Codec`], and its key is deleted.
     pub async fn set_many<'a, K: AsRef<[u8]>>(
         &self,
         entries: impl IntoIterator<Item = (K, &'a T)>,
@@ -247,13 +221,26 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
     where
         T: 'a,
     {
-        let entries = entries.into_iter().map(|(key, value)| encode(value).map(|value| (key, value)));
-        let (mut good, mut results) = (Vec::new(), Vec::new());
-        for entry in entries {
-            results.push(entry.map(|entry| good.push(entry)));
+        let (mut good, mut bad, mut results) = (Vec::new(), Vec::new(), Vec::new());
+        for (key, value) in entries {
+            results.push(match encode(value) {
+                Ok(value) => {
+                    good.push((key, value));
+                    Ok(())
+                }
+                Err(error) => {
+                    bad.push(key);
+                    Err(error)
+                }
+            });
         }
-        let mut written = self.group.set_many(good).await.into_iter();
-        results.into_iter().map(|encoded| encoded.and_then(|()| written.next().unwrap_or(Ok(())))).collect()
+        let (written, deleted) = tokio::join!(self.group.set_many(good), self.group.delete_many(bad));
+        let (mut written, mut deleted) = (written.into_iter(), deleted.into_iter());
+        let of = |encoded: Result<(), Error>| match encoded {
+            Ok(()) => written.next().unwrap_or(Ok(())),
+            Err(error) => deleted.next().unwrap_or(Ok(())).and(Err(error)),
+        };
+        results.into_iter().map(of).collect()
     }
 
     /// As [`Group::delete`].
@@ -304,6 +291,7 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
         let stored = self.group.get_or_load(&key, || load.take().expect("it is asked for once")()).await?;
         let Some(bytes) = stored else { return Ok(None) };
         match (decode(&bytes), load) {
+            (Err(error), Some(_)) if self.is_given_up(&key) => Err(error),
             (Err(error), Some(load)) => {
                 let Some((turn, mut seen)) = self.look_again(&[&key], until).await else { return Err(error) };
                 match seen.pop() {
@@ -313,7 +301,8 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
                 }
                 drop(turn);
                 let loaded = self.within(until).get_or_load(&key, load).await?;
-                loaded.map(|bytes| decode(&bytes)).transpose()
+                let loaded = loaded.map(|bytes| decode(&bytes)).transpose();
+                loaded.inspect_err(|_| self.give_up(&key))
             }
             (decoded, _) => decoded.map(Some),
         }
@@ -350,8 +339,8 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
         // A value of this load that cannot be written is an error, too, and no reason to load it again.
         let is_stored: Vec<bool> = stored.iter().map(Result::is_ok).collect();
         let mut values = decoded(stored);
-        let others: Vec<usize> =
-            (0..values.len()).filter(|at| is_stored[*at] && values[*at].is_err()).collect();
+        let is_tried = |at: &usize| is_stored[*at] && values[*at].is_err() && !self.is_given_up(&keys[*at]);
+        let others: Vec<usize> = (0..values.len()).filter(is_tried).collect();
         let of_others: Vec<&K> = others.iter().map(|at| &keys[*at]).collect();
         let Some((turns, seen)) = self.look_again(&of_others, until).await else { return values };
         let (mut left, mut missing) = (Vec::new(), Vec::new());
@@ -373,6 +362,9 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
         let of_missing = missing.iter().map(|at| &keys[*at]);
         let loaded = decoded(self.within(until).get_or_load_each(of_missing, load).await);
         for (at, loaded) in missing.into_iter().zip(loaded) {
+            if is_other(&loaded) {
+                self.give_up(&keys[at]);
+            }
             values[at] = loaded;
         }
         values
@@ -392,7 +384,7 @@ pub struct BegunJsonWrite<T> {
     values: PhantomData<fn(T)>,
 }
 
-impl<T: Serialize> BegunJsonWrite<T> {
+impl<T: Serialize + DeserializeOwned> BegunJsonWrite<T> {
     /// As [`BegunWrite::set`].
     ///
     /// # Errors
@@ -438,8 +430,16 @@ fn decoded<T: DeserializeOwned>(values: Vec<Result<Option<Bytes>, Error>>) -> Ve
     values.into_iter().map(decode).collect()
 }
 
-fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, Error> {
-    serde_json::to_vec(value).map_err(|error| codec("the value cannot be written as JSON", error))
+/// A value as JSON. What JSON has no word for, as NaN, is written as `null`, so a document with one in it is
+/// read back to see.
+fn encode<T: Serialize + DeserializeOwned>(value: &T) -> Result<Vec<u8>, Error> {
+    let bytes =
+        serde_json::to_vec(value).map_err(|error| codec("the value cannot be written as JSON", error))?;
+    if bytes.windows(4).any(|word| word == b"null") {
+        serde_json::from_slice::<T>(&bytes)
+            .map_err(|error| codec("the value, written as JSON, cannot be read back", error))?;
+    }
+    Ok(bytes)
 }
 
 fn read<T: DeserializeOwned>(detailed: &Detailed) -> Result<Option<T>, Error> {
@@ -456,7 +456,7 @@ fn codec(what: &str, error: serde_json::Error) -> Error {
 
 impl<T> Clone for JsonGroup<T> {
     fn clone(&self) -> Self {
-        JsonGroup { group: self.group.clone(), undecodable: self.undecodable.clone(), values: PhantomData }
+        JsonGroup { group: self.group.clone(), values: PhantomData }
     }
 }
 

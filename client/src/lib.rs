@@ -42,6 +42,7 @@ mod metrics;
 mod monitor;
 mod near;
 mod node;
+mod owed;
 mod plan;
 mod portions;
 mod recent;
@@ -59,6 +60,8 @@ mod tally;
 mod tls;
 mod token;
 mod unary;
+#[cfg(feature = "json")]
+mod undecodable;
 mod write;
 
 pub use addresses::Addresses;

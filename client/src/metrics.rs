@@ -15,7 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::shared::Shared;
 use crate::stats::Stats;
-use crate::tally::{BOUNDS, Came, Tally};
+use crate::tally::{BOUNDS, Came, Tally, ToldOfGroup};
 
 const EVERY: Duration = Duration::from_secs(1);
 
@@ -45,12 +45,10 @@ const OF_GROUPS: [(&str, Option<&str>, Came); 8] = [
     ("peanut_client_writes_total", None, Came::Written),
 ];
 
-/// The metrics of one group, and what of them has been told.
+/// The metrics of one group.
 struct OfGroup {
     counters: Vec<Counter>,
     times: Histogram,
-    told: [u64; OF_GROUPS.len()],
-    told_times: [u64; BOUNDS.len()],
 }
 
 impl OfGroup {
@@ -65,18 +63,16 @@ impl OfGroup {
         OfGroup {
             counters: OF_GROUPS.iter().map(counter).collect(),
             times: histogram!(TIMES, "fleet" => fleet.clone(), "group" => group.clone()),
-            told: [0; OF_GROUPS.len()],
-            told_times: [0; BOUNDS.len()],
         }
     }
 
     /// Tells what has been counted since the last time.
-    fn tell(&mut self, tally: &Tally) {
+    fn tell(&self, tally: &Tally, told: &mut ToldOfGroup) {
         let now = OF_GROUPS.map(|(_, _, came)| tally.came(came));
-        for ((counter, now), told) in self.counters.iter().zip(now).zip(&mut self.told) {
+        for ((counter, now), told) in self.counters.iter().zip(now).zip(&mut told.came) {
             counter.increment(now - std::mem::replace(told, now));
         }
-        for ((bound, now), told) in BOUNDS.iter().zip(tally.times()).zip(&mut self.told_times) {
+        for ((bound, now), told) in BOUNDS.iter().zip(tally.times()).zip(&mut told.times) {
             let count = usize::try_from(now - std::mem::replace(told, now)).unwrap_or(usize::MAX);
             if count > 0 {
                 self.times.record_many(bound.as_secs_f64(), count);
@@ -119,22 +115,26 @@ pub(crate) async fn publish(client: Weak<Shared>, fleet: String) {
     let (in_flight, age) = (gauge("peanut_client_in_flight"), gauge("peanut_client_registry_age_seconds"));
     let (copies, bytes) = (gauge("peanut_client_near_copies"), gauge("peanut_client_near_bytes"));
     let (up, down): (Gauge, Gauge) = (nodes("up"), nodes("down"));
-    let mut told = Stats::default();
     let mut tick = interval(EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
         let Some(client) = client.upgrade() else { return };
-        let stats = client.stats();
-        for (counter, (_, read)) in counters.iter().zip(COUNTS) {
-            counter.increment(read(&stats) - read(&told));
-        }
-        for (group, tally) in client.tallies.all() {
-            groups.entry(group.clone()).or_insert_with(|| OfGroup::new(&fleet, &group)).tell(&tally);
-        }
+        let stats = {
+            let told = &mut *client.tallies.told();
+            let stats = client.stats();
+            for (counter, (_, read)) in counters.iter().zip(COUNTS) {
+                counter.increment(read(&stats) - read(&told.stats));
+            }
+            for (group, tally) in client.tallies.all() {
+                let metrics = groups.entry(group.clone()).or_insert_with(|| OfGroup::new(&fleet, &group));
+                metrics.tell(&tally, told.groups.entry(group).or_default());
+            }
+            told.stats = stats;
+            stats
+        };
         copies.set(stats.near_copies as f64);
         bytes.set(stats.near_bytes as f64);
-        told = stats;
         let (routing, discovered) = (client.routing.get(), client.discovered());
         version.set(routing.ring.version().0 as f64);
         fingerprint.set(f64::from(discovered.view.ring.fingerprint()));

@@ -23,12 +23,15 @@ use crate::config::Config;
 use crate::error::{Error, ErrorKind};
 use crate::lane::Reply;
 use crate::node::Node;
+use crate::owed::Owed;
 use crate::recent::RecentWrites;
 use crate::request::Request;
 use crate::routing::{CurrentRouting, Route, Routing};
 use crate::sequences::Sequences;
 use crate::stats::{Counters, Stats};
 use crate::tally::Tallies;
+#[cfg(feature = "json")]
+use crate::undecodable::Undecodable;
 
 /// Trouble with the registry that may be over in a moment.
 const YOUNG_TROUBLE: Duration = Duration::from_secs(1);
@@ -53,6 +56,9 @@ pub(crate) struct Shared {
     pub(crate) tallies: Tallies,
     pub(crate) recent: RecentWrites,
     pub(crate) sequences: Sequences,
+    #[cfg(feature = "json")]
+    pub(crate) undecodable: Undecodable,
+    pub(crate) owed: Arc<Owed>,
     /// Loads of the application's where no node can be asked.
     pub(crate) uncached: Semaphore,
     /// Where hints can be stored for nodes; `None` where the fleet is a fixed list.
@@ -88,6 +94,9 @@ impl Shared {
             tallies: Tallies::default(),
             recent: RecentWrites::new(config.windows.recent_writes),
             sequences: Sequences::default(),
+            #[cfg(feature = "json")]
+            undecodable: Undecodable::default(),
+            owed: Arc::default(),
             uncached: Semaphore::new(config.uncached_loads),
             config,
             registry,

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use peanut_proto::striped::Striped;
 use peanut_proto::v1::Outcome;
 use tokio::time::Instant;
+
+use crate::stats::Stats;
 
 /// What a call may come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,20 +105,42 @@ impl Tally {
 
 /// The counts of all groups that a client was asked for.
 #[derive(Debug, Default)]
-pub(crate) struct Tallies(Mutex<BTreeMap<Arc<str>, Tally>>);
+pub(crate) struct Tallies {
+    groups: Mutex<BTreeMap<Arc<str>, Tally>>,
+    told: Mutex<Told>,
+}
+
+/// What of the counts has been told to a recorder. It is the client's and not that of the task that tells,
+/// since there may be several one after the other, or at once.
+#[derive(Debug, Default)]
+pub(crate) struct Told {
+    pub(crate) stats: Stats,
+    pub(crate) groups: BTreeMap<Arc<str>, ToldOfGroup>,
+}
+
+/// What of the counts of a group has been told.
+#[derive(Debug, Default)]
+pub(crate) struct ToldOfGroup {
+    pub(crate) came: [u64; KINDS],
+    pub(crate) times: [u64; BOUNDS.len()],
+}
 
 impl Tallies {
     /// Those of a group.
     pub(crate) fn of(&self, group: &str) -> Tally {
-        let mut all = self.0.lock();
+        let mut all = self.groups.lock();
         if let Some(tally) = all.get(group) {
             return tally.clone();
         }
         all.entry(group.into()).or_default().clone()
     }
 
+    pub(crate) fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock()
+    }
+
     pub(crate) fn all(&self) -> Vec<(Arc<str>, Tally)> {
-        self.0.lock().iter().map(|(group, tally)| (group.clone(), tally.clone())).collect()
+        self.groups.lock().iter().map(|(group, tally)| (group.clone(), tally.clone())).collect()
     }
 }
 

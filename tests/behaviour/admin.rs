@@ -235,6 +235,61 @@ fn the_table_of_metrics_is_what_a_client_says() {
     });
 }
 
+/// What goes on beside a client's calls begins anew on another runtime, and the counts are the same.
+#[test]
+fn a_client_that_outlives_a_runtime_counts_nothing_twice() {
+    use metrics_util::debugging::{DebugValue, DebuggingRecorder};
+    let recorder = DebuggingRecorder::new();
+    let snapshots = recorder.snapshotter();
+    let small = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let told = |to: &mut u64| {
+        let gets = |key: &metrics::Key| {
+            key.name() == "peanut_client_gets_total" && key.labels().any(|label| label.value() == "hit")
+        };
+        for (key, _, _, value) in snapshots.snapshot().into_vec() {
+            if let (true, DebugValue::Counter(count)) = (gets(key.key()), value) {
+                // Reading takes the counts.
+                *to += count;
+            }
+        }
+    };
+    metrics::with_local_recorder(&recorder, || {
+        let (first, second) = (small(), small());
+        let (_etcd, _servers, client) = first.block_on(async {
+            let (etcd, servers) = fleet(1).await;
+            let client = client(&etcd, 1).await;
+            client.group("scores").get("Tom").await.unwrap();
+            (etcd, servers, client)
+        });
+        let (mut sum, mut hits) = (0, 0);
+        // Two that take turns to stand still, and then one of them has ended.
+        let mut first = Some(first);
+        for round in 0..6 {
+            let runtime = if round % 2 == 0 { first.as_ref().unwrap_or(&second) } else { &second };
+            runtime.block_on(async {
+                for _ in 0..10 {
+                    client.group("scores").get("Tom").await.unwrap();
+                    hits += 1;
+                    tokio::time::sleep(Duration::from_millis(250)).await;
+                }
+            });
+            told(&mut sum);
+            assert!(sum <= hits, "{sum} of {hits} were told");
+            if round == 3 {
+                first = None;
+            }
+        }
+        second.block_on(eventually("all to be told", async || {
+            client.group("scores").get("Tom").await.unwrap();
+            hits += 1;
+            tokio::time::sleep(Duration::from_millis(1500)).await;
+            told(&mut sum);
+            assert!(sum <= hits, "{sum} of {hits} were told");
+            (sum == hits).then_some(())
+        }));
+    });
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_admin_port_has_the_nodes_certificate_and_wants_its_tokens() {
     let authority = Authority::new();

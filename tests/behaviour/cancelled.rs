@@ -80,3 +80,32 @@ async fn every_write_whose_future_is_dropped_is_done_as_a_delete() {
         .await;
     }
 }
+
+/// The application drops the write, and then the runtime on which the delete would be done.
+#[test]
+fn a_dropped_write_is_deleted_also_when_its_runtime_ends_or_there_is_none() {
+    let home = tokio::runtime::Runtime::new().unwrap();
+    let (_fleet, client) = home.block_on(fleet());
+    let group = client.group("g");
+    let gone = |what: &str| {
+        home.block_on(eventually(what, async || group.get("k").await.unwrap().is_none().then_some(())));
+    };
+    for wait in [Duration::ZERO, Duration::from_secs(3600)] {
+        home.block_on(group.set("k", "old")).unwrap();
+        let short = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let begun =
+            short.block_on(group.with_deadline(wait.max(Duration::from_secs(1))).begin_write("k")).unwrap();
+        home.block_on(group.get_or_load("k", || async { Ok::<_, std::io::Error>(Some("old")) })).unwrap();
+        // Within the runtime, which runs nothing any more: the delete is its task, and ends with it.
+        let within = short.enter();
+        drop(begun);
+        drop(within);
+        drop(short);
+        gone("the old value to go after its runtime has");
+    }
+    home.block_on(group.set("k", "old")).unwrap();
+    let begun = home.block_on(group.begin_write("k")).unwrap();
+    home.block_on(group.get_or_load("k", || async { Ok::<_, std::io::Error>(Some("old")) })).unwrap();
+    std::thread::spawn(move || drop(begun)).join().unwrap();
+    gone("the old value to go where there is no runtime");
+}

@@ -150,3 +150,56 @@ async fn a_value_that_cannot_be_written_as_json_is_an_error_of_its_own() {
         assert_eq!(maps.bytes().get(key).await.unwrap().as_deref(), value.map(str::as_bytes), "{key}");
     }
 }
+
+/// Numbers of every size come back as they were, and what JSON has no word for is refused, and not left there.
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_come_back_as_they_were_or_are_refused() {
+    let (_etcd, _servers, clients) = two_clients(1).await;
+    let numbers = clients[0].group("g").json::<f64>();
+    let odd = [110.000_000_000_000_01, 0.1 + 0.2, f64::MIN_POSITIVE, f64::MAX, -0.0, 5e-324];
+    let random = (0..2_000).map(|_| f64::from_bits(fastrand::u64(..))).filter(|number| number.is_finite());
+    let numbers_in: Vec<f64> = odd.into_iter().chain(random).collect();
+    let entries = numbers_in.iter().map(|number| (format!("{:x}", number.to_bits()), number));
+    assert!(numbers.set_many(entries).await.iter().all(Result::is_ok));
+    let keys = numbers_in.iter().map(|number| format!("{:x}", number.to_bits()));
+    for (number, got) in numbers_in.iter().zip(numbers.get_many(keys).await) {
+        assert_eq!(got.unwrap().unwrap().to_bits(), number.to_bits(), "{number:e}");
+    }
+    for none in [f64::NAN, f64::INFINITY] {
+        numbers.set("k", &1.0).await.unwrap();
+        assert_eq!(numbers.set("k", &none).await.unwrap_err().kind(), ErrorKind::Codec);
+        assert_eq!(numbers.get("k").await.unwrap(), None, "the database has the new value by now");
+        numbers.set("k", &1.0).await.unwrap();
+        let many = numbers.set_many([("good", &2.0), ("k", &none)]).await;
+        assert!(many[0].is_ok());
+        assert_eq!(many[1].as_ref().unwrap_err().kind(), ErrorKind::Codec);
+        assert_eq!((numbers.get("good").await.unwrap(), numbers.get("k").await.unwrap()), (Some(2.0), None));
+        let loaded = numbers.get_or_load("k", || async { Ok::<_, String>(Some(none)) }).await;
+        assert_eq!(loaded.unwrap_err().kind(), ErrorKind::Loader);
+        let begun = numbers.begin_write("k").await.unwrap();
+        assert_eq!(begun.set(&none).await.unwrap_err().kind(), ErrorKind::Codec);
+    }
+    // Where there may be nothing, that is what it is.
+    let some = clients[0].group("g").json::<Vec<Option<f64>>>();
+    some.set("v", &vec![None, Some(1.5)]).await.unwrap();
+    assert_eq!(some.get("v").await.unwrap().unwrap(), [None, Some(1.5)]);
+}
+
+/// A handler makes its typed group anew for each request.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_document_is_left_alone_by_all_groups_of_a_client() {
+    let loads = Arc::new(AtomicUsize::new(0));
+    let counted = loads.clone();
+    let loader = loader_fn(move |_| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        async { Ok::<_, LoaderError>(Loaded::found("no document")) }
+    });
+    let fleet = TestFleet::start(1, [Group::new("players", loader)]).await.unwrap();
+    let client = Client::builder().registry(fleet.registry()).build().await.unwrap();
+    for _ in 0..5 {
+        let players = client.group("players").json::<Player>();
+        assert_eq!(players.get("Tom").await.unwrap_err().kind(), ErrorKind::Codec);
+        assert_eq!(players.get_many(["Tom"]).await[0].as_ref().unwrap_err().kind(), ErrorKind::Codec);
+    }
+    assert_eq!(loads.load(Ordering::SeqCst), 2, "once, and once more after the delete");
+}

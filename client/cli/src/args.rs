@@ -26,7 +26,7 @@ pub(crate) struct Args {
     /// Name of the fleet
     #[arg(long, global = true, env = "PEANUT_FLEET", value_name = "NAME", default_value = "default")]
     pub(crate) fleet: String,
-    /// How long an operation may take
+    /// How long an operation may take; at most 1s for `stat` and `top`
     #[arg(long, global = true, value_name = "DURATION", default_value = "5s", value_parser = duration)]
     pub(crate) deadline: Duration,
     /// Print JSON
@@ -152,7 +152,7 @@ pub(crate) enum Command {
     Hotkeys {
         /// Of this group only
         group: Option<String>,
-        /// So many
+        /// How many keys to print
         #[arg(long, default_value = "20", value_name = "KEYS")]
         top: usize,
     },

@@ -20,13 +20,15 @@ fn page() -> String {
     options(&mut page, &command, |argument| !is_of_clap(argument));
     for one in command.get_subcommands().filter(|one| one.get_name() != "help") {
         let about = one.get_about().map(ToString::to_string).unwrap_or_default();
-        let places: String = one.get_positionals().map(|place| format!(" {}", shown(place))).collect();
+        let places: String = one.get_positionals().map(|place| format!(" {}", in_usage(place))).collect();
         let _ = writeln!(page, "\n## `peanut {}{places}`\n\n{about}.", one.get_name());
         if one.get_positionals().next().is_some() {
             page.push('\n');
         }
         for place in one.get_positionals() {
-            let _ = writeln!(page, "- `{}`: {}", shown(place), help(place));
+            let or = place.get_env().and_then(|name| name.to_str());
+            let or = or.map(|name| format!(" (or from `{name}`)")).unwrap_or_default();
+            let _ = writeln!(page, "- `{}`: {}{or}", shown(place), help(place));
         }
         options(&mut page, one, |argument| !argument.is_global_set() && !is_of_clap(argument));
     }
@@ -53,8 +55,18 @@ fn options(page: &mut String, command: &Command, is_shown: impl Fn(&Arg) -> bool
             true => String::new(),
             false => format!("`{}`", defaults.join(",")),
         };
-        let _ = writeln!(page, "| `{}` | {variable} | {} | {default} |", shown(option), help(option));
+        let also = option.get_visible_aliases().unwrap_or_default();
+        let also: String = also.iter().map(|name| format!("; `--{name}` is the same")).collect();
+        let _ = writeln!(page, "| `{}` | {variable} | {}{also} | {default} |", shown(option), help(option));
     }
+}
+
+/// A positional argument as usage lines have it: in brackets where it may be left out, with dots where there
+/// may be several.
+fn in_usage(place: &Arg) -> String {
+    let dots = if matches!(place.get_action(), ArgAction::Append) { "…" } else { "" };
+    let (open, close) = if place.is_required_set() { ("", "") } else { ("[", "]") };
+    format!("{open}{}{dots}{close}", shown(place))
 }
 
 /// An argument as it is given.

@@ -92,9 +92,9 @@ impl Group {
                     error = format_args!("{error:#}"),
                     "no node can be asked; the value is loaded and not kept"
                 );
-                let loaded = load().await.map_err(failed)?;
-                self.client.counters.loaded_uncached();
-                return Ok(loaded.into().into_parts().0);
+                let loaded = load().await.map(|loaded| loaded.into().into_parts().0).map_err(failed);
+                self.count_uncached(&loaded);
+                return loaded;
             }
         };
         // Where this is cancelled or panics, the lease is given back with the answer.
@@ -231,8 +231,16 @@ impl Group {
                 Ok(loaded) => of_key(loaded, &key).map(|loaded| loaded.into_parts().0),
                 Err(error) => Err(error.clone()),
             };
-            self.client.counters.loaded_uncached();
+            self.count_uncached(&value);
             found.insert(key, value);
+        }
+    }
+
+    /// Counts what was loaded without a node, or could not be.
+    fn count_uncached(&self, loaded: &Result<Option<Bytes>, Error>) {
+        match loaded {
+            Ok(_) => self.client.counters.loaded_uncached(),
+            Err(_) => self.count_failed(),
         }
     }
 

@@ -4,6 +4,7 @@ mod boarding;
 mod inspect;
 mod loads;
 mod near;
+mod unfinished;
 mod writes;
 
 use std::sync::Arc;
@@ -26,6 +27,10 @@ use crate::request::{Key, Op, Request};
 use crate::shared::Answered;
 use crate::shared::Shared;
 use crate::tally::Tally;
+#[cfg(feature = "json")]
+use crate::undecodable::Undecodable;
+
+pub(crate) use unfinished::follow as follow_owed;
 
 pub use inspect::{HeldEntry, Holding, KeyRole};
 pub use writes::BegunWrite;
@@ -86,7 +91,7 @@ pub struct Group {
 
 impl Group {
     pub(crate) fn new(client: Arc<Shared>, name: &str) -> Self {
-        let invalid = check_name(name).err().map(|why| invalid(format!("the group's name {why}")));
+        let invalid = invalid_name(name);
         let number = if invalid.is_none() { client.group_number(name) } else { u32::MAX };
         let deadline = client.config.deadline;
         let near = client.config.near.clone().filter(|near| near.of_group(name) != Near::Off);
@@ -118,14 +123,10 @@ impl Group {
     /// deadline out of bounds makes every call fail with [`ErrorKind::InvalidArgument`].
     #[must_use]
     pub fn with_deadline(&self, deadline: Duration) -> Self {
-        let out_of_bounds = DEADLINE.check(deadline).err().map(|why| invalid(format!("deadline: {why}")));
-        Group { deadline, invalid: self.invalid.clone().or(out_of_bounds), ..self.clone() }
-    }
-
-    /// How long a call may take.
-    #[cfg(feature = "json")]
-    pub(crate) fn deadline(&self) -> Duration {
-        self.deadline
+        let refused = DEADLINE.check(deadline).err().map(|why| invalid(format!("deadline: {why}")));
+        // One that is refused is reckoned with nowhere.
+        let deadline = if refused.is_some() { self.deadline } else { deadline };
+        Group { deadline, invalid: invalid_name(&self.name).or(refused), ..self.clone() }
     }
 
     /// The group's name.
@@ -216,10 +217,15 @@ impl Group {
                 Err(error) => known.push((at, Err(error))),
             }
         }
-        let (span, trace) = self.span();
-        let request = Request { traceparent: &trace, ..self.request(&[], now) };
-        let got = Box::pin(many::get(&self.client, request, &asked, now)).instrument(span).await;
-        self.tally.took(now);
+        let got = if asked.is_empty() {
+            Vec::new()
+        } else {
+            let (span, trace) = self.span();
+            let request = Request { traceparent: &trace, ..self.request(&[], now) };
+            let got = Box::pin(many::get(&self.client, request, &asked, now)).instrument(span).await;
+            self.tally.took(now);
+            got
+        };
         let mut values: Vec<_> = got.into_iter().map(|got| self.value(got)).collect();
         // In the order of their places, so that each is right when it is its turn.
         known.into_iter().for_each(|(at, value)| values.insert(at, value));
@@ -294,12 +300,38 @@ impl Group {
     }
 }
 
+/// What groups of typed values ask of one of bytes.
+#[cfg(feature = "json")]
+impl Group {
+    /// How long a call may take.
+    pub(crate) fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
+    pub(crate) fn hash(&self, key: &[u8]) -> u64 {
+        self.hasher.hash(key)
+    }
+
+    pub(crate) fn undecodable(&self) -> &Undecodable {
+        &self.client.undecodable
+    }
+}
+
 fn invalid(why: String) -> Error {
     Error::new(ErrorKind::InvalidArgument, why)
 }
 
+/// Why no group can have that name.
+fn invalid_name(name: &str) -> Option<Error> {
+    check_name(name).err().map(|why| invalid(format!("the group's name {why}")))
+}
+
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use crate::ErrorKind;
+
     /// Thousands of them wait at a time, each in memory of its own; what they seldom need is in boxes.
     #[tokio::test]
     async fn what_waits_for_an_answer_is_small() {
@@ -309,6 +341,50 @@ mod tests {
         assert!(sizes.iter().all(|size| *size <= 768), "{sizes:?} bytes");
         let set = size_of_val(&group.set("k", "v"));
         assert!(set <= 1440, "{set} bytes");
+    }
+
+    /// By every call, also those that reckon with the deadline before they look at anything else; and it is
+    /// forgotten with the next one.
+    #[tokio::test]
+    async fn a_deadline_out_of_bounds_is_refused_by_every_call() {
+        let client = crate::Client::builder().nodes(["127.0.0.1:1"]).build().await.unwrap();
+        let load = || async { Ok::<_, crate::Error>(Some("v")) };
+        let load_many =
+            |keys: Vec<bytes::Bytes>| async { Ok::<_, crate::Error>(keys.into_iter().map(|key| (key, "v"))) };
+        for deadline in [Duration::ZERO, Duration::MAX] {
+            let group = client.group("g").with_deadline(deadline);
+            let mut errors = vec![
+                group.get("k").await.unwrap_err(),
+                group.get_detailed("k").await.unwrap_err(),
+                group.get_or_load("k", load).await.unwrap_err(),
+                group.set("k", "v").await.unwrap_err(),
+                group.delete("k").await.unwrap_err(),
+                group.clear().await.unwrap_err(),
+                group.begin_write("k").await.unwrap_err(),
+            ];
+            errors.extend(group.get_many(["k"]).await.into_iter().map(Result::unwrap_err));
+            errors.extend(group.get_or_load_many(["k"], load_many).await.into_iter().map(Result::unwrap_err));
+            errors.extend(group.set_many([("k", "v")]).await.into_iter().map(Result::unwrap_err));
+            errors.extend(group.delete_many(["k"]).await.into_iter().map(Result::unwrap_err));
+            #[cfg(feature = "json")]
+            {
+                let group = group.json::<u32>();
+                errors.push(group.get("k").await.unwrap_err());
+                errors.push(
+                    group
+                        .get_or_load("k", || async { Ok::<_, crate::Error>(Some(1_u32)) })
+                        .await
+                        .unwrap_err(),
+                );
+                errors.extend(group.get_many(["k"]).await.into_iter().map(Result::unwrap_err));
+                errors.push(group.set("k", &1).await.unwrap_err());
+            }
+            for error in errors {
+                assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+            }
+            let mended = group.with_deadline(Duration::from_millis(10));
+            assert_ne!(mended.get("k").await.unwrap_err().kind(), ErrorKind::InvalidArgument);
+        }
     }
 
     #[tokio::test]

@@ -2,26 +2,18 @@
 
 use std::time::Duration;
 
-use peanut_proto::backoff::Backoff;
 use peanut_proto::frame::{Filled, Write};
 use peanut_proto::limits::MAX_VALUE_BYTES;
 use peanut_proto::numbers::{FillToken, RingVersion};
-use tokio::runtime::Handle;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use super::Group;
+use super::unfinished::Unfinished;
 use crate::clear;
 use crate::error::{Error, ErrorKind};
 use crate::request::{Key, Op, Request};
 use crate::write;
 use crate::write::many::WriteOf;
-
-/// How long one attempt may take to delete what a dropped write was of, also where the application's calls
-/// have less time.
-const UNGUARDED_ATTEMPT: Duration = Duration::from_secs(5);
-/// It is tried again for so long, with pauses between, of which these are the first and the longest.
-const UNGUARDED_TRIED_FOR: Duration = Duration::from_secs(30);
-const UNGUARDED_PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
 impl Group {
     /// Stores a value at the node that owns the key. It stays fresh for the group's `ttl`.
@@ -181,7 +173,7 @@ impl Group {
     async fn write(&self, key: &[u8], write: Write<'_>, sequence: u64) -> Result<u64, Error> {
         let now = Instant::now();
         let request = Request { op: Op::Write(write), ..self.request(key, now) };
-        let unfinished = Unfinished { group: Some(self), keys: [key] };
+        let unfinished = Unfinished::new(self, [key]);
         self.wrote(request.hash);
         let written = write::write(&self.client, &request, sequence, &self.name, now).await;
         self.wrote(request.hash);
@@ -201,7 +193,7 @@ impl Group {
             }
         }
         let keys: Vec<&[u8]> = asked.iter().map(|one| one.key.bytes).collect();
-        let unfinished = Unfinished { group: Some(self), keys };
+        let unfinished = Unfinished::new(self, keys);
         let request = self.request(&[], now);
         asked.iter().for_each(|one| self.wrote(one.key.hash));
         let mut written = Box::pin(write::many::write(&self.client, request, &asked, &self.name, now)).await;
@@ -213,91 +205,9 @@ impl Group {
         written
     }
 
-    fn write_of<'a>(&self, write: Write<'a>) -> WriteOf<'a> {
+    pub(super) fn write_of<'a>(&self, write: Write<'a>) -> WriteOf<'a> {
         let bytes = write.key();
         WriteOf { key: Key { bytes, hash: self.hasher.hash(bytes) }, write }
-    }
-
-    /// Deletes keys on the caller's runtime, for a caller that waits for nothing any more: once after each of
-    /// these pauses.
-    fn delete_in_background<const N: usize>(&self, keys: &[&[u8]], pauses: [Duration; N]) {
-        let Ok(runtime) = Handle::try_current() else {
-            tracing::warn!(group = self.name(), "a write was dropped unfinished where there is no runtime");
-            return;
-        };
-        let group = self.clone();
-        let keys: Vec<Box<[u8]>> = keys.iter().map(|key| Box::from(*key)).collect();
-        runtime.spawn(async move {
-            for pause in pauses {
-                if !pause.is_zero() {
-                    sleep(pause).await;
-                }
-                group.delete_unguarded(&keys).await;
-            }
-        });
-    }
-
-    /// Deletes keys, also where the calls of this group have little time: nobody is told of an error.
-    async fn delete_unguarded(&self, keys: &[Box<[u8]>]) {
-        let (begun, mut pauses) = (Instant::now(), Backoff::new(UNGUARDED_PAUSES.0, UNGUARDED_PAUSES.1));
-        let mut deletes = Vec::with_capacity(keys.len());
-        for key in keys {
-            deletes.push(self.write_of(Write::Delete { key, then_set: false, sequence: 0 }));
-        }
-        loop {
-            let now = Instant::now();
-            let deadline = now + self.deadline.max(UNGUARDED_ATTEMPT);
-            let request = Request { deadline, ..self.request(&[], now) };
-            deletes.iter().for_each(|one| self.wrote(one.key.hash));
-            let deleted = write::many::write(&self.client, request, &deletes, &self.name, now).await;
-            let failed =
-                deletes.drain(..).zip(deleted).filter_map(|(one, deleted)| Some((one, deleted.err()?)));
-            let is_over = begun.elapsed() > UNGUARDED_TRIED_FOR;
-            let (again, given_up): (Vec<_>, Vec<_>) = failed
-                .collect::<Vec<_>>()
-                .into_iter()
-                .partition(|(_, error)| !is_over && error.is_retryable());
-            if let Some((_, error)) = given_up.first() {
-                tracing::warn!(
-                    group = self.name(),
-                    error = format_args!("{error:#}"),
-                    "the key of a write that was dropped was not deleted"
-                );
-            }
-            if again.is_empty() {
-                return;
-            }
-            deletes = again.into_iter().map(|(one, _)| one).collect();
-            loop {
-                sleep(pauses.next_delay(fastrand::f64())).await;
-                // Many writes may have been dropped at once.
-                if self.client.budget.withdraw() || begun.elapsed() > UNGUARDED_TRIED_FOR {
-                    break;
-                }
-            }
-        }
-    }
-}
-
-/// Writes that are under way. A caller that stops waiting for them has perhaps written its database by then,
-/// so what is left of them is done as deletes.
-struct Unfinished<'a, K: AsRef<[&'a [u8]]>> {
-    /// `None` once they have ended.
-    group: Option<&'a Group>,
-    keys: K,
-}
-
-impl<'a, K: AsRef<[&'a [u8]]>> Unfinished<'a, K> {
-    fn end(mut self) {
-        self.group = None;
-    }
-}
-
-impl<'a, K: AsRef<[&'a [u8]]>> Drop for Unfinished<'a, K> {
-    fn drop(&mut self) {
-        if let Some(group) = self.group {
-            group.delete_in_background(self.keys.as_ref(), [Duration::ZERO]);
-        }
     }
 }
 
@@ -362,7 +272,8 @@ impl BegunWrite {
         self.end = End::UnderWay;
         // The owner could not be reached, or has not owned it all the time: it was not told of all writes.
         let ended = if self.sequence == 0 || self.has_moved() {
-            self.group.delete(&self.key).await
+            let kept = self.group.set_of(&self.key, value, ttl).and_then(|(_, kept)| kept);
+            self.group.delete(&self.key).await.and(kept)
         } else {
             self.group.set_since(&self.key, value, ttl, self.sequence).await
         };
