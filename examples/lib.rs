@@ -10,3 +10,6 @@ mod getting_started {}
 #[cfg(doctest)]
 #[doc = include_str!("../docs/near-cache.md")]
 mod near_cache {}
+#[cfg(doctest)]
+#[doc = include_str!("../docs/operations.md")]
+mod operations {}

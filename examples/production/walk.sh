@@ -3,10 +3,10 @@
 peanut certify node 127.0.0.1 && peanut certify app
 psql -q "$DATABASE_URL" -c "CREATE TABLE scores AS SELECT 'key-' || n AS id, 'score ' || n AS score FROM generate_series(0, 99999) n" -c "ALTER TABLE scores ADD PRIMARY KEY (id)"
 for n in 1 2 3; do
-  peanut-server --config peanut.toml --listen 127.0.0.1:1000$n --admin 127.0.0.1:1100$n 2> node-$n.log &
+  peanut-server --config peanut.toml --listen 127.0.0.1:1000$n --admin 127.0.0.1:1100$n 2> node-$n.log & nodes="$nodes $!"
 done
 app() { peanut --tls-ca certs/ca.pem --tls-cert certs/app.pem --tls-key certs/app.key "$@"; }
 until app get scores key-42 2> get.log; do sleep 0.2; done
-app bench scores --keys 100000 --rate 2000 --duration 15 --json > bench.json &
-sleep 6; kill -9 %2
-wait %4; cat bench.json
+app bench scores --keys 100000 --rate 2000 --duration 15 --json > bench.json & bench=$!
+sleep 6; kill -9 ${nodes##* }
+wait $bench; cat bench.json

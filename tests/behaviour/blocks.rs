@@ -40,7 +40,7 @@ fn check_dependencies(page: &str, block: &toml::Table) {
     for (name, dependency) in block.values().flat_map(|table| table.as_table().unwrap()) {
         let features = dependency.get("features").and_then(toml::Value::as_array);
         if let Some(path) = dependency.get("path") {
-            let path = path.as_str().unwrap().trim_start_matches("…/");
+            let path = path.as_str().unwrap().trim_start_matches("peanut/");
             let manifest: toml::Table = read(&format!("{path}/Cargo.toml")).parse().unwrap();
             assert_eq!(manifest["package"]["name"].as_str(), Some(name.as_str()), "{page}");
             for feature in features.into_iter().flatten() {
@@ -57,10 +57,21 @@ fn check_dependencies(page: &str, block: &toml::Table) {
     }
 }
 
-/// Writes the files that tokens of the documents name, and says where they are in place of there.
-fn with_secrets(block: &str, directory: &Path) -> String {
+/// Writes the secrets and certificates that the documents name, and says where they are in place of there.
+fn with_files(block: &str, authority: &Authority, directory: &Path) -> String {
+    let of_node = authority.issue("node-1", &["cache-1.example"]);
     for name in block.split("\"/etc/peanut/").skip(1).map(|rest| rest.split('"').next().unwrap()) {
-        std::fs::write(directory.join(name), format!("the-secret-of-{name}\n")).unwrap();
+        let from = match name {
+            "node-1.pem" => Some(of_node.cert.clone()),
+            "node-1.key" => Some(of_node.key.clone()),
+            _ if name.ends_with("ca.pem") => Some(authority.ca()),
+            _ => None,
+        };
+        let text = from.map_or_else(
+            || format!("the-secret-of-{name}\n").into_bytes(),
+            |from| std::fs::read(from).unwrap(),
+        );
+        std::fs::write(directory.join(name), text).unwrap();
     }
     block.replace("/etc/peanut/", &format!("{}/", directory.display()))
 }
@@ -81,9 +92,15 @@ fn every_block_of_toml_is_taken_by_what_it_is_for() {
         }
         // A part of a configuration stands in a whole one.
         let others = if parsed.contains_key("group") { String::new() } else { format!("{SCORES}{tls}") };
-        let config = with_secrets(&block, directory.path()) + &others;
+        let config = with_files(&block, &authority, directory.path()) + &others;
         std::fs::write(&path, config).unwrap();
-        let output = Command::new(SERVER).arg("--config").arg(&path).arg("--check-config").output().unwrap();
+        let mut command = Command::new(SERVER);
+        command
+            .arg("--config")
+            .arg(&path)
+            .arg("--check-config")
+            .env("DATABASE_URL", "postgres://me@127.0.0.1/db");
+        let output = command.output().unwrap();
         assert!(output.status.success(), "{page}: {}", String::from_utf8_lossy(&output.stderr));
     }
 }

@@ -56,15 +56,15 @@ async fn three_nodes_over_mutual_tls_before_100_000_rows_lose_one_and_no_get() {
             command.output().unwrap()
         }
     });
-    // The second one is killed six seconds after the load has begun: the page shows it red.
-    let port_is_open = || std::net::TcpStream::connect("127.0.0.1:10002").is_ok();
+    // The last one is killed six seconds after the load has begun: the page shows it red.
+    let port_is_open = || std::net::TcpStream::connect("127.0.0.1:10003").is_ok();
     eventually("the node to be killed", async || (!port_is_open()).then_some(())).await;
     let killed = now();
     eventually("the page to show it", async || {
         let members = members().await?;
         members
             .iter()
-            .any(|member| member["addr"] == "127.0.0.1:10002" && member["health"] == "down")
+            .any(|member| member["addr"] == "127.0.0.1:10003" && member["health"] == "down")
             .then_some(())
     })
     .await;
@@ -80,6 +80,6 @@ async fn three_nodes_over_mutual_tls_before_100_000_rows_lose_one_and_no_get() {
     assert_eq!(report["errors"], 0, "{report}");
     let screen = top.await.unwrap();
     let screen = String::from_utf8_lossy(&screen.stdout);
-    assert!(screen.contains("127.0.0.1:10002"), "{screen:?}");
+    assert!(screen.contains("127.0.0.1:10003"), "{screen:?}");
     assert!(["unreachable", "down"].iter().any(|word| screen.contains(word)), "{screen:?}");
 }

@@ -33,9 +33,9 @@ documented! {
     pub(crate) struct GroupSettings {
         /// Its name, by which applications ask for it
         name: Spanned<String>,
-        /// Bytes kept in memory, overhead included [default: 64MiB]
+        /// Bytes kept in memory, overhead included; at least 64KiB [default: 64MiB]
         capacity: Option<Capacity>,
-        /// How long a value stays fresh [default: 10m]
+        /// How long a value stays fresh; from 1ms to max_ttl [default: 10m]
         ttl: Option<Spanned<Span>>,
         /// The longest lifetime that a loader or a client may give a value [default: 7d]
         max_ttl: Option<Span>,
@@ -55,7 +55,8 @@ documented! {
         eviction: Option<Spanned<String>>,
         /// Bytes on the disk, where there is a data_dir [default: twice the capacity, at least 64MiB]
         disk_capacity: Option<Capacity>,
-        /// Age from which a value that is asked for is loaded again in the background [default: none]
+        /// Age from which a value that is asked for is loaded again in the background; at least 1ms, and
+        /// shorter than max_ttl [default: none]
         refresh_after: Option<Span>,
         /// How long beyond its lifetime a value answers where it cannot be loaded, or not in the caller's
         /// time [default: 0s]
@@ -84,7 +85,7 @@ documented! {
         query: Option<String>,
         /// sql: the query for many keys, whose rows begin with the key [default: none]
         batch_query: Option<String>,
-        /// sql: connections of the node to the database [default: 8]
+        /// sql: connections of the node to the database; from 1 to 10000 [default: 8]
         max_connections: Option<u32>,
         /// redis: the key at the origin, with {key} in it [default: {key}]
         key: Option<String>,

@@ -5,8 +5,9 @@
 //! Cache <── restored ── Restore <─────────────────────────── Directory        another, once, from the start
 //! ```
 //!
-//! Nothing here is on the way of a get but a push onto a list after a load. Nobody waits for a disk: a node
-//! is ready before its entries are back, and a disk that fails leaves it with its memory.
+//! Nothing here is on the way of a get but a push onto a list after a load. No get waits for a disk; writes
+//! wait until the removal is with the system. A node is ready before its entries are back, and a disk that
+//! fails leaves it with its memory.
 
 mod directory;
 mod restore;
