@@ -38,7 +38,8 @@ impl<V> Loaded<V> {
     }
 
     /// How long the value stays fresh, in place of the group's `ttl` and at most its `max_ttl`; zero: it is
-    /// not kept at all; `None`: as the group says. It does not apply where nothing was found.
+    /// not kept at all; `None`: as the group says. That nothing was found is remembered no longer than that
+    /// either, and than the group's `negative_ttl`.
     #[must_use]
     pub fn ttl(self, ttl: impl Into<Option<Duration>>) -> Self {
         Loaded { ttl: ttl.into(), ..self }

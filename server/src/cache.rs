@@ -390,7 +390,7 @@ impl Cache {
     /// would have to wait for others, or the origin has just failed. (Groups without a loader have no such
     /// age.)
     fn refresh(self: &Arc<Self>, get: &Get, account: &Arc<Account>, after: Duration, now: Instant) {
-        if get.on_miss == OnMiss::Peek || !self.loads.may_refresh(now) || !self.has_turns_left() {
+        if get.on_miss == OnMiss::Peek || !self.loads.may_refresh(&get.key, now) || !self.has_turns_left() {
             return;
         }
         let Some(held) = account.operations.try_take(OPERATION_BYTES + get.key.len()) else { return };

@@ -123,7 +123,10 @@ pub(crate) struct Echo;
 impl Loader for Echo {
     async fn load(&self, request: Request<LoadRequest>) -> Result<Response<LoadResponse>, Status> {
         let keys = request.into_inner().keys;
-        if keys.iter().any(|key| key.starts_with(b"bad")) {
+        if keys.iter().any(|key| key.starts_with(b"slow")) {
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+        if keys.iter().any(|key| key.starts_with(b"bad") || key.starts_with(b"slow-bad")) {
             return Err(Status::invalid_argument("there is a bad one among them"));
         }
         let value = |key: &Bytes| match key.first() {
@@ -160,5 +163,27 @@ async fn a_bad_key_or_a_value_too_long_costs_only_itself_in_a_service() {
             key => assert_eq!(found.unwrap().unwrap(), key),
         }
     }
+    serving.abort();
+}
+
+/// One caller's many bad keys take all the time of the load that they are in with another's good one.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_bad_keys_cost_no_good_one_and_do_not_open_the_breaker() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let serving = tonic::transport::Server::builder().add_service(LoaderServer::new(Echo));
+    let incoming = tonic::transport::server::TcpIncoming::from(listener);
+    let serving = tokio::spawn(async move { serving.serve_with_incoming(incoming).await });
+    let (_server, client) =
+        node(&format!("kind = \"grpc\"\nurl = \"{url}\""), "load_timeout = \"4s\"\nmax_loads = 2").await;
+    let group = client.group("g");
+    for round in 0..3 {
+        let bad = (0..200).map(|n| format!("slow-bad-{round}-{n}"));
+        let keys: Vec<String> = [format!("good-{round}")].into_iter().chain(bad).collect();
+        let mut found = group.get_many(&keys).await.into_iter();
+        assert_eq!(found.next().unwrap().unwrap().unwrap(), *keys[0], "it was found long before the end");
+        assert!(found.all(|found| found.is_err_and(|error| error.kind() == ErrorKind::Loader)));
+    }
+    assert_eq!(group.get("k").await.unwrap().unwrap(), "k", "the origin is asked as ever");
     serving.abort();
 }

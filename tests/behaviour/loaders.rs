@@ -144,9 +144,10 @@ async fn postgres_stopped_and_started_again_stale_answers_meanwhile_and_a_slow_s
 #[tokio::test(flavor = "multi_thread")]
 async fn mariadb_many_keys_types_and_a_slow_statement() {
     let setup = [
-        "CREATE TABLE t (name VARCHAR(20) PRIMARY KEY, s TEXT, i BIGINT UNSIGNED, d DECIMAL(10,2), f DOUBLE, y BLOB, at DATETIME)",
-        "INSERT INTO t VALUES ('Tom', '630', 18446744073709551615, 1.50, 2.5, x'414243', '2026-01-02 03:04:05'), \
-         ('Jack', '589', 1, 2, 3, 'x', NULL)",
+        "CREATE TABLE t (name VARCHAR(20) PRIMARY KEY, s TEXT, i BIGINT UNSIGNED, d DECIMAL(10,2), f DOUBLE, y BLOB, at DATETIME, \
+         u TINYINT(1) UNSIGNED, n TINYINT(1), o BOOLEAN, p TINYINT UNSIGNED)",
+        "INSERT INTO t VALUES ('Tom', '630', 18446744073709551615, 1.50, 2.5, x'414243', '2026-01-02 03:04:05', \
+         200, -5, TRUE, 255), ('Jack', '589', 1, 2, 3, 'x', NULL, 1, 1, FALSE, 1)",
     ];
     let database = Database::mariadb(&setup).await;
     let loader = |column: &str| {
@@ -162,6 +163,10 @@ async fn mariadb_many_keys_types_and_a_slow_statement() {
         ("d", "1.50"),
         ("f", "2.5"),
         ("y", "ABC"),
+        ("u", "200"),
+        ("n", "-5"),
+        ("o", "1"),
+        ("p", "255"),
         ("CAST(at AS CHAR)", "2026-01-02 03:04:05"),
     ] {
         let (_server, client) = node(&loader(column), "").await;

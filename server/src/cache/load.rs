@@ -5,6 +5,7 @@
 //! origin together, where the loader can load many at once, and nothing waits for company. Loads that run are
 //! bounded; what has queued up behind them goes together when a turn comes.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -22,7 +23,7 @@ use tracing::Instrument as _;
 
 use super::queue::FairQueue;
 use super::{Cache, Get};
-use crate::breaker::{Breaker, Epoch, Position};
+use crate::breaker::{Breaker, Ended, Epoch, Position};
 use crate::budget::{Budget, Held};
 use crate::flight::{Landed, Pilot};
 use crate::group::Policy;
@@ -50,8 +51,38 @@ pub(super) struct Loads {
     largest: Largest,
     /// How long a load takes, its turn not included: an average in microseconds; zero before the first.
     took_us: AtomicU64,
-    /// Until when nothing is refreshed, since the origin has failed.
-    refresh_after: Mutex<Option<Instant>>,
+    refreshes: Mutex<Refreshes>,
+}
+
+/// Until when nothing is refreshed, since it could not be.
+#[derive(Debug, Default)]
+struct Refreshes {
+    /// The origin has failed.
+    after: Option<Instant>,
+    /// The loads of these keys have; no more than so many.
+    of_keys: HashMap<Bytes, Instant>,
+}
+
+impl Refreshes {
+    const MOST: usize = 1024;
+
+    fn may(&self, key: &Bytes, now: Instant) -> bool {
+        let is_over = |after: Option<&Instant>| after.is_none_or(|after| now >= *after);
+        is_over(self.after.as_ref()) && is_over(self.of_keys.get(key))
+    }
+
+    /// The load of a key has failed.
+    fn pause(&mut self, key: &Bytes, now: Instant) {
+        if self.of_keys.len() >= Refreshes::MOST {
+            self.of_keys.retain(|_, after| now < *after);
+        }
+        if self.of_keys.len() < Refreshes::MOST {
+            self.of_keys.insert(Bytes::copy_from_slice(key), now + REFRESH_PAUSE);
+        } else {
+            // Of so many keys at once that it is as if the origin had.
+            self.after = Some(now + REFRESH_PAUSE);
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -114,7 +145,7 @@ impl Loads {
             budget,
             largest: Largest::default(),
             took_us: AtomicU64::new(0),
-            refresh_after: Mutex::new(None),
+            refreshes: Mutex::default(),
         }
     }
 
@@ -131,21 +162,27 @@ impl Loads {
     }
 
     /// Whether an entry that is fresh still may be loaded again: not just after a failure.
-    pub(super) fn may_refresh(&self, now: Instant) -> bool {
-        self.position(now) == Position::Closed && self.refresh_after.lock().is_none_or(|after| now >= after)
+    pub(super) fn may_refresh(&self, key: &Bytes, now: Instant) -> bool {
+        self.position(now) == Position::Closed && self.refreshes.lock().may(key, now)
     }
 
     fn admits(&self) -> Option<Epoch> {
         self.breaker.as_ref().map_or(Some(0), |breaker| breaker.lock().admits(Instant::now()))
     }
 
-    fn record(&self, epoch: Epoch, succeeded: bool) {
+    /// Takes in how a load of these keys has ended.
+    fn record<'a>(&self, epoch: Epoch, ended: Ended, failed: impl Iterator<Item = &'a Bytes>) {
         let now = Instant::now();
-        if !succeeded {
-            *self.refresh_after.lock() = Some(now + REFRESH_PAUSE);
+        {
+            let mut refreshes = self.refreshes.lock();
+            if ended == Ended::Well {
+                failed.for_each(|key| refreshes.pause(key, now));
+            } else {
+                refreshes.after = Some(now + REFRESH_PAUSE);
+            }
         }
         if let Some(breaker) = &self.breaker {
-            breaker.lock().record(epoch, succeeded, now, fastrand::f64());
+            breaker.lock().record(epoch, ended, now, fastrand::f64());
         }
     }
 }
@@ -159,7 +196,8 @@ impl Cache {
     /// Whether a load that nobody waits for would begin at once: others are not to wait for it.
     pub(super) fn has_turns_left(&self) -> bool {
         let queue = self.loads.queue.lock();
-        queue.launched.len() + queue.begun.len() < self.loads_at_once()
+        let free = self.loads.turns.available_permits().saturating_mul(self.loader.max_batch_size());
+        queue.launched.len() + queue.begun.len() < free
     }
 
     fn loads_at_once(&self) -> usize {
@@ -283,7 +321,7 @@ impl Cache {
             traceparent: traceparent.clone(),
         };
         // What was read before the machine was suspended is of then, and nobody has told of it.
-        let (begun, Origin { found, has_failed }) = loop {
+        let (begun, Origin { found, ended }) = loop {
             let (begun, suspended_before) = (Instant::now(), suspended());
             let loaded = self.load(loads.iter().map(request).collect(), deadline).await;
             if suspended() <= suspended_before + SUSPENDED {
@@ -301,7 +339,8 @@ impl Cache {
         });
         let failures = found.iter().filter(|found| found.is_err()).count();
         self.metrics.load_failures.fetch_add(failures as u64, Ordering::Relaxed);
-        self.loads.record(epoch, !has_failed);
+        let keys = loads.iter().zip(&found).filter(|(_, found)| found.is_err());
+        self.loads.record(epoch, ended, keys.map(|(load, _)| &load.get.key));
         for (load, found) in loads.into_iter().zip(found) {
             let landed = found.and_then(|found| self.entry(found, begun, &load.get));
             self.land(load.pilot, &load.get, landed);
@@ -337,22 +376,22 @@ impl Cache {
         let load = self.loader.clone().load(requests).instrument(span);
         let begun = Instant::now();
         let mut load = AbortOnDropHandle::new(tokio::spawn(load));
-        let (failure, has_failed) = match timeout_at(deadline, &mut load).await {
+        let (failure, ended) = match timeout_at(deadline, &mut load).await {
             Ok(Ok(found)) if found.len() == many => {
                 let has_failed =
                     found.iter().all(|found| found.as_ref().is_err_and(|error| !error.is_of_key()));
                 let failed = |error: LoaderError| Failure::new(ErrorCode::LoaderFailed, error.to_string());
                 let found = found.into_iter().map(|found| found.map_err(failed)).collect();
-                return Origin { found, has_failed };
+                return Origin { found, ended: if has_failed { Ended::Badly } else { Ended::Well } };
             }
             Ok(Ok(found)) => {
                 let why = format!("the loader was asked for {many} keys and answered {}", found.len());
-                (Failure::new(ErrorCode::LoaderFailed, why), true)
+                (Failure::new(ErrorCode::LoaderFailed, why), Ended::Badly)
             }
             Ok(Err(ended)) => {
                 let failure = ended_badly(ended);
                 let has_failed = failure.code == ErrorCode::LoaderFailed;
-                (failure, has_failed)
+                (failure, if has_failed { Ended::Badly } else { Ended::Unknown })
             }
             Err(_) => {
                 // Its connection is given up with it, so that later loads have another one.
@@ -363,10 +402,11 @@ impl Cache {
                 let time = if had.mul_f64(1.1) >= limit { format!("within {limit:?}") } else { late };
                 let why = format!("the loader did not answer {time}");
                 // One that got its turn late is not the origin's fault.
-                (Failure::new(ErrorCode::LoadTimedOut, why), had * 2 >= limit)
+                let ended = if had * 2 >= limit { Ended::Badly } else { Ended::Unknown };
+                (Failure::new(ErrorCode::LoadTimedOut, why), ended)
             }
         };
-        Origin { found: vec![Err(failure); many], has_failed }
+        Origin { found: vec![Err(failure); many], ended }
     }
 
     fn entry(&self, found: Loaded, loaded: Instant, get: &Get) -> Landed {
@@ -378,7 +418,7 @@ impl Cache {
             (Some(value), ttl) => (Some(value.into()), ttl.unwrap_or(self.policy.ttl)),
             // Some client may bring it at any time.
             (None, _) if self.loader.is_none() => (None, Duration::ZERO),
-            (None, _) => (None, self.policy.negative_ttl),
+            (None, ttl) => (None, ttl.unwrap_or(Duration::MAX).min(self.policy.negative_ttl)),
         };
         let ttl = self.jittered(self.bounded(ttl, get.origin));
         let expires = loaded + self.kept_for(ttl, get.origin, value.is_some());
@@ -389,8 +429,8 @@ impl Cache {
 /// What the origin has said.
 struct Origin {
     found: Vec<Result<Loaded, Failure>>,
-    /// Whether it is the origin that something is the matter with, rather than keys.
-    has_failed: bool,
+    /// Badly where something is the matter with the origin, rather than with keys.
+    ended: Ended,
 }
 
 fn ended_badly(ended: JoinError) -> Failure {

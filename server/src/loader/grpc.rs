@@ -16,7 +16,7 @@ use tonic::{Code, Request, Status};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::reconnect::Reconnect;
-use super::{LoadRequest, Loaded, Loader, LoaderError, check_timeout, with_causes};
+use super::{LoadRequest, Loaded, Loader, LoaderError, check_timeout, last_begin, no_time_for, with_causes};
 
 /// Keys in one call at most.
 const MOST_KEYS: usize = 100;
@@ -70,14 +70,21 @@ impl GrpcLoader {
         Ok(GrpcLoader { channel: Arc::new(channel), timeout, fingerprint: xxh3_64(url.as_bytes()) })
     }
 
-    fn ask<'a>(&'a self, requests: &'a [LoadRequest]) -> BoxFuture<'a, Vec<Result<Loaded, LoaderError>>> {
+    fn ask<'a>(
+        &'a self,
+        requests: &'a [LoadRequest],
+        until: Instant,
+    ) -> BoxFuture<'a, Vec<Result<Loaded, LoaderError>>> {
         Box::pin(async move {
             let Some(first) = requests.first() else { return Vec::new() };
             let response = match self.call(&first.group, requests).await {
                 Ok(response) => response,
                 Err(Failed::Status(status)) if requests.len() > 1 && may_be_of_a_key(&status) => {
+                    if Instant::now() >= until {
+                        return vec![Err(no_time_for(status.message())); requests.len()];
+                    }
                     let (first, second) = requests.split_at(requests.len() / 2);
-                    return [self.ask(first).await, self.ask(second).await].concat();
+                    return [self.ask(first, until).await, self.ask(second, until).await].concat();
                 }
                 Err(failed) => return vec![Err(self.told(&failed)); requests.len()],
             };
@@ -201,11 +208,11 @@ impl Loader for GrpcLoader {
     }
 
     async fn load(&self, request: &LoadRequest) -> Result<Loaded, LoaderError> {
-        let mut results = self.ask(std::slice::from_ref(request)).await;
+        let mut results = self.ask(std::slice::from_ref(request), request.deadline).await;
         results.pop().unwrap_or_else(|| Err("the loader service answered nothing".into()))
     }
 
     async fn load_many(&self, requests: &[LoadRequest]) -> Vec<Result<Loaded, LoaderError>> {
-        self.ask(requests).await
+        self.ask(requests, last_begin(requests)).await
     }
 }

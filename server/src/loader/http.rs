@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use peanut_proto::clock::wall_clock_ms;
 use peanut_proto::limits::MAX_VALUE_BYTES;
+use reqwest::header::{HeaderValue, LOCATION};
 use reqwest::{Client, ClientBuilder, Response, StatusCode, Url, redirect};
 use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_64;
@@ -26,8 +27,10 @@ const MOST_REDIRECTS: usize = 5;
 /// 200 is the value. It lives as long as RFC 9111 says for a shared cache (`s-maxage`, `max-age`, `Expires`,
 /// less `Age`; not at all with `no-store`, `private`, `no-cache` or `Vary: *`), and as long as the group says
 /// where the answer says nothing. The group's `stale_if_error` holds for every value that may be kept. 404
-/// and 410 are not found. Anything else is an error that names the status. Redirects are followed within the
-/// same scheme, host and port.
+/// and 410 are not found, for the group's `negative_ttl` and no longer than the answer says. Anything else is
+/// an error that names the status. Redirects are followed within the same scheme, host and port; the value
+/// then lives no longer than any answer on the way says, and is not kept where a temporary redirect (302,
+/// 303, 307) says nothing.
 ///
 /// Connections are kept and used again. A load whose connection breaks before an answer has come is done once
 /// more, on a new one. After a load that had no answer in time the others' connections are new; over HTTP/2 a
@@ -68,8 +71,7 @@ impl HttpLoader {
         let common = move || {
             builder()
                 .connect_timeout(timeout.min(Duration::from_secs(2)))
-                .redirect(redirect::Policy::custom(within_origin))
-                .referer(false)
+                .redirect(redirect::Policy::none())
                 .http2_keep_alive_interval(timeout / 3)
                 .http2_keep_alive_timeout(timeout / 3)
                 .user_agent(concat!("peanut-server/", env!("CARGO_PKG_VERSION")))
@@ -87,9 +89,46 @@ impl HttpLoader {
         }
         answer
     }
+
+    /// Asks for a key, and follows redirects. What is found may live as long as every answer on the way says.
+    async fn follow(&self, used: &Use<'_, Client>, request: &LoadRequest, deadline: Instant) -> Followed {
+        let (first, trace) = (self.address.of(&request.group, &request.key)?, request.traceparent.as_deref());
+        let (mut url, mut ttl) = (first.clone(), None);
+        for _ in 0..=MOST_REDIRECTS {
+            let response = self.ask(used, url.clone(), trace, deadline).await?;
+            let said = freshness::lifetime(response.headers(), now());
+            let Some(to) = redirect_of(&response) else { return Ok((response, shorter(ttl, said))) };
+            url = within_origin(&first, &url, to)?;
+            // RFC 9111, 3: such an answer may be reused only where it says so.
+            let is_permanent = matches!(response.status().as_u16(), 301 | 308);
+            ttl = shorter(ttl, if is_permanent { said } else { said.or(Some(Duration::ZERO)) });
+        }
+        Err(Unloaded::Refused(LoaderError::of_key("the origin redirects too often")))
+    }
 }
 
 type Answer = Result<Response, reqwest::Error>;
+type Followed = Result<(Response, Option<Duration>), Unloaded>;
+
+/// Why there is no answer.
+enum Unloaded {
+    /// The origin gave none.
+    Unanswered(reqwest::Error),
+    /// It leads elsewhere, or the key cannot be asked for.
+    Refused(LoaderError),
+}
+
+impl From<reqwest::Error> for Unloaded {
+    fn from(error: reqwest::Error) -> Self {
+        Unloaded::Unanswered(error)
+    }
+}
+
+impl From<LoaderError> for Unloaded {
+    fn from(error: LoaderError) -> Self {
+        Unloaded::Refused(error)
+    }
+}
 
 impl Loader for HttpLoader {
     /// Connects, and is content with any answer: a key that nobody has may well be refused.
@@ -104,17 +143,16 @@ impl Loader for HttpLoader {
     }
 
     async fn load(&self, request: &LoadRequest) -> Result<Loaded, LoaderError> {
-        let (url, trace) = (self.address.of(&request.group, &request.key)?, request.traceparent.as_deref());
         let (used, deadline) = (self.client.begin(), Instant::now() + self.timeout);
-        let loaded = match self.ask(&used, url, trace, deadline).await {
-            Ok(response) => read(response).await,
+        let loaded = match self.follow(&used, request, deadline).await {
+            Ok((response, ttl)) => read(response, ttl).await,
+            Err(Unloaded::Refused(error)) => Err(error),
             // Without the URL, in which there may be secrets.
-            Err(error) if error.is_redirect() => Err(LoaderError::of_key(error.without_url())),
-            Err(error) if error.is_timeout() || Instant::now() >= deadline => {
+            Err(Unloaded::Unanswered(error)) if error.is_timeout() || Instant::now() >= deadline => {
                 used.replace();
                 return Err(error.without_url().into());
             }
-            Err(error) => {
+            Err(Unloaded::Unanswered(error)) => {
                 used.failed();
                 return Err(error.without_url().into());
             }
@@ -128,11 +166,20 @@ impl Loader for HttpLoader {
     }
 }
 
+fn now() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_millis(wall_clock_ms())
+}
+
+/// The shorter of two lifetimes, of which `None` says nothing.
+fn shorter(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
+    one.into_iter().chain(other).min()
+}
+
 /// Takes an answer for what it is.
-async fn read(response: Response) -> Result<Loaded, LoaderError> {
+async fn read(response: Response, ttl: Option<Duration>) -> Result<Loaded, LoaderError> {
     match response.status() {
         StatusCode::OK => {}
-        StatusCode::NOT_FOUND | StatusCode::GONE => return Ok(Loaded::not_found()),
+        StatusCode::NOT_FOUND | StatusCode::GONE => return Ok(Loaded::not_found().ttl(ttl)),
         status => {
             let why = format!("the origin answered {status}");
             // Of these the origin does not say that it is in trouble.
@@ -140,8 +187,6 @@ async fn read(response: Response) -> Result<Loaded, LoaderError> {
             return Err(if of_key { LoaderError::of_key(why) } else { why.into() });
         }
     }
-    let now = SystemTime::UNIX_EPOCH + Duration::from_millis(wall_clock_ms());
-    let ttl = freshness::lifetime(response.headers(), now);
     Ok(Loaded::found(read_body(response).await?).ttl(ttl))
 }
 
@@ -155,20 +200,31 @@ async fn send(client: &Client, url: Url, trace: Option<&str>, deadline: Instant)
 
 /// Whether a connection that there was has ended, or did not answer pings, before there was an answer.
 fn has_broken(error: &reqwest::Error, deadline: Instant) -> bool {
-    error.is_request() && !error.is_connect() && !error.is_redirect() && Instant::now() < deadline
+    error.is_request() && !error.is_connect() && Instant::now() < deadline
 }
 
-/// Follows what stays at the origin, so that neither a trace nor a secret of the URL goes elsewhere.
-fn within_origin(attempt: redirect::Attempt<'_>) -> redirect::Action {
-    let (to, from) = (attempt.url().origin(), attempt.previous().first().map(Url::origin));
-    if attempt.previous().len() > MOST_REDIRECTS {
-        attempt.error("the origin redirects too often")
-    } else if from.is_some_and(|from| from == to) {
-        attempt.follow()
-    } else {
-        let to = to.ascii_serialization();
-        attempt.error(format!("the origin redirects to {to}, and only redirects to itself are followed"))
+/// Where a redirect leads; `None` where the answer is none.
+fn redirect_of(response: &Response) -> Option<&HeaderValue> {
+    let is_redirect = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
+    response.headers().get(LOCATION).filter(|_| is_redirect)
+}
+
+/// The URL that a redirect from `at` leads to, where that is at the origin, so that neither a trace nor a
+/// secret of the first URL goes elsewhere.
+fn within_origin(first: &Url, at: &Url, to: &HeaderValue) -> Result<Url, LoaderError> {
+    let to = std::str::from_utf8(to.as_bytes()).ok().and_then(|to| at.join(to).ok());
+    let Some(mut to) = to else {
+        return Err(LoaderError::of_key("the origin redirects to what is no URL"));
+    };
+    if to.origin() != first.origin() {
+        let to = to.origin().ascii_serialization();
+        let why = format!("the origin redirects to {to}, and only redirects to itself are followed");
+        return Err(LoaderError::of_key(why));
     }
+    // The login is the first URL's. These fail for URLs without a host only.
+    let _ = to.set_username(first.username());
+    let _ = to.set_password(first.password());
+    Ok(to)
 }
 
 /// Reads a body, but no more of it than a value may have.

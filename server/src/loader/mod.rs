@@ -192,6 +192,24 @@ fn with_causes(mut said: String, error: &(dyn std::error::Error + 'static)) -> S
     said
 }
 
+/// When the last request to the origin may begin for keys that have to be asked for apart: three quarters of
+/// what is left of the load, so that what has been found by then is not lost with the rest.
+#[cfg(any(feature = "grpc", feature = "sqlite", feature = "postgres", feature = "mysql"))]
+fn last_begin(requests: &[LoadRequest]) -> Instant {
+    let now = Instant::now();
+    let left = requests.iter().map(|request| request.deadline.saturating_duration_since(now)).min();
+    now + left.unwrap_or_default().mul_f64(0.75)
+}
+
+/// That a key was asked for with others of which one is refused, and not alone in time. It does not count for
+/// the group's breaker.
+#[cfg(any(feature = "grpc", feature = "sqlite", feature = "postgres", feature = "mysql"))]
+fn no_time_for(refused: impl fmt::Display) -> LoaderError {
+    LoaderError::of_key(format!(
+        "asked for with keys that the origin refuses, and no time was left for it: {refused}"
+    ))
+}
+
 /// A loader of any type. Owns its arguments, so that a load can outlive the call that caused it.
 #[derive(Clone)]
 pub(crate) struct AnyLoader(Option<Arc<dyn DynLoader>>);

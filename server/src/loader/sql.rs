@@ -20,10 +20,11 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::iter;
+use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_64;
 
 use self::rows::Rows;
-use super::{LoadRequest, Loaded, Loader, LoaderError, check_timeout};
+use super::{LoadRequest, Loaded, Loader, LoaderError, check_timeout, last_begin, no_time_for};
 
 /// More than a database has, and still far from harm.
 const MOST_CONNECTIONS: u32 = 10_000;
@@ -143,33 +144,41 @@ impl SqlLoader {
         Ok(found.map_err(told)?.into())
     }
 
-    /// Those keys in one query, or in several where some of them are bad.
-    fn batch<'a>(&'a self, keys: &'a [Bytes]) -> BoxFuture<'a, Vec<Result<Loaded, LoaderError>>> {
+    /// Those keys in one query, or in several where some of them are bad, of which none begins later than
+    /// `until`.
+    fn batch<'a>(
+        &'a self,
+        keys: &'a [Bytes],
+        until: Instant,
+    ) -> BoxFuture<'a, Vec<Result<Loaded, LoaderError>>> {
         Box::pin(async move {
             let Some(query) = self.batch_query.as_ref().filter(|_| keys.len() > 1) else {
-                return self.each(keys).await;
+                return self.each(keys, until).await;
             };
             let texts: Vec<&str> = keys.iter().filter_map(|key| std::str::from_utf8(key).ok()).collect();
             if texts.len() < keys.len() {
-                return self.texts_and_others(keys).await;
+                return self.texts_and_others(keys, until).await;
             }
             let rows = match self.database.many(query, keys, &texts).await {
                 Ok(rows) => rows,
                 // Halves, until the bad ones are alone.
+                Err(error) if is_of_a_key(&error) && Instant::now() >= until => {
+                    return vec![Err(no_time_for(error)); keys.len()];
+                }
                 Err(error) if is_of_a_key(&error) => {
                     let (first, second) = keys.split_at(keys.len() / 2);
-                    let mut loaded = self.batch(first).await;
-                    loaded.extend(self.batch(second).await);
+                    let mut loaded = self.batch(first, until).await;
+                    loaded.extend(self.batch(second, until).await);
                     return loaded;
                 }
                 Err(error) => return vec![Err(told(error)); keys.len()],
             };
             if rows.are_by_another_comparison() {
-                return self.each(keys).await;
+                return self.each(keys, until).await;
             }
             // Those for which there was no room; the first of them has room next time.
             let again: Vec<Bytes> = keys.iter().filter(|key| rows.loaded(key).is_none()).cloned().collect();
-            let mut again = self.batch(&again).await.into_iter();
+            let mut again = self.batch(&again, until).await.into_iter();
             keys.iter()
                 .map(|key| rows.loaded(key).or_else(|| again.next()).unwrap_or(Ok(Loaded::not_found())))
                 .collect()
@@ -177,18 +186,22 @@ impl SqlLoader {
     }
 
     /// The texts among those keys in one query, and the others, which it cannot have, one by one.
-    async fn texts_and_others(&self, keys: &[Bytes]) -> Vec<Result<Loaded, LoaderError>> {
+    async fn texts_and_others(&self, keys: &[Bytes], until: Instant) -> Vec<Result<Loaded, LoaderError>> {
         let is_text = |key: &Bytes| std::str::from_utf8(key).is_ok();
         let (texts, others): (Vec<Bytes>, Vec<Bytes>) = keys.iter().cloned().partition(is_text);
-        let mut texts = self.batch(&texts).await.into_iter();
-        let mut others = self.each(&others).await.into_iter();
+        let mut texts = self.batch(&texts, until).await.into_iter();
+        let mut others = self.each(&others, until).await.into_iter();
         let next = |key| if is_text(key) { texts.next() } else { others.next() };
         keys.iter().filter_map(next).collect()
     }
 
     /// Those keys one by one, a few at a time.
-    async fn each(&self, keys: &[Bytes]) -> Vec<Result<Loaded, LoaderError>> {
-        let loads: Vec<_> = keys.iter().map(|key| self.one(key)).collect();
+    async fn each(&self, keys: &[Bytes], until: Instant) -> Vec<Result<Loaded, LoaderError>> {
+        let one = async |key: &Bytes| match Instant::now() < until {
+            true => self.one(key).await,
+            false => Err(no_time_for("some keys of the batch can be asked for only one by one")),
+        };
+        let loads: Vec<_> = keys.iter().map(one).collect();
         iter(loads).buffered(4).collect().await
     }
 }
@@ -212,7 +225,8 @@ impl Loader for SqlLoader {
     }
 
     fn fingerprint(&self) -> u64 {
-        xxh3_64(format!("{}\0{}", self.database.name(), self.query).as_bytes())
+        let batch_query = self.batch_query.as_deref().unwrap_or_default();
+        xxh3_64(format!("{}\0{}\0{batch_query}", self.database.name(), self.query).as_bytes())
     }
 
     async fn load(&self, request: &LoadRequest) -> Result<Loaded, LoaderError> {
@@ -225,7 +239,7 @@ impl Loader for SqlLoader {
 
     async fn load_many(&self, requests: &[LoadRequest]) -> Vec<Result<Loaded, LoaderError>> {
         let keys: Vec<Bytes> = requests.iter().map(|request| request.key.clone()).collect();
-        self.batch(&keys).await
+        self.batch(&keys, last_begin(requests)).await
     }
 }
 

@@ -39,6 +39,7 @@ impl Loader for Calls {
         let load = |request: &LoadRequest| match &request.key[..] {
             b"bad" => Err(LoaderError::of_key("no number")),
             b"gone" if call > 1 => Ok(Loaded::not_found()),
+            b"worse" if call > 1 => Err(LoaderError::of_key("no number any more")),
             _ if broken => Err("the origin is down".into()),
             _ => Ok(Loaded::found(format!("call {call}"))),
         };
@@ -236,6 +237,51 @@ async fn a_refresh_that_fails_is_not_tried_again_at_once_nor_for_whoever_peeks()
     }
     // Two seconds: a call, its tenth of a second, and a pause of one.
     assert!((2..=3).contains(&(calls.sizes().len() - 1)), "{:?}", calls.sizes());
+}
+
+/// The origin is well, and one of its keys is not, by itself or among others.
+#[tokio::test(start_paused = true)]
+async fn a_key_whose_refresh_fails_is_left_alone_for_a_while_and_others_are_refreshed() {
+    let (cache, calls) = fixture(|g| g.refresh_after(Some(Duration::from_secs(20))));
+    for key in ["worse", "k"] {
+        ask(&cache, key).await.unwrap();
+    }
+    advance(Duration::from_secs(30)).await;
+    let before = calls.sizes().len();
+    for _ in 0..200 {
+        assert_eq!(outcome(&cache, "worse").await, Outcome::Hit);
+        sleep(Duration::from_millis(50)).await;
+    }
+    // Ten seconds: each call takes one, and the pause after it another.
+    let tried = calls.sizes().len() - before;
+    assert!((4..=6).contains(&tried), "{tried} times");
+    assert_eq!(outcome(&cache, "k").await, Outcome::Hit);
+    sleep(Duration::from_millis(1100)).await;
+    assert_ne!(ask(&cache, "k").await.unwrap().value, "call 2", "it is refreshed meanwhile");
+}
+
+/// Each of them with a load that runs, or has not begun yet.
+#[tokio::test(start_paused = true)]
+async fn what_is_missed_waits_for_no_refresh_that_has_no_turn() {
+    let (cache, calls) = fixture(|g| g.max_loads(1).refresh_after(Some(Duration::from_secs(20))));
+    for key in 0..12 {
+        ask(&cache, &format!("k{key}")).await.unwrap();
+    }
+    advance(Duration::from_secs(15)).await;
+    let before = calls.sizes().len();
+    for key in 0..12 {
+        assert_eq!(outcome(&cache, &format!("k{key}")).await, Outcome::Hit);
+        // It has its turn, where there is one.
+        tokio::task::yield_now().await;
+    }
+    let begun = Instant::now();
+    assert_eq!(outcome(&cache, "missed").await, Outcome::Loaded);
+    assert!(
+        begun.elapsed() <= Duration::from_secs(2),
+        "the one that ran, and its own: {:?}",
+        begun.elapsed()
+    );
+    assert_eq!(calls.sizes().len() - before, 2);
 }
 
 #[tokio::test(start_paused = true)]

@@ -27,6 +27,7 @@ async fn origin() -> (SocketAddr, Asked) {
         let to = |location: String| (StatusCode::FOUND, [(LOCATION, location)]).into_response();
         match path.rsplit('/').next().unwrap() {
             "missing" => StatusCode::NOT_FOUND.into_response(),
+            "missing-unkept" => (StatusCode::NOT_FOUND, [(CACHE_CONTROL, "no-store")]).into_response(),
             "gone" => StatusCode::GONE.into_response(),
             "broken" => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
             "minute" => control("public, max-age=60"),
@@ -34,7 +35,23 @@ async fn origin() -> (SocketAddr, Asked) {
             "unkept" => control("no-store"),
             "huge" => vec![0u8; MAX_VALUE_BYTES + 1].into_response(),
             "slow" => std::future::pending::<Response>().await,
-            "moved" => to("/elsewhere/minute".to_owned()),
+            // `via-`, a status, what its cache control says, and where to.
+            last if last.starts_with("via-") => {
+                let last = percent_encoding::percent_decode_str(last).decode_utf8().unwrap();
+                let [_, status, control, target] = last.splitn(4, '-').collect::<Vec<_>>()[..] else {
+                    panic!("{last}")
+                };
+                let (control, target) = match (control, target.split_once('-')) {
+                    ("max" | "no", Some((rest, target))) => (format!("{control}-{rest}"), target),
+                    _ => (control.to_owned(), target),
+                };
+                let status = StatusCode::from_u16(status.parse().unwrap()).unwrap();
+                let location = format!("/elsewhere/{target}");
+                match control.is_empty() {
+                    true => (status, [(LOCATION, location)]).into_response(),
+                    false => (status, [(LOCATION, location), (CACHE_CONTROL, control)]).into_response(),
+                }
+            }
             "circle" => to("circle".to_owned()),
             // Where a key says, after `to-`: a full URL.
             last if last.starts_with("to-") => {
@@ -65,6 +82,7 @@ async fn statuses_and_lifetimes_are_read() {
     assert_eq!(load("private").await.unwrap(), for_seconds(0));
     assert_eq!(load("unkept").await.unwrap(), for_seconds(0));
     assert_eq!(load("missing").await.unwrap(), Loaded::not_found());
+    assert_eq!(load("missing-unkept").await.unwrap(), Loaded::not_found().ttl(Duration::ZERO));
     assert_eq!(load("gone").await.unwrap(), Loaded::not_found());
     assert!(load("broken").await.unwrap_err().to_string().contains("500"));
     let huge = load("huge").await.unwrap_err();
@@ -120,8 +138,32 @@ async fn redirects_are_followed_at_the_origin_and_name_what_is_elsewhere() {
         request.traceparent = Some(trace.clone());
         loader.load(&request).await
     };
-    assert_eq!(load("moved".to_owned()).await.unwrap(), Loaded::found("value").ttl(Duration::from_secs(60)));
-    assert_eq!(asked.lock().unwrap().last().unwrap(), &("/elsewhere/minute".to_owned(), true));
+    // What is found lives no longer than any answer on the way says; a temporary redirect that says nothing is
+    // not reused (RFC 9111, 3).
+    for (redirect, seconds) in [
+        ("via-302--minute", 0),
+        ("via-302-max-age=30-minute", 30),
+        ("via-302-max-age=90-minute", 60),
+        ("via-302-no-store-minute", 0),
+        ("via-303--minute", 0),
+        ("via-307-max-age=5-minute", 5),
+        ("via-301--minute", 60),
+        ("via-308--minute", 60),
+        ("via-308-max-age=7-minute", 7),
+        ("via-308-no-store-value", 0),
+        ("via-302-max-age=7-value", 7),
+        // By way of another.
+        ("via-308--via-302-max-age=9-minute", 9),
+        ("via-302-max-age=9-via-302-max-age=3-minute", 3),
+    ] {
+        let expected = Loaded::found("value").ttl(Duration::from_secs(seconds));
+        assert_eq!(load(redirect.to_owned()).await.unwrap(), expected, "{redirect}");
+        let last = asked.lock().unwrap().last().unwrap().clone();
+        assert!(last.1 && last.0.starts_with("/elsewhere/"), "{last:?}");
+    }
+    assert_eq!(load("via-301--value".to_owned()).await.unwrap(), Loaded::found("value"));
+    let missing = load("via-302-max-age=9-missing".to_owned()).await.unwrap();
+    assert_eq!(missing, Loaded::not_found().ttl(Duration::from_secs(9)));
     let error = load("circle".to_owned()).await.unwrap_err();
     assert!(error.to_string().contains("too often"), "{error}");
     let port = addr.port();

@@ -99,7 +99,8 @@ impl Dialect for MySql {
     fn name(&self) -> String {
         let options = &self.options;
         let (host, port) = (options.get_host(), options.get_port());
-        format!("mysql\0{host}\0{port}\0{}", options.get_database().unwrap_or_default())
+        let (database, user) = (options.get_database().unwrap_or_default(), options.get_username());
+        format!("mysql\0{host}\0{port}\0{database}\0{user}")
     }
 }
 
@@ -109,7 +110,11 @@ fn column(row: &MySqlRow, at: usize) -> Result<Option<Bytes>, sqlx::Error> {
         return Ok(None);
     }
     let text = match value.type_info().name() {
-        "BOOLEAN" => row.try_get_unchecked::<i8, _>(at)?.to_string(),
+        // What sqlx calls so is a number of one digit's width, signed or not.
+        "BOOLEAN" if <u64 as sqlx::Type<sqlx::MySql>>::compatible(&value.type_info()) => {
+            row.try_get_unchecked::<u64, _>(at)?.to_string()
+        }
+        "BOOLEAN" => row.try_get_unchecked::<i64, _>(at)?.to_string(),
         "TINYINT" | "SMALLINT" | "MEDIUMINT" | "INT" | "BIGINT" | "YEAR" => {
             row.try_get_unchecked::<i64, _>(at)?.to_string()
         }

@@ -119,7 +119,10 @@ impl Dialect for Postgres {
     fn name(&self) -> String {
         let options = &self.options;
         let (host, port) = (options.get_host(), options.get_port());
-        format!("postgres\0{host}\0{port}\0{}", options.get_database().unwrap_or_default())
+        let database = options.get_database().unwrap_or_default();
+        // The role and its options, as `search_path`, decide which tables a query means.
+        let (user, more) = (options.get_username(), options.get_options().unwrap_or_default());
+        format!("postgres\0{host}\0{port}\0{database}\0{user}\0{more}")
     }
 }
 
