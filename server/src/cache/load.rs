@@ -95,7 +95,7 @@ struct Queue {
     turns: usize,
 }
 
-/// The largest of the last values that were loaded, in two windows of so many loads.
+/// The largest value of the last loads, in two windows of so many.
 #[derive(Debug, Default)]
 struct Largest {
     loads: AtomicUsize,
@@ -331,12 +331,11 @@ impl Cache {
         let took = begun.elapsed();
         self.metrics.loaded(found.len(), took);
         self.loads.took(took);
-        found.iter().for_each(|found| {
-            self.loads.largest.add(match found {
-                Ok(loaded) => loaded.value().map_or(0, Bytes::len),
-                Err(_) => 0,
-            })
-        });
+        let length = |found: &Result<Loaded, Failure>| match found {
+            Ok(loaded) => loaded.value().map_or(0, Bytes::len),
+            Err(_) => 0,
+        };
+        self.loads.largest.add(found.iter().map(length).max().unwrap_or_default());
         let failures = found.iter().filter(|found| found.is_err()).count();
         self.metrics.load_failures.fetch_add(failures as u64, Ordering::Relaxed);
         let keys = loads.iter().zip(&found).filter(|(_, found)| found.is_err());
