@@ -166,8 +166,11 @@ fn test() -> Result<(), Failed> {
     for mechanism in ["hints", "poison", "tokens", "marks", "nearwait"] {
         simulate(&["--seeds", "5000", "--without", mechanism])?;
     }
-    let build = ["build", "--workspace", "--all-features", "--bins", "--examples"];
+    let build = ["build", "--workspace", "--all-features", "--examples"];
     Cargo::new(&build).run("building examples")?;
+    // With the features that users build, and none of the tests'.
+    let build = ["build", "-p", "peanut-server", "-p", "peanut-cli", "--features", "peanut-server/full"];
+    Cargo::new(&build).run("building the programs")?;
     let built = run::target_directory()?.join("debug");
     image::check(&built)?;
     package::check(&built)?;
