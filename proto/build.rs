@@ -1,5 +1,5 @@
-//! Says at once that there is no protoc, and how to go on. etcd's client compiles protobuf files in a build
-//! script of its own, which would say less, and only when half of an application has been built.
+//! Says that there is no protoc, and how to go on. etcd's client compiles protobuf files in a build script of
+//! its own, which says less, and which cargo may run before this one: nothing puts them in order.
 
 use std::ffi::OsString;
 use std::process::Command;

@@ -38,13 +38,18 @@ fn base() -> Vec<Value> {
 
 /// What `kubectl` makes of the base with all components; nothing where it is not installed.
 fn rendered() -> Option<Vec<Value>> {
+    render("resources: [../base]\ncomponents: [../components/drain, ../components/monitoring]\n")
+}
+
+/// What `kubectl` makes of an overlay beside the base.
+fn render(overlay: &str) -> Option<Vec<Value>> {
     let directory = tempfile::tempdir().unwrap();
     let tree = directory.path().join("kubernetes");
     let copied = Command::new("cp").args(["--recursive"]).arg(deployed("")).arg(&tree).status().unwrap();
     assert!(copied.success());
-    let overlay = "resources: [../base]\ncomponents: [../components/drain, ../components/monitoring]\n";
     std::fs::create_dir(tree.join("overlay")).unwrap();
     std::fs::write(tree.join("overlay/kustomization.yaml"), overlay).unwrap();
+    std::fs::write(tree.join("overlay/peanut.toml"), "# of an overlay\n").unwrap();
     let output = Command::new("kubectl").arg("kustomize").arg(tree.join("overlay")).output().ok()?;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Some(objects(&String::from_utf8(output.stdout).unwrap()))
@@ -127,6 +132,23 @@ const CONTAINERS: [&str; 5] = ["spec", "template", "spec", "containers", "*"];
 
 fn in_containers(path: &[&'static str]) -> Vec<&'static str> {
     [&CONTAINERS, path].concat()
+}
+
+/// As it stands on the page for operators.
+#[test]
+fn the_overlay_of_the_page_names_its_own_image_etcd_and_configuration() {
+    let page = std::fs::read_to_string(deployed("../../docs/operations.md")).unwrap();
+    let overlay = page.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let Some(rendered) = render(&overlay.replace("peanut/deploy/kubernetes", "..")) else {
+        println!("the overlay was not rendered: kubectl is not installed");
+        return;
+    };
+    check(&rendered);
+    let text = serde_json::to_string(&rendered).unwrap();
+    assert_eq!(text.matches("http://etcd.example:2379").count(), 2);
+    assert!(!text.contains("http://etcd:2379") && !text.contains("ghcr.io/peanut"));
+    assert_eq!(text.matches("registry.example/peanut:0.1.0").count(), 2);
+    assert!(text.contains("# of an overlay"));
 }
 
 #[test]

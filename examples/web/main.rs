@@ -11,6 +11,7 @@ mod tests;
 
 use peanut_client::Client;
 use service::{Database, Scores};
+use tokio::signal::unix::{SignalKind, signal};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -20,6 +21,17 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let client = Client::builder().etcd(variable("ETCD")?).build_lazy()?;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
     println!("http://{}/scores/Tom", listener.local_addr()?);
-    axum::serve(listener, service::router(Scores::new(database, &client))).await?;
+    let scores = Scores::new(database, &client);
+    axum::serve(listener, service::router(scores.clone())).with_graceful_shutdown(stopped()).await?;
+    scores.finish_writes().await;
     Ok(())
+}
+
+/// Waits for ctrl-C, or SIGTERM, by which a deployment stops the service.
+async fn stopped() {
+    let mut terminated = signal(SignalKind::terminate()).expect("signals can be waited for");
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminated.recv() => {}
+    }
 }

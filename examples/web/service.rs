@@ -11,6 +11,7 @@ use axum::{Json, Router};
 use peanut_client::{Client, JsonGroup};
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
+use tokio_util::task::TaskTracker;
 
 /// What is known of a player.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -50,12 +51,21 @@ impl Database {
 pub(crate) struct Scores {
     database: Database,
     players: JsonGroup<Player>,
+    /// Those under way, also where their callers have gone.
+    writes: TaskTracker,
 }
 
 impl Scores {
     pub(crate) fn new(database: Database, client: &Client) -> Arc<Self> {
         let players = client.group("players").with_deadline(Duration::from_secs(2)).json();
-        Arc::new(Scores { database, players })
+        Arc::new(Scores { database, players, writes: TaskTracker::new() })
+    }
+
+    /// Waits for writes whose callers have gone: they would end with the process, between the database and the
+    /// cache.
+    pub(crate) async fn finish_writes(&self) {
+        self.writes.close();
+        self.writes.wait().await;
     }
 }
 
@@ -99,7 +109,8 @@ async fn write(
     Path(name): Path<String>,
     Json(score): Json<i64>,
 ) -> Result<StatusCode, Failed> {
-    tokio::spawn(async move { scores.write(&Player { name, score }).await }).await?
+    let writes = scores.writes.clone();
+    writes.spawn(async move { scores.write(&Player { name, score }).await }).await?
 }
 
 impl Scores {
@@ -108,7 +119,7 @@ impl Scores {
     async fn write(&self, player: &Player) -> Result<StatusCode, Failed> {
         let begun = self.players.begin_write(&player.name).await?;
         if let Err(error) = self.database.store(player).await {
-            begun.delete().await?; // it may have been committed all the same
+            let _ = begun.delete().await; // it may have been committed all the same
             return Err(error.into());
         }
         begun.set(player).await?;

@@ -1,5 +1,6 @@
 //! The handlers against a fleet in this process and a PostgreSQL of their own.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
@@ -14,6 +15,7 @@ use crate::service::{Database, Player, Scores, router};
 
 struct App {
     router: axum::Router,
+    scores: Arc<Scores>,
     database: Database,
     client: Client,
     _fleet: TestFleet,
@@ -25,8 +27,8 @@ async fn app() -> App {
     let fleet = TestFleet::start(2, [Group::without_loader("players")]).await.unwrap();
     let client = Client::builder().registry(fleet.registry()).build().await.unwrap();
     let database = Database::connect(postgres.url()).await.unwrap();
-    let router = router(Scores::new(database.clone(), &client));
-    App { router, database, client, _fleet: fleet, _postgres: postgres }
+    let scores = Scores::new(database.clone(), &client);
+    App { router: router(scores.clone()), scores, database, client, _fleet: fleet, _postgres: postgres }
 }
 
 impl Database {
@@ -87,6 +89,22 @@ async fn a_caller_that_hangs_up_leaves_no_older_score_in_the_cache() {
     })
     .await;
     assert!(app.get("Tom").await.1.contains("999"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_stops_ends_its_writes_before() {
+    let app = app().await;
+    assert_eq!(app.call(Method::PUT, "Tom", "630").await.0, StatusCode::NO_CONTENT);
+    let mut lock = app.database.lock("Tom").await;
+    let hung_up = timeout(Duration::from_millis(300), app.call(Method::PUT, "Tom", "999")).await;
+    assert!(hung_up.is_err(), "the database is locked");
+    assert!(app.get("Tom").await.1.contains("630"), "it is what the database has");
+    let finishing = app.scores.finish_writes();
+    tokio::pin!(finishing);
+    assert!(timeout(Duration::from_millis(300), &mut finishing).await.is_err(), "the write is under way");
+    sqlx::query("COMMIT").execute(&mut *lock).await.unwrap();
+    finishing.await;
+    assert!(app.get("Tom").await.1.contains("999"), "nothing is left to do");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -80,7 +80,9 @@ fn getting_started_shows_the_example_as_it_is() {
 #[test]
 fn troubleshooting_knows_messages_that_there_are() {
     let mut code = String::new();
-    for directory in ["client/src", "client/proxy/src", "server/src", "server/edge/src", "proto/src"] {
+    for directory in
+        ["client/src", "client/proxy/src", "server/src", "server/edge/src", "server/page/src", "proto/src"]
+    {
         for file in files(&repository().join(directory), ".rs") {
             // Long messages are written over several lines.
             let text = std::fs::read_to_string(file).unwrap();

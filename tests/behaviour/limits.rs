@@ -291,6 +291,47 @@ async fn large_values_that_nobody_takes_are_not_held() {
     assert_eq!(client.group("g").get("8-mib-other").await.unwrap().unwrap().len(), 8 << 20);
 }
 
+/// Each lane could have one that nobody is charged for, were it only for the lane's own sake.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_values_on_many_lanes_that_nobody_takes_are_not_held() {
+    const CONNECTIONS: usize = 8;
+    const LANES: usize = 16;
+    let origin = peanut_tests::Origin::start(Duration::ZERO).await;
+    let port = free_port();
+    let own = format!("listen = \"127.0.0.1:{port}\"\nnodes = [\"127.0.0.1:{port}\"]\n");
+    let group = peanut_tests::group_from(
+        "g",
+        origin.url(),
+        "capacity = \"64MiB\"\nload_timeout = \"60s\"\nmax_loads = 8",
+    );
+    let mut server = ServerProcess::start_with(SERVER, &(own + &group)).await;
+    let client = Client::builder().nodes([server.addr()]).deadline(PATIENCE).build().await.unwrap();
+    // As far as the node knows, values are large.
+    client.group("g").get("8-mib-first").await.unwrap();
+    let before = resident(&mut server);
+    let mut lanes = Vec::new();
+    for connection in 0..CONNECTIONS {
+        let channel = channel(server.addr()).await;
+        for lane in 0..LANES {
+            let opened = RawLane::open(&channel).await;
+            let mut frame = RequestWriter::default();
+            frame.group(0, "g", Near::Off);
+            for id in 1..=2 {
+                let key = format!("8-mib-{connection}-{lane}-{id}");
+                frame.get(&get(id, key.as_bytes(), OnMiss::Load));
+            }
+            opened.send(frame.take());
+            lanes.push(opened);
+        }
+    }
+    eventually("many to be loaded", async || (origin.asked().len() > 40).then_some(())).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let meanwhile = resident(&mut server);
+    assert!(meanwhile < before + 900 * MIB, "from {before} to {meanwhile} bytes while nobody reads");
+    assert_eq!(client.group("g").get("k").await.unwrap().unwrap(), "value of k", "others have their answers");
+    drop(lanes);
+}
+
 /// The body of a call: what has been said so far, and no end.
 struct Unfinished(Option<Bytes>);
 

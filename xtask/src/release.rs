@@ -40,7 +40,9 @@ pub(crate) fn release() -> Result<(), Failed> {
 
 /// Holds the API of the libraries against that of the last release, where there was one.
 fn compare_api() -> Result<(), Failed> {
-    let tags = Command::new("git").args(["describe", "--tags", "--abbrev=0", "--match", "v*"]).output();
+    // Not of this very release, which may have its tag already.
+    let tags =
+        Command::new("git").args(["describe", "--tags", "--abbrev=0", "--match", "v*", "HEAD^"]).output();
     let tag = tags.ok().filter(|tags| tags.status.success());
     let Some(tag) = tag.map(|tag| String::from_utf8_lossy(&tag.stdout).trim().to_owned()) else {
         eprintln!("\n== the API was NOT compared: there is no release before this one");

@@ -198,8 +198,8 @@ pub(crate) struct BenchArgs {
     /// Callers at once; with --rate, the most that may be waiting
     #[arg(long, default_value = "64", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) concurrency: u32,
-    /// Gets begun each second, whether or not earlier ones are answered; latency counts from the time at
-    /// which a get was due
+    /// Keys asked for each second, whether or not earlier ones are answered; latency counts from the time
+    /// at which a call was due
     #[arg(long, value_name = "PER_SECOND", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) rate: Option<u32>,
     /// Different keys
@@ -218,8 +218,8 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "SETS:GETS", default_value = "0:1", value_parser = ratio)]
     pub(crate) ratio: f64,
     /// Bytes of the values that are set
-    #[arg(long, default_value = "100", value_name = "BYTES")]
-    pub(crate) value_size: usize,
+    #[arg(long, default_value = "100", value_name = "BYTES", value_parser = bytes)]
+    pub(crate) value_size: u64,
     /// Size of a near cache, which keeps all keys that are read [default: none]
     #[arg(long, value_name = "BYTES", value_parser = near_bytes)]
     pub(crate) near: Option<u64>,

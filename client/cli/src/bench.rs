@@ -1,6 +1,7 @@
 //! `peanut bench GROUP`: how fast a fleet answers this process.
 
 use std::io::{IsTerminal as _, Write as _};
+use std::ops::Range;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -18,6 +19,8 @@ use crate::args::BenchArgs;
 use crate::failure::Failure;
 use crate::output::{print_json, print_line};
 
+/// A little more than a node takes.
+const MOST_VALUE_BYTES: usize = 9 << 20;
 const WARM_UP: Duration = Duration::from_secs(1);
 /// Callers that share a histogram: few enough not to wait for each other.
 const SHARDS: usize = 16;
@@ -26,6 +29,7 @@ const SHARDS: usize = 16;
 struct Report {
     gets_per_second: f64,
     gets: u64,
+    sets: u64,
     errors: u64,
     not_found: u64,
     near_hits: u64,
@@ -48,6 +52,8 @@ struct Bench {
     /// Nanoseconds of each call.
     latencies: Vec<Mutex<Histogram<u64>>>,
     gets: AtomicU64,
+    /// Those of values, which count for errors and latency as gets do.
+    writes: AtomicU64,
     errors: AtomicU64,
     last_error: Mutex<Option<Error>>,
     measuring: AtomicBool,
@@ -62,7 +68,9 @@ pub(crate) async fn run(client: &Client, args: &BenchArgs, json: bool) -> Result
             callers.spawn(closed_loop(bench.clone(), caller));
         }),
         Some(rate) => {
-            callers.spawn(open_loop(bench.clone(), rate, args.concurrency as usize));
+            let begun = Instant::now() + WARM_UP;
+            let measured = begun..begun + args.duration;
+            callers.spawn(open_loop(bench.clone(), rate, args.concurrency as usize, measured));
         }
     }
     sleep(WARM_UP).await;
@@ -79,6 +87,7 @@ pub(crate) async fn run(client: &Client, args: &BenchArgs, json: bool) -> Result
     bench.measuring.store(false, Ordering::Relaxed);
     let (took, cpu) = (begun.elapsed(), cpu_time().saturating_sub(cpu_before));
     bench.stop.store(true, Ordering::Relaxed);
+    // Of a fixed rate also what was due by now and is not answered yet.
     callers.join_all().await;
     if std::io::stderr().is_terminal() {
         eprint!("\r{:70}\r", "");
@@ -95,9 +104,10 @@ pub(crate) async fn run(client: &Client, args: &BenchArgs, json: bool) -> Result
         );
     }
     let last_error = bench.last_error.lock().unwrap_or_else(|e| e.into_inner()).take();
+    let all = report.gets + report.sets;
     match last_error {
-        Some(error) if report.gets == report.errors => Err(Failure::from(error)),
-        None if report.gets == 0 => Err(Failure::new("no get was answered in that time")),
+        Some(error) if all == report.errors => Err(Failure::from(error)),
+        None if all == 0 => Err(Failure::new("no get was answered in that time")),
         _ => Ok(ExitCode::SUCCESS),
     }
 }
@@ -116,9 +126,10 @@ impl Bench {
             cumulative: if args.zipf == 0.0 { Vec::new() } else { cumulative.collect() },
             batch: args.batch as usize,
             sets: args.ratio,
-            value: vec![b'x'; args.value_size],
+            value: vec![b'x'; usize::try_from(args.value_size).unwrap_or(usize::MAX).min(MOST_VALUE_BYTES)],
             latencies: std::iter::repeat_with(histogram).take(SHARDS).collect(),
             gets: AtomicU64::new(0),
+            writes: AtomicU64::new(0),
             errors: AtomicU64::new(0),
             last_error: Mutex::default(),
             measuring: AtomicBool::new(false),
@@ -135,9 +146,10 @@ impl Bench {
         &self.keys[at.min(self.keys.len() - 1)]
     }
 
-    /// One call that was due at `due`.
-    async fn call(&self, due: Instant, shard: usize) {
-        let errors = if self.sets > 0.0 && fastrand::f64() < self.sets {
+    /// One call, whose time counts from `since` on. `counts` says, when it has ended, whether it does.
+    async fn call(&self, since: Instant, shard: usize, counts: impl FnOnce(&Self) -> bool) {
+        let is_set = self.sets > 0.0 && fastrand::f64() < self.sets;
+        let errors = if is_set {
             let sets = (0..self.batch).map(|_| self.group.set(self.key(), &self.value));
             self.failed(futures_util::future::join_all(sets).await)
         } else if self.batch == 1 {
@@ -145,16 +157,24 @@ impl Bench {
         } else {
             self.failed(self.group.get_many((0..self.batch).map(|_| self.key())).await)
         };
-        if self.measuring.load(Ordering::Relaxed) {
-            let nanos = u64::try_from(due.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        if counts(self) {
+            let nanos = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
             self.latencies[shard % SHARDS]
                 .lock()
                 .unwrap_or_else(|e| e.into_inner())
                 .record(nanos)
                 .unwrap_or_default();
-            self.gets.fetch_add(self.batch as u64, Ordering::Relaxed);
+            let count = if is_set { &self.writes } else { &self.gets };
+            count.fetch_add(self.batch as u64, Ordering::Relaxed);
             self.errors.fetch_add(errors, Ordering::Relaxed);
         }
+    }
+
+    /// Calls that were due and could not even be begun.
+    fn never_begun(&self, calls: u64) {
+        let keys = calls * self.batch as u64;
+        self.gets.fetch_add(keys, Ordering::Relaxed);
+        self.errors.fetch_add(keys, Ordering::Relaxed);
     }
 
     /// How many of these have failed; the last error is kept.
@@ -170,11 +190,12 @@ impl Bench {
             let shard = shard.lock().unwrap_or_else(|e| e.into_inner());
             all.add(&*shard).expect("both are of the same shape");
         }
-        let gets = self.gets.load(Ordering::Relaxed);
+        let (gets, sets) = (self.gets.load(Ordering::Relaxed), self.writes.load(Ordering::Relaxed));
         let us = |nanos: u64| nanos as f64 / 1e3;
         Report {
             gets_per_second: gets as f64 / took.as_secs_f64(),
             gets,
+            sets,
             errors: self.errors.load(Ordering::Relaxed),
             not_found: 0,
             near_hits: 0,
@@ -182,36 +203,50 @@ impl Bench {
             p99_us: us(all.value_at_quantile(0.99)),
             p999_us: us(all.value_at_quantile(0.999)),
             max_us: us(all.max()),
-            client_cpu_us: cpu.as_secs_f64() * 1e6 / gets.max(1) as f64,
+            client_cpu_us: cpu.as_secs_f64() * 1e6 / (gets + sets).max(1) as f64,
         }
     }
 }
 
 async fn closed_loop(bench: Arc<Bench>, caller: usize) {
     while !bench.stop.load(Ordering::Relaxed) {
-        bench.call(Instant::now(), caller).await;
+        bench.call(Instant::now(), caller, |bench| bench.measuring.load(Ordering::Relaxed)).await;
         // A get from a near copy is ready at once: others are to have their turn.
         consume_budget().await;
     }
 }
 
+/// A timer may be late by so much; what begins later than that was held up.
+const TIMER_GRAIN: Duration = Duration::from_millis(2);
+/// How long after the end what was due before may still be begun.
+const OVERTIME: Duration = Duration::from_secs(5);
+
 /// Begins calls when they are due, however long earlier ones take; beyond `most` at once they wait, and the
-/// wait counts.
-async fn open_loop(bench: Arc<Bench>, rate: u32, most: usize) {
+/// wait counts. All that are due in the measured time count, whenever they end.
+async fn open_loop(bench: Arc<Bench>, rate: u32, most: usize, measured: Range<Instant>) {
     let free = Arc::new(Semaphore::new(most));
     let begun = Instant::now();
     let mut calls = JoinSet::new();
+    // The rate is of keys.
+    let every = bench.batch as f64 / f64::from(rate);
     for number in 0_u64.. {
-        if bench.stop.load(Ordering::Relaxed) {
+        let due = begun + Duration::from_secs_f64(number as f64 * every);
+        if due >= measured.end {
             break;
         }
-        let due = begun + Duration::from_secs_f64(number as f64 / f64::from(rate));
         sleep_until(due).await;
+        let now = Instant::now();
+        if now >= measured.end + OVERTIME {
+            bench.never_begun(((measured.end - due).as_secs_f64() / every).ceil() as u64);
+            break;
+        }
+        let since = if now.saturating_duration_since(due) < TIMER_GRAIN { now } else { due };
         let Ok(permit) = free.clone().acquire_owned().await else { break };
         let bench = bench.clone();
         while calls.try_join_next().is_some() {}
+        let counts = measured.contains(&due);
         calls.spawn(async move {
-            bench.call(due, usize::try_from(number).unwrap_or_default()).await;
+            bench.call(since, usize::try_from(number).unwrap_or_default(), |_| counts).await;
             drop(permit);
         });
     }
@@ -230,16 +265,19 @@ fn print(report: &Report, json: bool) {
     if json {
         return print_json(report);
     }
-    let Report { gets_per_second, gets, errors, not_found, near_hits, .. } = report;
+    let Report { gets_per_second, gets, sets, errors, not_found, near_hits, .. } = report;
     let Report { p50_us, p99_us, p999_us, max_us, client_cpu_us, .. } = report;
     print_line(&format!("{gets_per_second:.0} gets/s ({gets} gets, {errors} errors, {not_found} not found)"));
+    if *sets > 0 {
+        print_line(&format!("beside them {sets} sets, which count for errors, latency and CPU"));
+    }
     if *near_hits > 0 {
         print_line(&format!("from near copies: {near_hits} gets"));
     }
     print_line(&format!(
         "latency: p50 {p50_us:.0} us, p99 {p99_us:.0} us, p99.9 {p999_us:.0} us, max {max_us:.0} us"
     ));
-    print_line(&format!("CPU of this process: {client_cpu_us:.2} us per get"));
+    print_line(&format!("CPU of this process: {client_cpu_us:.2} us per key"));
 }
 
 /// CPU time of this process so far; zero where the system does not tell.

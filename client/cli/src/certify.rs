@@ -2,6 +2,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -22,6 +23,9 @@ const AUTHORITY_DAYS: u32 = 3650;
 pub(crate) fn run(name: &str, hosts: &[String], dir: &Path, days: u32) -> Result<(), String> {
     if name == "ca" || name.contains(['/', '\\']) || name.is_empty() {
         return Err(format!("`{name}` is no name for a certificate"));
+    }
+    if let Some(bad) = hosts.iter().find(|host| !is_host(host)) {
+        return Err(format!("`{bad}` is neither a host name nor an IP address; give it without a port"));
     }
     let (cert, key_file) = (dir.join(format!("{name}.pem")), dir.join(format!("{name}.key")));
     for path in [&cert, &key_file] {
@@ -45,6 +49,16 @@ pub(crate) fn run(name: &str, hosts: &[String], dir: &Path, days: u32) -> Result
     let key = KeyPair::generate().map_err(|error| error.to_string())?;
     let certificate = params.signed_by(&key, &issuer).map_err(|error| error.to_string())?;
     write_both((&key_file, &key.serialize_pem()), (&cert, &certificate.pem()))
+}
+
+/// Whether clients can look for a host by that: an IP address, or a DNS name, which may begin with a star.
+fn is_host(host: &str) -> bool {
+    let is_label = |label: &str| {
+        let is_good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+        (1..=63).contains(&label.len()) && label.chars().all(is_good)
+    };
+    let name = host.strip_prefix("*.").unwrap_or(host).trim_end_matches('.');
+    host.parse::<IpAddr>().is_ok() || name.len() <= 253 && name.split('.').all(is_label)
 }
 
 /// The authority in this directory, a new one where there is none.

@@ -36,7 +36,7 @@ fn main() -> ExitCode {
     let args = match Args::read() {
         Ok(args) => args,
         Err(args::Stop::Say(text)) => {
-            print!("{text}");
+            output::print_text(&text.to_string());
             return ExitCode::SUCCESS;
         }
         Err(args::Stop::Refuse(why)) => return fail(&why),
@@ -56,7 +56,9 @@ fn main() -> ExitCode {
 
 async fn run(args: &Args) -> Result<ExitCode, Failure> {
     if let Command::Completions { shell } = &args.command {
-        clap_complete::generate(*shell, &mut Args::command(), "peanut", &mut std::io::stdout());
+        let mut script = Vec::new();
+        clap_complete::generate(*shell, &mut Args::command(), "peanut", &mut script);
+        output::print_text(&String::from_utf8_lossy(&script));
         return Ok(ExitCode::SUCCESS);
     }
     if let Command::Man { dir } = &args.command {

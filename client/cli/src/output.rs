@@ -18,6 +18,12 @@ pub(crate) fn print_bytes(bytes: &[u8]) {
     end_unless_written(written.and_then(|()| stdout.flush()));
 }
 
+/// Prints a text of this program's own.
+pub(crate) fn print_text(text: &str) {
+    let mut stdout = io::stdout().lock();
+    end_unless_written(stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()));
+}
+
 /// Prints a line in which control characters are escaped: keys and messages of nodes may have any.
 pub(crate) fn print_line(line: &str) {
     end_unless_written(writeln!(io::stdout(), "{}", escaped(line)));
@@ -54,7 +60,7 @@ pub(crate) fn escaped(text: &str) -> Cow<'_, str> {
     Cow::Owned(each.collect())
 }
 
-fn end_unless_written(written: io::Result<()>) {
+pub(crate) fn end_unless_written(written: io::Result<()>) {
     match written {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             eprintln!("peanut: what was found could not be written: {error}");

@@ -11,7 +11,7 @@ use tokio::time::sleep;
 
 use crate::failure::Failure;
 use crate::fleet::{Look, Rates, health, percent, short, short_bytes, short_time, sum};
-use crate::output::{print_json, print_line, print_table};
+use crate::output::{end_unless_written, print_json, print_line, print_table};
 
 /// Lines between two headings.
 const HEADING_EVERY: u64 = 20;
@@ -71,8 +71,11 @@ pub(crate) async fn stat(
                 line.lanes,
             )
         };
-        // The reader of the output has gone.
-        if written.and_then(|()| std::io::stdout().flush()).is_err() {
+        let written = written.and_then(|()| std::io::stdout().flush());
+        // Where its reader has gone there is nothing left to do.
+        let has_ended = written.is_err();
+        end_unless_written(written);
+        if has_ended {
             break;
         }
         before = look;

@@ -187,7 +187,7 @@ impl Incoming {
             if self.header_bytes == HEADER {
                 let mut length = &self.header[1..];
                 (self.missing, self.header_bytes) = (length.get_u32() as usize, 0);
-                self.is_long = self.missing > SHORT_BYTES;
+                self.is_long = self.missing.saturating_mul(self.bytes_a_byte) > SHORT_BYTES;
                 self.is_due = self.is_long;
                 if self.is_due {
                     break;

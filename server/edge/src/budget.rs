@@ -181,6 +181,8 @@ pub struct Account {
     pub operations: Arc<Budget>,
     /// For the values that they wait for, and that are on their way out.
     pub values: Arc<Budget>,
+    /// For one long value of each lane at a time, where others hold all the room for values.
+    pub spare: Arc<Budget>,
     /// For long messages on their way in.
     pub incoming: Arc<Budget>,
     /// What it is a part of: a token is known for as long as any account is a part of its own.
@@ -219,6 +221,12 @@ impl Budgets {
     pub const TOKEN_INCOMING: usize = 256 << 20;
     /// For those of one connection.
     pub const CONNECTION_INCOMING: usize = 128 << 20;
+    /// For single long values of the node's lanes, beside all the others.
+    pub const NODE_SPARE: usize = 128 << 20;
+    /// For those of all callers with one token.
+    pub const TOKEN_SPARE: usize = 64 << 20;
+    /// For those of one connection.
+    pub const CONNECTION_SPARE: usize = 16 << 20;
     /// For values that are being loaded.
     pub const LOADING: usize = 256 << 20;
 
@@ -227,9 +235,9 @@ impl Budgets {
     pub fn new() -> Self {
         let (operations, values) =
             (Budget::root(Budgets::NODE_OPERATIONS), Budget::root(Budgets::NODE_VALUES));
-        let incoming = Budget::root(Budgets::NODE_INCOMING);
+        let (spare, incoming) = (Budget::root(Budgets::NODE_SPARE), Budget::root(Budgets::NODE_INCOMING));
         Budgets {
-            node: Arc::new(Account { operations, values, incoming, _above: None }),
+            node: Arc::new(Account { operations, values, spare, incoming, _above: None }),
             tokens: Arc::default(),
             loading: Budget::root(Budgets::LOADING),
         }
@@ -242,6 +250,7 @@ impl Budgets {
         Arc::new(above.part(
             Budgets::CONNECTION_OPERATIONS,
             Budgets::CONNECTION_VALUES,
+            Budgets::CONNECTION_SPARE,
             Budgets::CONNECTION_INCOMING,
         ))
     }
@@ -255,6 +264,7 @@ impl Budgets {
         let account = Arc::new(self.node.part(
             Budgets::TOKEN_OPERATIONS,
             Budgets::TOKEN_VALUES,
+            Budgets::TOKEN_SPARE,
             Budgets::TOKEN_INCOMING,
         ));
         tokens.insert(token.clone(), Arc::downgrade(&account));
@@ -263,10 +273,11 @@ impl Budgets {
 }
 
 impl Account {
-    fn part(self: &Arc<Self>, operations: usize, values: usize, incoming: usize) -> Self {
+    fn part(self: &Arc<Self>, operations: usize, values: usize, spare: usize, incoming: usize) -> Self {
         Account {
             operations: self.operations.child(operations),
             values: self.values.child(values),
+            spare: self.spare.child(spare),
             incoming: self.incoming.child(incoming),
             _above: Some(self.clone()),
         }

@@ -105,10 +105,17 @@ impl Handshake {
         let peer = Peer { addr: stream.peer_addr()?, is_private, accounts, presence };
         let io = match &self.tls {
             Some(tls) => {
-                let tls = tls.current(tokio::time::Instant::now());
-                let (stream, certificate) = tls::accept(&tls, stream).await?;
+                let now = tokio::time::Instant::now;
+                let began_with = tls.current(now());
+                let (stream, certificate) = tls::accept(&began_with, stream).await?;
                 if let Some(certificate) = certificate {
-                    let _ = peer.presence.certificate.set(certificate);
+                    let certificate = peer.presence.certificate.get_or_init(|| certificate);
+                    // Files may have changed during the handshake, when nobody looked at this connection.
+                    let current = tls.current(now());
+                    if !Arc::ptr_eq(&began_with, &current) {
+                        let refused = |error| io::Error::new(io::ErrorKind::PermissionDenied, error);
+                        current.verify(&certificate.chain).map_err(refused)?;
+                    }
                 }
                 Io::Tls(stream)
             }

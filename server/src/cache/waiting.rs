@@ -39,9 +39,9 @@ pub(crate) enum Waiting {
 }
 
 impl Waiting {
-    /// Whether it is a write that is done, and waits for the disk or for those who hold near copies.
-    pub(crate) fn is_done_write(&self) -> bool {
-        matches!(self, Waiting::Write { .. })
+    /// Whether it is a write, which waits for the disk, the registry, or those who hold near copies.
+    pub(crate) fn is_write(&self) -> bool {
+        matches!(self, Waiting::Write { .. } | Waiting::Registry { .. })
     }
 
     pub(crate) async fn answer(self) -> Result<Answer, Failure> {

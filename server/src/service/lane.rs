@@ -9,9 +9,11 @@
 //!
 //! What one poll does is bounded, and so is what a lane holds ([`crate::budget`]).
 
+mod long;
 mod named;
 mod near;
 mod request;
+mod room;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::pin::Pin;
@@ -20,7 +22,6 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, Stream, StreamExt as _};
@@ -35,11 +36,13 @@ use peanut_proto::v1::{ErrorCode, OnMiss};
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
+use long::LongValues;
 use named::{Admitted, Named};
 use near::{Keep, NearStream};
 use request::LaneRequest;
+use room::Stalled;
 
-use crate::budget::{Account, Held, OPERATION_BYTES, OpenLane};
+use crate::budget::{Account, Held, OpenLane};
 use crate::cache::{Answer, Begun, Cache};
 use crate::node::{Node, ring_unknown};
 use crate::rights::Caller;
@@ -54,8 +57,6 @@ const AT_A_TIME: usize = 64;
 const FIELDS_PER_POLL: usize = 4_096;
 /// Groups that a lane may name beside those that the node has.
 const UNKNOWN_GROUPS: usize = 64;
-/// Bytes of values that wait to be sent on one lane from which on nothing more is begun on it.
-const MAX_LONG_BYTES: usize = 64 << 20;
 /// Leases from which on a lane looks for those that have ended.
 const MANY_LEASES: usize = 1_024;
 
@@ -63,7 +64,7 @@ const MANY_LEASES: usize = 1_024;
 struct Landed {
     to: Target,
     cache: Arc<Cache>,
-    was_done_write: bool,
+    was_write: bool,
     keep: Option<Keep>,
     answer: Result<Answer, Failure>,
 }
@@ -95,12 +96,11 @@ pub(super) struct Answers {
     ring_version: RingVersion,
     told_version: RingVersion,
     waiting: FuturesUnordered<BoxFuture<'static, Landed>>,
-    /// How many of them are writes that are done.
-    done_writes: usize,
-    long: VecDeque<LongValue>,
-    long_bytes: usize,
+    /// How many of them are writes.
+    writes: usize,
+    long: LongValues,
     /// An answer for whose value there is no room yet: nothing more is begun before it.
-    stalled: Option<(Target, Arc<Cache>, Answer)>,
+    stalled: Option<Stalled>,
     /// What is left of the frame that is being read.
     reading: Option<RequestReader>,
     /// For how long its operations had waited when it was sent.
@@ -111,13 +111,6 @@ pub(super) struct Answers {
     read: VecDeque<Operation>,
     near: NearStream,
     frame: ResponseWriter,
-}
-
-/// What is left to send of a value that does not fit into a frame.
-struct LongValue {
-    to: Target,
-    rest: Bytes,
-    _held: Option<Held>,
 }
 
 impl Answers {
@@ -149,9 +142,8 @@ impl Answers {
             ring_version: RingVersion::NONE,
             told_version: RingVersion::NONE,
             waiting: FuturesUnordered::new(),
-            done_writes: 0,
-            long: VecDeque::new(),
-            long_bytes: 0,
+            writes: 0,
+            long: LongValues::default(),
             stalled: None,
             reading: None,
             waited_ms: 0,
@@ -164,7 +156,7 @@ impl Answers {
 
     /// Whether an answer more may be made now.
     fn has_room(&self) -> bool {
-        self.frame.len() < FRAME_BYTES && self.long_bytes < MAX_LONG_BYTES && self.stalled.is_none()
+        self.frame.len() < FRAME_BYTES && !self.long.is_full() && self.stalled.is_none()
     }
 
     /// Begins operations while there is room for their answers; hits are answered at once.
@@ -277,10 +269,13 @@ impl Answers {
         let to = operation.target();
         let keep = self.to_keep(&operation);
         match self.try_begin(operation, now, &keep) {
-            Ok(Some((cache, Begun::Answered(answer)))) => self.answer(to, cache, answer, keep),
-            Ok(Some((cache, Begun::Waiting(waiting)))) => {
-                let is_done_write = waiting.is_done_write();
-                self.wait((to, cache, keep), is_done_write, waiting.answer());
+            Ok(Some((cache, Begun::Answered(answer), _))) => self.answer(to, cache, answer, keep),
+            Ok(Some((cache, Begun::Waiting(waiting), held))) => {
+                let is_write = waiting.is_write();
+                self.wait((to, cache, keep), is_write, async move {
+                    let _held = held;
+                    waiting.answer().await
+                });
             }
             Ok(None) => {}
             Err(failure) => self.refuse(to, &failure),
@@ -299,14 +294,13 @@ impl Answers {
     fn wait(
         &mut self,
         (to, cache, keep): (Target, Arc<Cache>, Option<Keep>),
-        is_done_write: bool,
+        is_write: bool,
         answer: impl Future<Output = Result<Answer, Failure>> + Send + 'static,
     ) {
         self.node.metrics().in_flight.fetch_add(1, Relaxed);
-        self.done_writes += usize::from(is_done_write);
+        self.writes += usize::from(is_write);
         let keep = keep.map(Keep::kept);
-        let landed =
-            async move { Landed { to, cache, was_done_write: is_done_write, keep, answer: answer.await } };
+        let landed = async move { Landed { to, cache, was_write: is_write, keep, answer: answer.await } };
         self.waiting.push(landed.boxed());
     }
 
@@ -321,7 +315,7 @@ impl Answers {
         operation: Operation,
         now: Instant,
         keep: &Option<Keep>,
-    ) -> Result<Option<(Arc<Cache>, Begun)>, Failure> {
+    ) -> Result<Option<(Arc<Cache>, Begun, Option<Held>)>, Failure> {
         if self.closing {
             return Err(Failure::new(ErrorCode::ShuttingDown, "the node is shutting down"));
         }
@@ -332,8 +326,8 @@ impl Answers {
         let Admitted { cache, may_fill, audited } = self.admit(&operation)?;
         // A disk that stands still keeps writes waiting, and is no reason to refuse a get.
         let (of_kind, what) = match operation.kind {
-            Kind::Set | Kind::Delete | Kind::Clear => (self.done_writes, "writes"),
-            Kind::Get | Kind::Release => (self.waiting.len() - self.done_writes + self.long.len(), "gets"),
+            Kind::Set | Kind::Delete | Kind::Clear => (self.writes, "writes"),
+            Kind::Get | Kind::Release => (self.waiting.len() - self.writes + self.long.len(), "gets"),
         };
         if of_kind >= MAX_WAITING {
             let why = format!("{MAX_WAITING} {what} of this lane are waiting");
@@ -354,19 +348,17 @@ impl Answers {
         let (ring_version, by, token) = (self.ring_version, self.near.id(), operation.token);
         let request = LaneRequest { operation, ring_version, may_fill, deadline, by };
         if self.node.ring().knows(claimed) {
+            let held = self.room_for_write(&request.operation)?;
             let begun = request.begin(&self.node, &cache, &self.account, now)?;
             self.audit(audited, &cache);
             // Until then it is void with the lane.
             if token.is_some() {
                 self.leases.remove(&token);
             }
-            return Ok(Some((cache, begun)));
+            return Ok(Some((cache, begun, held)));
         }
         let (to, request) = (request.operation.target(), request.kept());
-        let Some(held) = self.account.operations.try_take(OPERATION_BYTES + request.bytes()) else {
-            let why = "too many operations of this connection are waiting";
-            return Err(Failure::new(ErrorCode::Overloaded, why));
-        };
+        let held = self.room_to_wait(request.bytes())?;
         self.audit(audited, &cache);
         let (node, account, waits) = (self.node.clone(), self.account.clone(), cache.clone());
         self.wait((to, cache, keep.clone()), false, async move {
@@ -410,29 +402,17 @@ impl Answers {
             }
             return;
         }
-        let held = self.account.values.try_take(length);
-        // For one at a time there always is.
-        if held.is_none() && !self.long.is_empty() {
-            self.stalled = Some((to, cache, answer));
-            return;
-        }
-        self.long_bytes += length;
+        let Some(held) = self.long.room(&self.account, length) else { return self.stall(to, cache, answer) };
         fields.value_bytes = length as u64;
         // An empty first piece: values go out in turn, not as they come in.
         self.frame.answer(&fields, &[]);
-        self.long.push_back(LongValue { to, rest: answer.value.into_bytes(), _held: held });
+        self.long.push(to, answer.value.into_bytes(), held);
     }
 
     /// Writes the next piece of the value whose turn it is.
     fn write_piece(&mut self) {
-        let Some(mut long) = self.long.pop_front() else { return };
-        let piece = long.rest.split_to(long.rest.len().min(FRAME_BYTES));
-        let Target { id, position } = long.to;
+        let Some((Target { id, position }, piece)) = self.long.next_piece() else { return };
         self.frame.answer(&AnswerFields { id, position, ..AnswerFields::default() }, &piece);
-        self.long_bytes -= piece.len();
-        if !long.rest.is_empty() {
-            self.long.push_back(long);
-        }
     }
 
     fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Status>> {
@@ -441,7 +421,7 @@ impl Answers {
             self.frame.closing();
         }
         self.near.poll(context, &mut self.frame);
-        if let Some((to, cache, answer)) = self.stalled.take() {
+        if let Some(Stalled { to, cache, answer, .. }) = self.stalled.take() {
             self.answer(to, cache, answer, None);
         }
         self.poll_requests(context)?;
@@ -449,8 +429,8 @@ impl Answers {
         while self.has_room()
             && let Poll::Ready(Some(landed)) = self.waiting.poll_next_unpin(context)
         {
-            let Landed { to, cache, was_done_write, keep, answer } = landed;
-            self.done_writes -= usize::from(was_done_write);
+            let Landed { to, cache, was_write, keep, answer } = landed;
+            self.writes -= usize::from(was_write);
             self.node.metrics().in_flight.fetch_sub(1, Relaxed);
             match answer {
                 Ok(answer) => self.answer(to, cache, answer, keep),

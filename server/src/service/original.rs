@@ -8,10 +8,10 @@ use peanut_proto::numbers::{FillToken, RingVersion};
 use peanut_proto::peanutcachepb::peanut_cache_server::PeanutCache;
 use peanut_proto::peanutcachepb::{GetRequest, GetResponse};
 use peanut_proto::v1::{OnMiss, Outcome};
-use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
-use crate::budget::Account;
+use super::unary::answer_with_room;
+use crate::budget::{Account, Held};
 use crate::cache::{Answer, Get};
 use crate::node::Node;
 use crate::rights::Action;
@@ -24,12 +24,12 @@ use peanut_edge::bodies::Sending;
 impl PeanutCache for Node {
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
         let account = self.account(&request).map_err(|why| self.refuse(why))?;
-        let answer = self.get_of_the_original(request, &account).await.map_err(|why| self.refuse(why))?;
+        let answered = self.get_of_the_original(request, &account).await;
+        let (answer, held) = answered.map_err(|why| self.refuse(why))?;
         if answer.outcome == Outcome::NotFound {
             // This service has no other way to say so.
             return Err(Status::not_found("the group has no such key"));
         }
-        let held = account.values.take(answer.value.len()).await;
         let mut response = Response::new(GetResponse { value: answer.value.into_bytes() });
         response.extensions_mut().insert(Sending { held: Arc::new(held) });
         Ok(response)
@@ -41,7 +41,7 @@ impl Node {
         &self,
         request: Request<GetRequest>,
         account: &Arc<Account>,
-    ) -> Result<Answer, Failure> {
+    ) -> Result<(Answer, Held), Failure> {
         let rights = self.rights(&request)?;
         let GetRequest { group, key } = request.into_inner();
         rights.check(Action::Read, &group, Some(key.as_bytes()))?;
@@ -58,6 +58,6 @@ impl Node {
             deadline: None,
             may_hand_over: false,
         };
-        self.cache(&group)?.begin(&get, account, Instant::now())?.answer().await
+        answer_with_room(self.cache(&group)?, &get, account).await
     }
 }

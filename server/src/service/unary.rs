@@ -19,8 +19,8 @@ use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::lane::Answers;
-use crate::budget::Accounts;
-use crate::cache::{Begun, Condition, Delete, Fetched, Get, Set};
+use crate::budget::{Account, Accounts, Held};
+use crate::cache::{Answer, Begun, Cache, Condition, Delete, Fetched, Get, Set};
 use crate::connections::Peer;
 use crate::node::{Node, ring_unknown};
 use crate::rights::Action;
@@ -31,6 +31,8 @@ use peanut_edge::bodies::Sending;
 
 /// Keys that are deleted before others have their turn.
 const KEYS_AT_A_TIME: usize = 1_024;
+/// Deletes of one call that are waited for together, each of which takes some 200 bytes.
+const WAITED_FOR_TOGETHER: usize = 65_536;
 
 #[tonic::async_trait]
 impl Peanut for Node {
@@ -93,10 +95,7 @@ impl Node {
             may_hand_over: self.ring().knows_writes_since(owned_since),
             ..read(request)?
         };
-        let begun = cache.begin(&get, &account, Instant::now())?;
-        let answer = begun.answer().await?;
-        // What is encoded is a copy, which lives until it has been sent.
-        let held = account.values.take(answer.value.len()).await;
+        let (answer, held) = answer_with_room(cache, &get, &account).await?;
         let mut response = Response::new(GetResponse {
             outcome: answer.outcome.into(),
             value: answer.value.into_bytes(),
@@ -177,7 +176,7 @@ impl Node {
         let (under, now) = (self.ring().heard_of(by), Instant::now());
         let stamp = by.min(self.ring().stamp(by));
         let (mut token, mut sequence) = (FillToken::NONE, 0);
-        // All are forgotten before the first is waited for.
+        // All are forgotten before the first is waited for, or as many as may wait.
         let mut begun = Vec::new();
         for some in request.keys.chunks(KEYS_AT_A_TIME) {
             for key in some {
@@ -189,6 +188,11 @@ impl Node {
                 }
             }
             yield_now().await;
+            if begun.len() >= WAITED_FOR_TOGETHER {
+                for waiting in begun.drain(..) {
+                    waiting.answer().await?;
+                }
+            }
         }
         if request.all || request.generation > 0 {
             begun.extend(cache.clear(Generation(request.generation), under, None).waiting());
@@ -199,6 +203,29 @@ impl Node {
         }
         Ok(DeleteResponse { ring_version: self.ring().told().0, token: token.0, sequence })
     }
+}
+
+/// An answer, and room for its value: what is encoded is a copy, which lives until it has been sent. Where
+/// there is no room it is waited for without the value, which may be gone from the store meanwhile.
+pub(super) async fn answer_with_room(
+    cache: &Arc<Cache>,
+    get: &Get,
+    account: &Arc<Account>,
+) -> Result<(Answer, Held), Failure> {
+    let length = {
+        let answer = cache.begin(get, account, Instant::now())?.answer().await?;
+        if let Some(held) = account.values.try_take(answer.value.len()) {
+            return Ok((answer, held));
+        }
+        answer.value.len()
+    };
+    let held = account.values.take(length).await;
+    let answer = cache.begin(get, account, Instant::now())?.answer().await?;
+    if answer.value.len() > held.bytes() {
+        let why = "there was no room for the value, which has become longer meanwhile";
+        return Err(Failure::new(ErrorCode::Overloaded, why));
+    }
+    Ok((answer, held))
 }
 
 fn read(request: GetRequest) -> Result<Get, Failure> {

@@ -22,6 +22,9 @@ pub(super) struct AuditLog {
     written: Windows,
 }
 
+/// So much is logged of a name that no group may have.
+const MAX_GROUP_BYTES: usize = 256;
+
 #[derive(Debug, Default)]
 struct Windows(Mutex<HashMap<String, Window>>);
 
@@ -42,6 +45,8 @@ impl AuditLog {
         };
         let Some(untold) = self.refused.count(who, Instant::now()) else { return };
         let peer = peer.map(tracing::field::display);
+        // It is the caller's text still, of any length.
+        let group = &group[..group.floor_char_boundary(MAX_GROUP_BYTES)];
         if token.is_empty() {
             tracing::warn!(target: TARGET, peer, untold, "refused: {action}");
         } else {
