@@ -216,7 +216,7 @@ impl NearLeases {
             }
             !is_gone
         });
-        self.callers.lock().retain(|_, caller| Arc::strong_count(caller) > 1 || caller.is_tardy(now));
+        self.callers.lock().retain(|_, caller| Arc::strong_count(caller) > 1 || caller.was_tardy_lately(now));
     }
 
     /// The lanes as of now.

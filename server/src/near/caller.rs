@@ -49,6 +49,11 @@ impl NearCaller {
         tardy.push_back(now);
     }
 
+    /// Whether any has of late, so that it counts still.
+    pub(super) fn was_tardy_lately(&self, now: Duration) -> bool {
+        self.tardy.lock().back().is_some_and(|last| now < *last + TARDY)
+    }
+
     /// Whether so many have of late that it is given no leases.
     pub(super) fn is_tardy(&self, now: Duration) -> bool {
         let tardy = self.tardy.lock();
@@ -67,6 +72,7 @@ mod tests {
             caller.was_tardy(second * lane);
         }
         assert!(!caller.is_tardy(second * 3), "a process that stands still has that many");
+        assert!(caller.was_tardy_lately(second * 12) && !caller.was_tardy_lately(second * 3 + TARDY));
         caller.was_tardy(second * 4);
         assert!(caller.is_tardy(second * 5));
         assert!(!caller.is_tardy(second + TARDY));
