@@ -4,8 +4,26 @@
 //! that node answers from its store or loads the key, once for everyone who asks. There is no proxy and
 //! one hop.
 //!
-//! A get goes `group → failover → routing → ring`, which says whom to ask, and `→ node → lane`, which asks.
-//! Beside it runs `discovery`, which swaps the routing table whole when the ring changes.
+//! ```no_run
+//! # async fn page(_: &str) -> Result<Option<String>, std::io::Error> { Ok(None) }
+//! # async fn f() -> Result<(), peanut_client::Error> {
+//! use peanut_client::Client;
+//!
+//! let client = Client::builder().etcd("http://127.0.0.1:2379").build().await?;
+//! let pages = client.group("pages");
+//! // Loaded once for all processes that ask at the same time, and kept.
+//! let home = pages.get_or_load("/", || page("/")).await?;
+//! // After the database was written.
+//! pages.delete("/").await?;
+//! # drop(home); Ok(()) }
+//! ```
+//!
+//! Where to begin: [`Client`], [`Group::get_or_load`], [`Group::begin_write`] for keys that several may write
+//! at the same time, `Group::json` (feature `json`) for values of one type, [`NearCache`] for hot keys. The
+//! client logs by the crate `tracing`: install a subscriber to see it.
+//!
+//! Inside, a get goes `group → failover → routing → ring`, which says whom to ask, and `→ node → lane`, which
+//! asks. Beside it runs `discovery`, which swaps the routing table whole when the ring changes.
 //!
 //! An application that builds against this crate with feature `etcd` (the default) needs `protoc` for
 //! etcd's client; without the feature there are fixed lists and registries of one process.
