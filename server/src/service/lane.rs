@@ -40,9 +40,9 @@ use long::LongValues;
 use named::{Admitted, Named};
 use near::{Keep, NearStream};
 use request::LaneRequest;
-use room::Stalled;
+use room::{Stalled, Started};
 
-use crate::budget::{Account, Held, OpenLane};
+use crate::budget::{Account, OpenLane};
 use crate::cache::{Answer, Begun, Cache};
 use crate::node::{Node, ring_unknown};
 use crate::rights::Caller;
@@ -269,8 +269,10 @@ impl Answers {
         let to = operation.target();
         let keep = self.to_keep(&operation);
         match self.try_begin(operation, now, &keep) {
-            Ok(Some((cache, Begun::Answered(answer), _))) => self.answer(to, cache, answer, keep),
-            Ok(Some((cache, Begun::Waiting(waiting), held))) => {
+            Ok(Some(Started { cache, begun: Begun::Answered(answer), .. })) => {
+                self.answer(to, cache, answer, keep)
+            }
+            Ok(Some(Started { cache, begun: Begun::Waiting(waiting), held })) => {
                 let is_write = waiting.is_write();
                 self.wait((to, cache, keep), is_write, async move {
                     let _held = held;
@@ -315,7 +317,7 @@ impl Answers {
         operation: Operation,
         now: Instant,
         keep: &Option<Keep>,
-    ) -> Result<Option<(Arc<Cache>, Begun, Option<Held>)>, Failure> {
+    ) -> Result<Option<Started>, Failure> {
         if self.closing {
             return Err(Failure::new(ErrorCode::ShuttingDown, "the node is shutting down"));
         }
@@ -355,7 +357,7 @@ impl Answers {
             if token.is_some() {
                 self.leases.remove(&token);
             }
-            return Ok(Some((cache, begun, held)));
+            return Ok(Some(Started { cache, begun, held }));
         }
         let (to, request) = (request.operation.target(), request.kept());
         let held = self.room_to_wait(request.bytes())?;

@@ -8,12 +8,20 @@ use peanut_proto::v1::operation::Kind;
 
 use super::Answers;
 use crate::budget::{Held, OPERATION_BYTES};
-use crate::cache::{Answer, Cache};
+use crate::cache::{Answer, Begun, Cache};
 use peanut_edge::Failure;
 
 /// Writes of a lane that may wait without counting for their caller: more of them wait only where a disk, the
 /// registry or a holder of near copies stands still.
 const UNCOUNTED_WRITES: usize = 1_024;
+
+/// An operation that has begun.
+pub(super) struct Started {
+    pub(super) cache: Arc<Cache>,
+    pub(super) begun: Begun,
+    /// For a write that may have to wait.
+    pub(super) held: Option<Held>,
+}
 
 /// An answer that waits for room for its value.
 pub(super) struct Stalled {
