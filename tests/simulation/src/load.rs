@@ -46,7 +46,7 @@ pub(super) struct Load {
     /// The only key that the first application reads, so that it speaks to few nodes, and hears of a change
     /// of the ring from nobody else.
     only: Option<(usize, u32)>,
-    /// A registry of which a client and the owner of a key hear late, both of them, without knowing that.
+    /// A registry of which a client and owners of keys may hear late, all of them, without knowing that.
     slow: Option<Store>,
     /// How often the time was asked for.
     ticks: AtomicU64,

@@ -210,7 +210,7 @@ impl Fleet {
             world.set_rate(apps[0].host, slow);
             nodes.iter().for_each(|node| world.set_rate(node.host, fast));
         }
-        let slow = matches!(theme, Theme::Lost { .. }).then(|| store.clone());
+        let slow = matches!(theme, Theme::Lost { .. } | Theme::Late { .. }).then(|| store.clone());
         let (load, random) = (Load::new(theme.paces(random), theme.only(), staleness, slow), random.fork());
         Fleet {
             world,
