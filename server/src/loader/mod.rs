@@ -194,7 +194,7 @@ fn with_causes(mut said: String, error: &(dyn std::error::Error + 'static)) -> S
 
 /// When the last request to the origin may begin for keys that have to be asked for apart: three quarters of
 /// what is left of the load, so that what has been found by then is not lost with the rest.
-#[cfg(any(feature = "grpc", feature = "sqlite", feature = "postgres", feature = "mysql"))]
+#[cfg(any(feature = "grpc", feature = "sql"))]
 fn last_begin(requests: &[LoadRequest]) -> Instant {
     let now = Instant::now();
     let left = requests.iter().map(|request| request.deadline.saturating_duration_since(now)).min();
@@ -203,7 +203,7 @@ fn last_begin(requests: &[LoadRequest]) -> Instant {
 
 /// That a key was asked for with others of which one is refused, and not alone in time. It does not count for
 /// the group's breaker.
-#[cfg(any(feature = "grpc", feature = "sqlite", feature = "postgres", feature = "mysql"))]
+#[cfg(any(feature = "grpc", feature = "sql"))]
 fn no_time_for(refused: impl fmt::Display) -> LoaderError {
     LoaderError::of_key(format!(
         "asked for with keys that the origin refuses, and no time was left for it: {refused}"
