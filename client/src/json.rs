@@ -212,8 +212,8 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
         Ok(BegunJsonWrite { write: self.group.begin_write(key).await?, values: PhantomData })
     }
 
-    /// As [`Group::set_many`]; a value that cannot be written as JSON, or not be read back, is an error of its
-    /// own, with [`ErrorKind::Codec`], and its key is deleted.
+    /// As [`Group::set_many`]; a value that cannot be written as JSON, or not be read back, is an error of
+    /// its own, with [`ErrorKind::Codec`], and its key is deleted.
     pub async fn set_many<'a, K: AsRef<[u8]>>(
         &self,
         entries: impl IntoIterator<Item = (K, &'a T)>,

@@ -61,8 +61,8 @@ impl Scores {
         Arc::new(Scores { database, players, writes: TaskTracker::new() })
     }
 
-    /// Waits for writes whose callers have gone: they would end with the process, between the database and the
-    /// cache.
+    /// Waits for writes whose callers have gone: they would end with the process, between the database and
+    /// the cache.
     pub(crate) async fn finish_writes(&self) {
         self.writes.close();
         self.writes.wait().await;

@@ -199,8 +199,8 @@ impl Group {
         self
     }
 
-    /// Most loads at once, from 1 to a million. Others wait for their turn; a get whose load would not be done
-    /// in time, by what is ahead of it and how long loads have been taking, is refused at once.
+    /// Most loads at once, from 1 to a million. Others wait for their turn; a get whose load would not be
+    /// done in time, by what is ahead of it and how long loads have been taking, is refused at once.
     #[must_use]
     pub fn max_loads(mut self, loads: usize) -> Self {
         self.policy.max_loads = loads;

@@ -151,7 +151,7 @@ async fn a_value_that_cannot_be_written_as_json_is_an_error_of_its_own() {
     }
 }
 
-/// Numbers of every size come back as they were, and what JSON has no word for is refused, and not left there.
+/// Numbers of every size come back as they were; what JSON has no word for is refused, and not left there.
 #[tokio::test(flavor = "multi_thread")]
 async fn numbers_come_back_as_they_were_or_are_refused() {
     let (_etcd, _servers, clients) = two_clients(1).await;

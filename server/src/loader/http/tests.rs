@@ -138,8 +138,8 @@ async fn redirects_are_followed_at_the_origin_and_name_what_is_elsewhere() {
         request.traceparent = Some(trace.clone());
         loader.load(&request).await
     };
-    // What is found lives no longer than any answer on the way says; a temporary redirect that says nothing is
-    // not reused (RFC 9111, 3).
+    // What is found lives no longer than any answer on the way says; a temporary redirect that says nothing
+    // is not reused (RFC 9111, 3).
     for (redirect, seconds) in [
         ("via-302--minute", 0),
         ("via-302-max-age=30-minute", 30),
