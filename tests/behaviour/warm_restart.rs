@@ -63,13 +63,7 @@ impl Node {
                 let keys: Vec<String> =
                     (begin..entries.min(begin + 500)).map(|n| format!("key-{n}")).collect();
                 for (key, value) in keys.iter().zip(group.get_many(&keys).await) {
-                    let value = match value {
-                        // A node that a busy machine has kept from running says so, and it is the only one.
-                        Err(error) if error.is_retryable() => {
-                            eventually(key, async || group.get(key).await.ok()).await
-                        }
-                        value => value.unwrap_or_else(|error| panic!("{key}: {error}")),
-                    };
+                    let value = value.unwrap_or_else(|error| panic!("{key}: {error}"));
                     assert_eq!(value.unwrap(), format!("value of {key}"), "{key}");
                 }
             });
