@@ -33,11 +33,13 @@ impl Owed {
     /// Waits for deletes that are owed, and takes them.
     pub(crate) async fn next(&self) -> Vec<OwedDelete> {
         loop {
+            // Before the look, so that what is added after it is heard.
+            let added = self.added.notified();
             let deletes = std::mem::take(&mut *self.deletes.lock());
             if !deletes.is_empty() {
                 return deletes;
             }
-            self.added.notified().await;
+            added.await;
         }
     }
 }
@@ -59,7 +61,8 @@ impl Drop for Owing {
     fn drop(&mut self) {
         if let Some(delete) = self.delete.take().filter(|delete| !delete.pauses.is_empty()) {
             self.owed.deletes.lock().push(delete);
-            self.owed.added.notify_one();
+            // All of them: one may wait on a runtime that stands still.
+            self.owed.added.notify_waiters();
         }
     }
 }
@@ -90,5 +93,15 @@ mod tests {
         owing.delete().pauses.pop_front();
         drop(owing);
         assert!(owed.deletes.lock().is_empty());
+    }
+
+    /// Where the background has begun anew, the runtime that it was on before may be there still.
+    #[tokio::test]
+    async fn one_who_waits_and_is_not_polled_keeps_nothing_from_another() {
+        let owed = Arc::new(Owed::default());
+        let (mut still, mut other) = (Box::pin(owed.next()), Box::pin(owed.next()));
+        assert!(futures_util::poll!(&mut still).is_pending() && futures_util::poll!(&mut other).is_pending());
+        drop(owed.by(delete(&[0])));
+        assert!(futures_util::poll!(&mut other).is_ready());
     }
 }
