@@ -181,10 +181,7 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
     /// As [`Group::set`], and [`ErrorKind::Codec`] where the value cannot be written as JSON, or not read
     /// back from that, as a number that is none (NaN): the key is deleted then.
     pub async fn set(&self, key: impl AsRef<[u8]>, value: &T) -> Result<(), Error> {
-        match encode(value) {
-            Ok(value) => self.group.set(key, value).await,
-            Err(error) => self.group.delete(key).await.and(Err(error)),
-        }
+        self.set_for(key, value, None).await
     }
 
     /// As [`Group::set_with_ttl`].
@@ -192,9 +189,15 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
     /// # Errors
     /// As [`set`](Self::set).
     pub async fn set_with_ttl(&self, key: impl AsRef<[u8]>, value: &T, ttl: Duration) -> Result<(), Error> {
-        match encode(value) {
-            Ok(value) => self.group.set_with_ttl(key, value, ttl).await,
-            Err(error) => self.group.delete(key).await.and(Err(error)),
+        self.set_for(key, value, Some(ttl)).await
+    }
+
+    async fn set_for(&self, key: impl AsRef<[u8]>, value: &T, ttl: Option<Duration>) -> Result<(), Error> {
+        match (encode(value), ttl) {
+            (Ok(value), None) => self.group.set(key, value).await,
+            (Ok(value), Some(ttl)) => self.group.set_with_ttl(key, value, ttl).await,
+            // The database has been written by now.
+            (Err(error), _) => self.group.delete(key).await.and(Err(error)),
         }
     }
 

@@ -183,7 +183,8 @@ impl Node {
     /// The lane of a key, or another while that is not open.
     fn write_lane(&self, hash: u64) -> Option<&Lane> {
         // The higher bits: the lower ones choose slots.
-        let lane = self.lanes().get((hash >> 32) as usize % self.lanes().len().max(1))?;
+        let lanes = self.lanes();
+        let lane = lanes.get((hash >> 32) as usize % lanes.len().max(1))?;
         if lane.is_open() { Some(lane) } else { self.less_busy().or(Some(lane)) }
     }
 

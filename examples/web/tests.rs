@@ -55,6 +55,17 @@ impl App {
     async fn get(&self, name: &str) -> (StatusCode, String) {
         self.call(Method::GET, name, "").await
     }
+
+    /// Tom has 630, and a caller that writes 999 has gone while the write waits for the database, where the
+    /// row is locked.
+    async fn write_and_hang_up(&self) -> sqlx::pool::PoolConnection<sqlx::Postgres> {
+        assert_eq!(self.call(Method::PUT, "Tom", "630").await.0, StatusCode::NO_CONTENT);
+        let lock = self.database.lock("Tom").await;
+        let hung_up = timeout(Duration::from_millis(300), self.call(Method::PUT, "Tom", "999")).await;
+        assert!(hung_up.is_err(), "the database is locked");
+        assert!(self.get("Tom").await.1.contains("630"), "it is what the database has");
+        lock
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -77,12 +88,7 @@ async fn a_score_is_queried_once_and_shown_when_it_was_written() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_caller_that_hangs_up_leaves_no_older_score_in_the_cache() {
     let app = app().await;
-    assert_eq!(app.call(Method::PUT, "Tom", "630").await.0, StatusCode::NO_CONTENT);
-    // The row is locked, so that the write waits for the database when its caller has gone.
-    let mut lock = app.database.lock("Tom").await;
-    let hung_up = timeout(Duration::from_millis(300), app.call(Method::PUT, "Tom", "999")).await;
-    assert!(hung_up.is_err(), "the database is locked");
-    assert!(app.get("Tom").await.1.contains("630"), "it is what the database has");
+    let mut lock = app.write_and_hang_up().await;
     sqlx::query("COMMIT").execute(&mut *lock).await.unwrap();
     peanut_tests::eventually("the new score, which stays", async || {
         app.get("Tom").await.1.contains("999").then_some(())
@@ -94,11 +100,7 @@ async fn a_caller_that_hangs_up_leaves_no_older_score_in_the_cache() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_that_stops_ends_its_writes_before() {
     let app = app().await;
-    assert_eq!(app.call(Method::PUT, "Tom", "630").await.0, StatusCode::NO_CONTENT);
-    let mut lock = app.database.lock("Tom").await;
-    let hung_up = timeout(Duration::from_millis(300), app.call(Method::PUT, "Tom", "999")).await;
-    assert!(hung_up.is_err(), "the database is locked");
-    assert!(app.get("Tom").await.1.contains("630"), "it is what the database has");
+    let mut lock = app.write_and_hang_up().await;
     let finishing = app.scores.finish_writes();
     tokio::pin!(finishing);
     assert!(timeout(Duration::from_millis(300), &mut finishing).await.is_err(), "the write is under way");

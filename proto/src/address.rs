@@ -63,8 +63,8 @@ pub fn is_loopback(host: &str) -> bool {
         || host.trim_end_matches('.').eq_ignore_ascii_case("localhost")
 }
 
-/// Underscores are in no name of DNS and in many of containers.
-fn is_name(host: &str) -> bool {
+/// Whether that may be the name of a host. Underscores are in no name of DNS and in many of containers.
+pub fn is_name(host: &str) -> bool {
     let host = host.strip_suffix('.').unwrap_or(host);
     let is_label = |label: &str| {
         (1..=MAX_LABEL_BYTES).contains(&label.len())

@@ -2,13 +2,12 @@
 
 use bytes::Bytes;
 use peanut_client::ErrorKind;
-use peanut_proto::loader_v1::loader_server::{Loader, LoaderServer};
+use peanut_proto::loader_v1::loader_server::Loader;
 use peanut_proto::loader_v1::{Found, LoadRequest, LoadResponse, LoadResult, load_result};
 use peanut_tests::Database;
-use tokio::net::TcpListener;
 use tonic::{Request, Response, Status};
 
-use crate::loaders::node;
+use crate::loaders::{node, serve_loader};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_key_or_a_value_too_long_costs_only_itself_in_redis() {
@@ -143,12 +142,9 @@ impl Loader for Echo {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_key_or_a_value_too_long_costs_only_itself_in_a_service() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    let serving = tonic::transport::Server::builder().add_service(LoaderServer::new(Echo));
-    let incoming = tonic::transport::server::TcpIncoming::from(listener);
-    let serving = tokio::spawn(async move { serving.serve_with_incoming(incoming).await });
-    let (_server, client) = node(&format!("kind = \"grpc\"\nurl = \"{url}\""), "capacity = \"1GiB\"").await;
+    let (port, serving) = serve_loader(Echo).await;
+    let (_server, client) =
+        node(&format!("kind = \"grpc\"\nurl = \"http://127.0.0.1:{port}\""), "capacity = \"1GiB\"").await;
     let group = client.group("g");
     let keys: Vec<String> = (1..=10)
         .flat_map(|n| [format!("k{n}"), format!("big{n}")])
@@ -169,13 +165,12 @@ async fn a_bad_key_or_a_value_too_long_costs_only_itself_in_a_service() {
 /// One caller's many bad keys take all the time of the load that they are in with another's good one.
 #[tokio::test(flavor = "multi_thread")]
 async fn many_bad_keys_cost_no_good_one_and_do_not_open_the_breaker() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    let serving = tonic::transport::Server::builder().add_service(LoaderServer::new(Echo));
-    let incoming = tonic::transport::server::TcpIncoming::from(listener);
-    let serving = tokio::spawn(async move { serving.serve_with_incoming(incoming).await });
-    let (_server, client) =
-        node(&format!("kind = \"grpc\"\nurl = \"{url}\""), "load_timeout = \"4s\"\nmax_loads = 2").await;
+    let (port, serving) = serve_loader(Echo).await;
+    let (_server, client) = node(
+        &format!("kind = \"grpc\"\nurl = \"http://127.0.0.1:{port}\""),
+        "load_timeout = \"4s\"\nmax_loads = 2",
+    )
+    .await;
     let group = client.group("g");
     for round in 0..3 {
         let bad = (0..200).map(|n| format!("slow-bad-{round}-{n}"));

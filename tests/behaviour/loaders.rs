@@ -9,6 +9,7 @@ use peanut_proto::loader_v1::loader_server::{Loader, LoaderServer};
 use peanut_proto::loader_v1::{Found, LoadRequest, LoadResponse, LoadResult, NotFound, load_result};
 use peanut_tests::{Database, ServerProcess, eventually};
 use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 use tonic::{Request, Response, Status};
 
 use crate::SERVER;
@@ -21,6 +22,17 @@ pub(crate) async fn node(loader: &str, more: &str) -> (ServerProcess, Client) {
     let server = ServerProcess::start_with(SERVER, &config).await;
     let client = Client::builder().nodes([server.addr()]).deadline(std::time::Duration::from_secs(10));
     (server, client.build().await.unwrap())
+}
+
+/// Serves a loader's service. Gives its port, and the task that does.
+pub(crate) async fn serve_loader(
+    service: impl Loader,
+) -> (u16, JoinHandle<Result<(), tonic::transport::Error>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let serving = tonic::transport::Server::builder().add_service(LoaderServer::new(service));
+    let incoming = tonic::transport::server::TcpIncoming::from(listener);
+    (port, tokio::spawn(async move { serving.serve_with_incoming(incoming).await }))
 }
 
 /// What `get` and `get_many` give for keys, which has to be the same.
@@ -244,13 +256,9 @@ impl Loader for Scores {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_of_the_users_loads_many_keys_in_one_call() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
     let service = Scores::default();
-    let serving = tonic::transport::Server::builder().add_service(LoaderServer::new(service.clone()));
-    let incoming = tonic::transport::server::TcpIncoming::from(listener);
-    let serving = tokio::spawn(async move { serving.serve_with_incoming(incoming).await });
-    let (_server, client) = node(&format!("kind = \"grpc\"\nurl = \"{url}\""), "").await;
+    let (port, serving) = serve_loader(service.clone()).await;
+    let (_server, client) = node(&format!("kind = \"grpc\"\nurl = \"http://127.0.0.1:{port}\""), "").await;
     let group = client.group("g");
     is(&values(&client, &["Tom", "missing"]).await, &[("Tom", Some("g of Tom")), ("missing", None)]);
     service.asked.lock().unwrap().clear();

@@ -10,7 +10,7 @@ use peanut_tests::{Database, Proxy};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::loaders::node;
+use crate::loaders::{node, serve_loader};
 
 pub(crate) async fn get(group: &Group, key: &str) -> String {
     let value = group.get(key).await.unwrap_or_else(|error| panic!("{key}: {error}"));
@@ -28,13 +28,7 @@ async fn http_origin() -> u16 {
 
 /// A gRPC origin whose values are the keys.
 async fn grpc_origin() -> u16 {
-    use peanut_proto::loader_v1::loader_server::LoaderServer;
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let serving = tonic::transport::Server::builder().add_service(LoaderServer::new(crate::batches::Echo));
-    let incoming = tonic::transport::server::TcpIncoming::from(listener);
-    tokio::spawn(async move { serving.serve_with_incoming(incoming).await });
-    port
+    serve_loader(crate::batches::Echo).await.0
 }
 
 /// Of the loaders here. A database opens connections one after the other, so that a busy machine needs some

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use peanut_proto::address;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
@@ -53,12 +54,7 @@ pub(crate) fn run(name: &str, hosts: &[String], dir: &Path, days: u32) -> Result
 
 /// Whether clients can look for a host by that: an IP address, or a DNS name, which may begin with a star.
 fn is_host(host: &str) -> bool {
-    let is_label = |label: &str| {
-        let is_good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
-        (1..=63).contains(&label.len()) && label.chars().all(is_good)
-    };
-    let name = host.strip_prefix("*.").unwrap_or(host).trim_end_matches('.');
-    host.parse::<IpAddr>().is_ok() || name.len() <= 253 && name.split('.').all(is_label)
+    host.parse::<IpAddr>().is_ok() || address::is_name(host.strip_prefix("*.").unwrap_or(host))
 }
 
 /// The authority in this directory, a new one where there is none.

@@ -161,10 +161,10 @@ impl SqlLoader {
             }
             let rows = match self.database.many(query, keys, &texts).await {
                 Ok(rows) => rows,
-                // Halves, until the bad ones are alone.
                 Err(error) if is_of_a_key(&error) && Instant::now() >= until => {
                     return vec![Err(no_time_for(error)); keys.len()];
                 }
+                // Halves, until the bad ones are alone.
                 Err(error) if is_of_a_key(&error) => {
                     let (first, second) = keys.split_at(keys.len() / 2);
                     let mut loaded = self.batch(first, until).await;

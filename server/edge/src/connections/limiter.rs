@@ -71,10 +71,9 @@ struct Table {
     next: u64,
     all: BTreeMap<u64, Arc<Presence>>,
     by_peer: HashMap<IpAddr, usize>,
-    /// No search for a connection that gives way before then.
-    next_search: Option<Instant>,
-    /// Likewise among those of one address: none has an entry that does not have as many as it may.
-    next_searches: HashMap<IpAddr, Instant>,
+    /// No search before then for a connection that gives way: of any address, or of one that has as many as
+    /// it may, which does not keep others from being looked among.
+    next_searches: HashMap<Option<IpAddr>, Instant>,
 }
 
 impl Table {
@@ -272,8 +271,7 @@ impl ConnectionLimiter {
     /// Cuts off a stranger's connection, of this peer or else of the peer that has most of them: the one that
     /// has been silent for longest.
     fn make_room(&self, table: &mut Table, among: Option<IpAddr>, now: Instant) -> bool {
-        let next = among.map_or(table.next_search, |peer| table.next_searches.get(&peer).copied());
-        if next.is_some_and(|next| now < next) {
+        if table.next_searches.get(&among).is_some_and(|next| now < *next) {
             return false;
         }
         let gives_way = |presence: &Presence| {
@@ -294,14 +292,8 @@ impl ConnectionLimiter {
             })
             .map(|(id, presence)| (*id, presence.clone()));
         let Some((id, presence)) = victim else {
-            // One address that has as many as it may does not keep others from being looked among.
-            match among {
-                Some(peer) => {
-                    table.next_searches.retain(|_, next| now < *next);
-                    table.next_searches.insert(peer, now + NEXT_SEARCH);
-                }
-                None => table.next_search = Some(now + NEXT_SEARCH),
-            }
+            table.next_searches.retain(|_, next| now < *next);
+            table.next_searches.insert(among, now + NEXT_SEARCH);
             return false;
         };
         table.remove(id);
