@@ -44,6 +44,8 @@ async fn get_prints_the_value_and_tells_by_its_exit_code() {
         (&["get", "scores", "Tom", "--etcd", &endpoint, "--fleet", "other"], "fleet `other` has no nodes"),
         (&["get", "scores"], "required arguments were not provided: <KEY>"),
         (&["ring", "scores"], "required arguments were not provided: <KEY>"),
+        (&["proxy", "--redis", "127.0.0.1:0", "--near", "0", "--near-groups", "a"], "no near cache with"),
+        (&["proxy", "--redis", "127.0.0.1:0", "--near-groups", "a,b/c"], "a group's name"),
         (&["fetch"], "unrecognized subcommand 'fetch'"),
         (&[], "no command is given"),
     ] {

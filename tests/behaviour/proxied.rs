@@ -256,20 +256,23 @@ async fn http_and_grpc_serve_the_same_keys() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_one_proxy_writes_the_near_copies_of_another_show() {
-    let proxied = Proxied::start("", &[]).await;
-    let (_second, [redis, ..]) = proxy_of(&proxied.node, &[]).await;
-    let open = async |addr: &str| connect(&format!("redis://{addr}/")).await;
-    let (mut reader, mut writer) = (open(&proxied.redis).await, open(&redis).await);
-    for n in 0..200 {
-        let () = writer.set("pages:hot", n).await.unwrap();
-        for _ in 0..30 {
-            let read: usize = reader.get("pages:hot").await.unwrap();
-            assert_eq!(read, n);
+    // Of hot keys, or of all that are read of a group.
+    for (flags, least) in [(&[][..], 500), (&["--near-groups=other,pages".to_owned()], 5000)] {
+        let proxied = Proxied::start("", flags).await;
+        let (_second, [redis, ..]) = proxy_of(&proxied.node, &[]).await;
+        let open = async |addr: &str| connect(&format!("redis://{addr}/")).await;
+        let (mut reader, mut writer) = (open(&proxied.redis).await, open(&redis).await);
+        for n in 0..200 {
+            let () = writer.set("pages:hot", n).await.unwrap();
+            for _ in 0..30 {
+                let read: usize = reader.get("pages:hot").await.unwrap();
+                assert_eq!(read, n);
+            }
         }
+        let info: String = redis::cmd("INFO").query_async(&mut reader).await.unwrap();
+        let near = info.lines().find_map(|line| line.strip_prefix("near_hits:")).unwrap();
+        assert!(near.parse::<u64>().unwrap() > least, "{flags:?}: {near} of 6000 gets were of near copies");
     }
-    let info: String = redis::cmd("INFO").query_async(&mut reader).await.unwrap();
-    let near = info.lines().find_map(|line| line.strip_prefix("near_hits:")).unwrap();
-    assert!(near.parse::<u64>().unwrap() > 500, "{near} of 6000 gets were of near copies");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -28,7 +28,7 @@ pub(crate) fn run() -> Result<(), Failed> {
     let build =
         ["build", "--release", "-p", "peanut-server", "--features", "peanut-server/full", "-p", "peanut-cli"];
     Cargo::new(&build).run("building")?;
-    let [redis_port, node, near, far] = [(); 4].map(|()| free_port());
+    let [redis_port, node, hot, all, none] = [(); 5].map(|()| free_port());
     let _redis = {
         let mut redis = Command::new("redis-server");
         redis.args(["--port", &redis_port, "--save", "", "--appendonly", "no", "--loglevel", "warning"]);
@@ -45,26 +45,30 @@ pub(crate) fn run() -> Result<(), Failed> {
         "{ name = 'pages', loader = { kind = 'none' } }",
     ]);
     let _node = Running::start(&mut server, Some("listening on"))?;
-    let proxy = |port: &str, near: &str| {
+    let proxy = |port: &str, near: &[&str]| {
         let mut proxy = built("release/peanut")?;
-        proxy.args(["--nodes", &addr, "proxy", "--redis", &format!("127.0.0.1:{port}"), "--near", near]);
+        proxy.args(["--nodes", &addr, "proxy", "--redis", &format!("127.0.0.1:{port}")]).args(near);
         Running::start(&mut proxy, Some("the Redis protocol on"))
     };
-    let (_near, _far) = (proxy(&near, "67108864")?, proxy(&far, "0")?);
+    let _hot = proxy(&hot, &[])?;
+    let _all = proxy(&all, &["--near-groups", "pages"])?;
+    let _none = proxy(&none, &["--near", "0"])?;
     std::thread::sleep(Duration::from_millis(500));
     println!(
         "64 connections, values of 100 bytes, {KEYS} keys; requests a second, medians of {ROUNDS} rounds\n"
     );
-    println!("| | Redis | proxy | ratio | proxy without near copies | ratio |\n|---|--:|--:|--:|--:|--:|");
+    println!("| | Redis | proxy | ratio | with all near copies | ratio | without any | ratio |");
+    println!("|---|--:|--:|--:|--:|--:|--:|--:|");
     for (name, requests, pipeline, command) in WORKS {
-        let mut rates = [Vec::new(), Vec::new(), Vec::new()];
+        let mut rates = [(); 4].map(|()| Vec::new());
         for _ in 0..ROUNDS {
-            for (port, rates) in [&redis_port, &near, &far].into_iter().zip(&mut rates) {
+            for (port, rates) in [&redis_port, &hot, &all, &none].into_iter().zip(&mut rates) {
                 rates.push(measure(port, requests, pipeline, command)?);
             }
         }
-        let [redis, near, far] = rates.map(median);
-        println!("| {name} | {redis:.0} | {near:.0} | {:.2} | {far:.0} | {:.2} |", near / redis, far / redis);
+        let [redis, proxies @ ..] = rates.map(median);
+        let proxies = proxies.map(|rate| format!("{rate:.0} | {:.2}", rate / redis)).join(" | ");
+        println!("| {name} | {redis:.0} | {proxies} |");
     }
     Ok(())
 }

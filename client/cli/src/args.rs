@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::builder::TypedValueParser as _;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
+use peanut_proto::membership::check_name;
 
 /// The smallest near cache that can be made.
 const LEAST_NEAR: u64 = 64 << 10;
@@ -292,6 +293,10 @@ pub(crate) struct ProxyArgs {
     /// Size of a near cache of hot keys; 0: none
     #[arg(long, env = "PEANUT_PROXY_NEAR", value_name = "BYTES", default_value = "64MiB", value_parser = bytes)]
     pub(crate) near: u64,
+    /// Groups of which it keeps every key that is read, not hot ones alone
+    #[arg(long, env = "PEANUT_PROXY_NEAR_GROUPS", value_name = "GROUP", value_delimiter = ',')]
+    #[arg(value_parser = group_name)]
+    pub(crate) near_groups: Vec<String>,
 }
 
 /// What to do in place of running.
@@ -353,6 +358,10 @@ fn bytes(text: &str) -> Result<u64, String> {
 fn near_bytes(text: &str) -> Result<u64, String> {
     let enough = |bytes: &u64| *bytes >= LEAST_NEAR;
     bytes(text).and_then(|bytes| Some(bytes).filter(enough).ok_or_else(|| "give 64KiB or more".to_owned()))
+}
+
+fn group_name(text: &str) -> Result<String, String> {
+    check_name(text).map(|()| text.to_owned()).map_err(|why| format!("a group's name {why}"))
 }
 
 #[cfg(test)]

@@ -30,7 +30,11 @@ pub(crate) async fn connect(args: &Args) -> Result<Client, Failure> {
     if let Command::Proxy(proxy) = &args.command {
         builder = builder.trace_context(peanut_proxy::trace_context);
         if proxy.near > 0 {
-            builder = builder.near_cache(NearCache::bytes(proxy.near));
+            let near = NearCache::bytes(proxy.near);
+            let all = |near: NearCache, group| near.group(group, NearKeys::All);
+            builder = builder.near_cache(proxy.near_groups.iter().fold(near, all));
+        } else if !proxy.near_groups.is_empty() {
+            return Err(Failure::new("--near-groups: there is no near cache with `--near 0`"));
         }
     }
     builder = secure(builder, &args.security)?;
