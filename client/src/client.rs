@@ -118,6 +118,11 @@ impl Client {
         self.shared.routing.get()
     }
 
+    /// Where the fleet is kept, and under which keys.
+    pub(crate) fn registry(&self) -> (&Option<Arc<dyn Registry>>, &Keys) {
+        (&self.shared.registry, &self.shared.keys)
+    }
+
     pub(crate) fn config(&self) -> &Config {
         &self.shared.config
     }

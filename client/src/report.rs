@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
+use peanut_proto::membership::Key;
+use peanut_proto::registry::{KeyRange, PageOptions};
 use peanut_proto::v1::admin_client::AdminClient;
 use peanut_proto::v1::{GroupStatus, HotKey, StatusRequest, StatusResponse};
 use tokio::time::{Instant, timeout_at};
@@ -110,6 +112,8 @@ impl GroupReport {
 
 /// A node with hundreds of groups tells of 128 hot keys of each, of up to a kilobyte.
 const MOST_REPORT_BYTES: usize = 64 << 20;
+/// Hints that are counted at most.
+const MOST_HINTS: usize = 10_000;
 
 impl Client {
     /// Asks every node of the ring what it tells of itself, with at most so many hot keys of each group; in
@@ -135,6 +139,23 @@ impl Client {
         // After they were asked: what was seen of them then counts. The ring may have changed meanwhile.
         let nodes = self.nodes().into_iter();
         nodes.filter_map(|node| told.remove(node.id.as_str()).map(|status| (node, status))).collect()
+    }
+
+    /// How many hints the registry keeps for each node, by its id; of the first ten thousand of them. `None`:
+    /// it cannot be read, or there is none. For the project's own page; no part of the API.
+    #[doc(hidden)]
+    pub async fn pending_hints(&self) -> Option<HashMap<String, u64>> {
+        let (registry, keys) = self.registry();
+        let range = KeyRange::prefix(&keys.all_hints());
+        let first = PageOptions { keys_only: true, limit: MOST_HINTS, ..PageOptions::default() };
+        let page = registry.as_ref()?.page(&range, first).await.ok()?;
+        let mut pending = HashMap::new();
+        for entry in &page.entries {
+            if let Some(Key::Hint { node, .. }) = keys.parse(&entry.key) {
+                *pending.entry(node.to_owned()).or_default() += 1;
+            }
+        }
+        Some(pending)
     }
 }
 

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use peanut_tests::{Process, ServerProcess, eventually, free_port, http_client, token_in};
+use peanut_tests::{Etcd, Process, ServerProcess, eventually, free_port, http_client, token_in};
 use serde_json::{Value, json};
 
 use crate::admin::{fleet, get, status};
@@ -176,6 +176,19 @@ async fn the_fleets_page_sums_all_nodes_shows_each_and_a_dead_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_fleets_page_says_that_there_is_no_node() {
+    let etcd = Etcd::start().await;
+    let (_proxy, page) = page_of(&["--etcd", &etcd.endpoint()], &[]).await;
+    let directory = tempfile::tempdir().unwrap();
+    let seen = browse(&format!("{page}/"), 1180, &directory.path().join("empty.png"));
+    assert_eq!(text_of(&seen, "ready"), "no nodes");
+    assert!(
+        seen.contains(">no node is known<") && seen.contains(">no ring: the fleet has none yet<"),
+        "{seen}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_fleets_page_shows_a_dead_node_and_what_its_successor_has() {
     let (etcd, mut servers) = fleet(3).await;
     let client = client(&etcd, 3).await;
@@ -205,6 +218,15 @@ async fn the_fleets_page_shows_a_dead_node_and_what_its_successor_has() {
     })
     .await;
     assert!(held["entry"]["ttl_ms"].as_u64().unwrap() <= 10_000, "{held}");
+
+    // So is what waits for it.
+    client.group("scores").delete(key).await.unwrap();
+    eventually("the delete to be shown as pending", async || {
+        let nodes = status(&page).await["nodes"].as_array().unwrap().clone();
+        let pending = |node: &Value| node["hints_pending"].as_u64().unwrap();
+        nodes.iter().all(|node| pending(node) == u64::from(node["id"] == killed.as_str())).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

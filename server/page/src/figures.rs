@@ -52,6 +52,8 @@ pub struct Member {
     pub reached: Option<bool>,
     /// What it has told, or why it has not; nothing where it was not asked.
     pub told: Option<Result<StatusResponse, String>>,
+    /// Hints that the registry keeps for it; nothing where nobody has looked.
+    pub hints_pending: Option<u64>,
 }
 
 /// All that the page shows.
@@ -83,6 +85,7 @@ struct Node {
     zone: String,
     weight: u32,
     share: Option<f64>,
+    hints_pending: Option<u64>,
     health: Health,
     /// Why it has told nothing.
     error: Option<String>,
@@ -236,6 +239,7 @@ impl Node {
             zone: member.zone.clone(),
             weight: member.weight,
             share: member.share,
+            hints_pending: member.hints_pending,
             health: Health::of(member),
             error: member.told.as_ref().and_then(|told| told.as_ref().err().cloned()),
             told: told_by(member).map(|status| Told::of(status, histories.lately(Some(&member.id)))),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join;
 use parking_lot::Mutex;
 use peanut_client::Client;
 use peanut_page::{Figures, Histories, Member, Ring, Scope};
@@ -60,8 +61,12 @@ impl Fleet {
             let is_watched = |at: &Option<Instant>| at.is_some_and(|at| at.elapsed() < ATTENTION);
             // The sender is this one's own.
             let _ = looked.wait_for(is_watched).await;
-            let told = self.client.statuses(HOT_KEYS, EVERY).await;
+            let statuses = self.client.statuses(HOT_KEYS, EVERY);
+            let (told, pending) = join(statuses, timeout(EVERY, self.client.pending_hints())).await;
+            let pending = pending.ok().flatten();
+            let hints = |node: &str| Some(pending.as_ref()?.get(node).copied().unwrap_or_default());
             self.see(told.into_iter().map(|(node, status)| Member {
+                hints_pending: hints(&node.id),
                 id: node.id,
                 addr: node.addr,
                 zone: node.zone,
