@@ -7,15 +7,20 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use peanut_proto::intervals::OLDER_RING_BELIEVED;
+
 /// From when the last ring was written again until all have heard of it.
 const HEARD: Duration = Duration::from_secs(3);
+/// Where nobody writes the last ring again, all have heard of the other one, and believe it, after so long.
+const BELIEVED: Duration = OLDER_RING_BELIEVED.saturating_add(HEARD);
 
 /// The times at which rings stood beside one another.
 #[derive(Debug, Default)]
 pub(super) struct Rings {
     /// The newest version that there was.
     newest: u64,
-    since: Option<Duration>,
+    /// Since when there are several, and until when there may be.
+    now: Option<Range<Duration>>,
     over: Vec<Range<Duration>>,
 }
 
@@ -23,20 +28,31 @@ impl Rings {
     /// A ring was stored.
     pub(super) fn stored(&mut self, version: u64, now: Duration) {
         if version <= self.newest {
-            self.since.get_or_insert(now);
+            self.go_on(now);
             return;
         }
         self.newest = version;
-        if let Some(since) = self.since.take() {
-            self.over.push(since..now + HEARD);
+        if let Some(many) = self.now.take() {
+            self.over.push(many.start..many.end.min(now + HEARD));
         }
     }
 
     /// All that was stored is lost: those who have not heard of the last ring yet do not hear of it any more.
     pub(super) fn lost(&mut self, now: Duration) {
         if let Some(last) = self.over.pop_if(|last| last.end > now) {
-            self.since = Some(last.start);
+            self.now = Some(last);
         }
+        if self.now.is_some() {
+            self.go_on(now);
+        }
+    }
+
+    /// There are several from now on, or still.
+    fn go_on(&mut self, now: Duration) {
+        let before = self.now.take();
+        let since = before.as_ref().filter(|many| many.end > now).map_or(now, |many| many.start);
+        self.over.extend(before.filter(|many| many.end <= now));
+        self.now = Some(since..now + BELIEVED);
     }
 
     /// The newest version that there was.
@@ -46,7 +62,7 @@ impl Rings {
 
     /// Whether there was more than one.
     pub(super) fn were_many(&self, at: Duration) -> bool {
-        self.since.is_some_and(|since| at >= since) || self.over.iter().any(|over| over.contains(&at))
+        self.now.iter().chain(&self.over).any(|many| many.contains(&at))
     }
 }
 
@@ -64,7 +80,8 @@ mod tests {
         rings.lost(at(20));
         rings.stored(1, at(21));
         rings.stored(2, at(22));
-        assert!(!rings.were_many(at(20)) && rings.were_many(at(21)) && rings.were_many(at(40)));
+        assert!(!rings.were_many(at(20)) && rings.were_many(at(21)) && rings.were_many(at(39)));
+        assert!(!rings.were_many(at(41)), "the other one is believed");
         rings.stored(1004, at(30));
         assert!(rings.were_many(at(32)) && !rings.were_many(at(34)));
         rings.lost(at(31));

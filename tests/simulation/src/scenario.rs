@@ -385,7 +385,7 @@ impl Fleet {
             violations.extend(checked(&own, self.is_strict));
         }
         let found = violations.len();
-        violations.retain(|(_, it)| it.read.begun >= ended || !self.store.had_many_rings(it.read.begun));
+        violations.retain(|(_, it)| !self.store.had_many_rings(it.read.begun));
         let of_many_rings = found - violations.len();
         let last = violations.iter().filter(|(_, violation)| violation.read.begun >= ended);
         let mut outdated: Vec<_> =
