@@ -131,6 +131,11 @@ impl Store {
         self.0.rings.lock().were_many(at)
     }
 
+    /// Until when there may be more than one ring, where there is at that time.
+    pub(super) fn has_many_rings_until(&self, at: Duration) -> Option<Duration> {
+        self.0.rings.lock().are_many_until(at)
+    }
+
     /// The newest version of the ring that there was.
     pub(super) fn newest_ring(&self) -> u64 {
         self.0.rings.lock().newest()

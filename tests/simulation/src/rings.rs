@@ -60,9 +60,15 @@ impl Rings {
         self.newest
     }
 
+    /// Until when there may be more than one, where there is at that time.
+    pub(super) fn are_many_until(&self, at: Duration) -> Option<Duration> {
+        let many = self.now.iter().chain(&self.over).filter(|many| many.contains(&at));
+        many.map(|many| many.end).max()
+    }
+
     /// Whether there was more than one.
     pub(super) fn were_many(&self, at: Duration) -> bool {
-        self.now.iter().chain(&self.over).any(|many| many.contains(&at))
+        self.are_many_until(at).is_some()
     }
 }
 
@@ -82,6 +88,7 @@ mod tests {
         rings.stored(2, at(22));
         assert!(!rings.were_many(at(20)) && rings.were_many(at(21)) && rings.were_many(at(39)));
         assert!(!rings.were_many(at(41)), "the other one is believed");
+        assert_eq!((rings.are_many_until(at(22)), rings.are_many_until(at(41))), (Some(at(40)), None));
         rings.stored(1004, at(30));
         assert!(rings.were_many(at(32)) && !rings.were_many(at(34)));
         rings.lost(at(31));

@@ -372,6 +372,9 @@ impl Fleet {
     fn end(mut self, faults: Vec<Planned>) -> Outcome {
         let settled = self.world.now() + SETTLE;
         self.run_until(settled);
+        while let Some(until) = self.store.has_many_rings_until(self.world.now()) {
+            self.run_until(until);
+        }
         let ended = self.world.now();
         self.load.stop.store(true, Ordering::Relaxed);
         let last = ended + LAST_READS;
@@ -385,7 +388,7 @@ impl Fleet {
             violations.extend(checked(&own, self.is_strict));
         }
         let found = violations.len();
-        violations.retain(|(_, it)| !self.store.had_many_rings(it.read.begun));
+        violations.retain(|(_, it)| it.read.begun >= ended || !self.store.had_many_rings(it.read.begun));
         let of_many_rings = found - violations.len();
         let last = violations.iter().filter(|(_, violation)| violation.read.begun >= ended);
         let mut outdated: Vec<_> =
