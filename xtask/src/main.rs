@@ -36,7 +36,7 @@ cargo xtask <command>
   package    build Debian packages (installs cargo-deb), and install, upgrade and remove them in a copy of this machine's root
   crates     pack the crates that are published, and run their own tests from what was packed
   release    the packages, an archive of the programs with the licences of all that is in them, bills of materials,
-             and checksums (installs cargo-cyclonedx and cargo-bundle-licenses)
+             and checksums (installs cargo-cyclonedx and cargo-about)
   bench instructions [--record]
              count the instructions of the parts on the way of a get under valgrind (installs it), and fail where one
              has grown by over 5 %; with `--record` write the counts to benchmarks/instructions.json

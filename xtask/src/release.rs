@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::run::{Cargo, Failed, need_cargo_tool, run, target_directory};
+use crate::run::{Cargo, Failed, need_cargo_tool, need_cargo_tool_with, run, target_directory};
 use crate::{crates, package};
 
 const PROGRAMS: [(&str, &str); 2] = [("peanut-server", "server"), ("peanut-cli", "client/cli")];
@@ -15,9 +15,8 @@ const LIBRARIES: [&str; 2] = ["peanut-client", "peanut-server"];
 
 /// `release`: makes everything, in one directory, where the crates pass as they would be published.
 pub(crate) fn release() -> Result<(), Failed> {
-    for tool in ["cargo-cyclonedx", "cargo-bundle-licenses"] {
-        need_cargo_tool(tool)?;
-    }
+    need_cargo_tool("cargo-cyclonedx")?;
+    need_cargo_tool_with("cargo-about", &["--features", "cli"])?;
     compare_api()?;
     crates::crates()?;
     let packages = package::package()?;
@@ -95,9 +94,7 @@ fn archive(release: &Path) -> Result<(), Failed> {
     for entry in fs::read_dir(&pages).map_err(|error| failed(&pages, error))?.flatten() {
         copy(&entry.path(), &staged)?;
     }
-    let licences = staged.join("THIRD-PARTY-LICENSES.yaml");
-    let bundle = ["bundle-licenses", "--format", "yaml", "--output"];
-    Cargo::new(&bundle).arg(&licences).run("licences of what is in it")?;
+    licences(&staged)?;
     let archive = release.join(format!("{name}.tar.gz"));
     let mut tar = Command::new("tar");
     tar.arg("--create")
@@ -108,6 +105,18 @@ fn archive(release: &Path) -> Result<(), Failed> {
         .arg(parent(&staged))
         .arg(&name);
     run("the archive", &mut tar)
+}
+
+/// Writes the licences of what is linked into each program, and fails where one is not allowed.
+fn licences(staged: &Path) -> Result<(), Failed> {
+    for (package, directory) in PROGRAMS {
+        let manifest = format!("{directory}/Cargo.toml");
+        let list = staged.join(format!("THIRD-PARTY-LICENCES-{package}.txt"));
+        let about = ["about", "generate", "--fail", "--all-features", "--manifest-path", &manifest];
+        let by = ["--config", "xtask/licences/about.toml", "xtask/licences/about.hbs", "--output-file"];
+        Cargo::new(&[&about[..], &by].concat()).arg(&list).run("licences of what is in it")?;
+    }
+    Ok(())
 }
 
 /// The target that cargo builds for.

@@ -59,11 +59,17 @@ pub(crate) fn is_installed(command: &str) -> bool {
 
 /// Installs a subcommand of cargo, with or without a version after `@`, unless it is on the path.
 pub(crate) fn need_cargo_tool(tool: &str) -> Result<(), Failed> {
+    need_cargo_tool_with(tool, &[])
+}
+
+/// Installs a tool with further arguments of `cargo install`, unless it is there.
+pub(crate) fn need_cargo_tool_with(tool: &str, arguments: &[&str]) -> Result<(), Failed> {
     let (name, _) = tool.split_once('@').unwrap_or((tool, ""));
     if is_installed(name) {
         return Ok(());
     }
-    Cargo::new(&["install", "--quiet", "--locked", tool]).run(&format!("installing {name}"))
+    let install = ["install", "--quiet", "--locked", tool];
+    Cargo::new(&[&install[..], arguments].concat()).run(&format!("installing {name}"))
 }
 
 /// A program that cargo has built, by its path in the target directory.
