@@ -311,7 +311,22 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
         }
     }
 
-    /// As [`Group::get_or_load_many`]. Values that are no such documents are deleted and loaded again.
+    /// As [`Group::get_or_load_many`]: the values in the order of the keys, each with an error of its own where
+    /// there is one. `load` brings pairs of a key and `Some` value, or [`Loaded`]; a key for which it brings
+    /// none is not found. Values that are no such documents are deleted and loaded again.
+    ///
+    /// ```no_run
+    /// # #[derive(serde::Serialize, serde::Deserialize)] struct Player { name: String, score: u32 }
+    /// # async fn select(names: Vec<peanut_client::Bytes>) -> Result<Vec<Player>, std::io::Error> { Ok(vec![]) }
+    /// # async fn f(client: peanut_client::Client) -> Result<(), peanut_client::Error> {
+    /// let players = client.group("players").json::<Player>();
+    /// let found = players.get_or_load_many(["Tom", "Jack"], |missing| async {
+    ///     let players = select(missing).await?;
+    ///     Ok::<_, std::io::Error>(players.into_iter().map(|player| (player.name.clone(), Some(player))))
+    /// });
+    /// let found: Vec<Option<Player>> = found.await.into_iter().collect::<Result<_, _>>()?;
+    /// # drop(found); Ok(()) }
+    /// ```
     pub async fn get_or_load_many<K, F, V, I, E, L>(
         &self,
         keys: impl IntoIterator<Item = K>,

@@ -84,6 +84,7 @@ mod write;
 
 pub use addresses::Addresses;
 pub use builder::ClientBuilder;
+pub use bytes::Bytes;
 pub use client::{Client, NodeStatus};
 pub use config::Failover;
 pub use error::{Error, ErrorKind};

@@ -4,11 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
-use peanut_client::{Client, JsonGroup};
+use peanut_client::{Bytes, Client, JsonGroup};
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 use tokio_util::task::TaskTracker;
@@ -37,6 +37,15 @@ impl Database {
         let found = sqlx::query_as::<_, (String, i64)>("SELECT name, score FROM players WHERE name = $1");
         let found = found.bind(name).fetch_optional(&self.0).await?;
         Ok(found.map(|(name, score)| Player { name, score }))
+    }
+
+    /// Those of the names that there are, each with its player.
+    async fn players(&self, names: Vec<Bytes>) -> Result<Vec<(String, Option<Player>)>, sqlx::Error> {
+        let names: Vec<_> = names.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect();
+        let found =
+            sqlx::query_as::<_, (String, i64)>("SELECT name, score FROM players WHERE name = ANY($1)");
+        let found = found.bind(names).fetch_all(&self.0).await?;
+        Ok(found.into_iter().map(|(name, score)| (name.clone(), Some(Player { name, score }))).collect())
     }
 
     pub(crate) async fn store(&self, player: &Player) -> Result<(), sqlx::Error> {
@@ -93,13 +102,32 @@ impl<E: Into<Box<dyn std::error::Error + Send + Sync>>> From<E> for Failed {
 }
 
 pub(crate) fn router(scores: Arc<Scores>) -> Router {
-    Router::new().route("/scores/{name}", get(read).put(write)).with_state(scores)
+    let one = get(read).put(write);
+    Router::new().route("/scores", get(list)).route("/scores/{name}", one).with_state(scores)
 }
 
 /// One query in the whole fleet for each player that is missing, for all processes.
 async fn read(State(scores): State<Arc<Scores>>, Path(name): Path<String>) -> Result<Json<Player>, Failed> {
     let found = scores.players.get_or_load(&name, || scores.database.player(&name)).await?;
     found.map(Json).ok_or(Failed(StatusCode::NOT_FOUND))
+}
+
+/// What stands behind the question mark: `?names=Tom,Jack`.
+#[derive(Deserialize)]
+struct Names {
+    names: String,
+}
+
+/// One query for all that are missing.
+async fn list(
+    State(scores): State<Arc<Scores>>,
+    Query(Names { names }): Query<Names>,
+) -> Result<Json<Vec<Player>>, Failed> {
+    let names = names.split(',');
+    let found = scores.players.get_or_load_many(names, |missing| scores.database.players(missing)).await;
+    // Each has a result of its own, in the order of the names.
+    let found: Vec<Option<Player>> = found.into_iter().collect::<Result<_, _>>()?;
+    Ok(Json(found.into_iter().flatten().collect()))
 }
 
 /// In a task of its own: when a caller hangs up axum drops the handler, and the write is not to end between

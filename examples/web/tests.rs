@@ -44,7 +44,11 @@ impl Database {
 
 impl App {
     async fn call(&self, method: Method, name: &str, body: &str) -> (StatusCode, String) {
-        let request = Request::builder().method(method).uri(format!("/scores/{name}"));
+        self.request(method, &format!("/scores/{name}"), body).await
+    }
+
+    async fn request(&self, method: Method, uri: &str, body: &str) -> (StatusCode, String) {
+        let request = Request::builder().method(method).uri(uri);
         let request = request.header("content-type", "application/json").body(Body::from(body.to_owned()));
         let response = self.router.clone().oneshot(request.unwrap()).await.unwrap();
         let status = response.status();
@@ -83,6 +87,24 @@ async fn a_score_is_queried_once_and_shown_when_it_was_written() {
     assert!(app.get("Tom").await.1.contains("631"));
     assert_eq!(app.client.stats().uncached, 0);
     assert_eq!(app.call(Method::PUT, "Tom", "no number").await.0, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_scores_are_listed_in_order_and_missing_ones_queried_together() {
+    let app = app().await;
+    for (name, score) in [("Tom", "630"), ("Jack", "589"), ("Sam", "567")] {
+        app.database.store(&Player { name: name.to_owned(), score: score.parse().unwrap() }).await.unwrap();
+    }
+    assert!(app.get("Jack").await.1.contains("589"), "it is in the cache now");
+    let listed = app.request(Method::GET, "/scores?names=Sam,Nobody,Jack,Tom", "").await;
+    let all =
+        r#"[{"name":"Sam","score":567},{"name":"Jack","score":589},{"name":"Tom","score":630}]"#.to_owned();
+    assert_eq!(listed, (StatusCode::OK, all.clone()));
+    // All of them are kept, and that there is nobody of that name.
+    for name in ["Nobody", "Sam", "Tom"] {
+        app.database.store(&Player { name: name.to_owned(), score: 0 }).await.unwrap();
+    }
+    assert_eq!(app.request(Method::GET, "/scores?names=Sam,Nobody,Jack,Tom", "").await.1, all);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,7 +7,8 @@ use bytes::Bytes;
 /// What a loader found for a key: a value, which may have a lifetime of its own, or that the origin has no
 /// such key.
 ///
-/// An `Option` converts into it, and so do the usual types of bytes and text:
+/// An `Option` converts into it, and so do the usual types of bytes and text; a value of any other type is
+/// put into `Some`, or into [`Loaded::found`]:
 ///
 /// ```
 /// use std::time::Duration;

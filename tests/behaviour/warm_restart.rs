@@ -290,7 +290,8 @@ async fn a_full_disk_costs_one_warning_and_no_call() {
     std::fs::set_permissions(&wrapper, permissions).unwrap();
 
     let origin = Origin::start(Duration::ZERO).await;
-    let group = group_from("g", origin.url(), "ttl = \"1h\"");
+    // Thousands of loads wait at the origin at once, and the machine may be busy.
+    let group = group_from("g", origin.url(), "ttl = \"1h\"\nload_timeout = \"60s\"") + "timeout = \"60s\"\n";
     let config = format!("listen = \"127.0.0.1:0\"\ndata_dir = \"{}\"\n{group}", data.display());
     let server = ServerProcess::start_with(wrapper.to_str().unwrap(), &config).await;
     let client =
