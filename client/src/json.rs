@@ -311,13 +311,14 @@ impl<T: Serialize + DeserializeOwned> JsonGroup<T> {
         }
     }
 
-    /// As [`Group::get_or_load_many`]: the values in the order of the keys, each with an error of its own where
-    /// there is one. `load` brings pairs of a key and `Some` value, or [`Loaded`]; a key for which it brings
-    /// none is not found. Values that are no such documents are deleted and loaded again.
+    /// As [`Group::get_or_load_many`]: the values in the order of the keys, each with an error of its own
+    /// where there is one. `load` brings pairs of a key and `Some` value, or [`Loaded`]; a key for which it
+    /// brings none is not found. Values that are no such documents are deleted and loaded again.
     ///
     /// ```no_run
     /// # #[derive(serde::Serialize, serde::Deserialize)] struct Player { name: String, score: u32 }
-    /// # async fn select(names: Vec<peanut_client::Bytes>) -> Result<Vec<Player>, std::io::Error> { Ok(vec![]) }
+    /// # use peanut_client::Bytes;
+    /// # async fn select(_: Vec<Bytes>) -> Result<Vec<Player>, std::io::Error> { Ok(vec![]) }
     /// # async fn f(client: peanut_client::Client) -> Result<(), peanut_client::Error> {
     /// let players = client.group("players").json::<Player>();
     /// let found = players.get_or_load_many(["Tom", "Jack"], |missing| async {
