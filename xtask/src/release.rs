@@ -107,16 +107,31 @@ fn archive(release: &Path) -> Result<(), Failed> {
     run("the archive", &mut tar)
 }
 
-/// Writes the licences of what is linked into each program, and fails where one is not allowed.
+/// Writes the licences of what is linked into each program, and fails where one is not allowed. A text is the
+/// package's own, and that of SPDX where the package has none.
 fn licences(staged: &Path) -> Result<(), Failed> {
+    let deny = Path::new("deny.toml");
+    let deny = fs::read_to_string(deny).map_err(|error| failed(deny, error))?;
+    let allowed = allowed(&deny).ok_or_else(|| Failed("deny.toml allows no licences".to_owned()))?;
+    let settings =
+        format!("accepted = {allowed}\nignore-build-dependencies = true\nignore-dev-dependencies = true\n");
+    let config = parent(staged).join("about.toml");
+    fs::write(&config, settings).map_err(|error| failed(&config, error))?;
     for (package, directory) in PROGRAMS {
         let manifest = format!("{directory}/Cargo.toml");
         let list = staged.join(format!("THIRD-PARTY-LICENCES-{package}.txt"));
         let about = ["about", "generate", "--fail", "--all-features", "--manifest-path", &manifest];
-        let by = ["--config", "xtask/licences/about.toml", "xtask/licences/about.hbs", "--output-file"];
-        Cargo::new(&[&about[..], &by].concat()).arg(&list).run("licences of what is in it")?;
+        let about = Cargo::new(&about).arg("xtask/licences.hbs").arg("--config").arg(&config);
+        about.arg("--output-file").arg(&list).run("licences of what is in it")?;
     }
     Ok(())
+}
+
+/// The list of licences that cargo-deny allows, as it stands in its file.
+fn allowed(deny: &str) -> Option<&str> {
+    let key = "\nallow = ";
+    let begin = deny.find(&format!("{key}["))? + key.len();
+    deny[begin..].split_inclusive(']').next()
 }
 
 /// The target that cargo builds for.
@@ -140,4 +155,18 @@ fn copy(file: &Path, into: &Path) -> Result<(), Failed> {
 
 fn failed(what: &Path, error: std::io::Error) -> Failed {
     Failed(format!("{}: {error}", what.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn licences_are_those_that_cargo_deny_allows() {
+        let deny = "[graph]\nall-features = true\n[licenses]\nallow = [\n    \"MIT\",\n]\n[bans]\n";
+        assert_eq!(allowed(deny), Some("[\n    \"MIT\",\n]"));
+        assert_eq!(allowed("[bans]\nmultiple-versions = \"allow\"\n"), None);
+        let own = allowed(include_str!("../../deny.toml")).unwrap();
+        assert!(own.contains("\"MIT\"") && own.ends_with(']'), "{own}");
+    }
 }
