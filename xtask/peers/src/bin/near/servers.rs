@@ -13,6 +13,11 @@ use redis::caching::CacheConfig;
 
 /// Starts so many nodes, a fleet that is a fixed list. Gives their addresses too.
 pub(crate) async fn peanut(binary: &Path, nodes: usize) -> (Vec<Process>, Vec<String>) {
+    peanut_with(binary, nodes, "").await
+}
+
+/// As [`peanut`], with more in their configuration.
+pub(crate) async fn peanut_with(binary: &Path, nodes: usize, more: &str) -> (Vec<Process>, Vec<String>) {
     let addrs: Vec<String> = (0..nodes).map(|_| format!("127.0.0.1:{}", free_port())).collect();
     let group = |name| {
         format!(
@@ -20,7 +25,7 @@ pub(crate) async fn peanut(binary: &Path, nodes: usize) -> (Vec<Process>, Vec<St
         )
     };
     let file = std::env::temp_dir().join(format!("peanut-near-{}.toml", std::process::id()));
-    std::fs::write(&file, group("bench") + &group("hot")).expect("the configuration is written");
+    std::fs::write(&file, group("bench") + &group("hot") + more).expect("the configuration is written");
     let mut servers = Vec::new();
     for addr in &addrs {
         let mut command = Command::new(binary);
